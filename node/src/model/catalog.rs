@@ -1,0 +1,288 @@
+//! What the catalog (shard 0) holds and the commands that change it. Serialised as MessagePack maps (named fields), so that a
+//! field can be added without breaking an older node. Made by `edge` and `management`, applied by `machine::catalog`.
+
+use super::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A value of an AMQP field table as a client wrote it; equality of declarations compares these (integer widths do not matter).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Value {
+    /// No value (`V`).
+    Void,
+    /// Boolean (`t`).
+    Bool(bool),
+    /// Any integer (`b B s u I i l`); `u64` beyond `i64` is refused by the codec.
+    Int(i64),
+    /// 32-bit float (`f`).
+    Float(f32),
+    /// 64-bit float (`d`).
+    Double(f64),
+    /// Decimal (`D`): scale, value.
+    Decimal(u8, i32),
+    /// Long string (`S`), UTF-8 or not.
+    Text(Vec<u8>),
+    /// Byte array (`x`).
+    Bytes(Vec<u8>),
+    /// Seconds since the epoch (`T`).
+    Timestamp(u64),
+    /// Array (`A`).
+    List(Vec<Value>),
+    /// Nested table (`F`).
+    Table(Table),
+}
+
+/// A field table, ordered by key so that equal tables have equal bytes.
+pub type Table = BTreeMap<String, Value>;
+
+/// Name of something within a vhost.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Name {
+    /// The vhost.
+    pub vhost: Arc<str>,
+    /// The name; "" is the default exchange.
+    pub name: Arc<str>,
+}
+
+/// The exchange kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ExchangeKind {
+    /// Routing key equals binding key.
+    Direct,
+    /// Every binding.
+    Fanout,
+    /// Words with `*` and `#`.
+    Topic,
+    /// Header table against binding arguments.
+    Headers,
+}
+
+/// An exchange as declared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExchangeSpec {
+    /// Where and how it is called.
+    pub name: Name,
+    /// Its kind.
+    pub kind: ExchangeKind,
+    /// Survives a restart of the whole cluster (all exchanges are replicated; a non-durable one goes when the cluster restarts).
+    pub durable: bool,
+    /// Goes with its last binding.
+    pub auto_delete: bool,
+    /// Cannot be published to.
+    pub internal: bool,
+    /// Arguments as declared.
+    pub arguments: Table,
+}
+
+/// A queue as declared, before the catalog places it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueueSpec {
+    /// Where and how it is called.
+    pub name: Name,
+    /// Survives a restart of the whole cluster.
+    pub durable: bool,
+    /// Goes when its last consumer goes (never before it had one).
+    pub auto_delete: bool,
+    /// Belongs to one connection and goes with it.
+    pub exclusive_owner: Option<Owner>,
+    /// Arguments as declared.
+    pub arguments: Table,
+}
+
+/// A connection of one start of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Owner {
+    /// The node the client is connected to.
+    pub node: NodeId,
+    /// That process.
+    pub incarnation: Incarnation,
+    /// The connection.
+    pub connection: ConnectionId,
+}
+
+/// A queue as it stands in the catalog.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueueRecord {
+    /// Identity: the catalog index that created it.
+    pub id: QueueId,
+    /// As declared.
+    pub spec: QueueSpec,
+    /// Durable and not exclusive: a data shard; else `ShardId::local(node)`.
+    pub shard: ShardId,
+    /// The process whose memory holds it, for a local shard.
+    pub incarnation: Incarnation,
+}
+
+/// What a binding leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Target {
+    /// A queue.
+    Queue,
+    /// Another exchange.
+    Exchange,
+}
+
+/// A binding. Two are the same when all fields are equal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BindingSpec {
+    /// The vhost of both ends.
+    pub vhost: Arc<str>,
+    /// Source exchange.
+    pub source: Arc<str>,
+    /// Kind of the destination.
+    pub target: Target,
+    /// Destination's name.
+    pub destination: Arc<str>,
+    /// Routing (binding) key.
+    pub key: Arc<str>,
+    /// Arguments, for headers exchanges.
+    pub arguments: Table,
+}
+
+/// A user's rights in a vhost: regular expressions over names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permission {
+    /// Declare and delete.
+    pub configure: String,
+    /// Publish, bind to.
+    pub write: String,
+    /// Consume, bind from.
+    pub read: String,
+}
+
+/// A command into the catalog's log. Each is idempotent or answers what a repeated one should answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum CatalogCommand {
+    /// First entry of a cluster: vhost, user with RabbitMQ's salted SHA-256 hash, full permissions, data shards. No effect when it ran.
+    Bootstrap {
+        /// First vhost.
+        vhost: String,
+        /// First user.
+        user: String,
+        /// base64(salt ++ sha256(salt ++ password)).
+        password_hash: String,
+        /// Number of data shards, ids 1..=n.
+        shards: u16,
+    },
+    /// A process of a node serves; in-memory queues of its earlier processes are dropped.
+    NodeUp {
+        /// The node.
+        node: NodeId,
+        /// Its present process.
+        incarnation: Incarnation,
+    },
+    /// All nodes restarted at once: non-durable exchanges and in-memory queues of the past go. Proposed once per cluster start.
+    DeclareExchange(ExchangeSpec),
+    /// Delete; `if_unused`: refuse while it has bindings as a source.
+    DeleteExchange {
+        /// Which.
+        name: Name,
+        /// Refuse while in use.
+        if_unused: bool,
+    },
+    /// Declare; an equal one answers the existing record. `node`/`incarnation`: where it lives when it is in memory.
+    DeclareQueue {
+        /// What.
+        spec: QueueSpec,
+        /// The declaring node.
+        node: NodeId,
+        /// Its process.
+        incarnation: Incarnation,
+        /// The least loaded data shard as the proposer sees it; the apply checks that it exists.
+        shard: ShardId,
+    },
+    /// Delete by identity (a re-declared queue of that name is left alone).
+    DeleteQueue {
+        /// Which.
+        id: QueueId,
+    },
+    /// Everything exclusive to this connection goes.
+    ConnectionGone(Owner),
+    /// Bind; idempotent.
+    Bind(BindingSpec),
+    /// Unbind; idempotent.
+    Unbind(BindingSpec),
+    /// Add or change a user.
+    PutUser {
+        /// Name.
+        user: String,
+        /// base64(salt ++ sha256(salt ++ password)).
+        password_hash: String,
+        /// Tags, e.g. `administrator`.
+        tags: Vec<String>,
+    },
+    /// Remove a user.
+    DeleteUser {
+        /// Name.
+        user: String,
+    },
+    /// Add a vhost with its `amq.*` exchanges.
+    PutVhost {
+        /// Name.
+        vhost: String,
+    },
+    /// Remove a vhost and all in it.
+    DeleteVhost {
+        /// Name.
+        vhost: String,
+    },
+    /// Grant.
+    SetPermission {
+        /// Whom.
+        user: String,
+        /// Where.
+        vhost: String,
+        /// What.
+        permission: Permission,
+    },
+}
+
+/// The catalog's answer; a refusal changed nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum CatalogReply {
+    /// Done, or it was so already.
+    Done,
+    /// The queue as it stands; `created` says whether this command made it.
+    Queue {
+        /// The record.
+        record: QueueRecord,
+        /// Made now.
+        created: bool,
+    },
+    /// Refused.
+    Refused(Refusal),
+}
+
+/// Why the broker refuses, in its own terms; a protocol maps it to codes in one file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing of that name (404).
+    #[error("no {kind} '{name}' in vhost '{vhost}'")]
+    NotFound {
+        /// `queue`, `exchange`, `vhost`.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Where.
+        vhost: String,
+    },
+    /// Exists with another property (406). Text as RabbitMQ writes it: `inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'`.
+    #[error("{0}")]
+    Inequivalent(String),
+    /// Any other failed precondition (406), text without code.
+    #[error("{0}")]
+    Precondition(String),
+    /// Permission, reserved name, default exchange (403), text without code.
+    #[error("{0}")]
+    Access(String),
+    /// Exclusive to another connection, or exclusive consumer (405 / 403 as the text says).
+    #[error("{0}")]
+    Locked(String),
+    /// No quorum in time, shutdown, internal (541): says why and what to do.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Refused on the level of the whole connection: 530.
+    #[error("{0}")]
+    NotAllowed(String),
+}

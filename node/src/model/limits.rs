@@ -1,0 +1,44 @@
+//! Every limit of the broker, in one place, each with its reason.
+
+use std::time::Duration;
+
+/// Largest message body, bytes (RabbitMQ's default `max_message_size`).
+pub const MESSAGE_BYTES: usize = 16 << 20;
+/// A lane closes a batch at this size: above it latency doubles for little throughput (measured knee 64-256 KiB).
+pub const BATCH_BYTES: usize = 128 << 10;
+/// Entries one shard leader keeps in flight: few in flight with big batches beat many groups (measured).
+pub const ENTRIES_IN_FLIGHT: usize = 4;
+/// An entry is closed at this size even when more batches wait; one batch of any size always fits alone.
+pub const ENTRY_BYTES: usize = 256 << 10;
+/// Batches an edge sends to one shard ahead of verdicts.
+pub const BATCHES_IN_FLIGHT: usize = 8;
+/// Bytes an edge holds for one shard, sent or not, before publishers of that shard are stopped (TCP back-pressure).
+pub const LANE_BYTES: usize = 16 << 20;
+/// Credit in bytes a consumer starts with, also at prefetch 0 (rule 16): bounds an edge's memory for one consumer.
+pub const CONSUMER_BYTES: u64 = 1 << 20;
+/// Tail cache of the WAL, all shards of a node: deliveries of fresh messages never touch the disk.
+pub const TAIL_CACHE_BYTES: usize = 64 << 20;
+/// Size of one WAL file.
+pub const WAL_FILE_BYTES: u64 = 64 << 20;
+/// Channels per connection (RabbitMQ's default).
+pub const CHANNEL_MAX: u16 = 2047;
+/// AMQP frame size offered in tune (RabbitMQ's default).
+pub const FRAME_MAX: u32 = 131_072;
+/// AMQP frame size before tune (spec 4.2.3 / RabbitMQ).
+pub const FRAME_MAX_BEFORE_TUNE: u32 = 8192;
+/// Heartbeat offered in tune, seconds (RabbitMQ's default).
+pub const HEARTBEAT_SECONDS: u16 = 60;
+/// A client must get through connection.open within this time (RabbitMQ's default handshake timeout).
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Frames of channels that wait for a reply are kept up to this many bytes, then the socket is not read.
+pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
+/// Unwritten output of a connection above which its events wait (their consumers get no new byte credit).
+pub const CONNECTION_OUTPUT_BYTES: usize = 1 << 20;
+/// A routing lease: how long a node may route by its copy of the catalog without hearing from the catalog's leader (rule 28).
+pub const ROUTING_LEASE: Duration = Duration::from_millis(1000);
+/// Messages reserved ahead of the cursor of a queue with consumers (rule on `Reserve`).
+pub const RESERVE_AHEAD: u64 = 4096;
+/// A name on the wire is a short string (spec 4.2.5.3).
+pub const NAME_BYTES: usize = 255;
+/// An edge with no contact for this long may be declared gone (rule 18).
+pub const EDGE_GONE: Duration = Duration::from_millis(1000);

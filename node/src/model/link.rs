@@ -1,0 +1,237 @@
+//! What an edge and a shard's leader say to each other. The same values travel in process and over `peer` (which encodes them).
+//! Up: everything of one edge process to one shard, in order. Down: verdicts and answers on one path, deliveries on another
+//! (rule 16), so that a slow consumer never holds up a confirm.
+
+use super::catalog::Refusal;
+use super::{BatchSeq, ConsumerId, Incarnation, LeaderId, NodeId, QueueId, Seq, SessionId};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Inclusive ranges of sequence numbers, ascending, disjoint.
+pub type Ranges = Vec<(Seq, Seq)>;
+
+/// Edge to leader.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToLeader {
+    /// First on every new path. The leader commits an `EdgeHello` (unless this process has a session already) and answers `Welcome`.
+    Hello {
+        /// The edge's node.
+        node: NodeId,
+        /// Its process.
+        incarnation: Incarnation,
+    },
+    /// A numbered batch of replicated operations; immutable once sent, resent as it is after a leader change.
+    Batch(Batch),
+    /// Consumers and unacknowledged messages of this edge under a new leader; sent once after `Welcome`, also when empty (rule 18).
+    Attach {
+        /// The leader this attach is for; refused when another leads.
+        leader: LeaderId,
+        /// The edge's consumers on this shard.
+        consumers: Vec<Attached>,
+        /// Checked out by basic.get or by consumers that were cancelled since: nobody's credit.
+        loose: Vec<(QueueId, Ranges)>,
+    },
+    /// Start a consumer. Answer: `Consuming`.
+    Consume(Consumer),
+    /// Stop a consumer; what it holds stays checked out (AMQP). Answer: `Cancelled` with `asked = true`, after its last delivery.
+    Cancel {
+        /// Whom.
+        consumer: ConsumerId,
+    },
+    /// More credit; not replicated.
+    Credit {
+        /// Whose.
+        consumer: ConsumerId,
+        /// Messages settled or returned since the last credit.
+        messages: u32,
+        /// Bytes written to the socket since the last credit.
+        bytes: u64,
+    },
+    /// One message now, or none. Answer: `Got` with the same `request`.
+    Get {
+        /// Echoed.
+        request: u64,
+        /// From where.
+        queue: QueueId,
+        /// Settled at once by the edge when true (the settle rides in a batch as usual).
+        no_ack: bool,
+    },
+    /// Give back checked-out messages to their original places, redelivered (requeue, closed channel, lost connection).
+    /// Not replicated: a lost return is a return by leader change.
+    Return {
+        /// From where.
+        queue: QueueId,
+        /// Which.
+        ranges: Ranges,
+        /// False when the client never saw them (undelivered, unwritten): `redelivered` stays as it was.
+        seen: bool,
+    },
+    /// Counts, and for `Purge`-like operations the basis. Answer: `Stats`.
+    Stat {
+        /// Echoed.
+        request: u64,
+        /// Which; empty = all queues of the shard.
+        queues: Vec<QueueId>,
+    },
+    /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
+    Purge {
+        /// Echoed.
+        request: u64,
+        /// Which.
+        queue: QueueId,
+    },
+}
+
+/// A batch as it goes into the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The session it belongs to.
+    pub session: SessionId,
+    /// Its number.
+    pub seq: BatchSeq,
+    /// Verdicts up to here were received by the edge: the machine may forget them (rule 13).
+    pub floor: BatchSeq,
+    /// The catalog index the edge routed by; the shard advances to it first (rule 27).
+    pub catalog_index: u64,
+    /// `Enqueue`, `Settle` operations (model::entry), ready for the log.
+    pub ops: Bytes,
+}
+
+/// A consumer as the leader needs it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Consumer {
+    /// Its id.
+    pub id: ConsumerId,
+    /// Which queue.
+    pub queue: QueueId,
+    /// Deliveries are settled by the edge as soon as they are written.
+    pub no_ack: bool,
+    /// Wants to be alone.
+    pub exclusive: bool,
+    /// Messages it may hold unsettled; `None` = no limit (no-ack, or prefetch 0).
+    pub prefetch: Option<u32>,
+    /// Bytes in flight to it.
+    pub window_bytes: u64,
+    /// The client's tag, for listings.
+    pub tag: String,
+}
+
+/// A consumer that lives on under a new leader.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attached {
+    /// As it was started.
+    pub consumer: Consumer,
+    /// What it holds.
+    pub unacked: Ranges,
+    /// Bytes delivered to the edge and not yet written.
+    pub unwritten_bytes: u64,
+}
+
+/// Leader to edge: verdicts and answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToEdge {
+    /// This node leads, an entry of its own leader id is applied, the session is known.
+    Welcome {
+        /// Under which leader id.
+        leader: LeaderId,
+        /// The edge's session.
+        session: SessionId,
+        /// Last batch of the session that the shard applied: resend from the next.
+        last: BatchSeq,
+    },
+    /// This node does not lead this shard (any more); the edge looks for the leader again.
+    NotLeader,
+    /// The batch was applied: the only ground for a confirm (rule 13).
+    Verdict {
+        /// Which batch.
+        seq: BatchSeq,
+        /// Ordinals (from 0) of `Enqueue` operations in the batch that were refused, with the reason.
+        refused: Vec<(u32, RefusedEnqueue)>,
+    },
+    /// A batch came out of order or its proposal failed: resend from `from`.
+    Rewind {
+        /// First batch to resend.
+        from: BatchSeq,
+    },
+    /// Answer to `Consume`.
+    Consuming {
+        /// Whose.
+        consumer: ConsumerId,
+        /// Or why not.
+        result: Result<(), Refusal>,
+    },
+    /// The consumer is gone: asked for, or its queue was deleted.
+    Cancelled {
+        /// Whose.
+        consumer: ConsumerId,
+        /// The edge asked.
+        asked: bool,
+    },
+    /// Answer to `Get`.
+    Got {
+        /// Echoed.
+        request: u64,
+        /// A message and how many ready ones remain, nothing, or why not.
+        result: Result<Option<(Delivery, u64)>, Refusal>,
+    },
+    /// Answer to `Stat`.
+    Stats {
+        /// Echoed.
+        request: u64,
+        /// One for each known queue asked for.
+        stats: Vec<QueueStat>,
+    },
+    /// Answer to `Purge`.
+    Purged {
+        /// Echoed.
+        request: u64,
+        /// How many messages went.
+        result: Result<u64, Refusal>,
+    },
+}
+
+/// Why an enqueue had no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusedEnqueue {
+    /// None of its queues exists in the shard: route again, once (rule 27).
+    UnknownQueue,
+}
+
+/// Leader to edge: messages for one consumer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Deliveries {
+    /// Under which leader (the edge drops those of an older one).
+    pub leader: LeaderId,
+    /// For whom.
+    pub consumer: ConsumerId,
+    /// In queue order.
+    pub messages: Vec<Delivery>,
+}
+
+/// One message on its way out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its place.
+    pub seq: Seq,
+    /// May have been delivered before; false is never a lie.
+    pub redelivered: bool,
+    /// The stored message (model::entry::StoredMessage).
+    pub message: Bytes,
+}
+
+/// A queue's counts as its leader sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStat {
+    /// Which.
+    pub queue: QueueId,
+    /// Messages that wait.
+    pub ready: u64,
+    /// Messages checked out.
+    pub unacked: u64,
+    /// Bodies of all, bytes.
+    pub bytes: u64,
+    /// Consumers.
+    pub consumers: u32,
+}

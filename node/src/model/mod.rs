@@ -1,0 +1,11 @@
+//! The nouns that every room shares: ids, specs, messages, the values that cross rooms. Data only: no IO, no clocks.
+
+pub mod catalog;
+pub mod entry;
+pub mod ids;
+pub mod limits;
+pub mod link;
+pub mod ports;
+pub mod step;
+
+pub use ids::*;

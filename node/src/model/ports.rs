@@ -1,0 +1,84 @@
+//! The seams between rooms that must not know each other: what `serving` needs from whoever replicates, and the paths between an
+//! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
+
+use super::entry::{EntryBytes, SectionReply};
+use super::link::{Deliveries, ToEdge, ToLeader};
+use super::{LeaderId, LogId, NodeId, ShardId};
+use futures::future::BoxFuture;
+use std::io;
+use tokio::sync::mpsc;
+
+/// Who leads a shard as this node sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The leader id, once known.
+    pub leader: Option<LeaderId>,
+    /// This node leads under that id.
+    pub is_me: bool,
+}
+
+/// What became of a proposal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ProposalOutcome {
+    /// Committed and applied at this id: the machine's answers, one per section.
+    Applied(LogId, Vec<SectionReply>),
+    /// Not proposed, or its fate is unknown (leadership lost, lease expired): drop later ones, edges rewind (rule 12).
+    Failed(String),
+}
+
+/// A replicated log that takes entries under a leadership and hands the outcome to the mailbox given at its construction, in log order.
+pub trait Proposer: Send + Sync + 'static {
+    /// Queue an entry. Never blocks. `token` comes back with the outcome; exactly one outcome per call.
+    fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes);
+    /// Whether a quorum acknowledged this leader within the lease (rule 20); always true for a local shard.
+    fn lease_valid(&self) -> bool;
+}
+
+/// Bodies by log index.
+pub trait Bodies: Send + Sync + 'static {
+    /// From memory, at once.
+    fn cached(&self, index: u64) -> Option<EntryBytes>;
+    /// From disk (or a peer when the local copy is bad).
+    fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>>;
+}
+
+/// An edge's end of a path to a shard's leader. Dropping it ends the path; a closed receiver says that the path is gone.
+#[derive(Debug)]
+pub struct EdgeEnd {
+    /// To the leader, in order.
+    pub up_tx: mpsc::Sender<ToLeader>,
+    /// Verdicts and answers.
+    pub down_rx: mpsc::Receiver<ToEdge>,
+    /// Messages.
+    pub deliveries_rx: mpsc::Receiver<Deliveries>,
+}
+
+/// The leader's end of the same path.
+#[derive(Debug)]
+pub struct LeaderEnd {
+    /// Which node's edge.
+    pub node: NodeId,
+    /// From the edge, in order.
+    pub up_rx: mpsc::Receiver<ToLeader>,
+    /// Verdicts and answers; its capacity covers all windows, so a full one means a broken peer: drop the path.
+    pub down_tx: mpsc::Sender<ToEdge>,
+    /// Messages; full means wait.
+    pub deliveries_tx: mpsc::Sender<Deliveries>,
+}
+
+/// Messages that fit into each direction of a path.
+pub const PATH_CAPACITY: usize = 4096;
+
+/// A new path, both ends; `peer` gives each end to one process.
+pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
+    let (up_tx, up_rx) = mpsc::channel(PATH_CAPACITY);
+    let (down_tx, down_rx) = mpsc::channel(PATH_CAPACITY);
+    let (deliveries_tx, deliveries_rx) = mpsc::channel(PATH_CAPACITY);
+    (EdgeEnd { up_tx, down_rx, deliveries_rx }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
+}
+
+/// Opens paths to leaders, in process or over the network. The composition root implements it.
+pub trait Paths: Send + Sync + 'static {
+    /// A path to `shard` on `leader`'s node.
+    fn connect(&self, shard: ShardId, leader: NodeId) -> BoxFuture<'static, io::Result<EdgeEnd>>;
+}
