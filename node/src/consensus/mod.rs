@@ -1,0 +1,1 @@
+//! Room `consensus`: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! Room `edge`: see docs/architecture.md.

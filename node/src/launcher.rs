@@ -1,0 +1,1 @@
+//! Room `launcher`: see docs/architecture.md.

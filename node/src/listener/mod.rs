@@ -1,0 +1,1 @@
+//! Room `listener`: see docs/architecture.md.

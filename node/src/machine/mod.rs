@@ -1,0 +1,1 @@
+//! Room `machine`: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! Room `management`: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! Room `peer`: see docs/architecture.md.

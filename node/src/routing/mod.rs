@@ -1,0 +1,1 @@
+//! Room `routing`: see docs/architecture.md.

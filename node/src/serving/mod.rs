@@ -1,0 +1,1 @@
+//! Room `serving`: see docs/architecture.md.
