@@ -30,6 +30,8 @@ pub(super) struct Path {
     pub batches: VecDeque<Batch>,
     /// The next batch number that is not out of order.
     pub next: BatchSeq,
+    /// The edge was told to resend from `next`.
+    pub rewound: bool,
     /// Deliveries that fit in this turn.
     pub room: usize,
     /// A delivery found no room.
@@ -64,6 +66,7 @@ impl ShardServer {
             inbox: Vec::new(),
             batches: VecDeque::new(),
             next: BatchSeq(1),
+            rewound: false,
             room: 0,
             full: false,
             closed: false,
@@ -135,7 +138,8 @@ impl ShardServer {
 
     /// Under a new leadership: all who said hello and still wait.
     pub(super) fn greet_waiting(&mut self) {
-        let waiting: Vec<_> = self.paths.iter().filter(|p| p.session.is_none() && !p.closed).filter_map(|p| Some((p.id, p.hello?))).collect();
+        let waiting: Vec<_> =
+            self.paths.iter().filter(|p| p.session.is_none() && !p.closed).filter_map(|p| Some((p.id, p.hello?))).collect();
         waiting.into_iter().for_each(|(id, (node, incarnation))| self.welcome_or_propose(id, node, incarnation));
     }
 
@@ -154,8 +158,14 @@ impl ShardServer {
         let Some(session) = self.sessions.get_mut(&session_id) else { return };
         let old = std::mem::replace(&mut session.path, id);
         session.ticks_away = 0;
+        if session.going {
+            let before = self.log.gones.len();
+            self.log.gones.retain(|gone| *gone != session_id);
+            session.going = before == self.log.gones.len();
+        }
         if let Some(path) = self.path_mut(id) {
             path.session = Some(session_id);
+            path.rewound = false;
             path.next = BatchSeq(last.0 + 1);
         }
         if old != id {

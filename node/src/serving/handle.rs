@@ -5,7 +5,7 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{Leadership, LeaderEnd, ProposalOutcome};
+use crate::model::ports::{LeaderEnd, Leadership, ProposalOutcome};
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;

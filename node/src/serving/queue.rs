@@ -124,6 +124,8 @@ pub(super) struct QueueState {
     pub checked: RangeMap<SessionId>,
     pub consumers: Vec<Consumer>,
     turn: usize,
+    /// A session that is not in `holders` holds messages that a former leader gave it.
+    unlisted_held: bool,
     pub gets: VecDeque<Get>,
     /// As applied.
     pub reserved: Seq,
@@ -159,6 +161,7 @@ impl QueueState {
             checked: RangeMap::default(),
             consumers: Vec::new(),
             turn: 0,
+            unlisted_held: false,
             gets: VecDeque::new(),
             reserved: queue.reserved(),
             holders: SmallVec::from_slice(queue.holders()),
@@ -213,12 +216,13 @@ impl QueueState {
     }
 
     fn has_unlisted(&self) -> bool {
-        self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session)).any(|s| !self.may_hold(s))
+        self.unlisted_held || self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session)).any(|s| !self.may_hold(s))
     }
 
     /// What to propose: the mark, and everybody who may hold messages up to it.
     pub fn reservation(&mut self, queue: &Queue) -> (Seq, Vec<SessionId>) {
         self.forget_seen(queue);
+        self.unlisted_held = false;
         let listed = self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session));
         let mut sessions: Vec<SessionId> = listed.chain(self.checked.ranges().map(|(_, _, session)| session)).collect();
         if !self.seen.is_empty() {
@@ -242,6 +246,7 @@ impl QueueState {
     /// Checks out what a session says it holds; what another one holds stays with that one.
     pub fn check_out_held(&mut self, session: SessionId, first: Seq, last: Seq) {
         self.checked.insert_free(first, last, session);
+        self.unlisted_held |= !self.may_hold(session);
         if !self.returned.is_empty() {
             self.returned.remove(first, last, |_, _, _| {});
         }
@@ -307,7 +312,10 @@ impl QueueState {
 
     /// Locates what comes next from given-back messages; false when none is left.
     pub fn locate_again(&mut self, machine: &DataMachine, located: &mut Vec<Located>) -> bool {
-        let Some(queue) = machine.queue(self.id) else { return false };
+        let Some(queue) = machine.queue(self.id) else {
+            self.returned = RangeSet::default();
+            return false;
+        };
         while let Some((first, last)) = self.returned.first() {
             located.clear();
             let count = (last.0 - first.0 + 1).min(WINDOW_MESSAGES as u64);
