@@ -59,14 +59,7 @@ pub(super) struct Patterns(RwLock<HashMap<String, Option<Arc<Regex>>>>);
 
 impl Patterns {
     /// Whether `user` has the right; the refusal is RabbitMQ's.
-    pub fn check(
-        &self,
-        catalog: &Catalog,
-        user: &str,
-        vhost: &str,
-        right: Right,
-        (kind, name): (Kind, &str),
-    ) -> Result<(), Refusal> {
+    pub fn check(&self, catalog: &Catalog, user: &str, vhost: &str, right: Right, (kind, name): (Kind, &str)) -> Result<(), Refusal> {
         let name = if kind == Kind::Exchange && name.is_empty() { "amq.default" } else { name };
         let allowed = catalog.permission(user, vhost).is_some_and(|p| self.matches(right.pattern(p), name));
         if allowed {

@@ -73,6 +73,7 @@ impl Connection {
     }
 
     /// Takes a step. `Err` gives it back: publishes have to wait; submit it again after `writable`, before any other.
+    #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
     pub fn submit(&mut self, step: Step) -> Result<(), Step> {
         match step {
             Step::Publish(publish) => return self.publish(publish).map_err(Step::Publish),

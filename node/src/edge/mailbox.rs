@@ -255,15 +255,16 @@ impl Mailbox {
         (*epoch, ended)
     }
 
-    /// Publishes wait because of `blocker`; the client is told once.
+    /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.
     pub fn block(&self, blocker: Blocker, why: &str) {
         let mut state = self.state.lock();
-        if self.is_closed() || state.blockers.contains(&blocker) {
+        if self.is_closed() {
             return;
         }
-        state.blockers.push(blocker);
-        if state.blockers.len() == 1 && self.identity.get().is_some() {
-            state.told = true;
+        if !state.blockers.contains(&blocker) {
+            state.blockers.push(blocker);
+        }
+        if self.identity.get().is_some() && !std::mem::replace(&mut state.told, true) {
             state.events.push(Event::Blocked(why.to_string()));
             drop(state);
             self.changed.notify_one();

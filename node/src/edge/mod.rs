@@ -152,8 +152,7 @@ impl Edge {
 
     /// A client came.
     pub fn connect(self: &Arc<Self>, info: ConnectionInfo) -> Connection {
-        let owner =
-            Owner { node: self.config.node, incarnation: self.config.incarnation, connection: ConnectionId(self.next_id()) };
+        let owner = Owner { node: self.config.node, incarnation: self.config.incarnation, connection: ConnectionId(self.next_id()) };
         let mailbox = Arc::new(Mailbox::new(owner, info.peer));
         self.connections.lock().insert(owner.connection, mailbox.clone());
         self.counters.connections_opened.add(1);
@@ -250,9 +249,9 @@ impl Edge {
             Ok(Ok((_, CatalogReply::Refused(refusal)))) => Err(refusal),
             Ok(Ok((_, reply))) => Ok(reply),
             Ok(Err(refusal)) => Err(refusal),
-            Err(_) => Err(Refusal::Unavailable(
-                "the catalog has no leader with a quorum; declare again when enough nodes are back".to_string(),
-            )),
+            Err(_) => {
+                Err(Refusal::Unavailable("the catalog has no leader with a quorum; declare again when enough nodes are back".to_string()))
+            }
         }
     }
 }

@@ -26,15 +26,14 @@ pub(super) enum Hold {
     /// The node is blocked.
     Blocked,
     /// No routing lease; `until`: when a publish with a ticket is nacked instead.
-    Lease {
-        until: Option<Instant>,
-    },
+    Lease { until: Option<Instant> },
     /// A lane is full.
     Room(Arc<Lane>),
 }
 
 impl Connection {
     /// Routes one message, or gives it back when it has to wait.
+    #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
     pub(super) fn publish(&mut self, publish: Publish) -> Result<(), Publish> {
         let at = self.at(publish.channel);
         if self.is_failed(publish.channel) {
@@ -158,12 +157,8 @@ impl Connection {
         if self.entered.len() > 1 && (run.is_ticketed() || run.mandatory) {
             run.shared = Some(Shared::new(self.entered.len() as u32));
         }
-        let message = Message {
-            exchange: &publish.exchange,
-            key: &publish.routing_key,
-            properties: &publish.properties,
-            body: &publish.body,
-        };
+        let message =
+            Message { exchange: &publish.exchange, key: &publish.routing_key, properties: &publish.properties, body: &publish.body };
         let mut start = 0;
         for (lane, end) in &self.entered {
             self.queues.clear();
@@ -208,8 +203,7 @@ impl Home for Edge {
             None => (parts.len() > 1 && (run.is_ticketed() || run.mandatory)).then(|| Shared::new(parts.len() as u32)),
         };
         let again = Run { rerouted: true, shared, ..run.clone() };
-        let message =
-            Message { exchange: &message.exchange, key: &message.key, properties: &message.properties, body: &message.body };
+        let message = Message { exchange: &message.exchange, key: &message.key, properties: &message.properties, body: &message.body };
         for part in &parts {
             let queues: Vec<_> = part.iter().map(|t| t.0).collect();
             self.lane(part[0].1).enqueue(&queues, &message, index, again.clone());

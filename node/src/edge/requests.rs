@@ -1,12 +1,12 @@
 //! Requests: checked against the local catalog (names, rights, owners; RabbitMQ's words), then a catalog command or a question to the
 //! queue's leader. Those that wait run in a task of their own: at most one per channel, so channels bound them.
 
+use super::Edge;
 use super::access::{Kind, Right};
 use super::connection::drop_exclusive;
-use super::lane::{Answer, Lane, no_quorum};
+use super::lane::{Answer, Lane, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
-use super::Edge;
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target};
 use crate::model::link::{Consumer, QueueStat};
@@ -190,9 +190,7 @@ impl Asking {
             self.edge.runtime.spawn(drop_exclusive(self.edge.this.clone(), self.mailbox.clone()));
         }
         match declared? {
-            CatalogReply::Queue { record, created: true } => {
-                Ok(Reply::Queue { name: record.spec.name.name, messages: 0, consumers: 0 })
-            }
+            CatalogReply::Queue { record, created: true } => Ok(Reply::Queue { name: record.spec.name.name, messages: 0, consumers: 0 }),
             CatalogReply::Queue { record, created: false } => self.counted(&record).await,
             CatalogReply::Done | CatalogReply::Refused(_) => {
                 Err(Refusal::Unavailable("the catalog's answer to a queue declare names no queue".to_string()))
@@ -269,23 +267,15 @@ impl Asking {
             tag: consume.tag.to_string(),
         };
         let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack };
-        lane.consume(spec, &self.mailbox, place);
+        lane.consume(spec, consume.queue, &self.mailbox, place);
         Ok(())
     }
 
     fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
         let record = self.queue(queue, Some(Right::Read))?;
         let (id, after) = (self.edge.next_id(), self.mark(record.shard));
-        self.lane(record.shard)?.get(id, record.id, no_ack, &self.mailbox, self.at, after);
+        self.lane(record.shard)?.get(id, (record.id, queue.clone()), no_ack, &self.mailbox, self.at, after);
         Ok(())
-    }
-}
-
-/// A leader knows queues by their ids: "not found" is said with the name.
-fn named(refusal: Refusal, name: &Name) -> Refusal {
-    match refusal {
-        Refusal::NotFound { .. } => not_found(Kind::Queue, name),
-        other => other,
     }
 }
 

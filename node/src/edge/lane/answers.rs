@@ -5,7 +5,9 @@ use super::batches::Closed;
 use super::requests::{Answer, Asked, Sink};
 use super::run::{Ended, Fate, Run};
 use super::{Lane, State, no_quorum};
-use crate::model::catalog::Refusal;
+use crate::edge::access::Kind;
+use crate::edge::names::not_found;
+use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, StoredMessage};
 use crate::model::link::{Deliveries, Delivery, QueueStat, RefusedEnqueue, ToEdge, ToLeader};
 use crate::model::step::{Event, Got, Reply};
@@ -96,7 +98,7 @@ impl Lane {
                 return;
             }
         }
-        let Some(Asked { sink: Sink::Consume { mailbox, at }, .. }) = state.requests.take(consumer.0) else { return };
+        let Some(Asked { sink: Sink::Consume { mailbox, at, name }, .. }) = state.requests.take(consumer.0) else { return };
         match result {
             Ok(()) => {
                 mailbox.reply(at, Ok(Reply::Consuming { consumer }));
@@ -109,7 +111,7 @@ impl Lane {
             Err(refusal) => {
                 state.consumers.records.remove(&consumer);
                 mailbox.drop_consumer(consumer);
-                mailbox.reply(at, Err(refusal));
+                mailbox.reply(at, Err(named(refusal, &name)));
             }
         }
     }
@@ -136,7 +138,7 @@ impl Lane {
                 return;
             }
         }
-        let Some(Asked { sink: Sink::Get { mailbox, at, no_ack }, .. }) = state.requests.take(request) else {
+        let Some(Asked { sink: Sink::Get { mailbox, at, no_ack, name }, .. }) = state.requests.take(request) else {
             if let Ok(Some((delivery, _))) = result {
                 state.give_back_messages(&[delivery]);
             }
@@ -145,7 +147,7 @@ impl Lane {
         let (queue, seq) = match &result {
             Ok(Some((delivery, _))) => (delivery.queue, delivery.seq),
             Ok(None) | Err(_) => {
-                mailbox.reply(at, result.map(|_| Reply::Got(None)));
+                mailbox.reply(at, result.map(|_| Reply::Got(None)).map_err(|refusal| named(refusal, &name)));
                 return;
             }
         };
@@ -314,7 +316,7 @@ impl State {
             Sink::Get { mailbox, at, .. } => {
                 mailbox.reply(at, Err(refusal));
             }
-            Sink::Consume { mailbox, at } => {
+            Sink::Consume { mailbox, at, .. } => {
                 let consumer = ConsumerId(id);
                 self.consumers.records.remove(&consumer);
                 mailbox.drop_consumer(consumer);
@@ -324,6 +326,14 @@ impl State {
                 mailbox.reply(at, Err(refusal));
             }
         }
+    }
+}
+
+/// A leader knows queues by their ids: "not found" is said with the name.
+pub(in crate::edge) fn named(refusal: Refusal, name: &Name) -> Refusal {
+    match refusal {
+        Refusal::NotFound { .. } => not_found(Kind::Queue, name),
+        other => other,
     }
 }
 

@@ -118,9 +118,9 @@ impl Batches {
             self.open_since = now;
         }
         run.first = self.open.enqueue(queues, message.exchange, message.key, message.properties, message.body);
-        match self.open_runs.last_mut() {
-            Some(last) if last.extend(&run) => {}
-            _ => self.open_runs.push(run),
+        let joined = self.open_runs.last_mut().is_some_and(|last| last.extend(&run));
+        if !joined {
+            self.open_runs.push(run);
         }
         self.open_index = self.open_index.max(index);
         let full = self.open.len() >= limits::BATCH_BYTES;

@@ -17,7 +17,7 @@ use self::requests::{Requests, Sink};
 use super::EdgeConfig;
 use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
 use super::ranges::RangeSet;
-use crate::model::catalog::Refusal;
+use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::SettleReason;
 use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-pub(super) use self::answers::{Home, complete};
+pub(super) use self::answers::{Home, complete, named};
 pub(super) use self::batches::Message;
 pub(super) use self::requests::Answer;
 pub(super) use self::run::{Ended, Fate, Run, Shared};
@@ -167,13 +167,13 @@ impl Lane {
     }
 
     /// Start a consumer; the lane answers on its channel.
-    pub fn consume(&self, spec: Consumer, mailbox: &Arc<Mailbox>, place: ConsumerPlace) {
+    pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace) {
         let mut state = self.state.lock();
         if !mailbox.add_consumer(spec.id, place) {
             return;
         }
         let (id, queue) = (spec.id.0, spec.queue);
-        let sink = Sink::Consume { mailbox: mailbox.clone(), at: place.channel };
+        let sink = Sink::Consume { mailbox: mailbox.clone(), at: place.channel, name };
         state.requests.add(id, ToLeader::Consume(spec.clone()), Some(queue), sink, 0, self.config.no_quorum_timeout);
         state.consumers.add(spec, mailbox.clone(), place);
         drop(state);
@@ -181,8 +181,9 @@ impl Lane {
     }
 
     /// basic.get; the lane answers on the channel.
-    pub fn get(&self, id: u64, queue: QueueId, no_ack: bool, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
-        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack };
+    pub fn get(&self, id: u64, queue: (QueueId, Name), no_ack: bool, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
+        let (queue, name) = queue;
+        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack, name };
         let message = ToLeader::Get { request: id, queue, no_ack };
         self.state.lock().requests.add(id, message, Some(queue), sink, after, self.config.no_quorum_timeout);
         self.wake.notify_one();
@@ -210,11 +211,6 @@ impl Lane {
         self.state.lock().requests.add(id, message, queue, Sink::Task(answer_tx), after, timeout);
         self.wake.notify_one();
         answer_rx
-    }
-
-    /// A mark behind everything that clients gave so far.
-    pub fn mark(&self) -> u64 {
-        self.state.lock().batches.mark()
     }
 
     /// basic.cancel: nothing of the consumer reaches its client from now on. False: there is no such consumer (any more). The answer

@@ -3,7 +3,7 @@
 
 use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::QueueId;
-use crate::model::catalog::Refusal;
+use crate::model::catalog::{Name, Refusal};
 use crate::model::link::{QueueStat, ToLeader};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub(in crate::edge) enum Answer {
 #[derive(Debug)]
 pub(super) enum Sink {
     Task(oneshot::Sender<Result<Answer, Refusal>>),
-    Get { mailbox: Arc<Mailbox>, at: ChannelRef, no_ack: bool },
-    Consume { mailbox: Arc<Mailbox>, at: ChannelRef },
+    Get { mailbox: Arc<Mailbox>, at: ChannelRef, no_ack: bool, name: Name },
+    Consume { mailbox: Arc<Mailbox>, at: ChannelRef, name: Name },
 }
 
 #[derive(Debug)]

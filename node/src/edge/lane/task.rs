@@ -123,17 +123,14 @@ async fn converse<H: Home>(
 
 fn receive(lane: &Lane, home: &dyn Home, end: &mut EdgeEnd) -> Next {
     for _ in 0..TURN {
-        match end.down_rx.try_recv() {
-            Ok(message) if lane.on_message(home, message) == Next::Leave => return Next::Leave,
-            Ok(_) => {}
-            Err(_) => break,
+        let Ok(message) = end.down_rx.try_recv() else { break };
+        if lane.on_message(home, message) == Next::Leave {
+            return Next::Leave;
         }
     }
     for _ in 0..TURN {
-        match end.deliveries_rx.try_recv() {
-            Ok(deliveries) => lane.on_deliveries(home, deliveries),
-            Err(_) => break,
-        }
+        let Ok(deliveries) = end.deliveries_rx.try_recv() else { break };
+        lane.on_deliveries(home, deliveries);
     }
     Next::Stay
 }
