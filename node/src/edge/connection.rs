@@ -95,13 +95,13 @@ impl Connection {
     }
 
     /// Resolves when there are events; cancel safe.
-    pub async fn changed(&mut self) {
+    pub async fn changed(&self) {
         self.mailbox.changed().await;
     }
 
     /// Resolves when a step that was given back may be tried again; cancel safe.
-    pub async fn writable(&mut self) {
-        match self.hold.clone() {
+    pub async fn writable(&self) {
+        match &self.hold {
             None => {}
             Some(Hold::Room(lane)) => lane.wait_for_room().await,
             Some(Hold::Blocked) => self.wait_for_node().await,
@@ -111,7 +111,6 @@ impl Connection {
                 }
             }
         }
-        self.hold = None;
     }
 
     async fn wait_for_node(&self) {

@@ -36,6 +36,7 @@ impl Connection {
     #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
     pub(super) fn publish(&mut self, publish: Publish) -> Result<(), Publish> {
         let at = self.at(publish.channel);
+        self.hold = None;
         if self.is_failed(publish.channel) {
             return Ok(());
         }

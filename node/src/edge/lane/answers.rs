@@ -4,7 +4,7 @@
 use super::batches::Closed;
 use super::requests::{Answer, Asked, Sink};
 use super::run::{Ended, Fate, Run};
-use super::{Lane, State, no_quorum};
+use super::{Lane, RETURN_MEMORY, State, no_quorum};
 use crate::edge::access::Kind;
 use crate::edge::names::not_found;
 use crate::model::catalog::{Name, Refusal};
@@ -212,10 +212,13 @@ impl Lane {
         let state = &mut *guard;
         let Some(leader) = state.leader else { return };
         if std::mem::take(&mut state.attach_due) {
-            let (consumers, loose) = state.consumers.attach(state.batches.settling());
+            let mut held = state.batches.settling();
+            state.returning.iter().for_each(|r| held.entry(r.queue).or_default().extend(&r.ranges));
+            let (consumers, loose) = state.consumers.attach(held);
             out.push(ToLeader::Attach { leader, consumers, loose });
         }
         out.append(&mut state.outgoing);
+        state.take_returns(now, out);
         state.consumers.take_credit(out);
         state.requests.collect(now, |mark| state.batches.is_past(mark), out);
         while let Some(batch) = state.batches.next(leader, now) {
@@ -247,6 +250,9 @@ impl Lane {
         state.leader = None;
         state.unreachable.get_or_insert_with(Instant::now);
         state.outgoing.clear();
+        let now = Instant::now();
+        state.returning.retain(|r| r.sent.is_none_or(|t| now < t + RETURN_MEMORY));
+        state.returning.iter_mut().for_each(|r| r.sent = None);
         state.requests.path_lost();
         for (_, cancelling) in state.consumers.cancelling.drain() {
             cancelling.mailbox.reply(cancelling.at, Ok(Reply::Done));
@@ -286,6 +292,7 @@ impl Lane {
     fn wipe(&self, home: &dyn Home, why: &str) {
         let mut state = self.state.lock();
         let closed = state.batches.wipe();
+        state.returning.clear();
         for record in state.consumers.wipe() {
             let consumer = record.spec.id;
             if record.running {

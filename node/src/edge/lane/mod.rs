@@ -8,8 +8,6 @@ mod consumers;
 mod requests;
 mod run;
 mod task;
-#[cfg(test)]
-mod tests;
 
 use self::batches::Batches;
 use self::consumers::{Cancelling, Consumers};
@@ -19,11 +17,11 @@ use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::SettleReason;
-use crate::model::link::{Consumer, Delivery, ToLeader};
+use crate::model::link::{Consumer, Delivery, Ranges, ToLeader};
 use crate::model::step::{Held, Outcome};
 use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, ShardId};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -54,8 +52,10 @@ struct State {
     batches: Batches,
     consumers: Consumers,
     requests: Requests,
-    /// Returns and cancels for the present path, in order.
+    /// Unseen returns and cancels for the present path, in order.
     outgoing: Vec<ToLeader>,
+    /// What clients saw and gave back.
+    returning: VecDeque<Returning>,
     /// The leader that welcomed this edge on the present path.
     leader: Option<LeaderId>,
     /// The last leader that did.
@@ -67,6 +67,18 @@ struct State {
     blocked: Vec<Arc<Mailbox>>,
 }
 
+/// Messages that a client saw and gave back. They stay held until the leader was told, and are told again to a leader that comes soon
+/// after: `redelivered = false` must not become a lie with the leader that knew better.
+#[derive(Debug)]
+struct Returning {
+    queue: QueueId,
+    ranges: Ranges,
+    sent: Option<Instant>,
+}
+
+/// A return is remembered so long after it was sent.
+const RETURN_MEMORY: Duration = Duration::from_secs(1);
+
 impl Lane {
     pub fn new(shard: ShardId, config: EdgeConfig) -> Lane {
         let now = Instant::now();
@@ -75,6 +87,7 @@ impl Lane {
             consumers: Consumers::default(),
             requests: Requests::default(),
             outgoing: Vec::new(),
+            returning: VecDeque::new(),
             leader: None,
             former: None,
             attach_due: false,
@@ -318,13 +331,28 @@ impl State {
         self.requests.take(id.0);
     }
 
-    /// Without a path nothing is sent: what is not held any more is not attached, and so goes back.
+    /// Unseen messages need no word without a path: what is not held any more is not attached, and so goes back.
     fn give_back(&mut self, back: BTreeMap<QueueId, RangeSet>, seen: bool) {
-        if self.leader.is_none() {
-            return;
+        let now = Instant::now();
+        while self.returning.front().is_some_and(|r| r.sent.is_some_and(|t| t + RETURN_MEMORY < now)) {
+            self.returning.pop_front();
         }
-        let returns = back.into_iter().filter(|(_, set)| !set.is_empty());
-        self.outgoing.extend(returns.map(|(queue, mut set)| ToLeader::Return { queue, ranges: set.take(), seen }));
+        for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
+            let ranges = set.take();
+            if seen {
+                self.returning.push_back(Returning { queue, ranges, sent: None });
+            } else if self.leader.is_some() {
+                self.outgoing.push(ToLeader::Return { queue, ranges, seen });
+            }
+        }
+    }
+
+    /// Seen returns that the present leader was not told.
+    fn take_returns(&mut self, now: Instant, out: &mut Vec<ToLeader>) {
+        for r in self.returning.iter_mut().rev().take_while(|r| r.sent.is_none()) {
+            r.sent = Some(now);
+            out.push(ToLeader::Return { queue: r.queue, ranges: r.ranges.clone(), seen: true });
+        }
     }
 
     fn give_back_messages(&mut self, messages: &[Delivery]) {
