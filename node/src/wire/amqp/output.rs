@@ -25,8 +25,10 @@ pub struct Output {
 pub struct Content<'a> {
     /// Flags and property list.
     pub properties: &'a [u8],
-    /// The body.
+    /// What ends with the body.
     pub body: &'a Bytes,
+    /// Where the body begins in it.
+    pub body_at: usize,
 }
 
 impl Output {
@@ -128,11 +130,11 @@ impl Output {
         let at = self.begin(FrameKind::Header, channel);
         self.tail.put_u16(CLASS_BASIC);
         self.tail.put_u16(0);
-        self.tail.put_u64(content.body.len() as u64);
+        self.tail.put_u64((content.body.len() - content.body_at) as u64);
         self.tail.put_slice(content.properties);
         self.end(at);
         let step = (frame_max as usize).saturating_sub(FRAME_OVERHEAD).max(1);
-        let mut at = 0;
+        let mut at = content.body_at;
         while at < content.body.len() {
             let end = content.body.len().min(at + step);
             self.body(channel, content.body, at, end);

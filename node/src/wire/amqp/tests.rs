@@ -102,7 +102,7 @@ proptest! {
     fn mutated_frames_never_panic(at in 0usize..200, byte in any::<u8>(), body in proptest::collection::vec(any::<u8>(), 0..64)) {
         let mut output = Output::default();
         output.method(1, &Method::BasicPublish { ticket: 0, exchange: "e".into(), routing_key: "k".into(), mandatory: true, immediate: false });
-        output.content(1, &Content { properties: &[0x20, 0, 0, 0, 0, 7, 1, b'a', b'S', 0, 0, 0, 0], body: &Bytes::from(body) }, 4096);
+        output.content(1, &Content { properties: &[0x20, 0, 0, 0, 0, 7, 1, b'a', b'S', 0, 0, 0, 0], body: &Bytes::from(body), body_at: 0 }, 4096);
         let mut bytes = BytesMut::from(&output.take()[..]);
         let at = at % bytes.len();
         bytes[at] = byte;
@@ -120,7 +120,7 @@ proptest! {
         let body = Bytes::from((0..len).map(|i| i as u8).collect::<Vec<_>>());
         let mut output = Output::default();
         output.deliver(7, b"tag", 9, true, b"ex", b"key");
-        output.content(7, &Content { properties: &[0x10, 0, 2], body: &body }, frame_max);
+        output.content(7, &Content { properties: &[0x10, 0, 2], body: &body, body_at: 0 }, frame_max);
         let total = output.len();
         let mut bytes = Vec::new();
         while !output.is_empty() {
