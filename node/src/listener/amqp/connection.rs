@@ -46,17 +46,17 @@ pub(super) struct Connection<C> {
 }
 
 /// Why a connection ends; for the log.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum End {
-    /// The conversation is over.
+    #[error("the conversation is over")]
     Closed,
-    /// The client hung up.
+    #[error("the client hung up")]
     HungUp,
-    /// Nothing was heard for two heartbeats.
+    #[error("nothing was heard for two heartbeats")]
     Silent,
-    /// The handshake or the closing took too long.
+    #[error("the handshake or the closing took too long")]
     Late,
-    /// The socket failed.
+    #[error("the socket failed: {0}")]
     Failed(io::Error),
 }
 
@@ -88,7 +88,7 @@ impl<C: EdgeConnection> Connection<C> {
             End::Closed => tracing::debug!(peer = %self.peer, vhost = self.session.vhost(), "connection closed"),
             End::HungUp if self.session.phase() != Phase::Running => tracing::debug!(peer = %self.peer, "client hung up"),
             End::HungUp | End::Silent | End::Late | End::Failed(_) => {
-                tracing::warn!(peer = %self.peer, vhost = self.session.vhost(), phase = ?self.session.phase(), ?end, "connection lost");
+                tracing::warn!(peer = %self.peer, vhost = self.session.vhost(), phase = ?self.session.phase(), %end, "connection lost");
             }
         }
         let Connection { socket, edge, .. } = self;
