@@ -1,4 +1,4 @@
-//! The command line: `warren server`, `cluster`, `ctl`. Parses, starts what was asked for and turns its end into an
+//! The command line: `warren server`, `cluster`, `ctl`, `bench`. Parses, starts what was asked for and turns its end into an
 //! exit code. The work is in `node`, `launcher`, `management` and `bench`.
 
 mod ctl;
@@ -8,6 +8,7 @@ mod signals;
 
 pub use signals::Shutdown;
 
+use crate::bench::{self, BenchArgs};
 use crate::config::Settings;
 use crate::launcher::ClusterArgs;
 use clap::{Args, Parser, Subcommand};
@@ -29,6 +30,8 @@ enum Command {
     Cluster(ClusterArgs),
     /// Ask a running node, as rabbitmqctl does
     Ctl(ctl::CtlArgs),
+    /// Measure this or any other AMQP 0-9-1 broker
+    Bench(Box<BenchArgs>),
 }
 
 /// Every option is also a variable (--amqp-port is WARREN_AMQP_PORT) and a key of the file given with --config (amqp-port). A flag
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Server(args) => server::run(*args),
         Command::Cluster(args) => crate::launcher::run(args),
         Command::Ctl(args) => ctl::run(args),
+        Command::Bench(args) => bench::run(*args),
     }
 }
 
