@@ -165,7 +165,7 @@ impl ServerConfig {
             disk_floor_bytes: quantity::bytes("disk-floor", settings.disk_floor.as_deref().unwrap_or("1GiB"))?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {
-                host: settings.advertised_host.clone().unwrap_or_else(|| host.clone()),
+                host: settings.advertised_host.clone().unwrap_or_else(|| reachable(&host)),
                 amqp_port: settings.advertised_amqp_port.unwrap_or(amqp_port),
                 stream_port: settings.advertised_stream_port.unwrap_or(stream_port),
             },
@@ -176,6 +176,13 @@ impl ServerConfig {
             data_dir,
         })
     }
+}
+
+/// The address that clients can use: where all interfaces are served, the machine's name.
+fn reachable(host: &str) -> String {
+    let is_any = host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified());
+    let name = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
+    is_any.then(name).flatten().unwrap_or_else(|| host.to_owned())
 }
 
 fn node_id(id: u16) -> Result<NodeId, ConfigError> {

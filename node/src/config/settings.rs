@@ -74,7 +74,7 @@ pub struct Settings {
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
-    /// Host name that clients are told [default: --host]
+    /// Host name that clients are told [default: --host, or the machine's name where that is 0.0.0.0]
     #[arg(long, value_name = "HOST")]
     pub advertised_host: Option<String>,
     /// AMQP port that clients are told [default: --amqp-port]

@@ -155,6 +155,16 @@ fn guest_may_be_let_in_from_anywhere() {
     assert_eq!(load(&["--loopback-users=guest,admin"], &[]).unwrap().loopback_users, ["guest", "admin"]);
 }
 
+#[test]
+fn clients_are_told_an_address_they_can_use() {
+    assert_eq!(load(&[], &[]).unwrap().advertised.host, "127.0.0.1");
+    let everywhere = load(&["--host=0.0.0.0", "--amqp-port=5700"], &[]).unwrap().advertised;
+    assert_ne!(everywhere.host, "0.0.0.0");
+    assert_eq!(everywhere.amqp_port, 5700);
+    let mapped = load(&["--host=::", "--advertised-host=broker.example", "--advertised-amqp-port=1"], &[]).unwrap().advertised;
+    assert_eq!((mapped.host.as_str(), mapped.amqp_port), ("broker.example", 1));
+}
+
 /// The commented file with every `# key = value` line switched on.
 fn deployed_file() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/warren.toml");
