@@ -1,1 +1,4 @@
-//! Room `store`: see docs/architecture.md.
+//! Room `store`: see docs/architecture.md. `disk` is the file layer with a faulty twin for tests, `wal` the node's one write-ahead log.
+
+pub mod disk;
+pub mod wal;
