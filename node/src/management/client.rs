@@ -2,8 +2,10 @@
 
 use super::admin::path;
 use super::auth;
+use crate::peer::auth::Secret;
+use crate::peer::client::dial_operator;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 use warren_proto::admin::admin_client::AdminClient as Stub;
 use warren_proto::admin::{ChallengeRequest, ListReply, ListRequest, PingReply, PingRequest, StatusReply, StatusRequest};
@@ -49,9 +51,8 @@ impl AdminClient {
     /// [`ClientError::Unreachable`].
     pub async fn connect(address: &str, secret: &[u8], timeout: Duration) -> Result<AdminClient, ClientError> {
         let unreachable = |why: String| ClientError::Unreachable { address: address.to_owned(), why };
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| unreachable(deepest(&error)))?;
-        let endpoint = endpoint.connect_timeout(timeout.min(Duration::from_secs(5))).timeout(timeout);
-        let channel = endpoint.connect().await.map_err(|error| unreachable(deepest(&error)))?;
+        let dialed = tokio::time::timeout(timeout, dial_operator(address, &Secret::new(secret))).await;
+        let channel = dialed.map_err(|_| unreachable(format!("no answer within {timeout:?}")))?.map_err(|error| unreachable(deepest(&error)))?;
         Ok(AdminClient { address: address.to_owned(), secret: secret.to_vec(), stub: Stub::new(channel) })
     }
 

@@ -132,7 +132,7 @@ fn start_consensus(
         None => catalog.clone(),
     });
     let handles: HashMap<ShardId, ServerHandle> = opened.mailboxes.iter().map(|(shard, (handle, _))| (*shard, handle.clone())).collect();
-    let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone());
+    let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone(), config.secret.bytes());
     let network = PeerConfig {
         node: config.node,
         listener: peer.into_std().map_err(doing("peer port"))?,
@@ -172,7 +172,7 @@ fn start_servers(
     let mut handles = HashMap::new();
     for (shard, (handle, mailbox)) in opened.mailboxes.drain() {
         let settings = serving::ServerConfig::new(shard, config.node, feed.clone());
-        let mut serve = |machine, proposer: Arc<dyn Proposer>, bodies: Arc<dyn Bodies>, mailbox| {
+        let serve = |machine, proposer: Arc<dyn Proposer>, bodies: Arc<dyn Bodies>, mailbox| {
             serving::spawn(settings.clone(), mailbox, machine, proposer, bodies, events_tx.clone());
         };
         if shard.owner().is_some() {

@@ -54,7 +54,7 @@ pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Setti
                 }
             },
             Some(ended) = tasks.join_next() => log_panic(ended),
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = async { drop(stop.wait_for(|stop| *stop).await) } => break,
         }
     }
     drop(listener);
