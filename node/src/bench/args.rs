@@ -1,0 +1,149 @@
+//! The command line of `warren bench`.
+
+use super::BenchError;
+use super::client::Dial;
+use std::path::PathBuf;
+
+/// Measure a broker: confirms, deliveries, latencies, and whether every message came exactly once and in order.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Addresses of the broker's nodes, used in turn: host:port or amqp://user:password@host:port/vhost.
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:5672")]
+    pub uris: Vec<String>,
+    /// Addresses of a second broker: both are measured in turn and the ratio is printed.
+    #[arg(long, value_delimiter = ',')]
+    pub against: Vec<String>,
+    /// How often each broker is measured.
+    #[arg(long, default_value_t = 1)]
+    pub rounds: u32,
+    /// Named scenarios (comma separated, or `all`) instead of the load given by the other flags; `list` names them.
+    #[arg(long, value_delimiter = ',')]
+    pub scenario: Vec<String>,
+    /// Name of the queue, or the beginning of the names. It is deleted before and after.
+    #[arg(long, default_value = "bench")]
+    pub queue: String,
+    /// x-queue-type of the queues; `none` declares them without.
+    #[arg(long, default_value = "quorum")]
+    pub queue_type: String,
+    /// Bytes of a body, at least 32.
+    #[arg(long, default_value_t = 100)]
+    pub size: usize,
+    /// Connections that publish.
+    #[arg(long, default_value_t = 1)]
+    pub producers: usize,
+    /// Connections that consume; 0 only publishes and counts what is in the queues at the end.
+    #[arg(long, default_value_t = 1)]
+    pub consumers: usize,
+    /// Queues; producers and consumers are spread over them.
+    #[arg(long, default_value_t = 1)]
+    pub queues: usize,
+    /// Messages of a producer that wait for their confirm.
+    #[arg(long, default_value_t = 1000)]
+    pub window: usize,
+    /// Prefetch of a consumer.
+    #[arg(long, default_value_t = 500)]
+    pub prefetch: u16,
+    /// Messages per second of each producer; 0 = as many as the window lets through.
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
+    /// Seconds of load; the first 30 % are not measured.
+    #[arg(long, default_value_t = 8.0)]
+    pub seconds: f64,
+    /// Seconds to wait at the end for confirms and deliveries that are still due.
+    #[arg(long, default_value_t = 20.0)]
+    pub drain_seconds: f64,
+    /// Messages of the scenario `memory`.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub messages: u64,
+    /// Seconds the scenario `memory` waits after the last confirm.
+    #[arg(long, default_value_t = 60)]
+    pub settle_seconds: u64,
+    /// Processes whose VmRSS and CPU time are printed, as pids on this machine.
+    #[arg(long, value_delimiter = ',')]
+    pub pids: Vec<u32>,
+    /// A directory on the broker's disk: its file system and the latency of fdatasync there are printed.
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Print one JSON document to stdout; everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+    /// No progress line.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// One load, without the question whom it is put on.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Load {
+    pub queue: String,
+    pub queue_type: Option<String>,
+    pub size: usize,
+    pub producers: usize,
+    pub consumers: usize,
+    pub queues: usize,
+    pub window: usize,
+    pub prefetch: u16,
+    pub rate: u64,
+    pub seconds: f64,
+    pub drain_seconds: f64,
+}
+
+impl Load {
+    /// Name of the queue that the n-th producer or consumer uses.
+    pub(super) fn queue_of(&self, client: usize) -> String {
+        self.queue_name(client % self.queues)
+    }
+
+    /// Name of the n-th queue.
+    pub(super) fn queue_name(&self, at: usize) -> String {
+        if self.queues == 1 { self.queue.clone() } else { format!("{}-{at}", self.queue) }
+    }
+
+    /// Whether the queues are streams, which need an offset to be read from the beginning.
+    pub(super) fn is_stream(&self) -> bool {
+        self.queue_type.as_deref() == Some("stream")
+    }
+}
+
+impl BenchArgs {
+    /// The load that the flags describe.
+    pub(super) fn load(&self) -> Load {
+        Load {
+            queue: self.queue.clone(),
+            queue_type: Some(self.queue_type.clone()).filter(|kind| kind != "none"),
+            size: self.size,
+            producers: self.producers,
+            consumers: self.consumers,
+            queues: self.queues,
+            window: self.window,
+            prefetch: self.prefetch,
+            rate: self.rate,
+            seconds: self.seconds,
+            drain_seconds: self.drain_seconds,
+        }
+    }
+
+    /// The brokers: the first, and the one to compare with.
+    pub(super) fn brokers(&self) -> (Vec<Dial>, Vec<Dial>) {
+        let parse = |uris: &[String]| uris.iter().map(|uri| Dial::parse(uri)).collect();
+        (parse(&self.uris), parse(&self.against))
+    }
+
+    /// Refuse what cannot be run.
+    pub(super) fn check(&self) -> Result<(), BenchError> {
+        let refuse = |why: &str| Err(BenchError::Arguments(why.to_owned()));
+        match () {
+            () if self.uris.is_empty() => refuse("--uris names no broker"),
+            () if self.size < super::message::HEAD => refuse("--size must be at least 32: a body carries its number, time and checksum"),
+            () if self.queues == 0 || self.window == 0 || self.rounds == 0 => refuse("--queues, --window and --rounds must be at least 1"),
+            () if self.window > 1 << 20 => refuse("--window must be at most 1048576"),
+            () if self.producers == 0 => refuse("--producers must be at least 1"),
+            () if self.consumers > 0 && self.consumers < self.queues.min(self.producers) => {
+                refuse("--consumers: with fewer consumers than queues some queues are never read")
+            }
+            () if !(self.seconds.is_finite() && self.seconds >= 0.5) => refuse("--seconds must be at least 0.5"),
+            () if !(self.drain_seconds.is_finite() && self.drain_seconds >= 0.0) => refuse("--drain-seconds must not be negative"),
+            () => Ok(()),
+        }
+    }
+}
