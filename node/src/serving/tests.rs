@@ -1,5 +1,7 @@
 //! The server driven in process through paths, over the local proposer: what an edge sends, what it gets.
 
+mod chaos;
+
 use super::local::{LocalBodies, LocalProposer};
 use super::*;
 use crate::machine::shard::DataMachine;
