@@ -229,8 +229,9 @@ impl ShardServer {
             let at = self.log.turn % n;
             self.log.turn = at + 1;
             let path = &mut self.paths[at];
-            let ready = path.batches.front().is_some_and(|b| b.catalog_index <= index) && !path.closed;
-            let Some(batch) = path.batches.pop_front_if(|b| ready && (first || entry.len() + b.ops.len() <= limits::ENTRY_BYTES)) else {
+            let fits = |b: &Batch| b.catalog_index <= index && (first || entry.len() + b.ops.len() <= limits::ENTRY_BYTES);
+            let ready = !path.closed && path.batches.front().is_some_and(fits);
+            let Some(batch) = ready.then(|| path.batches.pop_front()).flatten() else {
                 idle += 1;
                 continue;
             };

@@ -2,6 +2,8 @@
 //! hold: confirmed messages are delivered and, once acknowledged, never again; nobody gets what a living client holds;
 //! `redelivered = false` is never a lie.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
