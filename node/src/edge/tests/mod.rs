@@ -155,7 +155,7 @@ impl Scene {
     /// The leader's end of the next path, before its welcome.
     async fn path(&mut self) -> Leader {
         let (shard, node, end) = timeout(PATIENCE, self.paths_rx.recv()).await.expect("a path in time").expect("a path");
-        let mut leader = Leader { shard, node, end, id: LeaderId::default(), session: SessionId(0), replies: true };
+        let mut leader = Leader { shard, node, end, id: LeaderId::default(), session: SessionId(0) };
         assert_eq!(leader.next().await, ToLeader::Hello { node: ME, incarnation: Incarnation(77) });
         leader
     }
@@ -276,7 +276,6 @@ struct Leader {
     end: LeaderEnd,
     id: LeaderId,
     session: SessionId,
-    replies: bool,
 }
 
 impl Leader {
@@ -309,17 +308,6 @@ impl Leader {
     async fn verdict(&mut self, seq: u64, refused: &[u32]) {
         let refused = refused.iter().map(|o| (*o, RefusedEnqueue::UnknownQueue)).collect();
         self.say(ToEdge::Verdict { seq: BatchSeq(seq), refused }).await;
-    }
-
-    /// Takes batches and applies them until `count` messages were enqueued.
-    async fn apply(&mut self, count: usize) -> Vec<EnqueueOp> {
-        let mut all = Vec::new();
-        while all.len() < count {
-            let batch = self.batch().await;
-            all.extend(enqueues(&batch));
-            self.verdict(batch.seq.0, &[]).await;
-        }
-        all
     }
 
     async fn deliver(&mut self, consumer: ConsumerId, queue: QueueId, seqs: &[u64]) {
