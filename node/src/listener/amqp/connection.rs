@@ -142,7 +142,8 @@ impl<C: EdgeConnection> Connection<C> {
             self.submit();
             let had_events = self.take_events();
             self.submit();
-            if !had_events && !(more_input && !self.held) {
+            let goes_on = had_events || more_input && !self.held;
+            if !goes_on {
                 return;
             }
         }
