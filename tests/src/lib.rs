@@ -1,1 +1,47 @@
-//! Support for tests that start real Warren processes.
+//! Support for tests that start real Warren processes: a cluster of them, clients that never reconnect, and an oracle that judges.
+//!
+//! Variables: `WARREN_TEST_URIS=a,b,c` runs what makes sense against a running broker instead of an own cluster;
+//! `WARREN_TEST_SEED` repeats a run; `WARREN_TEST_SECONDS` is the length of each fault loop (20);
+//! `WARREN_TEST_BINARY` names a `warren` to use instead of building one; `WARREN_TEST_KEEP=1` keeps data directories and logs.
+
+pub mod broker;
+pub mod chance;
+pub mod cluster;
+pub mod load;
+pub mod management;
+pub mod oracle;
+pub mod ports;
+
+pub use broker::Broker;
+pub use chance::Chance;
+pub use cluster::{Cluster, ClusterOptions};
+pub use warren::bench::client;
+
+use std::time::{Duration, Instant};
+
+/// Length of a fault loop: `WARREN_TEST_SECONDS`, else 20.
+pub fn fault_seconds() -> Duration {
+    let given = std::env::var("WARREN_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(given.unwrap_or(20))
+}
+
+/// Ask every 20 ms until it holds; false when it did not within `most`.
+pub fn eventually(most: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + most;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A name that no other test uses.
+pub fn unique(what: &str) -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}

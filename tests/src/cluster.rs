@@ -1,0 +1,336 @@
+//! A cluster of real `warren server` processes in a temporary directory: started, killed, frozen, restarted and wiped by the tests.
+//! Only one lives at a time in a test process. Dropping it kills its own processes, by pid, and shows their logs when the test failed.
+
+use crate::management::{self, Metrics};
+use crate::ports::{self, Ports};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A cluster must serve within this time, and a restarted node too.
+pub const READY_WITHIN: Duration = Duration::from_secs(20);
+/// How much of a log is shown when a test failed.
+const LOG_TAIL: u64 = 6_000;
+const SECRET: &str = "a secret of the tests, long enough for everyone";
+
+/// The right to run a cluster: one at a time in a process.
+#[derive(Debug)]
+struct Turn;
+
+static TAKEN: Mutex<bool> = Mutex::new(false);
+static GIVEN_BACK: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Turn {
+        let mut taken = TAKEN.lock().unwrap_or_else(|poison| poison.into_inner());
+        while *taken {
+            taken = GIVEN_BACK.wait(taken).unwrap_or_else(|poison| poison.into_inner());
+        }
+        *taken = true;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(|poison| poison.into_inner()) = false;
+        GIVEN_BACK.notify_one();
+    }
+}
+
+/// How to start a cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// Nodes.
+    pub nodes: usize,
+    /// More arguments for each `warren server`.
+    pub arguments: Vec<String>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> ClusterOptions {
+        ClusterOptions { nodes: 3, arguments: Vec::new() }
+    }
+}
+
+/// A running cluster. Nodes are counted from 0 here; node `at` has the id `at + 1`.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    dir: Option<TempDir>,
+    _turn: Turn,
+}
+
+#[derive(Debug)]
+struct Node {
+    ports: Ports,
+    data_dir: PathBuf,
+    log: PathBuf,
+    arguments: Vec<String>,
+    process: Mutex<Option<Child>>,
+}
+
+impl Cluster {
+    /// Three nodes that serve.
+    pub fn start() -> Cluster {
+        Cluster::start_with(&ClusterOptions::default())
+    }
+
+    /// Nodes that serve.
+    pub fn start_with(options: &ClusterOptions) -> Cluster {
+        let turn = Turn::take();
+        let dir = tempfile::Builder::new().prefix("warren-test-").tempdir().expect("a temporary directory");
+        let ports = ports::take(options.nodes);
+        let list: Vec<String> = ports.iter().enumerate().map(|(at, p)| format!("{}@127.0.0.1:{}", at + 1, p.peer)).collect();
+        let nodes = ports.iter().enumerate().map(|(at, ports)| Node::new(at, *ports, dir.path(), &list.join(","), &options.arguments));
+        let cluster = Cluster { nodes: nodes.collect(), dir: Some(dir), _turn: turn };
+        let began = Instant::now();
+        (0..options.nodes).for_each(|at| cluster.spawn(at));
+        (0..options.nodes).for_each(|at| cluster.await_ready(at));
+        println!("{} nodes serve after {:.1} s", options.nodes, began.elapsed().as_secs_f64());
+        cluster
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Never: a cluster has nodes.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// AMQP address of a node.
+    pub fn amqp(&self, at: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[at].ports.amqp)
+    }
+
+    /// AMQP addresses of all.
+    pub fn uris(&self) -> Vec<String> {
+        (0..self.len()).map(|at| self.amqp(at)).collect()
+    }
+
+    /// Ports of a node.
+    pub fn ports(&self, at: usize) -> Ports {
+        self.nodes[at].ports
+    }
+
+    /// Start the process of a node that does not run; does not wait.
+    pub fn spawn(&self, at: usize) {
+        let node = &self.nodes[at];
+        let mut process = node.lock();
+        assert!(process.is_none(), "node {at} runs already");
+        *process = Some(spawn(node.command()));
+    }
+
+    /// Start and wait until it serves.
+    pub fn restart(&self, at: usize) {
+        self.spawn(at);
+        self.await_ready(at);
+    }
+
+    /// Wait until it serves.
+    pub fn await_ready(&self, at: usize) {
+        let ready = crate::eventually(READY_WITHIN, || management::is_ready(self.nodes[at].ports.management) || self.has_ended(at));
+        assert!(ready, "node {at} does not serve after {} s", READY_WITHIN.as_secs());
+        assert!(!self.has_ended(at), "node {at} ended instead of serving: {}", self.log_tail(at));
+    }
+
+    /// Whether it says that it serves.
+    pub fn is_ready(&self, at: usize) -> bool {
+        management::is_ready(self.nodes[at].ports.management)
+    }
+
+    /// kill -9, and wait until the process is gone.
+    pub fn kill(&self, at: usize) {
+        if let Some(mut child) = self.nodes[at].lock().take() {
+            child.kill().expect("an own child can be killed");
+            child.wait().expect("an own child can be waited for");
+        }
+    }
+
+    /// kill -9 of all, as close together as possible.
+    pub fn kill_all(&self) {
+        let mut children: Vec<Child> = self.nodes.iter().filter_map(|node| node.lock().take()).collect();
+        children.iter_mut().for_each(|child| child.kill().expect("an own child can be killed"));
+        children.iter_mut().for_each(|child| drop(child.wait()));
+    }
+
+    /// Freeze it (SIGSTOP).
+    pub fn freeze(&self, at: usize) {
+        self.signal(at, "STOP");
+    }
+
+    /// Let it go on (SIGCONT).
+    pub fn thaw(&self, at: usize) {
+        self.signal(at, "CONT");
+    }
+
+    /// SIGTERM, and how it ended within `most`.
+    pub fn stop(&self, at: usize, most: Duration) -> Option<ExitStatus> {
+        self.signal(at, "TERM");
+        let mut status = None;
+        crate::eventually(most, || {
+            status = self.nodes[at].lock().as_mut().and_then(|child| child.try_wait().ok().flatten());
+            status.is_some()
+        });
+        if status.is_some() {
+            self.nodes[at].lock().take();
+        }
+        status
+    }
+
+    fn signal(&self, at: usize, name: &str) {
+        let Some(pid) = self.pid(at) else { return };
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "signal {name} to node {at}");
+    }
+
+    /// Process id.
+    pub fn pid(&self, at: usize) -> Option<u32> {
+        self.nodes[at].lock().as_ref().map(Child::id)
+    }
+
+    /// Whether its process ended by itself.
+    pub fn has_ended(&self, at: usize) -> bool {
+        self.nodes[at].lock().as_mut().is_some_and(|child| child.try_wait().ok().flatten().is_some())
+    }
+
+    /// Forget a process that ended by itself, so that the node can be started again.
+    pub fn bury(&self, at: usize) {
+        self.kill(at);
+    }
+
+    /// Remove the data directory of a node that does not run.
+    pub fn wipe(&self, at: usize) {
+        assert!(self.nodes[at].lock().is_none(), "node {at} runs");
+        fs::remove_dir_all(&self.nodes[at].data_dir).expect("the data directory can be removed");
+    }
+
+    /// Its metrics; `None` when it does not answer.
+    pub fn metrics(&self, at: usize) -> Option<Metrics> {
+        Metrics::of(self.nodes[at].ports.management)
+    }
+
+    /// The node that says it leads the shard.
+    pub fn leader_of(&self, shard: u64) -> Option<usize> {
+        (0..self.len()).find(|at| self.metrics(*at).is_some_and(|metrics| metrics.led_shards().contains(&shard)))
+    }
+
+    /// The data shards that each node leads (shard 0 is the catalog).
+    pub fn led_data_shards(&self) -> Vec<Vec<u64>> {
+        let led = |at| self.metrics(at).map(|metrics| metrics.led_shards()).unwrap_or_default();
+        (0..self.len()).map(|at| led(at).into_iter().filter(|shard| *shard != 0).collect()).collect()
+    }
+
+    /// The node that leads a queue's shard, by the metrics of any node that knows the queue.
+    pub fn queue_leader(&self, queue: &str) -> Option<usize> {
+        let shard = (0..self.len()).find_map(|at| self.metrics(at)?.queue_shard(queue))?;
+        self.leader_of(shard)
+    }
+
+    /// Resident memory, KiB.
+    pub fn rss_kib(&self, at: usize) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid(at).unwrap_or(0))).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// The end of a node's log.
+    pub fn log_tail(&self, at: usize) -> String {
+        let read = || {
+            let mut file = File::open(&self.nodes[at].log)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+            let mut tail = Vec::new();
+            file.read_to_end(&mut tail).map(|_| String::from_utf8_lossy(&tail).into_owned())
+        };
+        read().unwrap_or_else(|error: std::io::Error| error.to_string())
+    }
+}
+
+impl Node {
+    fn new(at: usize, ports: Ports, dir: &Path, cluster: &str, more: &[String]) -> Node {
+        let data_dir = dir.join(format!("node-{}", at + 1));
+        let mut arguments: Vec<String> = ["server", "--host", "127.0.0.1", "--cluster", cluster].map(str::to_owned).into();
+        let flags = [
+            ("--node-id", (at + 1).to_string()),
+            ("--data-dir", data_dir.display().to_string()),
+            ("--amqp-port", ports.amqp.to_string()),
+            ("--stream-port", ports.stream.to_string()),
+            ("--management-port", ports.management.to_string()),
+            ("--peer-port", ports.peer.to_string()),
+            ("--die-with-parent", std::process::id().to_string()),
+        ];
+        arguments.extend(flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+        arguments.extend_from_slice(more);
+        Node { ports, data_dir, log: dir.join(format!("node-{}.log", at + 1)), arguments, process: Mutex::new(None) }
+    }
+
+    fn command(&self) -> Command {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log can be written");
+        let mut command = Command::new(binary());
+        command.args(&self.arguments).env("WARREN_CLUSTER_SECRET", SECRET).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a file handle can be cloned")).stderr(log);
+        command
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill_all();
+        let failed = thread::panicking();
+        if failed {
+            (0..self.len()).for_each(|at| println!("---- end of the log of node {}:\n{}", at + 1, self.log_tail(at)));
+        }
+        if std::env::var("WARREN_TEST_KEEP").is_ok()
+            && let Some(dir) = self.dir.take()
+        {
+            println!("kept {}", dir.keep().display());
+        }
+    }
+}
+
+/// Start a process from a thread that lives as long as this process: a child tied to its parent is tied to the thread that made it.
+fn spawn(command: Command) -> Child {
+    type Order = (Command, mpsc::SyncSender<std::io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::SyncSender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (order_tx, order_rx) = mpsc::sync_channel::<Order>(1);
+        thread::spawn(move || order_rx.into_iter().for_each(|(mut command, answer_tx)| drop(answer_tx.send(command.spawn()))));
+        order_tx
+    });
+    let (answer_tx, answer_rx) = mpsc::sync_channel(1);
+    spawner.send((command, answer_tx)).expect("the spawner never ends");
+    answer_rx.recv().expect("the spawner answers").expect("warren starts")
+}
+
+/// The `warren` of this build: `WARREN_TEST_BINARY`, or built once in the profile of the tests.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| std::env::var_os("WARREN_TEST_BINARY").map_or_else(build, PathBuf::from))
+}
+
+fn build() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    let profile_dir = exe.parent().and_then(Path::parent).expect("a test lies in <target>/<profile>/deps");
+    let target_dir = profile_dir.parent().expect("a profile's directory lies in the target directory");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["build", "--quiet", "-p", "warren-node", "--bin", "warren", "--target-dir"]).arg(target_dir);
+    if profile_dir.ends_with("release") {
+        command.arg("--release");
+    }
+    let built = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+    assert!(built.success(), "building warren failed");
+    profile_dir.join("warren")
+}

@@ -1,0 +1,35 @@
+//! Free ports for a cluster, below the range that the system hands out to connecting sockets.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const FIRST: u32 = 10_200;
+const LAST: u32 = 32_000;
+
+/// Ports of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// AMQP.
+    pub amqp: u16,
+    /// Streams.
+    pub stream: u16,
+    /// Management HTTP.
+    pub management: u16,
+    /// Peers.
+    pub peer: u16,
+}
+
+/// Ports for so many nodes, all free a moment ago; no two calls of a process give the same.
+pub fn take(nodes: usize) -> Vec<Ports> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let spread = std::process::id().wrapping_mul(97);
+    let mut free = Vec::with_capacity(nodes * 4);
+    while free.len() < nodes * 4 {
+        let at = spread.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (LAST - FIRST);
+        let port = (FIRST + at) as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            free.push(port);
+        }
+    }
+    free.chunks(4).map(|four| Ports { amqp: four[0], stream: four[1], management: four[2], peer: four[3] }).collect()
+}

@@ -1,0 +1,182 @@
+//! kill -9: of one node after another under confirmed load with clients on a node that lives, and of all nodes at once. And a node that
+//! comes back without its disk.
+
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use warren_tests::client::Dial;
+use warren_tests::load::{self, ConsumerOptions, ConsumerReport, PublisherOptions, PublisherReport, Running};
+use warren_tests::oracle::Oracle;
+use warren_tests::{Broker, Chance, Cluster, fault_seconds, unique};
+
+const QUEUES: usize = 6;
+/// Publishers of a phase get ids of their own.
+const PHASE_IDS: u32 = 100;
+
+/// Queues, and a publisher and a consumer for each, all connected to one node.
+struct Clients {
+    oracle: Arc<Oracle>,
+    publishers: Vec<Running<PublisherReport>>,
+    consumers: Vec<Running<ConsumerReport>>,
+}
+
+impl Clients {
+    fn start(cluster: &Cluster, at: usize, phase: u32, queues: &[String]) -> Clients {
+        let (oracle, dial) = (Arc::new(Oracle::default()), Dial::parse(&cluster.amqp(at)));
+        let id = |n: usize| phase * PHASE_IDS + n as u32;
+        let options = PublisherOptions { rate: 400, ..PublisherOptions::default() };
+        let consumers =
+            queues.iter().enumerate().map(|(n, q)| load::consume(&oracle, &dial, id(n), q, &ConsumerOptions::default())).collect();
+        let publishers = queues.iter().enumerate().map(|(n, q)| load::publish(&oracle, &dial, id(n), q, &options)).collect();
+        Clients { oracle, publishers, consumers }
+    }
+
+    /// Stop publishing, drain, and check that nobody noticed anything. The longest gap between confirms.
+    fn finish(self) -> Duration {
+        let publishers: Vec<PublisherReport> = self.publishers.into_iter().map(Running::stop).collect();
+        let drained = load::drained(&self.oracle, Duration::from_secs(10));
+        let consumers: Vec<ConsumerReport> = self.consumers.into_iter().map(Running::stop).collect();
+        let findings = self.oracle.findings();
+        let gap = publishers.iter().map(|report| report.longest_gap).max().unwrap_or_default();
+        println!("{findings}; longest gap between confirms {} ms", gap.as_millis());
+        let closes: Vec<&String> = publishers.iter().flat_map(|r| &r.closes).chain(consumers.iter().flat_map(|r| &r.closes)).collect();
+        assert!(closes.is_empty(), "connections to the surviving node ended: {closes:?}");
+        findings.assert_unnoticed();
+        assert!(drained, "not everything was delivered");
+        gap
+    }
+}
+
+fn declare(cluster: &Cluster, at: usize) -> Vec<String> {
+    let broker = Broker::Given(cluster.uris());
+    let queues: Vec<String> = (0..QUEUES).map(|_| unique("kill")).collect();
+    queues.iter().for_each(|queue| broker.declare_durable(at, queue));
+    queues
+}
+
+/// Of the nodes other than `spared`, the one that leads most; how many data shards it leads.
+fn busiest_victim(cluster: &Cluster, spared: usize, chance: &mut Chance) -> (usize, usize) {
+    let led = cluster.led_data_shards();
+    let first = (spared + 1 + chance.below(cluster.len() - 1)) % cluster.len();
+    let others = (0..cluster.len()).map(|n| (first + n) % cluster.len()).filter(|at| *at != spared);
+    others.map(|at| (at, led[at].len())).reduce(|best, next| if next.1 > best.1 { next } else { best }).expect("there are other nodes")
+}
+
+/// Hit another node again and again while clients work on one; each node is spared in turn. How many leaders were hit.
+fn loop_of_faults(test: &str, cluster: &Cluster, chance: &mut Chance, mut fault: impl FnMut(&Cluster, usize, &mut Chance)) {
+    let phase_length = fault_seconds() / cluster.len() as u32;
+    let (mut hits, mut leaders_hit, mut gaps) = (0, 0, Vec::new());
+    for spared in 0..cluster.len() {
+        let queues = declare(cluster, spared);
+        let clients = Clients::start(cluster, spared, spared as u32, &queues);
+        sleep(Duration::from_millis(500));
+        let until = Instant::now() + phase_length;
+        while Instant::now() < until {
+            let (victim, led) = busiest_victim(cluster, spared, chance);
+            hits += 1;
+            leaders_hit += usize::from(led > 0);
+            println!("{test}: node {} is hit, it leads {led} data shards; clients are on node {}", victim + 1, spared + 1);
+            fault(cluster, victim, chance);
+            sleep(Duration::from_millis(chance.between(200, 1500)));
+        }
+        gaps.push(clients.finish());
+    }
+    println!("{test}: {hits} hits, {leaders_hit} of them hit leaders, longest gaps {gaps:?}");
+    assert!(leaders_hit * 2 >= hits && leaders_hit > 0, "most hits must hit a leader: a test that never crosses nodes proves nothing");
+}
+
+#[test]
+fn clients_of_a_living_node_do_not_notice_that_others_are_killed() {
+    let test = "clients_of_a_living_node_do_not_notice_that_others_are_killed";
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    loop_of_faults(test, &cluster, &mut Chance::new(test), |cluster, victim, chance| {
+        cluster.kill(victim);
+        sleep(Duration::from_millis(chance.between(0, 1500)));
+        cluster.restart(victim);
+    });
+}
+
+#[test]
+fn clients_of_a_living_node_do_not_notice_that_others_are_frozen() {
+    let test = "clients_of_a_living_node_do_not_notice_that_others_are_frozen";
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    loop_of_faults(test, &cluster, &mut Chance::new(test), |cluster, victim, chance| {
+        cluster.freeze(victim);
+        sleep(Duration::from_millis(chance.between(300, 3000)));
+        cluster.thaw(victim);
+    });
+}
+
+#[test]
+fn everything_confirmed_survives_the_kill_of_all_nodes_at_once() {
+    let test = "everything_confirmed_survives_the_kill_of_all_nodes_at_once";
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    let mut chance = Chance::new(test);
+    let queues = declare(&cluster, 0);
+    let oracle = Arc::new(Oracle::default());
+    for round in 0..2u32 {
+        let options = PublisherOptions { rate: 2000, drain: Duration::ZERO, ..PublisherOptions::default() };
+        let dial = |n: usize| Dial::parse(&cluster.amqp(n % cluster.len()));
+        let id = |n: usize| round * PHASE_IDS + n as u32;
+        let publishers: Vec<_> = queues.iter().enumerate().map(|(n, q)| load::publish(&oracle, &dial(n), id(n), q, &options)).collect();
+        sleep(Duration::from_millis(chance.between(800, 2000)));
+        cluster.kill_all();
+        publishers.into_iter().map(Running::stop).for_each(|report| assert_eq!(report.closes.len(), 1, "its node was killed"));
+        (0..cluster.len()).for_each(|at| cluster.spawn(at));
+        (0..cluster.len()).for_each(|at| cluster.await_ready(at));
+    }
+    println!("{test}: {} confirmed before the kills", oracle.confirmed_count());
+    let broker = Broker::Given(cluster.uris());
+    let at = |n: usize| (n + 1) % cluster.len();
+    let consumer = |(n, q): (usize, &String)| load::consume(&oracle, &broker.dial(at(n)), 900 + n as u32, q, &ConsumerOptions::default());
+    let consumers: Vec<_> = queues.iter().enumerate().map(consumer).collect();
+    let drained = load::drained(&oracle, Duration::from_secs(10));
+    sleep(Duration::from_millis(300));
+    let closes: Vec<String> = consumers.into_iter().flat_map(|running| running.stop().closes).collect();
+    let findings = oracle.findings();
+    println!("{test}: {findings}");
+    assert!(closes.is_empty(), "{closes:?}");
+    findings.assert_safe();
+    assert!(drained);
+    assert_eq!(findings.redelivered.count, 0, "nobody had these before: {findings}");
+}
+
+#[test]
+fn a_node_without_its_disk_is_refused_and_the_others_serve_on() {
+    let test = "a_node_without_its_disk_is_refused_and_the_others_serve_on";
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    let mut chance = Chance::new(test);
+    let victim = chance.below(cluster.len());
+    let spared = (victim + 1) % cluster.len();
+    let queues = declare(&cluster, spared);
+    let clients = Clients::start(&cluster, spared, 1, &queues);
+    sleep(Duration::from_secs(1));
+    cluster.kill(victim);
+    cluster.wipe(victim);
+    cluster.spawn(victim);
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        assert!(!cluster.is_ready(victim), "a node that lost its disk serves again under its old name");
+        let led = cluster.metrics(victim).map(|metrics| metrics.led_shards()).unwrap_or_default();
+        assert!(led.is_empty(), "a node that lost its disk leads shards {led:?}");
+        sleep(Duration::from_millis(100));
+    }
+    let log = cluster.log_tail(victim).to_lowercase();
+    assert!(["wiped", "empty", "lost", "generation", "refus"].iter().any(|word| log.contains(word)), "its log must say why: {log}");
+    clients.finish();
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_ends_well_within_five_seconds() {
+    let test = "a_node_that_is_told_to_stop_ends_well_within_five_seconds";
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    let queues = declare(&cluster, 0);
+    let clients = Clients::start(&cluster, 0, 1, &queues);
+    sleep(Duration::from_secs(1));
+    for victim in [1, 2] {
+        let status = cluster.stop(victim, Duration::from_secs(5));
+        assert_eq!(status.map(|status| status.code()), Some(Some(0)), "node {}", victim + 1);
+        cluster.restart(victim);
+    }
+    clients.finish();
+}

@@ -1,0 +1,58 @@
+//! What one node has answered holds on every node at once.
+
+use std::time::Duration;
+use warren_tests::client::{Incoming, QueueOptions, encode::Route};
+use warren_tests::{Broker, unique};
+
+/// Publish with mandatory set; true when it was routed.
+fn routed(client: &mut warren_tests::client::Connection, exchange: &str, key: &str) -> bool {
+    client.publish_to(Route { channel: 1, exchange, key, mandatory: true }, b"x").unwrap();
+    let mut returned = false;
+    loop {
+        match client.event_within(Duration::from_secs(15)).unwrap() {
+            Some(Incoming::Returned { .. }) => returned = true,
+            Some(Incoming::Confirm { nack: false, .. }) => return !returned,
+            other => panic!("no confirm but {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_binding_made_on_one_node_routes_on_the_others_at_once() {
+    let broker = Broker::shared();
+    let exchange = unique("visible");
+    let mut binders: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
+    let mut publishers: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
+    publishers.iter_mut().for_each(|publisher| publisher.confirm_select(1).unwrap());
+    binders[0].declare_exchange(1, &exchange, "direct").unwrap();
+    let queue = unique("visible");
+    broker.declare_durable(0, &queue);
+    for round in 0..60 {
+        let (binder_at, publisher_at) = (round % broker.nodes(), (round / broker.nodes() + round + 1) % broker.nodes());
+        let key = format!("key-{round}");
+        binders[binder_at].bind(1, &queue, &exchange, &key).unwrap();
+        assert!(
+            routed(&mut publishers[publisher_at], &exchange, &key),
+            "round {round}: bound on {binder_at}, unroutable on {publisher_at}"
+        );
+    }
+    let look = binders[0].declare(1, &queue, &QueueOptions::look()).unwrap();
+    assert_eq!(look.messages, 60);
+    binders[0].delete(1, &queue).unwrap();
+    binders[0].delete_exchange(1, &exchange).unwrap();
+}
+
+#[test]
+fn a_queue_declared_on_one_node_exists_on_the_others_at_once_and_a_deleted_one_does_not() {
+    let broker = Broker::shared();
+    let mut clients: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
+    clients.iter_mut().for_each(|client| client.confirm_select(1).unwrap());
+    for round in 0..15 {
+        let (here, there) = (round % clients.len(), (round + 1) % clients.len());
+        let queue = unique("there");
+        clients[here].declare(1, &queue, &QueueOptions::durable()).unwrap();
+        assert!(routed(&mut clients[there], "", &queue), "round {round}: declared on {here}, unroutable on {there}");
+        clients[there].delete(1, &queue).unwrap();
+        assert!(!routed(&mut clients[here], "", &queue), "round {round}: deleted on {there}, routed on {here}");
+    }
+}
