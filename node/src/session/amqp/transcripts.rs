@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::catalog::{Table, Value};
-use crate::model::entry::{EntryBytes, EntryBuilder, Op, Ops, OpsReader, Section, read_entry};
+use crate::model::entry::{EntryBuilder, EntryBytes, Op, Ops, OpsReader, Section, read_entry};
 use crate::model::link::{Batch, Delivery};
 use crate::model::step::{Got, Request};
 use crate::model::{BatchSeq, ConsumerId, QueueId, Seq, SessionId, ShardId};
@@ -364,16 +364,22 @@ fn another_protocol_gets_our_header() {
 fn a_channel_that_is_not_open_ends_the_connection() {
     let mut talk = Talk::open();
     talk.say(2, declare("q", &[]));
-    talk.reads("> 2 queue.declare
-        < 0 connection.close 504 CHANNEL_ERROR - expected 'channel.open' (50,10)");
+    talk.reads(
+        "> 2 queue.declare
+        < 0 connection.close 504 CHANNEL_ERROR - expected 'channel.open' (50,10)",
+    );
     let mut talk = Talk::open();
     talk.say(1, channel_open());
-    talk.reads("> 1 channel.open
-        < 0 connection.close 504 CHANNEL_ERROR - second 'channel.open' seen (20,10)");
+    talk.reads(
+        "> 1 channel.open
+        < 0 connection.close 504 CHANNEL_ERROR - second 'channel.open' seen (20,10)",
+    );
     let mut talk = Talk::open();
     talk.say(2048, channel_open());
-    talk.reads("> 2048 channel.open
-        < 0 connection.close 530 NOT_ALLOWED - number of channels opened (1) has reached the negotiated channel_max (2047) (20,10)");
+    talk.reads(
+        "> 2048 channel.open
+        < 0 connection.close 530 NOT_ALLOWED - number of channels opened (1) has reached the negotiated channel_max (2047) (20,10)",
+    );
 }
 
 #[test]
@@ -432,8 +438,10 @@ fn a_message_beyond_the_limit_closes_the_channel_and_its_body_is_ignored() {
 fn a_large_body_in_pieces_arrives_whole() {
     let mut talk = Talk::open();
     talk.publish(1, &vec![7; 10_000]);
-    talk.reads("> 1 basic.publish
-        = publish 1 ticket=None mandatory=true 10000 bytes");
+    talk.reads(
+        "> 1 basic.publish
+        = publish 1 ticket=None mandatory=true 10000 bytes",
+    );
     assert_eq!(talk.session.shared.assembling, 0);
 }
 
@@ -489,8 +497,10 @@ fn malformed_methods_and_headers_are_syntax_errors() {
     talk.say(1, publish(false, false));
     talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0x80, 0]);
     talk.heard();
-    talk.reads("> 1 basic.publish
-        < 0 connection.close 502 SYNTAX_ERROR - malformed property list (60,40)");
+    talk.reads(
+        "> 1 basic.publish
+        < 0 connection.close 502 SYNTAX_ERROR - malformed property list (60,40)",
+    );
 }
 
 #[test]
@@ -622,12 +632,18 @@ fn an_empty_name_means_the_queue_declared_last() {
 #[test]
 fn refusals_become_rabbitmqs_codes() {
     let cases = [
-        (Refusal::NotFound { kind: "queue".into(), name: "q".into(), vhost: "/".into() }, "1 channel.close 404 NOT_FOUND - no queue 'q' in vhost '/'"),
+        (
+            Refusal::NotFound { kind: "queue".into(), name: "q".into(), vhost: "/".into() },
+            "1 channel.close 404 NOT_FOUND - no queue 'q' in vhost '/'",
+        ),
         (Refusal::Inequivalent("inequivalent arg".into()), "1 channel.close 406 PRECONDITION_FAILED - inequivalent arg"),
         (Refusal::Precondition("in use".into()), "1 channel.close 406 PRECONDITION_FAILED - in use"),
         (Refusal::Access("no".into()), "1 channel.close 403 ACCESS_REFUSED - no"),
         (Refusal::Locked("cannot obtain exclusive access".into()), "1 channel.close 405 RESOURCE_LOCKED - cannot obtain exclusive access"),
-        (Refusal::Locked("queue 'q' in vhost '/' in exclusive use".into()), "1 channel.close 403 ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use"),
+        (
+            Refusal::Locked("queue 'q' in vhost '/' in exclusive use".into()),
+            "1 channel.close 403 ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use",
+        ),
         (Refusal::Unavailable("no quorum".into()), "1 channel.close 541 INTERNAL_ERROR - no quorum"),
         (Refusal::NotAllowed("no".into()), "0 connection.close 530 NOT_ALLOWED - no"),
     ];
@@ -791,16 +807,20 @@ fn consumer_tags_are_made_reused_cancelled() {
 fn a_lost_consumer_is_told_only_to_those_who_understand() {
     let mut talk = Talk::consuming(false);
     talk.edge(Event::ConsumerGone { channel: 1, consumer: ConsumerId(5) });
-    talk.reads("! ConsumerGone
-        < 1 basic.cancel \"tag\"");
+    talk.reads(
+        "! ConsumerGone
+        < 1 basic.cancel \"tag\"",
+    );
     let mut talk = Talk::open_with(&[]);
     talk.say(1, consume("q", "tag", false));
     talk.edge(Event::Reply { channel: 1, result: Ok(Reply::Consuming { consumer: ConsumerId(5) }) });
     talk.record.clear();
     talk.edge(Event::ConsumerGone { channel: 1, consumer: ConsumerId(5) });
     talk.edge(Event::Blocked("alarm".into()));
-    talk.reads("! ConsumerGone
-        ! Blocked");
+    talk.reads(
+        "! ConsumerGone
+        ! Blocked",
+    );
 }
 
 #[test]
