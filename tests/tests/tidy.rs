@@ -7,6 +7,7 @@ use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// Lines of a source file without its tests.
 const FILE_LINES_MAX: usize = 700;
@@ -53,22 +54,35 @@ fn sources() -> Vec<PathBuf> {
     ["proto", "node", "tests"].iter().flat_map(|dir| files(&root().join(dir), "rs")).collect()
 }
 
+/// Files (without extension) that hold a module declared as `#[cfg(test)] mod name;`.
+static TEST_MODULES: LazyLock<BTreeSet<PathBuf>> = LazyLock::new(|| {
+    let declared = Regex::new(r"#\[cfg\(test\)\]\s*(?:pub(?:\([^)]*\))? )?mod (\w+);").unwrap();
+    let mut modules = BTreeSet::new();
+    for path in sources() {
+        let text = fs::read_to_string(&path).unwrap();
+        let is_root = ["mod", "lib", "main"].iter().any(|stem| path.file_stem().is_some_and(|s| s == *stem));
+        let folder = if is_root { path.parent().unwrap().to_owned() } else { path.with_extension("") };
+        modules.extend(declared.captures_iter(&text).map(|found| folder.join(&found[1])));
+    }
+    modules
+});
+
 fn is_test_file(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let in_tests_folder = path.components().any(|part| part.as_os_str() == "tests");
-    in_tests_folder || name == "tests.rs" || name.ends_with("_tests.rs")
+    in_tests_folder || path.with_extension("").ancestors().any(|module| TEST_MODULES.contains(module))
 }
 
 /// The product's code of a file: up to its test module, comments and string contents blanked, line numbers kept.
 fn code(text: &str) -> String {
-    let tests = Regex::new(r"(?m)^#\[cfg\((all\()?test").unwrap();
-    let text = match tests.find(text) {
+    static TESTS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^#\[cfg\((all\()?test").unwrap());
+    let text = match TESTS.find(text) {
         // A `mod tests;` at the end, or an item only for tests: cut at a test module, blank nothing else.
         Some(at) if text[at.start()..].lines().nth(1).is_some_and(|line| line.contains("mod ")) => &text[..at.start()],
         _ => text,
     };
-    let noise = Regex::new(r##"(?s)//[^\n]*|/\*.*?\*/|\br#".*?"#|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'"##).unwrap();
-    noise
+    static NOISE: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r##"(?s)//[^\n]*|/\*.*?\*/|\br#".*?"#|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'"##).unwrap());
+    NOISE
         .replace_all(text, |found: &regex::Captures<'_>| {
             let kept: String = found[0].chars().filter(|c| *c == '\n').collect();
             if found[0].starts_with("//") { kept } else { format!("\"\"{kept}") }
@@ -96,10 +110,10 @@ fn import_table() -> BTreeMap<String, BTreeSet<String>> {
 
 /// Rooms named by `crate::room` or `use crate::{room, room::x}`, each with its position.
 fn imports(code: &str) -> Vec<(String, usize)> {
-    let single = Regex::new(r"\bcrate::(\w+)").unwrap();
-    let group = Regex::new(r"\bcrate::\{").unwrap();
-    let mut found: Vec<(String, usize)> = single.captures_iter(code).map(|c| (c[1].to_owned(), c.get(0).unwrap().start())).collect();
-    for open in group.find_iter(code) {
+    static SINGLE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\bcrate::(\w+)").unwrap());
+    static GROUP: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\bcrate::\{").unwrap());
+    let mut found: Vec<(String, usize)> = SINGLE.captures_iter(code).map(|c| (c[1].to_owned(), c.get(0).unwrap().start())).collect();
+    for open in GROUP.find_iter(code) {
         let (mut depth, mut at_item) = (1, true);
         let mut name = String::new();
         for c in code[open.end()..].chars() {
@@ -180,7 +194,8 @@ fn only_consensus_names_openraft_and_only_the_state_store_names_sled() {
 #[test]
 fn every_file_opens_with_what_it_is() {
     let mut problems = Vec::new();
-    for path in sources().into_iter().filter(|path| path.file_name().is_some_and(|name| name != "tests.rs")) {
+    let node = root().join("node/src");
+    for path in sources().into_iter().filter(|path| !(path.starts_with(&node) && is_test_file(path))) {
         let text = fs::read_to_string(&path).unwrap();
         if !text.starts_with("//!") {
             problems.push(format!("{}:1: the file does not open with a `//!` line", shown(&path)));
