@@ -47,7 +47,7 @@ impl Keeper {
     fn next_job(&self) -> Job {
         let mut state = self.shared.lock();
         loop {
-            if state.stopping || state.stats.dead {
+            if state.stats.dead {
                 return Job::Stop;
             }
             if let Some(job) = self.pick(&mut state) {
