@@ -343,7 +343,7 @@ fn speed() {
 
 /// Four entries in flight, as a shard's leader has them.
 fn lane_of_appends(wal: &Wal, shard: ShardId, len: usize, count: u64) {
-    let (tx, rx) = mpsc::channel();
+    let (tx, rx) = mpsc::channel::<bool>();
     let first = wal.state(shard).last.map_or(1, |id| id.index + 1);
     let body = Bytes::from(vec![7; len]);
     for i in 0..count {

@@ -223,7 +223,7 @@ impl Writer {
                 return Err(End::Stopped);
             }
             state.stats.full = state.stats.low_space;
-            let freeing = take_frees(&mut state, self.control_room());
+            let freeing = if state.stats.full { take_frees(&mut state, self.control_room()) } else { None };
             match freeing {
                 Some(batch) => {
                     drop(state);
