@@ -8,8 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause after each MiB of zeros while there are other spare files: the log's own syncs must not wait behind them.
-const ZEROING_PAUSE: Duration = Duration::from_millis(4);
+/// Pause after each MiB of zeros unless the writer waits for the file: the log's own syncs must not wait behind them.
+const ZEROING_PAUSE: Duration = Duration::from_millis(8);
 /// Time between two attempts to get space, and between two looks at a file that a reader still holds.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -95,7 +95,7 @@ impl Keeper {
 
     fn create(&self, seq: u32) -> io::Result<()> {
         let pause = || {
-            if !self.shared.lock().ready.is_empty() {
+            if !self.shared.lock().starved {
                 std::thread::sleep(ZEROING_PAUSE);
             }
         };

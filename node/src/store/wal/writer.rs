@@ -214,6 +214,7 @@ impl Writer {
     fn rotate(&mut self) -> Result<(), End> {
         let next = loop {
             let mut state = self.shared.lock();
+            state.starved = state.ready.is_empty();
             if let Some(next) = state.ready.pop_front() {
                 state.stats.full = false;
                 self.shared.keep.notify_all();
