@@ -382,3 +382,37 @@ fn a_crash_at_every_single_write_around_a_rotation_loses_nothing() {
         crash_history(writes, vec![(asks.clone(), writes, power), (asks[..12].to_vec(), 10 + writes % 7, true)]);
     }
 }
+
+#[test]
+fn entries_stay_truncated_when_the_file_that_says_so_is_recycled() {
+    let disk = SimDisk::new(3);
+    let wal = open(&disk);
+    let append = |shard, entry| wait(|done| wal.append(shard, vec![entry], done)).unwrap();
+    (1..=8).for_each(|index| append(DATA, entry(1, index, 10)));
+    // The catalog fills files; the data shard's entries keep the first one.
+    let mut next = 1;
+    let mut fill_until = |file: u32| {
+        while disk.contents(&file::file_name(file)).is_none_or(|_| batches(&disk, &file::file_name(file)).is_empty()) {
+            append(ShardId::CATALOG, entry(1, next, 1000));
+            next += 1;
+        }
+        next - 1
+    };
+    fill_until(2);
+    wait(|done| wal.truncate_after(DATA, Some(id(1, 4)), done)).unwrap();
+    let upto = fill_until(3);
+    wal.purge(ShardId::CATALOG, id(1, upto));
+    wait(|done| wal.append(DATA, Vec::new(), done)).unwrap();
+    let began = std::time::Instant::now();
+    while disk.contents(&file::file_name(2)).is_some() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "file 2 is not needed");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(disk.contents(&file::file_name(1)).is_some());
+    drop(wal);
+    let wal = open(&disk.crash(Crash::Process));
+    assert_eq!(wal.state(DATA).last, Some(id(1, 4)));
+    assert_eq!(wal.read(DATA, 1..9, usize::MAX).unwrap().len(), 4);
+    wait(|done| wal.append(DATA, vec![entry(2, 5, 10)], done)).unwrap();
+    assert!(same(&wal.read(DATA, 5..6, 0).unwrap()[0], &entry(2, 5, 10)));
+}
