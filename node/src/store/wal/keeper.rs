@@ -119,7 +119,9 @@ impl Keeper {
             }
             state.stats.low_space = true;
             self.shared.work.notify_all();
-            self.shared.keep.wait_for(&mut state, RETRY);
+            if !state.stats.dead {
+                self.shared.keep.wait_for(&mut state, RETRY);
+            }
         }
     }
 }
