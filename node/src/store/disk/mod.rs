@@ -45,7 +45,7 @@ pub trait DiskFile: Send + Sync {
 
     /// Write zeros over `[position, position + len)`; not synced.
     fn zero(&self, position: u64, len: u64) -> io::Result<()> {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let end = position + len;
         let mut at = position;
         while at < end {

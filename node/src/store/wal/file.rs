@@ -37,7 +37,7 @@ pub(super) fn seq_of(name: &str, suffix: &str) -> Option<u32> {
     name.strip_suffix(suffix)?.parse().ok().filter(|seq| *seq > 0)
 }
 
-/// A new file full of real zeros, durable under its name. `pause` runs after each MiB.
+/// A new file full of real zeros, durable under its name. `pause` runs between two MiB.
 pub(super) fn prepare(disk: &dyn Disk, seq: u32, bytes: u64, pause: impl Fn()) -> io::Result<ReadyFile> {
     const STEP: u64 = 1 << 20;
     let temporary = format!("{seq:010}.tmp");
@@ -48,7 +48,9 @@ pub(super) fn prepare(disk: &dyn Disk, seq: u32, bytes: u64, pause: impl Fn()) -
             if at % (8 * STEP) == 7 * STEP {
                 file.sync_data()?; // little by little: a large one would stall the log's own syncs
             }
-            pause();
+            if at + STEP < bytes {
+                pause();
+            }
         }
         file.sync_data()?;
         disk.rename(&temporary, &file_name(seq))?;

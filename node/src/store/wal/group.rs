@@ -21,7 +21,11 @@ pub(super) struct Group {
 pub(super) type Groups = BTreeMap<ShardId, Group>;
 
 impl Group {
+    /// An entry was appended; one that a purge has overtaken counts for nothing.
     pub fn entry(&mut self, id: LogId, payload: &Payload) {
+        if self.purged.is_some_and(|p| p.index >= id.index) {
+            return;
+        }
         self.last = Some(id);
         if let Payload::Membership(bytes) = payload {
             self.memberships.push((id, bytes.clone()));

@@ -180,21 +180,24 @@ impl ShardIndex {
     /// Rows after `limit` go.
     pub fn drop_after(&mut self, limit: Option<u64>) -> Frees {
         let mut frees = Frees::default();
-        while let Some(row) = self.rows.pop_back_if(|r| Some(r.index) > limit) {
+        while let Some(row) = self.rows.back().copied().filter(|r| Some(r.index) > limit) {
+            self.rows.pop_back();
             if row.len_flags & DEAD == 0 {
                 frees.add(row.file);
             } else {
                 self.dead -= 1;
             }
         }
-        while self.leaders.pop_back_if(|(first, _)| Some(*first) > limit).is_some() {}
+        let runs = self.leaders.partition_point(|(first, _)| Some(*first) <= limit);
+        self.leaders.truncate(runs);
         frees
     }
 
     fn uncache_after(&mut self, limit: Option<u64>) -> usize {
         let mut bytes = 0;
-        while let Some(cached) = self.cache.pop_back_if(|c| Some(c.entry.id.index) > limit) {
-            bytes += cache_bytes(&cached.entry);
+        while let Some(last) = self.cache.back().filter(|c| Some(c.entry.id.index) > limit) {
+            bytes += cache_bytes(&last.entry);
+            self.cache.pop_back();
         }
         bytes
     }
@@ -252,7 +255,8 @@ impl ShardIndex {
     }
 
     fn trim(&mut self) {
-        while self.rows.pop_front_if(|r| r.len_flags & DEAD != 0).is_some() {
+        while self.rows.front().is_some_and(|r| r.len_flags & DEAD != 0) {
+            self.rows.pop_front();
             self.dead -= 1;
         }
         if self.dead > 64 && self.dead > self.rows.len() / 2 {

@@ -8,8 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause after each MiB of zeros while there are other spare files: the log's own syncs must not wait behind them.
-const ZEROING_PAUSE: Duration = Duration::from_millis(4);
+/// Pause after each MiB of zeros unless the writer waits for the file: the log's own syncs must not wait behind them.
+const ZEROING_PAUSE: Duration = Duration::from_millis(8);
 /// Time between two attempts to get space, and between two looks at a file that a reader still holds.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -47,7 +47,7 @@ impl Keeper {
     fn next_job(&self) -> Job {
         let mut state = self.shared.lock();
         loop {
-            if state.stopping || state.stats.dead {
+            if state.stats.dead {
                 return Job::Stop;
             }
             if let Some(job) = self.pick(&mut state) {
@@ -95,7 +95,7 @@ impl Keeper {
 
     fn create(&self, seq: u32) -> io::Result<()> {
         let pause = || {
-            if !self.shared.lock().ready.is_empty() {
+            if !self.shared.lock().starved {
                 std::thread::sleep(ZEROING_PAUSE);
             }
         };
@@ -119,7 +119,9 @@ impl Keeper {
             }
             state.stats.low_space = true;
             self.shared.work.notify_all();
-            self.shared.keep.wait_for(&mut state, RETRY);
+            if !state.stats.dead {
+                self.shared.keep.wait_for(&mut state, RETRY);
+            }
         }
     }
 }

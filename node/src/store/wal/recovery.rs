@@ -14,7 +14,7 @@ use crate::model::ShardId;
 use crate::model::entry::EntryBytes;
 use crate::store::disk::{Disk, DiskFile};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 
@@ -73,18 +73,7 @@ pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<Recovered, 
         sidecars: Vec::new(),
     };
     recovery.open_all()?;
-    let last = recovery.find_last()?;
-    let end = match last {
-        Some(last) => {
-            let closed: Vec<u32> = recovery.opened.range(..last).map(|(seq, _)| *seq).collect();
-            for seq in closed {
-                recovery.read_closed(seq)?;
-            }
-            Some(recovery.read_last(last)?)
-        }
-        None => None,
-    };
-    recovery.check_gaps(last.unwrap_or(0))?;
+    let end = recovery.read_all().map_err(|error| recovery.complete(error))?;
     if let Some(end) = &end {
         recovery.secure(end).map_err(io_error("make the log's tail durable"))?;
     }
@@ -113,6 +102,40 @@ impl Recovery<'_> {
             self.opened.insert(seq, opened);
         }
         Ok(())
+    }
+
+    /// Everything in lap order; `None` when no file has data.
+    fn read_all(&mut self) -> Result<Option<End>, WalError> {
+        let Some(last) = self.find_last()? else { return Ok(None) };
+        let closed: Vec<u32> = self.opened.range(..last).map(|(seq, _)| *seq).collect();
+        for seq in closed {
+            self.read_closed(seq)?;
+        }
+        let end = self.read_last(last)?;
+        self.check_gaps(last)?;
+        Ok(Some(end))
+    }
+
+    /// Add to a report of damage what any intact record of any file still tells.
+    fn complete(&self, error: WalError) -> WalError {
+        let WalError::Corrupt { file, position, detail, groups, mut identity } = error else { return error };
+        let mut found: BTreeSet<ShardId> = groups.into_iter().collect();
+        for (seq, opened) in &self.opened {
+            let Ok(mut scan) = Scan::new(&*opened.file) else { continue };
+            let mut at = SECTOR;
+            while let Ok(Some(next)) = scan.find(at, u64::MAX, |h| h.lap.seq == *seq) {
+                at = next + SECTOR;
+                let Ok(Some(batch)) = scan.header(next) else { continue };
+                let Some(records) = scan.bytes(next, batch.len as usize).ok().and_then(|bytes| batch.records(bytes)) else { continue };
+                for (head, _, body) in records {
+                    let mut groups = Groups::new();
+                    meta::apply(&mut groups, &mut identity, &head, &Bytes::copy_from_slice(body).into());
+                    found.extend(groups.keys());
+                }
+                at = batch.end();
+            }
+        }
+        WalError::Corrupt { file, position, detail, groups: found.into_iter().collect(), identity }
     }
 
     fn corrupt(&self, file: u32, position: u64, detail: impl Into<String>) -> WalError {

@@ -53,6 +53,8 @@ pub(super) struct State {
     /// The queue holds something that somebody waits for.
     pub urgent: bool,
     pub stopping: bool,
+    /// The writer waits for a prepared file.
+    pub starved: bool,
     pub stats: WalStats,
     pub sync_began: Option<Instant>,
     next_order: u64,
@@ -76,6 +78,7 @@ impl State {
             queue: VecDeque::new(),
             urgent: false,
             stopping: false,
+            starved: false,
             stats: WalStats::default(),
             sync_began: None,
             next_order: 0,

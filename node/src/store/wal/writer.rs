@@ -214,6 +214,7 @@ impl Writer {
     fn rotate(&mut self) -> Result<(), End> {
         let next = loop {
             let mut state = self.shared.lock();
+            state.starved = state.ready.is_empty();
             if let Some(next) = state.ready.pop_front() {
                 state.stats.full = false;
                 self.shared.keep.notify_all();
@@ -223,7 +224,7 @@ impl Writer {
                 return Err(End::Stopped);
             }
             state.stats.full = state.stats.low_space;
-            let freeing = take_frees(&mut state, self.control_room());
+            let freeing = if state.stats.full { take_frees(&mut state, self.control_room()) } else { None };
             match freeing {
                 Some(batch) => {
                     drop(state);
