@@ -4,9 +4,13 @@
 use super::queue::{Consumer, SEEN_MARK};
 use super::server::ShardServer;
 use crate::model::link::{Attached, Batch, Ranges, ToEdge, ToLeader};
-use crate::model::ports::LeaderEnd;
+use crate::model::ports::{LeaderEnd, PATH_CAPACITY};
 use crate::model::{BatchSeq, Incarnation, LeaderId, NodeId, QueueId, Seq, SessionId};
 use std::collections::VecDeque;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Answers that may wait for room on a path, beyond the path's own capacity: a dropped queue ends all its consumers at once.
+const BACKLOG: usize = 16 * PATH_CAPACITY;
 
 /// A path, unique per server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -32,6 +36,8 @@ pub(super) struct Path {
     pub next: BatchSeq,
     /// The edge was told to resend from `next`.
     pub rewound: bool,
+    /// Answers that found no room.
+    pub backlog: VecDeque<ToEdge>,
     /// Deliveries that fit in this turn.
     pub room: usize,
     /// A delivery found no room.
@@ -55,6 +61,26 @@ pub(super) struct Session {
     pub going: bool,
 }
 
+impl Path {
+    /// Sends what there is room for. A path that reads nothing at all is broken and ends.
+    pub fn flush_backlog(&mut self) {
+        while let Some(message) = self.backlog.pop_front() {
+            match self.end.down_tx.try_send(message) {
+                Ok(()) => {}
+                Err(TrySendError::Full(message)) => {
+                    self.backlog.push_front(message);
+                    self.closed |= self.backlog.len() > BACKLOG;
+                    return;
+                }
+                Err(TrySendError::Closed(_)) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
 impl ShardServer {
     pub(super) fn add_path(&mut self, end: LeaderEnd) {
         self.next_path += 1;
@@ -67,6 +93,7 @@ impl ShardServer {
             batches: VecDeque::new(),
             next: BatchSeq(1),
             rewound: false,
+            backlog: VecDeque::new(),
             room: 0,
             full: false,
             closed: false,
@@ -77,15 +104,11 @@ impl ShardServer {
         self.paths.iter_mut().find(|p| p.id == id && !p.closed)
     }
 
-    /// Sends down; a path whose window overflows is broken and ends.
+    /// Sends down, in order.
     pub(super) fn send(&mut self, id: PathId, message: ToEdge) {
-        if let Some(path) = self.path_mut(id)
-            && let Err(error) = path.end.down_tx.try_send(message)
-        {
-            tracing::debug!(shard = %self.config.shard, %error, "path to an edge ends");
-            if let Some(path) = self.path_mut(id) {
-                path.closed = true;
-            }
+        if let Some(path) = self.path_mut(id) {
+            path.backlog.push_back(message);
+            path.flush_backlog();
         }
     }
 
