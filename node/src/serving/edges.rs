@@ -153,7 +153,7 @@ impl ShardServer {
             path.batches.clear();
         }
         match self.lead {
-            Some(_) => self.welcome_or_propose(id, node, incarnation),
+            Some(_) => self.welcome_known(id, node, incarnation),
             None if self.expecting => {}
             None => self.dismiss(id),
         }
@@ -163,16 +163,23 @@ impl ShardServer {
     pub(super) fn greet_waiting(&mut self) {
         let waiting: Vec<_> =
             self.paths.iter().filter(|p| p.session.is_none() && !p.closed).filter_map(|p| Some((p.id, p.hello?))).collect();
-        waiting.into_iter().for_each(|(id, (node, incarnation))| self.welcome_or_propose(id, node, incarnation));
+        waiting.into_iter().for_each(|(id, (node, incarnation))| self.welcome_known(id, node, incarnation));
     }
 
-    fn welcome_or_propose(&mut self, id: PathId, node: NodeId, incarnation: Incarnation) {
+    /// A process without a session is welcomed once its hello, which the next entry takes up, is applied.
+    fn welcome_known(&mut self, id: PathId, node: NodeId, incarnation: Incarnation) {
         let known = self.sessions.iter().find(|(_, s)| (s.node, s.incarnation) == (node, incarnation)).map(|(id, _)| *id);
-        match known {
-            Some(session) => self.welcome(id, session),
-            None if self.log.hellos.contains(&(node, incarnation)) => {}
-            None => self.log.hellos.push((node, incarnation)),
+        if let Some(session) = known {
+            self.welcome(id, session);
         }
+    }
+
+    /// A process that waits for a session: the newest of its node, and only while its path is open, for a hello fences the node's
+    /// other processes.
+    pub(super) fn waiting_hello(&self) -> Option<(NodeId, Incarnation)> {
+        let open = || self.paths.iter().filter(|p| !p.closed);
+        let newest = |node| open().rev().find_map(|p| p.hello.filter(|h| h.0 == node));
+        open().filter(|p| p.session.is_none()).find_map(|p| p.hello.filter(|h| newest(h.0) == Some(*h) && !self.log.greeting.contains(h)))
     }
 
     fn welcome(&mut self, id: PathId, session_id: SessionId) {
@@ -208,7 +215,6 @@ impl ShardServer {
                 continue;
             }
             self.sessions.insert(id, fresh);
-            self.log.hellos.retain(|h| *h != (node, incarnation));
             let path = self.paths.iter().rev().find(|p| p.hello == Some((node, incarnation)) && p.session.is_none() && !p.closed);
             if let Some(path) = path.map(|p| p.id) {
                 self.welcome(path, id);

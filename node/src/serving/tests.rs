@@ -811,3 +811,26 @@ fn the_catalog_says_which_queues_a_shard_should_have() {
     assert_eq!(feed.facts(QueueId(3)), Some(QueueFacts { name: name("b"), auto_delete: true }));
     assert_eq!(feed.facts(QueueId(2)), None);
 }
+
+#[tokio::test]
+async fn a_hello_of_a_dead_process_is_not_repeated() {
+    let shard = Shard::with_queues(&[Q]);
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let (end, leader_end) = path(NodeId(1));
+    shard.server.connected(leader_end);
+    end.up_tx.send(ToLeader::Hello { node: NodeId(1), incarnation: Incarnation(5) }).await.unwrap();
+    tokio::time::sleep(QUIET).await;
+    drop(end);
+    let arriving = shard.edge_of(1, 6);
+    let release = async {
+        tokio::time::sleep(QUIET).await;
+        let held = shard.gate.held.lock().take().unwrap();
+        held.into_iter().for_each(|(token, ..)| shard.server.outcome(token, ProposalOutcome::Failed("lost".into())));
+    };
+    let (mut edge, ()) = tokio::join!(arriving, release);
+    edge.publish(Q, 0..1).await;
+    tokio::time::sleep(QUIET).await;
+    let sessions: Vec<_> = shard.machine.lock().sessions().map(|s| s.2).collect();
+    assert_eq!(sessions, [Incarnation(6)]);
+    edge.publish(Q, 1..2).await;
+}
