@@ -5,12 +5,15 @@ use super::queue::{Consumer, SEEN_MARK};
 use super::server::ShardServer;
 use crate::model::link::{Attached, Batch, Ranges, ToEdge, ToLeader};
 use crate::model::ports::{LeaderEnd, PATH_CAPACITY};
-use crate::model::{BatchSeq, Incarnation, LeaderId, NodeId, QueueId, Seq, SessionId};
+use crate::model::{BatchSeq, Incarnation, LeaderId, NodeId, QueueId, SessionId};
 use std::collections::VecDeque;
 use tokio::sync::mpsc::error::TrySendError;
 
 /// Answers that may wait for room on a path, beyond the path's own capacity: a dropped queue ends all its consumers at once.
 const BACKLOG: usize = 16 * PATH_CAPACITY;
+
+/// What a session holds of a queue.
+type Holdings = (QueueId, Ranges);
 
 /// A path, unique per server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -281,7 +284,7 @@ impl ShardServer {
         let Some(session) = self.sessions.get_mut(&session_id) else { return self.close(id) };
         let known = std::mem::replace(&mut session.used, true) && session.resolved;
         session.resolved = true;
-        let before = self.detach(session_id);
+        let (before, consumed) = self.detach(session_id);
         for attached in consumers {
             self.attach_consumer(id, session_id, attached, known);
         }
@@ -290,21 +293,26 @@ impl ShardServer {
         }
         self.give_back_unattached(session_id, before);
         self.release_holds();
+        consumed.into_iter().for_each(|queue| self.check_last_consumer(queue));
     }
 
-    /// Takes a session's consumers and messages off the tables; returns what it held.
-    fn detach(&mut self, session: SessionId) -> Vec<(QueueId, Vec<(Seq, Seq)>)> {
+    /// Takes a session's consumers and messages off the tables; returns what it held, and where it consumed.
+    fn detach(&mut self, session: SessionId) -> (Vec<Holdings>, Vec<QueueId>) {
         self.consumers.retain(|(owner, _), _| *owner != session);
-        let mut before = Vec::new();
+        let (mut before, mut consumed) = (Vec::new(), Vec::new());
         for state in self.queues.values_mut() {
+            let consumers = state.consumers.len();
             state.consumers.retain(|c| c.session != session);
+            if state.consumers.len() < consumers {
+                consumed.push(state.id);
+            }
             state.gets.retain(|g| g.session != session);
             let held = state.checked.remove_all_of(session);
             if !held.is_empty() {
                 before.push((state.id, held));
             }
         }
-        before
+        (before, consumed)
     }
 
     fn attach_consumer(&mut self, path: PathId, session: SessionId, attached: Attached, known: bool) {
@@ -335,7 +343,7 @@ impl ShardServer {
     }
 
     /// What the edge dropped unwritten with its old path was not seen by a client.
-    fn give_back_unattached(&mut self, session: SessionId, before: Vec<(QueueId, Vec<(Seq, Seq)>)>) {
+    fn give_back_unattached(&mut self, session: SessionId, before: Vec<Holdings>) {
         for (queue, ranges) in before {
             let Some(state) = self.queues.get_mut(&queue) else { continue };
             for (first, last) in ranges {

@@ -707,6 +707,18 @@ async fn the_last_consumer_of_an_auto_delete_queue_is_reported_never_mere_absenc
 }
 
 #[tokio::test]
+async fn a_consumer_that_ended_while_its_edge_was_away_counts_as_cancelled() {
+    let mut shard = Shard::with_queues(&[Q2]);
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q2, None).await;
+    let incarnation = edge.incarnation;
+    drop(edge);
+    let _edge = shard.edge_of(1, incarnation).await;
+    let event = timeout(SOON, shard.events.recv()).await.unwrap();
+    assert_eq!(event, Some(ServerEvent::LastConsumerGone { queue: Q2 }));
+}
+
+#[tokio::test]
 async fn nothing_is_delivered_without_a_lease() {
     let shard = Shard::with_queues(&[Q]);
     let mut edge = shard.edge(1).await;

@@ -128,7 +128,7 @@ impl SimEdge {
 impl Sim {
     fn new(seed: u64) -> Sim {
         // Living edges are never declared gone here: they could not know what became of their batches.
-        let setup = Setup { edge_gone: Duration::from_secs(60), ..SETUP };
+        let setup = Setup { edge_gone: Duration::from_secs(60), cold: seed % 3 == 2 };
         let shard = Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, setup);
         shard.declare(&[Q]);
         let edges = (1..=3).map(|n| SimEdge::new(n, 100 + u64::from(n))).collect();
@@ -396,7 +396,7 @@ async fn run(seed: u64, steps: usize) -> (usize, usize, usize) {
 #[tokio::test]
 async fn nothing_is_lost_shared_or_misnamed_whatever_fails() {
     let (mut confirmed, mut deliveries, mut again) = (0, 0, 0);
-    for seed in 0..20 {
+    for seed in 0..12 {
         let (c, d, a) = run(seed, 400).await;
         (confirmed, deliveries, again) = (confirmed + c, deliveries + d, again + a);
     }
