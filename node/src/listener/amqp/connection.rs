@@ -140,6 +140,7 @@ impl<C: EdgeConnection> Connection<C> {
 
     /// Everything that can be done without waiting.
     fn turn(&mut self) {
+        self.submit();
         loop {
             let more_input = self.feed();
             self.submit();

@@ -998,3 +998,44 @@ proptest::proptest! {
         proptest::prop_assert_eq!(talk.session.shared.assembling, 0);
     }
 }
+
+#[test]
+fn mutated_conversations_end_in_a_close_or_nothing() {
+    let mut output = Output::default();
+    output.method(1, &channel_open());
+    output.method(1, &declare("q", &[("a", Value::List(vec![Value::Int(1)]))]));
+    output.method(1, &publish(true, false));
+    output.content(1, &Content { properties: &[0x20, 0, 0, 0, 0, 3, 1, b'h', b'V'], body: &Bytes::from(vec![1; 9000]), body_at: 0 }, 4096);
+    output.method(1, &consume("q", "t", false));
+    output.method(1, &Method::BasicAck { delivery_tag: 1, multiple: true });
+    output.method(1, &close_method());
+    let valid = output.take();
+    let mut random = tags::Tags::new(42);
+    let (mut frames, mut round) = (0, 0);
+    while frames < 20_000 {
+        round += 1;
+        let mut talk = Talk::open();
+        let mut bytes = BytesMut::from(&valid[..]);
+        for _ in 0..round % 5 {
+            let at = random.number() as usize % bytes.len();
+            bytes[at] = random.number() as u8;
+        }
+        while talk.session.phase() == Phase::Running {
+            match frame::next(&mut bytes, 4096) {
+                Ok(Some(frame)) => talk.session.on_frame(frame, &mut talk.out),
+                Ok(None) => break,
+                Err(error) => talk.session.on_frame_error(error, &mut talk.out),
+            }
+            frames += 1;
+            while let Some(step) = talk.out.steps.pop_front() {
+                match step {
+                    Step::Request { channel, .. } => talk.session.on_event(done(channel), &mut talk.out),
+                    Step::ChannelClosed { channel, .. } => talk.session.on_channel_closed(channel, &mut talk.out),
+                    _ => {}
+                }
+            }
+        }
+        assert!(matches!(talk.session.phase(), Phase::Running | Phase::Closing | Phase::Closed));
+        assert!(talk.session.shared.backlog < 64 << 10 && talk.session.shared.assembling < 64 << 10, "round {round}");
+    }
+}
