@@ -110,6 +110,9 @@ impl<C: EdgeConnection> Connection<C> {
             if self.session.phase() == Phase::Closed && self.out.bytes.is_empty() && self.out.steps.is_empty() {
                 return End::Closed;
             }
+            if !self.events.is_empty() && self.takes_events() {
+                continue;
+            }
             let reads = self.reads();
             tokio::select! {
                 ready = self.socket.readable(), if reads => match ready.and_then(|()| self.read()) {
@@ -137,6 +140,7 @@ impl<C: EdgeConnection> Connection<C> {
 
     /// Everything that can be done without waiting.
     fn turn(&mut self) {
+        self.submit();
         loop {
             let more_input = self.feed();
             self.submit();
@@ -185,11 +189,15 @@ impl<C: EdgeConnection> Connection<C> {
             return;
         }
         while let Some(step) = self.out.steps.pop_front() {
+            let closed = if let Step::ChannelClosed { channel, .. } = &step { Some(*channel) } else { None };
             if let Err(step) = self.edge.submit(step) {
                 self.out.steps.push_front(step);
                 self.held = true;
                 self.submit_past_held();
                 return;
+            }
+            if let Some(channel) = closed {
+                self.session.on_channel_closed(channel, &mut self.out);
             }
         }
     }
@@ -210,12 +218,15 @@ impl<C: EdgeConnection> Connection<C> {
             return false;
         }
         self.edge.take_events(&mut self.events);
-        let any = !self.events.is_empty();
-        for event in self.events.drain(..) {
+        let mut done = 0;
+        while done < self.events.len() && self.takes_events() {
+            let event = std::mem::replace(&mut self.events[done], Event::Opened);
             self.session.on_event(event, &mut self.out);
+            done += 1;
         }
+        self.events.drain(..done);
         self.session.end_batch(&mut self.out);
-        any
+        done > 0
     }
 
     fn takes_events(&self) -> bool {

@@ -244,10 +244,10 @@ async fn heartbeats_go_out_and_silence_is_the_end() {
     for _ in 0..2 {
         assert_eq!(client.frame().await.expect("heartbeat").kind, FrameKind::Heartbeat);
     }
-    assert!(start.elapsed() < Duration::from_millis(2100), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert!(client.hung_up().await);
     let silence = start.elapsed();
-    assert!(silence > Duration::from_millis(1900) && silence < Duration::from_millis(3500), "{silence:?}");
+    assert!(silence > Duration::from_millis(1900) && silence < Duration::from_secs(6), "{silence:?}");
 }
 
 #[tokio::test]
@@ -322,7 +322,7 @@ async fn an_oversize_frame_ends_the_connection_with_a_reason() {
     client.send(&[0; 50_000]).await;
     let start = Instant::now();
     assert!(client.hung_up().await);
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test]
@@ -337,7 +337,7 @@ async fn shutdown_closes_everyone_politely_and_soon() {
     polite.say(0, Method::ConnectionCloseOk {}).await;
     let start = Instant::now();
     timeout(PATIENCE, server.task).await.expect("in time").expect("no panic");
-    assert!(start.elapsed() < Duration::from_millis(2500));
+    assert!(start.elapsed() < Duration::from_secs(4));
     assert!(deaf.hung_up().await);
     assert!(TcpStream::connect(server.address).await.is_err());
 }

@@ -54,9 +54,8 @@ impl Channel {
         out.bytes.method(self.number, &get_ok);
         let content = Content { properties: stored.properties, body: &got.delivery.message, body_at: stored.body_at };
         out.bytes.content(self.number, &content, shared.frame_max);
-        if no_ack {
-            out.step(Step::Settle { held: vec![held], outcome: Outcome::Ack });
-        } else {
+        // Without acknowledgement the edge has settled it already.
+        if !no_ack {
             self.unsettled.hold(delivery_tag, held);
         }
         Ok(())

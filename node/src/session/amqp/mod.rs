@@ -3,10 +3,12 @@
 
 mod arguments;
 mod channel;
+mod channels;
 mod confirms;
 mod deliveries;
 pub mod errors;
 mod handshake;
+mod out;
 mod requests;
 mod tags;
 mod unsettled;
@@ -14,15 +16,14 @@ mod unsettled;
 #[cfg(test)]
 mod transcripts;
 
-use crate::model::catalog::Refusal;
 use crate::model::limits;
-use crate::model::step::{Event, Held, Outcome, Reply, Step};
-use crate::wire::amqp::{Frame, FrameError, FrameKind, Method, Output, PROTOCOL_HEADER, Short};
+use crate::model::step::{Event, Step};
+use crate::wire::amqp::{Frame, FrameError, FrameKind, Method, PROTOCOL_HEADER, Short};
 use channel::Channel;
 use errors::{Fault, ReplyCode, Scope};
 use handshake::Capabilities;
 use hashbrown::HashMap;
-use std::collections::VecDeque;
+pub use out::Out;
 use std::sync::Arc;
 
 /// What a session needs to know of its surroundings.
@@ -32,49 +33,6 @@ pub struct Options {
     pub cluster_name: String,
     /// Randomness for consumer tags.
     pub seed: u64,
-}
-
-/// What a session wants done, in order. The listener drains both.
-#[derive(Debug, Default)]
-pub struct Out {
-    /// For the edge.
-    pub steps: VecDeque<Step>,
-    /// For the client.
-    pub bytes: Output,
-    /// Channel and tag of the last step, while it is a settlement that may grow.
-    settling: Option<(u16, u64)>,
-}
-
-impl Out {
-    fn step(&mut self, step: Step) {
-        self.settling = None;
-        self.steps.push_back(step);
-    }
-
-    fn drop_empty_settlement(&mut self) {
-        if let Some(Step::Settle { held, .. }) = self.steps.back()
-            && held.is_empty()
-        {
-            self.steps.pop_back();
-            self.settling = None;
-        }
-    }
-
-    /// Where the messages of a settlement go: into the last step when that settles the same channel's earlier tags in the same way.
-    fn settle(&mut self, channel: u16, outcome: Outcome, tag: u64) -> &mut Vec<Held> {
-        let grows = match (&self.settling, self.steps.back()) {
-            (Some((same, last)), Some(Step::Settle { outcome: before, .. })) => *same == channel && *before == outcome && *last < tag,
-            _ => false,
-        };
-        if !grows {
-            self.steps.push_back(Step::Settle { held: Vec::new(), outcome });
-        }
-        self.settling = Some((channel, tag));
-        match self.steps.back_mut() {
-            Some(Step::Settle { held, .. }) => held,
-            _ => unreachable!("a settlement was pushed or found there"),
-        }
-    }
 }
 
 /// What the listener must know of a session's state.
@@ -141,11 +99,11 @@ impl Shared {
 #[derive(Debug)]
 enum Slot {
     Open(Box<Channel>),
-    /// We closed it; `stale`: an answer of the edge is still to come.
+    /// We closed it; `stale`: the edge does not know yet, answers to the closed channel may still come.
     Closing {
         stale: bool,
     },
-    /// Closed on both sides, but an answer to its last request is still to come; what the client sends for a new channel waits.
+    /// Closed on both sides, but the edge does not know yet; what the client sends for a new channel waits.
     Haunted {
         frames: Vec<Frame>,
     },
@@ -269,10 +227,7 @@ impl Session {
     pub fn on_event(&mut self, event: Event, out: &mut Out) {
         match event {
             Event::Authenticated => self.on_authenticated(out),
-            Event::AuthenticationFailed(reason) => {
-                tracing::warn!(%reason, "login refused");
-                self.on_login_refused(out);
-            }
+            Event::AuthenticationFailed(_) => self.on_login_refused(out),
             Event::Opened => self.on_opened(out),
             Event::OpenRefused(refusal) if self.state == State::Opening => self.close(Fault::open_refused(refusal), out),
             Event::OpenRefused(_) => {}
@@ -286,9 +241,25 @@ impl Session {
         }
     }
 
+    /// The edge has taken `Step::ChannelClosed`: from now on everything it says of this number is about the next channel.
+    pub fn on_channel_closed(&mut self, number: u16, out: &mut Out) {
+        match self.channels.get_mut(&number) {
+            Some(Slot::Closing { stale }) => *stale = false,
+            Some(Slot::Haunted { frames }) => {
+                let frames = std::mem::take(frames);
+                self.channels.remove(&number);
+                for frame in frames {
+                    self.shared.backlog -= frame.payload.len() + size_of::<Frame>();
+                    self.on_frame(frame, out);
+                }
+            }
+            Some(Slot::Open(_)) | None => {}
+        }
+    }
+
     /// All frames or events at hand were fed: writes confirms, lets go of the read buffer.
     pub fn end_batch(&mut self, out: &mut Out) {
-        out.settling = None;
+        out.end_batch();
         while let Some(number) = self.unflushed.pop() {
             if let Some(Slot::Open(channel)) = self.channels.get_mut(&number) {
                 channel.flush_confirms(out);
@@ -437,184 +408,4 @@ impl Session {
             Scope::Channel | Scope::Connection => self.close(fault, out),
         }
     }
-
-    // ---- channels ----
-
-    fn on_channel_frame(&mut self, frame: Frame, out: &mut Out) -> Result<(), Fault> {
-        let number = frame.channel;
-        match self.channels.get_mut(&number) {
-            Some(Slot::Open(channel)) => {
-                channel.on_frame(frame, &mut self.shared, out)?;
-                if channel.closed {
-                    self.channels.remove(&number);
-                }
-                Ok(())
-            }
-            Some(Slot::Closing { stale }) => {
-                let stale = *stale;
-                self.on_closing_channel_frame(frame, stale, out);
-                Ok(())
-            }
-            Some(Slot::Haunted { frames }) => {
-                self.shared.backlog += frame.payload.len() + size_of::<Frame>();
-                frames.push(frame);
-                Ok(())
-            }
-            None => self.on_first_frame(frame, out),
-        }
-    }
-
-    /// Only the answer to our channel.close counts (spec 1.5.2.5).
-    fn on_closing_channel_frame(&mut self, frame: Frame, stale: bool, out: &mut Out) {
-        let number = frame.channel;
-        match (frame.kind, frame.payload.get(..4)) {
-            (FrameKind::Method, Some([0, 20, 0, 41])) if stale => {
-                self.channels.insert(number, Slot::Haunted { frames: Vec::new() });
-            }
-            (FrameKind::Method, Some([0, 20, 0, 41])) => {
-                self.channels.remove(&number);
-            }
-            (FrameKind::Method, Some([0, 20, 0, 40])) => out.bytes.method(number, &Method::ChannelCloseOk {}),
-            _ => {}
-        }
-    }
-
-    fn on_first_frame(&mut self, frame: Frame, out: &mut Out) -> Result<(), Fault> {
-        let number = frame.channel;
-        if frame.kind != FrameKind::Method {
-            return Err(Fault::unexpected("expected method frame, got non method frame instead"));
-        }
-        match Method::decode(frame.payload)? {
-            Some(Method::ChannelOpen { .. }) => {}
-            Some(other) => return Err(Fault::new(ReplyCode::ChannelError, "expected 'channel.open'").at(other.id())),
-            None => return Err(Fault::new(ReplyCode::ChannelError, "expected 'channel.open'")),
-        }
-        let open = self.channels.len();
-        if number > self.channel_max || open >= usize::from(self.channel_max) {
-            let text = format!("number of channels opened ({open}) has reached the negotiated channel_max ({})", self.channel_max);
-            return Err(Fault::new(ReplyCode::NotAllowed, text).at((20, 10)));
-        }
-        self.channels.insert(number, Slot::Open(Box::new(Channel::new(number, self.epochs))));
-        self.epochs = self.epochs.wrapping_add(1) & 0xFF_FFFF;
-        out.bytes.method(number, &Method::ChannelOpenOk { reserved_1: Default::default() });
-        Ok(())
-    }
-
-    /// Closes one channel; the rest goes on.
-    fn close_channel(&mut self, number: u16, fault: Fault, out: &mut Out) {
-        let Some(Slot::Open(channel)) = self.channels.get_mut(&number) else { return };
-        tracing::info!(channel = number, code = fault.code.parts().0, text = %fault.text, method = ?fault.method, "closing channel");
-        channel.flush_confirms(out);
-        channel.drop_backlog(&mut self.shared);
-        channel.abandon(out);
-        let stale = channel.waiting.is_some();
-        let crossed = matches!(channel.waiting, Some(requests::Pending::Close));
-        let (class_id, method_id) = fault.method;
-        let reply_text = Short::from(fault.reply_text().as_str());
-        out.bytes.method(number, &Method::ChannelClose { reply_code: fault.code.parts().0, reply_text, class_id, method_id });
-        if crossed {
-            out.bytes.method(number, &Method::ChannelCloseOk {});
-        }
-        self.channels.insert(number, Slot::Closing { stale });
-        self.leave_when_idle(out);
-    }
-
-    fn on_channel_event(&mut self, event: Event, out: &mut Out) {
-        match event {
-            Event::Reply { channel, result } => self.on_reply(channel, result, out),
-            Event::Confirmed { channel, tickets } => self.on_confirmed(channel, &tickets, true),
-            Event::Nacked { channel, tickets } => self.on_confirmed(channel, &tickets, false),
-            Event::Returned(publish) => {
-                let Some(Slot::Open(channel)) = self.channels.get_mut(&publish.channel) else { return };
-                let theirs = match (&channel.confirms, publish.ticket) {
-                    (Some(confirms), Some(ticket)) => confirms.owns(ticket),
-                    (None, Some(_)) => false,
-                    (_, None) => true,
-                };
-                if theirs {
-                    channel.returned(*publish, &self.shared, out);
-                }
-            }
-            Event::ChannelError { channel, refusal, method } => self.fail(channel, Fault::from(refusal).at(method), out),
-            Event::Deliver { channel, consumer, shard, messages } => match self.channels.get_mut(&channel) {
-                Some(Slot::Open(channel)) => channel.deliver(consumer, shard, &messages, &self.shared, out),
-                _ => deliveries::give_back(consumer, shard, &messages, out),
-            },
-            Event::ConsumerGone { channel, consumer } => {
-                let Some(Slot::Open(channel)) = self.channels.get_mut(&channel) else { return };
-                let Some(gone) = channel.consumers.remove(&consumer) else { return };
-                channel.consumers_by_tag.remove(&gone.tag);
-                if self.capabilities.consumer_cancel_notify {
-                    out.bytes.method(channel.number, &Method::BasicCancel { consumer_tag: Short(gone.tag), nowait: true });
-                }
-            }
-            Event::Authenticated
-            | Event::AuthenticationFailed(_)
-            | Event::Opened
-            | Event::OpenRefused(_)
-            | Event::Blocked(_)
-            | Event::Unblocked
-            | Event::Close(_) => {}
-        }
-    }
-
-    fn on_confirmed(&mut self, number: u16, tickets: &[(u64, u64)], positive: bool) {
-        let Some(Slot::Open(channel)) = self.channels.get_mut(&number) else { return };
-        let Some(confirms) = &mut channel.confirms else { return };
-        confirms.record(tickets, positive);
-        if !self.unflushed.contains(&number) {
-            self.unflushed.push(number);
-        }
-    }
-
-    fn on_reply(&mut self, number: u16, result: Result<Reply, Refusal>, out: &mut Out) {
-        match self.channels.get_mut(&number) {
-            Some(Slot::Open(channel)) => {
-                let Some(pending) = channel.waiting.take() else {
-                    tracing::error!(channel = number, "a reply that nobody waits for");
-                    return;
-                };
-                let id = pending.method();
-                let answered = match result {
-                    Ok(reply) => channel.answer(pending, reply, &self.shared, out).map_err(|fault| fault.at(id)),
-                    Err(refusal) => Err(Fault::from(refusal).at(id)),
-                };
-                let result = answered.and_then(|()| channel.run_backlog(&mut self.shared, out));
-                if channel.closed {
-                    channel.drop_backlog(&mut self.shared);
-                    self.channels.remove(&number);
-                }
-                if let Err(fault) = result {
-                    self.fail(number, fault, out);
-                }
-                self.leave_when_idle(out);
-            }
-            Some(Slot::Closing { stale }) => {
-                *stale = false;
-                give_up(number, result, out);
-            }
-            Some(Slot::Haunted { frames }) => {
-                let frames = std::mem::take(frames);
-                give_up(number, result, out);
-                self.channels.remove(&number);
-                for frame in frames {
-                    self.shared.backlog -= frame.payload.len() + size_of::<Frame>();
-                    self.on_frame(frame, out);
-                }
-            }
-            None => {}
-        }
-    }
-}
-
-/// An answer for a channel that is closed: a consumer that came to be, or a fetched message, is given back.
-fn give_up(channel: u16, result: Result<Reply, Refusal>, out: &mut Out) {
-    let held = match result {
-        Ok(Reply::Consuming { .. }) => Vec::new(),
-        Ok(Reply::Got(Some(got))) => {
-            vec![Held { shard: got.shard, queue: got.delivery.queue, seq: got.delivery.seq, consumer: None }]
-        }
-        Ok(Reply::Done | Reply::Queue { .. } | Reply::Count(_) | Reply::Got(None)) | Err(_) => return,
-    };
-    out.step(Step::ChannelClosed { channel, held });
 }

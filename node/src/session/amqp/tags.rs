@@ -13,7 +13,7 @@ impl Tags {
 
     /// `amq.ctag-` and 22 characters.
     pub(super) fn make(&mut self) -> String {
-        let mut bits = u128::from(self.next()) << 64 | u128::from(self.next());
+        let mut bits = u128::from(self.number()) << 64 | u128::from(self.number());
         let mut tag = String::from("amq.ctag-");
         for _ in 0..22 {
             tag.push(ALPHABET[(bits & 63) as usize] as char);
@@ -22,7 +22,8 @@ impl Tags {
         tag
     }
 
-    fn next(&mut self) -> u64 {
+    /// The next number of the sequence.
+    pub(super) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
