@@ -4,11 +4,15 @@
 pub mod catalog;
 mod checkpoint;
 mod codec;
+#[cfg(test)]
+mod entry_tests;
 mod extents;
 mod hash;
 mod queue;
 mod sessions;
 pub mod shard;
+#[cfg(test)]
+mod shard_tests;
 
 pub use checkpoint::Delta;
 pub use queue::{Located, Queue, read_run};

@@ -1,1 +1,3 @@
 //! Room `store`: see docs/architecture.md.
+
+pub mod state;

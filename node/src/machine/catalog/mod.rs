@@ -9,6 +9,8 @@ mod equivalence;
 mod password;
 mod persist;
 mod route;
+#[cfg(test)]
+mod tests;
 
 pub use equivalence::{check_owner, exchange_text, kind_text, queue_text};
 pub use password::{hash_password, password_matches};
