@@ -145,7 +145,10 @@ impl Lane {
             return;
         };
         let (queue, seq) = match &result {
-            Ok(Some((delivery, _))) => (delivery.queue, delivery.seq),
+            Ok(Some((delivery, _))) => {
+                state.forget_returns(std::slice::from_ref(delivery));
+                (delivery.queue, delivery.seq)
+            }
             Ok(None) | Err(_) => {
                 mailbox.reply(at, result.map(|_| Reply::Got(None)).map_err(|refusal| named(refusal, &name)));
                 return;
@@ -192,6 +195,7 @@ impl Lane {
         if state.leader != Some(leader) {
             return;
         }
+        state.forget_returns(&messages);
         let Some(record) = state.consumers.delivered(consumer, &messages) else {
             state.give_back_messages(&messages);
             return;
@@ -212,9 +216,9 @@ impl Lane {
         let state = &mut *guard;
         let Some(leader) = state.leader else { return };
         if std::mem::take(&mut state.attach_due) {
-            let mut held = state.batches.settling();
-            state.returning.iter().for_each(|r| held.entry(r.queue).or_default().extend(&r.ranges));
-            let (consumers, loose) = state.consumers.attach(held);
+            // Returns first: what was seen must be known before the queue flows again.
+            state.take_returns(now, out);
+            let (consumers, loose) = state.consumers.attach(state.batches.settling());
             out.push(ToLeader::Attach { leader, consumers, loose });
         }
         out.append(&mut state.outgoing);

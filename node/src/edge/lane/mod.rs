@@ -17,7 +17,7 @@ use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::SettleReason;
-use crate::model::link::{Consumer, Delivery, Ranges, ToLeader};
+use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
 use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, ShardId};
 use parking_lot::Mutex;
@@ -67,12 +67,12 @@ struct State {
     blocked: Vec<Arc<Mailbox>>,
 }
 
-/// Messages that a client saw and gave back. They stay held until the leader was told, and are told again to a leader that comes soon
-/// after: `redelivered = false` must not become a lie with the leader that knew better.
+/// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
+/// `redelivered = false` must not become a lie with the leader that knew better. Those that come to this node again are forgotten.
 #[derive(Debug)]
 struct Returning {
     queue: QueueId,
-    ranges: Ranges,
+    set: RangeSet,
     sent: Option<Instant>,
 }
 
@@ -338,11 +338,10 @@ impl State {
             self.returning.pop_front();
         }
         for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
-            let ranges = set.take();
             if seen {
-                self.returning.push_back(Returning { queue, ranges, sent: None });
+                self.returning.push_back(Returning { queue, set, sent: None });
             } else if self.leader.is_some() {
-                self.outgoing.push(ToLeader::Return { queue, ranges, seen });
+                self.outgoing.push(ToLeader::Return { queue, ranges: set.take(), seen });
             }
         }
     }
@@ -351,7 +350,18 @@ impl State {
     fn take_returns(&mut self, now: Instant, out: &mut Vec<ToLeader>) {
         for r in self.returning.iter_mut().rev().take_while(|r| r.sent.is_none()) {
             r.sent = Some(now);
-            out.push(ToLeader::Return { queue: r.queue, ranges: r.ranges.clone(), seen: true });
+            if !r.set.is_empty() {
+                out.push(ToLeader::Return { queue: r.queue, ranges: r.set.to_ranges(), seen: true });
+            }
+        }
+    }
+
+    /// Messages came: they are held again, whatever was given back before.
+    fn forget_returns(&mut self, messages: &[Delivery]) {
+        for r in &mut self.returning {
+            messages.iter().filter(|m| m.queue == r.queue).for_each(|m| {
+                r.set.remove(m.seq);
+            });
         }
     }
 
