@@ -126,6 +126,7 @@ impl Lane {
         }
         if let Some(record) = state.consumers.records.remove(&consumer) {
             state.requests.take(consumer.0);
+            state.marked.remove(&record.spec.queue);
             record.mailbox.push_at(record.place.channel, |channel| Event::ConsumerGone { channel, consumer });
         }
     }
@@ -140,13 +141,14 @@ impl Lane {
         }
         let Some(Asked { sink: Sink::Get { mailbox, at, no_ack, name }, .. }) = state.requests.take(request) else {
             if let Ok(Some((delivery, _))) = result {
+                state.came(std::slice::from_ref(&delivery));
                 state.give_back_messages(&[delivery]);
             }
             return;
         };
         let (queue, seq) = match &result {
             Ok(Some((delivery, _))) => {
-                state.forget_returns(std::slice::from_ref(delivery));
+                state.came(std::slice::from_ref(delivery));
                 (delivery.queue, delivery.seq)
             }
             Ok(None) | Err(_) => {
@@ -163,6 +165,7 @@ impl Lane {
         }
         home.got();
         if no_ack {
+            state.settled(queue, seq);
             state.batches.settle(queue, SettleReason::Ack, seq, Instant::now());
         } else {
             state.consumers.hold_loose(mailbox.id(), queue, seq);
@@ -195,7 +198,7 @@ impl Lane {
         if state.leader != Some(leader) {
             return;
         }
-        state.forget_returns(&messages);
+        state.came(&messages);
         let Some(record) = state.consumers.delivered(consumer, &messages) else {
             state.give_back_messages(&messages);
             return;
@@ -297,6 +300,7 @@ impl Lane {
         let mut state = self.state.lock();
         let closed = state.batches.wipe();
         state.returning.clear();
+        state.marked.clear();
         for record in state.consumers.wipe() {
             let consumer = record.spec.id;
             if record.running {

@@ -230,6 +230,23 @@ async fn a_return_that_no_leader_heard_is_said_before_the_next_attach() {
 }
 
 #[tokio::test]
+async fn what_came_redelivered_goes_back_as_seen_whoever_saw_it() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    let delivery = |seq, redelivered| Delivery { queue, seq: Seq(seq), redelivered, message: stored() };
+    let messages = vec![delivery(1, true), delivery(2, false), delivery(3, true)];
+    leader.end.deliveries_tx.send(Deliveries { leader: leader.id, consumer, messages }).await.expect("the edge listens");
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    client.ask(Request::Cancel { consumer });
+    let mut said = [leader.next().await, leader.next().await, leader.next().await];
+    said.sort_by_key(|m| match m {
+        ToLeader::Return { seen, .. } => u8::from(*seen),
+        _ => 2,
+    });
+    let back = |all: &[(u64, u64)], seen| ToLeader::Return { queue, ranges: ranges(all), seen };
+    assert_eq!(said, [back(&[(2, 2)], false), back(&[(1, 1), (3, 3)], true), ToLeader::Cancel { consumer }]);
+}
+
+#[tokio::test]
 async fn after_a_cancel_nothing_more_comes_and_what_is_held_can_be_settled() {
     let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
     leader.deliver(consumer, queue, &[1, 2]).await;
