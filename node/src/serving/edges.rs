@@ -4,9 +4,13 @@
 use super::queue::{Consumer, SEEN_MARK};
 use super::server::ShardServer;
 use crate::model::link::{Attached, Batch, Ranges, ToEdge, ToLeader};
-use crate::model::ports::LeaderEnd;
+use crate::model::ports::{LeaderEnd, PATH_CAPACITY};
 use crate::model::{BatchSeq, Incarnation, LeaderId, NodeId, QueueId, Seq, SessionId};
 use std::collections::VecDeque;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Answers that may wait for room on a path, beyond the path's own capacity: a dropped queue ends all its consumers at once.
+const BACKLOG: usize = 16 * PATH_CAPACITY;
 
 /// A path, unique per server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -32,6 +36,8 @@ pub(super) struct Path {
     pub next: BatchSeq,
     /// The edge was told to resend from `next`.
     pub rewound: bool,
+    /// Answers that found no room.
+    pub backlog: VecDeque<ToEdge>,
     /// Deliveries that fit in this turn.
     pub room: usize,
     /// A delivery found no room.
@@ -55,6 +61,26 @@ pub(super) struct Session {
     pub going: bool,
 }
 
+impl Path {
+    /// Sends what there is room for. A path that reads nothing at all is broken and ends.
+    pub fn flush_backlog(&mut self) {
+        while let Some(message) = self.backlog.pop_front() {
+            match self.end.down_tx.try_send(message) {
+                Ok(()) => {}
+                Err(TrySendError::Full(message)) => {
+                    self.backlog.push_front(message);
+                    self.closed |= self.backlog.len() > BACKLOG;
+                    return;
+                }
+                Err(TrySendError::Closed(_)) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
 impl ShardServer {
     pub(super) fn add_path(&mut self, end: LeaderEnd) {
         self.next_path += 1;
@@ -67,6 +93,7 @@ impl ShardServer {
             batches: VecDeque::new(),
             next: BatchSeq(1),
             rewound: false,
+            backlog: VecDeque::new(),
             room: 0,
             full: false,
             closed: false,
@@ -77,15 +104,11 @@ impl ShardServer {
         self.paths.iter_mut().find(|p| p.id == id && !p.closed)
     }
 
-    /// Sends down; a path whose window overflows is broken and ends.
+    /// Sends down, in order.
     pub(super) fn send(&mut self, id: PathId, message: ToEdge) {
-        if let Some(path) = self.path_mut(id)
-            && let Err(error) = path.end.down_tx.try_send(message)
-        {
-            tracing::debug!(shard = %self.config.shard, %error, "path to an edge ends");
-            if let Some(path) = self.path_mut(id) {
-                path.closed = true;
-            }
+        if let Some(path) = self.path_mut(id) {
+            path.backlog.push_back(message);
+            path.flush_backlog();
         }
     }
 
@@ -130,7 +153,7 @@ impl ShardServer {
             path.batches.clear();
         }
         match self.lead {
-            Some(_) => self.welcome_or_propose(id, node, incarnation),
+            Some(_) => self.welcome_known(id, node, incarnation),
             None if self.expecting => {}
             None => self.dismiss(id),
         }
@@ -140,16 +163,23 @@ impl ShardServer {
     pub(super) fn greet_waiting(&mut self) {
         let waiting: Vec<_> =
             self.paths.iter().filter(|p| p.session.is_none() && !p.closed).filter_map(|p| Some((p.id, p.hello?))).collect();
-        waiting.into_iter().for_each(|(id, (node, incarnation))| self.welcome_or_propose(id, node, incarnation));
+        waiting.into_iter().for_each(|(id, (node, incarnation))| self.welcome_known(id, node, incarnation));
     }
 
-    fn welcome_or_propose(&mut self, id: PathId, node: NodeId, incarnation: Incarnation) {
+    /// A process without a session is welcomed once its hello, which the next entry takes up, is applied.
+    fn welcome_known(&mut self, id: PathId, node: NodeId, incarnation: Incarnation) {
         let known = self.sessions.iter().find(|(_, s)| (s.node, s.incarnation) == (node, incarnation)).map(|(id, _)| *id);
-        match known {
-            Some(session) => self.welcome(id, session),
-            None if self.log.hellos.contains(&(node, incarnation)) => {}
-            None => self.log.hellos.push((node, incarnation)),
+        if let Some(session) = known {
+            self.welcome(id, session);
         }
+    }
+
+    /// A process that waits for a session: the newest of its node, and only while its path is open, for a hello fences the node's
+    /// other processes.
+    pub(super) fn waiting_hello(&self) -> Option<(NodeId, Incarnation)> {
+        let open = || self.paths.iter().filter(|p| !p.closed);
+        let newest = |node| open().rev().find_map(|p| p.hello.filter(|h| h.0 == node));
+        open().filter(|p| p.session.is_none()).find_map(|p| p.hello.filter(|h| newest(h.0) == Some(*h) && !self.log.greeting.contains(h)))
     }
 
     fn welcome(&mut self, id: PathId, session_id: SessionId) {
@@ -185,7 +215,6 @@ impl ShardServer {
                 continue;
             }
             self.sessions.insert(id, fresh);
-            self.log.hellos.retain(|h| *h != (node, incarnation));
             let path = self.paths.iter().rev().find(|p| p.hello == Some((node, incarnation)) && p.session.is_none() && !p.closed);
             if let Some(path) = path.map(|p| p.id) {
                 self.welcome(path, id);

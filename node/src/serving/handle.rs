@@ -143,14 +143,14 @@ impl ServerHandle {
         self.put(|inbox| inbox.leadership = Some(leadership));
     }
 
-    /// An entry was applied to the shard's machine, by whoever proposed it. Call it before the entry's `outcome`.
+    /// An entry was applied to the shard's machine, by whoever proposed it; before or after the entry's `outcome`.
     pub fn applied(&self, _id: LogId, effects: Vec<Effect>) {
         if self.0.leading.load(Ordering::Acquire) && !effects.is_empty() {
             self.put(|inbox| inbox.effects.extend(effects));
         }
     }
 
-    /// What became of a proposal, in log order, once per proposal.
+    /// What became of a proposal, in log order, once per proposal; after the machine applied it.
     pub fn outcome(&self, token: u64, outcome: ProposalOutcome) {
         self.put(|inbox| inbox.outcomes.push((token, outcome)));
     }

@@ -54,11 +54,10 @@ pub(super) struct Log {
     pub reserves: Vec<QueueId>,
     pub purges: Vec<Purge>,
     pub gones: Vec<SessionId>,
-    pub hellos: Vec<(NodeId, Incarnation)>,
     pub resume_at: Option<Instant>,
     turn: usize,
     /// Hellos in flight; not proposed twice.
-    greeting: Vec<(NodeId, Incarnation)>,
+    pub greeting: Vec<(NodeId, Incarnation)>,
 }
 
 impl Log {
@@ -152,9 +151,7 @@ impl ShardServer {
             entry.gone(session);
             parts.push(Part::Gone(session));
         }
-        let next = self.log.hellos.iter().position(|h| !self.log.greeting.contains(h));
-        if let Some(at) = next {
-            let (node, incarnation) = self.log.hellos.remove(at);
+        if let Some((node, incarnation)) = self.waiting_hello() {
             entry.hello(node, incarnation);
             self.log.greeting.push((node, incarnation));
             parts.push(Part::Hello(node, incarnation));
@@ -307,9 +304,6 @@ impl ShardServer {
             }
             Part::Hello(node, incarnation) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));
-                if self.sessions.values().all(|s| (s.node, s.incarnation) != (node, incarnation)) {
-                    self.log.hellos.push((node, incarnation));
-                }
             }
             Part::Gone(session) => {
                 if let Some(session) = self.sessions.get_mut(&session) {

@@ -197,6 +197,7 @@ impl ShardServer {
     }
 
     fn take_paths(&mut self) {
+        self.paths.iter_mut().filter(|p| !p.backlog.is_empty()).for_each(Path::flush_backlog);
         for at in 0..self.paths.len() {
             let id = self.paths[at].id;
             for message in std::mem::take(&mut self.paths[at].inbox) {
@@ -355,7 +356,7 @@ impl ShardServer {
     fn set_timer(&mut self) {
         let waits = self.lead.is_some()
             && (self.sessions.values().any(|s| !s.going && (s.path == PathId::NONE || !s.resolved))
-                || self.paths.iter().any(|p| p.full)
+                || self.paths.iter().any(|p| p.full || !p.backlog.is_empty())
                 || !self.loaded.is_empty()
                 || !self.stalled.is_empty()
                 || !self.events.is_empty());

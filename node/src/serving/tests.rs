@@ -91,16 +91,25 @@ struct Shard {
     server: ServerHandle,
     events: mpsc::Receiver<ServerEvent>,
     term: u64,
-    cold: bool,
+    setup: Setup,
 }
+
+#[derive(Clone, Copy)]
+struct Setup {
+    /// Bodies are never in memory.
+    cold: bool,
+    edge_gone: Duration,
+}
+
+const SETUP: Setup = Setup { cold: false, edge_gone: Duration::from_millis(150) };
 
 impl Shard {
     fn new() -> Shard {
-        Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, false)
+        Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, SETUP)
     }
 
     fn cold() -> Shard {
-        Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, true)
+        Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, Setup { cold: true, ..SETUP })
     }
 
     fn with_queues(queues: &[QueueId]) -> Shard {
@@ -109,7 +118,7 @@ impl Shard {
         shard
     }
 
-    fn over(machine: Arc<Mutex<DataMachine>>, bodies: Arc<LocalBodies>, catalog: Arc<TestCatalog>, term: u64, cold: bool) -> Shard {
+    fn over(machine: Arc<Mutex<DataMachine>>, bodies: Arc<LocalBodies>, catalog: Arc<TestCatalog>, term: u64, setup: Setup) -> Shard {
         let (server, mailbox) = mailbox();
         let gate = Arc::new(Gate {
             inner: LocalProposer::new(machine.clone(), bodies.clone(), server.clone()),
@@ -120,19 +129,19 @@ impl Shard {
         });
         let (events_tx, events) = mpsc::channel(16);
         let mut config = ServerConfig::new(ShardId(1), NodeId(1), catalog.clone());
-        config.edge_gone = Duration::from_millis(150);
+        config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
-        let read: Arc<dyn Bodies> = if cold { Arc::new(Cold(bodies.clone())) } else { bodies.clone() };
+        let read: Arc<dyn Bodies> = if setup.cold { Arc::new(Cold(bodies.clone())) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, catalog, gate, server, events, term, cold }
+        Shard { machine, bodies, catalog, gate, server, events, term, setup }
     }
 
     /// Another leader over the same replicated state.
     fn fail_over(self) -> Shard {
         self.server.stop();
-        Shard::over(self.machine, self.bodies, self.catalog, self.term + 1, self.cold)
+        Shard::over(self.machine, self.bodies, self.catalog, self.term + 1, self.setup)
     }
 
     fn declare(&self, queues: &[QueueId]) {
@@ -761,4 +770,67 @@ async fn a_long_queue_is_delivered_through_renewed_reservations() {
     edge.consume(1, Q, None).await;
     assert_eq!(edge.seqs(10_000).await, (1..=10_000).collect::<Vec<_>>());
     assert!(shard.machine.lock().queue(Q).unwrap().reserved() >= Seq(10_000));
+}
+
+#[tokio::test]
+async fn more_answers_than_a_path_holds_wait_for_the_edge() {
+    const MANY: u64 = crate::model::ports::PATH_CAPACITY as u64 + 500;
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    for id in 1..=MANY {
+        edge.consume(id, Q, Some(1)).await;
+    }
+    shard.drop_queue(Q);
+    tokio::time::sleep(QUIET).await;
+    for id in 1..=MANY {
+        assert_eq!(edge.down().await, ToEdge::Cancelled { consumer: ConsumerId(id), asked: false });
+    }
+    let Err(Refusal::NotFound { .. }) = edge.get(Q).await else { panic!() };
+}
+
+#[test]
+fn the_catalog_says_which_queues_a_shard_should_have() {
+    use crate::machine::catalog::Catalog;
+    use crate::model::catalog::{CatalogCommand, QueueSpec, Table};
+    let name = |name: &str| Name { vhost: "/".into(), name: name.into() };
+    let mut catalog = Catalog::new();
+    let mut index = 0;
+    let mut apply = |command: CatalogCommand| {
+        index += 1;
+        catalog.apply(LogId { leader: LeaderId::default(), index }, &command);
+    };
+    apply(CatalogCommand::Bootstrap { vhost: "/".into(), user: "guest".into(), password_hash: String::new(), shards: 2 });
+    for (queue, shard, auto_delete) in [("a", 1, false), ("b", 1, true), ("c", 2, false)] {
+        let spec = QueueSpec { name: name(queue), durable: true, auto_delete, exclusive_owner: None, arguments: Table::new() };
+        apply(CatalogCommand::DeclareQueue { spec, node: NodeId(1), incarnation: Incarnation(1), shard: ShardId(shard) });
+    }
+    apply(CatalogCommand::DeleteQueue { id: QueueId(2) });
+    let feed = parking_lot::RwLock::new(catalog);
+    let changes = feed.changes(ShardId(1), 2, &|| panic!("the change log reaches back"));
+    assert_eq!(changes, CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)] });
+    assert_eq!(feed.facts(QueueId(3)), Some(QueueFacts { name: name("b"), auto_delete: true }));
+    assert_eq!(feed.facts(QueueId(2)), None);
+}
+
+#[tokio::test]
+async fn a_hello_of_a_dead_process_is_not_repeated() {
+    let shard = Shard::with_queues(&[Q]);
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let (end, leader_end) = path(NodeId(1));
+    shard.server.connected(leader_end);
+    end.up_tx.send(ToLeader::Hello { node: NodeId(1), incarnation: Incarnation(5) }).await.unwrap();
+    tokio::time::sleep(QUIET).await;
+    drop(end);
+    let arriving = shard.edge_of(1, 6);
+    let release = async {
+        tokio::time::sleep(QUIET).await;
+        let held = shard.gate.held.lock().take().unwrap();
+        held.into_iter().for_each(|(token, ..)| shard.server.outcome(token, ProposalOutcome::Failed("lost".into())));
+    };
+    let (mut edge, ()) = tokio::join!(arriving, release);
+    edge.publish(Q, 0..1).await;
+    tokio::time::sleep(QUIET).await;
+    let sessions: Vec<_> = shard.machine.lock().sessions().map(|s| s.2).collect();
+    assert_eq!(sessions, [Incarnation(6)]);
+    edge.publish(Q, 1..2).await;
 }
