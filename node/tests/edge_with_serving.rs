@@ -271,17 +271,14 @@ async fn run(failing: bool, elections: usize, pause: Duration) {
         timeout(Duration::from_secs(60), publisher).await.expect("in time").expect("no panic");
     }
     let mut last: HashMap<(String, String), u64> = HashMap::new();
-    let mut marked = 0;
     for _ in 0..4 * COUNT {
         let (queue, body, redelivered) = timeout(Duration::from_secs(10), got_rx.recv()).await.expect("all come").expect("open");
-        marked += u64::from(redelivered);
+        assert!(!redelivered, "{body}");
         let (publisher, n) = body.split_once(':').expect("ours");
         let n: u64 = n.parse().expect("a number");
         let before = last.insert((queue, publisher.into()), n).unwrap_or(0);
         assert!(before < n, "publisher {publisher}: {n} came after {before}");
     }
-    eprintln!("marked as redelivered: {marked}");
-    assert!(marked == 0 || pause < Duration::from_millis(100), "{marked} marked as redelivered");
     sleep(Duration::from_millis(200)).await;
     assert!(got_rx.try_recv().is_err(), "nothing comes twice");
     let (Reply::Queue { messages, consumers, .. }, _) = ask(
@@ -320,8 +317,7 @@ async fn new_leaders_change_nothing() {
     run(true, 8, Duration::from_millis(300)).await;
 }
 
-/// So fast that a leader cannot prove that nobody saw a message: then it says redelivered, but repeats nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaders_in_quick_succession_repeat_nothing() {
+async fn leaders_in_quick_succession_change_nothing() {
     run(true, 40, Duration::from_millis(25)).await;
 }
