@@ -4,7 +4,7 @@
 use super::access;
 use super::lane::Lane;
 use super::mailbox::{Blocker, ChannelRef, Identity, Mailbox};
-use super::publish::Hold;
+use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
@@ -15,8 +15,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// How often a connection that waits for the routing lease looks again.
-const LEASE_POLL: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A client's connection.
@@ -28,7 +26,6 @@ pub struct Connection {
     /// Lanes that this connection has used.
     pub(super) lanes: Vec<Entered>,
     pub(super) hold: Option<Hold>,
-    pub(super) lease_missed: bool,
     /// Writing to this exchange was allowed at that catalog index.
     pub(super) writable_exchange: Bytes,
     pub(super) writable_at: u64,
@@ -62,7 +59,6 @@ impl Connection {
             channels: Vec::new(),
             lanes: Vec::new(),
             hold: None,
-            lease_missed: false,
             writable_exchange: Bytes::new(),
             writable_at: 0,
             targets: Vec::new(),

@@ -15,10 +15,13 @@ use crate::model::{QueueId, ShardId};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
 const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
+
+/// How often somebody who waits for the routing lease looks again.
+pub(super) const LEASE_POLL: Duration = Duration::from_millis(20);
 
 /// Why a publish waits.
 #[derive(Clone, Debug)]
@@ -68,22 +71,17 @@ impl Connection {
     }
 
     /// Whether the node takes publishes now; `Err(None)`: nack it.
-    fn check_node(&mut self, publish: &Publish) -> Result<(), Option<Hold>> {
+    fn check_node(&self, publish: &Publish) -> Result<(), Option<Hold>> {
         let edge = &*self.edge;
         if edge.is_blocked.load(Ordering::Acquire) {
             return Err(Some(Hold::Blocked));
         }
         if edge.port.routing_lease() {
-            if std::mem::take(&mut self.lease_missed) {
-                *edge.lease_lost.lock() = None;
-                self.mailbox.unblock(Blocker::Routing);
-            }
             return Ok(());
         }
-        self.lease_missed = true;
         self.mailbox.block(Blocker::Routing, NO_LEASE);
         let now = Instant::now();
-        let until = *edge.lease_lost.lock().get_or_insert(now) + edge.config.no_quorum_timeout;
+        let until = edge.lease_missed(now) + edge.config.no_quorum_timeout;
         match publish.ticket {
             Some(_) if now >= until => Err(None),
             Some(_) => Err(Some(Hold::Lease { until: Some(until) })),
@@ -174,6 +172,30 @@ impl Connection {
     fn fail(&mut self, channel: u16, refusal: Refusal) {
         self.set_failed(channel);
         self.mailbox.push(Event::ChannelError { channel, refusal, method: PUBLISH });
+    }
+}
+
+impl Edge {
+    /// A publish found no routing lease. Returns since when; a task tells the publishers when it is back.
+    fn lease_missed(&self, now: Instant) -> Instant {
+        let mut lost = self.lease_lost.lock();
+        if let Some(since) = *lost {
+            return since;
+        }
+        *lost = Some(now);
+        let this = self.this.clone();
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(LEASE_POLL).await;
+                let Some(edge) = this.upgrade() else { return };
+                let mut lost = edge.lease_lost.lock();
+                if edge.port.routing_lease() {
+                    *lost = None;
+                    return edge.connections.lock().values().for_each(|m| m.unblock(Blocker::Routing));
+                }
+            }
+        });
+        now
     }
 }
 

@@ -282,12 +282,11 @@ impl Asking {
 impl Edge {
     /// The data shard for a new queue: the least loaded, of those one that this node leads, if any.
     fn place(&self) -> ShardId {
-        let catalog = self.catalog.read();
-        let load = |shard: ShardId| {
-            let queues = catalog.queues_of(shard).count();
-            let mine = self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
-            (queues, !mine, shard)
+        let loads: Vec<_> = {
+            let catalog = self.catalog.read();
+            catalog.shards().map(|shard| (catalog.queues_of(shard).count(), shard)).collect()
         };
-        catalog.shards().map(load).min().map_or(ShardId(1), |best| best.2)
+        let mine = |shard| self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
+        loads.into_iter().min_by_key(|(queues, shard)| (*queues, !mine(*shard), *shard)).map_or(ShardId(1), |best| best.1)
     }
 }

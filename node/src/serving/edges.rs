@@ -282,14 +282,14 @@ impl ShardServer {
         }
         let Some(session_id) = self.path_mut(id).and_then(|p| p.session) else { return self.close(id) };
         let Some(session) = self.sessions.get_mut(&session_id) else { return self.close(id) };
-        let known = std::mem::replace(&mut session.used, true) && session.resolved;
+        session.used = true;
         session.resolved = true;
         let (before, consumed) = self.detach(session_id);
         for attached in consumers {
-            self.attach_consumer(id, session_id, attached, known);
+            self.attach_consumer(id, session_id, attached);
         }
         for (queue, ranges) in loose {
-            self.attach_held(session_id, queue, &ranges, known);
+            self.attach_held(session_id, queue, &ranges);
         }
         self.give_back_unattached(session_id, before);
         self.release_holds();
@@ -315,10 +315,10 @@ impl ShardServer {
         (before, consumed)
     }
 
-    fn attach_consumer(&mut self, path: PathId, session: SessionId, attached: Attached, known: bool) {
+    fn attach_consumer(&mut self, path: PathId, session: SessionId, attached: Attached) {
         let Attached { consumer: spec, unacked, unwritten_bytes } = attached;
         let queue = spec.queue;
-        if !self.attach_held(session, queue, &unacked, known) {
+        if !self.attach_held(session, queue, &unacked) {
             return self.send(path, ToEdge::Cancelled { consumer: spec.id, asked: false });
         }
         let count = unacked.iter().map(|(first, last)| (last.0 + 1).saturating_sub(first.0)).sum();
@@ -329,14 +329,11 @@ impl ShardServer {
         self.mark(queue);
     }
 
-    /// False when there is no such queue. What a former leader delivered may have been delivered before that: unknown, so seen.
-    fn attach_held(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, known: bool) -> bool {
+    /// False when there is no such queue. What came to the edge as redelivered it gives back as seen, so nothing is marked here.
+    fn attach_held(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges) -> bool {
         let Some(state) = self.queue_state(queue) else { return false };
         for (first, last) in ranges.iter().filter(|(first, last)| first <= last) {
             state.check_out_held(session, *first, *last);
-            if !known {
-                state.seen.insert(*first, *last, ());
-            }
         }
         self.mark(queue);
         true

@@ -126,6 +126,7 @@ impl Lane {
         }
         if let Some(record) = state.consumers.records.remove(&consumer) {
             state.requests.take(consumer.0);
+            state.marked.remove(&record.spec.queue);
             record.mailbox.push_at(record.place.channel, |channel| Event::ConsumerGone { channel, consumer });
         }
     }
@@ -140,12 +141,16 @@ impl Lane {
         }
         let Some(Asked { sink: Sink::Get { mailbox, at, no_ack, name }, .. }) = state.requests.take(request) else {
             if let Ok(Some((delivery, _))) = result {
+                state.came(std::slice::from_ref(&delivery));
                 state.give_back_messages(&[delivery]);
             }
             return;
         };
         let (queue, seq) = match &result {
-            Ok(Some((delivery, _))) => (delivery.queue, delivery.seq),
+            Ok(Some((delivery, _))) => {
+                state.came(std::slice::from_ref(delivery));
+                (delivery.queue, delivery.seq)
+            }
             Ok(None) | Err(_) => {
                 mailbox.reply(at, result.map(|_| Reply::Got(None)).map_err(|refusal| named(refusal, &name)));
                 return;
@@ -160,6 +165,7 @@ impl Lane {
         }
         home.got();
         if no_ack {
+            state.settled(queue, seq);
             state.batches.settle(queue, SettleReason::Ack, seq, Instant::now());
         } else {
             state.consumers.hold_loose(mailbox.id(), queue, seq);
@@ -192,6 +198,7 @@ impl Lane {
         if state.leader != Some(leader) {
             return;
         }
+        state.came(&messages);
         let Some(record) = state.consumers.delivered(consumer, &messages) else {
             state.give_back_messages(&messages);
             return;
@@ -212,9 +219,9 @@ impl Lane {
         let state = &mut *guard;
         let Some(leader) = state.leader else { return };
         if std::mem::take(&mut state.attach_due) {
-            let mut held = state.batches.settling();
-            state.returning.iter().for_each(|r| held.entry(r.queue).or_default().extend(&r.ranges));
-            let (consumers, loose) = state.consumers.attach(held);
+            // Returns first: what was seen must be known before the queue flows again.
+            state.take_returns(now, out);
+            let (consumers, loose) = state.consumers.attach(state.batches.settling());
             out.push(ToLeader::Attach { leader, consumers, loose });
         }
         out.append(&mut state.outgoing);
@@ -293,6 +300,7 @@ impl Lane {
         let mut state = self.state.lock();
         let closed = state.batches.wipe();
         state.returning.clear();
+        state.marked.clear();
         for record in state.consumers.wipe() {
             let consumer = record.spec.id;
             if record.running {

@@ -17,9 +17,9 @@ use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::SettleReason;
-use crate::model::link::{Consumer, Delivery, Ranges, ToLeader};
+use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
-use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, ShardId};
+use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, Seq, ShardId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -56,6 +56,8 @@ struct State {
     outgoing: Vec<ToLeader>,
     /// What clients saw and gave back.
     returning: VecDeque<Returning>,
+    /// Held messages that came as redelivered: whoever gives them back, somebody has seen them.
+    marked: BTreeMap<QueueId, RangeSet>,
     /// The leader that welcomed this edge on the present path.
     leader: Option<LeaderId>,
     /// The last leader that did.
@@ -67,12 +69,12 @@ struct State {
     blocked: Vec<Arc<Mailbox>>,
 }
 
-/// Messages that a client saw and gave back. They stay held until the leader was told, and are told again to a leader that comes soon
-/// after: `redelivered = false` must not become a lie with the leader that knew better.
+/// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
+/// `redelivered = false` must not become a lie with the leader that knew better. Those that come to this node again are forgotten.
 #[derive(Debug)]
 struct Returning {
     queue: QueueId,
-    ranges: Ranges,
+    set: RangeSet,
     sent: Option<Instant>,
 }
 
@@ -88,6 +90,7 @@ impl Lane {
             requests: Requests::default(),
             outgoing: Vec::new(),
             returning: VecDeque::new(),
+            marked: BTreeMap::new(),
             leader: None,
             former: None,
             attach_due: false,
@@ -155,6 +158,9 @@ impl Lane {
                 continue;
             }
             released += 1;
+            if outcome != Outcome::Requeue && !state.marked.is_empty() {
+                state.settled(h.queue, h.seq);
+            }
             match outcome {
                 Outcome::Ack => wake |= state.batches.settle(h.queue, SettleReason::Ack, h.seq, now),
                 Outcome::Reject => wake |= state.batches.settle(h.queue, SettleReason::Reject, h.seq, now),
@@ -308,10 +314,10 @@ impl State {
     fn end_consumer(&mut self, id: ConsumerId) -> Option<Arc<Mailbox>> {
         let unseen = self.consumers.records.get(&id)?.mailbox.drop_consumer(id);
         let (record, back) = self.consumers.end(id, &unseen)?;
+        let mut unseen = RangeSet::default();
+        unseen.extend(&back);
+        self.give_back([(record.spec.queue, unseen)].into_iter().collect(), false);
         if self.leader.is_some() {
-            if !back.is_empty() {
-                self.outgoing.push(ToLeader::Return { queue: record.spec.queue, ranges: back, seen: false });
-            }
             self.outgoing.push(ToLeader::Cancel { consumer: id });
         }
         self.requests.take(id.0);
@@ -338,12 +344,58 @@ impl State {
             self.returning.pop_front();
         }
         for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
-            let ranges = set.take();
+            let marked = self.unmark(queue, &mut set);
             if seen {
-                self.returning.push_back(Returning { queue, ranges, sent: None });
-            } else if self.leader.is_some() {
-                self.outgoing.push(ToLeader::Return { queue, ranges, seen });
+                set.extend(&marked.to_ranges());
+            } else if !marked.is_empty() {
+                self.returning.push_back(Returning { queue, set: marked, sent: None });
             }
+            if set.is_empty() {
+                continue;
+            }
+            if seen {
+                self.returning.push_back(Returning { queue, set, sent: None });
+            } else if self.leader.is_some() {
+                self.outgoing.push(ToLeader::Return { queue, ranges: set.take(), seen });
+            }
+        }
+    }
+
+    /// Takes those out of `set` that came as redelivered.
+    fn unmark(&mut self, queue: QueueId, set: &mut RangeSet) -> RangeSet {
+        let mut found = RangeSet::default();
+        let Some(marked) = self.marked.get_mut(&queue) else { return found };
+        for (first, last) in set.to_ranges() {
+            (first.0..=last.0).map(Seq).filter(|seq| marked.remove(*seq)).for_each(|seq| {
+                found.insert(seq);
+            });
+        }
+        if marked.is_empty() {
+            self.marked.remove(&queue);
+        }
+        found.to_ranges().iter().flat_map(|r| r.0.0..=r.1.0).for_each(|n| {
+            set.remove(Seq(n));
+        });
+        found
+    }
+
+    /// A message left the client's hands for good.
+    fn settled(&mut self, queue: QueueId, seq: Seq) {
+        if let Some(marked) = self.marked.get_mut(&queue)
+            && marked.remove(seq)
+            && marked.is_empty()
+        {
+            self.marked.remove(&queue);
+        }
+    }
+
+    /// Messages came.
+    fn came(&mut self, messages: &[Delivery]) {
+        if !self.returning.is_empty() {
+            self.forget_returns(messages);
+        }
+        for message in messages.iter().filter(|m| m.redelivered) {
+            self.marked.entry(message.queue).or_default().insert(message.seq);
         }
     }
 
@@ -351,7 +403,18 @@ impl State {
     fn take_returns(&mut self, now: Instant, out: &mut Vec<ToLeader>) {
         for r in self.returning.iter_mut().rev().take_while(|r| r.sent.is_none()) {
             r.sent = Some(now);
-            out.push(ToLeader::Return { queue: r.queue, ranges: r.ranges.clone(), seen: true });
+            if !r.set.is_empty() {
+                out.push(ToLeader::Return { queue: r.queue, ranges: r.set.to_ranges(), seen: true });
+            }
+        }
+    }
+
+    /// Messages came: they are held again, whatever was given back before.
+    fn forget_returns(&mut self, messages: &[Delivery]) {
+        for r in &mut self.returning {
+            messages.iter().filter(|m| m.queue == r.queue).for_each(|m| {
+                r.set.remove(m.seq);
+            });
         }
     }
 

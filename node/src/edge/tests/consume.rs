@@ -212,20 +212,38 @@ async fn a_closed_channel_gives_back_seen_and_unseen() {
 }
 
 #[tokio::test]
-async fn a_return_that_no_leader_heard_is_attached_and_said_again() {
+async fn a_return_that_no_leader_heard_is_said_before_the_next_attach() {
     let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
-    leader.deliver(consumer, queue, &[1, 2]).await;
+    leader.deliver(consumer, queue, &[1, 2, 3]).await;
     let held = client.delivered().await;
-    scene.world.refuse_paths.store(true, Ordering::SeqCst);
-    drop(leader);
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    client.settle(&held[..1], Outcome::Requeue);
-    scene.world.refuse_paths.store(false, Ordering::SeqCst);
-    let (mut new, attach) = scene.leader(super::leader(2, 2), 9, 0).await;
-    let ToLeader::Attach { consumers, loose, .. } = attach else { panic!("no attach") };
-    assert_eq!(consumers[0].unacked, ranges(&[(2, 2)]));
-    assert_eq!(loose, [(queue, ranges(&[(1, 1)]))]);
-    assert_eq!(new.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: true });
+    client.settle(&held[..2], Outcome::Requeue);
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 2)]), seen: true });
+    leader.next().await;
+    leader.deliver(consumer, queue, &[1]).await;
+    client.delivered().await;
+    scene.world.set_leader(ShardId(1), Some(super::leader(2, 2)));
+    let (mut new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
+    assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true }, "1 is held again");
+    let ToLeader::Attach { consumers, loose, .. } = new.next().await else { panic!("no attach") };
+    assert_eq!(consumers[0].unacked, ranges(&[(1, 1), (3, 3)]));
+    assert!(loose.is_empty());
+}
+
+#[tokio::test]
+async fn what_came_redelivered_goes_back_as_seen_whoever_saw_it() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    let delivery = |seq, redelivered| Delivery { queue, seq: Seq(seq), redelivered, message: stored() };
+    let messages = vec![delivery(1, true), delivery(2, false), delivery(3, true)];
+    leader.end.deliveries_tx.send(Deliveries { leader: leader.id, consumer, messages }).await.expect("the edge listens");
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    client.ask(Request::Cancel { consumer });
+    let mut said = [leader.next().await, leader.next().await, leader.next().await];
+    said.sort_by_key(|m| match m {
+        ToLeader::Return { seen, .. } => u8::from(*seen),
+        _ => 2,
+    });
+    let back = |all: &[(u64, u64)], seen| ToLeader::Return { queue, ranges: ranges(all), seen };
+    assert_eq!(said, [back(&[(2, 2)], false), back(&[(1, 1), (3, 3)], true), ToLeader::Cancel { consumer }]);
 }
 
 #[tokio::test]

@@ -1,0 +1,323 @@
+//! Edges and shard servers together, in one process: two nodes' clients publish, consume and acknowledge while leaders change and
+//! proposals fail. Nothing confirmed is lost; surviving clients see nothing twice, nothing redelivered, and each publisher's order.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use warren::edge::{CatalogPort, Connection, ConnectionInfo, Edge, EdgeConfig, LeaderFinder};
+use warren::machine::DataMachine;
+use warren::machine::catalog::{Catalog, hash_password};
+use warren::model::catalog::*;
+use warren::model::entry::{EntryBytes, StoredMessage};
+use warren::model::ports::*;
+use warren::model::step::*;
+use warren::model::*;
+use warren::serving::local::{LocalBodies, LocalProposer};
+use warren::serving::{ServerConfig, ServerHandle, mailbox, spawn};
+
+const SHARDS: u16 = 2;
+
+/// Applies at once, unless it is told to fail some.
+struct Flaky {
+    inner: LocalProposer,
+    server: ServerHandle,
+    failing: AtomicBool,
+    calls: AtomicU64,
+}
+
+impl Proposer for Flaky {
+    fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes) {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.failing.load(Ordering::Relaxed) && call % 7 == 3 {
+            return self.server.outcome(token, ProposalOutcome::Failed("lease expired".into()));
+        }
+        self.inner.propose(token, leader, entry);
+    }
+
+    fn lease_valid(&self) -> bool {
+        true
+    }
+}
+
+struct Shard {
+    machine: Arc<Mutex<DataMachine>>,
+    bodies: Arc<LocalBodies>,
+    server: Mutex<Option<ServerHandle>>,
+    leader_tx: watch::Sender<Option<LeaderId>>,
+    term: AtomicU64,
+}
+
+struct Cluster {
+    catalog: Arc<RwLock<Catalog>>,
+    shards: HashMap<ShardId, Shard>,
+    failing: bool,
+}
+
+impl Cluster {
+    fn new(failing: bool) -> Arc<Cluster> {
+        let shard = |id| Shard {
+            machine: Arc::new(Mutex::new(DataMachine::new(id))),
+            bodies: Arc::default(),
+            server: Mutex::default(),
+            leader_tx: watch::channel(None).0,
+            term: AtomicU64::new(0),
+        };
+        let shards = (1..=SHARDS).map(|n| (ShardId(n), shard(ShardId(n)))).collect();
+        let cluster = Arc::new(Cluster { catalog: Arc::default(), shards, failing });
+        cluster.apply(&CatalogCommand::Bootstrap {
+            vhost: "/".into(),
+            user: "guest".into(),
+            password_hash: hash_password(b"guest", [1, 2, 3, 4]),
+            shards: SHARDS,
+        });
+        (1..=SHARDS).for_each(|n| cluster.elect(ShardId(n)));
+        cluster
+    }
+
+    fn apply(&self, command: &CatalogCommand) -> (u64, CatalogReply) {
+        let (index, reply) = {
+            let mut catalog = self.catalog.write();
+            let index = catalog.index() + 1;
+            (index, catalog.apply(LogId { leader: LeaderId::default(), index }, command))
+        };
+        self.shards.values().filter_map(|s| s.server.lock().clone()).for_each(|s| s.catalog_moved());
+        (index, reply)
+    }
+
+    /// A new leader over the shard's machine; the old one forgets everything.
+    fn elect(&self, id: ShardId) {
+        let shard = &self.shards[&id];
+        if let Some(old) = shard.server.lock().take() {
+            old.stop();
+        }
+        let term = shard.term.fetch_add(1, Ordering::SeqCst) + 1;
+        let node = NodeId(1 + (term % 2) as u16);
+        let leader = LeaderId { term, voter: VoterId { node, generation: Generation(1) }.pack() };
+        let (handle, inbox) = mailbox();
+        let inner = LocalProposer::new(shard.machine.clone(), shard.bodies.clone(), handle.clone());
+        let failing = AtomicBool::new(self.failing);
+        let proposer = Flaky { inner, server: handle.clone(), failing, calls: AtomicU64::new(0) };
+        let (events_tx, _) = mpsc::channel(16);
+        let config = ServerConfig::new(id, node, self.catalog.clone());
+        spawn(config, inbox, shard.machine.clone(), Arc::new(proposer), shard.bodies.clone(), events_tx);
+        handle.leadership(Leadership { leader: Some(leader), is_me: true });
+        *shard.server.lock() = Some(handle);
+        shard.leader_tx.send_replace(Some(leader));
+    }
+}
+
+struct Port(Arc<Cluster>);
+
+impl CatalogPort for Port {
+    fn submit(&self, command: CatalogCommand) -> BoxFuture<'static, Result<(u64, CatalogReply), Refusal>> {
+        let reply = self.0.apply(&command);
+        Box::pin(async move { Ok(reply) })
+    }
+
+    fn routing_lease(&self) -> bool {
+        true
+    }
+}
+
+impl LeaderFinder for Port {
+    fn leadership(&self, shard: ShardId) -> watch::Receiver<Option<LeaderId>> {
+        self.0.shards[&shard].leader_tx.subscribe()
+    }
+}
+
+struct NodePaths(Arc<Cluster>, NodeId);
+
+impl Paths for NodePaths {
+    fn connect(&self, shard: ShardId, _: NodeId) -> BoxFuture<'static, io::Result<EdgeEnd>> {
+        let (edge, leader) = path(self.1);
+        let server = self.0.shards[&shard].server.lock().clone();
+        Box::pin(async move {
+            server.ok_or(io::ErrorKind::ConnectionRefused)?.connected(leader);
+            Ok(edge)
+        })
+    }
+}
+
+fn edge(cluster: &Arc<Cluster>, node: u16) -> Arc<Edge> {
+    let config = EdgeConfig::new(NodeId(node), Incarnation(1000 + u64::from(node)));
+    let paths = Arc::new(NodePaths(cluster.clone(), NodeId(node)));
+    Edge::new(config, cluster.catalog.clone(), Arc::new(Port(cluster.clone())), Arc::new(Port(cluster.clone())), paths)
+}
+
+fn connect(edge: &Arc<Edge>) -> Connection {
+    let mut connection = edge.connect(ConnectionInfo { peer: "127.0.0.1:9".parse().expect("an address") });
+    connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
+    connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
+    connection.take_events(&mut Vec::new());
+    connection
+}
+
+fn name(text: &str) -> Name {
+    Name { vhost: "/".into(), name: text.into() }
+}
+
+/// The answer, and the events behind it.
+async fn ask(connection: &mut Connection, request: Request) -> (Reply, Vec<Event>) {
+    connection.submit(Step::Request { channel: 1, request }).expect("taken");
+    timeout(Duration::from_secs(5), connection.changed()).await.expect("an answer in time");
+    let mut events = Vec::new();
+    connection.take_events(&mut events);
+    match events.remove(0) {
+        Event::Reply { result, .. } => (result.expect("not refused"), events),
+        other => panic!("not a reply: {other:?}"),
+    }
+}
+
+async fn publish(mut connection: Connection, publisher: u8, queues: u64, count: u64) {
+    let mut confirmed = vec![false; count as usize + 1];
+    let (mut next, mut done, mut events) = (1u64, 0u64, Vec::new());
+    while done < count {
+        sleep(Duration::from_millis(2)).await;
+        while next <= count && next <= done + 10 {
+            let body = format!("{publisher}:{next}");
+            let step = Step::Publish(Publish {
+                channel: 1,
+                ticket: Some(next),
+                mandatory: true,
+                exchange: Bytes::new(),
+                routing_key: format!("q{}", next % queues).into(),
+                properties: Bytes::from_static(&[0, 0]),
+                body: body.into(),
+            });
+            connection.submit(step).expect("there is room");
+            next += 1;
+        }
+        timeout(Duration::from_secs(20), connection.changed()).await.expect("confirms go on");
+        connection.take_events(&mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Confirmed { tickets, .. } => {
+                    for ticket in tickets.into_iter().flat_map(|(a, b)| a..=b) {
+                        assert!(!std::mem::replace(&mut confirmed[ticket as usize], true), "{ticket} confirmed twice");
+                        done += 1;
+                    }
+                }
+                Event::Blocked(_) | Event::Unblocked => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+async fn consume(mut connection: Connection, queue: String, got_tx: mpsc::Sender<(String, String, bool)>) {
+    let consume = Request::Consume {
+        queue: name(&queue),
+        tag: "c".into(),
+        no_ack: false,
+        exclusive: false,
+        prefetch: Some(50),
+        arguments: Table::new(),
+    };
+    let (_, mut events) = ask(&mut connection, consume).await;
+    loop {
+        for event in events.drain(..) {
+            let Event::Deliver { consumer, shard, messages, .. } = event else { continue };
+            let bytes = messages.iter().map(|m| m.message.len() as u64).sum();
+            connection.submit(Step::Written { consumer, bytes }).expect("taken");
+            for m in messages {
+                let stored = StoredMessage::parse(m.message).expect("well formed");
+                let body = String::from_utf8_lossy(&stored.body).into_owned();
+                let held = Held { shard, queue: m.queue, seq: m.seq, consumer: Some(consumer) };
+                connection.submit(Step::Settle { held: vec![held], outcome: Outcome::Ack }).expect("taken");
+                if got_tx.send((queue.clone(), body, m.redelivered)).await.is_err() {
+                    return;
+                }
+            }
+        }
+        connection.changed().await;
+        connection.take_events(&mut events);
+    }
+}
+
+async fn run(failing: bool, elections: usize, pause: Duration) {
+    const QUEUES: u64 = 4;
+    const COUNT: u64 = 4000;
+    let cluster = Cluster::new(failing);
+    let edges = [edge(&cluster, 1), edge(&cluster, 2)];
+    let mut admin = connect(&edges[0]);
+    for n in 0..QUEUES {
+        let declare = DeclareQueue {
+            name: name(&format!("q{n}")),
+            passive: false,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: Table::new(),
+        };
+        ask(&mut admin, Request::DeclareQueue(declare)).await;
+    }
+    let (got_tx, mut got_rx) = mpsc::channel(100_000);
+    for n in 0..QUEUES {
+        tokio::spawn(consume(connect(&edges[(n % 2) as usize]), format!("q{n}"), got_tx.clone()));
+    }
+    let publishers: Vec<_> = (0..4u8).map(|p| tokio::spawn(publish(connect(&edges[usize::from(p) % 2]), p, QUEUES, COUNT))).collect();
+    for n in 0..elections {
+        sleep(pause).await;
+        cluster.elect(ShardId(1 + (n % usize::from(SHARDS)) as u16));
+    }
+    for publisher in publishers {
+        timeout(Duration::from_secs(60), publisher).await.expect("in time").expect("no panic");
+    }
+    let mut last: HashMap<(String, String), u64> = HashMap::new();
+    for _ in 0..4 * COUNT {
+        let (queue, body, redelivered) = timeout(Duration::from_secs(10), got_rx.recv()).await.expect("all come").expect("open");
+        assert!(!redelivered, "{body}");
+        let (publisher, n) = body.split_once(':').expect("ours");
+        let n: u64 = n.parse().expect("a number");
+        let before = last.insert((queue, publisher.into()), n).unwrap_or(0);
+        assert!(before < n, "publisher {publisher}: {n} came after {before}");
+    }
+    sleep(Duration::from_millis(200)).await;
+    assert!(got_rx.try_recv().is_err(), "nothing comes twice");
+    let (Reply::Queue { messages, consumers, .. }, _) = ask(
+        &mut admin,
+        Request::DeclareQueue(DeclareQueue {
+            name: name("q0"),
+            passive: true,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: Table::new(),
+        }),
+    )
+    .await
+    else {
+        panic!("no counts")
+    };
+    assert_eq!((messages, consumers), (0, 1));
+    let sent: u64 = edges.iter().map(|e| e.counters().published.get()).sum();
+    let confirmed: u64 = edges.iter().map(|e| e.counters().confirmed.get()).sum();
+    assert_eq!((sent, confirmed), (4 * COUNT, 4 * COUNT));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_arrives_once_and_in_order() {
+    run(false, 0, Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failing_proposals_change_nothing() {
+    run(true, 0, Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_leaders_change_nothing() {
+    run(true, 8, Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_in_quick_succession_change_nothing() {
+    run(true, 40, Duration::from_millis(25)).await;
+}
