@@ -266,3 +266,4 @@ impl Started {
         self.running.consensus.stop().await;
     }
 }
+
