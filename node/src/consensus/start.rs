@@ -22,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -56,7 +57,7 @@ pub struct ConsensusConfig {
 /// This room on a running node. Dropping it stops all groups at once; `stop` does it in order.
 pub struct Consensus {
     core: Arc<Core>,
-    runtime: Option<Runtime>,
+    runtime: Mutex<Option<Runtime>>,
 }
 
 impl Consensus {
@@ -72,7 +73,7 @@ impl Consensus {
         };
         let _ = core.transport.set(transport);
         runtime.spawn(form(core.clone(), machines));
-        Ok(Consensus { core, runtime: Some(runtime) })
+        Ok(Consensus { core, runtime: Mutex::new(Some(runtime)) })
     }
 
     /// Waits until this node belongs to the cluster and its groups are built (not yet running, see `run`). A wiped node waits for ever;
@@ -145,15 +146,16 @@ impl Consensus {
     /// Gives all leaderships away; returns when they are gone or after `patience`.
     pub async fn hand_over_leadership(&self, patience: Duration) {
         let core = self.core.clone();
-        if let Some(runtime) = &self.runtime {
-            let _ = runtime.spawn(async move { failover::hand_over(&core, patience).await }).await;
+        let handle = self.runtime.lock().as_ref().map(|runtime| runtime.handle().clone());
+        if let Some(handle) = handle {
+            let _ = handle.spawn(async move { failover::hand_over(&core, patience).await }).await;
         }
     }
 
     /// Stops groups, network and runtime. The write-ahead log stays open.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         let core = self.core.clone();
-        let Some(runtime) = self.runtime.take() else { return };
+        let Some(runtime) = self.runtime.lock().take() else { return };
         let stopping = runtime.spawn(async move {
             for group in core.all_groups() {
                 let _ = group.inner().raft.shutdown().await;
@@ -172,7 +174,7 @@ impl Drop for Consensus {
         if let Some(transport) = self.core.transport() {
             transport.shutdown();
         }
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.runtime.get_mut().take() {
             runtime.shutdown_background();
         }
     }

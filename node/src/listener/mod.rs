@@ -19,6 +19,7 @@ pub trait Edge: Send + Sync + 'static {
 pub trait EdgeConnection: Send + Sync + 'static {
     /// Takes a step, or gives it back while a lane is full or publishing is blocked: wait for `writable`, then submit it again
     /// before any other publish. Settlements and `Written` are never refused for the sake of a publish.
+    #[expect(clippy::result_large_err, reason = "the step itself comes back, rarely; a box would cost an allocation per step")]
     fn submit(&mut self, step: Step) -> Result<(), Step>;
     /// Moves all events there are to the end of `out`. Never waits.
     fn take_events(&mut self, out: &mut Vec<Event>);

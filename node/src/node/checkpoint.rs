@@ -39,7 +39,6 @@ impl Checkpointer {
                 if *last != Some(member.group.applied()) {
                     *last = self.checkpoint(member).await.or(*last);
                 }
-                self.purge(member, *last);
             }
         }
     }
@@ -81,12 +80,5 @@ impl Checkpointer {
             tokio::time::sleep(TRY_AGAIN).await;
         }
         None
-    }
-
-    /// Up to the durable checkpoint, but never beyond what the slowest replica has: a replica that lags reads the log.
-    fn purge(&self, member: &Member, durable: Option<LogId>) {
-        if let Some(durable) = durable {
-            member.shard.purge(durable);
-        }
     }
 }

@@ -41,7 +41,6 @@ const WAL: &[WalRow] = &[
     ("warren_wal_sync_max_seconds", "Longest fdatasync since the start", Kind::Gauge, |s| s.sync_max.as_secs_f64()),
     ("warren_wal_cache_bytes", "Bytes of recent entries in memory", Kind::Gauge, |s| s.cache_bytes as f64),
     ("warren_wal_queued_bytes", "Bytes that wait to be written", Kind::Gauge, |s| s.queued_bytes as f64),
-    ("warren_wal_bad_reads", "Reads that found damaged data", Kind::Counter, |s| s.bad_reads as f64),
 ];
 
 /// Registers everything; once.

@@ -172,7 +172,7 @@ fn start_servers(
     let mut handles = HashMap::new();
     for (shard, (handle, mailbox)) in opened.mailboxes.drain() {
         let settings = serving::ServerConfig::new(shard, config.node, feed.clone());
-        let mut serve = |machine, proposer: Arc<dyn Proposer>, bodies: Arc<dyn Bodies>, mailbox| {
+        let serve = |machine, proposer: Arc<dyn Proposer>, bodies: Arc<dyn Bodies>, mailbox| {
             serving::spawn(settings.clone(), mailbox, machine, proposer, bodies, events_tx.clone());
         };
         if shard.owner().is_some() {

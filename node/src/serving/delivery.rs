@@ -176,7 +176,8 @@ impl ShardServer {
 
     fn keep_loaded(&mut self, state: &mut QueueState) {
         state.used = true;
-        if !state.loaded && !(state.fresh.is_empty() && state.again.is_empty()) {
+        let empty = state.fresh.is_empty() && state.again.is_empty();
+        if !empty && !state.loaded {
             state.loaded = true;
             self.loaded.push(state.id);
         }

@@ -168,6 +168,7 @@ impl ShardServer {
             path.rewound = false;
             path.next = BatchSeq(last.0 + 1);
         }
+        self.log.void(session_id, BatchSeq(0));
         if old != id {
             self.close(old);
         }

@@ -66,6 +66,15 @@ impl Log {
         *self = Log { next_token: self.next_token, time_ms: self.time_ms, ..Log::default() };
     }
 
+    /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
+    pub fn void(&mut self, session: SessionId, from: BatchSeq) {
+        for part in self.in_flight.iter_mut().flat_map(|f| &mut f.parts) {
+            if let Part::Batch { session: of, seq, void, .. } = part {
+                *void |= *of == session && *seq >= from;
+            }
+        }
+    }
+
     pub fn begin(&mut self, catalog_index: u64, time_ms: u64) {
         self.catalog_index = catalog_index;
         self.time_ms = self.time_ms.max(time_ms);
@@ -220,8 +229,9 @@ impl ShardServer {
             let at = self.log.turn % n;
             self.log.turn = at + 1;
             let path = &mut self.paths[at];
-            let ready = path.batches.front().is_some_and(|b| b.catalog_index <= index) && !path.closed;
-            let Some(batch) = path.batches.pop_front_if(|b| ready && (first || entry.len() + b.ops.len() <= limits::ENTRY_BYTES)) else {
+            let fits = |b: &Batch| b.catalog_index <= index && (first || entry.len() + b.ops.len() <= limits::ENTRY_BYTES);
+            let ready = !path.closed && path.batches.front().is_some_and(fits);
+            let Some(batch) = ready.then(|| path.batches.pop_front()).flatten() else {
                 idle += 1;
                 continue;
             };
@@ -250,9 +260,11 @@ impl ShardServer {
 
     fn applied_part(&mut self, part: Part, reply: SectionReply) {
         match (part, reply) {
-            (Part::Batch { session, settles, .. }, SectionReply::Batch { seq, refused, .. }) => {
+            (Part::Batch { session, settles, void, .. }, SectionReply::Batch { seq, refused, .. }) => {
                 self.settled(settles);
-                self.send_session(session, ToEdge::Verdict { seq, refused });
+                if !void {
+                    self.send_session(session, ToEdge::Verdict { seq, refused });
+                }
             }
             (Part::Batch { void, .. }, SectionReply::Gap { session, last }) if !void => {
                 self.send_back(session, BatchSeq(last.0 + 1));
@@ -307,18 +319,13 @@ impl ShardServer {
         }
     }
 
-    /// Batches of a session from `from` on cannot be accepted any more: those that wait are dropped, those in flight have been spoken
-    /// of (their gaps say nothing new), the edge resends.
+    /// Batches of a session from `from` on cannot be accepted any more: those that wait are dropped, the edge resends.
     fn send_back(&mut self, session: SessionId, from: BatchSeq) {
         let Some(id) = self.sessions.get(&session).map(|s| s.path) else { return };
         let Some(path) = self.path_mut(id).filter(|p| from < p.next) else { return };
         path.batches.clear();
         path.rewound = false;
-        for part in self.log.in_flight.iter_mut().flat_map(|f| &mut f.parts) {
-            if let Part::Batch { session: of, seq, void, .. } = part {
-                *void |= *of == session && *seq >= from;
-            }
-        }
+        self.log.void(session, from);
         self.rewind(id, from);
     }
 

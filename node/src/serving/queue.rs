@@ -230,6 +230,8 @@ impl QueueState {
         }
         sessions.sort_unstable();
         sessions.dedup();
+        // From now on the old list or the new one may count: whoever is not in both gets nothing until the outcome is known.
+        self.holders.retain(|s| sessions.contains(s));
         (self.reserved.max(Seq(self.cursor.0 - 1 + limits::RESERVE_AHEAD)), sessions)
     }
 
@@ -293,8 +295,11 @@ impl QueueState {
         }
         if held < (last.0 - first.0).saturating_add(1) {
             self.returned.remove(first, last, |_, _, _| {});
-            self.fresh.clear();
             self.again.clear();
+        }
+        // The window may hold messages at or after the cursor that were attached, and passed over only while checked out.
+        if last >= self.cursor {
+            self.fresh.clear();
         }
     }
 

@@ -200,12 +200,12 @@ impl ShardServer {
         for at in 0..self.paths.len() {
             let id = self.paths[at].id;
             for message in std::mem::take(&mut self.paths[at].inbox) {
-                self.from_edge(id, message);
+                self.take_message(id, message);
             }
         }
     }
 
-    fn from_edge(&mut self, id: PathId, message: ToLeader) {
+    fn take_message(&mut self, id: PathId, message: ToLeader) {
         let Some(path) = self.path_mut(id) else { return };
         let greeted = path.session.is_some();
         match message {

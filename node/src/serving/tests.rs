@@ -1,5 +1,9 @@
 //! The server driven in process through paths, over the local proposer: what an edge sends, what it gets.
 
+#![allow(clippy::unwrap_used)]
+
+mod chaos;
+
 use super::local::{LocalBodies, LocalProposer};
 use super::*;
 use crate::machine::shard::DataMachine;

@@ -1,6 +1,7 @@
 //! One client's socket: reads, feeds the session, carries steps to the edge and events back, writes everything of a turn at once. Keeps
 //! the deadlines and heartbeats. Stops reading or taking events when the other side does not keep up.
 
+use super::stopped;
 use crate::listener::EdgeConnection;
 use crate::model::limits;
 use crate::model::step::{Event, Step};
@@ -125,7 +126,7 @@ impl<C: EdgeConnection> Connection<C> {
                 () = sleep_until(self.wake_at()) => if let Some(end) = self.on_time(Instant::now(), reads) {
                     return end;
                 },
-                _ = shutdown.wait_for(|stop| *stop), if !stopping => {
+                () = stopped(shutdown), if !stopping => {
                     stopping = true;
                     let reason = "broker forced connection closure with reason 'shutdown'";
                     self.session.on_event(Event::Close(reason.to_owned()), &mut self.out);
@@ -141,7 +142,8 @@ impl<C: EdgeConnection> Connection<C> {
             self.submit();
             let had_events = self.take_events();
             self.submit();
-            if !had_events && !(more_input && !self.held) {
+            let goes_on = had_events || more_input && !self.held;
+            if !goes_on {
                 return;
             }
         }

@@ -2,6 +2,8 @@
 
 mod connection;
 #[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod tests;
 
 use super::Edge;
@@ -54,7 +56,7 @@ pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Setti
                 }
             },
             Some(ended) = tasks.join_next() => log_panic(ended),
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stop) => break,
         }
     }
     drop(listener);
@@ -95,6 +97,12 @@ fn connections() -> usize {
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let free = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2);
     limits::CONNECTIONS.min(usize::try_from(free).unwrap_or(usize::MAX))
+}
+
+/// Resolves when the broker stops.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone: that is the end as well.
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {

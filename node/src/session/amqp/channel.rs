@@ -135,7 +135,7 @@ impl Channel {
                 });
                 Ok(())
             }
-            other => self.accept(Command::Method(other), size, shared, out),
+            other => self.accept(other, size, shared, out),
         }
     }
 
@@ -152,8 +152,8 @@ impl Channel {
         publish.properties = header.properties;
         let missing = header.body_size as usize;
         if missing == 0 {
-            let size = publish.properties.len();
-            return self.accept(Command::Publish(Box::new(publish)), size, shared, out);
+            self.accept_publish(publish, shared, out);
+            return Ok(());
         }
         self.assembly = Assembly::Body { publish, missing, pieces: BytesMut::new() };
         Ok(())
@@ -187,19 +187,33 @@ impl Channel {
             pieces.extend_from_slice(&piece);
             pieces.freeze()
         };
-        let size = publish.body.len() + publish.properties.len();
-        self.accept(Command::Publish(Box::new(publish)), size, shared, out)
+        self.accept_publish(publish, shared, out);
+        Ok(())
     }
 
-    fn accept(&mut self, command: Command, size: usize, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
+    /// The hot path: no box, no queue, unless something waits.
+    fn accept_publish(&mut self, publish: Publish, shared: &mut Shared, out: &mut Out) {
         if self.is_idle() {
-            return self.run(command, shared, out);
+            self.publish(publish, out);
+        } else {
+            let size = publish.body.len() + publish.properties.len();
+            self.wait(Command::Publish(Box::new(publish)), size, shared);
         }
+    }
+
+    fn accept(&mut self, method: Method, size: usize, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
+        if self.is_idle() {
+            return self.run(Command::Method(method), shared, out);
+        }
+        self.wait(Command::Method(method), size, shared);
+        Ok(())
+    }
+
+    fn wait(&mut self, command: Command, size: usize, shared: &mut Shared) {
         let size = size + size_of::<Publish>();
         self.backlog_bytes += size;
         shared.backlog += size;
         self.backlog.push_back(command);
-        Ok(())
     }
 
     /// Runs what waited, up to the next request.

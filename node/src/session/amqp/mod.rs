@@ -269,7 +269,10 @@ impl Session {
     pub fn on_event(&mut self, event: Event, out: &mut Out) {
         match event {
             Event::Authenticated => self.on_authenticated(out),
-            Event::AuthenticationFailed(_) => self.on_login_refused(out),
+            Event::AuthenticationFailed(reason) => {
+                tracing::warn!(%reason, "login refused");
+                self.on_login_refused(out);
+            }
             Event::Opened => self.on_opened(out),
             Event::OpenRefused(refusal) if self.state == State::Opening => self.close(Fault::open_refused(refusal), out),
             Event::OpenRefused(_) => {}
@@ -505,9 +508,13 @@ impl Session {
         channel.drop_backlog(&mut self.shared);
         channel.abandon(out);
         let stale = channel.waiting.is_some();
+        let crossed = matches!(channel.waiting, Some(requests::Pending::Close));
         let (class_id, method_id) = fault.method;
         let reply_text = Short::from(fault.reply_text().as_str());
         out.bytes.method(number, &Method::ChannelClose { reply_code: fault.code.parts().0, reply_text, class_id, method_id });
+        if crossed {
+            out.bytes.method(number, &Method::ChannelCloseOk {});
+        }
         self.channels.insert(number, Slot::Closing { stale });
         self.leave_when_idle(out);
     }

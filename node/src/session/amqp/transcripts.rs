@@ -524,6 +524,7 @@ fn closing_a_channel_after_publishes_waits_for_their_fate() {
          ! ChannelError
          = closed 1 holding
          < 1 channel.close 404 NOT_FOUND - no exchange 'e' in vhost '/' (60,40)
+         < 1 channel.close-ok
          > 1 channel.close-ok
          > 1 channel.open
          ! Reply

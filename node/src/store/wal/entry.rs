@@ -1,5 +1,6 @@
 //! What callers put into the WAL and get back: log entries, votes, the identity of the disk, a group's state, errors, settings.
 
+use super::format::SECTOR;
 use crate::model::entry::EntryBytes;
 use crate::model::{Generation, LeaderId, LogId, NodeId, ShardId, limits};
 use bytes::Bytes;
@@ -108,6 +109,29 @@ impl Default for WalConfig {
             batch_bytes: 8 << 20,
             fatal: None,
         }
+    }
+}
+
+impl WalConfig {
+    /// Largest payload of an entry, bytes.
+    pub fn entry_bytes_max(&self) -> u64 {
+        self.file_bytes / 2
+    }
+
+    /// Kept free at a file's end for records that free space when there is none for another file.
+    pub(super) fn reserve(&self) -> u64 {
+        (self.file_bytes / 16).min(64 << 10).next_multiple_of(SECTOR)
+    }
+
+    pub(super) fn check(&self) -> Result<(), WalError> {
+        let refuse = |text: &str| Err(WalError::Config(text.into()));
+        if self.file_bytes < 16 << 10 || self.file_bytes > 1 << 30 || !self.file_bytes.is_multiple_of(SECTOR) {
+            return refuse("file_bytes must be a multiple of 512 from 16 KiB to 1 GiB");
+        }
+        if self.spare_files == 0 || self.batch_bytes == 0 {
+            return refuse("spare_files and batch_bytes must not be 0");
+        }
+        Ok(())
     }
 }
 

@@ -97,7 +97,7 @@ impl ShardIndex {
         cache_bytes(entry)
     }
 
-    /// A row for an entry; all later ones must be gone. `normal`: may hold messages.
+    /// A row for an entry; those from its index on must be gone. `normal`: may hold messages.
     pub fn push_row(&mut self, shard: ShardId, id: LogId, normal: bool, at: Location) {
         if self.leaders.back().is_none_or(|(_, leader)| *leader != id.leader) {
             self.leaders.push_back((id.index, id.leader));
@@ -289,6 +289,19 @@ impl ShardIndex {
     /// Drop the oldest cached entry; returns its bytes.
     pub fn evict(&mut self) -> usize {
         self.cache.pop_front().map_or(0, |c| cache_bytes(&c.entry))
+    }
+
+    /// After recovery: all that was read is durable; what is purged and may not hold messages goes.
+    pub fn recovered(&mut self) {
+        self.flushed = self.group.last;
+        let Some(purged) = self.group.purged else { return };
+        let mut frees = Frees::default();
+        for at in 0..self.rows.partition_point(|r| r.index <= purged.index) {
+            if self.rows[at].len_flags & RELEASED != 0 {
+                self.kill(at, &mut frees);
+            }
+        }
+        self.trim();
     }
 
     /// All places, for the count of needed records per file.

@@ -1,11 +1,13 @@
 //! What the handle, the writer and the file keeper share, behind one lock that is never held across IO.
 
 use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
-use super::index::{Frees, ShardIndex};
+use super::file::{Held, ReadyFile, WalFile};
+use super::index::{Frees, Location, NOWHERE, ShardIndex};
+use super::sidecar::Sidecar;
 use super::stats::WalStats;
 use crate::model::{LogId, ShardId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -54,23 +56,21 @@ pub(super) struct State {
     pub stats: WalStats,
     pub sync_began: Option<Instant>,
     next_order: u64,
+    /// Files with data by number; the writer fills the last one.
+    pub files: BTreeMap<u32, Held>,
+    /// The file that the writer fills.
+    pub current: u32,
+    /// Files prepared ahead, ascending.
+    pub ready: VecDeque<ReadyFile>,
+    /// Number of the next file to prepare.
+    pub next_seq: u32,
+    /// Closed files whose sidecars are to be written.
+    pub sidecars: Vec<Sidecar>,
 }
 
 impl State {
-    pub fn shard(&mut self, shard: ShardId) -> &mut ShardIndex {
-        self.shards.entry(shard).or_default()
-    }
-}
-
-pub(super) struct Shared {
-    state: Mutex<State>,
-    pub work: Condvar,
-    pub config: WalConfig,
-}
-
-impl Shared {
-    pub fn new(config: WalConfig) -> Arc<Shared> {
-        let state = State {
+    pub fn new() -> State {
+        State {
             shards: HashMap::new(),
             identity: None,
             queue: VecDeque::new(),
@@ -79,34 +79,90 @@ impl Shared {
             stats: WalStats::default(),
             sync_began: None,
             next_order: 0,
-        };
-        Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), config })
+            files: BTreeMap::new(),
+            current: 0,
+            ready: VecDeque::new(),
+            next_seq: 1,
+            sidecars: Vec::new(),
+        }
+    }
+
+    /// These records are not needed any more.
+    pub fn free(&mut self, frees: &Frees) {
+        for (file, count) in frees.iter() {
+            if let Some(held) = self.files.get_mut(&file) {
+                held.needed = held.needed.saturating_sub(u64::from(count));
+            }
+        }
+    }
+
+    /// A closed file nobody needs, if any.
+    pub fn has_unneeded(&self) -> bool {
+        self.files.range(..self.current).any(|(_, held)| held.needed == 0)
+    }
+
+    /// Place and file of an entry on disk.
+    pub fn locate(&self, shard: ShardId, index: u64) -> Option<(Location, Arc<WalFile>)> {
+        let at = self.shards.get(&shard)?.find(index).filter(|at| at.file != NOWHERE)?;
+        Some((at, self.files.get(&at.file)?.file.clone()))
+    }
+
+    /// Bring the tail cache within `budget`, oldest entries of all groups first; what is not synced stays.
+    pub fn evict(&mut self, budget: usize) {
+        while self.stats.cache_bytes > budget {
+            let oldest = self.shards.values_mut().filter_map(|s| Some((s.evictable()?, s))).min_by_key(|(order, _)| *order);
+            let Some((_, shard)) = oldest else { return };
+            self.stats.cache_bytes -= shard.evict();
+        }
+    }
+    pub fn shard(&mut self, shard: ShardId) -> &mut ShardIndex {
+        self.shards.entry(shard).or_default()
+    }
+}
+
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// Wakes the writer.
+    pub work: Condvar,
+    /// Wakes the keeper.
+    pub keep: Condvar,
+    pub config: WalConfig,
+}
+
+impl Shared {
+    pub fn new(config: WalConfig, state: State) -> Arc<Shared> {
+        Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), keep: Condvar::new(), config })
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
 
-    /// Queue what `make` returns, or fail `done` at once when the log is dead.
-    pub fn submit(&self, done: Done, make: impl FnOnce(&mut State, Done) -> Op) {
+    /// Queue what `make` returns, or fail `done` at once: the log is closed or `make` refuses.
+    pub fn submit(&self, done: Done, make: impl FnOnce(&mut State, Done) -> Result<Op, (Done, io::Error)>) {
         let mut state = self.lock();
-        if state.stats.dead || state.stopping {
-            drop(state);
-            return done(Err(io::Error::other("the log is closed")));
+        let closed = state.stats.dead || state.stopping;
+        let made = if closed { Err((done, io::Error::other("the log is closed"))) } else { make(&mut state, done) };
+        match made {
+            Ok(op) => {
+                state.queue.push_back(op);
+                state.urgent = true;
+                self.work.notify_all();
+            }
+            Err((done, error)) => {
+                drop(state);
+                done(Err(error));
+            }
         }
-        let op = make(&mut state, done);
-        state.queue.push_back(op);
-        state.urgent = true;
-        self.work.notify_all();
     }
 
     pub fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
-        if let Err(e) = self.check(shard, &entries) {
-            return done(Err(e));
-        }
         self.submit(done, |state, done| {
+            if let Err(error) = self.check(state.shard(shard).next(), &entries) {
+                return Err((done, error));
+            }
             let mut order = state.next_order;
-            let index = state.shards.entry(shard).or_default();
+            let index = state.shard(shard);
             let mut bytes = 0;
             for entry in &entries {
                 bytes += index.push(shard, entry, order);
@@ -116,20 +172,20 @@ impl Shared {
             state.next_order = order;
             state.stats.cache_bytes += bytes;
             state.stats.queued_bytes += entries.iter().map(|e| e.payload.len()).sum::<usize>();
-            Op::Append { shard, epoch, entries: entries.into(), done }
+            Ok(Op::Append { shard, epoch, entries: entries.into(), done })
         });
     }
 
-    fn check(&self, shard: ShardId, entries: &[LogEntry]) -> io::Result<()> {
-        let mut state = self.lock();
-        let mut next = state.shard(shard).next();
-        for entry in entries {
-            let fits = next.map_or(entry.id.index <= 1, |n| entry.id.index == n);
-            if !fits {
-                let text = format!("shard {shard}: entry {} does not follow, expected {next:?}", entry.id.index);
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    fn check(&self, mut next: Option<u64>, entries: &[LogEntry]) -> io::Result<()> {
+        let refuse = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        for LogEntry { id, payload } in entries {
+            if !next.map_or(id.index <= 1, |n| id.index == n) {
+                return refuse(format!("entry {} does not follow, expected {next:?}", id.index));
             }
-            next = Some(entry.id.index + 1);
+            if payload.len() as u64 > self.config.entry_bytes_max() {
+                return refuse(format!("entry of {} bytes is too large for a file of {}", payload.len(), self.config.file_bytes));
+            }
+            next = Some(id.index + 1);
         }
         Ok(())
     }
@@ -170,6 +226,8 @@ impl Shared {
 
     pub fn stats(&self) -> WalStats {
         let state = self.lock();
-        WalStats { syncing_for: state.sync_began.map(|b| b.elapsed()), ..state.stats.clone() }
+        let (files, spare_files) = (state.files.len(), state.ready.len());
+        let bytes = (files + spare_files) as u64 * self.config.file_bytes;
+        WalStats { bytes, files, spare_files, syncing_for: state.sync_began.map(|b| b.elapsed()), ..state.stats.clone() }
     }
 }

@@ -34,8 +34,12 @@ pub struct WalStats {
     pub cache_bytes: usize,
     /// Bytes queued and not yet synced.
     pub queued_bytes: usize,
-    /// No space for another file: entries are held back until there is.
+    /// A spare file could not be prepared: space runs out. Entries still go into what is prepared.
+    pub low_space: bool,
+    /// Entries are held back until there is space.
     pub full: bool,
+    /// Reads that found something else than was written.
+    pub bad_reads: u64,
     /// A write or sync failed; nothing is accepted any more.
     pub dead: bool,
 }

@@ -47,10 +47,10 @@ proptest! {
         let mut bytes = BytesMut::new();
         super::table::write(&mut bytes, &table);
         let mut rest = &bytes[..];
-        prop_assert_eq!(super::table::read(&mut rest).unwrap(), table);
+        prop_assert_eq!(super::table::read(&mut rest).expect("well formed"), table);
         prop_assert!(rest.is_empty());
         let mut rest = &bytes[..];
-        super::table::skip(&mut rest).unwrap();
+        super::table::skip(&mut rest).expect("well formed");
         prop_assert!(rest.is_empty());
     }
 
@@ -80,7 +80,7 @@ proptest! {
         ] {
             let mut bytes = BytesMut::new();
             method.encode(&mut bytes);
-            prop_assert_eq!(Method::decode(bytes.freeze()).unwrap(), Some(method));
+            prop_assert_eq!(Method::decode(bytes.freeze()).expect("well formed"), Some(method));
         }
     }
 
@@ -136,8 +136,8 @@ proptest! {
         let deliver = Method::BasicDeliver {
             consumer_tag: "tag".into(), delivery_tag: 9, redelivered: true, exchange: "ex".into(), routing_key: "key".into(),
         };
-        prop_assert_eq!(Method::decode(frames[0].payload.clone()).unwrap(), Some(deliver));
-        let header = ContentHeader::decode(frames[1].payload.clone()).unwrap();
+        prop_assert_eq!(Method::decode(frames[0].payload.clone()).expect("well formed"), Some(deliver));
+        let header = ContentHeader::decode(frames[1].payload.clone()).expect("well formed");
         prop_assert_eq!((header.class, header.body_size as usize), (60, len));
         prop_assert!(Properties(&header.properties).persistent());
         prop_assert!(frames[2..].iter().all(|f| f.payload.len() + 8 <= frame_max as usize));

@@ -1,0 +1,233 @@
+//! Clients that misbehave must not hurt others: one that never reads, ten thousand channels, half-open sockets, slow handshakes.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use warren_tests::client::{Connection, Dial, Incoming, QueueOptions, encode};
+use warren_tests::load::{self, ConsumerOptions, PublisherOptions, Running};
+use warren_tests::oracle::Oracle;
+use warren_tests::{Broker, eventually, unique};
+
+/// Memory that a node may keep after hostile clients are gone.
+const RSS_SLACK_KIB: u64 = 5 * 1024;
+/// A handshake must be done by then, with some slack (RabbitMQ's default is 10 s).
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(14);
+
+fn rss(broker: &Broker) -> Vec<u64> {
+    broker.cluster().map(|cluster| (0..cluster.len()).map(|at| cluster.rss_kib(at)).collect()).unwrap_or_default()
+}
+
+/// Own cluster only: every node's memory is back to about what it was.
+fn assert_memory_back(broker: &Broker, before: &[u64], slack_kib: u64) {
+    let mut now = Vec::new();
+    let back = eventually(Duration::from_secs(15), || {
+        now = rss(broker);
+        now.iter().zip(before).all(|(now, before)| *now <= before + slack_kib)
+    });
+    assert!(back, "VmRSS in KiB before {before:?}, after {now:?}");
+}
+
+/// A polite publisher and consumer on a queue; they run until stopped.
+struct Polite {
+    oracle: Arc<Oracle>,
+    publisher: Running<load::PublisherReport>,
+    consumer: Running<load::ConsumerReport>,
+}
+
+impl Polite {
+    fn start(broker: &Broker, at: usize, queue: &str, rate: u64) -> Polite {
+        let oracle = Arc::new(Oracle::default());
+        let consumer = load::consume(&oracle, &broker.dial(at), 1, queue, &ConsumerOptions::default());
+        let publisher = load::publish(&oracle, &broker.dial(at), 1, queue, &PublisherOptions { rate, ..PublisherOptions::default() });
+        Polite { oracle, publisher, consumer }
+    }
+
+    /// Nothing was lost or repeated, and confirms never stood still for longer than `gap`.
+    fn finish(self, gap: Duration) {
+        let report = self.publisher.stop();
+        let drained = load::drained(&self.oracle, Duration::from_secs(10));
+        let closes = [report.closes, self.consumer.stop().closes].concat();
+        assert!(closes.is_empty(), "{closes:?}");
+        let findings = self.oracle.findings();
+        println!("polite clients: {findings}; longest gap {} ms", report.longest_gap.as_millis());
+        findings.assert_unnoticed();
+        assert!(drained && report.longest_gap <= gap, "confirms stood still for {:?}", report.longest_gap);
+    }
+}
+
+#[test]
+fn a_consumer_that_never_reads_does_not_hurt_others() {
+    let broker = Broker::shared();
+    let (big, small) = (unique("never-reads"), unique("polite"));
+    broker.declare_durable(0, &big);
+    broker.declare_durable(0, &small);
+    let at = broker.node_away_from_leader(&big, 0);
+    let before = rss(&broker);
+    let mut deaf = broker.connect(at);
+    let mut out = Vec::new();
+    encode::consume(&mut out, 1, &big, "deaf", 0, &[]); // prefetch 0: as much as the broker likes to send
+    deaf.send(&out).unwrap();
+    let polite = Polite::start(&broker, at, &small, 300);
+    let oracle = Arc::new(Oracle::default());
+    let options = PublisherOptions { size: 1 << 20, rate: 8, window: 4, drain: Duration::from_secs(30) };
+    let publisher = load::publish(&oracle, &broker.dial(at), 7, &big, &options);
+    sleep(Duration::from_secs(6));
+    let during = rss(&broker);
+    let report = publisher.stop();
+    assert!(report.closes.is_empty(), "{:?}", report.closes);
+    let findings = oracle.findings();
+    assert!(findings.confirmed >= 20 && findings.unknown == 0, "publishing to the deaf consumer's queue stood still: {findings}");
+    polite.finish(Duration::from_secs(2));
+    println!("{} MiB published; VmRSS in KiB before {before:?}, during {during:?}", findings.confirmed);
+    drop(deaf);
+    let mut reader = broker.connect(at);
+    reader.qos(1, 5).unwrap();
+    reader.consume(1, &big, "reads", &[]).unwrap();
+    let mut got = 0;
+    while got < findings.confirmed {
+        match reader.event_within(Duration::from_secs(20)).unwrap() {
+            Some(Incoming::Deliver(_, message)) => {
+                assert!(message.redelivered || message.body.len() == 1 << 20);
+                reader.ack(1, message.tag, false).unwrap();
+                got += 1;
+            }
+            other => panic!("after {got} of {}: {other:?}", findings.confirmed),
+        }
+    }
+    reader.close().unwrap();
+    broker.connect(at).delete(1, &big).unwrap();
+}
+
+#[test]
+fn ten_thousand_channels_open_work_and_leave_nothing_behind() {
+    let broker = Broker::shared();
+    let queue = unique("channels");
+    broker.declare_durable(0, &queue);
+    let open_all = |wanted: usize| {
+        let mut connections: Vec<(Connection, u16)> = Vec::new();
+        let mut open = 0;
+        while open < wanted {
+            let mut connection = Connection::open(&broker.dial(connections.len() % broker.nodes())).unwrap();
+            let count = usize::from(connection.channel_max).min(2000).min(wanted - open) as u16;
+            let mut out = Vec::new();
+            (1..=count).for_each(|channel| encode::channel_open(&mut out, channel));
+            connection.send(&out).unwrap();
+            (1..=count).for_each(|_| drop(connection.answer((20, 11)).unwrap()));
+            open += usize::from(count);
+            connections.push((connection, count));
+        }
+        connections
+    };
+    drop(open_all(3000)); // what a node keeps for later use is not a leak
+    sleep(Duration::from_millis(500));
+    let before = rss(&broker);
+    let mut connections = open_all(10_000);
+    let mut expected = 0;
+    for (connection, count) in &mut connections {
+        let mut out = Vec::new();
+        for channel in 1..=*count {
+            let route = encode::Route { channel, exchange: "", key: &queue, mandatory: false };
+            encode::publish(&mut out, route, &channel.to_be_bytes(), connection.frame_max);
+        }
+        connection.send(&out).unwrap();
+        expected += u32::from(*count);
+    }
+    let mut control = broker.connect(0);
+    let mut ready = 0;
+    let all = eventually(Duration::from_secs(20), || {
+        ready = control.declare(1, &queue, &QueueOptions::look()).unwrap().messages;
+        ready == expected
+    });
+    assert!(all, "{ready} of {expected} messages, one from each channel, are in the queue");
+    for (connection, count) in &mut connections {
+        connection.close_channel(*count).unwrap();
+    }
+    connections.into_iter().for_each(|(connection, _)| connection.close().unwrap());
+    control.delete(1, &queue).unwrap();
+    assert_memory_back(&broker, &before, 2 * RSS_SLACK_KIB);
+}
+
+/// Reads until the other side closes; how long that took, `None` if it did not within `most`.
+fn closed_after(socket: &mut TcpStream, most: Duration) -> Option<Duration> {
+    let began = Instant::now();
+    let mut bytes = [0; 4096];
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    while began.elapsed() < most {
+        match socket.read(&mut bytes) {
+            Ok(0) => return Some(began.elapsed()),
+            Ok(_) => (),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => (),
+            Err(_) => return Some(began.elapsed()),
+        }
+    }
+    None
+}
+
+#[test]
+fn slow_and_silent_handshakes_are_cut_and_do_not_hurt_others() {
+    let broker = Broker::shared();
+    let queue = unique("loris");
+    broker.declare_durable(0, &queue);
+    let before = rss(&broker);
+    let polite = Polite::start(&broker, 0, &queue, 200);
+    let connect = |_| TcpStream::connect(&broker.dial(0).address).unwrap();
+    let mut silent: Vec<TcpStream> = (0..150).map(connect).collect();
+    let mut slow: Vec<TcpStream> = (0..50).map(connect).collect();
+    let mut stuck: Vec<TcpStream> = (0..50).map(connect).collect();
+    stuck.iter_mut().for_each(|socket| socket.write_all(encode::PROTOCOL_HEADER).unwrap()); // never answers connection.start
+    let mut start_ok = encode::PROTOCOL_HEADER.to_vec();
+    encode::start_ok(&mut start_ok, "guest", "guest");
+    let began = Instant::now();
+    for byte in start_ok.iter().cycle() {
+        // one byte at a time, as slowly as keeps the connection from being idle
+        slow.retain_mut(|socket| socket.write_all(&[*byte]).is_ok());
+        if slow.is_empty() || began.elapsed() > HANDSHAKE_LIMIT {
+            break;
+        }
+        sleep(Duration::from_millis(250));
+    }
+    assert!(slow.is_empty(), "{} slow handshakes are still open after {:?}", slow.len(), began.elapsed());
+    for (kind, sockets) in [("silent", &mut silent), ("stuck", &mut stuck)] {
+        let open = sockets.iter_mut().filter_map(|socket| closed_after(socket, Duration::from_secs(1)).is_none().then_some(())).count();
+        assert_eq!(open, 0, "{kind} connections are still open after {:?}", began.elapsed());
+    }
+    polite.finish(Duration::from_secs(2));
+    assert_memory_back(&broker, &before, RSS_SLACK_KIB);
+    broker.connect(0).delete(1, &queue).unwrap();
+}
+
+#[test]
+fn a_client_that_falls_silent_is_cut_by_its_heartbeat_and_gives_back_what_it_held() {
+    let broker = Broker::shared();
+    let queue = unique("half-open");
+    broker.declare_durable(0, &queue);
+    let mut publisher = broker.connect(broker.nodes() - 1);
+    publisher.confirm_select(1).unwrap();
+    publisher.publish(1, &queue, b"held").unwrap();
+    assert!(matches!(publisher.event_within(Duration::from_secs(10)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
+    let mut silent = Connection::open_with_channel(&Dial { heartbeat_s: 1, ..broker.dial(0) }).unwrap();
+    assert_eq!(silent.heartbeat_s, 1);
+    let own = silent.declare(1, "", &QueueOptions { exclusive: true, ..QueueOptions::default() }).unwrap().name;
+    silent.consume(1, &queue, "c", &[]).unwrap();
+    assert!(matches!(silent.event_within(Duration::from_secs(10)), Ok(Some(Incoming::Deliver(..)))));
+    let began = Instant::now();
+    // From here on it sends nothing, but keeps its socket open, as a machine that lost its power would.
+    let mut other = broker.connect(1 % broker.nodes());
+    let mut again = None;
+    eventually(Duration::from_secs(10), || {
+        again = other.get(1, &queue).unwrap();
+        again.is_some()
+    });
+    let (message, _) = again.expect("the message never came back");
+    assert!(message.redelivered);
+    println!("given back after {} ms at a heartbeat of 1 s", began.elapsed().as_millis());
+    other.ack(1, message.tag, false).unwrap();
+    let gone = eventually(Duration::from_secs(5), || {
+        broker.connect(0).declare(1, &own, &QueueOptions::look()).is_err_and(|e| e.code() == Some(404))
+    });
+    assert!(gone, "its exclusive queue is still there");
+    other.delete(1, &queue).unwrap();
+    drop(silent);
+}
