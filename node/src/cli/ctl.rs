@@ -5,6 +5,8 @@ use super::format::Formatter;
 use super::variable;
 use crate::config::{ClusterSecret, ConfigError, DataDir, default_cluster_dir, default_server_dir};
 use crate::management::client::{AdminClient, ClientError};
+use crate::peer::auth::{AuthError, Secret};
+use crate::peer::client::{DialError, dial_operator};
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -72,6 +74,10 @@ enum CtlCommand {
 enum CtlError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error("cannot reach a node at {address}: {error}")]
+    Dial { address: String, error: DialError },
+    #[error("the node at {address} has another cluster secret")]
+    WrongSecret { address: String },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("no cluster secret: set WARREN_CLUSTER_SECRET, or give --cluster-secret-file FILE or the cluster's --data-dir DIR")]
@@ -86,8 +92,10 @@ impl CtlError {
     fn code(&self) -> u8 {
         match self {
             CtlError::Client(ClientError::Refused { usage: true, .. }) | CtlError::NoSecret | CtlError::Config(_) => USAGE,
-            CtlError::Client(ClientError::Refused { usage: false, .. } | ClientError::WrongSecret { .. }) => REFUSED,
-            CtlError::Client(ClientError::Unreachable { .. }) | CtlError::NotServing { .. } | CtlError::Io(_) => UNAVAILABLE,
+            CtlError::Client(ClientError::Refused { usage: false, .. }) | CtlError::WrongSecret { .. } => REFUSED,
+            CtlError::Client(ClientError::Unreachable { .. }) | CtlError::Dial { .. } | CtlError::NotServing { .. } | CtlError::Io(_) => {
+                UNAVAILABLE
+            }
         }
     }
 }
@@ -172,16 +180,16 @@ impl CtlArgs {
     /// The first node that answers: the one named, else those of the data directory.
     async fn connect(&self) -> Result<AdminClient, CtlError> {
         let dirs = self.dirs();
-        let secret = self.secret(&dirs)?;
+        let secret = Secret::new(self.secret(&dirs)?.bytes());
         let timeout = Duration::from_secs(self.timeout.max(1));
         let mut failure = None;
         for address in self.addresses(&dirs) {
-            match AdminClient::connect(&address, secret.bytes(), timeout).await {
-                Ok(client) => return Ok(client),
-                Err(error) => failure = failure.or(Some(error)),
+            match dial_operator(&address, &secret).await {
+                Ok(channel) => return Ok(AdminClient::new(&address, channel, timeout)),
+                Err(error) => failure = failure.or(Some(dial_error(address, error))),
             }
         }
-        Err(failure.expect("there is at least one address").into())
+        Err(failure.expect("there is at least one address"))
     }
 
     fn dirs(&self) -> Vec<PathBuf> {
@@ -212,6 +220,14 @@ impl CtlArgs {
             ports.push(DEFAULT_PEER_PORT);
         }
         ports.iter().map(|port| format!("127.0.0.1:{port}")).collect()
+    }
+}
+
+fn dial_error(address: String, error: DialError) -> CtlError {
+    match error {
+        DialError::Auth(AuthError::Secret) => CtlError::WrongSecret { address },
+        DialError::Status(status) if status.code() == tonic::Code::Unauthenticated => CtlError::WrongSecret { address },
+        error => CtlError::Dial { address, error },
     }
 }
 

@@ -2,7 +2,6 @@
 //! `node` starts both; what they show comes through [`AdminSource`] and [`Metrics`], so this room knows no other room's inside.
 
 pub mod admin;
-pub mod auth;
 pub mod client;
 pub mod http;
 mod metrics;

@@ -132,7 +132,7 @@ fn start_consensus(
         None => catalog.clone(),
     });
     let handles: HashMap<ShardId, ServerHandle> = opened.mailboxes.iter().map(|(shard, (handle, _))| (*shard, handle.clone())).collect();
-    let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone(), config.secret.bytes());
+    let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone());
     let network = PeerConfig {
         node: config.node,
         listener: peer.into_std().map_err(doing("peer port"))?,

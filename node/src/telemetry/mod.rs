@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// The variable with the filter, in the syntax of `tracing_subscriber::EnvFilter`.
 pub const FILTER_VARIABLE: &str = "WARREN_LOG";
-const DEFAULT_FILTER: &str = "info,openraft=warn,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
+const DEFAULT_FILTER: &str = "info,openraft=error,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
 
 /// Start logging as the configuration says. A panic becomes a log line too.
 ///
