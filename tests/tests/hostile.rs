@@ -1,4 +1,5 @@
 //! Clients that misbehave must not hurt others: one that never reads, ten thousand channels, half-open sockets, slow handshakes.
+#![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
