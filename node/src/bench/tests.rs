@@ -53,6 +53,7 @@ impl Careless {
     }
 
     fn serve(&self, mut socket: TcpStream) -> Option<()> {
+        socket.set_nodelay(true).ok()?;
         socket.read_exact(&mut [0; 8]).ok()?;
         let mut out = Vec::new();
         encode::method(&mut out, 0, (10, 10), |out| {
@@ -172,9 +173,12 @@ fn a_good_broker_passes() {
     assert!(figures.published > 500 && figures.consumed == figures.published);
 }
 
+/// A breach and the figure that must name it.
+type Named = (Breach, fn(&Figures) -> u64);
+
 #[test]
 fn each_breach_is_named() {
-    let count: [(Breach, fn(&Figures) -> u64); 7] = [
+    let count: [Named; 7] = [
         (Breach::Lose, |f| f.lost),
         (Breach::Repeat, |f| f.repeated),
         (Breach::Swap, |f| f.reordered),
