@@ -1,5 +1,6 @@
 //! Garbage at the socket: random bytes, mutated frames, wrong channels, oversize frames, bodies that never end. The broker answers with
-//! the right close or cuts, never panics, keeps its memory, and serves others all the while. Seeded; `WARREN_TEST_FRAMES` frames (200,000).
+//! the right close or cuts, never panics, keeps its memory, and serves others all the while. Seeded; 200,000 frames or as many as 45 s
+//! allow, or `WARREN_TEST_FRAMES` frames however long they take.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::io::{Read, Write};
@@ -10,13 +11,14 @@ use warren_tests::{Broker, Chance, unique};
 
 /// Frames of one connection at most.
 const BURST: usize = 400;
-/// The test ends then even if not all frames were sent.
-const MOST: Duration = Duration::from_secs(45);
+/// Frames, and how long the test goes on even if not all were sent, unless a number is asked for.
+const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
 
 const KINDS: [&str; 5] = ["direct", "fanout", "topic", "headers", "no-kind"];
 
-fn frames_wanted() -> u64 {
-    std::env::var("WARREN_TEST_FRAMES").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000)
+fn frames_wanted() -> (u64, Duration) {
+    let asked = std::env::var("WARREN_TEST_FRAMES").ok().and_then(|text| text.parse().ok());
+    asked.map_or(FRAMES, |frames| (frames, Duration::from_secs(1800)))
 }
 
 /// Frames that keep a connection open, so that what comes after them is read too.
@@ -153,9 +155,9 @@ fn garbage_at_the_socket_hurts_nobody_else() {
     let (queue, control_queue) = (unique("fuzz"), unique("fuzz-control"));
     broker.declare_durable(0, &queue);
     broker.declare_durable(0, &control_queue);
-    let (wanted, began) = (frames_wanted(), Instant::now());
+    let ((wanted, most), began) = (frames_wanted(), Instant::now());
     let (mut sent, mut connections, mut before) = (0, 0u64, Vec::new());
-    while sent < wanted && began.elapsed() < MOST {
+    while sent < wanted && began.elapsed() < most {
         let at = chance.below(broker.nodes());
         let (bytes, count) = burst(&mut chance, &queue);
         connections += 1;
