@@ -1,2 +1,7 @@
-//! The `warren` binary.
-fn main() {}
+//! The `warren` binary: everything is in the library, see `cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warren::cli::main()
+}

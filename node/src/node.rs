@@ -1,1 +1,114 @@
-//! Room `node`: see docs/architecture.md.
+//! The composition root: the one file that knows every room. Opens the stores, starts consensus, serving, edge, listeners and
+//! management, waits for the end and takes everything down in order.
+
+mod admin;
+mod alarm;
+mod checkpoint;
+mod feed;
+mod figures;
+mod groups;
+mod leaders;
+mod restore;
+mod running;
+mod start;
+
+use crate::cli::Shutdown;
+use crate::config::{DataDir, Ports, ServerConfig};
+use crate::consensus::FormationError;
+use crate::listener::amqp;
+use crate::management::{self, Metrics, Readiness};
+use crate::store::state::StateError;
+use crate::store::wal::WalError;
+use running::Clients;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Leaderships are given away within this time at an ordered stop.
+const HAND_OVER: Duration = Duration::from_millis(1500);
+
+/// Why a node cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system refuses; says what was tried.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: String,
+        /// Its error.
+        source: io::Error,
+    },
+    /// The write-ahead log.
+    #[error("write-ahead log: {0}")]
+    Wal(#[from] WalError),
+    /// The state store.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The cluster cannot be formed or rejoined.
+    #[error(transparent)]
+    Formation(#[from] FormationError),
+}
+
+fn doing(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    let doing = doing.into();
+    move |source| StartError::Io { doing, source }
+}
+
+/// Serve until SIGTERM or SIGINT; the data directory is locked by the caller.
+///
+/// # Errors
+/// [`StartError`] says what failed and with which address or file.
+pub async fn run(config: ServerConfig) -> Result<(), StartError> {
+    let mut shutdown = Shutdown::listen().map_err(doing("signals"))?;
+    let (stop_tx, stop_rx) = watch::channel(false);
+    let (metrics, readiness) = (Metrics::new(), Arc::new(Readiness::default()));
+    let http = bind(&config, config.management_port, "management").await?;
+    let amqp = bind(&config, config.amqp_port, "AMQP").await?;
+    let peer = bind(&config, config.peer_port, "peer").await?;
+    DataDir::write_ports(&config.data_dir, ports(&amqp, &http, &peer)).map_err(doing("ports file"))?;
+    let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
+    readiness.not_serving("recovering the log and forming the cluster");
+
+    let starting = start::start(config, peer, readiness.clone());
+    let node = tokio::select! {
+        node = starting => node?,
+        signal = shutdown.requested() => {
+            tracing::info!(signal, "stopped before the node was serving");
+            return Ok(());
+        }
+    };
+    figures::register(&metrics, &node.running);
+    readiness.serving();
+    tracing::info!("Server startup complete");
+    let clients = Arc::new(Clients(node.running.edge.clone()));
+    let clients = tokio::spawn(amqp::serve(amqp, clients, amqp::Settings::new("warren"), stop_rx));
+
+    let signal = shutdown.requested().await;
+    tracing::info!(signal, "stopping");
+    readiness.not_serving("stopping");
+    node.running.consensus.hand_over_leadership(HAND_OVER).await;
+    let _ = stop_tx.send(true);
+    let _ = clients.await;
+    node.stop().await;
+    http.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn stopped(mut stop_rx: watch::Receiver<bool>) {
+    let _ = stop_rx.wait_for(|stop| *stop).await;
+}
+
+async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListener, StartError> {
+    let address = (config.host.as_str(), port);
+    TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
+}
+
+fn ports(amqp: &TcpListener, http: &TcpListener, peer: &TcpListener) -> Ports {
+    let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
+    Ports { amqp: port(amqp), stream: 0, management: port(http), peer: port(peer) }
+}
+

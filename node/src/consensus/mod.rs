@@ -1,1 +1,30 @@
-//! Room `consensus`: see docs/architecture.md.
+//! The only room that names openraft: all Raft groups of this node over one write-ahead log, forming the cluster, leadership, and the
+//! catalog's commands from any node. Runs on its own runtime, so that client load cannot starve elections.
+
+mod catalog;
+mod core;
+mod failover;
+mod formation;
+mod heartbeat;
+pub mod journal;
+mod lease;
+mod log;
+pub mod machine;
+mod network;
+pub mod placement;
+mod service;
+pub mod shard;
+mod start;
+mod types;
+mod wire;
+
+pub use self::core::Timing;
+pub use catalog::{CatalogClient, CatalogError};
+pub use formation::FormationError;
+pub use machine::{Fault, Machine};
+pub use shard::{OutcomeSink, Shard};
+pub use start::{Consensus, ConsensusConfig, Machines, Wire};
+pub use types::Reply;
+
+#[cfg(test)]
+mod tests;

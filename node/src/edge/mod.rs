@@ -1,1 +1,275 @@
-//! Room `edge`: see docs/architecture.md.
+//! The client's side on the node it is connected to. A protocol's listener gets a [`Connection`] from [`Edge::connect`], submits `Step`s
+//! and takes `Event`s; the edge routes publishes by the local catalog, batches them into lanes (one per shard) towards the shards'
+//! leaders, and turns requests into catalog commands or questions to leaders. What a leader does with them is in `serving`.
+
+mod access;
+mod connection;
+mod counters;
+mod headers;
+mod lane;
+mod mailbox;
+mod names;
+mod pool;
+mod ports;
+mod publish;
+mod ranges;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+pub use self::connection::Connection;
+pub use self::counters::{Counter, Counters};
+pub use self::ports::{CatalogPort, LeaderFinder};
+
+use self::access::Patterns;
+use self::lane::{Answer, Lane};
+use self::mailbox::{Blocker, Mailbox};
+use crate::machine::catalog::Catalog;
+use crate::model::catalog::{CatalogCommand, CatalogReply, Owner, Refusal};
+use crate::model::link::QueueStat;
+use crate::model::ports::Paths;
+use crate::model::step::Event;
+use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, limits};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// Counts for listings are given up after this time.
+const STATS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What an edge is told at its start.
+#[derive(Clone, Debug)]
+pub struct EdgeConfig {
+    /// This node.
+    pub node: NodeId,
+    /// This process.
+    pub incarnation: Incarnation,
+    /// Publishes without a verdict are nacked, requests fail after this time.
+    pub no_quorum_timeout: Duration,
+    /// Bytes held for one shard before its publishers wait.
+    pub lane_bytes: usize,
+    /// Bytes in flight to one consumer.
+    pub consumer_bytes: u64,
+    /// The user `guest` may log in from other hosts.
+    pub remote_guest: bool,
+}
+
+impl EdgeConfig {
+    /// With the defaults of `limits` and a no-quorum timeout of 10 s.
+    pub fn new(node: NodeId, incarnation: Incarnation) -> EdgeConfig {
+        EdgeConfig {
+            node,
+            incarnation,
+            no_quorum_timeout: Duration::from_secs(10),
+            lane_bytes: limits::LANE_BYTES,
+            consumer_bytes: limits::CONSUMER_BYTES,
+            remote_guest: false,
+        }
+    }
+}
+
+/// What a listener knows of a new client.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionInfo {
+    /// The client's address.
+    pub peer: SocketAddr,
+}
+
+/// A connection in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionStat {
+    /// Its id on this node.
+    pub id: ConnectionId,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// When it came.
+    pub since: SystemTime,
+    /// Its user, once it entered a vhost.
+    pub user: Option<Arc<str>>,
+    /// Its vhost.
+    pub vhost: Option<Arc<str>>,
+    /// Its publishes wait for a shard or for the node.
+    pub blocked: bool,
+}
+
+/// The edge of this node.
+pub struct Edge {
+    config: EdgeConfig,
+    catalog: Arc<RwLock<Catalog>>,
+    port: Arc<dyn CatalogPort>,
+    leaders: Arc<dyn LeaderFinder>,
+    paths: Arc<dyn Paths>,
+    lanes: RwLock<HashMap<ShardId, Arc<Lane>>>,
+    connections: Mutex<HashMap<ConnectionId, Arc<Mailbox>>>,
+    /// Ids of connections, consumers and requests: unique in this process.
+    last_id: AtomicU64,
+    is_blocked: AtomicBool,
+    blocked: Mutex<Option<String>>,
+    unblocked: Notify,
+    lease_lost: Mutex<Option<Instant>>,
+    patterns: Patterns,
+    counters: Counters,
+    runtime: Handle,
+    tasks: Mutex<Vec<AbortHandle>>,
+    this: Weak<Edge>,
+}
+
+impl Edge {
+    /// An edge without connections. To be called within a tokio runtime: lanes run there.
+    pub fn new(
+        config: EdgeConfig,
+        catalog: Arc<RwLock<Catalog>>,
+        port: Arc<dyn CatalogPort>,
+        leaders: Arc<dyn LeaderFinder>,
+        paths: Arc<dyn Paths>,
+    ) -> Arc<Edge> {
+        Arc::new_cyclic(|this| Edge {
+            config,
+            catalog,
+            port,
+            leaders,
+            paths,
+            lanes: RwLock::default(),
+            connections: Mutex::default(),
+            last_id: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
+            blocked: Mutex::default(),
+            unblocked: Notify::new(),
+            lease_lost: Mutex::default(),
+            patterns: Patterns::default(),
+            counters: Counters::default(),
+            runtime: Handle::current(),
+            tasks: Mutex::default(),
+            this: this.clone(),
+        })
+    }
+
+    /// A client came.
+    pub fn connect(self: &Arc<Self>, info: ConnectionInfo) -> Connection {
+        let owner = Owner { node: self.config.node, incarnation: self.config.incarnation, connection: ConnectionId(self.next_id()) };
+        let mailbox = Arc::new(Mailbox::new(owner, info.peer));
+        self.connections.lock().insert(owner.connection, mailbox.clone());
+        self.counters.connections_opened.add(1);
+        Connection::new(self.clone(), mailbox)
+    }
+
+    /// Counts of queues as their leaders see them, in the order asked for. Queues that the catalog does not have are left out; those of
+    /// shards that do not answer within 2 s have zeros.
+    pub async fn stats(&self, queues: &[QueueId]) -> Vec<QueueStat> {
+        let mut shards: BTreeMap<ShardId, Vec<QueueId>> = BTreeMap::new();
+        let known: Vec<QueueId> = {
+            let catalog = self.catalog.read();
+            let records = queues.iter().filter_map(|id| catalog.queue_by_id(*id));
+            records.map(|r| (shards.entry(r.shard).or_default().push(r.id), r.id).1).collect()
+        };
+        let asked = shards.into_iter().map(|(shard, queues)| self.stat(shard, queues, 0, STATS_TIMEOUT));
+        let answers = futures::future::join_all(asked).await;
+        let mut found: HashMap<QueueId, QueueStat> = answers.into_iter().flatten().flatten().map(|s| (s.queue, s)).collect();
+        known.iter().map(|id| found.remove(id).unwrap_or(QueueStat { queue: *id, ..QueueStat::default() })).collect()
+    }
+
+    /// Everybody who is connected, by id.
+    pub fn connections(&self) -> Vec<ConnectionStat> {
+        let mut all: Vec<_> = self.connections.lock().values().map(|m| stat_of(m)).collect();
+        all.sort_unstable_by_key(|c| c.id);
+        all
+    }
+
+    /// Ask the connections that `which` picks to close (320): shutdown, a deleted user or vhost, an operator's wish.
+    pub fn close_connections(&self, why: &str, which: impl Fn(&ConnectionStat) -> bool) {
+        let picked: Vec<_> = self.connections.lock().values().filter(|m| which(&stat_of(m))).cloned().collect();
+        picked.iter().for_each(|m| m.push(Event::Close(why.to_string())));
+    }
+
+    /// All publishers wait for the given reason (a disk alarm), or no longer. Consuming and acknowledging go on.
+    pub fn set_blocked(&self, reason: Option<String>) {
+        let mut blocked = self.blocked.lock();
+        self.is_blocked.store(reason.is_some(), Ordering::Release);
+        for mailbox in self.connections.lock().values() {
+            match &reason {
+                Some(why) => mailbox.block(Blocker::Node, why),
+                None => mailbox.unblock(Blocker::Node),
+            }
+        }
+        let wake = reason.is_none();
+        *blocked = reason;
+        drop(blocked);
+        if wake {
+            self.unblocked.notify_waiters();
+        }
+    }
+
+    /// What this edge did since its start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn lane(&self, shard: ShardId) -> Arc<Lane> {
+        if let Some(lane) = self.lanes.read().get(&shard) {
+            return lane.clone();
+        }
+        let mut lanes = self.lanes.write();
+        let lane = lanes.entry(shard).or_insert_with(|| {
+            let lane = Arc::new(Lane::new(shard, self.config.clone()));
+            let leaders = self.leaders.leadership(shard);
+            let task = lane::run(lane.clone(), self.this.clone(), leaders, self.paths.clone());
+            self.tasks.lock().push(self.runtime.spawn(task).abort_handle());
+            lane
+        });
+        lane.clone()
+    }
+
+    async fn stat(&self, shard: ShardId, queues: Vec<QueueId>, after: u64, timeout: Duration) -> Result<Vec<QueueStat>, Refusal> {
+        let lane = self.lane(shard);
+        if lane.is_gone() {
+            return Err(Refusal::Unavailable(lane::no_quorum(shard)));
+        }
+        let answer = lane.stat(self.next_id(), queues.clone(), after, timeout);
+        match answer.await {
+            Ok(Ok(Answer::Stats(stats))) => Ok(lane::complete(&queues, &stats)),
+            Ok(Err(refusal)) => Err(refusal),
+            Ok(Ok(Answer::Purged(_))) | Err(_) => Err(Refusal::Unavailable(lane::no_quorum(shard))),
+        }
+    }
+
+    /// A catalog command, answered when all nodes see its effect.
+    async fn submit(&self, command: CatalogCommand) -> Result<CatalogReply, Refusal> {
+        let submitted = tokio::time::timeout(self.config.no_quorum_timeout, self.port.submit(command));
+        match submitted.await {
+            Ok(Ok((_, CatalogReply::Refused(refusal)))) => Err(refusal),
+            Ok(Ok((_, reply))) => Ok(reply),
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => {
+                Err(Refusal::Unavailable("the catalog has no leader with a quorum; declare again when enough nodes are back".to_string()))
+            }
+        }
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.tasks.lock().iter().for_each(AbortHandle::abort);
+    }
+}
+
+fn stat_of(mailbox: &Mailbox) -> ConnectionStat {
+    let identity = mailbox.identity.get();
+    ConnectionStat {
+        id: mailbox.id(),
+        peer: mailbox.peer,
+        since: mailbox.since,
+        user: identity.map(|i| i.user.clone()),
+        vhost: identity.map(|i| i.vhost.clone()),
+        blocked: mailbox.is_blocked(),
+    }
+}

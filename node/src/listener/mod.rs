@@ -1,1 +1,30 @@
-//! Room `listener`: see docs/architecture.md.
+//! Sockets: accepts clients, runs one task per connection, joins a protocol's session to the edge. Started by the composition root.
+//! Holds no protocol semantics and no broker state.
+
+pub mod amqp;
+
+use crate::model::step::{Event, Step};
+use std::net::SocketAddr;
+
+/// Where client connections come from: the edge of this node.
+pub trait Edge: Send + Sync + 'static {
+    /// One client's side of it.
+    type Connection: EdgeConnection;
+    /// A client is there.
+    fn connect(&self, peer: SocketAddr) -> Self::Connection;
+}
+
+/// A client's side of the edge. Dropping it says that the client is gone: its consumers end, what it holds goes back, its exclusive
+/// queues are deleted.
+pub trait EdgeConnection: Send + Sync + 'static {
+    /// Takes a step, or gives it back while a lane is full or publishing is blocked: wait for `writable`, then submit it again
+    /// before any other publish. Settlements and `Written` are never refused for the sake of a publish.
+    #[expect(clippy::result_large_err, reason = "the step itself comes back, rarely; a box would cost an allocation per step")]
+    fn submit(&mut self, step: Step) -> Result<(), Step>;
+    /// Moves all events there are to the end of `out`. Never waits.
+    fn take_events(&mut self, out: &mut Vec<Event>);
+    /// Resolves when there are events, at once if there are some already. Cancel safe.
+    fn changed(&self) -> impl Future<Output = ()> + Send;
+    /// Resolves when a step that was given back may be tried again. Cancel safe.
+    fn writable(&self) -> impl Future<Output = ()> + Send;
+}

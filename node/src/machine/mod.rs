@@ -1,1 +1,19 @@
-//! Room `machine`: see docs/architecture.md.
+//! Replicated state, pure and deterministic: the same log gives the same state on every node. `shard` is a data shard (queues,
+//! messages, edge sessions), `catalog` is shard 0. Driven by `consensus`, read by `serving`, `edge` and `management`.
+
+pub mod catalog;
+mod checkpoint;
+mod codec;
+#[cfg(test)]
+mod entry_tests;
+mod extents;
+mod hash;
+mod queue;
+mod sessions;
+pub mod shard;
+#[cfg(test)]
+mod shard_tests;
+
+pub use checkpoint::Delta;
+pub use queue::{Located, Queue, read_run};
+pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

@@ -534,6 +534,18 @@ impl Iterator for OpsReader {
     }
 }
 
+/// Whether a batch's operations settle anything: walks their heads only.
+pub fn has_settles(mut ops: &[u8]) -> bool {
+    while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
+        if head[0] == OP_SETTLE {
+            return true;
+        }
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        ops = rest.get(len..).unwrap_or(&[]);
+    }
+    false
+}
+
 fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
     match kind {
         OP_ENQUEUE => {
@@ -571,6 +583,38 @@ pub struct StoredMessage {
     pub properties: Bytes,
     /// Body.
     pub body: Bytes,
+}
+
+/// A stored message, borrowed: for encoding a delivery without touching reference counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredView<'a> {
+    /// Exchange it was published to.
+    pub exchange: &'a [u8],
+    /// Its routing key.
+    pub key: &'a [u8],
+    /// Property flags and list.
+    pub properties: &'a [u8],
+    /// Position of the body; it reaches to the end.
+    pub body_at: usize,
+}
+
+impl<'a> StoredView<'a> {
+    /// Looks at a stored message; `None` when it is malformed.
+    pub fn parse(bytes: &'a [u8]) -> Option<StoredView<'a>> {
+        let mut rest = bytes;
+        let mut cut = |n: usize| {
+            let (head, tail) = rest.split_at_checked(n)?;
+            rest = tail;
+            Some(head)
+        };
+        let n = cut(1)?[0] as usize;
+        let exchange = cut(n)?;
+        let n = cut(1)?[0] as usize;
+        let key = cut(n)?;
+        let n = cut(4)?.get_u32_le() as usize;
+        let properties = cut(n)?;
+        Some(StoredView { exchange, key, properties, body_at: bytes.len() - rest.len() })
+    }
 }
 
 impl StoredMessage {

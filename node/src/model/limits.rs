@@ -32,6 +32,14 @@ pub const HEARTBEAT_SECONDS: u16 = 60;
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Frames of channels that wait for a reply are kept up to this many bytes, then the socket is not read.
 pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
+/// Bodies that a connection has begun and not finished, all channels together: a body that never ends must not eat the memory.
+pub const CONNECTION_ASSEMBLY_BYTES: usize = 64 << 20;
+/// Client connections of one listener: beyond it new ones are closed at once (each costs a file descriptor and a task).
+pub const CONNECTIONS: usize = 50_000;
+/// A connection's read buffer grows to this while it is busy, and is given back when it is idle.
+pub const READ_BUFFER_BYTES: usize = 128 << 10;
+/// How long a closed connection may take to say close-ok and to take what is still to be written.
+pub const CLOSING: Duration = Duration::from_secs(1);
 /// Unwritten output of a connection above which its events wait (their consumers get no new byte credit).
 pub const CONNECTION_OUTPUT_BYTES: usize = 1 << 20;
 /// A routing lease: how long a node may route by its copy of the catalog without hearing from the catalog's leader (rule 28).

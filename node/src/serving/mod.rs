@@ -1,1 +1,21 @@
-//! Room `serving`: see docs/architecture.md.
+//! The leader's volatile side of a shard: consumers, credit, checked-out messages, proposing. One actor per shard, the same for Raft
+//! shards and for the node's own in-memory shard. Wired by the composition root: make a [`mailbox`], give its handle to whoever
+//! replicates, [`spawn`] the server. Replicated state is in `machine`, the clients' side in `edge`.
+
+mod delivery;
+mod edges;
+mod feed;
+mod handle;
+pub mod local;
+mod proposing;
+mod queue;
+mod ranges;
+mod requests;
+mod server;
+
+pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
+pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};
+pub use server::spawn;
+
+#[cfg(test)]
+mod tests;

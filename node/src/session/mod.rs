@@ -1,1 +1,3 @@
-//! Room `session`: see docs/architecture.md.
+//! Conversations without sockets: frames in, steps out; events in, frames out. One folder per protocol.
+
+pub mod amqp;

@@ -1,1 +1,3 @@
-//! Room `wire`: see docs/architecture.md.
+//! Bytes to typed frames and back, one folder per protocol. Pure and bounded: no sockets, no state beyond one frame.
+
+pub mod amqp;

@@ -1,1 +1,0 @@
-//! Room `cli`: see docs/architecture.md.

@@ -1,1 +1,0 @@
-//! Room `config`: see docs/architecture.md.

@@ -1,0 +1,157 @@
+//! A node's data directory as a resource: who uses it (lock, `pid`), where it listens (`ports`), and the directory of a local
+//! cluster around it. `cli` opens it before anything else, `launcher` and `warren ctl` read it. Its contents belong to `store`.
+
+use super::Environment;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+const LOCK: &str = "lock";
+const PID: &str = "pid";
+const PORTS: &str = "ports";
+const SECRET: &str = "secret";
+/// In a directory that `warren cluster` made, and in no other.
+const MARKER: &str = "warren-cluster";
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// A process uses it.
+    #[error("data directory {path} is in use by {holder}; stop that process first, or choose another --data-dir")]
+    InUse {
+        /// Which.
+        path: PathBuf,
+        /// `process 123`, as far as known.
+        holder: String,
+    },
+    /// It cannot be made or written.
+    #[error("data directory {path}: {error}; choose another with --data-dir, or change its owner")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+}
+
+/// Ports that a running server listens on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// AMQP 0-9-1.
+    pub amqp: u16,
+    /// RabbitMQ streams (0: not served).
+    pub stream: u16,
+    /// HTTP.
+    pub management: u16,
+    /// Other nodes and `warren ctl`.
+    pub peer: u16,
+}
+
+/// A data directory that this process has locked. The lock ends with the process or the value.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Make it if it is missing, lock it, write `pid`.
+    ///
+    /// # Errors
+    /// When another process has it, or it cannot be written.
+    pub fn lock(path: &Path) -> Result<DataDir, DataDirError> {
+        let wrong = |error: io::Error| DataDirError::Io { path: path.to_owned(), error };
+        fs::create_dir_all(path).map_err(wrong)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(wrong)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = DataDir::pid(path).map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+                return Err(DataDirError::InUse { path: path.to_owned(), holder });
+            }
+            Err(TryLockError::Error(error)) => return Err(wrong(error)),
+        }
+        write_whole(&path.join(PID), &format!("{}\n", std::process::id())).map_err(wrong)?;
+        Ok(DataDir { path: path.to_owned(), _lock: file })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a live process holds the lock of this directory.
+    pub fn is_locked(path: &Path) -> bool {
+        let Ok(file) = OpenOptions::new().write(true).open(path.join(LOCK)) else { return false };
+        matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// The process that wrote `pid` last; it may be gone.
+    pub fn pid(path: &Path) -> Option<u32> {
+        fs::read_to_string(path.join(PID)).ok()?.trim().parse().ok()
+    }
+
+    /// Write `ports`: one `name=port` line each. For `node`, once everything is bound.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_ports(path: &Path, ports: Ports) -> io::Result<()> {
+        let Ports { amqp, stream, management, peer } = ports;
+        write_whole(&path.join(PORTS), &format!("amqp={amqp}\nstream={stream}\nmanagement={management}\npeer={peer}\n"))
+    }
+
+    /// The ports of the server that ran here last.
+    pub fn read_ports(path: &Path) -> Option<Ports> {
+        let text = fs::read_to_string(path.join(PORTS)).ok()?;
+        let mut ports = Ports::default();
+        for (name, port) in text.lines().filter_map(|line| line.split_once('=')) {
+            let port = port.parse().ok()?;
+            match name {
+                "amqp" => ports.amqp = port,
+                "stream" => ports.stream = port,
+                "management" => ports.management = port,
+                "peer" => ports.peer = port,
+                _ => {}
+            }
+        }
+        Some(ports)
+    }
+
+    /// Where a directory keeps a cluster secret.
+    pub fn secret_path(path: &Path) -> PathBuf {
+        path.join(SECRET)
+    }
+
+    /// The file that marks a directory made by `warren cluster`.
+    pub fn marker_path(path: &Path) -> PathBuf {
+        path.join(MARKER)
+    }
+
+    /// Whether `warren cluster` made this directory.
+    pub fn is_local_cluster(path: &Path) -> bool {
+        DataDir::marker_path(path).is_file()
+    }
+}
+
+/// Readers see the old or the new text, never half of one.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    File::create(&draft)?.write_all(text.as_bytes())?;
+    fs::rename(draft, path)
+}
+
+/// Where `warren cluster` keeps its data unless told otherwise.
+pub fn default_cluster_dir(environment: Environment<'_>) -> PathBuf {
+    state_dir(environment).join("cluster")
+}
+
+/// Where `warren server` keeps its data unless told otherwise.
+pub fn default_server_dir(environment: Environment<'_>) -> PathBuf {
+    state_dir(environment).join("server")
+}
+
+fn state_dir(environment: Environment<'_>) -> PathBuf {
+    let read = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = read("XDG_STATE_HOME").or_else(|| read("HOME").map(|home| home.join(".local/state")));
+    base.map_or_else(|| PathBuf::from("warren-data"), |base| base.join("warren"))
+}

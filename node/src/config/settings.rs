@@ -1,0 +1,188 @@
+//! The options of a server as they are written down, before they are checked: one struct is the flags, the variables and the
+//! file at once, so the three cannot drift apart. Used by `config` and, for flags, by `cli`.
+
+use super::{ConfigError, Environment, Secret};
+use clap::{Args, Command, FromArgMatches, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// One readable line each.
+    #[default]
+    Text,
+    /// One JSON object each.
+    Json,
+}
+
+/// Options of `warren server`. Each is also a variable (`--amqp-port` is `WARREN_AMQP_PORT`) and a key of the TOML file
+/// (`amqp-port`): a flag wins over a variable, a variable over the file.
+#[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// TOML file with any of these options
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// This node's number in the cluster [default: 1]
+    #[arg(long, value_name = "N")]
+    pub node_id: Option<u16>,
+    /// Directory for everything that is kept [default: ~/.local/state/warren/server]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address or name to listen on, for all ports [default: 127.0.0.1]
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// AMQP 0-9-1 port [default: 5672]
+    #[arg(long, value_name = "PORT")]
+    pub amqp_port: Option<u16>,
+    /// Port kept for the RabbitMQ stream protocol, which is not served yet [default: 5552]
+    #[arg(long, value_name = "PORT")]
+    pub stream_port: Option<u16>,
+    /// HTTP port for /ready and /metrics [default: 15672]
+    #[arg(long, value_name = "PORT")]
+    pub management_port: Option<u16>,
+    /// Port for other nodes and `warren ctl` [default: this node's port in --cluster, else 7671]
+    #[arg(long, value_name = "PORT")]
+    pub peer_port: Option<u16>,
+    /// All nodes, this one too: ID@HOST:PEER_PORT,... [default: this node alone]
+    #[arg(long, value_name = "LIST")]
+    pub cluster: Option<String>,
+    /// Data shards of a new cluster [default: one per node, at least 3]
+    #[arg(long, value_name = "N")]
+    pub shards: Option<u16>,
+    /// File with the secret that the nodes share; the variable WARREN_CLUSTER_SECRET holds the secret itself
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+    /// First user of a new cluster; RABBITMQ_DEFAULT_USER counts too [default: guest]
+    #[arg(long, value_name = "NAME")]
+    pub default_user: Option<String>,
+    /// Its password, better given as a variable or in the file; RABBITMQ_DEFAULT_PASS counts too [default: guest]
+    #[arg(long, value_name = "PASSWORD")]
+    pub default_pass: Option<Secret>,
+    /// First vhost of a new cluster; RABBITMQ_DEFAULT_VHOST counts too [default: /]
+    #[arg(long, value_name = "NAME")]
+    pub default_vhost: Option<String>,
+    /// Users that may log in from this machine only, comma separated, or `none` [default: guest]
+    #[arg(long, value_name = "NAMES")]
+    pub loopback_users: Option<String>,
+    /// Free disk space below which publishes stop [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub disk_floor: Option<String>,
+    /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub no_quorum_timeout: Option<String>,
+    /// Host name that clients are told [default: --host, or the machine's name where that is 0.0.0.0]
+    #[arg(long, value_name = "HOST")]
+    pub advertised_host: Option<String>,
+    /// AMQP port that clients are told [default: --amqp-port]
+    #[arg(long, value_name = "PORT")]
+    pub advertised_amqp_port: Option<u16>,
+    /// Stream port that clients are told [default: --stream-port]
+    #[arg(long, value_name = "PORT")]
+    pub advertised_stream_port: Option<u16>,
+    /// Form of the log lines [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Log into this file, rotated, instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Size at which the log file is rotated; four old ones are kept [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_file_size: Option<String>,
+}
+
+impl Settings {
+    /// Flags over variables over RabbitMQ's own variables over the file.
+    ///
+    /// # Errors
+    /// A variable or a file that makes no sense.
+    pub fn layered(flags: Settings, environment: Environment<'_>) -> Result<Settings, ConfigError> {
+        let variables = Settings::from_environment(environment)?;
+        let mut settings = flags.over(variables).over(Settings::from_rabbitmq(environment));
+        if let Some(path) = settings.config.take() {
+            let mut file = Settings::from_file(&path)?;
+            if environment(super::SECRET_VARIABLE).is_some_and(|secret| !secret.is_empty()) {
+                file.cluster_secret_file = None; // the variable wins over the file
+            }
+            settings = settings.over(file);
+        }
+        Ok(settings)
+    }
+
+    /// The variables, read by the same parser as the flags.
+    fn from_environment(environment: Environment<'_>) -> Result<Settings, ConfigError> {
+        let command = Settings::augment_args(Command::new("server").no_binary_name(true));
+        let mut merged = Settings::default();
+        for argument in command.get_arguments() {
+            let Some(long) = argument.get_long() else { continue };
+            let name = format!("WARREN_{}", long.to_uppercase().replace('-', "_"));
+            let Some(value) = environment(&name).filter(|value| !value.is_empty()) else { continue };
+            let one = command
+                .clone()
+                .try_get_matches_from([format!("--{long}={value}")])
+                .and_then(|matches| Settings::from_arg_matches(&matches))
+                .map_err(|error| ConfigError::Variable { name: name.clone(), why: reason(&error) })?;
+            merged = merged.over(one);
+        }
+        Ok(merged)
+    }
+
+    /// The three variables of RabbitMQ's container image.
+    fn from_rabbitmq(environment: Environment<'_>) -> Settings {
+        let read = |name: &str| environment(name).filter(|value| !value.is_empty());
+        Settings {
+            default_user: read("RABBITMQ_DEFAULT_USER"),
+            default_pass: read("RABBITMQ_DEFAULT_PASS").map(|pass| Secret::new(&pass)),
+            default_vhost: read("RABBITMQ_DEFAULT_VHOST"),
+            ..Settings::default()
+        }
+    }
+
+    fn from_file(path: &Path) -> Result<Settings, ConfigError> {
+        let wrong = |why: String| ConfigError::File { path: path.to_owned(), why };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        toml::from_str(&text).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// These settings where they are given, `lower` elsewhere.
+    fn over(self, lower: Settings) -> Settings {
+        Settings {
+            config: self.config.or(lower.config),
+            node_id: self.node_id.or(lower.node_id),
+            data_dir: self.data_dir.or(lower.data_dir),
+            host: self.host.or(lower.host),
+            amqp_port: self.amqp_port.or(lower.amqp_port),
+            stream_port: self.stream_port.or(lower.stream_port),
+            management_port: self.management_port.or(lower.management_port),
+            peer_port: self.peer_port.or(lower.peer_port),
+            cluster: self.cluster.or(lower.cluster),
+            shards: self.shards.or(lower.shards),
+            cluster_secret_file: self.cluster_secret_file.or(lower.cluster_secret_file),
+            default_user: self.default_user.or(lower.default_user),
+            default_pass: self.default_pass.or(lower.default_pass),
+            default_vhost: self.default_vhost.or(lower.default_vhost),
+            loopback_users: self.loopback_users.or(lower.loopback_users),
+            disk_floor: self.disk_floor.or(lower.disk_floor),
+            no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
+            advertised_host: self.advertised_host.or(lower.advertised_host),
+            advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),
+            advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
+            log_format: self.log_format.or(lower.log_format),
+            log_file: self.log_file.or(lower.log_file),
+            log_file_size: self.log_file_size.or(lower.log_file_size),
+        }
+    }
+}
+
+/// The one line of a clap error that says what is wrong, without the value: it may be a password.
+fn reason(error: &clap::Error) -> String {
+    use clap::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::InvalidValue => "not one of the possible values; see `warren server --help`".into(),
+        ErrorKind::ValueValidation => std::error::Error::source(error).map_or_else(|| "not a valid value".into(), ToString::to_string),
+        _ => "not a valid value".into(),
+    }
+}

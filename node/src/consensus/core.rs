@@ -1,0 +1,156 @@
+//! What all parts of this room share on one node: who we are, our groups, who leads the others, the way to the other nodes.
+
+use super::journal::Journal;
+use super::lease::Leases;
+use super::placement;
+use super::shard::Shard;
+use super::start::Progress;
+use crate::model::ports::Leadership;
+use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
+use crate::peer::{Card, Transport};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Raft's clock, milliseconds; the defaults are measured (hb 75, election 200-400).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout.
+    pub election_min_ms: u64,
+    /// Longest election timeout; also the leader's lease.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing { heartbeat_ms: 75, election_min_ms: 200, election_max_ms: 400 }
+    }
+}
+
+impl Timing {
+    /// How long a leader may believe in itself after a quorum's answer.
+    pub fn lease(self) -> Duration {
+        Duration::from_millis(self.election_max_ms)
+    }
+}
+
+/// Shared by everything in this room.
+pub(super) struct Core {
+    pub(super) me: NodeId,
+    pub(super) incarnation: Incarnation,
+    /// All configured nodes, ascending.
+    pub(super) nodes: Vec<NodeId>,
+    /// Data shards are 1..=shards.
+    pub(super) shards: u16,
+    pub(super) timing: Timing,
+    pub(super) journal: Arc<dyn Journal>,
+    pub(super) transport: OnceLock<Arc<dyn Transport>>,
+    pub(super) groups: OnceLock<BTreeMap<ShardId, Shard>>,
+    pub(super) leases: Leases,
+    pub(super) progress: watch::Sender<Progress>,
+    hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
+}
+
+impl Core {
+    pub(super) fn new(
+        me: NodeId,
+        incarnation: Incarnation,
+        mut nodes: Vec<NodeId>,
+        shards: u16,
+        timing: Timing,
+        journal: Arc<dyn Journal>,
+    ) -> Arc<Core> {
+        nodes.sort_unstable();
+        nodes.dedup();
+        let leases = Leases::new(nodes.clone(), timing.lease());
+        Arc::new(Core {
+            me,
+            incarnation,
+            nodes,
+            shards,
+            timing,
+            journal,
+            transport: OnceLock::new(),
+            groups: OnceLock::new(),
+            leases,
+            progress: watch::channel(Progress::default()).0,
+            hints: Mutex::default(),
+        })
+    }
+
+    /// This node's card as it is now.
+    pub(super) fn card(&self) -> Card {
+        let identity = self.journal.identity();
+        Card {
+            node: self.me,
+            generation: identity.map(|i| i.generation).unwrap_or_default(),
+            incarnation: self.incarnation,
+            cluster: identity.map(|i| i.cluster),
+        }
+    }
+
+    /// The way to other nodes; `None` before it is started.
+    pub(super) fn transport(&self) -> Option<&Arc<dyn Transport>> {
+        self.transport.get()
+    }
+
+    /// A group of this node, once the cluster is formed.
+    pub(super) fn group(&self, shard: ShardId) -> Option<&Shard> {
+        self.groups.get()?.get(&shard)
+    }
+
+    /// All groups of this node.
+    pub(super) fn all_groups(&self) -> impl Iterator<Item = &Shard> {
+        self.groups.get().into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The other configured nodes.
+    pub(super) fn others(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes.iter().copied().filter(|n| *n != self.me)
+    }
+
+    /// Ids of all Raft groups of the cluster.
+    pub(super) fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..=self.shards).map(ShardId)
+    }
+
+    /// Members of a group.
+    pub(super) fn voters(&self, shard: ShardId) -> Vec<crate::model::VoterId> {
+        placement::voters(shard, &self.nodes)
+    }
+
+    /// Who leads `shard`, also when this node is not a member of it.
+    pub(super) fn leadership(&self, shard: ShardId) -> watch::Receiver<Leadership> {
+        match self.group(shard) {
+            Some(group) => group.leadership(),
+            None => self.hints.lock().entry(shard).or_default().subscribe(),
+        }
+    }
+
+    /// Somebody says that `leader` leads `shard`, of which this node may not be a member.
+    pub(super) fn hint(&self, shard: ShardId, leader: LeaderId) {
+        if self.group(shard).is_some() {
+            return;
+        }
+        let hints = &mut *self.hints.lock();
+        hints.entry(shard).or_default().send_if_modified(|now| {
+            let newer = now.leader.is_none_or(|old| old < leader);
+            if newer {
+                *now = Leadership { leader: Some(leader), is_me: false };
+            }
+            newer
+        });
+    }
+
+    /// Any group's log holds anything: this node took part in a formed cluster.
+    pub(super) fn has_log(&self) -> bool {
+        self.shard_ids().any(|shard| {
+            let state = self.journal.state(shard);
+            state.last.is_some() || state.purged.is_some() || state.vote.is_some_and(|v| v.leader.term > 0)
+        })
+    }
+}

@@ -1,0 +1,170 @@
+//! Moving leadership on purpose: forced failover when a leader's process died (section 5 of the storage plan, T4, rule 10), leaders back to
+//! their preferred nodes, handing over before a stop, and telling nodes outside a group who leads it.
+
+use super::core::Core;
+use super::shard::Shard;
+use super::types::from_lid;
+use super::wire::Ask;
+use crate::model::ports::Proposer;
+use crate::model::{LeaderId, NodeId, ShardId};
+use crate::peer::transport::head_only;
+use bytes::{BufMut, BytesMut};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::TransferLeaderRequest;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The next survivor tries this much later: usually it finds the vote changed already.
+const STAGGER: Duration = Duration::from_millis(30);
+/// Attempts older than this are forgotten.
+const CALM: Duration = Duration::from_secs(10);
+const BALANCE: Duration = Duration::from_secs(5);
+/// Leadership goes back only to a node that has been connected for this long.
+const STABLE: Duration = Duration::from_secs(10);
+/// ... and whose log is at most this many entries behind.
+const LAG: u64 = 1000;
+const HINTS: Duration = Duration::from_millis(1000);
+
+struct Attempts {
+    last_leader: LeaderId,
+    count: u32,
+    at: Instant,
+}
+
+/// Watches connections; when a node's process is gone, campaigns for the shards that it led.
+pub(super) async fn watch_processes(core: Arc<Core>) {
+    let Some(transport) = core.transport().cloned() else { return };
+    let mut changes_rx = transport.link_changes();
+    let mut attempts: BTreeMap<ShardId, Attempts> = BTreeMap::new();
+    loop {
+        for node in core.others().filter(|n| transport.link(*n).process_gone()) {
+            for group in core.all_groups() {
+                consider(&core, group, node, &mut attempts);
+            }
+        }
+        if changes_rx.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn present_leader(group: &Shard) -> Option<(super::types::Ovote, LeaderId)> {
+    let metrics = group.inner().raft.server_metrics();
+    let server = metrics.borrow_watched();
+    server.vote.committed.then(|| (server.vote, from_lid(server.vote.leader_id)))
+}
+
+fn consider(core: &Arc<Core>, group: &Shard, dead: NodeId, attempts: &mut BTreeMap<ShardId, Attempts>) {
+    let Some((vote, leader)) = present_leader(group) else { return };
+    if leader.node() != dead || leader.term == 0 {
+        return;
+    }
+    let now = Instant::now();
+    let known = attempts.get(&group.id());
+    if known.is_some_and(|a| a.last_leader == leader) {
+        return;
+    }
+    let count = known.filter(|a| a.at.elapsed() < CALM).map_or(0, |a| a.count + 1);
+    attempts.insert(group.id(), Attempts { last_leader: leader, count, at: now });
+    let rank = group.voters().iter().filter(|v| v.node != dead && v.node < core.me).count() as u32;
+    let backoff = if count == 0 { Duration::ZERO } else { (STAGGER * 2u32.pow(count.min(6))).min(core.timing.lease()) };
+    let (core, group) = (core.clone(), group.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(STAGGER * rank + backoff).await;
+        let still = present_leader(&group).is_some_and(|(now, _)| now == vote);
+        let gone = core.transport().is_some_and(|t| t.link(dead).process_gone());
+        if !still || !gone {
+            return;
+        }
+        tracing::info!(shard = %group.id(), leader = ?leader, "the leader's process is gone: campaigning at once");
+        group.inner().forced.store(true, Ordering::Relaxed);
+        let request = TransferLeaderRequest::new(vote, group.inner().me, None);
+        if let Err(error) = group.inner().raft.handle_transfer_leader(request).await {
+            tracing::warn!(shard = %group.id(), %error, "campaign failed");
+        }
+    });
+}
+
+/// Gives leadership back to each shard's preferred node while the cluster is calm. Every leader looks after its own shards.
+pub(super) async fn balance(core: Arc<Core>) {
+    let Some(transport) = core.transport().cloned() else { return };
+    let mut up_since: BTreeMap<NodeId, Instant> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(BALANCE).await;
+        for node in core.others() {
+            match transport.link(node).up {
+                2 => drop(up_since.entry(node).or_insert_with(Instant::now)),
+                _ => drop(up_since.remove(&node)),
+            }
+        }
+        let stable = |node| up_since.get(&node).is_some_and(|at: &Instant| at.elapsed() >= STABLE);
+        // One at a time: the next one when this has settled.
+        if let Some((group, to)) = core.all_groups().find_map(|g| misplaced(&core, g).filter(|to| stable(*to)).map(|to| (g, to))) {
+            tracing::info!(shard = %group.id(), %to, "leadership goes back to the preferred node");
+            group.transfer_to(to).await;
+        }
+    }
+}
+
+fn misplaced(core: &Core, group: &Shard) -> Option<NodeId> {
+    let preferred = group.voters().first()?;
+    if preferred.node == core.me || !group.leadership().borrow().is_me || !group.lease_valid() {
+        return None;
+    }
+    let last = group.inner().journal.state(group.id()).last?.index;
+    let matching = group.matching(*preferred)?;
+    (last.saturating_sub(matching) <= LAG).then_some(preferred.node)
+}
+
+/// Before a stop: every shard that this node leads goes to another connected member. Waits at most `patience`.
+pub(super) async fn hand_over(core: &Core, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let Some(transport) = core.transport() else { return };
+    for group in core.all_groups() {
+        if !group.leadership().borrow().is_me {
+            continue;
+        }
+        let others = group.voters().iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
+        let Some(best) = others.max_by_key(|v| group.matching(**v)) else { continue };
+        group.transfer_to(best.node).await;
+    }
+    for group in core.all_groups() {
+        let mut leadership_rx = group.leadership();
+        let _ = tokio::time::timeout_at(deadline, leadership_rx.wait_for(|l| !l.is_me)).await;
+    }
+}
+
+/// Tells nodes outside a group who leads it: at once on a change, and now and then.
+pub(super) async fn tell_outsiders(core: Arc<Core>) {
+    let outsiders = |shard: ShardId| {
+        let members = core.voters(shard);
+        core.others().filter(move |n| members.iter().all(|v| v.node != *n)).collect::<Vec<_>>()
+    };
+    let groups: Vec<(Shard, Vec<NodeId>)> = core.all_groups().map(|g| (g.clone(), outsiders(g.id()))).collect();
+    let mut watched: Vec<_> = groups.iter().filter(|(_, out)| !out.is_empty()).map(|(g, out)| (g.leadership(), g.id(), out)).collect();
+    if watched.is_empty() {
+        return;
+    }
+    let Some(transport) = core.transport().cloned() else { return };
+    loop {
+        let mut letters: BTreeMap<NodeId, BytesMut> = BTreeMap::new();
+        for (leadership_rx, shard, outsiders) in &mut watched {
+            let now = *leadership_rx.borrow_and_update();
+            let Some(leader) = now.leader.filter(|_| now.is_me) else { continue };
+            for node in outsiders.iter() {
+                let letter = letters.entry(*node).or_insert_with(|| BytesMut::from(&[Ask::Led as u8][..]));
+                letter.put_u16_le(shard.0);
+                letter.put_u64_le(leader.term);
+                letter.put_u64_le(leader.voter);
+            }
+        }
+        for (node, letter) in letters {
+            tokio::spawn(transport.ask(node, head_only(letter.freeze()), HINTS));
+        }
+        let changes = watched.iter_mut().map(|(rx, ..)| Box::pin(rx.changed()));
+        let _ = tokio::time::timeout(HINTS, futures::future::select_all(changes)).await;
+    }
+}

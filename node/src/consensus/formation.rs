@@ -1,0 +1,241 @@
+//! Forming the cluster and recognising it again (rule 1). A cluster is formed only when every configured node answered that its disk is
+//! empty and wrote down the same UUID; only then groups are initialized. Every step can be repeated after a kill. An empty disk that
+//! meets a cluster whose logs hold anything was wiped: it does not vote, it says so and waits for the operator.
+
+use super::core::Core;
+use super::journal::Identity;
+use super::log::completion;
+use super::placement::FIRST_GENERATION;
+use super::wire::Ask;
+use crate::model::NodeId;
+use crate::peer::transport::head_only;
+use crate::peer::{Card, Frame, PeerError};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const ROUND: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(1000);
+/// Between two log lines about the same obstacle.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// Why this disk cannot take part.
+#[derive(Debug, thiserror::Error)]
+pub enum FormationError {
+    /// The data directory belongs to another node.
+    #[error(
+        "this data directory belongs to node {found}, not to node {configured}: start node {found} with it, or give node {configured} its own"
+    )]
+    OtherNode {
+        /// Written on the disk.
+        found: NodeId,
+        /// As configured.
+        configured: NodeId,
+    },
+    /// A life of a disk that the group's members do not know.
+    #[error("this data directory is of disk generation {0}; rejoining after a wipe is not supported yet")]
+    Generation(u32),
+    /// The identity could not be written.
+    #[error("the cluster's identity cannot be written: {0}")]
+    Io(#[from] io::Error),
+    /// Formation was left running with no way on.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// Where a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Report {
+    cluster: Option<u128>,
+    has_log: bool,
+}
+
+/// Answers `Ask::Formation`.
+pub(super) fn report(core: &Core) -> Frame {
+    let mut head = BytesMut::with_capacity(18);
+    let cluster = core.journal.identity().map(|i| i.cluster);
+    head.put_u8(cluster.is_some().into());
+    head.put_u128_le(cluster.unwrap_or(0));
+    head.put_u8(core.has_log().into());
+    head_only(head.freeze())
+}
+
+fn read_report(mut head: Bytes) -> Option<Report> {
+    let formed = head.try_get_u8().ok()? != 0;
+    let cluster = head.try_get_u128_le().ok()?;
+    Some(Report { cluster: formed.then_some(cluster), has_log: head.try_get_u8().ok()? != 0 })
+}
+
+/// Answers `Ask::Adopt`: an empty disk takes the UUID that the lowest node proposes.
+pub(super) async fn adopt(core: &Core, from: Card, mut head: Bytes) -> Result<Frame, PeerError> {
+    let cluster = head.try_get_u128_le().map_err(|_| PeerError::Malformed("adopt"))?;
+    match core.journal.identity() {
+        Some(identity) if identity.cluster == cluster => return Ok(Frame::default()),
+        Some(_) => return Err(PeerError::Refused(format!("node {} belongs to another cluster", core.me))),
+        None => {}
+    }
+    if Some(&from.node) != core.nodes.first() || core.has_log() {
+        return Err(PeerError::Refused(format!("node {} forms clusters only with the lowest configured node", core.me)));
+    }
+    save(core, cluster).await.map_err(|e| PeerError::Refused(e.to_string()))?;
+    Ok(Frame::default())
+}
+
+async fn save(core: &Core, cluster: u128) -> io::Result<()> {
+    let (done, saved) = completion();
+    core.journal.save_identity(Identity { cluster, node: core.me, generation: FIRST_GENERATION }, done);
+    saved.await?;
+    tracing::info!(cluster = %format_args!("{cluster:032x}"), node = %core.me, "this disk belongs to the cluster now");
+    Ok(())
+}
+
+/// Until this disk has an identity. Does not return for a wiped one.
+pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
+    let mut said = Said::default();
+    loop {
+        if let Some(identity) = core.journal.identity() {
+            return check(core, identity);
+        }
+        let reports = ask_all(core).await;
+        let clusters: BTreeSet<u128> = reports.values().filter_map(|r| r.cluster).collect();
+        if reports.values().any(|r| r.has_log) {
+            said.error(
+                "this data directory is empty but the cluster has data: the disk was wiped or the wrong directory is mounted. \
+                 This node will not vote, so that nothing confirmed is lost. Restore its data directory, or stop it and leave it \
+                 out until rejoining with an empty disk is supported; the other nodes serve while they are a majority.",
+            );
+        } else if clusters.len() > 1 {
+            said.error("the configured nodes belong to different clusters: check --cluster and the data directories");
+        } else if reports.len() == core.nodes.len() {
+            if core.nodes.first() == Some(&core.me) {
+                save(core, clusters.first().copied().unwrap_or_else(rand::random)).await?;
+                continue;
+            }
+        } else {
+            let missing = core.nodes.iter().filter(|n| !reports.contains_key(n)).map(|n| n.0).collect::<Vec<_>>();
+            said.info(&missing);
+        }
+        tokio::time::sleep(ROUND).await;
+    }
+}
+
+fn check(core: &Core, identity: Identity) -> Result<(), FormationError> {
+    if identity.node != core.me {
+        return Err(FormationError::OtherNode { found: identity.node, configured: core.me });
+    }
+    if identity.generation != FIRST_GENERATION {
+        return Err(FormationError::Generation(identity.generation.0));
+    }
+    if let Some(transport) = core.transport() {
+        transport.card_changed();
+    }
+    Ok(())
+}
+
+/// Initializes the groups that are this node's to initialize, once every node holds the same UUID; then watches for wiped majorities.
+pub(super) async fn complete(core: Arc<Core>) {
+    let mut said = Said::default();
+    loop {
+        let open = uninitialized(&core).await;
+        let reports = ask_all(&core).await;
+        let mine = core.journal.identity().map(|i| i.cluster);
+        let agreed = reports.len() == core.nodes.len() && reports.values().all(|r| r.cluster == mine);
+        let empty: Vec<NodeId> = reports.iter().filter(|(_, r)| r.cluster.is_none()).map(|(n, _)| *n).collect();
+        if agreed {
+            for shard in open {
+                initialize(&core, &shard).await;
+            }
+            return;
+        }
+        let data = reports.values().any(|r| r.has_log);
+        if !data && core.nodes.first() == Some(&core.me) && reports.len() == core.nodes.len() {
+            for node in &empty {
+                propose(&core, *node, mine).await;
+            }
+        }
+        if data && empty.len() * 2 > core.nodes.len() {
+            said.error(
+                "a majority of the nodes has empty disks: data may be lost. Nothing is done without you: restore their data directories",
+            );
+        }
+        // Nothing is open and nobody is missing an identity that could be given: only the watch for wiped disks remains.
+        let idle = data || uninitialized(&core).await.is_empty();
+        tokio::time::sleep(if idle { Duration::from_secs(2) } else { ROUND }).await;
+    }
+}
+
+async fn propose(core: &Core, node: NodeId, cluster: Option<u128>) {
+    let (Some(cluster), Some(transport)) = (cluster, core.transport()) else { return };
+    let mut head = BytesMut::with_capacity(17);
+    head.put_u8(Ask::Adopt as u8);
+    head.put_u128_le(cluster);
+    if let Err(error) = transport.ask(node, head_only(head.freeze()), PATIENCE).await {
+        tracing::info!(%node, %error, "cluster identity not taken yet");
+    }
+}
+
+async fn uninitialized(core: &Core) -> Vec<super::shard::Shard> {
+    let mut open = Vec::new();
+    for group in core.all_groups() {
+        let mine = group.voters().first().is_some_and(|v| v.node == core.me);
+        if mine && !group.inner().raft.is_initialized().await.unwrap_or(true) {
+            open.push(group.clone());
+        }
+    }
+    open
+}
+
+async fn initialize(core: &Core, group: &super::shard::Shard) {
+    let members: BTreeMap<u64, openraft::EmptyNode> = group.voters().iter().map(|v| (v.pack(), openraft::EmptyNode {})).collect();
+    match group.inner().raft.initialize(members).await {
+        Ok(()) => tracing::info!(shard = %group.id(), node = %core.me, "group initialized"),
+        Err(error) => tracing::info!(shard = %group.id(), %error, "group not initialized here"),
+    }
+}
+
+/// What every reachable configured node says, this one included.
+async fn ask_all(core: &Core) -> BTreeMap<NodeId, Report> {
+    let mut reports = BTreeMap::new();
+    reports.extend(read_report(report(core).head).map(|mine| (core.me, mine)));
+    let Some(transport) = core.transport() else { return reports };
+    let question = || head_only(Bytes::from_static(&[Ask::Formation as u8]));
+    let asks = core.others().map(|node| {
+        let answer = transport.ask(node, question(), PATIENCE);
+        async move { (node, answer.await) }
+    });
+    for (node, answer) in futures::future::join_all(asks).await {
+        if let Some(report) = answer.ok().and_then(|frame| read_report(frame.head)) {
+            reports.insert(node, report);
+        }
+    }
+    reports
+}
+
+/// Says the same thing only now and then.
+#[derive(Default)]
+struct Said(Option<Instant>);
+
+impl Said {
+    fn due(&mut self) -> bool {
+        let due = self.0.is_none_or(|at| at.elapsed() >= REPEAT);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+
+    fn error(&mut self, text: &str) {
+        if self.due() {
+            tracing::error!("{text}");
+        }
+    }
+
+    fn info(&mut self, missing: &[u16]) {
+        if self.due() {
+            tracing::info!(?missing, "forming the cluster: waiting for the other configured nodes");
+        }
+    }
+}

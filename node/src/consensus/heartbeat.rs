@@ -1,0 +1,137 @@
+//! Heartbeats of all groups from this node to one other node on one stream, several in one frame. Each passes through the follower's
+//! RaftCore and is answered one to one; the multiplexer never answers itself.
+
+use super::types::Types;
+use super::wire;
+use crate::model::{NodeId, ShardId};
+use crate::peer::{Duplex, Frame, PeerError, StreamKind, Transport};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::StreamExt;
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Heartbeats wait this long for company: groups tick at random phases, so this saves only what comes in bursts.
+const COMPANY: Duration = Duration::from_millis(2);
+/// Heartbeats that may wait: each group has at most one in flight.
+const QUEUE: usize = 1024;
+
+struct Beat {
+    shard: ShardId,
+    request: AppendEntriesRequest<Types>,
+    answer_tx: oneshot::Sender<StreamAppendResult<Types>>,
+}
+
+/// Sends heartbeats to one node.
+pub struct HeartbeatMux {
+    to: NodeId,
+    beats_tx: mpsc::Sender<Beat>,
+}
+
+impl HeartbeatMux {
+    /// Starts the sender's task; it ends with the handle.
+    pub fn start(transport: Arc<dyn Transport>, to: NodeId) -> Arc<HeartbeatMux> {
+        let (beats_tx, beats_rx) = mpsc::channel(QUEUE);
+        tokio::spawn(send(transport, to, beats_rx));
+        Arc::new(HeartbeatMux { to, beats_tx })
+    }
+
+    /// One heartbeat and its answer.
+    pub async fn beat(
+        &self,
+        shard: ShardId,
+        request: AppendEntriesRequest<Types>,
+        timeout: Duration,
+    ) -> Result<StreamAppendResult<Types>, PeerError> {
+        let (answer_tx, answer_rx) = oneshot::channel();
+        let gone = || PeerError::Unreachable { node: self.to, why: "heartbeat stream broke".into() };
+        self.beats_tx.try_send(Beat { shard, request, answer_tx }).map_err(|_| gone())?;
+        match tokio::time::timeout(timeout, answer_rx).await {
+            Ok(answer) => answer.map_err(|_| gone()),
+            Err(_) => Err(PeerError::Timeout { node: self.to, after: timeout }),
+        }
+    }
+}
+
+/// Frames are `(id u32 | len u32 | append head)*` up and `(id u32 | len u32 | answer)*` down.
+fn put_record(to: &mut BytesMut, id: u32, bytes: &[u8]) {
+    to.put_u32_le(id);
+    to.put_u32_le(bytes.len() as u32);
+    to.put_slice(bytes);
+}
+
+fn get_records(mut head: Bytes) -> Result<Vec<(u32, Bytes)>, PeerError> {
+    let mut records = Vec::new();
+    while !head.is_empty() {
+        let (Ok(id), Ok(len)) = (head.try_get_u32_le(), head.try_get_u32_le()) else { return Err(PeerError::Malformed("heartbeat")) };
+        if head.len() < len as usize {
+            return Err(PeerError::Malformed("heartbeat length"));
+        }
+        records.push((id, head.split_to(len as usize)));
+    }
+    Ok(records)
+}
+
+async fn send(transport: Arc<dyn Transport>, to: NodeId, mut beats_rx: mpsc::Receiver<Beat>) {
+    while let Some(first) = beats_rx.recv().await {
+        // Without a connection the beat's answer is dropped here, which is an error at once.
+        let Ok(path) = transport.open(to, StreamKind::Heartbeat).await else { continue };
+        if let Err(error) = carry(path, first, &mut beats_rx).await {
+            tracing::debug!(%to, %error, "heartbeat stream ended");
+        }
+    }
+}
+
+async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat>) -> Result<(), PeerError> {
+    let mut waiting: HashMap<u32, oneshot::Sender<StreamAppendResult<Types>>> = HashMap::new();
+    let (mut id, mut next) = (0u32, Some(first));
+    loop {
+        if let Some(first) = next.take() {
+            tokio::time::sleep(COMPANY).await;
+            let mut head = BytesMut::with_capacity(128);
+            let mut beat = Some(first);
+            while let Some(Beat { shard, request, answer_tx }) = beat {
+                id = id.wrapping_add(1);
+                put_record(&mut head, id, &wire::write_append(shard, request).head);
+                waiting.insert(id, answer_tx);
+                beat = beats_rx.try_recv().ok();
+            }
+            waiting.retain(|_, tx| !tx.is_closed());
+            let frame = Frame { head: head.freeze(), body: Vec::new() };
+            path.tx.try_send(frame).map_err(|_| PeerError::Refused("the heartbeat stream is stuck".into()))?;
+        }
+        tokio::select! {
+            answer = path.rx.next() => {
+                let frame = answer.unwrap_or(Err(PeerError::Refused("the heartbeat stream ended".into())))?;
+                for (id, mut record) in get_records(frame.head)? {
+                    if let Some(tx) = waiting.remove(&id) {
+                        let _ = tx.send(wire::read_appended(&mut record)?);
+                    }
+                }
+            }
+            beat = beats_rx.recv() => match beat {
+                None => return Ok(()),
+                some => next = some,
+            },
+        }
+    }
+}
+
+/// Splits an arrived frame into requests, each with the id that its answer carries.
+pub fn read_beats(frame: Frame) -> Result<Vec<(u32, ShardId, AppendEntriesRequest<Types>)>, PeerError> {
+    let mut beats = Vec::new();
+    for (id, head) in get_records(frame.head)? {
+        let (shard, request) = wire::read_append(Frame { head, body: Vec::new() })?;
+        beats.push((id, shard, request));
+    }
+    Ok(beats)
+}
+
+/// The answer to one heartbeat.
+pub fn write_beat_answer(id: u32, result: &StreamAppendResult<Types>) -> Frame {
+    let mut head = BytesMut::with_capacity(48);
+    put_record(&mut head, id, &wire::write_appended(result));
+    Frame { head: head.freeze(), body: Vec::new() }
+}

@@ -1,0 +1,89 @@
+//! What this room needs of the write-ahead log (`store::wal`): one FIFO per node for entries and votes of all groups. A trait, so
+//! that tests can put a log in memory behind it.
+
+use crate::model::entry::EntryBytes;
+use crate::model::{LogId, ShardId};
+use std::io;
+use std::ops::Range;
+
+pub use crate::store::wal::{Identity, LogEntry, Payload, ShardLog, Vote, Wal};
+
+/// Called once, on the log's thread, after the fdatasync.
+pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// The log of a node.
+pub trait Journal: Send + Sync + 'static {
+    /// What a group's log holds.
+    fn state(&self, shard: ShardId) -> ShardLog;
+    /// Append; readable at once, `done` once durable.
+    fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done);
+    /// Save a vote, in the same order as appends.
+    fn save_vote(&self, shard: ShardId, vote: Vote, done: Done);
+    /// Keep `last`, drop what is after it (`None`: everything).
+    fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: Done);
+    /// Forget up to and with `upto`; lazily.
+    fn purge(&self, shard: ShardId, upto: LogId);
+    /// Remember how far is committed; lazily.
+    fn save_committed(&self, shard: ShardId, id: LogId);
+    /// Last entry known to be on this disk.
+    fn flushed(&self, shard: ShardId) -> Option<LogId>;
+    /// An entry from memory.
+    fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry>;
+    /// Entries of `range` up to `max_bytes`, at least one when the first exists. May read the disk.
+    fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>>;
+    /// One entry's bytes from disk, also when purged and not released.
+    fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes>;
+    /// No live message points into these entries, and a durable checkpoint says so.
+    fn release(&self, shard: ShardId, indices: &[u64]);
+    /// After a restart: of all entries up to `upto` only `live` (sorted) are still live.
+    fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]);
+    /// Who this disk belongs to; `None` when it is empty.
+    fn identity(&self) -> Option<Identity>;
+    /// Make this disk belong to somebody.
+    fn save_identity(&self, identity: Identity, done: Done);
+}
+
+impl Journal for Wal {
+    fn state(&self, shard: ShardId) -> ShardLog {
+        Wal::state(self, shard)
+    }
+    fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
+        Wal::append(self, shard, entries, done);
+    }
+    fn save_vote(&self, shard: ShardId, vote: Vote, done: Done) {
+        Wal::save_vote(self, shard, vote, done);
+    }
+    fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: Done) {
+        Wal::truncate_after(self, shard, last, done);
+    }
+    fn purge(&self, shard: ShardId, upto: LogId) {
+        Wal::purge(self, shard, upto);
+    }
+    fn save_committed(&self, shard: ShardId, id: LogId) {
+        Wal::save_committed(self, shard, id);
+    }
+    fn flushed(&self, shard: ShardId) -> Option<LogId> {
+        Wal::flushed(self, shard)
+    }
+    fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
+        Wal::cached(self, shard, index)
+    }
+    fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        Wal::read(self, shard, range, max_bytes)
+    }
+    fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
+        Wal::read_body(self, shard, index)
+    }
+    fn release(&self, shard: ShardId, indices: &[u64]) {
+        Wal::release(self, shard, indices);
+    }
+    fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
+        Wal::retain_only(self, shard, upto, live);
+    }
+    fn identity(&self) -> Option<Identity> {
+        Wal::identity(self)
+    }
+    fn save_identity(&self, identity: Identity, done: Done) {
+        Wal::save_identity(self, identity, done);
+    }
+}

@@ -1,0 +1,240 @@
+//! Routing leases (rule 28). A node may route by its copy of the catalog only under a lease of the catalog's leader; the leader answers
+//! a catalog command only when every node with an unexpired lease has applied it. So what one node has answered holds on all.
+
+use super::core::Core;
+use super::wire::Ask;
+use crate::model::limits::ROUTING_LEASE;
+use crate::model::{NodeId, ShardId};
+use crate::peer::transport::head_only;
+use crate::peer::{Frame, PeerError};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Renewal period: five chances per lease.
+const RENEW: Duration = Duration::from_millis(200);
+
+/// Both sides of leases: this node's own, and those it grants while it leads the catalog.
+pub(super) struct Leases {
+    started: Instant,
+    /// Microseconds after `started` until which this node may route.
+    until_us: Arc<AtomicU64>,
+    grants: Mutex<Grants>,
+    changed: Notify,
+    nodes: Vec<NodeId>,
+    leader_lease: Duration,
+}
+
+#[derive(Default)]
+struct Grants {
+    /// Since when this node leads the catalog, and the index of its first own entry.
+    leading: Option<(Instant, u64)>,
+    /// No lease is given to a node that has applied less: that much was answered.
+    floor: u64,
+    held: BTreeMap<NodeId, Held>,
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    until: Instant,
+    applied: u64,
+}
+
+impl Leases {
+    pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration) -> Leases {
+        let (until_us, grants) = (Arc::new(AtomicU64::new(0)), Mutex::default());
+        Leases { started: Instant::now(), until_us, grants, changed: Notify::new(), nodes, leader_lease }
+    }
+
+    /// Whether this node may route now; cheap enough for every batch.
+    pub(super) fn check(&self) -> impl Fn() -> bool + Send + Sync + Clone + 'static {
+        let (started, until_us) = (self.started, self.until_us.clone());
+        move || (started.elapsed().as_micros() as u64) < until_us.load(Ordering::Relaxed)
+    }
+
+    /// Granted; counted from when the request was sent.
+    fn granted(&self, sent: Instant) {
+        let until = (sent + ROUTING_LEASE).saturating_duration_since(self.started).as_micros() as u64;
+        self.until_us.fetch_max(until, Ordering::Relaxed);
+    }
+
+    /// This node leads the catalog since now; everything up to `index` may have been answered by earlier leaders.
+    pub(super) fn lead(&self, index: u64) {
+        let mut grants = self.grants.lock();
+        // A deposed leader may have granted until its own lease ran out: nobody's lease is younger than that.
+        let until = Instant::now() + self.leader_lease + ROUTING_LEASE;
+        grants.leading = Some((Instant::now(), index));
+        grants.floor = grants.floor.max(index);
+        grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0 })).collect();
+    }
+
+    /// This node does not lead the catalog any more.
+    pub(super) fn follow(&self) {
+        self.grants.lock().leading = None;
+        self.changed.notify_waiters();
+    }
+
+    /// A node asks for a lease, having applied the catalog up to `applied`. The caller has checked the leader's own lease.
+    fn grant(&self, node: NodeId, applied: u64) -> bool {
+        let mut grants = self.grants.lock();
+        if grants.leading.is_none() {
+            return false;
+        }
+        let enough = applied >= grants.floor;
+        let held = grants.held.entry(node).or_insert(Held { until: Instant::now(), applied: 0 });
+        held.applied = held.applied.max(applied);
+        if enough {
+            held.until = Instant::now() + ROUTING_LEASE;
+        }
+        drop(grants);
+        self.changed.notify_waiters();
+        enough
+    }
+
+    /// Until every node that may route has applied `index`; false when this node lost the catalog meanwhile.
+    pub(super) async fn visible(&self, index: u64) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let wait = {
+                let mut grants = self.grants.lock();
+                if grants.leading.is_none() {
+                    return false;
+                }
+                let now = Instant::now();
+                let late = grants.held.values().filter(|h| h.applied < index && h.until > now).map(|h| h.until).max();
+                match late {
+                    None => {
+                        grants.floor = grants.floor.max(index);
+                        return true;
+                    }
+                    Some(until) => until,
+                }
+            };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(wait) => {}
+            }
+        }
+    }
+}
+
+/// Keeps this node's lease alive: every 200 ms, and at once after a new catalog entry was applied (the leader waits for that).
+pub(super) async fn keep(core: Arc<Core>) {
+    let mut leadership_rx = core.leadership(ShardId::CATALOG);
+    let Some(catalog) = core.group(ShardId::CATALOG) else {
+        tracing::error!("this node holds no catalog: more than five nodes are not supported yet");
+        return;
+    };
+    let mut applied_rx = catalog.applied();
+    let mut led_before = false;
+    loop {
+        let leadership = *leadership_rx.borrow_and_update();
+        let applied = applied_rx.borrow_and_update().map_or(0, |id| id.index);
+        match (leadership.is_me, led_before) {
+            (true, false) => core.leases.lead(applied),
+            (false, true) => core.leases.follow(),
+            _ => {}
+        }
+        led_before = leadership.is_me;
+        if let Some(leader) = leadership.leader {
+            let renew = renew(core.clone(), leader.node(), applied);
+            if leadership.is_me {
+                renew.await;
+            } else {
+                // Not awaited: a slow leader must not delay the report of the next index.
+                tokio::spawn(renew);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RENEW) => {}
+            changed = applied_rx.changed() => if changed.is_err() { return },
+            changed = leadership_rx.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
+    let sent = Instant::now();
+    let granted = if leader == core.me {
+        answer(&core, core.me, applied)
+    } else {
+        let mut head = BytesMut::with_capacity(16);
+        head.put_u8(Ask::Lease as u8);
+        head.put_u64_le(applied);
+        let Some(transport) = core.transport() else { return };
+        let answer = transport.ask(leader, head_only(head.freeze()), RENEW * 2).await;
+        matches!(answer, Ok(frame) if frame.head.first() == Some(&1))
+    };
+    if granted {
+        core.leases.granted(sent);
+    }
+}
+
+fn answer(core: &Core, node: NodeId, applied: u64) -> bool {
+    use crate::model::ports::Proposer;
+    core.group(ShardId::CATALOG).is_some_and(|catalog| catalog.lease_valid()) && core.leases.grant(node, applied)
+}
+
+/// The leader's side of a renewal.
+pub(super) fn answer_frame(core: &Core, node: NodeId, mut head: Bytes) -> Result<Frame, PeerError> {
+    let applied = head.try_get_u64_le().map_err(|_| PeerError::Malformed("lease"))?;
+    let granted = answer(core, node, applied);
+    Ok(head_only(Bytes::from_static(if granted { &[1] } else { &[0] })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leases() -> Leases {
+        Leases::new(vec![NodeId(1), NodeId(2)], Duration::from_millis(400))
+    }
+
+    #[tokio::test]
+    async fn a_command_waits_for_every_holder_of_a_lease_or_its_end() {
+        let leases = Arc::new(leases());
+        leases.lead(5);
+        assert!(leases.grant(NodeId(1), 5));
+        assert!(leases.grant(NodeId(2), 5));
+        assert!(leases.grant(NodeId(1), 6));
+        let begun = Instant::now();
+        assert!(leases.visible(6).await);
+        assert!(begun.elapsed() + Duration::from_millis(50) >= ROUTING_LEASE, "node 2 held a lease");
+        assert!(!leases.grant(NodeId(2), 5), "6 was answered: no lease for who has not applied it");
+        assert!(leases.grant(NodeId(2), 6));
+        let begun = Instant::now();
+        assert!(leases.visible(6).await);
+        assert!(begun.elapsed() < Duration::from_millis(500));
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_believes_that_everybody_holds_a_lease() {
+        let leases = leases();
+        leases.lead(9);
+        let begun = Instant::now();
+        assert!(leases.visible(10).await);
+        assert!(begun.elapsed() >= ROUTING_LEASE + Duration::from_millis(400));
+        leases.follow();
+        assert!(!leases.visible(11).await);
+    }
+
+    #[tokio::test]
+    async fn a_lease_counts_from_the_sending_of_its_request() {
+        let leases = leases();
+        let may_route = leases.check();
+        assert!(!may_route());
+        let sent = Instant::now();
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        leases.granted(sent);
+        assert!(may_route());
+        tokio::time::sleep(Duration::from_millis(401)).await;
+        assert!(!may_route());
+    }
+}

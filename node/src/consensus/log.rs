@@ -1,0 +1,158 @@
+//! openraft's log storage over the node's journal, one per group. Votes wait for the disk in the same FIFO as appends (P1); nothing
+//! else here does.
+
+use super::journal::{Done, Journal, LogEntry, Payload, Vote};
+use super::types::*;
+use crate::model::ShardId;
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend};
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Bytes of entries in one append request: openraft limits only their number (T8).
+const APPEND_BYTES: usize = 1 << 20;
+
+/// A group's log. Also its own reader.
+#[derive(Clone)]
+pub struct GroupLog {
+    shard: ShardId,
+    journal: Arc<dyn Journal>,
+}
+
+impl GroupLog {
+    /// The log of `shard`.
+    pub fn new(shard: ShardId, journal: Arc<dyn Journal>) -> GroupLog {
+        GroupLog { shard, journal }
+    }
+
+    async fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Oentry>> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let (journal, shard) = (self.journal.clone(), self.shard);
+        let entries = if journal.cached(shard, start).is_some() {
+            journal.read(shard, start..end, max_bytes)?
+        } else {
+            let read = move || journal.read(shard, start..end, max_bytes);
+            tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??
+        };
+        entries.into_iter().map(to_openraft).collect()
+    }
+}
+
+/// Journal to openraft.
+pub fn to_openraft(entry: LogEntry) -> io::Result<Oentry> {
+    let payload = match entry.payload {
+        Payload::Blank => EntryPayload::Blank,
+        Payload::Normal(bytes) => EntryPayload::Normal(Command(bytes)),
+        Payload::Membership(bytes) => {
+            let members = read_membership(&bytes);
+            EntryPayload::Membership(members.ok_or_else(|| io::Error::other("malformed membership entry in the log"))?)
+        }
+    };
+    Ok(Oentry::new(to_oid(entry.id), payload))
+}
+
+/// openraft to journal.
+pub fn to_journal(entry: Oentry) -> LogEntry {
+    let payload = match entry.payload {
+        EntryPayload::Blank => Payload::Blank,
+        EntryPayload::Normal(command) => Payload::Normal(command.0),
+        EntryPayload::Membership(members) => Payload::Membership(write_membership(&members)),
+    };
+    LogEntry { id: from_oid(entry.log_id), payload }
+}
+
+/// A completion and the future that waits for it.
+pub fn completion() -> (Done, impl Future<Output = io::Result<()>> + Send) {
+    let (tx, rx) = oneshot::channel();
+    let done: Done = Box::new(move |result| {
+        let _ = tx.send(result);
+    });
+    (done, async move { rx.await.unwrap_or_else(|_| Err(io::Error::other("the log is closed"))) })
+}
+
+impl RaftLogReader<Types> for GroupLog {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Oentry>, io::Error>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => self.journal.state(self.shard).last.map_or(0, |id| id.index + 1),
+        };
+        self.read(start, end, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Oentry>, io::Error> {
+        self.read(start, end, APPEND_BYTES).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Ovote>, io::Error> {
+        let vote = self.journal.state(self.shard).vote;
+        Ok(vote.map(|v| Ovote { leader_id: to_lid(v.leader), committed: v.committed }))
+    }
+}
+
+impl RaftLogStorage<Types> for GroupLog {
+    type LogReader = GroupLog;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let state = self.journal.state(self.shard);
+        let purged = state.purged.map(to_oid);
+        Ok(LogState { last_purged_log_id: purged, last_log_id: state.last.map(to_oid).max(purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> GroupLog {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Ovote) -> Result<(), io::Error> {
+        let (done, saved) = completion();
+        let vote = Vote { leader: from_lid(vote.leader_id), committed: vote.committed };
+        self.journal.save_vote(self.shard, vote, done);
+        saved.await
+    }
+
+    async fn save_committed(&mut self, committed: Option<Oid>) -> Result<(), io::Error> {
+        if let Some(id) = committed {
+            self.journal.save_committed(self.shard, from_oid(id));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<Oid>, io::Error> {
+        Ok(self.journal.state(self.shard).committed.map(to_oid))
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Oentry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().map(to_journal).collect();
+        self.journal.append(self.shard, entries, Box::new(move |result| flushed.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<Oid>) -> Result<(), io::Error> {
+        // Not awaited: the journal is a FIFO, a later append of the same index is behind this record.
+        self.journal.truncate_after(self.shard, last.map(from_oid), Box::new(|_| ()));
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: Oid) -> Result<(), io::Error> {
+        self.journal.purge(self.shard, from_oid(upto));
+        Ok(())
+    }
+}

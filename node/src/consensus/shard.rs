@@ -1,0 +1,373 @@
+//! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
+
+use super::journal::{Journal, Payload};
+use super::machine::GroupMachine;
+use super::types::*;
+use crate::model::entry::EntryBytes;
+use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
+use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
+use futures::future::BoxFuture;
+use openraft::ServerState;
+use openraft::errors::{ClientWriteError, ForwardReason};
+use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// openraft's handle of a group.
+pub type Group = openraft::Raft<Types, GroupMachine>;
+/// Receives the outcome of proposals, in log order. Called inside openraft's tasks: must not block.
+pub type OutcomeSink = Arc<dyn Fn(u64, ProposalOutcome) + Send + Sync>;
+
+/// Proposals that wait for openraft; serving keeps `limits::ENTRIES_IN_FLIGHT`, the rest is room for its own entries.
+const QUEUE: usize = 64;
+/// How long a proposal is held while the lease is not (yet) confirmed by a quorum (P4, P5).
+const LEASE_PATIENCE: Duration = Duration::from_millis(200);
+
+struct Proposal {
+    leader: LeaderId,
+    entry: EntryBytes,
+    slot: Slot,
+}
+
+/// A data shard or the catalog on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Shard {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) id: ShardId,
+    pub(super) me: u64,
+    pub(super) voters: Vec<VoterId>,
+    pub(super) raft: Group,
+    pub(super) journal: Arc<dyn Journal>,
+    pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    /// Campaigns of this node are forced failovers, not ordered transfers.
+    pub(super) forced: Arc<AtomicBool>,
+    lease: Duration,
+    data_rx: watch_of::Data,
+    leadership_tx: watch::Sender<Leadership>,
+    proposals_tx: mpsc::Sender<Proposal>,
+    outbox: Arc<Outbox>,
+}
+
+mod watch_of {
+    use super::Types;
+    use openraft::RaftTypeConfig;
+    use openraft::async_runtime::AsyncRuntime;
+    use openraft::async_runtime::watch::Watch;
+
+    type Watched = <<Types as RaftTypeConfig>::AsyncRuntime as AsyncRuntime>::Watch;
+    /// openraft's replication metrics.
+    pub(super) type Data = <Watched as Watch>::Receiver<openraft::metrics::RaftDataMetrics<Types>>;
+}
+
+impl Shard {
+    /// Wrap a built (not yet running) group and start its tasks on the current runtime.
+    pub(super) fn start(parts: Parts) -> Shard {
+        let (proposals_tx, proposals_rx) = mpsc::channel(QUEUE);
+        let (leadership_tx, _) = watch::channel(Leadership::default());
+        let data_rx = parts.raft.data_metrics();
+        let inner = Arc::new(Inner {
+            id: parts.id,
+            me: parts.me.pack(),
+            voters: parts.voters,
+            raft: parts.raft,
+            journal: parts.journal,
+            applied_rx: parts.applied_rx,
+            forced: parts.forced,
+            lease: parts.lease,
+            data_rx,
+            leadership_tx,
+            proposals_tx,
+            outbox: Arc::new(Outbox::default()),
+        });
+        let shard = Shard { inner };
+        tokio::spawn(propose_in_order(shard.clone(), proposals_rx));
+        tokio::spawn(watch_leadership(shard.clone()));
+        shard
+    }
+
+    /// Which.
+    pub fn id(&self) -> ShardId {
+        self.inner.id
+    }
+
+    /// Its members; the first is the preferred leader.
+    pub fn voters(&self) -> &[VoterId] {
+        &self.inner.voters
+    }
+
+    /// Where outcomes of `propose` go; once, before the first proposal.
+    pub fn on_outcome(&self, sink: OutcomeSink) {
+        let _ = self.inner.outbox.sink.set(sink);
+    }
+
+    /// Who leads. `is_me` only once an entry of this node's own leader id is applied (rule 24).
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership_tx.subscribe()
+    }
+
+    /// The last applied entry.
+    pub fn applied(&self) -> watch::Receiver<Option<LogId>> {
+        self.inner.applied_rx.clone()
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// The last index that `voter` acknowledged; `None` when this node does not lead.
+    pub fn matching(&self, voter: VoterId) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let data = self.inner.data_rx.borrow_watched();
+        data.replication.as_ref()?.get(&voter.pack())?.as_ref().map(|id| id.index)
+    }
+
+    /// The replicas' last acknowledged index as the leader knows it, lowest first; `None` when this node does not lead.
+    pub fn slowest_matching(&self) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let data = self.inner.data_rx.borrow_watched();
+        let replication = data.replication.as_ref()?;
+        replication.iter().map(|(_, matching)| matching.as_ref().map_or(0, |id| id.index)).min()
+    }
+
+    /// Ask the leader (this node) to hand over to `to`.
+    pub async fn transfer_to(&self, to: NodeId) -> bool {
+        let Some(voter) = self.inner.voters.iter().find(|v| v.node == to) else { return false };
+        self.inner.raft.trigger().transfer_leader(voter.pack()).await.is_ok()
+    }
+
+    /// Write an entry and wait for its reply, without a leader id: for the catalog, whose commands are idempotent.
+    pub(super) async fn write(&self, entry: EntryBytes) -> Result<(LogId, Reply), WriteError> {
+        let (tx, rx) = oneshot::channel();
+        let answer = Answer::new(move |result| {
+            let _ = tx.send(result);
+        });
+        self.inner.raft.write(Command(entry)).responder(answer).await.map_err(|fatal| WriteError::Stopped(fatal.to_string()))?;
+        let result: ClientWriteResult<Types> = rx.await.map_err(|_| WriteError::Stopped("the group stopped".into()))?;
+        match result {
+            Ok(done) => Ok((from_oid(done.log_id), done.data)),
+            Err(ClientWriteError::ForwardToLeader(forward)) if forward.reason == ForwardReason::LeaseExpired => Err(WriteError::NoQuorum),
+            Err(ClientWriteError::ForwardToLeader(_)) => Err(WriteError::NotLeader),
+            Err(other) => Err(WriteError::Unknown(other.to_string())),
+        }
+    }
+}
+
+/// Why a write has no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// Nothing was written: another node leads.
+    #[error("this node does not lead the shard")]
+    NotLeader,
+    /// Nothing was written: no quorum answered this leader lately.
+    #[error("no majority of the shard's replicas answers")]
+    NoQuorum,
+    /// May or may not be committed later.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+    /// The group does not run.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// What `Shard::start` needs.
+pub(super) struct Parts {
+    pub(super) id: ShardId,
+    pub(super) me: VoterId,
+    pub(super) voters: Vec<VoterId>,
+    pub(super) raft: Group,
+    pub(super) journal: Arc<dyn Journal>,
+    pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    pub(super) forced: Arc<AtomicBool>,
+    pub(super) lease: Duration,
+}
+
+impl Proposer for Shard {
+    fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes) {
+        let slot = self.inner.outbox.clone().open(token);
+        if let Err(refused) = self.inner.proposals_tx.try_send(Proposal { leader, entry, slot }) {
+            refused.into_inner().slot.fill(ProposalOutcome::Failed("too many proposals in flight".into()));
+        }
+    }
+
+    fn lease_valid(&self) -> bool {
+        use openraft::Instant;
+        use openraft::async_runtime::watch::WatchReceiver;
+        if self.inner.voters.len() == 1 {
+            return self.inner.leadership_tx.borrow().is_me;
+        }
+        let acked = self.inner.data_rx.borrow_watched().last_quorum_acked;
+        acked.is_some_and(|acked| openraft::TokioInstant::now() < *acked + self.inner.lease)
+    }
+}
+
+impl Bodies for Shard {
+    fn cached(&self, index: u64) -> Option<EntryBytes> {
+        match self.inner.journal.cached(self.inner.id, index)?.payload {
+            Payload::Normal(bytes) => Some(bytes),
+            Payload::Blank | Payload::Membership(_) => None,
+        }
+    }
+
+    fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>> {
+        let (journal, id) = (self.inner.journal.clone(), self.inner.id);
+        Box::pin(async move { tokio::task::spawn_blocking(move || journal.read_body(id, index)).await.map_err(io::Error::other)? })
+    }
+}
+
+/// Hands proposals to openraft one after the other, so that log order is the order of `propose`.
+async fn propose_in_order(shard: Shard, mut proposals_rx: mpsc::Receiver<Proposal>) {
+    while let Some(Proposal { leader, entry, slot }) = proposals_rx.recv().await {
+        if !lease_in_time(&shard).await {
+            slot.fill(ProposalOutcome::Failed("no majority of the shard's replicas answers".into()));
+            continue;
+        }
+        let answer = Answer::new(move |result: ClientWriteResult<Types>| slot.fill(outcome(result)));
+        if let Err(fatal) = shard.inner.raft.write(Command(entry)).with_leader(to_lid(leader)).responder(answer).await {
+            tracing::error!(shard = %shard.id(), error = %fatal, "the group stopped");
+        }
+    }
+}
+
+/// Waits for a quorum's answer instead of failing at once: after an election, and when a disk was slow.
+async fn lease_in_time(shard: &Shard) -> bool {
+    let mut waited = Duration::ZERO;
+    while !shard.lease_valid() {
+        if waited >= LEASE_PATIENCE {
+            return false;
+        }
+        let step = Duration::from_millis(2);
+        tokio::time::sleep(step).await;
+        waited += step;
+    }
+    true
+}
+
+fn outcome(result: ClientWriteResult<Types>) -> ProposalOutcome {
+    match result {
+        Ok(done) => match done.data {
+            Reply::Sections(replies) => ProposalOutcome::Applied(from_oid(done.log_id), replies),
+            Reply::Nothing | Reply::Catalog(_) => ProposalOutcome::Applied(from_oid(done.log_id), Vec::new()),
+        },
+        Err(error) => ProposalOutcome::Failed(error.to_string()),
+    }
+}
+
+/// Puts outcomes back into the order of proposals: errors overtake applied entries inside openraft.
+#[derive(Default)]
+struct Outbox {
+    sink: OnceLock<OutcomeSink>,
+    queue: Mutex<OutboxQueue>,
+}
+
+#[derive(Default)]
+struct OutboxQueue {
+    first: u64,
+    slots: VecDeque<(u64, Option<ProposalOutcome>)>,
+}
+
+impl Outbox {
+    fn open(self: Arc<Self>, token: u64) -> Slot {
+        let mut queue = self.queue.lock();
+        let number = queue.first + queue.slots.len() as u64;
+        queue.slots.push_back((token, None));
+        drop(queue);
+        Slot { outbox: self, number, filled: false }
+    }
+
+    fn fill(&self, number: u64, outcome: ProposalOutcome) {
+        let mut queue = self.queue.lock();
+        let at = (number - queue.first) as usize;
+        if let Some(slot) = queue.slots.get_mut(at) {
+            slot.1 = Some(outcome);
+        }
+        while matches!(queue.slots.front(), Some((_, Some(_)))) {
+            queue.first += 1;
+            if let (Some((token, Some(outcome))), Some(sink)) = (queue.slots.pop_front(), self.sink.get()) {
+                sink(token, outcome);
+            }
+        }
+    }
+}
+
+/// The place of one proposal's outcome; a dropped one counts as failed, so that every proposal is answered.
+struct Slot {
+    outbox: Arc<Outbox>,
+    number: u64,
+    filled: bool,
+}
+
+impl Slot {
+    fn fill(mut self, outcome: ProposalOutcome) {
+        self.filled = true;
+        self.outbox.fill(self.number, outcome);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.outbox.fill(self.number, ProposalOutcome::Failed("the group stopped".into()));
+        }
+    }
+}
+
+async fn watch_leadership(shard: Shard) {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let mut server_rx = shard.inner.raft.server_metrics();
+    let mut applied_rx = shard.inner.applied_rx.clone();
+    loop {
+        let now = {
+            let server = server_rx.borrow_and_update();
+            let leader = server.vote.committed.then(|| from_lid(server.vote.leader_id)).filter(|l| l.term > 0);
+            let leads = server.state == ServerState::Leader && leader.is_some_and(|l| l.voter == shard.inner.me);
+            let applied = applied_rx.borrow_and_update().map(|id| id.leader);
+            Leadership { leader, is_me: leads && applied == leader }
+        };
+        let changed = shard.inner.leadership_tx.send_if_modified(|old| {
+            let changed = *old != now;
+            *old = now;
+            changed
+        });
+        if changed {
+            shard.inner.forced.store(false, Ordering::Relaxed);
+            tracing::info!(shard = %shard.id(), leader = ?now.leader, is_me = now.is_me, "leadership");
+        }
+        let waiting_for_own_entry = now.leader.is_some_and(|l| l.voter == shard.inner.me) && !now.is_me;
+        tokio::select! {
+            changed = server_rx.changed() => if changed.is_err() { break },
+            // Every applied entry wakes this only between an election and the first own entry.
+            changed = applied_rx.changed(), if waiting_for_own_entry => if changed.is_err() { break },
+        }
+    }
+    shard.inner.leadership_tx.send_replace(Leadership::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_come_in_the_order_of_proposals_and_a_dropped_one_has_failed() {
+        let outbox = Arc::new(Outbox::default());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        let _ = outbox.sink.set(Arc::new(move |token, outcome| sink.lock().push((token, matches!(outcome, ProposalOutcome::Applied(..))))));
+        let slots: Vec<Slot> = (10..14).map(|token| outbox.clone().open(token)).collect();
+        let mut slots = slots.into_iter();
+        let (a, b, c, d) = (slots.next(), slots.next(), slots.next(), slots.next());
+        c.expect("c").fill(ProposalOutcome::Failed("lease".into()));
+        assert!(seen.lock().is_empty());
+        a.expect("a").fill(ProposalOutcome::Applied(LogId::default(), Vec::new()));
+        drop(b);
+        d.expect("d").fill(ProposalOutcome::Applied(LogId::default(), Vec::new()));
+        assert_eq!(*seen.lock(), [(10, true), (11, false), (12, false), (13, true)]);
+    }
+}

@@ -1,0 +1,276 @@
+//! Starting this room on a node, and the handle that the composition root keeps.
+
+use super::catalog::CatalogClient;
+use super::core::{Core, Timing};
+use super::formation::{self, FormationError};
+use super::journal::Journal;
+use super::log::GroupLog;
+use super::machine::{GroupMachine, Machine};
+use super::network::Network;
+use super::placement::FIRST_GENERATION;
+use super::service::Service;
+use super::shard::{Group, Parts, Shard};
+use super::types::Omembership;
+use super::{failover, lease};
+use crate::model::ports::{EdgeEnd, Leadership};
+use crate::model::{Incarnation, NodeId, ShardId, VoterId};
+use crate::peer::paths::{self, Acceptor};
+use crate::peer::{Handler, LinkState, Transport};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use parking_lot::Mutex;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+/// Makes the machine of each group of this node, restored from its checkpoint; called once per group when the cluster is formed.
+pub type Machines = Box<dyn Fn(ShardId) -> Arc<dyn Machine> + Send + Sync>;
+
+/// Starts the network with the handler of this node's answers: tonic in a process, memory in tests and the simulator.
+pub type Wire = Box<dyn FnOnce(Arc<dyn Handler>) -> io::Result<Arc<dyn Transport>> + Send>;
+
+/// What this room is started with.
+pub struct ConsensusConfig {
+    /// This node.
+    pub node: NodeId,
+    /// This start of its process.
+    pub incarnation: Incarnation,
+    /// All configured nodes, this one included.
+    pub nodes: Vec<NodeId>,
+    /// Data shards: ids 1..=shards; the same on every node.
+    pub shards: u16,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// The node's write-ahead log.
+    pub journal: Arc<dyn Journal>,
+    /// Makes machines.
+    pub machines: Machines,
+    /// Gets the leader's ends of edge paths that other nodes open.
+    pub acceptor: Acceptor,
+    /// Starts the network, on this room's runtime.
+    pub wire: Wire,
+}
+
+/// This room on a running node. Dropping it stops all groups at once; `stop` does it in order.
+pub struct Consensus {
+    core: Arc<Core>,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Consensus {
+    /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
+    pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("raft").enable_all().build()?;
+        let ConsensusConfig { node, incarnation, nodes, shards, timing, journal, machines, acceptor, wire } = config;
+        let core = Core::new(node, incarnation, nodes, shards, timing, journal);
+        let service = Arc::new(Service::new(core.clone(), acceptor));
+        let transport = {
+            let _on_our_runtime = runtime.enter();
+            wire(service)?
+        };
+        let _ = core.transport.set(transport);
+        runtime.spawn(form(core.clone(), machines));
+        Ok(Consensus { core, runtime: Mutex::new(Some(runtime)) })
+    }
+
+    /// Waits until this node belongs to the cluster and its groups are built (not yet running, see `run`). A wiped node waits for ever;
+    /// the log says why.
+    pub async fn formed(&self) -> Result<(), FormationError> {
+        let mut progress_rx = self.core.progress.subscribe();
+        let progress = progress_rx.wait_for(|p| *p != Progress::Forming).await;
+        let progress = progress.map(|p| p.clone()).map_err(|_| FormationError::Stopped("the node is stopping".into()))?;
+        match progress {
+            Progress::Failed(why) => Err(FormationError::Stopped(why)),
+            Progress::Forming | Progress::Built | Progress::Running => Ok(()),
+        }
+    }
+
+    /// Starts the groups: call after `formed`, when every shard's `on_outcome` is set.
+    pub fn run(&self) {
+        self.core.progress.send_if_modified(|p| {
+            let built = *p == Progress::Built;
+            if built {
+                *p = Progress::Running;
+            }
+            built
+        });
+    }
+
+    /// A group of this node.
+    pub fn shard(&self, shard: ShardId) -> Option<Shard> {
+        self.core.group(shard).cloned()
+    }
+
+    /// All groups of this node, the catalog included.
+    pub fn shards(&self) -> Vec<Shard> {
+        self.core.all_groups().cloned().collect()
+    }
+
+    /// Who leads `shard`, also when this node is not a member.
+    pub fn leadership(&self, shard: ShardId) -> watch::Receiver<Leadership> {
+        self.core.leadership(shard)
+    }
+
+    /// Submits catalog commands.
+    pub fn catalog(&self) -> CatalogClient {
+        CatalogClient { core: self.core.clone() }
+    }
+
+    /// Whether this node may route by its catalog now (rule 28); cheap enough for every batch.
+    pub fn routing_lease(&self) -> impl Fn() -> bool + Send + Sync + Clone + 'static {
+        self.core.leases.check()
+    }
+
+    /// A path to `shard` on another node, for `model::ports::Paths`. Call it on the edge's runtime: its tasks run there.
+    pub fn connect(&self, shard: ShardId, leader: NodeId) -> impl Future<Output = io::Result<EdgeEnd>> + Send + 'static {
+        let core = self.core.clone();
+        async move {
+            let transport = core.transport().ok_or_else(|| io::Error::other("the network is not started"))?;
+            paths::connect(transport.as_ref(), core.me, shard, leader).await
+        }
+    }
+
+    /// The connections to another node.
+    pub fn link(&self, node: NodeId) -> LinkState {
+        self.core.transport().map(|t| t.link(node)).unwrap_or_default()
+    }
+
+    /// The cluster's UUID, once formed.
+    pub fn cluster(&self) -> Option<u128> {
+        self.core.journal.identity().map(|i| i.cluster)
+    }
+
+    /// Gives all leaderships away; returns when they are gone or after `patience`.
+    pub async fn hand_over_leadership(&self, patience: Duration) {
+        let core = self.core.clone();
+        let handle = self.runtime.lock().as_ref().map(|runtime| runtime.handle().clone());
+        if let Some(handle) = handle {
+            let _ = handle.spawn(async move { failover::hand_over(&core, patience).await }).await;
+        }
+    }
+
+    /// Stops groups, network and runtime. The write-ahead log stays open.
+    pub async fn stop(&self) {
+        let core = self.core.clone();
+        let Some(runtime) = self.runtime.lock().take() else { return };
+        let stopping = runtime.spawn(async move {
+            for group in core.all_groups() {
+                let _ = group.inner().raft.shutdown().await;
+            }
+            if let Some(transport) = core.transport() {
+                transport.shutdown();
+            }
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(2), stopping).await;
+        runtime.shutdown_background();
+    }
+}
+
+impl Drop for Consensus {
+    fn drop(&mut self) {
+        if let Some(transport) = self.core.transport() {
+            transport.shutdown();
+        }
+        if let Some(runtime) = self.runtime.get_mut().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// How far this node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Waiting for other nodes.
+    #[default]
+    Forming,
+    /// Groups exist.
+    Built,
+    /// Groups run.
+    Running,
+    /// It cannot go on.
+    Failed(String),
+}
+
+async fn form(core: Arc<Core>, machines: Machines) {
+    let built = async {
+        formation::identify(&core).await?;
+        build(&core, &machines).await
+    };
+    if let Err(error) = built.await {
+        tracing::error!(%error, "this node cannot take part");
+        core.progress.send_replace(Progress::Failed(error.to_string()));
+        return;
+    }
+    core.progress.send_replace(Progress::Built);
+    let mut progress_rx = core.progress.subscribe();
+    if progress_rx.wait_for(|p| *p == Progress::Running).await.is_err() {
+        return;
+    }
+    core.all_groups().for_each(|group| group.inner().raft.run());
+    tokio::spawn(lease::keep(core.clone()));
+    tokio::spawn(failover::watch_processes(core.clone()));
+    tokio::spawn(failover::balance(core.clone()));
+    tokio::spawn(failover::tell_outsiders(core.clone()));
+    formation::complete(core).await;
+}
+
+async fn build(core: &Arc<Core>, machines: &Machines) -> Result<(), FormationError> {
+    let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
+    let network = Network::new(transport.clone());
+    let me = VoterId { node: core.me, generation: FIRST_GENERATION };
+    let mut groups = BTreeMap::new();
+    for shard in core.shard_ids() {
+        let voters = core.voters(shard);
+        if voters.contains(&me) {
+            groups.insert(shard, build_group(core, &network, machines(shard), shard, me, voters).await?);
+        }
+    }
+    let _ = core.groups.set(groups);
+    Ok(())
+}
+
+async fn build_group(
+    core: &Arc<Core>,
+    network: &Arc<Network>,
+    machine: Arc<dyn Machine>,
+    shard: ShardId,
+    me: VoterId,
+    voters: Vec<VoterId>,
+) -> Result<Shard, FormationError> {
+    let stopped = |e: &dyn std::fmt::Display| FormationError::Stopped(format!("shard {shard}: {e}"));
+    let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
+    let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
+    let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(&e))?;
+    let first = voters.first().map_or(0, |v| v.pack());
+    let (sm, applied_rx) = GroupMachine::new(machine, members, first);
+    let forced = Arc::new(AtomicBool::new(false));
+    let config = raft_config(core.timing).validate().map_err(|e| stopped(&e))?;
+    let log = GroupLog::new(shard, core.journal.clone());
+    let raft = Group::build(me.pack(), Arc::new(config), network.group(shard, forced.clone()), log, sm);
+    let raft = raft.await.map_err(|e| stopped(&e))?;
+    let (journal, lease) = (core.journal.clone(), core.timing.lease());
+    Ok(Shard::start(Parts { id: shard, me, voters, raft, journal, applied_rx, forced, lease }))
+}
+
+fn raft_config(timing: Timing) -> openraft::Config {
+    openraft::Config {
+        cluster_name: "warren".into(),
+        heartbeat_interval: timing.heartbeat_ms,
+        heartbeat_min_interval: Some(timing.heartbeat_ms),
+        election_timeout_min: timing.election_min_ms,
+        election_timeout_max: timing.election_max_ms,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        max_payload_entries: 64,
+        max_append_entries: Some(1024),
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: u64::MAX / 2,
+        install_snapshot_timeout: 600_000,
+        backoff: "20ms 50ms 100ms ...500ms".into(),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,438 @@
+//! Three nodes in one process over a network in memory: elections, replication, crashes, restarts, formation, leases.
+
+use super::journal::*;
+use super::*;
+use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
+use crate::model::entry::{EntryBytes, SectionReply};
+use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
+use crate::model::{Incarnation, LeaderId, LogId, NodeId, SessionId, ShardId};
+use crate::peer::memory::MemoryNetwork;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// A journal in memory that survives the "process" and loses nothing.
+#[derive(Default)]
+pub(super) struct MemoryJournal {
+    shards: Mutex<HashMap<ShardId, (ShardLog, BTreeMap<u64, LogEntry>)>>,
+    identity: Mutex<Option<Identity>>,
+}
+
+impl MemoryJournal {
+    fn with<T>(&self, shard: ShardId, f: impl FnOnce(&mut ShardLog, &mut BTreeMap<u64, LogEntry>) -> T) -> T {
+        let mut shards = self.shards.lock();
+        let (state, entries) = shards.entry(shard).or_default();
+        f(state, entries)
+    }
+}
+
+impl Journal for MemoryJournal {
+    fn state(&self, shard: ShardId) -> ShardLog {
+        self.with(shard, |state, entries| ShardLog { last: entries.values().next_back().map(|e| e.id).or(state.purged), ..state.clone() })
+    }
+
+    fn append(&self, shard: ShardId, new: Vec<LogEntry>, done: Done) {
+        self.with(shard, |_, entries| new.into_iter().for_each(|e| drop(entries.insert(e.id.index, e))));
+        done(Ok(()));
+    }
+
+    fn save_vote(&self, shard: ShardId, vote: Vote, done: Done) {
+        self.with(shard, |state, _| state.vote = Some(vote));
+        done(Ok(()));
+    }
+
+    fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: Done) {
+        self.with(shard, |_, entries| entries.retain(|index, _| last.is_some_and(|l| *index <= l.index)));
+        done(Ok(()));
+    }
+
+    fn purge(&self, shard: ShardId, upto: LogId) {
+        self.with(shard, |state, entries| {
+            state.purged = Some(upto);
+            entries.retain(|index, _| *index > upto.index);
+        });
+    }
+
+    fn save_committed(&self, shard: ShardId, id: LogId) {
+        self.with(shard, |state, _| state.committed = Some(id));
+    }
+
+    fn flushed(&self, shard: ShardId) -> Option<LogId> {
+        self.state(shard).last
+    }
+
+    fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
+        self.with(shard, |_, entries| entries.get(&index).cloned())
+    }
+
+    fn read(&self, shard: ShardId, range: Range<u64>, _max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        Ok(self.with(shard, |_, entries| entries.range(range).map(|(_, e)| e.clone()).collect()))
+    }
+
+    fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
+        match self.cached(shard, index).map(|e| e.payload) {
+            Some(Payload::Normal(bytes)) => Ok(bytes),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn release(&self, _: ShardId, _: &[u64]) {}
+
+    fn retain_only(&self, _: ShardId, _: u64, _: &[u64]) {}
+
+    fn identity(&self) -> Option<Identity> {
+        *self.identity.lock()
+    }
+
+    fn save_identity(&self, identity: Identity, done: Done) {
+        *self.identity.lock() = Some(identity);
+        done(Ok(()));
+    }
+}
+
+/// Remembers what was applied; answers with the entry's length as a session id.
+#[derive(Default)]
+struct Tape {
+    applied: Mutex<Vec<(LogId, EntryBytes)>>,
+    catalog: bool,
+}
+
+impl Machine for Tape {
+    fn apply(&self, id: LogId, entry: &EntryBytes) -> Result<Reply, Fault> {
+        self.applied.lock().push((id, entry.clone()));
+        let session = SessionId(entry.len() as u64);
+        Ok(if self.catalog { Reply::Catalog(CatalogReply::Done) } else { Reply::Sections(vec![SectionReply::UnknownSession { session }]) })
+    }
+
+    fn restored(&self) -> Option<LogId> {
+        None
+    }
+}
+
+struct Node {
+    consensus: Consensus,
+    tapes: Arc<Mutex<BTreeMap<ShardId, Arc<Tape>>>>,
+    outcomes: HashMap<ShardId, mpsc::UnboundedReceiver<(u64, ProposalOutcome)>>,
+}
+
+struct Cluster {
+    network: MemoryNetwork,
+    journals: BTreeMap<NodeId, Arc<MemoryJournal>>,
+    nodes: BTreeMap<NodeId, Node>,
+    shards: u16,
+}
+
+const DATA: ShardId = ShardId(1);
+
+impl Cluster {
+    fn new(n: u16, shards: u16) -> Cluster {
+        let journals = (1..=n).map(|id| (NodeId(id), Arc::default())).collect();
+        Cluster { network: MemoryNetwork::default(), journals, nodes: BTreeMap::new(), shards }
+    }
+
+    async fn started(n: u16, shards: u16) -> Cluster {
+        let mut cluster = Cluster::new(n, shards);
+        (1..=n).for_each(|id| cluster.boot(NodeId(id)));
+        cluster.run_all().await;
+        cluster
+    }
+
+    fn boot(&mut self, id: NodeId) {
+        let tapes: Arc<Mutex<BTreeMap<ShardId, Arc<Tape>>>> = Arc::default();
+        let (network, made) = (self.network.clone(), tapes.clone());
+        let consensus = Consensus::start(ConsensusConfig {
+            node: id,
+            incarnation: Incarnation(rand::random()),
+            nodes: self.journals.keys().copied().collect(),
+            shards: self.shards,
+            timing: Timing::default(),
+            journal: self.journals[&id].clone(),
+            machines: Box::new(move |shard| {
+                let tape = Arc::new(Tape { catalog: shard == ShardId::CATALOG, ..Tape::default() });
+                made.lock().insert(shard, tape.clone());
+                tape
+            }),
+            acceptor: service::refuse_paths(),
+            wire: Box::new(move |handler| Ok(network.join(id, handler))),
+        });
+        let consensus = consensus.expect("starts");
+        self.nodes.insert(id, Node { consensus, tapes, outcomes: HashMap::new() });
+    }
+
+    async fn run(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).expect("booted");
+        tokio::time::timeout(Duration::from_secs(10), node.consensus.formed()).await.expect("in time").expect("formed");
+        for shard in node.consensus.shards() {
+            let (tx, rx) = mpsc::unbounded_channel();
+            shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
+            node.outcomes.insert(shard.id(), rx);
+        }
+        node.consensus.run();
+    }
+
+    async fn run_all(&mut self) {
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.run(id).await;
+        }
+    }
+
+    fn kill(&mut self, id: NodeId) {
+        drop(self.nodes.remove(&id));
+    }
+
+    async fn leader(&self, shard: ShardId) -> (NodeId, LeaderId) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            for (id, node) in &self.nodes {
+                let Some(group) = node.consensus.shard(shard) else { continue };
+                let Leadership { leader, is_me } = *group.leadership().borrow();
+                if let (Some(leader), true, true) = (leader, is_me, group.lease_valid()) {
+                    return (*id, leader);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("no leader of shard {shard}");
+    }
+
+    async fn propose(&mut self, token: u64) -> ProposalOutcome {
+        let (id, leader) = self.leader(DATA).await;
+        let node = self.nodes.get_mut(&id).expect("alive");
+        node.consensus.shard(DATA).expect("member").propose(token, leader, entry(token));
+        let outcome = node.outcomes.get_mut(&DATA).expect("wired").recv();
+        let (answered, outcome) = tokio::time::timeout(Duration::from_secs(5), outcome).await.expect("in time").expect("an outcome");
+        assert_eq!(answered, token);
+        outcome
+    }
+
+    fn applied(&self, id: NodeId, shard: ShardId) -> Vec<EntryBytes> {
+        let tape = self.nodes[&id].tapes.lock()[&shard].clone();
+        let applied = tape.applied.lock();
+        applied.iter().map(|(_, e)| EntryBytes::from(e.flatten())).collect()
+    }
+
+    async fn until_all_applied(&self, shard: ShardId, expected: &[EntryBytes]) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for id in self.nodes.keys() {
+            while self.applied(*id, shard) != expected {
+                assert!(Instant::now() < deadline, "node {id} has {:?}", self.applied(*id, shard).len());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+fn entry(token: u64) -> EntryBytes {
+    let mut rope = EntryBytes::from(Bytes::from(format!("entry {token} ")));
+    rope.push(Bytes::from(vec![token as u8; 100]));
+    rope
+}
+
+fn flat(tokens: Range<u64>) -> Vec<EntryBytes> {
+    tokens.map(|t| EntryBytes::from(entry(t).flatten())).collect()
+}
+
+fn applied(outcome: &ProposalOutcome) -> bool {
+    matches!(outcome, ProposalOutcome::Applied(_, replies) if replies.len() == 1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_form_elect_and_replicate_in_order() {
+    let mut cluster = Cluster::started(3, 3).await;
+    for shard in 0..=3 {
+        let (leader, _) = cluster.leader(ShardId(shard)).await;
+        assert_eq!(leader, placement::voters(ShardId(shard), &[NodeId(1), NodeId(2), NodeId(3)])[0].node, "leaders spread");
+    }
+    let (id, leader) = cluster.leader(DATA).await;
+    let group = cluster.nodes[&id].consensus.shard(DATA).expect("member");
+    (0..40).for_each(|token| group.propose(token, leader, entry(token)));
+    let outcomes = cluster.nodes.get_mut(&id).and_then(|n| n.outcomes.get_mut(&DATA)).expect("wired");
+    let mut last = 0;
+    for token in 0..40 {
+        let (answered, outcome) = outcomes.recv().await.expect("an outcome");
+        let ProposalOutcome::Applied(at, _) = outcome else { panic!("{outcome:?}") };
+        assert!(answered == token && at.index > last && at.leader == leader);
+        last = at.index;
+    }
+    cluster.until_all_applied(DATA, &flat(0..40)).await;
+    assert_eq!(group.cached(last), Some(entry(39)));
+    assert_eq!(group.read(last).await.expect("on disk"), entry(39));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_at_once_and_nothing_committed_is_lost() {
+    let mut cluster = Cluster::started(3, 1).await;
+    for token in 0..10 {
+        assert!(applied(&cluster.propose(token).await));
+    }
+    let (old, under) = cluster.leader(DATA).await;
+    let killed = Instant::now();
+    cluster.kill(old);
+    let (new, leader) = cluster.leader(DATA).await;
+    let took = killed.elapsed();
+    assert!(new != old && leader > under);
+    assert!(took < Duration::from_millis(400), "forced failover took {took:?}: an ordinary election begins after 600 ms");
+    for token in 10..20 {
+        assert!(applied(&cluster.propose(token).await));
+    }
+    cluster.boot(old);
+    cluster.run(old).await;
+    cluster.until_all_applied(DATA, &flat(0..20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_all_nodes_finds_every_committed_entry() {
+    let mut cluster = Cluster::started(3, 1).await;
+    for token in 0..10 {
+        assert!(applied(&cluster.propose(token).await));
+    }
+    let uuid = cluster.nodes[&NodeId(1)].consensus.cluster();
+    (1..=3).for_each(|id| cluster.kill(NodeId(id)));
+    (1..=3).for_each(|id| cluster.boot(NodeId(id)));
+    cluster.run_all().await;
+    assert!(applied(&cluster.propose(10).await));
+    cluster.until_all_applied(DATA, &flat(0..11)).await;
+    assert_eq!(cluster.nodes[&NodeId(3)].consensus.cluster(), uuid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_fails_proposals_and_its_lease_and_serves_again_when_healed() {
+    let mut cluster = Cluster::started(3, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (old, leader) = cluster.leader(DATA).await;
+    for other in (1..=3).map(NodeId).filter(|n| *n != old) {
+        cluster.network.cut(old, other);
+        cluster.network.cut(other, old);
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let group = cluster.nodes[&old].consensus.shard(DATA).expect("member");
+    assert!(!group.lease_valid());
+    group.propose(99, leader, entry(99));
+    let outcome = cluster.nodes.get_mut(&old).and_then(|n| n.outcomes.get_mut(&DATA)).expect("wired").recv().await;
+    assert!(matches!(outcome, Some((99, ProposalOutcome::Failed(_)))), "{outcome:?}");
+    let (new, _) = cluster.leader(DATA).await;
+    assert_ne!(new, old);
+    assert!(applied(&cluster.propose(1).await));
+    cluster.network.heal();
+    cluster.until_all_applied(DATA, &flat(0..2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_under_an_old_leader_id_fails() {
+    let mut cluster = Cluster::started(1, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    let group = cluster.nodes[&NodeId(1)].consensus.shard(DATA).expect("member");
+    group.propose(1, LeaderId { term: 0, voter: 1 }, entry(1));
+    let outcome = cluster.nodes.get_mut(&NodeId(1)).and_then(|n| n.outcomes.get_mut(&DATA)).expect("wired").recv().await;
+    assert!(matches!(outcome, Some((1, ProposalOutcome::Failed(_)))), "{outcome:?}");
+    assert!(applied(&cluster.propose(2).await));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_is_refused_and_the_others_serve() {
+    let mut cluster = Cluster::started(3, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    cluster.kill(NodeId(3));
+    cluster.journals.insert(NodeId(3), Arc::default());
+    cluster.boot(NodeId(3));
+    let formed = cluster.nodes[&NodeId(3)].consensus.formed();
+    assert!(tokio::time::timeout(Duration::from_millis(800), formed).await.is_err(), "a wiped node must not take part");
+    assert_eq!(cluster.journals[&NodeId(3)].identity(), None);
+    assert!(applied(&cluster.propose(1).await));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn formation_waits_for_every_node_and_survives_a_kill_between_its_steps() {
+    let mut cluster = Cluster::new(3, 1);
+    cluster.boot(NodeId(1));
+    cluster.boot(NodeId(2));
+    let formed = cluster.nodes[&NodeId(1)].consensus.formed();
+    assert!(tokio::time::timeout(Duration::from_millis(300), formed).await.is_err());
+    cluster.kill(NodeId(1));
+    // Killed after it had written its identity, before anybody else had.
+    let identity = Identity { cluster: 77, node: NodeId(1), generation: placement::FIRST_GENERATION };
+    cluster.journals[&NodeId(1)].save_identity(identity, Box::new(|_| ()));
+    cluster.boot(NodeId(3));
+    cluster.boot(NodeId(1));
+    cluster.run(NodeId(1)).await;
+    cluster.run_all().await;
+    assert!(applied(&cluster.propose(0).await));
+    assert!((1..=3).all(|id| cluster.nodes[&NodeId(id)].consensus.cluster() == Some(77)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_command_from_any_node_is_applied_on_all_before_it_is_answered() {
+    let mut cluster = Cluster::started(3, 1).await;
+    cluster.leader(ShardId::CATALOG).await;
+    let command = CatalogCommand::PutVhost { vhost: "v".into() };
+    let mut waits = Vec::new();
+    for round in 0..9 {
+        let from = NodeId(round % 3 + 1);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let begun = Instant::now();
+        let (index, reply) = cluster.nodes[&from].consensus.catalog().submit(&command, deadline).await.expect("done");
+        waits.push(begun.elapsed());
+        assert_eq!(reply, CatalogReply::Done);
+        for (id, node) in &cluster.nodes {
+            let seen = node.consensus.shard(ShardId::CATALOG).expect("member").applied().borrow().map(|id| id.index);
+            let routes = node.consensus.routing_lease()();
+            assert!(!routes || seen >= Some(index), "node {id} routes by an older catalog: {seen:?} < {index}");
+        }
+    }
+    println!("catalog commands took {waits:?}");
+    // A node that is cut off loses its lease before the others go on without it.
+    let (leader, _) = cluster.leader(ShardId::CATALOG).await;
+    let lonely = (1..=3).map(NodeId).find(|n| *n != leader).expect("three nodes");
+    for other in (1..=3).map(NodeId).filter(|n| *n != lonely) {
+        cluster.network.cut(lonely, other);
+        cluster.network.cut(other, lonely);
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    cluster.nodes[&leader].consensus.catalog().submit(&command, deadline).await.expect("two of three");
+    assert!(!cluster.nodes[&lonely].consensus.routing_lease()());
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(300);
+    let refused = cluster.nodes[&lonely].consensus.catalog().submit(&command, deadline).await;
+    assert!(matches!(refused, Err(Refusal::Unavailable(_))));
+    cluster.network.heal();
+    let routes = cluster.nodes[&lonely].consensus.routing_lease();
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while !routes() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("the lease comes back");
+    cluster.kill(lonely);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_over_before_a_stop() {
+    let mut cluster = Cluster::started(3, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (old, _) = cluster.leader(DATA).await;
+    let begun = Instant::now();
+    cluster.nodes[&old].consensus.hand_over_leadership(Duration::from_secs(2)).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let node = cluster.nodes.remove(&old).expect("alive");
+    node.consensus.stop().await;
+    assert_ne!(cluster.leader(DATA).await.0, old);
+    assert!(applied(&cluster.propose(1).await));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_nodes_know_the_leaders_of_shards_that_they_do_not_hold() {
+    let cluster = Cluster::started(5, 5).await;
+    for shard in (1..=5).map(ShardId) {
+        let (_, leader) = cluster.leader(shard).await;
+        for node in cluster.nodes.values() {
+            let mut leadership_rx = node.consensus.leadership(shard);
+            let known = leadership_rx.wait_for(|l| l.leader == Some(leader));
+            tokio::time::timeout(Duration::from_secs(5), known).await.expect("in time").expect("runs");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! A client's connection as its listener holds it. Steps go in and take effect in order, events come out; `submit` never waits. Dropping
+//! it says that the client is gone.
+
+use super::access;
+use super::lane::Lane;
+use super::mailbox::{Blocker, ChannelRef, Identity, Mailbox};
+use super::publish::Hold;
+use super::requests::Asking;
+use super::{Edge, lane};
+use crate::model::catalog::{CatalogCommand, Refusal};
+use crate::model::step::{Event, Held, Outcome, Reply, Request, Step};
+use crate::model::{ConsumerId, QueueId, ShardId};
+use bytes::Bytes;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How often a connection that waits for the routing lease looks again.
+const LEASE_POLL: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// A client's connection.
+pub struct Connection {
+    pub(super) edge: Arc<Edge>,
+    pub(super) mailbox: Arc<Mailbox>,
+    user: Option<Arc<str>>,
+    channels: Vec<Channel>,
+    /// Lanes that this connection has used.
+    pub(super) lanes: Vec<Entered>,
+    pub(super) hold: Option<Hold>,
+    pub(super) lease_missed: bool,
+    /// Writing to this exchange was allowed at that catalog index.
+    pub(super) writable_exchange: Bytes,
+    pub(super) writable_at: u64,
+    // Scratch space of the publish path.
+    pub(super) targets: Vec<(QueueId, ShardId)>,
+    pub(super) queues: Vec<QueueId>,
+    pub(super) entered: Vec<(usize, usize)>,
+    /// Publishes that the counters do not know yet.
+    pub(super) published: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Channel {
+    epoch: u32,
+    /// A publish failed: nothing happens on it until it is closed.
+    failed: bool,
+}
+
+/// A lane with the mark behind this connection's last publish.
+pub(super) struct Entered {
+    pub lane: Arc<Lane>,
+    pub mark: u64,
+}
+
+impl Connection {
+    pub(super) fn new(edge: Arc<Edge>, mailbox: Arc<Mailbox>) -> Connection {
+        Connection {
+            edge,
+            mailbox,
+            user: None,
+            channels: Vec::new(),
+            lanes: Vec::new(),
+            hold: None,
+            lease_missed: false,
+            writable_exchange: Bytes::new(),
+            writable_at: 0,
+            targets: Vec::new(),
+            queues: Vec::new(),
+            entered: Vec::new(),
+            published: 0,
+        }
+    }
+
+    /// Takes a step. `Err` gives it back: publishes have to wait; submit it again after `writable`, before any other.
+    #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
+    pub fn submit(&mut self, step: Step) -> Result<(), Step> {
+        match step {
+            Step::Publish(publish) => return self.publish(publish).map_err(Step::Publish),
+            Step::Settle { held, outcome } => self.settle(&held, outcome),
+            Step::Written { consumer, bytes } => self.written(consumer, bytes),
+            Step::Request { channel, request } => self.request(channel, request),
+            Step::ChannelPrefetch { channel, limit } => self.channel_prefetch(channel, limit),
+            Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
+            Step::Authenticate { user, password } => self.authenticate(&user, &password),
+            Step::Open { vhost } => self.open(&vhost),
+        }
+        Ok(())
+    }
+
+    /// Everything that waits for the client, in order. Never waits.
+    pub fn take_events(&mut self, out: &mut Vec<Event>) {
+        self.count();
+        self.mailbox.take_events(out);
+    }
+
+    /// Resolves when there are events; cancel safe.
+    pub async fn changed(&self) {
+        self.mailbox.changed().await;
+    }
+
+    /// Resolves when a step that was given back may be tried again; cancel safe.
+    pub async fn writable(&self) {
+        match &self.hold {
+            None => {}
+            Some(Hold::Room(lane)) => lane.wait_for_room().await,
+            Some(Hold::Blocked) => self.wait_for_node().await,
+            Some(Hold::Lease { until }) => {
+                while !self.edge.port.routing_lease() && until.is_none_or(|t| Instant::now() < t) {
+                    tokio::time::sleep(LEASE_POLL).await;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_node(&self) {
+        loop {
+            let unblocked = self.edge.unblocked.notified();
+            tokio::pin!(unblocked);
+            unblocked.as_mut().enable();
+            if !self.edge.is_blocked.load(Ordering::Acquire) {
+                return;
+            }
+            unblocked.await;
+        }
+    }
+
+    fn authenticate(&mut self, user: &str, password: &[u8]) {
+        let edge = &*self.edge;
+        let from = self.mailbox.peer.ip();
+        let result = access::authenticate(&edge.catalog.read(), user, password, from, edge.config.remote_guest);
+        match result {
+            Ok(()) => {
+                self.user = Some(user.into());
+                self.mailbox.push(Event::Authenticated);
+            }
+            Err(why) => {
+                tracing::warn!(peer = %self.mailbox.peer, %why, "login refused");
+                self.mailbox.push(Event::AuthenticationFailed(why));
+            }
+        }
+    }
+
+    fn open(&mut self, vhost: &str) {
+        let Some(user) = self.user.clone() else {
+            let refusal = Refusal::NotAllowed("not authenticated".to_string());
+            return self.mailbox.push(Event::OpenRefused(refusal));
+        };
+        let allowed = access::open(&self.edge.catalog.read(), &user, vhost);
+        if let Err(refusal) = allowed {
+            return self.mailbox.push(Event::OpenRefused(refusal));
+        }
+        // A second open finds it set: the session asks once.
+        let _ = self.mailbox.identity.set(Identity { user, vhost: vhost.into() });
+        self.mailbox.push(Event::Opened);
+        if let Some(why) = &*self.edge.blocked.lock() {
+            self.mailbox.block(Blocker::Node, why);
+        }
+    }
+
+    fn settle(&mut self, held: &[Held], outcome: Outcome) {
+        let mut settled = 0;
+        for group in held.chunk_by(|a, b| a.shard == b.shard) {
+            let lane = self.lane_at(group[0].shard);
+            settled += self.lanes[lane].lane.settle(self.mailbox.id(), group, outcome);
+        }
+        for group in held.chunk_by(|a, b| a.consumer == b.consumer) {
+            if let Some(consumer) = group[0].consumer {
+                self.mailbox.settled(consumer, group.len() as u32);
+            }
+        }
+        let counters = &self.edge.counters;
+        match outcome {
+            Outcome::Ack => counters.acked.add(settled),
+            Outcome::Reject => counters.rejected.add(settled),
+            Outcome::Requeue => counters.requeued.add(settled),
+        }
+    }
+
+    fn written(&mut self, consumer: ConsumerId, bytes: u64) {
+        if let Some(place) = self.mailbox.consumer(consumer) {
+            let lane = self.lane_at(place.shard);
+            self.lanes[lane].lane.written(consumer, bytes);
+        }
+    }
+
+    fn request(&mut self, channel: u16, request: Request) {
+        let at = self.at(channel);
+        if self.is_failed(channel) {
+            return;
+        }
+        if let Request::Cancel { consumer } = request {
+            return self.cancel(at, consumer);
+        }
+        let Some(identity) = self.mailbox.identity.get() else {
+            let refusal = Refusal::NotAllowed("request before a vhost is open".to_string());
+            self.mailbox.reply(at, Err(refusal));
+            return;
+        };
+        let marks = self.lanes.iter().map(|e| (e.lane.shard, e.mark)).collect();
+        let (user, vhost) = (identity.user.clone(), identity.vhost.clone());
+        let asking = Asking { edge: self.edge.clone(), mailbox: self.mailbox.clone(), at, user, vhost, marks };
+        asking.start(request);
+    }
+
+    fn cancel(&mut self, at: ChannelRef, consumer: ConsumerId) {
+        let place = self.mailbox.consumer(consumer).filter(|p| p.channel == at);
+        let known = place.is_some_and(|p| {
+            let lane = self.lane_at(p.shard);
+            self.lanes[lane].lane.cancel(consumer, at)
+        });
+        if !known {
+            self.mailbox.reply(at, Ok(Reply::Done));
+        }
+    }
+
+    fn channel_prefetch(&mut self, channel: u16, limit: Option<u32>) {
+        let consumers = self.mailbox.consumers_of(channel);
+        let counted = consumers.into_iter().filter(|(_, p)| !p.no_ack);
+        let held: Vec<_> = counted.map(|(id, p)| (id, self.edge.lane(p.shard).held(id))).collect();
+        self.mailbox.set_pool(channel, limit, &held);
+    }
+
+    fn channel_closed(&mut self, channel: u16, held: &[Held]) {
+        let (epoch, consumers) = self.mailbox.close_channel(channel);
+        *self.channel(channel) = Channel { epoch, failed: false };
+        let mut shards: Vec<ShardId> = consumers.iter().map(|c| c.1.shard).chain(held.iter().map(|h| h.shard)).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in shards {
+            let mine: Vec<_> = consumers.iter().filter(|c| c.1.shard == shard).map(|c| c.0).collect();
+            let held: Vec<_> = held.iter().filter(|h| h.shard == shard).copied().collect();
+            self.edge.lane(shard).close_channel(self.mailbox.id(), &mine, &held);
+        }
+    }
+
+    fn channel(&mut self, channel: u16) -> &mut Channel {
+        let at = usize::from(channel);
+        if self.channels.len() <= at {
+            self.channels.resize(at + 1, Channel::default());
+        }
+        &mut self.channels[at]
+    }
+
+    pub(super) fn at(&mut self, channel: u16) -> ChannelRef {
+        ChannelRef { channel, epoch: self.channel(channel).epoch }
+    }
+
+    pub(super) fn is_failed(&mut self, channel: u16) -> bool {
+        self.channel(channel).failed
+    }
+
+    pub(super) fn set_failed(&mut self, channel: u16) {
+        self.channel(channel).failed = true;
+    }
+
+    /// Position of a shard's lane in `lanes`.
+    pub(super) fn lane_at(&mut self, shard: ShardId) -> usize {
+        if let Some(at) = self.lanes.iter().position(|e| e.lane.shard == shard) {
+            return at;
+        }
+        self.lanes.push(Entered { lane: self.edge.lane(shard), mark: 0 });
+        self.lanes.len() - 1
+    }
+
+    fn count(&mut self) {
+        self.edge.counters.published.add(std::mem::take(&mut self.published));
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.count();
+        let unseen = self.mailbox.close();
+        let edge = &self.edge;
+        edge.connections.lock().remove(&self.mailbox.id());
+        let lanes: Vec<Arc<lane::Lane>> = edge.lanes.read().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.close_connection(self.mailbox.id(), &unseen));
+        edge.counters.connections_closed.add(1);
+        if self.mailbox.has_exclusive.load(Ordering::SeqCst) {
+            edge.runtime.spawn(drop_exclusive(edge.this.clone(), self.mailbox.clone()));
+        }
+    }
+}
+
+/// The exclusive queues of a closed connection go, however long it takes to tell the catalog.
+pub(super) async fn drop_exclusive(edge: Weak<Edge>, mailbox: Arc<Mailbox>) {
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let Some(edge) = edge.upgrade() else { return };
+        match edge.submit(CatalogCommand::ConnectionGone(mailbox.owner)).await {
+            Ok(_) => return,
+            Err(refusal) => tracing::debug!(connection = %mailbox.id(), %refusal, "exclusive queues wait for the catalog"),
+        }
+        drop(edge);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}

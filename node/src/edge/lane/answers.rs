@@ -1,0 +1,397 @@
+//! What comes from a shard's leader, and what happens when nothing comes: verdicts resolve tickets, deliveries go to their connections,
+//! answers to their requests; the tick blocks, nacks and gives up. Called by the lane's task only.
+
+use super::batches::Closed;
+use super::requests::{Answer, Asked, Sink};
+use super::run::{Ended, Fate, Run};
+use super::{Lane, RETURN_MEMORY, State, no_quorum};
+use crate::edge::access::Kind;
+use crate::edge::names::not_found;
+use crate::model::catalog::{Name, Refusal};
+use crate::model::entry::{SettleReason, StoredMessage};
+use crate::model::link::{Deliveries, Delivery, QueueStat, RefusedEnqueue, ToEdge, ToLeader};
+use crate::model::step::{Event, Got, Reply};
+use crate::model::{BatchSeq, ConsumerId, LeaderId, QueueId, SessionId};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// No verdict for so long: publishers are told that they wait. A failover takes less.
+const STUCK: Duration = Duration::from_secs(1);
+/// The owner of an in-memory shard is unreachable for so long: its queues count as gone (rule 29).
+const OWNER_GONE: Duration = Duration::from_secs(1);
+
+/// What a lane needs of the edge it belongs to.
+pub(in crate::edge) trait Home: Send + Sync + 'static {
+    /// Route a message again whose queues are gone; only queues made after catalog index `routed_at` count. False: nobody takes it.
+    fn reroute(&self, run: &Run, message: &StoredMessage, routed_at: u64) -> bool;
+    /// The catalog has that queue.
+    fn knows(&self, queue: QueueId) -> bool;
+    /// For the counters.
+    fn ended(&self, ended: Ended);
+    /// For the counters: messages handed to consumers, and whether they came from another node.
+    fn delivered(&self, messages: u64, remote: bool);
+    /// For the counters: messages fetched.
+    fn got(&self);
+    /// For the counters: a batch goes to a leader.
+    fn batch_sent(&self, remote: bool);
+    /// For the counters.
+    fn path_opened(&self);
+}
+
+/// Whether the path is still good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Stay,
+    Leave,
+}
+
+impl Lane {
+    pub(super) fn on_message(&self, home: &dyn Home, message: ToEdge) -> Next {
+        match message {
+            ToEdge::Welcome { leader, session, last } => self.welcome(home, leader, session, last),
+            ToEdge::NotLeader => return Next::Leave,
+            ToEdge::Verdict { seq, refused } => self.verdict(home, seq, refused),
+            ToEdge::Rewind { from } => self.state.lock().batches.rewind(from, Instant::now()),
+            ToEdge::Consuming { consumer, result } => self.consuming(home, consumer, result),
+            ToEdge::Cancelled { consumer, asked } => self.cancelled(consumer, asked),
+            ToEdge::Got { request, result } => self.got(home, request, result),
+            ToEdge::Stats { request, stats } => self.answer(request, Ok(Answer::Stats(stats))),
+            ToEdge::Purged { request, result } => self.purged(home, request, result),
+        }
+        Next::Stay
+    }
+
+    fn welcome(&self, home: &dyn Home, leader: LeaderId, session: SessionId, last: BatchSeq) {
+        let restarted = self.shard.owner().is_some() && self.state.lock().former.is_some_and(|f| f.term != leader.term);
+        if restarted {
+            self.wipe(home, "the node that held this queue in its memory has restarted");
+        }
+        let mut state = self.state.lock();
+        tracing::debug!(shard = %self.shard, ?leader, %session, %last, "welcomed by a leader");
+        state.leader = Some(leader);
+        state.former = Some(leader);
+        state.unreachable = None;
+        state.attach_due = true;
+        state.batches.welcome(session, last, Instant::now());
+        self.gone.store(false, Ordering::Relaxed);
+    }
+
+    fn verdict(&self, home: &dyn Home, seq: BatchSeq, refused: Vec<(u32, RefusedEnqueue)>) {
+        let mut state = self.state.lock();
+        let closed = state.batches.verdict(seq, Instant::now());
+        if state.stuck && closed.is_some() {
+            state.unblock(self.shard);
+        }
+        self.unlock_with_room(state);
+        if let Some(closed) = closed {
+            let mut ordinals: Vec<u32> = refused.into_iter().map(|(ordinal, RefusedEnqueue::UnknownQueue)| ordinal).collect();
+            ordinals.sort_unstable();
+            resolve(home, &closed, &ordinals);
+        }
+    }
+
+    fn consuming(&self, home: &dyn Home, consumer: ConsumerId, result: Result<(), Refusal>) {
+        let mut state = self.state.lock();
+        if let Err(Refusal::NotFound { .. }) = &result {
+            let known = state.requests.queue_of(consumer.0).is_some_and(|q| home.knows(q));
+            if known && state.requests.retry(consumer.0, Instant::now()) {
+                return;
+            }
+        }
+        let Some(Asked { sink: Sink::Consume { mailbox, at, name }, .. }) = state.requests.take(consumer.0) else { return };
+        match result {
+            Ok(()) => {
+                mailbox.reply(at, Ok(Reply::Consuming { consumer }));
+                let Some(record) = state.consumers.records.get_mut(&consumer) else { return };
+                record.running = true;
+                for messages in std::mem::take(&mut record.early) {
+                    record.mailbox.deliver(consumer, record.place, messages);
+                }
+            }
+            Err(refusal) => {
+                state.consumers.records.remove(&consumer);
+                mailbox.drop_consumer(consumer);
+                mailbox.reply(at, Err(named(refusal, &name)));
+            }
+        }
+    }
+
+    fn cancelled(&self, consumer: ConsumerId, asked: bool) {
+        let mut state = self.state.lock();
+        if asked {
+            if let Some(cancelling) = state.consumers.cancelling.remove(&consumer) {
+                cancelling.mailbox.reply(cancelling.at, Ok(Reply::Done));
+            }
+            return;
+        }
+        if let Some(record) = state.consumers.records.remove(&consumer) {
+            state.requests.take(consumer.0);
+            record.mailbox.push_at(record.place.channel, |channel| Event::ConsumerGone { channel, consumer });
+        }
+    }
+
+    fn got(&self, home: &dyn Home, request: u64, result: Result<Option<(Delivery, u64)>, Refusal>) {
+        let mut state = self.state.lock();
+        if let Err(Refusal::NotFound { .. }) = &result {
+            let known = state.requests.queue_of(request).is_some_and(|q| home.knows(q));
+            if known && state.requests.retry(request, Instant::now()) {
+                return;
+            }
+        }
+        let Some(Asked { sink: Sink::Get { mailbox, at, no_ack, name }, .. }) = state.requests.take(request) else {
+            if let Ok(Some((delivery, _))) = result {
+                state.give_back_messages(&[delivery]);
+            }
+            return;
+        };
+        let (queue, seq) = match &result {
+            Ok(Some((delivery, _))) => (delivery.queue, delivery.seq),
+            Ok(None) | Err(_) => {
+                mailbox.reply(at, result.map(|_| Reply::Got(None)).map_err(|refusal| named(refusal, &name)));
+                return;
+            }
+        };
+        let shard = self.shard;
+        let reply = result.map(|got| Reply::Got(got.map(|(delivery, remaining)| Got { shard, delivery, remaining })));
+        if !mailbox.reply(at, reply) {
+            let back = [(queue, [seq].into_iter().collect())].into_iter().collect();
+            state.give_back(back, false);
+            return;
+        }
+        home.got();
+        if no_ack {
+            state.batches.settle(queue, SettleReason::Ack, seq, Instant::now());
+        } else {
+            state.consumers.hold_loose(mailbox.id(), queue, seq);
+        }
+    }
+
+    fn purged(&self, home: &dyn Home, request: u64, result: Result<u64, Refusal>) {
+        if let Err(Refusal::NotFound { .. }) = &result {
+            let mut state = self.state.lock();
+            let known = state.requests.queue_of(request).is_some_and(|q| home.knows(q));
+            if known && state.requests.retry(request, Instant::now()) {
+                return;
+            }
+        }
+        self.answer(request, result.map(Answer::Purged));
+    }
+
+    fn answer(&self, request: u64, answer: Result<Answer, Refusal>) {
+        let asked = self.state.lock().requests.take(request);
+        if let Some(Asked { sink: Sink::Task(answer_tx), .. }) = asked {
+            // The task may have given up.
+            let _ = answer_tx.send(answer);
+        }
+    }
+
+    pub(super) fn on_deliveries(&self, home: &dyn Home, deliveries: Deliveries) {
+        let Deliveries { leader, consumer, messages } = deliveries;
+        let count = messages.len() as u64;
+        let mut state = self.state.lock();
+        if state.leader != Some(leader) {
+            return;
+        }
+        let Some(record) = state.consumers.delivered(consumer, &messages) else {
+            state.give_back_messages(&messages);
+            return;
+        };
+        if !record.running {
+            record.early.push(messages);
+        } else {
+            // Not taken: the channel is closing, and its end gives back whatever the consumer holds.
+            record.mailbox.deliver(consumer, record.place, messages);
+        }
+        drop(state);
+        home.delivered(count, leader.node() != self.config.node);
+    }
+
+    /// What can go to the leader now, in order.
+    pub(super) fn collect(&self, home: &dyn Home, now: Instant, out: &mut Vec<ToLeader>) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let Some(leader) = state.leader else { return };
+        if std::mem::take(&mut state.attach_due) {
+            let mut held = state.batches.settling();
+            state.returning.iter().for_each(|r| held.entry(r.queue).or_default().extend(&r.ranges));
+            let (consumers, loose) = state.consumers.attach(held);
+            out.push(ToLeader::Attach { leader, consumers, loose });
+        }
+        out.append(&mut state.outgoing);
+        state.take_returns(now, out);
+        state.consumers.take_credit(out);
+        state.requests.collect(now, |mark| state.batches.is_past(mark), out);
+        while let Some(batch) = state.batches.next(leader, now) {
+            home.batch_sent(leader.node() != self.config.node);
+            out.push(ToLeader::Batch(batch));
+        }
+        self.unlock(guard);
+    }
+
+    /// When `collect` may have something although nothing new came.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        state.leader?;
+        match (state.batches.due(), state.requests.due()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Somebody waits for something: ticks are needed.
+    pub(super) fn is_busy(&self) -> bool {
+        let state = self.state.lock();
+        let idle = state.batches.is_empty() && state.requests.is_empty() && state.consumers.cancelling.is_empty();
+        !idle || (state.leader.is_none() && !self.is_gone())
+    }
+
+    pub(super) fn path_lost(&self) {
+        let mut state = self.state.lock();
+        state.leader = None;
+        state.unreachable.get_or_insert_with(Instant::now);
+        state.outgoing.clear();
+        let now = Instant::now();
+        state.returning.retain(|r| r.sent.is_none_or(|t| now < t + RETURN_MEMORY));
+        state.returning.iter_mut().for_each(|r| r.sent = None);
+        state.requests.path_lost();
+        for (_, cancelling) in state.consumers.cancelling.drain() {
+            cancelling.mailbox.reply(cancelling.at, Ok(Reply::Done));
+        }
+    }
+
+    /// Time passed.
+    pub(super) fn tick(&self, home: &dyn Home, now: Instant) {
+        let mut state = self.state.lock();
+        for (id, asked) in state.requests.expired(Some(now)) {
+            state.refuse(id, asked, Refusal::Unavailable(no_quorum(self.shard)));
+        }
+        for (_, late) in state.consumers.cancelling.extract_if(|_, c| c.deadline <= now) {
+            late.mailbox.reply(late.at, Ok(Reply::Done));
+        }
+        let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes());
+        let lost = lost && state.unreachable.is_some_and(|since| now >= since + OWNER_GONE);
+        let stuck = state.batches.stuck_since().is_some_and(|since| now >= since + STUCK);
+        let mut nacked = Vec::new();
+        if stuck && !lost {
+            state.stuck = true;
+            let waiting: Vec<_> = state.batches.runs().map(|r| r.mailbox.clone()).collect();
+            waiting.iter().for_each(|m| state.block(self.shard, m));
+            if let Some(before) = now.checked_sub(self.config.no_quorum_timeout) {
+                nacked = state.batches.nack_older(before);
+            }
+        }
+        self.unlock_with_room(state);
+        nacked.iter().for_each(|run| home.ended(run.end(Fate::Nacked, None)));
+        if lost {
+            self.gone.store(true, Ordering::Relaxed);
+            self.wipe(home, &no_quorum(self.shard));
+        }
+    }
+
+    /// What the shard held is gone for good: waiting publishes are unroutable there, consumers end, requests fail.
+    fn wipe(&self, home: &dyn Home, why: &str) {
+        let mut state = self.state.lock();
+        let closed = state.batches.wipe();
+        state.returning.clear();
+        for record in state.consumers.wipe() {
+            let consumer = record.spec.id;
+            if record.running {
+                record.mailbox.push_at(record.place.channel, |channel| Event::ConsumerGone { channel, consumer });
+            }
+        }
+        for (id, asked) in state.requests.expired(None) {
+            state.refuse(id, asked, Refusal::Unavailable(why.to_string()));
+        }
+        state.unblock(self.shard);
+        self.unlock_with_room(state);
+        tracing::info!(shard = %self.shard, why, batches = closed.len(), "the queues of an in-memory shard are gone");
+        for batch in closed {
+            let all = 0..batch.runs.last().map_or(0, |r| r.first + r.count);
+            for (run, message) in batch.messages(all) {
+                home.ended(run.end(Fate::Unroutable, Some(&message)));
+            }
+        }
+    }
+}
+
+impl State {
+    fn refuse(&mut self, id: u64, asked: Asked, refusal: Refusal) {
+        match asked.sink {
+            Sink::Task(answer_tx) => {
+                let _ = answer_tx.send(Err(refusal));
+            }
+            Sink::Get { mailbox, at, .. } => {
+                mailbox.reply(at, Err(refusal));
+            }
+            Sink::Consume { mailbox, at, .. } => {
+                let consumer = ConsumerId(id);
+                self.consumers.records.remove(&consumer);
+                mailbox.drop_consumer(consumer);
+                if self.leader.is_some() {
+                    self.outgoing.push(ToLeader::Cancel { consumer });
+                }
+                mailbox.reply(at, Err(refusal));
+            }
+        }
+    }
+}
+
+/// A leader knows queues by their ids: "not found" is said with the name.
+pub(in crate::edge) fn named(refusal: Refusal, name: &Name) -> Refusal {
+    match refusal {
+        Refusal::NotFound { .. } => not_found(Kind::Queue, name),
+        other => other,
+    }
+}
+
+/// A batch took effect except for the messages of the `refused` ordinals (ascending), whose queues are gone.
+fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
+    let mut ended = Ended::default();
+    if refused.is_empty() {
+        closed.runs.iter().for_each(|run| ended += run.end(Fate::Taken, None));
+        return home.ended(ended);
+    }
+    for run in &closed.runs {
+        let mut from = run.first;
+        let end = run.first + run.count;
+        for ordinal in refused.iter().copied().filter(|o| (run.first..end).contains(o)) {
+            if from < ordinal {
+                ended += run.slice(from, ordinal).end(Fate::Taken, None);
+            }
+            from = ordinal + 1;
+        }
+        if from < end {
+            ended += run.slice(from, end).end(Fate::Taken, None);
+        }
+    }
+    for (run, message) in closed.messages(refused.iter().copied()) {
+        if run.rerouted || !home.reroute(&run, &message, closed.catalog_index) {
+            ended += run.end(Fate::Unroutable, Some(&message));
+        }
+    }
+    home.ended(ended);
+}
+
+/// Counts for the asked queues, in their order; those that the leader does not know have none.
+pub(in crate::edge) fn complete(queues: &[QueueId], stats: &[QueueStat]) -> Vec<QueueStat> {
+    let known = |q: &QueueId| stats.iter().find(|s| s.queue == *q).cloned();
+    queues.iter().map(|q| known(q).unwrap_or(QueueStat { queue: *q, ..QueueStat::default() })).collect()
+}
+
+impl std::ops::AddAssign for Ended {
+    fn add_assign(&mut self, other: Ended) {
+        self.confirmed += other.confirmed;
+        self.nacked += other.nacked;
+        self.returned += other.returned;
+    }
+}
+
+impl FromIterator<crate::model::Seq> for crate::edge::ranges::RangeSet {
+    fn from_iter<I: IntoIterator<Item = crate::model::Seq>>(seqs: I) -> Self {
+        let mut set = Self::default();
+        seqs.into_iter().for_each(|seq| {
+            set.insert(seq);
+        });
+        set
+    }
+}

@@ -1,0 +1,395 @@
+//! What a lane has for its shard and has no verdict for: closed batches in order, the open one, settles that wait for a ride. Pure:
+//! numbers, windows and resends are decided here (rules 12 to 15 and 17), the lane's task only carries them out.
+
+use super::run::Run;
+use crate::edge::ranges::RangeSet;
+use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage};
+use crate::model::limits;
+use crate::model::link::{Batch, Ranges};
+use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Settles that have no publish to ride with wait this long for one: an entry of their own costs the shard an fsync.
+const SETTLE_LINGER: Duration = Duration::from_millis(5);
+/// So many settles do not wait.
+const SETTLES_MAX: u64 = 2048;
+/// Bytes sent ahead of verdicts; a single batch of any size may go when nothing is in flight.
+const BYTES_IN_FLIGHT: usize = limits::BATCHES_IN_FLIGHT * limits::BATCH_BYTES;
+/// What a run costs besides its bytes in the batch.
+const RUN_BYTES: usize = std::mem::size_of::<Run>();
+
+/// A closed batch.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub ops: Bytes,
+    pub runs: Vec<Run>,
+    pub catalog_index: u64,
+    settles: Vec<(QueueId, SettleReason, Ranges)>,
+    sent_under: Option<LeaderId>,
+    /// Its tickets were nacked: it must never confirm, and should have no effect if it can still be helped.
+    nacked: bool,
+    since: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Batches {
+    session: SessionId,
+    /// Number of the first closed batch.
+    first: u64,
+    closed: VecDeque<Closed>,
+    /// How many of the closed ones went out on the present path.
+    sent: usize,
+    sent_bytes: usize,
+    closed_bytes: usize,
+    open: Ops,
+    open_runs: Vec<Run>,
+    open_index: u64,
+    open_since: Instant,
+    settles: BTreeMap<(QueueId, SettleReason), RangeSet>,
+    settle_count: u64,
+    settles_since: Instant,
+    settle_linger: Duration,
+    /// The old numbers mean nothing: the next session's `last` gives new ones.
+    renumber: bool,
+    /// Batches that got their verdict, ever; counts like `mark`.
+    done: u64,
+    rewound: Option<BatchSeq>,
+    hold_until: Option<Instant>,
+    progress: Instant,
+}
+
+impl Batches {
+    /// `local`: nothing is written to a disk there, settles need not wait for company.
+    pub fn new(now: Instant, local: bool) -> Batches {
+        Batches {
+            session: SessionId::default(),
+            first: 1,
+            closed: VecDeque::new(),
+            sent: 0,
+            sent_bytes: 0,
+            closed_bytes: 0,
+            open: Ops::default(),
+            open_runs: Vec::new(),
+            open_index: 0,
+            open_since: now,
+            settles: BTreeMap::new(),
+            settle_count: 0,
+            settles_since: now,
+            settle_linger: if local { Duration::ZERO } else { SETTLE_LINGER },
+            renumber: true,
+            done: 0,
+            rewound: None,
+            hold_until: None,
+            progress: now,
+        }
+    }
+
+    /// Bytes held, sent or not.
+    pub fn bytes(&self) -> usize {
+        self.closed_bytes + self.open.len() + self.open_runs.len() * RUN_BYTES
+    }
+
+    /// No publish and no settle waits.
+    pub fn is_empty(&self) -> bool {
+        self.closed.is_empty() && self.open.is_empty() && self.settles.is_empty()
+    }
+
+    /// Publishes wait (settles alone do not count).
+    pub fn has_publishes(&self) -> bool {
+        !self.open_runs.is_empty() || self.closed.iter().any(|b| !b.runs.is_empty())
+    }
+
+    /// A mark behind everything enqueued so far: reached when `is_past(mark)`.
+    pub fn mark(&self) -> u64 {
+        self.done + self.closed.len() as u64 + u64::from(!self.open.is_empty())
+    }
+
+    /// Everything enqueued before `mark` was taken has its verdict.
+    pub fn is_past(&self, mark: u64) -> bool {
+        self.done >= mark
+    }
+
+    /// One message, copied into the open batch. True when the lane's task has something new to do.
+    pub fn enqueue(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, mut run: Run, now: Instant) -> bool {
+        let fresh = self.open.is_empty();
+        if fresh {
+            self.open_since = now;
+        }
+        run.first = self.open.enqueue(queues, message.exchange, message.key, message.properties, message.body);
+        let joined = self.open_runs.last_mut().is_some_and(|last| last.extend(&run));
+        if !joined {
+            self.open_runs.push(run);
+        }
+        self.open_index = self.open_index.max(index);
+        let full = self.open.len() >= limits::BATCH_BYTES;
+        if full {
+            self.close();
+        }
+        fresh || full
+    }
+
+    /// A message leaves its queue. True when the lane's task has something new to do.
+    pub fn settle(&mut self, queue: QueueId, reason: SettleReason, seq: Seq, now: Instant) -> bool {
+        let fresh = self.settles.is_empty();
+        if fresh {
+            self.settles_since = now;
+        }
+        self.settle_count += u64::from(self.settles.entry((queue, reason)).or_default().insert(seq));
+        fresh || self.settle_count == SETTLES_MAX
+    }
+
+    /// Everything that the client has settled and no verdict covers: still held in the eyes of a new leader (rule 17).
+    pub fn settling(&self) -> BTreeMap<QueueId, RangeSet> {
+        let mut all: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
+        for (queue, _, ranges) in self.closed.iter().flat_map(|b| &b.settles) {
+            all.entry(*queue).or_default().extend(ranges);
+        }
+        for ((queue, _), set) in &self.settles {
+            all.entry(*queue).or_default().extend(&set.to_ranges());
+        }
+        all
+    }
+
+    fn close(&mut self) {
+        let settles: Vec<_> = std::mem::take(&mut self.settles).into_iter().map(|(at, mut set)| (at.0, at.1, set.take())).collect();
+        settles.iter().for_each(|(queue, reason, ranges)| self.open.settle(*queue, *reason, ranges));
+        self.settle_count = 0;
+        let since = if self.open_runs.is_empty() { self.settles_since } else { self.open_since };
+        let batch = Closed {
+            ops: self.open.take(),
+            runs: std::mem::take(&mut self.open_runs),
+            catalog_index: self.open_index,
+            settles,
+            sent_under: None,
+            nacked: false,
+            since,
+        };
+        self.closed_bytes += batch.bytes();
+        self.closed.push_back(batch);
+    }
+
+    /// A path is open and the shard knows this edge: everything without a verdict goes out again.
+    pub fn welcome(&mut self, session: SessionId, last: BatchSeq, now: Instant) {
+        if self.renumber || session != self.session || self.first > last.0 + 1 {
+            if self.session != SessionId::default() && !self.renumber && !self.closed.is_empty() {
+                tracing::warn!(%session, batches = self.closed.len(), "the shard forgot this edge: unanswered batches get new numbers");
+            }
+            self.first = last.0 + 1;
+        }
+        self.session = session;
+        self.renumber = false;
+        self.rewound = None;
+        self.hold_until = None;
+        self.progress = now;
+        self.unsend(0);
+    }
+
+    fn unsend(&mut self, keep: usize) {
+        self.sent = keep.min(self.sent);
+        self.sent_bytes = self.closed.iter().take(self.sent).map(|b| b.ops.len()).sum();
+    }
+
+    /// The leader wants everything from `from` again. The first time at once; when it repeats without progress, after a pause.
+    pub fn rewind(&mut self, from: BatchSeq, now: Instant) {
+        let keep = from.0.saturating_sub(self.first) as usize;
+        if keep >= self.sent {
+            return;
+        }
+        if self.rewound == Some(from) {
+            self.hold_until.get_or_insert(now + Duration::from_millis(10));
+            return;
+        }
+        self.rewound = Some(from);
+        self.unsend(keep);
+    }
+
+    /// The next batch to send, if the window allows one now.
+    pub fn next(&mut self, leader: LeaderId, now: Instant) -> Option<Batch> {
+        if let Some(until) = self.hold_until {
+            if now < until {
+                return None;
+            }
+            self.hold_until = None;
+            self.unsend(0);
+        }
+        if self.sent >= limits::BATCHES_IN_FLIGHT {
+            return None;
+        }
+        if self.sent == self.closed.len() {
+            if !self.may_close(now) {
+                return None;
+            }
+            self.close();
+        }
+        let fits = self.sent == 0 || self.sent_bytes + self.closed[self.sent].ops.len() <= BYTES_IN_FLIGHT;
+        if !fits {
+            return None;
+        }
+        let batch = &mut self.closed[self.sent];
+        if batch.nacked && batch.sent_under != Some(leader) {
+            let before = batch.bytes();
+            batch.make_void();
+            self.closed_bytes = self.closed_bytes - before + self.closed[self.sent].bytes();
+        }
+        let seq = BatchSeq(self.first + self.sent as u64);
+        let batch = &mut self.closed[self.sent];
+        batch.sent_under = Some(leader);
+        self.sent += 1;
+        self.sent_bytes += batch.ops.len();
+        let floor = BatchSeq(self.first - 1);
+        Some(Batch { session: self.session, seq, floor, catalog_index: batch.catalog_index, ops: batch.ops.clone() })
+    }
+
+    fn may_close(&self, now: Instant) -> bool {
+        !self.open.is_empty()
+            || !self.settles.is_empty() && (self.settle_count >= SETTLES_MAX || now >= self.settles_since + self.settle_linger)
+    }
+
+    /// When `next` may have something although nothing new came.
+    pub fn due(&self) -> Option<Instant> {
+        let settles = self.open.is_empty() && !self.settles.is_empty() && self.sent < limits::BATCHES_IN_FLIGHT;
+        let settles = settles.then(|| self.settles_since + self.settle_linger);
+        match (self.hold_until, settles) {
+            (None, settles) => settles,
+            (Some(hold), _) => Some(hold),
+        }
+    }
+
+    /// A verdict. `None`: it repeats one or comes out of turn (the resend brings it again).
+    pub fn verdict(&mut self, seq: BatchSeq, now: Instant) -> Option<Closed> {
+        if seq.0 != self.first || self.renumber {
+            return None;
+        }
+        let batch = self.closed.pop_front()?;
+        self.closed_bytes -= batch.bytes();
+        if self.sent > 0 {
+            self.sent -= 1;
+            self.sent_bytes -= batch.ops.len();
+        }
+        self.first += 1;
+        self.done += 1;
+        self.progress = now;
+        self.rewound = None;
+        Some(batch)
+    }
+
+    /// Publishes have waited since then without any verdict.
+    pub fn stuck_since(&self) -> Option<Instant> {
+        let oldest = self.closed.iter().find(|b| !b.runs.is_empty()).map(|b| b.since);
+        let open = (!self.open_runs.is_empty()).then_some(self.open_since);
+        oldest.or(open).map(|since| since.max(self.progress))
+    }
+
+    /// Tickets of publishes that are older than `before`: nacked from now on, their batches keep their numbers.
+    pub fn nack_older(&mut self, before: Instant) -> Vec<Run> {
+        if self.open_since <= before && !self.open_runs.is_empty() {
+            self.close();
+        }
+        let mut nacked = Vec::new();
+        let mut freed = 0;
+        for batch in self.closed.iter_mut().take_while(|b| b.since <= before) {
+            let bytes = batch.bytes();
+            let (tickets, others): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.runs).into_iter().partition(|r| r.is_ticketed());
+            batch.runs = others;
+            if !tickets.is_empty() {
+                batch.nacked = true;
+                if batch.sent_under.is_none() {
+                    batch.make_void();
+                }
+            }
+            nacked.extend(tickets);
+            freed += bytes.saturating_sub(batch.bytes());
+        }
+        self.closed_bytes -= freed;
+        nacked
+    }
+
+    /// The shard's state is gone for good (an in-memory owner): everything is taken out, numbers start anew with the next session.
+    pub fn wipe(&mut self) -> Vec<Closed> {
+        if !self.open.is_empty() {
+            self.close();
+        }
+        self.settles.clear();
+        self.settle_count = 0;
+        self.done += self.closed.len() as u64;
+        self.closed_bytes = 0;
+        self.renumber = true;
+        self.unsend(0);
+        self.closed.drain(..).collect()
+    }
+
+    /// Publishers of everything that waits.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.closed.iter().flat_map(|b| &b.runs).chain(&self.open_runs)
+    }
+}
+
+impl Closed {
+    fn bytes(&self) -> usize {
+        self.ops.len() + self.runs.len() * RUN_BYTES
+    }
+
+    /// Leaves only settles and messages without a ticket.
+    fn make_void(&mut self) {
+        let mut kept = Ops::default();
+        let mut runs = Vec::new();
+        let old = std::mem::take(&mut self.runs);
+        let mut ordinal = 0;
+        for op in read_ops(&self.ops) {
+            match op {
+                Op::Enqueue(enqueue) => {
+                    if let (Some(run), Some(m)) = (find(&old, ordinal), StoredMessage::parse(enqueue.message.clone())) {
+                        let queues: Vec<_> = enqueue.queues().collect();
+                        let first = kept.enqueue(&queues, &m.exchange, &m.key, &m.properties, &m.body);
+                        runs.push(Run { first, count: 1, ..run.clone() });
+                    }
+                    ordinal += 1;
+                }
+                Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
+                Op::Reserve { .. } => {}
+            }
+        }
+        self.ops = kept.take();
+        self.runs = runs;
+        self.nacked = false;
+    }
+
+    /// The messages of the given ordinals (ascending), with their run.
+    pub fn messages(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(Run, StoredMessage)> {
+        let mut wanted = ordinals.peekable();
+        let mut found = Vec::new();
+        let enqueues = read_ops(&self.ops).filter_map(|op| match op {
+            Op::Enqueue(enqueue) => Some(enqueue),
+            Op::Settle { .. } | Op::Reserve { .. } => None,
+        });
+        for (ordinal, enqueue) in (0..).zip(enqueues) {
+            if wanted.next_if_eq(&ordinal).is_none() {
+                continue;
+            }
+            if let (Some(run), Some(message)) = (find(&self.runs, ordinal), StoredMessage::parse(enqueue.message)) {
+                found.push((run.one(ordinal), message));
+            }
+        }
+        found
+    }
+}
+
+fn find(runs: &[Run], ordinal: u32) -> Option<&Run> {
+    let at = runs.partition_point(|r| r.first + r.count <= ordinal);
+    runs.get(at).filter(|r| r.first <= ordinal)
+}
+
+fn read_ops(ops: &Bytes) -> impl Iterator<Item = Op> + use<> {
+    OpsReader::at(&EntryBytes::from(ops.clone()), 0).map_while(Result::ok)
+}
+
+/// A message as it comes from a client.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::edge) struct Message<'a> {
+    pub exchange: &'a [u8],
+    pub key: &'a [u8],
+    pub properties: &'a [u8],
+    pub body: &'a [u8],
+}

@@ -1,0 +1,190 @@
+//! The consumers of a lane and what clients hold of its shard: the truth that a new leader is told (`Attach`). Pure; the lane carries
+//! out what it says. A message is held from the moment it came from the leader, wherever on this node it is.
+
+use crate::edge::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
+use crate::edge::ranges::RangeSet;
+use crate::model::link::{Attached, Consumer, Delivery, Ranges, ToLeader};
+use crate::model::{ConnectionId, ConsumerId, QueueId, Seq};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+#[derive(Debug)]
+pub(super) struct Record {
+    pub spec: Consumer,
+    pub mailbox: Arc<Mailbox>,
+    pub place: ConsumerPlace,
+    /// The leader has confirmed its start.
+    pub running: bool,
+    pub unacked: RangeSet,
+    /// Delivered and not yet written to the socket.
+    unwritten: u64,
+    credit_messages: u32,
+    credit_bytes: u64,
+    dirty: bool,
+    /// Came before the answer to its start.
+    pub early: Vec<Vec<Delivery>>,
+}
+
+/// A cancel that the leader has not confirmed.
+#[derive(Debug)]
+pub(super) struct Cancelling {
+    pub mailbox: Arc<Mailbox>,
+    pub at: ChannelRef,
+    pub deadline: Instant,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Consumers {
+    pub records: HashMap<ConsumerId, Record>,
+    /// Held by basic.get or by consumers that ended since.
+    loose: BTreeMap<(ConnectionId, QueueId), RangeSet>,
+    pub cancelling: HashMap<ConsumerId, Cancelling>,
+    dirty: Vec<ConsumerId>,
+}
+
+impl Consumers {
+    pub fn add(&mut self, spec: Consumer, mailbox: Arc<Mailbox>, place: ConsumerPlace) {
+        let record = Record {
+            mailbox,
+            place,
+            running: false,
+            unacked: RangeSet::default(),
+            unwritten: 0,
+            credit_messages: 0,
+            credit_bytes: 0,
+            dirty: false,
+            early: Vec::new(),
+            spec,
+        };
+        self.records.insert(record.spec.id, record);
+    }
+
+    /// Messages came for a consumer: they are held from now on. `None`: nobody of that name, give them back.
+    pub fn delivered(&mut self, id: ConsumerId, messages: &[Delivery]) -> Option<&mut Record> {
+        let record = self.records.get_mut(&id)?;
+        for message in messages {
+            record.unacked.insert(message.seq);
+            record.unwritten += message.message.len() as u64;
+        }
+        Some(record)
+    }
+
+    /// A client has dealt with a message. False: it did not hold it (any more).
+    pub fn release(&mut self, connection: ConnectionId, consumer: Option<ConsumerId>, queue: QueueId, seq: Seq) -> bool {
+        if let Some(record) = consumer.and_then(|id| self.records.get_mut(&id)) {
+            if !record.unacked.remove(seq) {
+                return false;
+            }
+            if record.spec.prefetch.is_some() {
+                record.credit_messages += 1;
+                mark(&mut self.dirty, record);
+            }
+            return true;
+        }
+        let Some(loose) = self.loose.get_mut(&(connection, queue)) else { return false };
+        let held = loose.remove(seq);
+        if loose.is_empty() {
+            self.loose.remove(&(connection, queue));
+        }
+        held
+    }
+
+    /// Bytes of deliveries reached the socket. True when it is worth telling the leader at once.
+    pub fn written(&mut self, id: ConsumerId, bytes: u64) -> bool {
+        let Some(record) = self.records.get_mut(&id) else { return false };
+        let bytes = bytes.min(record.unwritten);
+        record.unwritten -= bytes;
+        record.credit_bytes += bytes;
+        let worth = record.credit_bytes * 4 >= record.spec.window_bytes;
+        if worth {
+            mark(&mut self.dirty, record);
+        }
+        worth
+    }
+
+    pub fn has_credit(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Credit that is worth a message.
+    pub fn take_credit(&mut self, out: &mut Vec<ToLeader>) {
+        for id in self.dirty.drain(..) {
+            let Some(record) = self.records.get_mut(&id) else { continue };
+            record.dirty = false;
+            if !record.running {
+                continue;
+            }
+            let (messages, bytes) = (std::mem::take(&mut record.credit_messages), std::mem::take(&mut record.credit_bytes));
+            out.push(ToLeader::Credit { consumer: id, messages, bytes });
+        }
+    }
+
+    /// Hold a message that came by basic.get.
+    pub fn hold_loose(&mut self, connection: ConnectionId, queue: QueueId, seq: Seq) {
+        self.loose.entry((connection, queue)).or_default().insert(seq);
+    }
+
+    /// A consumer ends. What its client still holds becomes loose, except `unseen`; returns the ranges of those.
+    pub fn end(&mut self, id: ConsumerId, unseen: &[Delivery]) -> Option<(Record, Ranges)> {
+        let mut record = self.records.remove(&id)?;
+        let mut back = RangeSet::default();
+        for message in unseen.iter().chain(record.early.iter().flatten()) {
+            if record.unacked.remove(message.seq) {
+                back.insert(message.seq);
+            }
+        }
+        let held = record.unacked.take();
+        if !held.is_empty() {
+            self.loose.entry((record.mailbox.id(), record.spec.queue)).or_default().extend(&held);
+        }
+        Some((record, back.take()))
+    }
+
+    /// Everything that a connection holds outside of its consumers.
+    pub fn take_loose(&mut self, connection: ConnectionId) -> Vec<(QueueId, Ranges)> {
+        let mine = (connection, QueueId(0))..=(connection, QueueId(u64::MAX));
+        let keys: Vec<_> = self.loose.range(mine).map(|(key, _)| *key).collect();
+        keys.into_iter().filter_map(|key| self.loose.remove(&key).map(|mut set| (key.1, set.take()))).collect()
+    }
+
+    pub fn of_connection(&self, connection: ConnectionId) -> Vec<ConsumerId> {
+        self.records.values().filter(|r| r.mailbox.id() == connection).map(|r| r.spec.id).collect()
+    }
+
+    /// What a leader is told: running consumers with what they hold, and everything else that is held or on its way out of the queue.
+    /// Consumers whose start was never answered are asked for again instead.
+    pub fn attach(&mut self, settling: BTreeMap<QueueId, RangeSet>) -> (Vec<Attached>, Vec<(QueueId, Ranges)>) {
+        let (mut attached, mut loose) = (Vec::new(), settling);
+        for record in self.records.values_mut() {
+            (record.credit_messages, record.credit_bytes, record.dirty) = (0, 0, false);
+            if record.running {
+                let (consumer, unacked) = (record.spec.clone(), record.unacked.to_ranges());
+                attached.push(Attached { consumer, unacked, unwritten_bytes: record.unwritten });
+            } else {
+                record.early.clear();
+                record.unacked = RangeSet::default();
+                record.unwritten = 0;
+            }
+        }
+        self.dirty.clear();
+        for ((_, queue), set) in &self.loose {
+            loose.entry(*queue).or_default().extend(&set.to_ranges());
+        }
+        attached.sort_by_key(|a| a.consumer.id);
+        (attached, loose.into_iter().map(|(queue, mut set)| (queue, set.take())).collect())
+    }
+
+    /// The shard's state is gone: every consumer ends, nothing is held any more.
+    pub fn wipe(&mut self) -> Vec<Record> {
+        self.loose.clear();
+        self.dirty.clear();
+        self.records.drain().map(|r| r.1).collect()
+    }
+}
+
+fn mark(dirty: &mut Vec<ConsumerId>, record: &mut Record) {
+    if !std::mem::replace(&mut record.dirty, true) {
+        dirty.push(record.spec.id);
+    }
+}

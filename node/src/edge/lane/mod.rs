@@ -1,0 +1,385 @@
+//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one
+//! task per lane talks to the shard's leader. `batches`, `consumers` and `requests` decide, `task` carries out, `answers` is what the
+//! leader says.
+
+mod answers;
+mod batches;
+mod consumers;
+mod requests;
+mod run;
+mod task;
+
+use self::batches::Batches;
+use self::consumers::{Cancelling, Consumers};
+use self::requests::{Requests, Sink};
+use super::EdgeConfig;
+use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
+use super::ranges::RangeSet;
+use crate::model::catalog::{Name, Refusal};
+use crate::model::entry::SettleReason;
+use crate::model::link::{Consumer, Delivery, Ranges, ToLeader};
+use crate::model::step::{Held, Outcome};
+use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, ShardId};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+pub(super) use self::answers::{Home, complete, named};
+pub(super) use self::batches::Message;
+pub(super) use self::requests::Answer;
+pub(super) use self::run::{Ended, Fate, Run, Shared};
+pub(super) use self::task::run;
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub shard: ShardId,
+    config: EdgeConfig,
+    state: Mutex<State>,
+    /// The task has something to do.
+    wake: Notify,
+    /// There is room again.
+    room: Notify,
+    bytes: AtomicUsize,
+    /// The owner of this in-memory shard is gone: nothing can be routed to it.
+    gone: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    batches: Batches,
+    consumers: Consumers,
+    requests: Requests,
+    /// Unseen returns and cancels for the present path, in order.
+    outgoing: Vec<ToLeader>,
+    /// What clients saw and gave back.
+    returning: VecDeque<Returning>,
+    /// The leader that welcomed this edge on the present path.
+    leader: Option<LeaderId>,
+    /// The last leader that did.
+    former: Option<LeaderId>,
+    attach_due: bool,
+    /// No welcome since.
+    unreachable: Option<Instant>,
+    stuck: bool,
+    blocked: Vec<Arc<Mailbox>>,
+}
+
+/// Messages that a client saw and gave back. They stay held until the leader was told, and are told again to a leader that comes soon
+/// after: `redelivered = false` must not become a lie with the leader that knew better.
+#[derive(Debug)]
+struct Returning {
+    queue: QueueId,
+    ranges: Ranges,
+    sent: Option<Instant>,
+}
+
+/// A return is remembered so long after it was sent.
+const RETURN_MEMORY: Duration = Duration::from_secs(1);
+
+impl Lane {
+    pub fn new(shard: ShardId, config: EdgeConfig) -> Lane {
+        let now = Instant::now();
+        let state = State {
+            batches: Batches::new(now, shard.owner().is_some()),
+            consumers: Consumers::default(),
+            requests: Requests::default(),
+            outgoing: Vec::new(),
+            returning: VecDeque::new(),
+            leader: None,
+            former: None,
+            attach_due: false,
+            unreachable: Some(now),
+            stuck: false,
+            blocked: Vec::new(),
+        };
+        Lane {
+            shard,
+            config,
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            room: Notify::new(),
+            bytes: AtomicUsize::new(0),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    /// Publishes fit.
+    pub fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) < self.config.lane_bytes
+    }
+
+    /// Resolves when publishes fit; cancel safe.
+    pub async fn wait_for_room(&self) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Nothing is reachable there, for good.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// A message into queues of this shard. Returns the mark behind it.
+    pub fn enqueue(&self, queues: &[QueueId], message: &Message<'_>, catalog_index: u64, run: Run) -> u64 {
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        let wake = state.batches.enqueue(queues, message, catalog_index, run, Instant::now());
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        mark
+    }
+
+    /// A client has dealt with messages of this shard. Returns how many of them it did hold.
+    pub fn settle(&self, connection: ConnectionId, held: &[Held], outcome: Outcome) -> u64 {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let mut back: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
+        let (mut released, mut wake) = (0, false);
+        for h in held {
+            if !state.consumers.release(connection, h.consumer, h.queue, h.seq) {
+                continue;
+            }
+            released += 1;
+            match outcome {
+                Outcome::Ack => wake |= state.batches.settle(h.queue, SettleReason::Ack, h.seq, now),
+                Outcome::Reject => wake |= state.batches.settle(h.queue, SettleReason::Reject, h.seq, now),
+                Outcome::Requeue => {
+                    back.entry(h.queue).or_default().insert(h.seq);
+                }
+            }
+        }
+        wake |= !back.is_empty() || state.consumers.has_credit();
+        state.give_back(back, true);
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        released
+    }
+
+    /// Deliveries of a consumer reached the socket.
+    pub fn written(&self, consumer: ConsumerId, bytes: u64) {
+        if self.state.lock().consumers.written(consumer, bytes) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Start a consumer; the lane answers on its channel.
+    pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace) {
+        let mut state = self.state.lock();
+        if !mailbox.add_consumer(spec.id, place) {
+            return;
+        }
+        let (id, queue) = (spec.id.0, spec.queue);
+        let sink = Sink::Consume { mailbox: mailbox.clone(), at: place.channel, name };
+        state.requests.add(id, ToLeader::Consume(spec.clone()), Some(queue), sink, 0, self.config.no_quorum_timeout);
+        state.consumers.add(spec, mailbox.clone(), place);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// basic.get; the lane answers on the channel.
+    pub fn get(&self, id: u64, queue: (QueueId, Name), no_ack: bool, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
+        let (queue, name) = queue;
+        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack, name };
+        let message = ToLeader::Get { request: id, queue, no_ack };
+        self.state.lock().requests.add(id, message, Some(queue), sink, after, self.config.no_quorum_timeout);
+        self.wake.notify_one();
+    }
+
+    /// Ask for counts of `queues` (empty: all of the shard).
+    pub fn stat(&self, id: u64, queues: Vec<QueueId>, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        self.ask(id, ToLeader::Stat { request: id, queues }, None, after, timeout)
+    }
+
+    /// Drop all ready messages of a queue.
+    pub fn purge(&self, id: u64, queue: QueueId, after: u64) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        self.ask(id, ToLeader::Purge { request: id, queue }, Some(queue), after, self.config.no_quorum_timeout)
+    }
+
+    fn ask(
+        &self,
+        id: u64,
+        message: ToLeader,
+        queue: Option<QueueId>,
+        after: u64,
+        timeout: Duration,
+    ) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        let (answer_tx, answer_rx) = oneshot::channel();
+        self.state.lock().requests.add(id, message, queue, Sink::Task(answer_tx), after, timeout);
+        self.wake.notify_one();
+        answer_rx
+    }
+
+    /// basic.cancel: nothing of the consumer reaches its client from now on. False: there is no such consumer (any more). The answer
+    /// comes when the leader has cancelled it.
+    pub fn cancel(&self, id: ConsumerId, at: ChannelRef) -> bool {
+        let mut state = self.state.lock();
+        let Some(mailbox) = state.end_consumer(id) else { return false };
+        let deadline = Instant::now() + self.config.no_quorum_timeout;
+        if state.leader.is_some() {
+            state.consumers.cancelling.insert(id, Cancelling { mailbox, at, deadline });
+        } else {
+            // The next leader is not told of it at all.
+            mailbox.reply(at, Ok(crate::model::step::Reply::Done));
+        }
+        drop(state);
+        self.wake.notify_one();
+        true
+    }
+
+    /// A channel closed: its consumers end, `held` goes back as seen, whatever else they hold as unseen.
+    pub fn close_channel(&self, connection: ConnectionId, consumers: &[ConsumerId], held: &[Held]) {
+        let mut state = self.state.lock();
+        let (mut seen, mut unseen) = (BTreeMap::<QueueId, RangeSet>::new(), BTreeMap::<QueueId, RangeSet>::new());
+        for h in held {
+            if state.consumers.release(connection, h.consumer, h.queue, h.seq) {
+                seen.entry(h.queue).or_default().insert(h.seq);
+            }
+        }
+        for id in consumers {
+            state.drop_consumer(*id, &mut unseen);
+        }
+        state.give_back(seen, true);
+        state.give_back(unseen, false);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// A client is gone with everything it held; `unseen` of that never reached its session.
+    pub fn close_connection(&self, connection: ConnectionId, unseen: &[(ShardId, Delivery)]) {
+        let mut state = self.state.lock();
+        let mut seen = BTreeMap::<QueueId, RangeSet>::new();
+        for (queue, ranges) in state.consumers.take_loose(connection) {
+            seen.entry(queue).or_default().extend(&ranges);
+        }
+        for id in state.consumers.of_connection(connection) {
+            state.drop_consumer(id, &mut seen);
+        }
+        let mut back = BTreeMap::<QueueId, RangeSet>::new();
+        for (_, message) in unseen.iter().filter(|u| u.0 == self.shard) {
+            if seen.get_mut(&message.queue).is_some_and(|set| set.remove(message.seq)) {
+                back.entry(message.queue).or_default().insert(message.seq);
+            }
+        }
+        state.give_back(seen, true);
+        state.give_back(back, false);
+        state.blocked.retain(|m| m.id() != connection);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Messages that a consumer holds.
+    pub fn held(&self, consumer: ConsumerId) -> u64 {
+        self.state.lock().consumers.records.get(&consumer).map_or(0, |r| r.unacked.count())
+    }
+
+    fn unlock(&self, state: parking_lot::MutexGuard<'_, State>) {
+        self.bytes.store(state.batches.bytes(), Ordering::Relaxed);
+        drop(state);
+    }
+
+    fn unlock_with_room(&self, state: parking_lot::MutexGuard<'_, State>) {
+        let was_full = !self.has_room();
+        self.unlock(state);
+        if was_full && self.has_room() {
+            self.room.notify_waiters();
+        }
+    }
+}
+
+impl State {
+    /// Ends a consumer at its client's wish; what the session has not seen goes back.
+    fn end_consumer(&mut self, id: ConsumerId) -> Option<Arc<Mailbox>> {
+        let unseen = self.consumers.records.get(&id)?.mailbox.drop_consumer(id);
+        let (record, back) = self.consumers.end(id, &unseen)?;
+        if self.leader.is_some() {
+            if !back.is_empty() {
+                self.outgoing.push(ToLeader::Return { queue: record.spec.queue, ranges: back, seen: false });
+            }
+            self.outgoing.push(ToLeader::Cancel { consumer: id });
+        }
+        self.requests.take(id.0);
+        Some(record.mailbox)
+    }
+
+    /// Ends a consumer whose channel or client is gone; what it holds is added to `back`.
+    fn drop_consumer(&mut self, id: ConsumerId, back: &mut BTreeMap<QueueId, RangeSet>) {
+        let Some(record) = self.consumers.records.remove(&id) else { return };
+        let ranges = record.unacked.to_ranges();
+        if !ranges.is_empty() {
+            back.entry(record.spec.queue).or_default().extend(&ranges);
+        }
+        if self.leader.is_some() {
+            self.outgoing.push(ToLeader::Cancel { consumer: id });
+        }
+        self.requests.take(id.0);
+    }
+
+    /// Unseen messages need no word without a path: what is not held any more is not attached, and so goes back.
+    fn give_back(&mut self, back: BTreeMap<QueueId, RangeSet>, seen: bool) {
+        let now = Instant::now();
+        while self.returning.front().is_some_and(|r| r.sent.is_some_and(|t| t + RETURN_MEMORY < now)) {
+            self.returning.pop_front();
+        }
+        for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
+            let ranges = set.take();
+            if seen {
+                self.returning.push_back(Returning { queue, ranges, sent: None });
+            } else if self.leader.is_some() {
+                self.outgoing.push(ToLeader::Return { queue, ranges, seen });
+            }
+        }
+    }
+
+    /// Seen returns that the present leader was not told.
+    fn take_returns(&mut self, now: Instant, out: &mut Vec<ToLeader>) {
+        for r in self.returning.iter_mut().rev().take_while(|r| r.sent.is_none()) {
+            r.sent = Some(now);
+            out.push(ToLeader::Return { queue: r.queue, ranges: r.ranges.clone(), seen: true });
+        }
+    }
+
+    fn give_back_messages(&mut self, messages: &[Delivery]) {
+        let mut back: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
+        for message in messages {
+            back.entry(message.queue).or_default().insert(message.seq);
+        }
+        self.give_back(back, false);
+    }
+
+    fn block(&mut self, shard: ShardId, mailbox: &Arc<Mailbox>) {
+        if !self.blocked.iter().any(|m| Arc::ptr_eq(m, mailbox)) {
+            mailbox.block(Blocker::Shard(shard), &no_quorum(shard));
+            self.blocked.push(mailbox.clone());
+        }
+    }
+
+    fn unblock(&mut self, shard: ShardId) {
+        self.stuck = false;
+        self.blocked.drain(..).for_each(|m| m.unblock(Blocker::Shard(shard)));
+    }
+}
+
+/// Why a shard does not answer, and what to do.
+pub(super) fn no_quorum(shard: ShardId) -> String {
+    match shard.owner() {
+        Some(node) => format!("node {node}, which holds this queue in its memory, cannot be reached; try again when it is back"),
+        None => format!("shard {shard} has no leader with a quorum of its replicas; it serves again when enough nodes are back"),
+    }
+}

@@ -1,0 +1,156 @@
+//! Who waits for what in a batch: runs of messages of one channel with consecutive tickets, so that a thousand publishes of one client
+//! are one record. Made by the publish path, resolved when the batch has its verdict.
+
+use crate::edge::mailbox::{ChannelRef, Mailbox};
+use crate::model::entry::StoredMessage;
+use crate::model::step::Publish;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Consecutive messages of one channel in one batch.
+#[derive(Clone, Debug)]
+pub(in crate::edge) struct Run {
+    pub mailbox: Arc<Mailbox>,
+    pub at: ChannelRef,
+    /// Ticket of the first message; 0 = without tickets.
+    pub ticket: u64,
+    pub mandatory: bool,
+    /// Routed a second time: no third.
+    pub rerouted: bool,
+    /// Ordinal of the first message among the batch's enqueues; set by the batch.
+    pub first: u32,
+    pub count: u32,
+    /// Set when the message went to several shards; then the run has one message.
+    pub shared: Option<Arc<Shared>>,
+}
+
+/// What became of a message in one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::edge) enum Fate {
+    /// In a queue.
+    Taken,
+    /// No queue took it.
+    Unroutable,
+    /// Not confirmed in time.
+    Nacked,
+}
+
+/// A message that went to several shards: its ticket is answered when all have answered.
+#[derive(Debug)]
+pub(in crate::edge) struct Shared(Mutex<(u32, Fate)>);
+
+impl Shared {
+    pub fn new(parts: u32) -> Arc<Shared> {
+        Arc::new(Shared(Mutex::new((parts, Fate::Unroutable))))
+    }
+
+    /// One part became `1 + more` parts.
+    pub fn add_parts(&self, more: u32) {
+        self.0.lock().0 += more;
+    }
+
+    /// One part's fate; the whole's when it was the last part. Nacked beats taken beats unroutable.
+    fn part(&self, fate: Fate) -> Option<Fate> {
+        let mut state = self.0.lock();
+        state.0 -= 1;
+        state.1 = match (state.1, fate) {
+            (Fate::Nacked, _) | (_, Fate::Nacked) => Fate::Nacked,
+            (Fate::Taken, _) | (_, Fate::Taken) => Fate::Taken,
+            (Fate::Unroutable, Fate::Unroutable) => Fate::Unroutable,
+        };
+        (state.0 == 0).then_some(state.1)
+    }
+}
+
+/// Messages that a run or a part of it had an end of, for the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::edge) struct Ended {
+    pub confirmed: u64,
+    pub nacked: u64,
+    pub returned: u64,
+}
+
+impl Run {
+    pub fn is_ticketed(&self) -> bool {
+        self.ticket != 0
+    }
+
+    /// Append `next` (one message) when it continues this run.
+    pub fn extend(&mut self, next: &Run) -> bool {
+        let ticket = if self.ticket == 0 { 0 } else { self.ticket + u64::from(self.count) };
+        let continues = self.shared.is_none()
+            && next.shared.is_none()
+            && self.at == next.at
+            && self.ticket.min(1) == next.ticket.min(1)
+            && ticket == next.ticket
+            && self.mandatory == next.mandatory
+            && self.rerouted == next.rerouted
+            && self.first + self.count == next.first
+            && Arc::ptr_eq(&self.mailbox, &next.mailbox);
+        if continues {
+            self.count += next.count;
+        }
+        continues
+    }
+
+    /// The run of only the message with that ordinal.
+    pub fn one(&self, ordinal: u32) -> Run {
+        let ticket = if self.ticket == 0 { 0 } else { self.ticket + u64::from(ordinal - self.first) };
+        Run { first: ordinal, count: 1, ticket, ..self.clone() }
+    }
+
+    /// The run of the messages with ordinals `from..to`; both within it.
+    pub fn slice(&self, from: u32, to: u32) -> Run {
+        Run { count: to - from, ..self.one(from) }
+    }
+
+    /// The whole run ends. `message`: its one message, when it may have to be returned.
+    pub fn end(&self, fate: Fate, message: Option<&StoredMessage>) -> Ended {
+        let fate = match &self.shared {
+            None => Some(fate),
+            Some(shared) => shared.part(fate),
+        };
+        match fate {
+            None => Ended::default(),
+            Some(Fate::Taken) => self.confirm(),
+            Some(Fate::Nacked) => self.nack(),
+            Some(Fate::Unroutable) => {
+                let returned = u64::from(self.give_back(message));
+                Ended { returned, ..self.confirm() }
+            }
+        }
+    }
+
+    fn confirm(&self) -> Ended {
+        if self.is_ticketed() {
+            self.mailbox.confirm(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
+            return Ended { confirmed: self.count.into(), ..Ended::default() };
+        }
+        Ended::default()
+    }
+
+    fn nack(&self) -> Ended {
+        if self.is_ticketed() {
+            self.mailbox.nack(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
+            return Ended { nacked: self.count.into(), ..Ended::default() };
+        }
+        Ended::default()
+    }
+
+    fn give_back(&self, message: Option<&StoredMessage>) -> bool {
+        let Some(m) = message.filter(|_| self.mandatory) else { return false };
+        self.mailbox.returned(
+            self.at,
+            Publish {
+                channel: self.at.channel,
+                ticket: self.is_ticketed().then_some(self.ticket),
+                mandatory: true,
+                exchange: m.exchange.clone(),
+                routing_key: m.key.clone(),
+                properties: m.properties.clone(),
+                body: m.body.clone(),
+            },
+        );
+        true
+    }
+}

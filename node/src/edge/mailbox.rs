@@ -1,0 +1,357 @@
+//! One connection as the rest of the edge sees it: the events that wait for its listener, its channels' epochs and prefetch pools, what
+//! blocks it. Lanes and request tasks push, the connection's own task takes. One short lock; a lane's lock may be held around it, never
+//! the other way round.
+
+use super::pool::Pool;
+use crate::model::catalog::{Owner, Refusal};
+use crate::model::link::Delivery;
+use crate::model::step::{Event, Publish, Reply};
+use crate::model::{ConnectionId, ConsumerId, ShardId};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+use tokio::sync::Notify;
+
+/// A channel between two closings of its number: what was meant for an earlier life of the number must not reach a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ChannelRef {
+    /// The number.
+    pub channel: u16,
+    /// Which life.
+    pub epoch: u32,
+}
+
+/// Where a consumer of this connection lives.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConsumerPlace {
+    pub shard: ShardId,
+    pub channel: ChannelRef,
+    pub no_ack: bool,
+}
+
+/// Why publishes of a connection wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blocker {
+    /// The whole node (disk alarm, operator).
+    Node,
+    /// No routing lease.
+    Routing,
+    /// A shard without a quorum.
+    Shard(ShardId),
+}
+
+/// A user in a vhost.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub user: Arc<str>,
+    pub vhost: Arc<str>,
+}
+
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    pub owner: Owner,
+    pub peer: SocketAddr,
+    pub since: SystemTime,
+    pub identity: OnceLock<Identity>,
+    /// Declared an exclusive queue at least once.
+    pub has_exclusive: AtomicBool,
+    closed: AtomicBool,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: Vec<Event>,
+    epochs: HashMap<u16, u32>,
+    pools: HashMap<u16, Pool>,
+    consumers: HashMap<ConsumerId, ConsumerPlace>,
+    blockers: Vec<Blocker>,
+    told: bool,
+}
+
+impl Mailbox {
+    pub fn new(owner: Owner, peer: SocketAddr) -> Mailbox {
+        Mailbox {
+            owner,
+            peer,
+            since: SystemTime::now(),
+            identity: OnceLock::new(),
+            has_exclusive: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    pub fn id(&self) -> ConnectionId {
+        self.owner.connection
+    }
+
+    /// The client is gone. Lanes check this under their own lock, so that what is registered after the sweep is refused.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// The client is gone. Returns the deliveries that its session has not seen.
+    pub fn close(&self) -> Vec<(ShardId, Delivery)> {
+        self.closed.store(true, Ordering::SeqCst);
+        let mut guard = self.state.lock();
+        let state = std::mem::take(&mut *guard);
+        drop(guard);
+        let mut unseen: Vec<_> = state.pools.into_values().flat_map(Pool::into_parked).collect();
+        for event in state.events {
+            if let Event::Deliver { shard, messages, .. } = event {
+                unseen.extend(messages.into_iter().map(|m| (shard, m)));
+            }
+        }
+        unseen
+    }
+
+    pub fn push(&self, event: Event) {
+        if !self.is_closed() {
+            self.state.lock().events.push(event);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Answer a request. False when its channel is gone: then nobody reads the answer.
+    pub fn reply(&self, at: ChannelRef, result: Result<Reply, Refusal>) -> bool {
+        self.push_at(at, |channel| Event::Reply { channel, result })
+    }
+
+    pub fn push_at(&self, at: ChannelRef, event: impl FnOnce(u16) -> Event) -> bool {
+        let mut state = self.state.lock();
+        if self.is_closed() || state.epoch(at.channel) != at.epoch {
+            return false;
+        }
+        state.events.push(event(at.channel));
+        drop(state);
+        self.changed.notify_one();
+        true
+    }
+
+    /// Confirm tickets `first..=last`, joined to the confirm before it when that is the last event.
+    pub fn confirm(&self, at: ChannelRef, first: u64, last: u64) {
+        let mut state = self.state.lock();
+        if self.is_closed() || state.epoch(at.channel) != at.epoch {
+            return;
+        }
+        match state.events.last_mut() {
+            Some(Event::Confirmed { channel, tickets }) if *channel == at.channel => add_range(tickets, first, last),
+            _ => state.events.push(Event::Confirmed { channel: at.channel, tickets: vec![(first, last)] }),
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    pub fn nack(&self, at: ChannelRef, first: u64, last: u64) {
+        self.push_at(at, |channel| Event::Nacked { channel, tickets: vec![(first, last)] });
+    }
+
+    /// A mandatory message that nobody took; before its confirm.
+    pub fn returned(&self, at: ChannelRef, publish: Publish) {
+        self.push_at(at, |_| Event::Returned(Box::new(publish)));
+    }
+
+    /// Messages for a consumer; what is over the channel's common prefetch waits in its pool. False: nobody took them.
+    pub fn deliver(&self, consumer: ConsumerId, place: ConsumerPlace, messages: Vec<Delivery>) -> bool {
+        let at = place.channel;
+        let mut state = self.state.lock();
+        if self.is_closed() || state.epoch(at.channel) != at.epoch {
+            return false;
+        }
+        let messages = match state.pools.get_mut(&at.channel) {
+            Some(pool) if !place.no_ack => pool.admit(consumer, place.shard, messages),
+            _ => messages,
+        };
+        if !messages.is_empty() {
+            state.events.push(Event::Deliver { channel: at.channel, consumer, shard: place.shard, messages });
+            drop(state);
+            self.changed.notify_one();
+        }
+        true
+    }
+
+    /// `count` messages of a consumer were settled: parked ones may follow.
+    pub fn settled(&self, consumer: ConsumerId, count: u32) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if state.pools.is_empty() {
+            return;
+        }
+        let Some(place) = state.consumers.get(&consumer).copied() else { return };
+        let Some(pool) = state.pools.get_mut(&place.channel.channel) else { return };
+        let before = state.events.len();
+        pool.release(consumer, count);
+        pool.admit_parked(place.channel.channel, &mut state.events);
+        if state.events.len() > before {
+            self.changed.notify_one();
+        }
+    }
+
+    /// `basic.qos global=true`. `held`: what each consumer of the channel holds now.
+    pub fn set_pool(&self, channel: u16, limit: Option<u32>, held: &[(ConsumerId, u64)]) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let pool = state.pools.entry(channel).or_insert_with(|| Pool::new(held));
+        pool.set_limit(limit);
+        pool.admit_parked(channel, &mut state.events);
+        if pool.is_idle() {
+            state.pools.remove(&channel);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Remember a consumer. False when its channel or the connection is gone.
+    pub fn add_consumer(&self, id: ConsumerId, place: ConsumerPlace) -> bool {
+        let mut state = self.state.lock();
+        let open = !self.is_closed() && state.epoch(place.channel.channel) == place.channel.epoch;
+        if open {
+            state.consumers.insert(id, place);
+        }
+        open
+    }
+
+    /// A consumer ends: takes back its deliveries that the session has not seen.
+    pub fn drop_consumer(&self, id: ConsumerId) -> Vec<Delivery> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut unseen = take_deliveries(&mut state.events, |_, consumer| consumer == id);
+        if let Some(place) = state.consumers.get(&id).copied() {
+            match state.pools.get_mut(&place.channel.channel) {
+                Some(pool) => {
+                    pool.release(id, unseen.len() as u32);
+                    unseen.extend(pool.take(id));
+                }
+                None => {
+                    state.consumers.remove(&id);
+                }
+            }
+        }
+        unseen
+    }
+
+    pub fn consumer(&self, id: ConsumerId) -> Option<ConsumerPlace> {
+        self.state.lock().consumers.get(&id).copied()
+    }
+
+    pub fn consumers_of(&self, channel: u16) -> Vec<(ConsumerId, ConsumerPlace)> {
+        let state = self.state.lock();
+        state.consumers.iter().filter(|(_, p)| p.channel.channel == channel).map(|(id, p)| (*id, *p)).collect()
+    }
+
+    /// The channel's number begins a new life: its events and parked deliveries are forgotten. Returns the new epoch and its consumers.
+    pub fn close_channel(&self, channel: u16) -> (u32, Vec<(ConsumerId, ConsumerPlace)>) {
+        let mut state = self.state.lock();
+        state.pools.remove(&channel);
+        let ended = state.consumers.extract_if(|_, p| p.channel.channel == channel).collect();
+        state.events.retain(|e| channel_of(e) != Some(channel));
+        let epoch = state.epochs.entry(channel).or_default();
+        *epoch += 1;
+        (*epoch, ended)
+    }
+
+    /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.
+    pub fn block(&self, blocker: Blocker, why: &str) {
+        let mut state = self.state.lock();
+        if self.is_closed() {
+            return;
+        }
+        if !state.blockers.contains(&blocker) {
+            state.blockers.push(blocker);
+        }
+        if self.identity.get().is_some() && !std::mem::replace(&mut state.told, true) {
+            state.events.push(Event::Blocked(why.to_string()));
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    pub fn unblock(&self, blocker: Blocker) {
+        let mut state = self.state.lock();
+        state.blockers.retain(|b| *b != blocker);
+        if state.blockers.is_empty() && std::mem::take(&mut state.told) {
+            state.events.push(Event::Unblocked);
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    pub fn is_blocked(&self) -> bool {
+        !self.state.lock().blockers.is_empty()
+    }
+
+    /// All events in order.
+    pub fn take_events(&self, out: &mut Vec<Event>) {
+        let mut state = self.state.lock();
+        if out.is_empty() {
+            std::mem::swap(out, &mut state.events);
+        } else {
+            out.append(&mut state.events);
+        }
+    }
+
+    /// Resolves when there are events; cancel safe.
+    pub async fn changed(&self) {
+        loop {
+            if !self.state.lock().events.is_empty() {
+                return;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
+impl State {
+    fn epoch(&self, channel: u16) -> u32 {
+        self.epochs.get(&channel).copied().unwrap_or_default()
+    }
+}
+
+fn add_range(tickets: &mut Vec<(u64, u64)>, first: u64, last: u64) {
+    match tickets.last_mut() {
+        Some(end) if end.1 + 1 == first => end.1 = last,
+        Some(end) if end.1 < first => tickets.push((first, last)),
+        None => tickets.push((first, last)),
+        Some(_) => {
+            let at = tickets.partition_point(|r| r.0 < first);
+            tickets.insert(at, (first, last));
+        }
+    }
+}
+
+fn take_deliveries(events: &mut Vec<Event>, which: impl Fn(u16, ConsumerId) -> bool) -> Vec<Delivery> {
+    let mut taken = Vec::new();
+    events.retain_mut(|event| match event {
+        Event::Deliver { channel, consumer, messages, .. } if which(*channel, *consumer) => {
+            taken.append(messages);
+            false
+        }
+        _ => true,
+    });
+    taken
+}
+
+/// The channel an event is for, `None` for those of the connection.
+fn channel_of(event: &Event) -> Option<u16> {
+    match event {
+        Event::Reply { channel, .. }
+        | Event::Confirmed { channel, .. }
+        | Event::Nacked { channel, .. }
+        | Event::ChannelError { channel, .. }
+        | Event::Deliver { channel, .. }
+        | Event::ConsumerGone { channel, .. } => Some(*channel),
+        Event::Returned(publish) => Some(publish.channel),
+        Event::Authenticated
+        | Event::AuthenticationFailed(_)
+        | Event::Opened
+        | Event::OpenRefused(_)
+        | Event::Blocked(_)
+        | Event::Unblocked
+        | Event::Close(_) => None,
+    }
+}

@@ -1,0 +1,20 @@
+//! What the edge needs of the rest of the node; the composition root implements it.
+
+use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
+use crate::model::{LeaderId, ShardId};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+/// The way into the catalog's log.
+pub trait CatalogPort: Send + Sync + 'static {
+    /// Commits a command. Resolves with the index and the answer when all nodes with a routing lease have applied it (rule 28).
+    fn submit(&self, command: CatalogCommand) -> BoxFuture<'static, Result<(u64, CatalogReply), Refusal>>;
+    /// Whether this node may route by its copy of the catalog. Cheap: asked for every publish. While false, publishes are held.
+    fn routing_lease(&self) -> bool;
+}
+
+/// Who leads a shard, as this node sees it.
+pub trait LeaderFinder: Send + Sync + 'static {
+    /// Follows a shard's leader. Of a node's local shard the leader is its owner's present process (term = incarnation).
+    fn leadership(&self, shard: ShardId) -> watch::Receiver<Option<LeaderId>>;
+}

@@ -1,0 +1,245 @@
+//! The hot path: a publish is checked, routed under one catalog read lock and appended to the lanes of its shards. Nothing waits here;
+//! what cannot go on now is given back as it came. Also the second routing of messages whose queues were gone (rule 27).
+
+use super::access::{Kind, Right};
+use super::connection::Connection;
+use super::headers::headers;
+use super::lane::{Ended, Fate, Home, Lane, Message, Run, Shared};
+use super::mailbox::{Blocker, ChannelRef};
+use super::{Edge, names};
+use crate::machine::catalog::RouteResult;
+use crate::model::catalog::{Name, Refusal};
+use crate::model::entry::StoredMessage;
+use crate::model::step::{Event, Publish};
+use crate::model::{QueueId, ShardId};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+const PUBLISH: (u16, u16) = (60, 40);
+const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
+
+/// Why a publish waits.
+#[derive(Clone, Debug)]
+pub(super) enum Hold {
+    /// The node is blocked.
+    Blocked,
+    /// No routing lease; `until`: when a publish with a ticket is nacked instead.
+    Lease { until: Option<Instant> },
+    /// A lane is full.
+    Room(Arc<Lane>),
+}
+
+impl Connection {
+    /// Routes one message, or gives it back when it has to wait.
+    #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
+    pub(super) fn publish(&mut self, publish: Publish) -> Result<(), Publish> {
+        let at = self.at(publish.channel);
+        self.hold = None;
+        if self.is_failed(publish.channel) {
+            return Ok(());
+        }
+        if let Err(hold) = self.check_node(&publish) {
+            match hold {
+                None => self.mailbox.nack(at, publish.ticket.unwrap_or_default(), publish.ticket.unwrap_or_default()),
+                Some(hold) => {
+                    self.hold = Some(hold);
+                    return Err(publish);
+                }
+            }
+            return Ok(());
+        }
+        let index = match self.route(&publish) {
+            Ok(index) => index,
+            Err(refusal) => {
+                self.fail(at.channel, refusal);
+                return Ok(());
+            }
+        };
+        self.enter_lanes();
+        if let Some(full) = self.entered.iter().find(|(at, _)| !self.lanes[*at].lane.has_room()) {
+            self.hold = Some(Hold::Room(self.lanes[full.0].lane.clone()));
+            return Err(publish);
+        }
+        self.published += 1;
+        self.append(at, &publish, index);
+        Ok(())
+    }
+
+    /// Whether the node takes publishes now; `Err(None)`: nack it.
+    fn check_node(&mut self, publish: &Publish) -> Result<(), Option<Hold>> {
+        let edge = &*self.edge;
+        if edge.is_blocked.load(Ordering::Acquire) {
+            return Err(Some(Hold::Blocked));
+        }
+        if edge.port.routing_lease() {
+            if std::mem::take(&mut self.lease_missed) {
+                *edge.lease_lost.lock() = None;
+                self.mailbox.unblock(Blocker::Routing);
+            }
+            return Ok(());
+        }
+        self.lease_missed = true;
+        self.mailbox.block(Blocker::Routing, NO_LEASE);
+        let now = Instant::now();
+        let until = *edge.lease_lost.lock().get_or_insert(now) + edge.config.no_quorum_timeout;
+        match publish.ticket {
+            Some(_) if now >= until => Err(None),
+            Some(_) => Err(Some(Hold::Lease { until: Some(until) })),
+            None => Err(Some(Hold::Lease { until: None })),
+        }
+    }
+
+    /// Fills `targets`. Returns the catalog index that it was routed by.
+    fn route(&mut self, publish: &Publish) -> Result<u64, Refusal> {
+        let Some(identity) = self.mailbox.identity.get() else {
+            return Err(Refusal::NotAllowed("publish before a vhost is open".to_string()));
+        };
+        let exchange = std::str::from_utf8(&publish.exchange).ok();
+        let missing = || Name { vhost: identity.vhost.clone(), name: String::from_utf8_lossy(&publish.exchange).into() };
+        let exchange = exchange.ok_or_else(|| names::not_found(Kind::Exchange, &missing()))?;
+        self.targets.clear();
+        let catalog = self.edge.catalog.read();
+        let index = catalog.index();
+        if self.writable_at != index || self.writable_exchange != publish.exchange {
+            let thing = (Kind::Exchange, exchange);
+            self.edge.patterns.check(&catalog, &identity.user, &identity.vhost, Right::Write, thing)?;
+            self.writable_at = index;
+            if self.writable_exchange != publish.exchange {
+                self.writable_exchange = Bytes::copy_from_slice(&publish.exchange);
+            }
+        }
+        let table = || headers(&publish.properties);
+        match catalog.route(&identity.vhost, exchange, &publish.routing_key, &table, &mut self.targets) {
+            RouteResult::Routed => Ok(index),
+            RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &missing())),
+            RouteResult::Internal => {
+                Err(Refusal::Access(format!("cannot publish to internal exchange '{exchange}' in vhost '{}'", identity.vhost)))
+            }
+        }
+    }
+
+    /// Finds the lanes of `targets`: positions in `lanes` with the end of their stretch of `targets`. Shards that are gone for good
+    /// take no part.
+    fn enter_lanes(&mut self) {
+        self.entered.clear();
+        if self.targets.len() > 1 {
+            self.targets.sort_unstable_by_key(|t| t.1);
+        }
+        let mut start = 0;
+        while let Some((_, shard)) = self.targets.get(start).copied() {
+            let len = self.targets[start..].iter().take_while(|t| t.1 == shard).count();
+            let lane = self.lane_at(shard);
+            if self.lanes[lane].lane.is_gone() {
+                self.targets.drain(start..start + len);
+            } else {
+                start += len;
+                self.entered.push((lane, start));
+            }
+        }
+    }
+
+    fn append(&mut self, at: ChannelRef, publish: &Publish, index: u64) {
+        let mailbox = self.mailbox.clone();
+        let ticket = publish.ticket.unwrap_or_default();
+        let mut run = Run { mailbox, at, ticket, mandatory: publish.mandatory, rerouted: false, first: 0, count: 1, shared: None };
+        if self.entered.is_empty() {
+            self.edge.counters.unroutable.add(1);
+            let message = StoredMessage {
+                exchange: publish.exchange.clone(),
+                key: publish.routing_key.clone(),
+                properties: publish.properties.clone(),
+                body: publish.body.clone(),
+            };
+            self.edge.ended(run.end(Fate::Unroutable, Some(&message)));
+            return;
+        }
+        if self.entered.len() > 1 && (run.is_ticketed() || run.mandatory) {
+            run.shared = Some(Shared::new(self.entered.len() as u32));
+        }
+        let message =
+            Message { exchange: &publish.exchange, key: &publish.routing_key, properties: &publish.properties, body: &publish.body };
+        let mut start = 0;
+        for (lane, end) in &self.entered {
+            self.queues.clear();
+            self.queues.extend(self.targets[start..*end].iter().map(|t| t.0));
+            start = *end;
+            let entered = &mut self.lanes[*lane];
+            entered.mark = entered.lane.enqueue(&self.queues, &message, index, run.clone());
+        }
+    }
+
+    /// A publish that closes its channel.
+    fn fail(&mut self, channel: u16, refusal: Refusal) {
+        self.set_failed(channel);
+        self.mailbox.push(Event::ChannelError { channel, refusal, method: PUBLISH });
+    }
+}
+
+impl Home for Edge {
+    fn reroute(&self, run: &Run, message: &StoredMessage, routed_at: u64) -> bool {
+        let Some(identity) = run.mailbox.identity.get() else { return false };
+        let Ok(exchange) = std::str::from_utf8(&message.exchange) else { return false };
+        let mut targets: Vec<(QueueId, ShardId)> = Vec::new();
+        let index = {
+            let catalog = self.catalog.read();
+            let table = || headers(&message.properties);
+            // An exchange that is gone leaves no targets: unroutable then.
+            let _ = catalog.route(&identity.vhost, exchange, &message.key, &table, &mut targets);
+            catalog.index()
+        };
+        // Older queues had their chance: some of them took the message in other shards.
+        targets.retain(|(queue, _)| queue.0 > routed_at);
+        targets.sort_unstable_by_key(|t| t.1);
+        let parts: Vec<_> = targets.chunk_by(|a, b| a.1 == b.1).filter(|p| !self.lane(p[0].1).is_gone()).collect();
+        if parts.is_empty() {
+            return false;
+        }
+        let shared = match &run.shared {
+            Some(shared) => {
+                shared.add_parts(parts.len() as u32 - 1);
+                Some(shared.clone())
+            }
+            None => (parts.len() > 1 && (run.is_ticketed() || run.mandatory)).then(|| Shared::new(parts.len() as u32)),
+        };
+        let again = Run { rerouted: true, shared, ..run.clone() };
+        let message = Message { exchange: &message.exchange, key: &message.key, properties: &message.properties, body: &message.body };
+        for part in &parts {
+            let queues: Vec<_> = part.iter().map(|t| t.0).collect();
+            self.lane(part[0].1).enqueue(&queues, &message, index, again.clone());
+        }
+        self.counters.rerouted.add(1);
+        true
+    }
+
+    fn knows(&self, queue: QueueId) -> bool {
+        self.catalog.read().queue_by_id(queue).is_some()
+    }
+
+    fn ended(&self, ended: Ended) {
+        self.counters.confirmed.add(ended.confirmed);
+        self.counters.nacked.add(ended.nacked);
+        self.counters.returned.add(ended.returned);
+    }
+
+    fn delivered(&self, messages: u64, remote: bool) {
+        self.counters.delivered.add(messages);
+        if remote {
+            self.counters.delivered_remote.add(messages);
+        }
+    }
+
+    fn got(&self) {
+        self.counters.got.add(1);
+    }
+
+    fn batch_sent(&self, remote: bool) {
+        self.counters.batches.add(1);
+        self.counters.batches_remote.add(remote.into());
+    }
+
+    fn path_opened(&self) {
+        self.counters.paths_opened.add(1);
+    }
+}

@@ -1,0 +1,293 @@
+//! Requests: checked against the local catalog (names, rights, owners; RabbitMQ's words), then a catalog command or a question to the
+//! queue's leader. Those that wait run in a task of their own: at most one per channel, so channels bound them.
+
+use super::Edge;
+use super::access::{Kind, Right};
+use super::connection::drop_exclusive;
+use super::lane::{Answer, Lane, named, no_quorum};
+use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
+use super::names::{check_not_default, check_not_reserved, generate, not_found};
+use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
+use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target};
+use crate::model::link::{Consumer, QueueStat};
+use crate::model::step::{DeclareQueue, Reply, Request};
+use crate::model::{ConsumerId, ShardId};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// An unconditional deletion does not wait longer for the number of messages that it deletes.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A request with what it needs of its connection.
+pub(super) struct Asking {
+    pub edge: Arc<Edge>,
+    pub mailbox: Arc<Mailbox>,
+    pub at: ChannelRef,
+    pub user: Arc<str>,
+    pub vhost: Arc<str>,
+    /// Marks behind what the connection published, per shard: a question about a queue comes after them.
+    pub marks: SmallVec<[(ShardId, u64); 4]>,
+}
+
+/// What basic.consume asks for.
+struct Consume {
+    queue: Name,
+    tag: Arc<str>,
+    no_ack: bool,
+    exclusive: bool,
+    prefetch: Option<u32>,
+}
+
+impl Asking {
+    /// Runs the request; its answer goes to the mailbox.
+    pub fn start(self, request: Request) {
+        match request {
+            Request::Barrier => self.answer(Ok(Reply::Done)),
+            Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments: _ } => {
+                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch });
+                self.answer_refused(started);
+            }
+            Request::Get { queue, no_ack } => {
+                let started = self.get(&queue, no_ack);
+                self.answer_refused(started);
+            }
+            other => {
+                self.edge.runtime.clone().spawn(async move {
+                    let result = self.run(other).await;
+                    self.answer(result);
+                });
+            }
+        }
+    }
+
+    fn answer(&self, result: Result<Reply, Refusal>) {
+        self.mailbox.reply(self.at, result);
+    }
+
+    /// The lane answers what was started.
+    fn answer_refused(&self, started: Result<(), Refusal>) {
+        if let Err(refusal) = started {
+            self.answer(Err(refusal));
+        }
+    }
+
+    async fn run(&self, request: Request) -> Result<Reply, Refusal> {
+        match request {
+            Request::DeclareExchange { spec, passive } => self.declare_exchange(spec, passive).await,
+            Request::DeleteExchange { name, if_unused } => self.delete_exchange(name, if_unused).await,
+            Request::DeclareQueue(declare) => self.declare_queue(declare).await,
+            Request::DeleteQueue { name, if_unused, if_empty } => self.delete_queue(&name, if_unused, if_empty).await,
+            Request::PurgeQueue { name } => self.purge(&name).await,
+            Request::Bind(binding) => {
+                self.check_binding(&binding)?;
+                self.command(CatalogCommand::Bind(binding)).await
+            }
+            Request::Unbind(binding) => {
+                self.check_binding(&binding)?;
+                self.command(CatalogCommand::Unbind(binding)).await
+            }
+            Request::Consume { .. } | Request::Get { .. } | Request::Cancel { .. } | Request::Barrier => Ok(Reply::Done),
+        }
+    }
+
+    async fn command(&self, command: CatalogCommand) -> Result<Reply, Refusal> {
+        self.edge.submit(command).await.map(|_| Reply::Done)
+    }
+
+    fn check(&self, catalog: &Catalog, right: Right, thing: (Kind, &str)) -> Result<(), Refusal> {
+        self.edge.patterns.check(catalog, &self.user, &self.vhost, right, thing)
+    }
+
+    /// The queue, when this connection has the right and no other connection owns it.
+    fn queue(&self, name: &Name, right: Option<Right>) -> Result<Arc<QueueRecord>, Refusal> {
+        let catalog = self.edge.catalog.read();
+        if let Some(right) = right {
+            self.check(&catalog, right, (Kind::Queue, &name.name))?;
+        }
+        let record = catalog.queue(name).ok_or_else(|| not_found(Kind::Queue, name))?;
+        check_owner(&record.spec, Some(self.mailbox.owner))?;
+        Ok(record.clone())
+    }
+
+    fn lane(&self, shard: ShardId) -> Result<Arc<Lane>, Refusal> {
+        let lane = self.edge.lane(shard);
+        if lane.is_gone() { Err(Refusal::Unavailable(no_quorum(shard))) } else { Ok(lane) }
+    }
+
+    fn mark(&self, shard: ShardId) -> u64 {
+        self.marks.iter().find(|m| m.0 == shard).map_or(0, |m| m.1)
+    }
+
+    async fn stat(&self, record: &QueueRecord, timeout: Duration) -> Result<QueueStat, Refusal> {
+        let stats = self.edge.stat(record.shard, vec![record.id], self.mark(record.shard), timeout).await?;
+        Ok(stats.into_iter().next().unwrap_or_default())
+    }
+
+    async fn declare_exchange(&self, spec: ExchangeSpec, passive: bool) -> Result<Reply, Refusal> {
+        check_not_default(&spec.name.name)?;
+        {
+            let catalog = self.edge.catalog.read();
+            let exists = catalog.exchange(&spec.name).is_some();
+            if passive {
+                return if exists { Ok(Reply::Done) } else { Err(not_found(Kind::Exchange, &spec.name)) };
+            }
+            self.check(&catalog, Right::Configure, (Kind::Exchange, &spec.name.name))?;
+            if !exists {
+                check_not_reserved(Kind::Exchange, &spec.name.name)?;
+            }
+        }
+        self.command(CatalogCommand::DeclareExchange(spec)).await
+    }
+
+    async fn delete_exchange(&self, name: Name, if_unused: bool) -> Result<Reply, Refusal> {
+        check_not_default(&name.name)?;
+        if name.name.starts_with("amq.") {
+            return Err(Refusal::Access(format!("deletion of system {} not allowed", exchange_text(&name))));
+        }
+        self.check(&self.edge.catalog.read(), Right::Configure, (Kind::Exchange, &name.name))?;
+        self.command(CatalogCommand::DeleteExchange { name, if_unused }).await
+    }
+
+    async fn declare_queue(&self, declare: DeclareQueue) -> Result<Reply, Refusal> {
+        if declare.passive {
+            let record = self.queue(&declare.name, None)?;
+            return self.counted(&record).await;
+        }
+        let name = match &*declare.name.name {
+            "" => Name { vhost: declare.name.vhost, name: generate() },
+            named => {
+                let catalog = self.edge.catalog.read();
+                self.check(&catalog, Right::Configure, (Kind::Queue, named))?;
+                if catalog.queue(&declare.name).is_none() {
+                    check_not_reserved(Kind::Queue, named)?;
+                }
+                declare.name
+            }
+        };
+        let owner = declare.exclusive.then_some(self.mailbox.owner);
+        let spec = QueueSpec {
+            name,
+            durable: declare.durable,
+            auto_delete: declare.auto_delete,
+            exclusive_owner: owner,
+            arguments: declare.arguments,
+        };
+        self.declare(spec).await
+    }
+
+    async fn declare(&self, spec: QueueSpec) -> Result<Reply, Refusal> {
+        let exclusive = spec.exclusive_owner.is_some();
+        if exclusive {
+            self.mailbox.has_exclusive.store(true, Ordering::SeqCst);
+        }
+        let (node, incarnation) = (self.edge.config.node, self.edge.config.incarnation);
+        let shard = self.edge.place();
+        let declared = self.edge.submit(CatalogCommand::DeclareQueue { spec, node, incarnation, shard }).await;
+        if exclusive && self.mailbox.is_closed() {
+            // The client left meanwhile: its farewell may have come before this declare.
+            self.edge.runtime.spawn(drop_exclusive(self.edge.this.clone(), self.mailbox.clone()));
+        }
+        match declared? {
+            CatalogReply::Queue { record, created: true } => Ok(Reply::Queue { name: record.spec.name.name, messages: 0, consumers: 0 }),
+            CatalogReply::Queue { record, created: false } => self.counted(&record).await,
+            CatalogReply::Done | CatalogReply::Refused(_) => {
+                Err(Refusal::Unavailable("the catalog's answer to a queue declare names no queue".to_string()))
+            }
+        }
+    }
+
+    async fn counted(&self, record: &QueueRecord) -> Result<Reply, Refusal> {
+        let stat = self.stat(record, self.edge.config.no_quorum_timeout).await?;
+        Ok(Reply::Queue { name: record.spec.name.name.clone(), messages: stat.ready, consumers: stat.consumers })
+    }
+
+    async fn delete_queue(&self, name: &Name, if_unused: bool, if_empty: bool) -> Result<Reply, Refusal> {
+        let record = match self.queue(name, Some(Right::Configure)) {
+            Err(Refusal::NotFound { .. }) => return Ok(Reply::Count(0)),
+            found => found?,
+        };
+        let conditional = if_unused || if_empty;
+        let timeout = if conditional { self.edge.config.no_quorum_timeout } else { COUNT_TIMEOUT };
+        let stat = match self.stat(&record, timeout).await {
+            Err(refusal) if conditional => return Err(refusal),
+            stat => stat.unwrap_or_default(),
+        };
+        if if_unused && stat.consumers > 0 {
+            return Err(Refusal::Precondition(format!("{} in use", queue_text(name))));
+        }
+        if if_empty && stat.ready > 0 {
+            return Err(Refusal::Precondition(format!("{} not empty", queue_text(name))));
+        }
+        self.edge.submit(CatalogCommand::DeleteQueue { id: record.id }).await?;
+        Ok(Reply::Count(stat.ready))
+    }
+
+    async fn purge(&self, name: &Name) -> Result<Reply, Refusal> {
+        let record = self.queue(name, Some(Right::Read))?;
+        let answer = self.lane(record.shard)?.purge(self.edge.next_id(), record.id, self.mark(record.shard));
+        match answer.await {
+            Ok(Ok(Answer::Purged(count))) => Ok(Reply::Count(count)),
+            Ok(Err(refusal)) => Err(named(refusal, name)),
+            Ok(Ok(Answer::Stats(_))) | Err(_) => Err(Refusal::Unavailable(no_quorum(record.shard))),
+        }
+    }
+
+    fn check_binding(&self, binding: &BindingSpec) -> Result<(), Refusal> {
+        let catalog = self.edge.catalog.read();
+        let destination = Name { vhost: binding.vhost.clone(), name: binding.destination.clone() };
+        let kind = match binding.target {
+            Target::Queue => Kind::Queue,
+            Target::Exchange => Kind::Exchange,
+        };
+        self.check(&catalog, Right::Write, (kind, &binding.destination))?;
+        self.check(&catalog, Right::Read, (Kind::Exchange, &binding.source))?;
+        check_not_default(&binding.source)?;
+        match binding.target {
+            Target::Exchange => check_not_default(&binding.destination),
+            Target::Queue => match catalog.queue(&destination) {
+                Some(record) => check_owner(&record.spec, Some(self.mailbox.owner)),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn consume(&self, consume: Consume) -> Result<(), Refusal> {
+        let record = self.queue(&consume.queue, Some(Right::Read))?;
+        let lane = self.lane(record.shard)?;
+        let id = ConsumerId(self.edge.next_id());
+        let spec = Consumer {
+            id,
+            queue: record.id,
+            no_ack: consume.no_ack,
+            exclusive: consume.exclusive,
+            prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
+            window_bytes: self.edge.config.consumer_bytes,
+            tag: consume.tag.to_string(),
+        };
+        let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack };
+        lane.consume(spec, consume.queue, &self.mailbox, place);
+        Ok(())
+    }
+
+    fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
+        let record = self.queue(queue, Some(Right::Read))?;
+        let (id, after) = (self.edge.next_id(), self.mark(record.shard));
+        self.lane(record.shard)?.get(id, (record.id, queue.clone()), no_ack, &self.mailbox, self.at, after);
+        Ok(())
+    }
+}
+
+impl Edge {
+    /// The data shard for a new queue: the least loaded, of those one that this node leads, if any.
+    fn place(&self) -> ShardId {
+        let catalog = self.catalog.read();
+        let load = |shard: ShardId| {
+            let queues = catalog.queues_of(shard).count();
+            let mine = self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
+            (queues, !mine, shard)
+        };
+        catalog.shards().map(load).min().map_or(ShardId(1), |best| best.2)
+    }
+}

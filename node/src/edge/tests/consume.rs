@@ -1,0 +1,340 @@
+//! Deliveries: what clients hold, credit, settles, returns, attach under a new leader.
+
+use super::*;
+use crate::model::entry::SettleReason;
+use crate::model::link::{Attached, Consumer};
+
+struct Consuming {
+    scene: Scene,
+    client: Client,
+    leader: Leader,
+    queue: QueueId,
+    consumer: ConsumerId,
+}
+
+/// A client that consumes from queue `q` of shard 1.
+async fn consuming(prefetch: Option<u32>) -> Consuming {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(Request::Consume {
+        queue: name("q"),
+        tag: "tag".into(),
+        no_ack: false,
+        exclusive: false,
+        prefetch,
+        arguments: Table::new(),
+    });
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
+    let window_bytes = limits::CONSUMER_BYTES;
+    let expected = Consumer { id: spec.id, queue, no_ack: false, exclusive: false, prefetch, window_bytes, tag: "tag".into() };
+    assert_eq!(spec, expected);
+    let consumer = spec.id;
+    leader.say(ToEdge::Consuming { consumer, result: Ok(()) }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer }));
+    Consuming { scene, client, leader, queue, consumer }
+}
+
+fn settles(batch: &Batch) -> Vec<(SettleReason, Vec<(u64, u64)>)> {
+    let settle = |op| match op {
+        Op::Settle { reason, ranges, .. } => Some((reason, ranges.iter().map(|r| (r.0.0, r.1.0)).collect())),
+        Op::Enqueue(_) | Op::Reserve { .. } => None,
+    };
+    ops(batch).into_iter().filter_map(settle).collect()
+}
+
+fn ranges(all: &[(u64, u64)]) -> Vec<(Seq, Seq)> {
+    all.iter().map(|r| (Seq(r.0), Seq(r.1))).collect()
+}
+
+#[tokio::test]
+async fn acks_return_credit_at_once_and_ride_as_ranges() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2, 3, 4]).await;
+    let held = client.delivered().await;
+    client.settle(&held[..2], Outcome::Ack);
+    client.settle(&held[2..3], Outcome::Reject);
+    client.settle(&held[..1], Outcome::Ack);
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 3, bytes: 0 }, "a repeated ack is no credit");
+    assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 2)]), (SettleReason::Reject, vec![(3, 3)])]);
+}
+
+#[tokio::test]
+async fn settles_ride_with_a_publish() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(None).await;
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    let held = client.delivered().await;
+    client.settle(&held, Outcome::Ack);
+    client.publish("", "q", 1);
+    let batch = leader.batch().await;
+    assert_eq!((keys(&batch).len(), settles(&batch)), (1, vec![(SettleReason::Ack, vec![(1, 2)])]));
+}
+
+#[tokio::test]
+async fn a_requeue_goes_back_seen_with_credit() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2, 3]).await;
+    let held = client.delivered().await;
+    client.settle(&held[1..], Outcome::Requeue);
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 2, bytes: 0 });
+}
+
+#[tokio::test]
+async fn written_bytes_are_credit_again_a_quarter_window_at_a_time() {
+    let mut config = default_config();
+    config.consumer_bytes = 100;
+    let mut scene = Scene::new(config);
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    let consumer = client.consume(&mut leader, "q", None).await;
+    leader.deliver(consumer, queue, &[1, 2, 3]).await;
+    client.delivered().await;
+    let bytes = stored().len() as u64;
+    client.submit(Step::Written { consumer, bytes });
+    leader.quiet().await;
+    client.submit(Step::Written { consumer, bytes: 2 * bytes });
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 0, bytes: 3 * bytes });
+}
+
+#[tokio::test]
+async fn deliveries_that_overtake_the_consume_answer_wait_for_it() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    client.ask(Request::Consume {
+        queue: name("q"),
+        tag: "t".into(),
+        no_ack: true,
+        exclusive: false,
+        prefetch: Some(5),
+        arguments: Table::new(),
+    });
+    let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
+    assert_eq!(spec.prefetch, None, "no-ack knows no prefetch");
+    leader.deliver(spec.id, queue, &[1]).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(client.now().is_empty());
+    leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(()) }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
+    assert_eq!(client.delivered().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_new_leader_is_told_what_is_held_and_nothing_of_the_old_leader_follows() {
+    let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2, 3, 4]).await;
+    let held = client.delivered().await;
+    // Acked, and no verdict of that: a new leader must not deliver it to others.
+    client.settle(&held[..1], Outcome::Ack);
+    leader.next().await;
+    let acks = leader.batch().await;
+    client.submit(Step::Written { consumer, bytes: 3 * stored().len() as u64 });
+    scene.world.set_leader(ShardId(1), Some(super::leader(2, 3)));
+    let (mut new, attach) = scene.leader(super::leader(2, 3), 9, 0).await;
+    let ToLeader::Attach { leader: id, consumers, loose } = attach else { panic!("no attach") };
+    assert_eq!(id, new.id);
+    let [Attached { consumer: spec, unacked, unwritten_bytes }] = &consumers[..] else { panic!("{consumers:?}") };
+    assert_eq!((spec.id, unacked), (consumer, &ranges(&[(2, 4)])));
+    assert_eq!(*unwritten_bytes, stored().len() as u64);
+    assert_eq!(loose, [(queue, ranges(&[(1, 1)]))]);
+    assert_eq!(new.batch().await, acks);
+    let stale = Leader { id: leader.id, ..new };
+    let mut new = stale;
+    new.deliver(consumer, queue, &[9]).await;
+    new.id = super::leader(2, 3);
+    new.deliver(consumer, queue, &[5]).await;
+    let seqs: Vec<_> = client.delivered().await.iter().map(|h| h.seq).collect();
+    assert_eq!(seqs, [Seq(5)], "a delivery under an old leader id is dropped");
+}
+
+#[tokio::test]
+async fn a_consume_without_an_answer_is_asked_again_on_a_new_path() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
+    old.batch().await;
+    old.verdict(1, &[]).await;
+    client.confirmed().await;
+    client.ask(Request::Consume {
+        queue: name("q"),
+        tag: "t".into(),
+        no_ack: false,
+        exclusive: false,
+        prefetch: None,
+        arguments: Table::new(),
+    });
+    let first = old.next().await;
+    old.say(ToEdge::NotLeader).await;
+    let (mut new, attach) = scene.leader(leader(2, 2), 9, 1).await;
+    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], loose: vec![] });
+    assert_eq!(new.next().await, first);
+}
+
+#[tokio::test]
+async fn a_lost_client_gives_back_what_it_held() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    client.delivered().await;
+    leader.deliver(consumer, queue, &[3]).await;
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    drop(client);
+    assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 2)]), seen: true });
+    leader.deliver(consumer, queue, &[4]).await;
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 4)]), seen: false });
+}
+
+#[tokio::test]
+async fn a_closed_channel_gives_back_seen_and_unseen() {
+    let Consuming { scene, mut client, mut leader, queue, consumer, .. } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    let held = client.delivered().await;
+    leader.deliver(consumer, queue, &[3]).await;
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    client.submit(Step::ChannelClosed { channel: 1, held: held[1..].to_vec() });
+    assert!(client.now().is_empty());
+    assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
+    // The session acknowledges 1 no more: whatever it did not name it had not seen.
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1), (3, 3)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true });
+    assert_eq!(scene.edge.connections().len(), 1);
+}
+
+#[tokio::test]
+async fn a_return_that_no_leader_heard_is_attached_and_said_again() {
+    let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    let held = client.delivered().await;
+    scene.world.refuse_paths.store(true, Ordering::SeqCst);
+    drop(leader);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.settle(&held[..1], Outcome::Requeue);
+    scene.world.refuse_paths.store(false, Ordering::SeqCst);
+    let (mut new, attach) = scene.leader(super::leader(2, 2), 9, 0).await;
+    let ToLeader::Attach { consumers, loose, .. } = attach else { panic!("no attach") };
+    assert_eq!(consumers[0].unacked, ranges(&[(2, 2)]));
+    assert_eq!(loose, [(queue, ranges(&[(1, 1)]))]);
+    assert_eq!(new.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: true });
+}
+
+#[tokio::test]
+async fn after_a_cancel_nothing_more_comes_and_what_is_held_can_be_settled() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    let held = client.delivered().await;
+    leader.deliver(consumer, queue, &[3]).await;
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    client.ask(Request::Cancel { consumer });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
+    leader.deliver(consumer, queue, &[4]).await;
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 4)]), seen: false });
+    assert!(client.now().is_empty());
+    leader.say(ToEdge::Cancelled { consumer, asked: true }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Done));
+    client.settle(&held[..1], Outcome::Ack);
+    assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
+    drop(client);
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true });
+}
+
+#[tokio::test]
+async fn a_deleted_queue_ends_its_consumers() {
+    let Consuming { mut client, mut leader, consumer, .. } = consuming(None).await;
+    leader.say(ToEdge::Cancelled { consumer, asked: false }).await;
+    assert_eq!(client.next().await, Event::ConsumerGone { channel: 1, consumer });
+    client.ask(Request::Cancel { consumer });
+    assert_eq!(client.reply().await, Ok(Reply::Done));
+}
+
+#[tokio::test]
+async fn the_channels_common_prefetch_parks_what_is_over_it() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(None).await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(2) });
+    leader.deliver(consumer, queue, &[1, 2, 3, 4, 5]).await;
+    let held = client.delivered().await;
+    assert_eq!(held.len(), 2);
+    assert!(client.now().is_empty());
+    client.settle(&held[..1], Outcome::Ack);
+    let next = client.delivered().await;
+    assert_eq!(next.iter().map(|h| h.seq.0).collect::<Vec<_>>(), [3]);
+    assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
+    client.submit(Step::ChannelClosed { channel: 1, held: vec![held[1], next[0]] });
+    assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 5)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true });
+}
+
+#[tokio::test]
+async fn get_holds_its_message_until_it_is_settled() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    client.ask(Request::Get { queue: name("q"), no_ack: false });
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    leader.quiet().await;
+    leader.verdict(1, &[]).await;
+    let ToLeader::Get { request, queue: asked, .. } = leader.next().await else { panic!("no get") };
+    assert_eq!(asked, queue, "asked once the client's own publish is in");
+    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, message: stored() };
+    leader.say(ToEdge::Got { request, result: Ok(Some((delivery.clone(), 6))) }).await;
+    client.confirmed().await;
+    let Ok(Reply::Got(Some(got))) = client.reply().await else { panic!("not got") };
+    assert_eq!((got.shard, got.remaining), (ShardId(1), 6));
+    scene.world.set_leader(ShardId(1), Some(super::leader(2, 3)));
+    let (mut new, attach) = scene.leader(super::leader(2, 3), 9, 1).await;
+    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], loose: vec![(queue, ranges(&[(1, 1)]))] });
+    client.settle(&[Held { shard: ShardId(1), queue, seq: Seq(1), consumer: None }], Outcome::Ack);
+    assert_eq!(settles(&new.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
+    client.ask(Request::Get { queue: name("q"), no_ack: true });
+    let ToLeader::Get { request, .. } = new.next().await else { panic!("no get") };
+    let second = Delivery { seq: Seq(2), ..delivery };
+    new.say(ToEdge::Got { request, result: Ok(Some((second, 0))) }).await;
+    assert!(matches!(client.reply().await, Ok(Reply::Got(Some(_)))));
+    assert_eq!(settles(&new.batch().await), [(SettleReason::Ack, vec![(2, 2)])], "no-ack: settled by the edge");
+}
+
+#[tokio::test]
+async fn a_message_fetched_for_a_lost_client_goes_back_unseen() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(Request::Get { queue: name("q"), no_ack: false });
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
+    drop(client);
+    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, message: stored() };
+    leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 6))) }).await;
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: false });
+}
+
+#[tokio::test]
+async fn a_queue_the_leader_has_not_heard_of_is_asked_for_again() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(Request::Get { queue: name("q"), no_ack: false });
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let refusal = || Refusal::NotFound { kind: "queue".into(), name: "17".into(), vhost: "".into() };
+    let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
+    leader.say(ToEdge::Got { request, result: Err(refusal()) }).await;
+    let again = leader.next().await;
+    assert_eq!(again, ToLeader::Get { request, queue, no_ack: false });
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: queue });
+    leader.say(ToEdge::Got { request, result: Err(refusal()) }).await;
+    let refused = client.reply().await.expect_err("gone");
+    assert_eq!(refused.to_string(), "no queue 'q' in vhost '/'");
+}

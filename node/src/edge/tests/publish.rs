@@ -1,0 +1,380 @@
+//! Publishes: batches, tickets, resends, refusals, back-pressure.
+
+use super::*;
+
+#[tokio::test]
+async fn a_publish_is_confirmed_by_its_batchs_verdict() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 2);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    client.publish("", "q", 2);
+    let (mut leader, attach) = scene.leader(leader(1, 2), 9, 0).await;
+    assert_eq!((leader.shard, leader.node), (ShardId(2), NodeId(2)));
+    assert_eq!(attach, ToLeader::Attach { leader: leader.id, consumers: vec![], loose: vec![] });
+    let batch = leader.batch().await;
+    assert_eq!((batch.session, batch.seq, batch.floor), (SessionId(9), BatchSeq(1), BatchSeq(0)));
+    assert_eq!(batch.catalog_index, scene.world.catalog.read().index());
+    assert_eq!(enqueues(&batch)[0].queues().collect::<Vec<_>>(), [queue]);
+    assert!(client.now().is_empty(), "no confirm without a verdict");
+    leader.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 2)]);
+    client.publish("", "q", 3);
+    let batch = leader.batch().await;
+    assert_eq!((batch.seq, batch.floor), (BatchSeq(2), BatchSeq(1)));
+}
+
+#[tokio::test]
+async fn a_fanout_to_two_shards_confirms_once_when_both_answered() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("a", 1);
+    scene.queue("b", 2);
+    scene.queue("c", 2);
+    scene.fanout("x", &["a", "b", "c"]);
+    let mut client = scene.client();
+    client.publish("x", "", 1);
+    let (mut first, _) = scene.leader(leader(1, 2), 5, 0).await;
+    let (mut second, _) = scene.leader(leader(1, 2), 6, 0).await;
+    let (a, b) = (first.batch().await, second.batch().await);
+    let mut queues = [enqueues(&a)[0].queues().count(), enqueues(&b)[0].queues().count()];
+    queues.sort_unstable();
+    assert_eq!(queues, [1, 2]);
+    first.verdict(1, &[]).await;
+    first.quiet().await;
+    assert!(client.now().is_empty());
+    second.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    assert!(client.now().is_empty());
+}
+
+#[tokio::test]
+async fn a_new_leader_gets_unanswered_batches_again_and_each_confirms_once() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
+    assert_eq!(keys(&old.batch().await).len(), 1);
+    client.publish("", "q", 2);
+    let lost = old.batch().await;
+    assert_eq!(lost.seq, BatchSeq(2));
+    old.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    scene.world.set_leader(ShardId(1), Some(leader(2, 3)));
+    let (mut new, _) = scene.leader(leader(2, 3), 9, 2).await;
+    assert_eq!(new.node, NodeId(3));
+    // Applied already: resent all the same, for its stored verdict.
+    assert_eq!(new.batch().await, Batch { floor: BatchSeq(1), ..lost });
+    new.verdict(2, &[]).await;
+    new.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+    client.publish("", "q", 3);
+    assert_eq!(new.batch().await.seq, BatchSeq(3));
+    new.verdict(3, &[]).await;
+    assert_eq!(client.confirmed().await, [(3, 3)]);
+    assert!(client.now().is_empty());
+}
+
+#[tokio::test]
+async fn a_rewind_resends_from_there() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let first = leader.batch().await;
+    client.publish("", "q", 2);
+    let second = leader.batch().await;
+    leader.say(ToEdge::Rewind { from: BatchSeq(1) }).await;
+    assert_eq!(leader.batch().await, first);
+    assert_eq!(leader.batch().await, second);
+    leader.say(ToEdge::Rewind { from: BatchSeq(1) }).await;
+    assert_eq!(leader.batch().await, first, "also the second time, after a pause");
+    leader.verdict(1, &[]).await;
+    leader.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await[0].0, 1);
+}
+
+#[tokio::test]
+async fn a_new_session_gets_new_numbers() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
+    old.batch().await;
+    old.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    client.publish("", "q", 2);
+    assert_eq!(old.batch().await.seq, BatchSeq(2));
+    drop(old);
+    let (mut new, _) = scene.leader(leader(1, 2), 33, 0).await;
+    let batch = new.batch().await;
+    assert_eq!((batch.session, batch.seq, batch.floor), (SessionId(33), BatchSeq(1), BatchSeq(0)));
+    new.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+}
+
+#[tokio::test]
+async fn the_window_bounds_batches_in_flight() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    for ticket in 2..=8 {
+        client.publish("", "q", ticket);
+        leader.batch().await;
+    }
+    client.publish("", "q", 9);
+    client.publish("", "q", 10);
+    leader.quiet().await;
+    leader.verdict(1, &[]).await;
+    let batch = leader.batch().await;
+    assert_eq!((batch.seq, keys(&batch).len()), (BatchSeq(9), 2), "what waited shares a batch");
+}
+
+#[tokio::test]
+async fn a_message_whose_queue_is_gone_is_routed_again_once() {
+    let mut scene = Scene::new(default_config());
+    let old = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut one, _) = scene.leader(leader(1, 2), 9, 0).await;
+    one.batch().await;
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: old });
+    let new = scene.queue("q", 2);
+    one.verdict(1, &[0]).await;
+    let (mut two, _) = scene.leader(leader(1, 2), 4, 0).await;
+    let batch = two.batch().await;
+    assert_eq!(enqueues(&batch)[0].queues().collect::<Vec<_>>(), [new]);
+    assert!(client.now().is_empty());
+    two.verdict(1, &[0]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)], "the second time it is unroutable");
+    assert_eq!(scene.edge.counters().rerouted.get(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_message_of_a_fanout_does_not_reach_its_other_queues_twice() {
+    let mut scene = Scene::new(default_config());
+    let a = scene.queue("a", 1);
+    scene.queue("b", 2);
+    scene.fanout("x", &["a", "b"]);
+    let mut client = scene.client();
+    client.publish("x", "", 1);
+    let (first, _) = scene.leader(leader(1, 2), 5, 0).await;
+    let (second, _) = scene.leader(leader(1, 2), 6, 0).await;
+    let (mut one, mut two) = if first.shard == ShardId(1) { (first, second) } else { (second, first) };
+    (one.batch().await, two.batch().await);
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: a });
+    two.verdict(1, &[]).await;
+    one.verdict(1, &[0]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    two.quiet().await;
+}
+
+#[tokio::test]
+async fn part_of_a_run_is_refused_the_rest_confirms() {
+    let mut scene = Scene::new(default_config());
+    let gone = scene.queue("gone", 1);
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    for (ticket, key) in [(1, "q"), (2, "gone"), (3, "gone"), (4, "q")] {
+        let mandatory = Publish { mandatory: true, ..publish("", key, ticket, b"body") };
+        client.submit(Step::Publish(mandatory));
+    }
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: gone });
+    leader.verdict(1, &[1, 2]).await;
+    assert_eq!(client.confirmed().await, [(1, 1), (4, 4)]);
+    for ticket in [2, 3] {
+        let Event::Returned(returned) = client.next().await else { panic!("no return") };
+        assert_eq!((returned.ticket, &returned.routing_key[..], &returned.body[..]), (Some(ticket), &b"gone"[..], &b"body"[..]));
+        assert_eq!(client.confirmed().await, [(ticket, ticket)]);
+    }
+}
+
+#[tokio::test]
+async fn an_unroutable_mandatory_message_returns_before_its_confirm() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let mandatory = Publish { mandatory: true, ..publish("", "nowhere", 1, b"body") };
+    client.submit(Step::Publish(mandatory.clone()));
+    client.publish("", "nowhere", 2);
+    let expected = [Event::Returned(Box::new(mandatory)), Event::Confirmed { channel: 1, tickets: vec![(1, 2)] }];
+    assert_eq!(client.now(), expected);
+    assert_eq!(scene.edge.counters().published.get(), 2);
+}
+
+#[tokio::test]
+async fn a_missing_exchange_closes_the_channel_and_silences_it() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    client.publish("nope", "k", 1);
+    client.publish("", "nowhere", 2);
+    let refusal = Refusal::NotFound { kind: "exchange".into(), name: "nope".into(), vhost: "/".into() };
+    assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal, method: (60, 40) }]);
+    client.submit(Step::ChannelClosed { channel: 1, held: vec![] });
+    client.publish("", "nowhere", 1);
+    assert_eq!(client.now(), [Event::Confirmed { channel: 1, tickets: vec![(1, 1)] }]);
+}
+
+#[tokio::test]
+async fn a_confirm_for_a_closed_channel_does_not_reach_its_successor() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    client.submit(Step::ChannelClosed { channel: 1, held: vec![] });
+    leader.verdict(1, &[]).await;
+    client.publish("", "q", 7);
+    leader.batch().await;
+    leader.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await, [(7, 7)]);
+}
+
+#[tokio::test]
+async fn no_right_to_write_is_refused_in_rabbitmqs_words() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let permission = crate::model::catalog::Permission { configure: ".*".into(), write: "^mine".into(), read: ".*".into() };
+    client.publish("", "nowhere", 1);
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    scene.world.apply(&CatalogCommand::SetPermission { user: "guest".into(), vhost: "/".into(), permission });
+    client.publish("amq.fanout", "k", 2);
+    let text = "write access to exchange 'amq.fanout' in vhost '/' refused for user 'guest'";
+    assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal: Refusal::Access(text.into()), method: (60, 40) }]);
+}
+
+#[tokio::test]
+async fn a_full_lane_holds_publishes_and_writable_wakes() {
+    let mut scene = Scene::new(EdgeConfig { lane_bytes: 1000, ..default_config() });
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    let big = publish("", "q", 1, &[7; 1200]);
+    client.submit(Step::Publish(big));
+    let held = client.connection.submit(Step::Publish(publish("", "q", 2, b"x"))).expect_err("held");
+    assert!(timeout(Duration::from_millis(30), client.connection.writable()).await.is_err());
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    leader.verdict(1, &[]).await;
+    timeout(PATIENCE, client.connection.writable()).await.expect("room");
+    client.connection.submit(held).expect("taken now");
+    leader.batch().await;
+}
+
+#[tokio::test]
+async fn a_blocked_node_tells_all_and_holds_publishes() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    scene.edge.set_blocked(Some("disk".into()));
+    assert_eq!(client.now(), [Event::Blocked("disk".into())]);
+    let mut late = scene.edge.connect(ConnectionInfo { peer: "127.0.0.1:1".parse().expect("an address") });
+    late.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
+    late.submit(Step::Open { vhost: "/".into() }).expect("taken");
+    let mut events = vec![];
+    late.take_events(&mut events);
+    assert_eq!(events[1..], [Event::Opened, Event::Blocked("disk".into())]);
+    let held = client.connection.submit(Step::Publish(publish("", "q", 1, b""))).expect_err("held");
+    assert!(timeout(Duration::from_millis(20), client.connection.writable()).await.is_err());
+    scene.edge.set_blocked(None);
+    timeout(PATIENCE, client.connection.writable()).await.expect("unblocked");
+    client.connection.submit(held).expect("taken");
+    assert_eq!(client.now()[0], Event::Unblocked);
+}
+
+#[tokio::test]
+async fn without_a_routing_lease_publishes_wait_and_are_nacked_in_the_end() {
+    let scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(100), ..default_config() });
+    let mut client = scene.client();
+    scene.world.lease.store(false, Ordering::SeqCst);
+    let held = client.connection.submit(Step::Publish(publish("", "nowhere", 1, b""))).expect_err("held");
+    assert_eq!(
+        client.now(),
+        [Event::Blocked("this node has no contact with a majority of the cluster; it serves again when it has".into())]
+    );
+    timeout(PATIENCE, client.connection.writable()).await.expect("time is over");
+    client.connection.submit(held).expect("taken");
+    assert_eq!(client.now(), [Event::Nacked { channel: 1, tickets: vec![(1, 1)] }]);
+    scene.world.lease.store(true, Ordering::SeqCst);
+    client.publish("", "nowhere", 2);
+    assert_eq!(client.now(), [Event::Unblocked, Event::Confirmed { channel: 1, tickets: vec![(2, 2)] }]);
+}
+
+#[tokio::test]
+async fn without_a_quorum_publishers_are_told_then_nacked_and_never_confirmed() {
+    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(1300), ..default_config() });
+    scene.queue("q", 1);
+    scene.world.set_leader(ShardId(1), None);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    client.publish("", "q", 0);
+    let Event::Blocked(why) = client.next().await else { panic!("not blocked") };
+    assert!(why.contains("shard 1 has no leader"), "{why}");
+    assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(1, 1)] });
+    scene.world.set_leader(ShardId(1), Some(leader(1, 2)));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let batch = leader.batch().await;
+    assert_eq!(keys(&batch), ["q"], "only the message without a ticket is left");
+    leader.verdict(1, &[]).await;
+    assert_eq!(client.next().await, Event::Unblocked);
+    client.publish("", "q", 2);
+    assert_eq!(leader.batch().await.seq, BatchSeq(2), "numbers stay dense");
+    leader.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+}
+
+#[tokio::test]
+async fn a_nacked_batch_that_was_sent_is_void_for_the_next_leader() {
+    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(1100), ..default_config() });
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
+    old.batch().await;
+    assert!(matches!(client.next().await, Event::Blocked(_)));
+    assert!(matches!(client.next().await, Event::Nacked { .. }));
+    scene.world.set_leader(ShardId(1), Some(leader(2, 3)));
+    let (mut new, _) = scene.leader(leader(2, 3), 9, 0).await;
+    let batch = new.batch().await;
+    assert_eq!((batch.seq, batch.ops.len()), (BatchSeq(1), 0));
+    new.verdict(1, &[]).await;
+    assert_eq!(client.next().await, Event::Unblocked);
+    assert!(client.now().is_empty());
+}
+
+#[tokio::test]
+async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
+    let mut scene = Scene::new(default_config());
+    let spec = QueueSpec { name: name("t"), durable: false, auto_delete: false, exclusive_owner: None, arguments: Table::new() };
+    let id = scene.declare(spec, ShardId(1));
+    let shard = ShardId::local(ME);
+    scene.world.set_leader(shard, Some(leader(77, 1)));
+    let mut client = scene.client();
+    client.publish("", "t", 1);
+    let (mut owner, _) = scene.leader(leader(77, 1), 3, 0).await;
+    owner.batch().await;
+    owner.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    let consumer = client.consume(&mut owner, "t", None).await;
+    owner.deliver(consumer, id, &[1]).await;
+    client.delivered().await;
+    client.submit(Step::Publish(Publish { mandatory: true, ..publish("", "t", 2, b"body") }));
+    owner.batch().await;
+    scene.world.refuse_paths.store(true, Ordering::SeqCst);
+    drop(owner);
+    assert_eq!(client.next().await, Event::ConsumerGone { channel: 1, consumer });
+    assert!(matches!(client.next().await, Event::Returned(_)));
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+    client.publish("", "t", 3);
+    assert_eq!(client.confirmed().await, [(3, 3)], "at once, nothing waits for it");
+    scene.world.refuse_paths.store(false, Ordering::SeqCst);
+    let (mut back, attach) = scene.leader(leader(77, 1), 3, 2).await;
+    assert_eq!(attach, ToLeader::Attach { leader: back.id, consumers: vec![], loose: vec![] });
+    client.publish("", "t", 4);
+    assert_eq!(back.batch().await.seq, BatchSeq(3));
+}

@@ -1,0 +1,221 @@
+//! Requests against the catalog and the leaders; logins.
+
+use super::*;
+use crate::model::catalog::{Permission, QueueRecord};
+use crate::model::step::DeclareQueue;
+
+fn declare(queue: &str) -> DeclareQueue {
+    DeclareQueue { name: name(queue), passive: false, durable: true, exclusive: false, auto_delete: false, arguments: Table::new() }
+}
+
+fn stat(queue: QueueId, ready: u64, consumers: u32) -> QueueStat {
+    QueueStat { queue, ready, unacked: 0, bytes: 0, consumers }
+}
+
+impl Scene {
+    fn record(&self, queue: &str) -> Option<Arc<QueueRecord>> {
+        self.world.catalog.read().queue(&name(queue)).cloned()
+    }
+}
+
+impl Leader {
+    async fn stats(&mut self, stats: Vec<QueueStat>) {
+        let ToLeader::Stat { request, .. } = self.next().await else { panic!("no stat") };
+        self.say(ToEdge::Stats { request, stats }).await;
+    }
+}
+
+#[tokio::test]
+async fn declares_are_placed_and_repeated_ones_count() {
+    let mut scene = Scene::new(default_config());
+    let mut client = scene.client();
+    for queue in ["a", "b", "c"] {
+        client.ask(Request::DeclareQueue(declare(queue)));
+        assert_eq!(client.reply().await, Ok(Reply::Queue { name: queue.into(), messages: 0, consumers: 0 }));
+    }
+    let mut shards: Vec<_> = ["a", "b", "c"].iter().filter_map(|q| scene.record(q)).map(|r| r.shard.0).collect();
+    shards.sort_unstable();
+    assert_eq!(shards, [1, 2, 3], "spread over the shards");
+    client.ask(Request::DeclareQueue(declare("a")));
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    let id = scene.record("a").expect("declared").id;
+    leader.stats(vec![stat(id, 4, 2)]).await;
+    assert_eq!(client.reply().await, Ok(Reply::Queue { name: "a".into(), messages: 4, consumers: 2 }));
+    client.ask(Request::DeclareQueue(DeclareQueue { passive: true, ..declare("nope") }));
+    assert_eq!(client.reply().await.expect_err("missing").to_string(), "no queue 'nope' in vhost '/'");
+}
+
+#[tokio::test]
+async fn an_exclusive_queue_is_its_connections_alone_and_goes_with_it() {
+    let scene = Scene::new(default_config());
+    let (mut owner, mut other) = (scene.client(), scene.client());
+    owner.ask(Request::DeclareQueue(DeclareQueue { exclusive: true, ..declare("") }));
+    let Ok(Reply::Queue { name: made, .. }) = owner.reply().await else { panic!("refused") };
+    assert!(made.starts_with("amq.gen-"), "{made}");
+    assert_eq!(scene.record(&made).expect("there").shard, ShardId::local(ME));
+    other.ask(Request::Get { queue: name(&made), no_ack: true });
+    let Err(Refusal::Locked(text)) = other.reply().await else { panic!("not locked") };
+    assert!(text.starts_with(&format!("cannot obtain exclusive access to locked queue '{made}' in vhost '/'")), "{text}");
+    drop(owner);
+    let gone = async {
+        while scene.record(&made).is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("the queue goes");
+}
+
+#[tokio::test]
+async fn deletions_look_before_they_delete() {
+    let mut scene = Scene::new(default_config());
+    let id = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(Request::DeleteQueue { name: name("q"), if_unused: true, if_empty: true });
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    leader.stats(vec![stat(id, 1, 1)]).await;
+    assert_eq!(client.reply().await, Err(Refusal::Precondition("queue 'q' in vhost '/' in use".into())));
+    client.ask(Request::DeleteQueue { name: name("q"), if_unused: true, if_empty: true });
+    leader.stats(vec![stat(id, 1, 0)]).await;
+    assert_eq!(client.reply().await, Err(Refusal::Precondition("queue 'q' in vhost '/' not empty".into())));
+    client.ask(Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: false });
+    leader.stats(vec![stat(id, 5, 0)]).await;
+    assert_eq!(client.reply().await, Ok(Reply::Count(5)));
+    assert!(scene.record("q").is_none());
+    client.ask(Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: false });
+    assert_eq!(client.reply().await, Ok(Reply::Count(0)), "a missing queue is deleted already");
+}
+
+#[tokio::test]
+async fn a_purge_comes_after_the_clients_publishes() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 0);
+    client.ask(Request::PurgeQueue { name: name("q") });
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    leader.batch().await;
+    leader.verdict(1, &[]).await;
+    let ToLeader::Purge { request, queue: asked } = leader.next().await else { panic!("no purge") };
+    assert_eq!(asked, queue);
+    leader.say(ToEdge::Purged { request, result: Ok(1) }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Count(1)));
+}
+
+#[tokio::test]
+async fn a_request_without_a_leader_fails_in_time_and_says_why() {
+    let scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(50), ..default_config() });
+    scene.queue("q", 1);
+    scene.world.set_leader(ShardId(1), None);
+    let mut client = scene.client();
+    client.ask(Request::Get { queue: name("q"), no_ack: true });
+    let Err(Refusal::Unavailable(text)) = client.reply().await else { panic!("not refused") };
+    assert!(text.contains("no leader with a quorum"), "{text}");
+}
+
+#[tokio::test]
+async fn the_brokers_own_names_are_protected() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let exchange = |text: &str| ExchangeSpec {
+        name: name(text),
+        kind: ExchangeKind::Direct,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        arguments: Table::new(),
+    };
+    let refused = [
+        (Request::DeclareQueue(declare("amq.mine")), "queue name 'amq.mine' contains reserved prefix 'amq.*'"),
+        (
+            Request::DeclareExchange { spec: exchange("amq.mine"), passive: false },
+            "exchange name 'amq.mine' contains reserved prefix 'amq.*'",
+        ),
+        (Request::DeclareExchange { spec: exchange(""), passive: false }, "operation not permitted on the default exchange"),
+        (
+            Request::DeleteExchange { name: name("amq.direct"), if_unused: false },
+            "deletion of system exchange 'amq.direct' in vhost '/' not allowed",
+        ),
+        (Request::Bind(binding("", "q")), "operation not permitted on the default exchange"),
+    ];
+    for (request, text) in refused {
+        client.ask(request);
+        assert_eq!(client.reply().await, Err(Refusal::Access(text.into())));
+    }
+    client.ask(Request::DeclareExchange { spec: exchange("amq.direct"), passive: false });
+    assert_eq!(client.reply().await, Ok(Reply::Done), "an equal declare of a predeclared exchange");
+    client.ask(Request::DeclareExchange { spec: exchange("nope"), passive: true });
+    assert_eq!(client.reply().await.expect_err("missing").to_string(), "no exchange 'nope' in vhost '/'");
+}
+
+#[tokio::test]
+async fn each_request_needs_its_right() {
+    let scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let permission = Permission { configure: "^a".into(), write: "^b".into(), read: "^c".into() };
+    scene.world.apply(&CatalogCommand::SetPermission { user: "guest".into(), vhost: "/".into(), permission });
+    let mut client = scene.client();
+    let refused = [
+        (Request::DeclareQueue(declare("x")), "configure access to queue 'x'"),
+        (Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: false }, "configure access to queue 'q'"),
+        (Request::DeleteExchange { name: name("x"), if_unused: false }, "configure access to exchange 'x'"),
+        (Request::PurgeQueue { name: name("q") }, "read access to queue 'q'"),
+        (Request::Get { queue: name("q"), no_ack: true }, "read access to queue 'q'"),
+        (Request::Bind(binding("c", "q")), "write access to queue 'q'"),
+        (Request::Unbind(binding("x", "b")), "read access to exchange 'x'"),
+    ];
+    for (request, text) in refused {
+        client.ask(request);
+        assert_eq!(client.reply().await, Err(Refusal::Access(format!("{text} in vhost '/' refused for user 'guest'"))));
+    }
+}
+
+#[tokio::test]
+async fn logins_are_checked() {
+    let scene = Scene::new(default_config());
+    let from = |address: &str| scene.edge.connect(ConnectionInfo { peer: address.parse().expect("an address") });
+    let login = |mut connection: Connection, password: &str, vhost: &str| {
+        let password = password.as_bytes().to_vec();
+        connection.submit(Step::Authenticate { user: "guest".into(), password }).expect("taken");
+        connection.submit(Step::Open { vhost: vhost.into() }).expect("taken");
+        let mut events = vec![];
+        connection.take_events(&mut events);
+        events
+    };
+    let not_allowed = |text: &str| Event::OpenRefused(Refusal::NotAllowed(text.into()));
+    assert!(matches!(&login(from("127.0.0.1:1"), "wrong", "/")[..], [Event::AuthenticationFailed(_), Event::OpenRefused(_)]));
+    assert!(matches!(&login(from("10.0.0.1:1"), "guest", "/")[0], Event::AuthenticationFailed(_)), "guest is for this host");
+    assert_eq!(login(from("[::1]:1"), "guest", "/"), [Event::Authenticated, Event::Opened]);
+    assert_eq!(login(from("127.0.0.1:1"), "guest", "x"), [Event::Authenticated, not_allowed("vhost x not found")]);
+    scene.world.apply(&CatalogCommand::PutVhost { vhost: "y".into() });
+    let refused = not_allowed("access to vhost 'y' refused for user 'guest'");
+    assert_eq!(login(from("127.0.0.1:1"), "guest", "y"), [Event::Authenticated, refused]);
+}
+
+#[tokio::test]
+async fn listings_ask_every_shard_once() {
+    let mut scene = Scene::new(default_config());
+    let (a, b, c) = (scene.queue("a", 1), scene.queue("b", 2), scene.queue("c", 1));
+    let edge = scene.edge.clone();
+    let asked = tokio::spawn(async move { edge.stats(&[c, b, a, QueueId(999)]).await });
+    for _ in 0..2 {
+        let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+        let known = if leader.shard == ShardId(1) { vec![stat(a, 1, 0), stat(c, 3, 0)] } else { vec![stat(b, 2, 0)] };
+        leader.stats(known).await;
+        tokio::spawn(async move { leader.next().await });
+    }
+    let stats = asked.await.expect("no panic");
+    assert_eq!(stats, [stat(c, 3, 0), stat(b, 2, 0), stat(a, 1, 0)]);
+}
+
+#[tokio::test]
+async fn connections_are_listed_and_can_be_closed() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let listed = scene.edge.connections();
+    assert_eq!((listed.len(), listed[0].user.as_deref()), (1, Some("guest")));
+    scene.edge.close_connections("bye", |c| c.vhost.as_deref() == Some("/"));
+    assert_eq!(client.now(), [Event::Close("bye".into())]);
+    drop(client);
+    assert!(scene.edge.connections().is_empty());
+    assert_eq!(scene.edge.counters().connections_closed.get(), 1);
+}

@@ -1,1 +1,0 @@
-//! Room `launcher`: see docs/architecture.md.

@@ -1,0 +1,70 @@
+//! Which node of a local cluster listens where, and the table of it. Used by `launcher` alone.
+
+use super::ClusterError;
+use super::directory::ClusterDir;
+use std::net::TcpListener;
+
+/// The ports of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodePorts {
+    pub(super) node: u16,
+    pub(super) amqp: u16,
+    pub(super) stream: u16,
+    pub(super) management: u16,
+    pub(super) peer: u16,
+}
+
+impl NodePorts {
+    /// Node `node`, from 1, with all ports moved by `offset`.
+    pub(super) fn new(node: u16, offset: u16) -> NodePorts {
+        let port = |base: u16| base + node + offset;
+        NodePorts { node, amqp: port(5671), stream: port(5551), management: port(15671), peer: port(7670) }
+    }
+
+    /// Whether the ports that will be bound are free, so that the error names the port and not just a node that ended.
+    pub(super) fn check(&self) -> Result<(), ClusterError> {
+        for (port, role) in [(self.amqp, "AMQP"), (self.management, "management"), (self.peer, "peers")] {
+            TcpListener::bind(("127.0.0.1", port)).map_err(|error| ClusterError::Port { port, role, node: self.node, error })?;
+        }
+        Ok(())
+    }
+}
+
+/// The value of `--cluster`.
+pub(super) fn cluster_list(nodes: &[NodePorts]) -> String {
+    nodes.iter().map(|n| format!("{}@127.0.0.1:{}", n.node, n.peer)).collect::<Vec<_>>().join(",")
+}
+
+/// What is printed at start.
+pub(super) fn table(nodes: &[NodePorts], directory: &ClusterDir) -> String {
+    let mut text = format!("{:<6}{:<25}{:<26}{:<18}{}\n", "node", "AMQP 0-9-1", "management", "peers, ctl", "data");
+    for n in nodes {
+        let amqp = format!("amqp://127.0.0.1:{}", n.amqp);
+        let management = format!("http://127.0.0.1:{}", n.management);
+        let peer = format!("127.0.0.1:{}", n.peer);
+        let data = directory.node(n.node);
+        text += &format!("{:<6}{amqp:<25}{management:<26}{peer:<18}{}\n", n.node, data.display());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_one_has_the_protocols_own_ports() {
+        let ports = NodePorts::new(1, 0);
+        assert_eq!((ports.amqp, ports.stream, ports.management, ports.peer), (5672, 5552, 15672, 7671));
+        assert_eq!(NodePorts::new(3, 100).amqp, 5774);
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let mut ports = NodePorts::new(1, 0);
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        ports.amqp = taken.local_addr().unwrap().port();
+        let error = ports.check().unwrap_err().to_string();
+        assert!(error.contains(&ports.amqp.to_string()) && error.contains("--port-offset"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! One node of a local cluster as a child process: started, asked whether it is ready, ended. Used by `launcher` alone.
+
+use super::ClusterError;
+use super::directory::ClusterDir;
+use super::ports::NodePorts;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Lines of the log shown when a node ends during the start.
+const TAIL_LINES: usize = 12;
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A node and its process. Dropping it kills the process.
+#[derive(Debug)]
+pub(super) struct NodeProcess {
+    ports: NodePorts,
+    log: PathBuf,
+    command: String,
+    child: Child,
+    end_reported: bool,
+}
+
+impl NodeProcess {
+    /// Start the node. What it prints besides its log lines goes into the same file.
+    pub(super) fn start(ports: &NodePorts, cluster: &str, directory: &ClusterDir, secret: Option<&Path>) -> io::Result<NodeProcess> {
+        let log = directory.log(ports.node);
+        let program = std::env::current_exe()?;
+        let arguments = arguments(ports, cluster, &directory.node(ports.node), &log, secret);
+        let output = OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = Command::new(&program)
+            .args(&arguments)
+            .arg(format!("--die-with-parent={}", std::process::id()))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0) // Ctrl-C goes to the launcher alone, which passes it on
+            .spawn()?;
+        let command = [vec![program.display().to_string()], arguments].concat().join(" ");
+        Ok(NodeProcess { ports: *ports, log, command, child, end_reported: false })
+    }
+
+    pub(super) fn node(&self) -> u16 {
+        self.ports.node
+    }
+
+    /// The command that starts this node by hand.
+    pub(super) fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// How the process ended, the first time this is asked after its end.
+    pub(super) fn ended(&mut self) -> io::Result<Option<String>> {
+        if self.end_reported {
+            return Ok(None);
+        }
+        let status = self.child.try_wait()?;
+        self.end_reported = status.is_some();
+        Ok(status.map(|status| status.to_string()))
+    }
+
+    pub(super) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ask the management port; the error says what the node waits for.
+    pub(super) async fn ready(&self) -> Result<(), String> {
+        match tokio::time::timeout(READY_TIMEOUT, self.ask_ready()).await {
+            Err(_) => Err("no answer from its management port".into()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
+            Ok(Ok(answer)) => Err(answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned()),
+        }
+    }
+
+    async fn ask_ready(&self) -> io::Result<String> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.ports.management)).await?;
+        socket.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        socket.take(4096).read_to_end(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// The error for an end during the start.
+    pub(super) fn failure(&self, status: String) -> ClusterError {
+        let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
+        ClusterError::Ended { node: self.ports.node, status, log: self.log.clone(), tail }
+    }
+
+    /// SIGTERM, if it still runs.
+    pub(super) fn terminate(&mut self) {
+        if self.is_running() {
+            let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+            let _ = pid.map(|pid| kill_process(pid, Signal::TERM)); // gone in between: the wait sees it
+        }
+    }
+
+    /// SIGKILL, if it still runs, and wait for its end.
+    pub(super) fn kill(&mut self) {
+        if self.is_running() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secret: Option<&Path>) -> Vec<String> {
+    let mut arguments = vec![
+        "server".to_owned(),
+        format!("--node-id={}", ports.node),
+        format!("--data-dir={}", data_dir.display()),
+        "--host=127.0.0.1".to_owned(),
+        format!("--amqp-port={}", ports.amqp),
+        format!("--stream-port={}", ports.stream),
+        format!("--management-port={}", ports.management),
+        format!("--peer-port={}", ports.peer),
+        format!("--cluster={cluster}"),
+        format!("--log-file={}", log.display()),
+    ];
+    arguments.extend(secret.map(|path| format!("--cluster-secret-file={}", path.display())));
+    arguments
+}

@@ -1,0 +1,346 @@
+//! One client's socket: reads, feeds the session, carries steps to the edge and events back, writes everything of a turn at once. Keeps
+//! the deadlines and heartbeats. Stops reading or taking events when the other side does not keep up.
+
+use super::stopped;
+use crate::listener::EdgeConnection;
+use crate::model::limits;
+use crate::model::step::{Event, Step};
+use crate::session::amqp::{Options, Out, Phase, Session};
+use crate::wire::amqp::frame;
+use bytes::{Buf, BytesMut};
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// Steps handed over at a time, so that a full read buffer of small frames does not pile up as steps.
+const STEPS: usize = 256;
+/// Parts of one vectored write.
+const SLICES: usize = 64;
+/// First size of a read buffer; it doubles while reads fill it.
+const READ_BYTES: usize = 4 << 10;
+/// Without heartbeats buffers of an idle connection are given back after this.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A client.
+#[derive(Debug)]
+pub(super) struct Connection<C> {
+    socket: TcpStream,
+    peer: SocketAddr,
+    edge: C,
+    session: Session,
+    out: Out,
+    events: Vec<Event>,
+    input: BytesMut,
+    read_bytes: usize,
+    /// The input is not frames any more: throw it away.
+    deaf: bool,
+    /// The front step was given back by the edge.
+    held: bool,
+    heard: Instant,
+    spoke: Instant,
+    tick_at: Instant,
+    /// Of the handshake, then of closing.
+    deadline: Option<Instant>,
+}
+
+/// Why a connection ends; for the log.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the conversation is over")]
+    Closed,
+    #[error("the client hung up")]
+    HungUp,
+    #[error("nothing was heard for two heartbeats")]
+    Silent,
+    #[error("the handshake or the closing took too long")]
+    Late,
+    #[error("the socket failed: {0}")]
+    Failed(io::Error),
+}
+
+impl<C: EdgeConnection> Connection<C> {
+    pub(super) fn new(socket: TcpStream, peer: SocketAddr, edge: C, options: Options, handshake: Duration) -> Connection<C> {
+        let now = Instant::now();
+        Connection {
+            socket,
+            peer,
+            edge,
+            session: Session::new(options),
+            out: Out::default(),
+            events: Vec::new(),
+            input: BytesMut::new(),
+            read_bytes: READ_BYTES,
+            deaf: false,
+            held: false,
+            heard: now,
+            spoke: now,
+            tick_at: now + IDLE,
+            deadline: Some(now + handshake),
+        }
+    }
+
+    /// Serves the client to its end.
+    pub(super) async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let end = self.serve(&mut shutdown).await;
+        match &end {
+            End::Closed => tracing::debug!(peer = %self.peer, vhost = self.session.vhost(), "connection closed"),
+            End::HungUp if self.session.phase() != Phase::Running => tracing::debug!(peer = %self.peer, "client hung up"),
+            End::HungUp | End::Silent | End::Late | End::Failed(_) => {
+                tracing::warn!(peer = %self.peer, vhost = self.session.vhost(), phase = ?self.session.phase(), %end, "connection lost");
+            }
+        }
+        let Connection { socket, edge, .. } = self;
+        drop(edge);
+        if let End::Closed = end {
+            linger(socket).await;
+        }
+    }
+
+    async fn serve(&mut self, shutdown: &mut watch::Receiver<bool>) -> End {
+        let mut stopping = false;
+        loop {
+            self.turn();
+            if let Err(error) = self.write() {
+                return End::Failed(error);
+            }
+            self.watch_phase();
+            if self.session.phase() == Phase::Closed && self.out.bytes.is_empty() && self.out.steps.is_empty() {
+                return End::Closed;
+            }
+            let reads = self.reads();
+            tokio::select! {
+                ready = self.socket.readable(), if reads => match ready.and_then(|()| self.read()) {
+                    Ok(0) => return End::HungUp,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => return End::Failed(error),
+                },
+                ready = self.socket.writable(), if !self.out.bytes.is_empty() => if let Err(error) = ready {
+                    return End::Failed(error);
+                },
+                () = self.edge.changed(), if self.takes_events() => {}
+                () = self.edge.writable(), if self.held => self.held = false,
+                () = sleep_until(self.wake_at()) => if let Some(end) = self.on_time(Instant::now(), reads) {
+                    return end;
+                },
+                () = stopped(shutdown), if !stopping => {
+                    stopping = true;
+                    let reason = "broker forced connection closure with reason 'shutdown'";
+                    self.session.on_event(Event::Close(reason.to_owned()), &mut self.out);
+                }
+            }
+        }
+    }
+
+    /// Everything that can be done without waiting.
+    fn turn(&mut self) {
+        loop {
+            let more_input = self.feed();
+            self.submit();
+            let had_events = self.take_events();
+            self.submit();
+            let goes_on = had_events || more_input && !self.held;
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Frames to the session. True: it stopped for the sake of the steps, there may be more.
+    fn feed(&mut self) -> bool {
+        if self.deaf {
+            self.input.clear();
+            return false;
+        }
+        if self.session.wants_header() {
+            let Some((header, _)) = self.input.split_first_chunk::<8>() else { return false };
+            let header = *header;
+            self.input.advance(header.len());
+            self.session.on_header(header, &mut self.out);
+        }
+        let mut stopped = false;
+        while !stopped && self.takes_frames() {
+            match frame::next(&mut self.input, self.session.frame_max()) {
+                Ok(Some(frame)) => self.session.on_frame(frame, &mut self.out),
+                Ok(None) => break,
+                Err(error) => {
+                    self.session.on_frame_error(error, &mut self.out);
+                    self.deaf = true;
+                    break;
+                }
+            }
+            stopped = self.out.steps.len() >= STEPS;
+        }
+        self.session.end_batch(&mut self.out);
+        stopped
+    }
+
+    /// Steps to the edge, in order. Behind a publish that is held, settlements and credit still pass: consuming goes on.
+    fn submit(&mut self) {
+        if self.held {
+            self.submit_past_held();
+            return;
+        }
+        while let Some(step) = self.out.steps.pop_front() {
+            if let Err(step) = self.edge.submit(step) {
+                self.out.steps.push_front(step);
+                self.held = true;
+                self.submit_past_held();
+                return;
+            }
+        }
+    }
+
+    fn submit_past_held(&mut self) {
+        let passes = |step: &Step| matches!(step, Step::Settle { .. } | Step::Written { .. });
+        if !self.out.steps.iter().any(passes) {
+            return;
+        }
+        for step in std::mem::take(&mut self.out.steps) {
+            let refused = if passes(&step) { self.edge.submit(step).err() } else { Some(step) };
+            self.out.steps.extend(refused);
+        }
+    }
+
+    fn take_events(&mut self) -> bool {
+        if !self.takes_events() {
+            return false;
+        }
+        self.edge.take_events(&mut self.events);
+        let any = !self.events.is_empty();
+        for event in self.events.drain(..) {
+            self.session.on_event(event, &mut self.out);
+        }
+        self.session.end_batch(&mut self.out);
+        any
+    }
+
+    fn takes_events(&self) -> bool {
+        self.out.bytes.len() < limits::CONNECTION_OUTPUT_BYTES && self.session.phase() != Phase::Closed
+    }
+
+    fn takes_frames(&self) -> bool {
+        !self.held && self.session.wants_input() && self.out.bytes.len() < limits::CONNECTION_OUTPUT_BYTES
+    }
+
+    /// Whether the socket is read: there is use for the bytes, or only their end matters.
+    fn reads(&self) -> bool {
+        self.deaf || self.session.wants_header() || self.takes_frames()
+    }
+
+    fn read(&mut self) -> io::Result<usize> {
+        let spare = self.input.capacity() - self.input.len();
+        if spare < self.read_bytes / 2 {
+            self.input.reserve(self.read_bytes);
+        }
+        let room = self.input.capacity() - self.input.len();
+        let count = self.socket.try_read_buf(&mut self.input)?;
+        self.heard = Instant::now();
+        if count == room {
+            self.read_bytes = (2 * self.read_bytes).min(limits::READ_BUFFER_BYTES);
+        }
+        Ok(count)
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        while !self.out.bytes.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = self.out.bytes.slices(&mut slices);
+            match self.socket.try_write_vectored(&slices[..filled]) {
+                Ok(count) => {
+                    self.spoke = Instant::now();
+                    self.out.bytes.advance(count);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    // ---- time ----
+
+    /// The handshake's deadline ends with it; closing has one of its own.
+    fn watch_phase(&mut self) {
+        match self.session.phase() {
+            Phase::Handshake => {}
+            Phase::Running => {
+                if self.deadline.take().is_some() {
+                    let now = Instant::now();
+                    self.heard = now;
+                    self.tick_at = now + self.tick();
+                }
+            }
+            Phase::Closing | Phase::Closed => {
+                let latest = Instant::now() + limits::CLOSING;
+                self.deadline = Some(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
+            }
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        self.deadline.map_or(self.tick_at, |deadline| deadline.min(self.tick_at))
+    }
+
+    /// Half a heartbeat.
+    fn tick(&self) -> Duration {
+        match self.session.heartbeat() {
+            0 => IDLE,
+            seconds => Duration::from_millis(u64::from(seconds) * 500),
+        }
+    }
+
+    fn on_time(&mut self, now: Instant, reading: bool) -> Option<End> {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            return Some(if self.session.phase() == Phase::Closed { End::Closed } else { End::Late });
+        }
+        if now < self.tick_at {
+            return None;
+        }
+        let tick = self.tick();
+        self.tick_at = now + tick;
+        if self.session.heartbeat() > 0 && self.session.phase() == Phase::Running {
+            if !reading {
+                self.heard = now;
+            }
+            if now.duration_since(self.heard) > 4 * tick {
+                return Some(End::Silent);
+            }
+            if now.duration_since(self.spoke) >= tick && self.out.bytes.is_empty() {
+                self.out.bytes.heartbeat();
+            }
+        }
+        if now.duration_since(self.heard.max(self.spoke)) >= tick {
+            self.slim();
+        }
+        None
+    }
+
+    /// An idle connection gives its buffers back.
+    fn slim(&mut self) {
+        self.out.bytes.shrink();
+        self.out.steps.shrink_to_fit();
+        self.events.shrink_to_fit();
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+            self.read_bytes = READ_BYTES;
+        }
+    }
+}
+
+/// Says that nothing more comes and reads to the client's end: closing with unread input would destroy what is on its way to it.
+async fn linger(mut socket: TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let drain = async {
+        socket.shutdown().await?;
+        let mut waste = [0; 512];
+        while socket.read(&mut waste).await? > 0 {}
+        io::Result::Ok(())
+    };
+    if !matches!(tokio::time::timeout(limits::CLOSING, drain).await, Ok(Ok(()))) {
+        tracing::trace!("the client did not close its side in time");
+    }
+}

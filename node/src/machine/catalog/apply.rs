@@ -1,0 +1,232 @@
+//! What each catalog command does. Called through `Catalog::apply` by `consensus`, in log order. Refusals use RabbitMQ's texts; they
+//! change nothing. No command costs more than what it touches.
+
+use super::bindings::not_found;
+use super::equivalence::{check_exchange, check_queue, exchange_text};
+use super::{Catalog, User};
+use crate::model::catalog::{
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, Permission, QueueRecord, QueueSpec, Refusal, Table,
+};
+use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
+use crate::routing::check_arguments;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Exchanges that every vhost has: name, kind, internal.
+const PREDECLARED: [(&str, ExchangeKind, bool); 7] = [
+    ("", ExchangeKind::Direct, false),
+    ("amq.direct", ExchangeKind::Direct, false),
+    ("amq.fanout", ExchangeKind::Fanout, false),
+    ("amq.headers", ExchangeKind::Headers, false),
+    ("amq.match", ExchangeKind::Headers, false),
+    ("amq.rabbitmq.trace", ExchangeKind::Topic, true),
+    ("amq.topic", ExchangeKind::Topic, false),
+];
+
+type Outcome = Result<CatalogReply, Refusal>;
+const DONE: Outcome = Ok(CatalogReply::Done);
+
+fn default_exchange_refusal() -> Refusal {
+    Refusal::Access("operation not permitted on the default exchange".to_owned())
+}
+
+impl Catalog {
+    /// Applies the next command.
+    pub fn apply(&mut self, id: LogId, command: &CatalogCommand) -> CatalogReply {
+        self.applied = id;
+        self.outcome(id.index, command).unwrap_or_else(CatalogReply::Refused)
+    }
+
+    /// The log moved on with an entry that is not the catalog's (blank, membership).
+    pub fn pass(&mut self, id: LogId) {
+        self.applied = id;
+    }
+
+    fn outcome(&mut self, index: u64, command: &CatalogCommand) -> Outcome {
+        match command {
+            CatalogCommand::Bootstrap { vhost, user, password_hash, shards } => self.bootstrap(vhost, user, password_hash, *shards),
+            CatalogCommand::NodeUp { node, incarnation } => self.node_up(index, *node, *incarnation),
+            CatalogCommand::DeclareExchange(spec) => self.declare_exchange(spec),
+            CatalogCommand::DeleteExchange { name, if_unused } => self.delete_exchange(name, *if_unused),
+            CatalogCommand::DeclareQueue { spec, node, incarnation, shard } => {
+                self.declare_queue(index, spec, (*node, *incarnation), *shard)
+            }
+            CatalogCommand::DeleteQueue { id } => {
+                self.drop_queue(index, *id);
+                DONE
+            }
+            CatalogCommand::ConnectionGone(owner) => self.connection_gone(index, owner),
+            CatalogCommand::Bind(spec) => self.checked_bind(index, spec),
+            CatalogCommand::Unbind(spec) => self.checked_unbind(spec),
+            CatalogCommand::PutUser { user, password_hash, tags } => self.put_user(user, password_hash, tags),
+            CatalogCommand::DeleteUser { user } => {
+                self.users.remove(user);
+                DONE
+            }
+            CatalogCommand::PutVhost { vhost } => {
+                self.put_vhost(vhost);
+                DONE
+            }
+            CatalogCommand::DeleteVhost { vhost } => self.delete_vhost(index, vhost),
+            CatalogCommand::SetPermission { user, vhost, permission } => self.set_permission(user, vhost, permission),
+        }
+    }
+
+    fn bootstrap(&mut self, vhost: &str, user: &str, password_hash: &str, shards: u16) -> Outcome {
+        if self.is_bootstrapped() {
+            return DONE;
+        }
+        if shards == 0 || ShardId(shards).owner().is_some() {
+            return Err(Refusal::Precondition(format!("a cluster has 1 to 32767 data shards, not {shards}")));
+        }
+        self.shards = shards;
+        self.put_vhost(vhost);
+        let all = || ".*".to_owned();
+        let permission = Permission { configure: all(), write: all(), read: all() };
+        let administrator = User {
+            password_hash: password_hash.to_owned(),
+            tags: vec!["administrator".to_owned()],
+            permissions: BTreeMap::from([(vhost.to_owned(), permission)]),
+        };
+        self.users.insert(user.to_owned(), administrator);
+        DONE
+    }
+
+    fn node_up(&mut self, index: u64, node: NodeId, incarnation: Incarnation) -> Outcome {
+        self.nodes.insert(node, incarnation);
+        let local: Vec<QueueId> = self.queues_of(ShardId::local(node)).collect();
+        for id in local {
+            if self.queues.get(&id).is_some_and(|r| r.incarnation != incarnation) {
+                self.drop_queue(index, id);
+            }
+        }
+        DONE
+    }
+
+    fn declare_exchange(&mut self, spec: &ExchangeSpec) -> Outcome {
+        let name = &spec.name;
+        if name.name.is_empty() {
+            return Err(default_exchange_refusal());
+        }
+        let vhost = self.vhosts.get(&name.vhost).ok_or_else(|| not_found("vhost", &name.vhost, &name.vhost))?;
+        if let Some(current) = vhost.exchanges.get(&name.name) {
+            check_exchange(&current.spec, spec)?;
+            return DONE;
+        }
+        if name.name.starts_with("amq.") {
+            return Err(Refusal::Access(format!("exchange name '{}' contains reserved prefix 'amq.*'", name.name)));
+        }
+        self.put_exchange(spec.clone());
+        DONE
+    }
+
+    fn delete_exchange(&mut self, name: &Name, if_unused: bool) -> Outcome {
+        if name.name.is_empty() {
+            return Err(default_exchange_refusal());
+        }
+        if name.name.starts_with("amq.") {
+            return Err(Refusal::Access(format!("deletion of system {} not allowed", exchange_text(name))));
+        }
+        if if_unused && self.exchange_entry(&name.vhost, &name.name).is_some_and(|x| !x.outgoing.is_empty()) {
+            return Err(Refusal::Precondition(format!("{} in use", exchange_text(name))));
+        }
+        self.drop_exchange(name);
+        DONE
+    }
+
+    fn declare_queue(&mut self, index: u64, spec: &QueueSpec, process: (NodeId, Incarnation), shard: ShardId) -> Outcome {
+        let name = &spec.name;
+        let vhost = self.vhosts.get(&name.vhost).ok_or_else(|| not_found("vhost", &name.vhost, &name.vhost))?;
+        if let Some(current) = vhost.queues.get(&name.name) {
+            check_queue(&current.record.spec, spec)?;
+            return Ok(CatalogReply::Queue { record: QueueRecord::clone(&current.record), created: false });
+        }
+        let shard = self.place(spec, process, shard)?;
+        let record = QueueRecord { id: QueueId(index), spec: spec.clone(), shard, incarnation: process.1 };
+        self.put_queue(Arc::new(record.clone()));
+        self.by_shard.entry(shard).or_default().created(index, record.id);
+        Ok(CatalogReply::Queue { record, created: true })
+    }
+
+    /// Durable and not exclusive: the data shard asked for; else the memory of the declaring process, if it is the present one.
+    fn place(&self, spec: &QueueSpec, (node, incarnation): (NodeId, Incarnation), shard: ShardId) -> Result<ShardId, Refusal> {
+        if spec.durable && spec.exclusive_owner.is_none() {
+            let known = (1..=self.shards).contains(&shard.0);
+            return if known { Ok(shard) } else { Err(Refusal::Unavailable(format!("there is no data shard {shard}"))) };
+        }
+        match self.nodes.get(&node) {
+            Some(present) if *present != incarnation => {
+                Err(Refusal::Unavailable(format!("node {node} was restarted; declare the queue again")))
+            }
+            Some(_) | None => Ok(ShardId::local(node)),
+        }
+    }
+
+    fn connection_gone(&mut self, index: u64, owner: &Owner) -> Outcome {
+        let owned: Vec<QueueId> = self.by_owner.get(owner).into_iter().flatten().copied().collect();
+        owned.into_iter().for_each(|id| self.drop_queue(index, id));
+        DONE
+    }
+
+    fn checked_bind(&mut self, index: u64, spec: &BindingSpec) -> Outcome {
+        self.check_ends(spec)?;
+        let name = Name { vhost: spec.vhost.clone(), name: spec.source.clone() };
+        if self.exchange(&name).is_some_and(|x| x.kind == ExchangeKind::Headers) {
+            check_arguments(&spec.arguments).map_err(Refusal::Precondition)?;
+        }
+        self.bind(index, spec)?;
+        DONE
+    }
+
+    fn checked_unbind(&mut self, spec: &BindingSpec) -> Outcome {
+        self.check_ends(spec)?;
+        self.unbind(spec);
+        DONE
+    }
+
+    fn check_ends(&self, spec: &BindingSpec) -> Result<(), Refusal> {
+        if spec.source.is_empty() || spec.destination.is_empty() { Err(default_exchange_refusal()) } else { Ok(()) }
+    }
+
+    fn put_user(&mut self, name: &str, password_hash: &str, tags: &[String]) -> Outcome {
+        let permissions = self.users.remove(name).map(|u| u.permissions).unwrap_or_default();
+        let user = User { password_hash: password_hash.to_owned(), tags: tags.to_vec(), permissions };
+        self.users.insert(name.to_owned(), user);
+        DONE
+    }
+
+    fn put_vhost(&mut self, vhost: &str) {
+        if self.has_vhost(vhost) {
+            return;
+        }
+        let vhost: Arc<str> = Arc::from(vhost);
+        for (name, kind, internal) in PREDECLARED {
+            let name = Name { vhost: vhost.clone(), name: Arc::from(name) };
+            self.put_exchange(ExchangeSpec { name, kind, durable: true, auto_delete: false, internal, arguments: Table::new() });
+        }
+    }
+
+    fn delete_vhost(&mut self, index: u64, name: &str) -> Outcome {
+        let Some(vhost) = self.vhosts.get(name) else { return DONE };
+        let mut queues: Vec<QueueId> = vhost.queues.values().map(|q| q.record.id).collect();
+        queues.sort_unstable();
+        queues.into_iter().for_each(|id| self.drop_queue(index, id));
+        for exchange in self.exchanges(name) {
+            self.drop_exchange(&exchange.name);
+        }
+        self.vhosts.remove(name);
+        self.users.values_mut().for_each(|u| {
+            u.permissions.remove(name);
+        });
+        DONE
+    }
+
+    fn set_permission(&mut self, user: &str, vhost: &str, permission: &Permission) -> Outcome {
+        if !self.has_vhost(vhost) {
+            return Err(not_found("vhost", vhost, vhost));
+        }
+        let row = self.users.get_mut(user).ok_or_else(|| not_found("user", vhost, user))?;
+        row.permissions.insert(vhost.to_owned(), permission.clone());
+        DONE
+    }
+}

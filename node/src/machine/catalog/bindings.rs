@@ -1,0 +1,154 @@
+//! Bindings, and the end of things that have some: what depends on an exchange or a queue goes with it. Called by `apply`.
+
+use super::{Catalog, Destination, Exchange, QueueEntry};
+use crate::model::QueueId;
+use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Target, Value};
+use crate::routing::RoutingTable;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The canonical bytes of a binding: equal bindings have equal bytes.
+fn identity(spec: &BindingSpec) -> Box<[u8]> {
+    rmp_serde::to_vec(spec).expect("a binding is plain data, writing to memory cannot fail").into_boxed_slice()
+}
+
+pub(super) fn not_found(kind: &str, vhost: &str, name: &str) -> Refusal {
+    Refusal::NotFound { kind: kind.to_owned(), name: name.to_owned(), vhost: vhost.to_owned() }
+}
+
+impl Catalog {
+    /// Adds a binding under `id`; nothing when it is there.
+    pub(super) fn bind(&mut self, id: u64, spec: &BindingSpec) -> Result<(), Refusal> {
+        let vhost = self.vhosts.get_mut(&spec.vhost).ok_or_else(|| not_found("vhost", &spec.vhost, &spec.vhost))?;
+        if !vhost.exchanges.contains_key(&spec.source) {
+            return Err(not_found("exchange", &spec.vhost, &spec.source));
+        }
+        let destination = match spec.target {
+            Target::Queue => vhost.queues.get(&spec.destination).map(|q| Destination::Queue(q.record.id, q.record.shard)),
+            Target::Exchange => vhost.exchanges.get(&spec.destination).map(|x| Destination::Exchange(x.spec.name.name.clone())),
+        };
+        let kind = match spec.target {
+            Target::Queue => "queue",
+            Target::Exchange => "exchange",
+        };
+        let destination = destination.ok_or_else(|| not_found(kind, &spec.vhost, &spec.destination))?;
+        let identity = identity(spec);
+        if self.binding_ids.contains_key(&identity) {
+            return Ok(());
+        }
+        if let Some(source) = vhost.exchanges.get_mut(&spec.source) {
+            source.table.insert(id, spec.key.as_bytes(), &spec.arguments, destination);
+            source.outgoing.insert(id);
+        }
+        if let Some(incoming) = self.incoming(spec) {
+            incoming.insert(id);
+        }
+        self.binding_ids.insert(identity, id);
+        self.bindings.insert(id, Arc::new(spec.clone()));
+        Ok(())
+    }
+
+    /// Takes a binding away; nothing when it is not there.
+    pub(super) fn unbind(&mut self, spec: &BindingSpec) {
+        if let Some(id) = self.binding_ids.get(&identity(spec)) {
+            let id = *id;
+            self.drop_bindings([id]);
+        }
+    }
+
+    /// Adds an exchange without bindings.
+    pub(super) fn put_exchange(&mut self, spec: ExchangeSpec) {
+        let alternate = match spec.arguments.get("alternate-exchange") {
+            Some(Value::Text(name)) => std::str::from_utf8(name).ok().map(Arc::from),
+            Some(_) | None => None,
+        };
+        let (vhost, name) = (spec.name.vhost.clone(), spec.name.name.clone());
+        let exchange = Exchange {
+            table: RoutingTable::new(spec.kind),
+            spec: Arc::new(spec),
+            alternate,
+            outgoing: BTreeSet::new(),
+            incoming: BTreeSet::new(),
+        };
+        self.vhosts.entry(vhost).or_default().exchanges.insert(name, exchange);
+    }
+
+    /// Adds a queue without bindings. The shard's change log is the caller's.
+    pub(super) fn put_queue(&mut self, record: Arc<QueueRecord>) {
+        if let Some(owner) = record.spec.exclusive_owner {
+            self.by_owner.entry(owner).or_default().insert(record.id);
+        }
+        let Name { vhost, name } = record.spec.name.clone();
+        self.queues.insert(record.id, record.clone());
+        self.vhosts.entry(vhost).or_default().queues.insert(name, QueueEntry { record, incoming: BTreeSet::new() });
+    }
+
+    /// Takes an exchange away with its bindings, and the auto-delete exchanges that lose their last one by it.
+    pub(super) fn drop_exchange(&mut self, name: &Name) {
+        let mut leaving = vec![name.clone()];
+        while let Some(name) = leaving.pop() {
+            let Some(exchange) = self.exchange_entry(&name.vhost, &name.name) else { continue };
+            let ids: Vec<u64> = exchange.outgoing.iter().chain(&exchange.incoming).copied().collect();
+            leaving.extend(ids.into_iter().filter_map(|id| self.drop_binding(id)));
+            if let Some(vhost) = self.vhosts.get_mut(&name.vhost) {
+                vhost.exchanges.remove(&name.name);
+            }
+        }
+    }
+
+    /// Takes a queue away with its bindings.
+    pub(super) fn drop_queue(&mut self, index: u64, id: QueueId) {
+        let Some(record) = self.queues.remove(&id) else { return };
+        let Name { vhost, name } = &record.spec.name;
+        let incoming = self.queue_entry(vhost, name).map(|q| q.incoming.clone()).unwrap_or_default();
+        self.drop_bindings(incoming);
+        if let Some(vhost) = self.vhosts.get_mut(vhost) {
+            vhost.queues.remove(name);
+        }
+        if let Some(owner) = record.spec.exclusive_owner
+            && let Some(queues) = self.by_owner.get_mut(&owner)
+        {
+            queues.remove(&id);
+            if queues.is_empty() {
+                self.by_owner.remove(&owner);
+            }
+        }
+        self.by_shard.entry(record.shard).or_default().dropped(index, id);
+    }
+
+    fn incoming(&mut self, spec: &BindingSpec) -> Option<&mut BTreeSet<u64>> {
+        let vhost = self.vhosts.get_mut(&spec.vhost)?;
+        match spec.target {
+            Target::Queue => vhost.queues.get_mut(&spec.destination).map(|q| &mut q.incoming),
+            Target::Exchange => vhost.exchanges.get_mut(&spec.destination).map(|x| &mut x.incoming),
+        }
+    }
+
+    fn drop_bindings(&mut self, ids: impl IntoIterator<Item = u64>) {
+        let leaving: Vec<Name> = ids.into_iter().filter_map(|id| self.drop_binding(id)).collect();
+        leaving.iter().for_each(|name| self.drop_exchange(name));
+    }
+
+    /// Answers the auto-delete exchange that has lost its last binding by it.
+    fn drop_binding(&mut self, id: u64) -> Option<Name> {
+        let spec = self.bindings.remove(&id)?;
+        self.binding_ids.remove(&identity(&spec));
+        let destination = self.destination(&spec);
+        if let Some(incoming) = self.incoming(&spec) {
+            incoming.remove(&id);
+        }
+        let source = self.vhosts.get_mut(&spec.vhost)?.exchanges.get_mut(&spec.source)?;
+        source.outgoing.remove(&id);
+        if let Some(destination) = destination {
+            source.table.remove(id, spec.key.as_bytes(), &destination);
+        }
+        (source.spec.auto_delete && source.outgoing.is_empty()).then(|| source.spec.name.clone())
+    }
+
+    fn destination(&self, spec: &BindingSpec) -> Option<Destination> {
+        match spec.target {
+            Target::Queue => self.queue_entry(&spec.vhost, &spec.destination).map(|q| Destination::Queue(q.record.id, q.record.shard)),
+            Target::Exchange => Some(Destination::Exchange(spec.destination.clone())),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Queues made and dropped per shard, for `CatalogAdvance` (rule 27): a data shard's leader asks what changed since the catalog index
+//! its shard knows. Called by the catalog.
+
+use crate::model::QueueId;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, VecDeque};
+
+/// Changes remembered per shard; a shard that is further behind compares whole sets instead. 8192 * 24 B = 192 KiB.
+const REMEMBERED: usize = 8192;
+
+/// One queue made or dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Change {
+    index: u64,
+    queue: QueueId,
+    created: bool,
+}
+
+/// A shard's queues and how they came to be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct ShardQueues {
+    pub(super) queues: BTreeSet<QueueId>,
+    log: VecDeque<Change>,
+    /// Changes up to this index may be forgotten.
+    floor: u64,
+}
+
+impl ShardQueues {
+    pub(super) fn created(&mut self, index: u64, queue: QueueId) {
+        self.queues.insert(queue);
+        self.push(Change { index, queue, created: true });
+    }
+
+    pub(super) fn dropped(&mut self, index: u64, queue: QueueId) {
+        self.queues.remove(&queue);
+        self.push(Change { index, queue, created: false });
+    }
+
+    /// What changed after `index` as a whole (made and dropped since: neither); `None`: too long ago.
+    pub(super) fn since(&self, index: u64) -> Option<(Vec<QueueId>, Vec<QueueId>)> {
+        if index < self.floor {
+            return None;
+        }
+        let (mut creates, mut drops) = (BTreeSet::new(), Vec::new());
+        for change in self.log.range(self.log.partition_point(|c| c.index <= index)..) {
+            if change.created {
+                creates.insert(change.queue);
+            } else if !creates.remove(&change.queue) {
+                drops.push(change.queue);
+            }
+        }
+        Some((creates.into_iter().collect(), drops))
+    }
+
+    fn push(&mut self, change: Change) {
+        if self.log.len() == REMEMBERED
+            && let Some(old) = self.log.pop_front()
+        {
+            self.floor = old.index;
+        }
+        self.log.push_back(change);
+    }
+}

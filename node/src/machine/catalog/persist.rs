@@ -1,0 +1,149 @@
+//! The catalog as bytes: commands for the log, snapshots, checkpoints, the state hash. MessagePack maps with named fields, so that a
+//! field can be added later. Called by `consensus`.
+
+use super::changes::ShardQueues;
+use super::{Catalog, User};
+use crate::machine::hash::StateHasher;
+use crate::machine::{Delta, RestoreError};
+use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
+use crate::model::{Incarnation, LogId, NodeId, ShardId};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const VERSION: u8 = 1;
+const MAGIC: &[u8; 4] = b"WCAT";
+const HEAD: usize = 5;
+/// A checkpoint's values stay below the size at which the store keeps each in a file of its own (128 KiB).
+const PIECE_BYTES: usize = 48 << 10;
+
+#[derive(Serialize, Deserialize)]
+struct Image {
+    applied: LogId,
+    shards: u16,
+    vhosts: Vec<Arc<str>>,
+    users: BTreeMap<String, User>,
+    nodes: BTreeMap<NodeId, Incarnation>,
+    exchanges: Vec<Arc<ExchangeSpec>>,
+    queues: Vec<Arc<QueueRecord>>,
+    by_shard: BTreeMap<ShardId, ShardQueues>,
+    bindings: Vec<(u64, Arc<BindingSpec>)>,
+}
+
+/// A command as the log keeps it.
+pub fn encode_command(command: &CatalogCommand) -> Bytes {
+    Bytes::from(rmp_serde::to_vec_named(command).expect("a command is plain data, writing to memory cannot fail"))
+}
+
+/// The way back; `None`: not a command, or one of a newer version.
+pub fn decode_command(bytes: &[u8]) -> Option<CatalogCommand> {
+    rmp_serde::from_slice(bytes).ok()
+}
+
+impl Catalog {
+    /// All of the state: magic, version, MessagePack, crc32c.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        rmp_serde::encode::write_named(&mut out, &self.image()).expect("plain data, writing to memory cannot fail");
+        let crc = crc32c::crc32c(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// The way back from `snapshot`.
+    pub fn from_snapshot(bytes: &[u8]) -> Result<Catalog, RestoreError> {
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or(RestoreError::Malformed("short snapshot"))?;
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return Err(RestoreError::Checksum);
+        }
+        let (head, body) = body.split_at_checked(HEAD).ok_or(RestoreError::Malformed("short snapshot"))?;
+        if &head[..4] != MAGIC {
+            return Err(RestoreError::Malformed("not a catalog snapshot"));
+        }
+        if head[4] != VERSION {
+            return Err(RestoreError::Version(head[4]));
+        }
+        let image: Image = rmp_serde::from_slice(body).map_err(|_| RestoreError::Malformed("catalog"))?;
+        Catalog::from_image(image)
+    }
+
+    /// What a checkpoint must store: the whole catalog in pieces, when it moved since the last call.
+    pub fn checkpoint(&mut self) -> Option<Delta> {
+        if self.checkpointed == Some(self.applied) {
+            return None;
+        }
+        let puts = self.snapshot().chunks(PIECE_BYTES).enumerate().map(|(n, piece)| (piece_key(n as u32), piece.to_vec())).collect();
+        self.checkpointed = Some(self.applied);
+        Some(Delta { applied: self.applied, full: true, puts, deletes: Vec::new() })
+    }
+
+    /// The stored checkpoint is lost: the next call of `checkpoint` gives one.
+    pub fn forget_checkpoint(&mut self) {
+        self.checkpointed = None;
+    }
+
+    /// The state that a store's keys and values hold; without any, a new catalog.
+    pub fn restore<K, V>(pairs: impl IntoIterator<Item = (K, V)>) -> Result<Catalog, RestoreError>
+    where
+        K: AsRef<[u8]>,
+        V: AsRef<[u8]>,
+    {
+        let pieces: BTreeMap<Vec<u8>, V> = pairs.into_iter().map(|(k, v)| (k.as_ref().to_vec(), v)).collect();
+        if pieces.is_empty() {
+            return Ok(Catalog::new());
+        }
+        let whole: Vec<u8> = pieces.values().flat_map(|v| v.as_ref()).copied().collect();
+        let mut catalog = Catalog::from_snapshot(&whole)?;
+        catalog.checkpointed = Some(catalog.applied);
+        Ok(catalog)
+    }
+
+    /// Equal on all replicas that applied the same entries.
+    pub fn state_hash(&self) -> u64 {
+        let mut hasher = StateHasher::new();
+        hasher.bytes(&self.snapshot());
+        hasher.finish()
+    }
+
+    fn image(&self) -> Image {
+        Image {
+            applied: self.applied,
+            shards: self.shards,
+            vhosts: self.vhosts(),
+            users: self.users.clone(),
+            nodes: self.nodes.clone(),
+            exchanges: self.vhosts().iter().flat_map(|v| self.exchanges(v)).collect(),
+            queues: self.queues(),
+            by_shard: self.by_shard.clone(),
+            bindings: self.bindings.iter().map(|(id, spec)| (*id, spec.clone())).collect(),
+        }
+    }
+
+    fn from_image(image: Image) -> Result<Catalog, RestoreError> {
+        let mut catalog = Catalog {
+            applied: image.applied,
+            shards: image.shards,
+            users: image.users,
+            nodes: image.nodes,
+            by_shard: image.by_shard,
+            ..Catalog::default()
+        };
+        for vhost in image.vhosts {
+            catalog.vhosts.entry(vhost).or_default();
+        }
+        image.exchanges.iter().for_each(|spec| catalog.put_exchange(ExchangeSpec::clone(spec)));
+        image.queues.into_iter().for_each(|record| catalog.put_queue(record));
+        for (id, spec) in image.bindings {
+            catalog.bind(id, &spec).map_err(|_| RestoreError::Malformed("binding without ends"))?;
+        }
+        Ok(catalog)
+    }
+}
+
+fn piece_key(n: u32) -> Vec<u8> {
+    let mut key = vec![b'c'];
+    key.extend_from_slice(&n.to_be_bytes());
+    key
+}

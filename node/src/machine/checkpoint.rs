@@ -1,0 +1,223 @@
+//! A data shard's state as keys and values: what changed since the last checkpoint, or all of it as a snapshot, and the way back.
+//! Called by `consensus`, which hands deltas to `store::state`. The formats of values are with their types.
+//!
+//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk     (numbers u64, big endian, so that keys sort)
+//! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
+
+use super::codec::{Reader, Writer};
+use super::queue::Queue;
+use super::shard::{DataMachine, RestoreError};
+use crate::model::{LeaderId, LogId, QueueId, SessionId, ShardId};
+
+const VERSION: u8 = 1;
+const MAGIC: &[u8; 4] = b"WSNP";
+const META: u8 = b'm';
+const SESSION: u8 = b's';
+const QUEUE: u8 = b'q';
+const CHUNK: u8 = b'x';
+
+/// What a checkpoint changes, as one atomic step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Delta {
+    /// The state after this entry.
+    pub applied: LogId,
+    /// Stands for itself: whatever else is stored goes.
+    pub full: bool,
+    /// Keys and values to set.
+    pub puts: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Keys to remove.
+    pub deletes: Vec<Vec<u8>>,
+}
+
+fn key(kind: u8, numbers: &[u64]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + 8 * numbers.len());
+    key.push(kind);
+    numbers.iter().for_each(|n| key.extend_from_slice(&n.to_be_bytes()));
+    key
+}
+
+fn numbers<const N: usize>(key: &[u8]) -> Result<[u64; N], RestoreError> {
+    if key.len() != 8 * N {
+        return Err(RestoreError::Malformed("key"));
+    }
+    let mut numbers = [0; N];
+    for (number, bytes) in numbers.iter_mut().zip(key.as_chunks::<8>().0) {
+        *number = u64::from_be_bytes(*bytes);
+    }
+    Ok(numbers)
+}
+
+impl DataMachine {
+    /// What changed since the last call; everything after `new`, `from_snapshot` and `forget_checkpoint`.
+    pub fn checkpoint(&mut self) -> Delta {
+        let mut delta = Delta { applied: self.applied, full: std::mem::take(&mut self.full), ..Delta::default() };
+        let (puts, deletes) = (&mut delta.puts, &mut delta.deletes);
+        puts.push((vec![META], self.encode_meta()));
+        deletes.append(&mut self.gone);
+        self.sessions.take_changes(|id, row| puts.push((key(SESSION, &[id.0]), row)), |id| deletes.push(key(SESSION, &[id.0])));
+        for id in std::mem::take(&mut self.dirty) {
+            let Some(queue) = self.queues.get_mut(&id) else { continue };
+            queue.stored = true;
+            puts.push((key(QUEUE, &[id.0]), queue.encode_row()));
+            let put = |chunk, value| puts.push((key(CHUNK, &[id.0, chunk]), value));
+            queue.extents_mut().take_changes(put, |chunk| deletes.push(key(CHUNK, &[id.0, chunk])));
+        }
+        delta
+    }
+
+    /// The stored checkpoint is lost: the next one holds everything.
+    pub fn forget_checkpoint(&mut self) {
+        self.full = true;
+        self.gone.clear();
+        self.sessions.forget_stored();
+        self.dirty = self.queues.keys().copied().collect();
+        for queue in self.queues.values_mut() {
+            queue.stored = false;
+            queue.extents_mut().forget_stored();
+        }
+    }
+
+    /// The state that a store's keys and values hold; without any, a new machine.
+    pub fn restore<K, V>(shard: ShardId, pairs: impl IntoIterator<Item = (K, V)>) -> Result<DataMachine, RestoreError>
+    where
+        K: AsRef<[u8]>,
+        V: AsRef<[u8]>,
+    {
+        DataMachine::import(shard, pairs, true)
+    }
+
+    /// All of the state, for another node.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let pairs = self.export();
+        let mut out = Writer::with_capacity(32 + pairs.iter().map(|(k, v)| 8 + k.len() + v.len()).sum::<usize>());
+        MAGIC.iter().for_each(|b| out.u8(*b));
+        out.u8(VERSION);
+        out.u64(pairs.len() as u64);
+        for (key, value) in &pairs {
+            out.bytes(key);
+            out.bytes(value);
+        }
+        let mut bytes = out.finish();
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The way back from `snapshot`. The next checkpoint holds everything.
+    pub fn from_snapshot(shard: ShardId, bytes: &[u8]) -> Result<DataMachine, RestoreError> {
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or(RestoreError::Malformed("short snapshot"))?;
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return Err(RestoreError::Checksum);
+        }
+        let body = body.strip_prefix(MAGIC).ok_or(RestoreError::Malformed("not a snapshot"))?;
+        let mut input = Reader::new(body);
+        match input.u8()? {
+            VERSION => {}
+            other => return Err(RestoreError::Version(other)),
+        }
+        let mut pairs = Vec::new();
+        for _ in 0..input.u64()? {
+            pairs.push((input.bytes()?, input.bytes()?));
+        }
+        input.end()?;
+        DataMachine::import(shard, pairs, false)
+    }
+
+    pub(super) fn forget_queue(&mut self, id: QueueId, queue: &Queue) {
+        if queue.stored {
+            self.gone.push(key(QUEUE, &[id.0]));
+        }
+        self.gone.extend(queue.extents().stored().map(|chunk| key(CHUNK, &[id.0, chunk])));
+    }
+
+    fn export(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut pairs = vec![(vec![META], self.encode_meta())];
+        self.sessions.export(|id, row| pairs.push((key(SESSION, &[id.0]), row)));
+        for (id, queue) in self.queues() {
+            pairs.push((key(QUEUE, &[id.0]), queue.encode_row()));
+            queue.extents().export(|chunk, value| pairs.push((key(CHUNK, &[id.0, chunk]), value)));
+        }
+        pairs
+    }
+
+    fn import<K, V>(shard: ShardId, pairs: impl IntoIterator<Item = (K, V)>, stored: bool) -> Result<DataMachine, RestoreError>
+    where
+        K: AsRef<[u8]>,
+        V: AsRef<[u8]>,
+    {
+        let mut machine = DataMachine::new(shard);
+        let (mut meta, mut any) = (false, false);
+        for (key, value) in pairs {
+            any = true;
+            meta |= key.as_ref() == [META];
+            machine.import_pair(key.as_ref(), value.as_ref(), stored)?;
+        }
+        if any && !meta {
+            return Err(RestoreError::Malformed("no meta row"));
+        }
+        machine.full = !(stored && any);
+        for queue in machine.queues.values_mut() {
+            queue.complete()?;
+            for index in queue.extents().indices() {
+                *machine.entries.entry(index).or_insert(0) += 1;
+            }
+        }
+        if machine.entries.last_key_value().is_some_and(|(index, _)| *index > machine.applied.index) {
+            return Err(RestoreError::Malformed("extents beyond the applied entry"));
+        }
+        Ok(machine)
+    }
+
+    fn import_pair(&mut self, key: &[u8], value: &[u8], stored: bool) -> Result<(), RestoreError> {
+        let (kind, rest) = key.split_first().ok_or(RestoreError::Malformed("empty key"))?;
+        match *kind {
+            META => self.decode_meta(value),
+            SESSION => self.sessions.import(SessionId(numbers::<1>(rest)?[0]), value, stored),
+            QUEUE => self.imported_queue(QueueId(numbers::<1>(rest)?[0]), stored).decode_row(value),
+            CHUNK => {
+                let [queue, chunk] = numbers::<2>(rest)?;
+                self.imported_queue(QueueId(queue), stored).extents_mut().import(chunk, value, stored)
+            }
+            _ => Err(RestoreError::Malformed("kind of key")),
+        }
+    }
+
+    fn imported_queue(&mut self, id: QueueId, stored: bool) -> &mut Queue {
+        if !stored {
+            self.dirty.insert(id);
+        }
+        let queue = self.queues.entry(id).or_default();
+        queue.stored = stored;
+        queue
+    }
+
+    /// meta := version u8 | shard u16 | term u64 | voter u64 | index u64 | catalog index u64 | time_ms u64
+    fn encode_meta(&self) -> Vec<u8> {
+        let mut out = Writer::with_capacity(43);
+        out.u8(VERSION);
+        out.u16(self.shard.0);
+        out.u64(self.applied.leader.term);
+        out.u64(self.applied.leader.voter);
+        out.u64(self.applied.index);
+        out.u64(self.catalog_index);
+        out.u64(self.last_time_ms);
+        out.finish()
+    }
+
+    fn decode_meta(&mut self, value: &[u8]) -> Result<(), RestoreError> {
+        let mut input = Reader::new(value);
+        match input.u8()? {
+            VERSION => {}
+            other => return Err(RestoreError::Version(other)),
+        }
+        let shard = ShardId(input.u16()?);
+        if shard != self.shard {
+            return Err(RestoreError::OtherShard(shard));
+        }
+        let leader = LeaderId { term: input.u64()?, voter: input.u64()? };
+        self.applied = LogId { leader, index: input.u64()? };
+        self.catalog_index = input.u64()?;
+        self.last_time_ms = input.u64()?;
+        input.end()
+    }
+}

@@ -1,0 +1,382 @@
+//! Where a queue's live messages lie in the log: one extent per (queue, batch), kept in chunks that are also the unit of a
+//! checkpoint. A message that is settled is a bit in its extent; an extent without live messages goes at once, also in the middle.
+//! Called by `queue`. Knows nothing of bodies.
+
+use super::codec::{Reader, Writer};
+use super::hash::StateHasher;
+use super::queue::Located;
+use super::shard::RestoreError;
+use crate::model::Seq;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A chunk takes no further extent at this many: a change rewrites at most this in a checkpoint.
+const CHUNK_EXTENTS: usize = 64;
+/// ... or at this many messages: bounds the settled bits of a chunk's checkpoint value (2 KiB).
+const CHUNK_MESSAGES: u64 = 16_384;
+
+/// A run of messages of one queue in one section of one entry.
+#[derive(Clone, Debug)]
+struct Extent {
+    first: u64,
+    index: u64,
+    count: u32,
+    position: u32,
+    /// Stored bytes of all `count` messages.
+    bytes: u32,
+    /// `None`: all live.
+    settled: Option<Box<Settled>>,
+}
+
+#[derive(Clone, Debug)]
+struct Settled {
+    live: u32,
+    bits: Vec<u64>,
+}
+
+impl Extent {
+    fn last(&self) -> u64 {
+        self.first + u64::from(self.count) - 1
+    }
+
+    fn live(&self) -> u32 {
+        self.settled.as_ref().map_or(self.count, |s| s.live)
+    }
+
+    /// Bytes of the live messages: exact for all or none, in between by the mean (sizes of single messages are not kept).
+    fn live_bytes(&self) -> u64 {
+        u64::from(self.bytes) * u64::from(self.live()) / u64::from(self.count)
+    }
+
+    fn is_live(&self, seq: u64) -> bool {
+        let at = (seq - self.first) as usize;
+        self.settled.as_ref().is_none_or(|s| s.bits[at / 64] & (1 << (at % 64)) == 0)
+    }
+
+    /// Settles the part of `first..=last` that lies in this extent; the caller drops it when nothing is live.
+    fn settle(&mut self, first: u64, last: u64) {
+        let (from, to) = (first.max(self.first) - self.first, last.min(self.last()) - self.first);
+        let words = (self.count as usize).div_ceil(64);
+        let count = self.count;
+        let settled = self.settled.get_or_insert_with(|| Box::new(Settled { live: count, bits: vec![0; words] }));
+        for word in from / 64..=to / 64 {
+            let low = from.max(word * 64) % 64;
+            let high = to.min(word * 64 + 63) % 64;
+            let mask = (u64::MAX << low) & (u64::MAX >> (63 - high));
+            let bits = &mut settled.bits[word as usize];
+            settled.live -= (mask & !*bits).count_ones();
+            *bits |= mask;
+        }
+    }
+
+    /// The next live run at or after `from`, at most `max` long, as (first, count).
+    fn next_run(&self, from: u64, max: u64) -> Option<(u64, u64)> {
+        let mut first = from.max(self.first);
+        if self.settled.is_none() {
+            return (first <= self.last()).then(|| (first, max.min(self.last() - first + 1)));
+        }
+        while first <= self.last() && !self.is_live(first) {
+            first += 1;
+        }
+        let mut count = 0;
+        while count < max && first + count <= self.last() && self.is_live(first + count) {
+            count += 1;
+        }
+        (count > 0).then_some((first, count))
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Chunk {
+    extents: Vec<Extent>,
+    messages: u64,
+    dirty: bool,
+    /// A checkpoint holds it, so that its end must be told.
+    stored: bool,
+}
+
+impl Chunk {
+    /// The extents that touch `first..=last`.
+    fn touched(&self, first: u64, last: u64) -> std::ops::Range<usize> {
+        let from = self.extents.partition_point(|e| e.last() < first);
+        from..self.extents.partition_point(|e| e.first <= last)
+    }
+}
+
+/// What a settle took away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Messages.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A queue's extents, in chunks by the first seq a chunk was made with.
+#[derive(Clone, Debug, Default)]
+pub struct Extents {
+    chunks: BTreeMap<u64, Chunk>,
+    dirty: BTreeSet<u64>,
+    gone: Vec<u64>,
+}
+
+impl Extents {
+    /// A new extent of one message at the end.
+    pub fn push(&mut self, seq: Seq, index: u64, position: u32, bytes: u32) {
+        let extent = Extent { first: seq.0, index, count: 1, position, bytes, settled: None };
+        if let Some((&key, chunk)) = self.chunks.iter_mut().next_back()
+            && chunk.extents.len() < CHUNK_EXTENTS
+            && chunk.messages < CHUNK_MESSAGES
+        {
+            chunk.extents.push(extent);
+            chunk.messages += 1;
+            mark(&mut self.dirty, key, chunk);
+            return;
+        }
+        let mut chunk = Chunk { extents: vec![extent], messages: 1, ..Chunk::default() };
+        mark(&mut self.dirty, seq.0, &mut chunk);
+        self.chunks.insert(seq.0, chunk);
+    }
+
+    /// One more message in the extent pushed last (same queue, same section), if that ends with `tail` and is wholly live.
+    pub fn extend(&mut self, tail: Seq, bytes: u32) -> bool {
+        let Some(mut entry) = self.chunks.last_entry() else { return false };
+        let chunk = entry.get_mut();
+        let Some(extent) = chunk.extents.last_mut().filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
+        extent.count += 1;
+        extent.bytes = extent.bytes.saturating_add(bytes);
+        chunk.messages += 1;
+        true
+    }
+
+    /// Settles what is live in `first..=last`; the log index of every extent that ends goes to `released`.
+    pub fn settle(&mut self, first: u64, last: u64, released: &mut Vec<u64>) -> Taken {
+        let mut taken = Taken::default();
+        let mut from = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
+        while let Some((&key, chunk)) = self.chunks.range_mut(from..).next() {
+            if key > last {
+                break;
+            }
+            let part = settle_chunk(chunk, first, last, released);
+            if part.count > 0 {
+                taken.count += part.count;
+                taken.bytes += part.bytes;
+                mark(&mut self.dirty, key, chunk);
+                if chunk.extents.is_empty() {
+                    self.remove(key);
+                }
+            }
+            from = key + 1;
+        }
+        taken
+    }
+
+    /// Live runs with seq >= `from`, in order, up to `max` messages in all.
+    pub fn locate(&self, from: Seq, max: usize, out: &mut Vec<Located>) {
+        let (mut at, mut left) = (from.0, max as u64);
+        let start = self.chunks.range(..=at).next_back().map_or(at, |(key, _)| *key);
+        for chunk in self.chunks.range(start..).map(|(_, chunk)| chunk) {
+            let skip = chunk.extents.partition_point(|e| e.last() < at);
+            for extent in &chunk.extents[skip..] {
+                while left > 0 {
+                    let Some((first, count)) = extent.next_run(at, left) else { break };
+                    out.push(Located {
+                        first: Seq(first),
+                        count: count as u32,
+                        index: extent.index,
+                        position: extent.position,
+                        skip: (first - extent.first) as u32,
+                    });
+                    left -= count;
+                    at = first + count;
+                }
+                if left == 0 {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether this message is there and not settled.
+    pub fn is_live(&self, seq: Seq) -> bool {
+        let Some((_, chunk)) = self.chunks.range(..=seq.0).next_back() else { return false };
+        let at = chunk.extents.partition_point(|e| e.last() < seq.0);
+        chunk.extents.get(at).is_some_and(|e| e.first <= seq.0 && e.is_live(seq.0))
+    }
+
+    /// Messages and bytes that are live, counted afresh.
+    pub fn count(&self) -> Taken {
+        let all = self.chunks.values().flat_map(|c| &c.extents);
+        all.fold(Taken::default(), |t, e| Taken { count: t.count + u64::from(e.live()), bytes: t.bytes + e.live_bytes() })
+    }
+
+    /// The log index of each extent.
+    pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
+        self.chunks.values().flat_map(|c| &c.extents).map(|e| e.index)
+    }
+
+    /// Keys of chunks that a checkpoint holds.
+    pub fn stored(&self) -> impl Iterator<Item = u64> + '_ {
+        self.chunks.iter().filter(|(_, c)| c.stored).map(|(key, _)| *key).chain(self.gone.iter().copied())
+    }
+
+    /// Last seq that lies in an extent.
+    pub fn last(&self) -> u64 {
+        self.chunks.values().next_back().and_then(|c| c.extents.last()).map_or(0, Extent::last)
+    }
+
+    /// Hands over what changed since the last call: chunks (key, value) and keys of chunks that are gone.
+    pub fn take_changes(&mut self, mut put: impl FnMut(u64, Vec<u8>), delete: impl FnMut(u64)) {
+        for key in std::mem::take(&mut self.dirty) {
+            if let Some(chunk) = self.chunks.get_mut(&key) {
+                chunk.dirty = false;
+                chunk.stored = true;
+                put(key, encode(chunk));
+            }
+        }
+        self.gone.drain(..).for_each(delete);
+    }
+
+    /// All chunks as (key, value).
+    pub fn export(&self, mut put: impl FnMut(u64, Vec<u8>)) {
+        self.chunks.iter().for_each(|(key, chunk)| put(*key, encode(chunk)));
+    }
+
+    /// Puts a chunk back. `stored`: it came from the checkpoint that the next one builds on.
+    pub fn import(&mut self, key: u64, value: &[u8], stored: bool) -> Result<(), RestoreError> {
+        let mut chunk = decode(value)?;
+        chunk.stored = stored;
+        if !stored {
+            mark(&mut self.dirty, key, &mut chunk);
+        }
+        self.chunks.insert(key, chunk);
+        Ok(())
+    }
+
+    /// Everything counts as changed and nothing as stored.
+    pub fn forget_stored(&mut self) {
+        self.gone.clear();
+        for (key, chunk) in &mut self.chunks {
+            chunk.stored = false;
+            mark(&mut self.dirty, *key, chunk);
+        }
+    }
+
+    /// Whether extents are in order and not empty (after an import).
+    pub fn is_sound(&self) -> bool {
+        let mut after = 0;
+        self.chunks.iter().all(|(key, chunk)| {
+            chunk.extents.first().is_some_and(|e| *key <= e.first)
+                && chunk.extents.iter().all(|e| {
+                    let fits = e.first > after && e.live() > 0;
+                    after = e.last();
+                    fits
+                })
+        })
+    }
+
+    /// Folds the extents into a state hash; how they are chunked does not matter.
+    pub fn hash(&self, hasher: &mut StateHasher) {
+        for extent in self.chunks.values().flat_map(|c| &c.extents) {
+            hasher.word(extent.first);
+            hasher.word(extent.index);
+            hasher.word(u64::from(extent.count) << 32 | u64::from(extent.position));
+            hasher.word(u64::from(extent.bytes));
+            if let Some(settled) = &extent.settled {
+                settled.bits.iter().for_each(|bits| hasher.word(*bits));
+            }
+        }
+    }
+
+    fn remove(&mut self, key: u64) {
+        self.dirty.remove(&key);
+        if self.chunks.remove(&key).is_some_and(|chunk| chunk.stored) {
+            self.gone.push(key);
+        }
+    }
+}
+
+fn mark(dirty: &mut BTreeSet<u64>, key: u64, chunk: &mut Chunk) {
+    if !chunk.dirty {
+        chunk.dirty = true;
+        dirty.insert(key);
+    }
+}
+
+fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64>) -> Taken {
+    let touched = chunk.touched(first, last);
+    let mut taken = Taken::default();
+    let mut dead = touched.end..touched.start;
+    for at in touched {
+        let extent = &mut chunk.extents[at];
+        let (count, bytes) = (extent.live(), extent.live_bytes());
+        if first <= extent.first && extent.last() <= last {
+            taken.count += u64::from(count);
+            taken.bytes += bytes;
+        } else {
+            extent.settle(first, last);
+            taken.count += u64::from(count - extent.live());
+            taken.bytes += bytes - extent.live_bytes();
+            if extent.live() > 0 {
+                continue;
+            }
+        }
+        // Only the first and the last touched extent can survive, so the dead ones are neighbours.
+        dead = dead.start.min(at)..at + 1;
+    }
+    if dead.start < dead.end {
+        for extent in chunk.extents.drain(dead) {
+            chunk.messages -= u64::from(extent.count);
+            released.push(extent.index);
+        }
+    }
+    taken
+}
+
+/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)*
+fn encode(chunk: &Chunk) -> Vec<u8> {
+    let mut out = Writer::with_capacity(4 + 32 * chunk.extents.len());
+    out.u32(chunk.extents.len() as u32);
+    for extent in &chunk.extents {
+        out.u64(extent.first);
+        out.u64(extent.index);
+        out.u32(extent.count);
+        out.u32(extent.position);
+        out.u32(extent.bytes);
+        let bits = extent.settled.as_ref().map_or(&[][..], |s| &s.bits);
+        out.u32(bits.len() as u32);
+        bits.iter().for_each(|b| out.u64(*b));
+    }
+    out.finish()
+}
+
+fn decode(value: &[u8]) -> Result<Chunk, RestoreError> {
+    let mut input = Reader::new(value);
+    let mut chunk = Chunk::default();
+    for _ in 0..input.u32()? {
+        let extent = decode_extent(&mut input)?;
+        chunk.messages += u64::from(extent.count);
+        chunk.extents.push(extent);
+    }
+    input.end()?;
+    Ok(chunk)
+}
+
+fn decode_extent(input: &mut Reader<'_>) -> Result<Extent, RestoreError> {
+    let (first, index) = (input.u64()?, input.u64()?);
+    let (count, position, bytes) = (input.u32()?, input.u32()?, input.u32()?);
+    let words = input.u32()? as usize;
+    if count == 0 || first.checked_add(u64::from(count)).is_none() {
+        return Err(RestoreError::Malformed("extent without messages"));
+    }
+    let settled = match words {
+        0 => None,
+        n if n == (count as usize).div_ceil(64) => {
+            let bits = (0..n).map(|_| input.u64()).collect::<Result<Vec<_>, _>>()?;
+            let settled: u32 = bits.iter().map(|b| b.count_ones()).sum();
+            let live = count.checked_sub(settled).ok_or(RestoreError::Malformed("more settled than there are"))?;
+            Some(Box::new(Settled { live, bits }))
+        }
+        _ => return Err(RestoreError::Malformed("settled bits")),
+    };
+    Ok(Extent { first, index, count, position, bytes, settled })
+}

@@ -1,0 +1,400 @@
+//! The replicated state of a data shard: a pure function of its log. Called by `consensus` (apply, checkpoints) and read by `serving`.
+//! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
+
+use super::hash::StateHasher;
+use super::queue::Queue;
+use super::sessions::{Refused, Sessions, Standing};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, read_entry};
+use crate::model::link::RefusedEnqueue;
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId};
+use hashbrown::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The log and the machine do not fit: a bug or a newer version. The node must stop serving this shard; the machine is not to be
+/// used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The entry cannot be read.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// Applied twice or out of order.
+    #[error("entry {index} after {applied}")]
+    Order {
+        /// Its index.
+        index: u64,
+        /// Last applied.
+        applied: u64,
+    },
+    /// Larger than an extent can point into.
+    #[error("entry {index} is larger than 4 GiB")]
+    TooLarge {
+        /// Its index.
+        index: u64,
+    },
+    /// A session id is an entry's index, so an entry has one hello.
+    #[error("entry {index} has two hellos")]
+    TwoHellos {
+        /// Its index.
+        index: u64,
+    },
+}
+
+/// A checkpoint or snapshot that cannot be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// Not what was written.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    /// CRC.
+    #[error("checksum does not match")]
+    Checksum,
+    /// Written by a newer version.
+    #[error("format version {0} is unknown")]
+    Version(u8),
+    /// Of another shard.
+    #[error("belongs to shard {0}")]
+    OtherShard(ShardId),
+}
+
+/// What applying an entry brought.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// One per section, in order.
+    pub replies: Vec<SectionReply>,
+    /// What `serving` must look at; a queue is named at most once per kind.
+    pub effects: Vec<Effect>,
+    /// Log indices whose entry has no live message any more; over the log's life each applied index appears exactly once, an entry
+    /// that left nothing alive right when it is applied.
+    pub freed: Vec<u64>,
+}
+
+/// A change that somebody may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Messages came.
+    Enqueued {
+        /// Where.
+        queue: QueueId,
+    },
+    /// Messages left.
+    Settled {
+        /// Where.
+        queue: QueueId,
+    },
+    /// `Queue::reserved` or its holders changed.
+    Reserved {
+        /// Where.
+        queue: QueueId,
+    },
+    /// A queue is there.
+    Created {
+        /// Which.
+        queue: QueueId,
+    },
+    /// A queue is gone, with all in it.
+    Dropped {
+        /// Which.
+        queue: QueueId,
+    },
+    /// An edge said hello.
+    SessionOpened {
+        /// Its session.
+        session: SessionId,
+        /// Its node.
+        node: NodeId,
+        /// Its process.
+        incarnation: Incarnation,
+    },
+    /// A session was replaced or declared gone.
+    SessionGone {
+        /// Which.
+        session: SessionId,
+        /// Its node.
+        node: NodeId,
+    },
+    /// The shard follows the catalog to here.
+    Advanced {
+        /// The catalog index.
+        to: u64,
+    },
+}
+
+/// A data shard's state.
+#[derive(Clone, Debug)]
+pub struct DataMachine {
+    pub(super) shard: ShardId,
+    pub(super) applied: LogId,
+    pub(super) catalog_index: u64,
+    pub(super) last_time_ms: u64,
+    pub(super) queues: HashMap<QueueId, Queue>,
+    pub(super) sessions: Sessions,
+    /// Extents per entry.
+    pub(super) entries: BTreeMap<u64, u32>,
+    /// Queues changed since the last checkpoint.
+    pub(super) dirty: BTreeSet<QueueId>,
+    /// Keys of the checkpoint that ended.
+    pub(super) gone: Vec<Vec<u8>>,
+    /// The next checkpoint stands for itself.
+    pub(super) full: bool,
+    section: u64,
+    references: u32,
+    released: Vec<u64>,
+}
+
+impl DataMachine {
+    /// An empty one, before any entry.
+    pub fn new(shard: ShardId) -> DataMachine {
+        DataMachine {
+            shard,
+            applied: LogId::default(),
+            catalog_index: 0,
+            last_time_ms: 0,
+            queues: HashMap::new(),
+            sessions: Sessions::default(),
+            entries: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            gone: Vec::new(),
+            full: true,
+            section: 0,
+            references: 0,
+            released: Vec::new(),
+        }
+    }
+
+    /// Applies the next entry.
+    pub fn apply(&mut self, id: LogId, entry: &EntryBytes) -> Result<Applied, Fault> {
+        self.check_order(id)?;
+        if u32::try_from(entry.len()).is_err() {
+            return Err(Fault::TooLarge { index: id.index });
+        }
+        let (time_ms, sections) = read_entry(entry)?;
+        if sections.iter().filter(|s| matches!(s, Section::Hello { .. })).count() > 1 {
+            return Err(Fault::TwoHellos { index: id.index });
+        }
+        let mut out = Applied { replies: Vec::with_capacity(sections.len()), ..Applied::default() };
+        self.references = 0;
+        for section in sections {
+            self.section += 1;
+            let reply = self.section(id.index, section, &mut out.effects)?;
+            out.replies.push(reply);
+        }
+        self.applied = id;
+        self.last_time_ms = self.last_time_ms.max(time_ms);
+        self.count_references(id.index, &mut out.freed);
+        Ok(out)
+    }
+
+    /// The log moved on with an entry that is not the machine's (blank, membership).
+    pub fn pass(&mut self, id: LogId) -> Result<(), Fault> {
+        self.check_order(id)?;
+        self.applied = id;
+        Ok(())
+    }
+
+    /// Its shard.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Last applied; index 0 = none.
+    pub fn applied(&self) -> LogId {
+        self.applied
+    }
+
+    /// How far the shard follows the catalog (rule 27).
+    pub fn catalog_index(&self) -> u64 {
+        self.catalog_index
+    }
+
+    /// Latest time an entry carried, ms since the epoch.
+    pub fn last_time_ms(&self) -> u64 {
+        self.last_time_ms
+    }
+
+    /// A queue.
+    pub fn queue(&self, id: QueueId) -> Option<&Queue> {
+        self.queues.get(&id)
+    }
+
+    /// All queues, by id. Sorts: not for every message.
+    pub fn queues(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
+        let mut all: Vec<_> = self.queues.iter().map(|(id, queue)| (*id, queue)).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all.into_iter()
+    }
+
+    /// All sessions, by id, with the last batch applied.
+    pub fn sessions(&self) -> impl Iterator<Item = (SessionId, NodeId, Incarnation, BatchSeq)> + '_ {
+        self.sessions.iter().map(|(id, row)| (id, row.node, row.incarnation, row.last))
+    }
+
+    /// The last batch applied of a session, `None` when it is unknown.
+    pub fn last_batch(&self, session: SessionId) -> Option<BatchSeq> {
+        self.sessions.get(session).map(|row| row.last)
+    }
+
+    /// Indices of entries with live messages, ascending.
+    pub fn live_entries(&self) -> Vec<u64> {
+        self.entries.keys().copied().collect()
+    }
+
+    /// Equal on all replicas that applied the same entries.
+    pub fn state_hash(&self) -> u64 {
+        let mut hasher = StateHasher::new();
+        let id = self.applied;
+        [u64::from(self.shard.0), id.leader.term, id.leader.voter, id.index, self.catalog_index, self.last_time_ms]
+            .into_iter()
+            .for_each(|word| hasher.word(word));
+        self.sessions.hash(&mut hasher);
+        for (id, queue) in self.queues() {
+            hasher.word(id.0);
+            queue.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn check_order(&self, id: LogId) -> Result<(), Fault> {
+        if id.index <= self.applied.index { Err(Fault::Order { index: id.index, applied: self.applied.index }) } else { Ok(()) }
+    }
+
+    fn section(&mut self, index: u64, section: Section, effects: &mut Vec<Effect>) -> Result<SectionReply, Fault> {
+        Ok(match section {
+            Section::Batch { session, seq, floor, catalog_index: _, ops } => self.batch(index, (session, seq, floor), ops, effects)?,
+            Section::Leader { ops } => {
+                self.ops(index, ops, effects)?;
+                SectionReply::Leader
+            }
+            Section::Hello { node, incarnation } => self.hello(SessionId(index), node, incarnation, effects),
+            Section::Gone { session } => {
+                if let Some(node) = self.sessions.gone(session) {
+                    effects.push(Effect::SessionGone { session, node });
+                }
+                SectionReply::Gone
+            }
+            Section::Advance { from, to, creates, drops } => {
+                let accepted = from == self.catalog_index && to >= from;
+                if accepted {
+                    self.advance(to, &creates, &drops, effects);
+                }
+                SectionReply::Advanced { accepted }
+            }
+        })
+    }
+
+    fn batch(
+        &mut self,
+        index: u64,
+        (session, seq, floor): (SessionId, BatchSeq, BatchSeq),
+        ops: OpsReader,
+        effects: &mut Vec<Effect>,
+    ) -> Result<SectionReply, Fault> {
+        Ok(match self.sessions.standing(session, seq) {
+            Standing::Next => {
+                let refused = self.ops(index, ops, effects)?;
+                self.sessions.accept(session, seq, floor, &refused);
+                SectionReply::Batch { session, seq, refused }
+            }
+            Standing::Duplicate(refused) => SectionReply::Batch { session, seq, refused },
+            Standing::Gap(last) => SectionReply::Gap { session, last },
+            Standing::Unknown => SectionReply::UnknownSession { session },
+        })
+    }
+
+    fn ops(&mut self, index: u64, ops: OpsReader, effects: &mut Vec<Effect>) -> Result<Refused, Fault> {
+        let (mut refused, mut ordinal) = (Refused::new(), 0);
+        for op in ops {
+            match op? {
+                Op::Enqueue(op) => {
+                    if !self.enqueue(index, &op, effects) {
+                        refused.push((ordinal, RefusedEnqueue::UnknownQueue));
+                    }
+                    ordinal += 1;
+                }
+                Op::Settle { queue: id, reason: _, ranges } => {
+                    let Some(queue) = self.queues.get_mut(&id) else { continue };
+                    let mut any = false;
+                    for (first, last) in ranges {
+                        any |= queue.settle(first, last, &mut self.released);
+                    }
+                    if any && std::mem::replace(&mut queue.settled_in, index) != index {
+                        effects.push(Effect::Settled { queue: id });
+                        self.dirty.insert(id);
+                    }
+                }
+                Op::Reserve { queue: id, up_to, sessions } => {
+                    let Some(queue) = self.queues.get_mut(&id) else { continue };
+                    queue.reserve(up_to, sessions);
+                    if std::mem::replace(&mut queue.reserved_in, index) != index {
+                        effects.push(Effect::Reserved { queue: id });
+                        self.dirty.insert(id);
+                    }
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// False when none of its queues exists.
+    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> bool {
+        let mut taken = false;
+        for id in op.queues() {
+            let Some(queue) = self.queues.get_mut(&id) else { continue };
+            taken = true;
+            if queue.enqueue(self.section, index, op.position as u32, op.message.len() as u32) {
+                self.references += 1;
+            }
+            if std::mem::replace(&mut queue.enqueued_in, index) != index {
+                effects.push(Effect::Enqueued { queue: id });
+                self.dirty.insert(id);
+            }
+        }
+        taken
+    }
+
+    fn hello(&mut self, session: SessionId, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> SectionReply {
+        let replaced = self.sessions.hello(session, node, incarnation);
+        if let Some(session) = replaced {
+            effects.push(Effect::SessionGone { session, node });
+        }
+        effects.push(Effect::SessionOpened { session, node, incarnation });
+        SectionReply::Hello { session, replaced }
+    }
+
+    fn advance(&mut self, to: u64, creates: &[QueueId], drops: &[QueueId], effects: &mut Vec<Effect>) {
+        for id in creates {
+            if !self.queues.contains_key(id) {
+                self.queues.insert(*id, Queue::default());
+                self.dirty.insert(*id);
+                effects.push(Effect::Created { queue: *id });
+            }
+        }
+        for id in drops {
+            if let Some(queue) = self.queues.remove(id) {
+                self.dirty.remove(id);
+                self.released.extend(queue.extents().indices());
+                self.forget_queue(*id, &queue);
+                effects.push(Effect::Dropped { queue: *id });
+            }
+        }
+        self.catalog_index = to;
+        effects.push(Effect::Advanced { to });
+    }
+
+    /// Adds the entry's references, takes off the released ones, says which entries ended.
+    fn count_references(&mut self, index: u64, freed: &mut Vec<u64>) {
+        if self.references > 0 {
+            self.entries.insert(index, self.references);
+        } else {
+            freed.push(index);
+        }
+        for released in self.released.drain(..) {
+            if let Some(count) = self.entries.get_mut(&released) {
+                *count -= 1;
+                if *count == 0 {
+                    self.entries.remove(&released);
+                    freed.push(released);
+                }
+            }
+        }
+    }
+}

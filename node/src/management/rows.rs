@@ -1,0 +1,218 @@
+//! Columns of `list_queues`, `list_exchanges` and `list_bindings`: rabbitmqctl's names, defaults and values. Used by `admin`.
+
+use super::source::QueueRow;
+use super::term;
+use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Table, Target, Value};
+use serde_json::{Value as Json, json};
+use warren_proto::admin::{Cell, ListReply, Row};
+
+/// Something that can be listed: its columns, and the value in each.
+pub(super) trait Listed {
+    /// All column names.
+    const COLUMNS: &'static [&'static str];
+    /// Shown when none are asked for.
+    const DEFAULT: &'static [&'static str];
+    /// The value in a column of `COLUMNS`.
+    fn cell(&self, column: &str) -> Cell;
+}
+
+/// A column that does not exist: the message names it and those that do.
+pub(super) fn list<T: Listed>(items: &[T], columns: Vec<String>) -> Result<ListReply, String> {
+    if let Some(unknown) = columns.iter().find(|column| !T::COLUMNS.contains(&column.as_str())) {
+        return Err(format!("there is no column '{unknown}'; there are {}", T::COLUMNS.join(", ")));
+    }
+    let columns = match columns.is_empty() {
+        true => T::DEFAULT.iter().map(|column| (*column).to_owned()).collect(),
+        false => columns,
+    };
+    let rows = items.iter().map(|item| Row { cells: columns.iter().map(|column| item.cell(column)).collect() }).collect();
+    Ok(ListReply { columns, rows })
+}
+
+fn text(value: &str) -> Cell {
+    Cell { text: term::escaped(value), json: json!(value).to_string() }
+}
+
+fn plain(value: impl Into<Json>) -> Cell {
+    let json = value.into().to_string();
+    Cell { text: json.clone(), json }
+}
+
+fn unknown() -> Cell {
+    Cell { text: String::new(), json: Json::Null.to_string() }
+}
+
+fn count(value: Option<u64>) -> Cell {
+    value.map_or_else(unknown, plain)
+}
+
+fn arguments(table: &Table) -> Cell {
+    Cell { text: term::table(table), json: term::table_json(table).to_string() }
+}
+
+/// `x-queue-type` as declared; a durable queue is replicated whatever it says.
+fn queue_type(arguments: &Table) -> Cell {
+    match arguments.get("x-queue-type") {
+        Some(Value::Text(kind)) => text(&String::from_utf8_lossy(kind)),
+        _ => text("classic"),
+    }
+}
+
+impl Listed for QueueRow {
+    const COLUMNS: &'static [&'static str] = &[
+        "name",
+        "vhost",
+        "durable",
+        "auto_delete",
+        "exclusive",
+        "arguments",
+        "policy",
+        "type",
+        "state",
+        "messages",
+        "messages_ready",
+        "messages_unacknowledged",
+        "consumers",
+        "leader",
+        "members",
+        "shard",
+    ];
+    const DEFAULT: &'static [&'static str] = &["name", "messages"];
+
+    fn cell(&self, column: &str) -> Cell {
+        let spec = &self.record.spec;
+        match column {
+            "name" => text(&spec.name.name),
+            "vhost" => text(&spec.name.vhost),
+            "durable" => plain(spec.durable),
+            "auto_delete" => plain(spec.auto_delete),
+            "exclusive" => plain(spec.exclusive_owner.is_some()),
+            "arguments" => arguments(&spec.arguments),
+            "policy" => text(""),
+            "type" => queue_type(&spec.arguments),
+            "state" => text(if self.leader.is_some() { "running" } else { "down" }),
+            "messages" => count(self.messages_ready.zip(self.messages_unacknowledged).map(|(ready, unacked)| ready + unacked)),
+            "messages_ready" => count(self.messages_ready),
+            "messages_unacknowledged" => count(self.messages_unacknowledged),
+            "consumers" => count(self.consumers),
+            "leader" => self.leader.map_or_else(unknown, |node| plain(node.0)),
+            "members" => plain(self.members.iter().map(|node| node.0).collect::<Vec<_>>()),
+            "shard" => text(&self.record.shard.to_string()),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for ExchangeSpec {
+    const COLUMNS: &'static [&'static str] = &["name", "type", "durable", "auto_delete", "internal", "arguments", "policy", "vhost"];
+    const DEFAULT: &'static [&'static str] = &["name", "type"];
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "name" => text(&self.name.name),
+            "type" => text(kind(self.kind)),
+            "durable" => plain(self.durable),
+            "auto_delete" => plain(self.auto_delete),
+            "internal" => plain(self.internal),
+            "arguments" => arguments(&self.arguments),
+            "policy" => text(""),
+            "vhost" => text(&self.name.vhost),
+            _ => unknown(),
+        }
+    }
+}
+
+fn kind(kind: ExchangeKind) -> &'static str {
+    match kind {
+        ExchangeKind::Direct => "direct",
+        ExchangeKind::Fanout => "fanout",
+        ExchangeKind::Topic => "topic",
+        ExchangeKind::Headers => "headers",
+    }
+}
+
+impl Listed for BindingSpec {
+    const COLUMNS: &'static [&'static str] =
+        &["source_name", "source_kind", "destination_name", "destination_kind", "routing_key", "arguments", "vhost"];
+    const DEFAULT: &'static [&'static str] =
+        &["source_name", "source_kind", "destination_name", "destination_kind", "routing_key", "arguments"];
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "source_name" => text(&self.source),
+            "source_kind" => text("exchange"),
+            "destination_name" => text(&self.destination),
+            "destination_kind" => text(match self.target {
+                Target::Queue => "queue",
+                Target::Exchange => "exchange",
+            }),
+            "routing_key" => text(&self.key),
+            "arguments" => arguments(&self.arguments),
+            "vhost" => text(&self.vhost),
+            _ => unknown(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::implicit_binding;
+    use super::*;
+    use crate::model::catalog::{Name, QueueRecord, QueueSpec};
+    use crate::model::{Incarnation, NodeId, QueueId, ShardId};
+
+    fn queue() -> QueueRow {
+        let spec = QueueSpec {
+            name: Name { vhost: "/".into(), name: "hello".into() },
+            durable: true,
+            auto_delete: false,
+            exclusive_owner: None,
+            arguments: Table::from([("x-queue-type".into(), Value::Text(b"quorum".to_vec()))]),
+        };
+        QueueRow {
+            record: QueueRecord { id: QueueId(9), spec, shard: ShardId(2), incarnation: Incarnation(0) },
+            messages_ready: Some(3),
+            messages_unacknowledged: Some(1),
+            consumers: Some(2),
+            leader: Some(NodeId(2)),
+            members: vec![NodeId(1), NodeId(2), NodeId(3)],
+        }
+    }
+
+    fn texts<T: Listed>(item: T, columns: &[&str]) -> Vec<String> {
+        let reply = list(&[item], columns.iter().map(|c| (*c).to_owned()).collect()).unwrap();
+        reply.rows[0].cells.iter().map(|cell| cell.text.clone()).collect()
+    }
+
+    #[test]
+    fn queues_show_rabbitmqctl_columns() {
+        assert_eq!(texts(queue(), &[]), ["hello", "4"]);
+        let columns = ["messages_unacknowledged", "durable", "type", "arguments", "state", "members"];
+        assert_eq!(texts(queue(), &columns), ["1", "true", "quorum", r#"[{"x-queue-type","quorum"}]"#, "running", "[1,2,3]"]);
+    }
+
+    #[test]
+    fn figures_that_no_leader_tells_are_empty_not_zero() {
+        let row = QueueRow { messages_ready: None, messages_unacknowledged: None, leader: None, ..queue() };
+        assert_eq!(texts(row, &["name", "messages", "state"]), ["hello", "", "down"]);
+    }
+
+    #[test]
+    fn every_column_of_a_queue_but_an_unset_policy_has_a_value() {
+        for column in QueueRow::COLUMNS.iter().filter(|column| **column != "policy") {
+            assert_ne!(texts(queue(), &[column]), [""], "{column}");
+        }
+    }
+
+    #[test]
+    fn a_binding_to_the_default_exchange_reads_as_in_rabbitmqctl() {
+        let binding = implicit_binding(&Name { vhost: "/".into(), name: "q".into() });
+        assert_eq!(texts(binding, &[]), ["", "exchange", "q", "queue", "q", "[]"]);
+    }
+
+    #[test]
+    fn an_unknown_column_is_refused_by_name() {
+        let error = list(&[queue()], vec!["colour".into()]).unwrap_err();
+        assert!(error.contains("'colour'") && error.contains("messages_ready"), "{error}");
+    }
+}

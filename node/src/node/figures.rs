@@ -1,0 +1,83 @@
+//! What `/metrics` shows of a running node, read when it is scraped.
+
+use super::running::Running;
+use crate::edge::{Counter, Counters};
+use crate::management::{Kind, Metrics, Sample};
+use crate::model::ShardId;
+use crate::store::wal::WalStats;
+use std::sync::Arc;
+
+type CounterRow = (&'static str, &'static str, fn(&Counters) -> &Counter);
+type WalRow = (&'static str, &'static str, Kind, fn(&WalStats) -> f64);
+
+const EDGE: &[CounterRow] = &[
+    ("warren_published", "Messages taken from clients", |c| &c.published),
+    ("warren_confirmed", "Publishes confirmed", |c| &c.confirmed),
+    ("warren_nacked", "Publishes refused or not confirmed in time", |c| &c.nacked),
+    ("warren_returned", "Mandatory messages returned", |c| &c.returned),
+    ("warren_unroutable", "Messages that no queue took", |c| &c.unroutable),
+    ("warren_rerouted", "Messages routed again after their queue was gone", |c| &c.rerouted),
+    ("warren_batches", "Batches sent to shard leaders", |c| &c.batches),
+    ("warren_batches_remote", "Batches sent to leaders on other nodes", |c| &c.batches_remote),
+    ("warren_delivered", "Messages delivered to consumers", |c| &c.delivered),
+    ("warren_delivered_remote", "Messages delivered here by leaders on other nodes", |c| &c.delivered_remote),
+    ("warren_got", "Messages fetched with basic.get", |c| &c.got),
+    ("warren_acked", "Messages acknowledged", |c| &c.acked),
+    ("warren_rejected", "Messages rejected", |c| &c.rejected),
+    ("warren_requeued", "Messages given back", |c| &c.requeued),
+    ("warren_connections_opened", "Client connections accepted", |c| &c.connections_opened),
+    ("warren_connections_closed", "Client connections ended", |c| &c.connections_closed),
+    ("warren_paths_opened", "Paths opened to shard leaders", |c| &c.paths_opened),
+];
+
+const WAL: &[WalRow] = &[
+    ("warren_wal_bytes", "Bytes of all files of the write-ahead log", Kind::Gauge, |s| s.bytes as f64),
+    ("warren_wal_files", "Files with data", Kind::Gauge, |s| s.files as f64),
+    ("warren_wal_syncs", "fdatasync calls on the write path", Kind::Counter, |s| s.syncs as f64),
+    ("warren_wal_batches", "Batches written", Kind::Counter, |s| s.batches as f64),
+    ("warren_wal_records", "Records written", Kind::Counter, |s| s.records as f64),
+    ("warren_wal_written_bytes", "Bytes written", Kind::Counter, |s| s.written_bytes as f64),
+    ("warren_wal_sync_last_seconds", "Latency of the last fdatasync", Kind::Gauge, |s| s.sync_last.as_secs_f64()),
+    ("warren_wal_sync_max_seconds", "Longest fdatasync since the start", Kind::Gauge, |s| s.sync_max.as_secs_f64()),
+    ("warren_wal_cache_bytes", "Bytes of recent entries in memory", Kind::Gauge, |s| s.cache_bytes as f64),
+    ("warren_wal_queued_bytes", "Bytes that wait to be written", Kind::Gauge, |s| s.queued_bytes as f64),
+];
+
+/// Registers everything; once.
+pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
+    for (name, help, read) in EDGE {
+        let running = running.clone();
+        metrics.observe(name, help, Kind::Counter, move || vec![Sample::plain(read(running.edge.counters()).get() as f64)]);
+    }
+    for (name, help, kind, read) in WAL {
+        let wal = running.wal.clone();
+        metrics.observe(name, help, *kind, move || vec![Sample::plain(read(&wal.stats()))]);
+    }
+    let on = running.clone();
+    metrics.observe("warren_shard_is_leader", "1 where this node leads the shard", Kind::Gauge, move || leading(&on));
+    let on = running.clone();
+    metrics.observe("warren_shard_applied_index", "Last applied log index", Kind::Gauge, move || applied(&on));
+    let on = running.clone();
+    metrics.observe("warren_connections", "Client connections", Kind::Gauge, move || vec![Sample::plain(on.edge.connections().len() as f64)]);
+    let on = running.clone();
+    metrics.observe("warren_queues", "Queues of the cluster", Kind::Gauge, move || vec![Sample::plain(on.catalog.read().queue_count() as f64)]);
+    let on = running.clone();
+    let alarm = move || vec![Sample::plain(f64::from(u8::from(on.alarm.lock().is_some())))];
+    metrics.observe("warren_disk_alarm", "1 while publishes stop for lack of disk space", Kind::Gauge, alarm);
+}
+
+fn label(shard: ShardId) -> Vec<(&'static str, String)> {
+    vec![("shard", shard.to_string())]
+}
+
+fn leading(running: &Running) -> Vec<Sample> {
+    let shards = (0..=running.shards).map(ShardId);
+    let is_me = |shard| running.consensus.leadership(shard).borrow().is_me;
+    shards.map(|shard| Sample { labels: label(shard), value: f64::from(u8::from(is_me(shard))) }).collect()
+}
+
+fn applied(running: &Running) -> Vec<Sample> {
+    let groups = running.consensus.shards();
+    let index = |applied: Option<crate::model::LogId>| applied.map_or(0, |id| id.index) as f64;
+    groups.iter().map(|g| Sample { labels: label(g.id()), value: index(*g.applied().borrow()) }).collect()
+}

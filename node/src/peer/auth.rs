@@ -1,0 +1,221 @@
+//! Who may speak on a connection: both sides prove that they know the cluster secret by HMAC-SHA256 over fresh nonces and their cards;
+//! the secret is never sent. The proof counts for that TCP connection only. A stranger learns one nonce and nothing else.
+//! The connection itself is not encrypted.
+//!
+//! `> 0 | client nonce 32` `< server nonce 32` `> 1 | client nonce 32 | card | proof 32` `< card | proof 32`
+
+use super::transport::Card;
+use crate::model::NodeId;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+use std::sync::{Arc, OnceLock};
+
+const NONCE: usize = 32;
+const PROOF: usize = 32;
+const ASK: u8 = 0;
+const PROVE: u8 = 1;
+
+/// The cluster secret; prints as nothing.
+#[derive(Clone)]
+pub struct Secret(Arc<[u8]>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    /// From its bytes; empty is allowed for a cluster of one node only (the configuration sees to that).
+    pub fn new(bytes: &[u8]) -> Secret {
+        Secret(bytes.into())
+    }
+
+    fn mac(&self, label: &[u8], nonces: &Nonces, card: &Card) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        let mut bytes = BytesMut::with_capacity(Card::BYTES);
+        card.write(&mut bytes);
+        mac.update(label);
+        mac.update(&nonces.client);
+        mac.update(&nonces.server);
+        mac.update(&bytes);
+        mac
+    }
+}
+
+struct Nonces {
+    client: [u8; NONCE],
+    server: [u8; NONCE],
+}
+
+/// Why a connection is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Not in the form above.
+    #[error("malformed hello")]
+    Malformed,
+    /// The other side does not know the secret.
+    #[error("the other side does not know the cluster secret")]
+    Secret,
+    /// Both are formed, into different clusters.
+    #[error("node {0} belongs to another cluster")]
+    OtherCluster(NodeId),
+    /// Somebody else answers at that address.
+    #[error("node {found} answers where node {expected} was configured")]
+    OtherNode {
+        /// As configured.
+        expected: NodeId,
+        /// As proved.
+        found: NodeId,
+    },
+}
+
+fn check_cards(mine: &Card, theirs: &Card) -> Result<(), AuthError> {
+    match (mine.cluster, theirs.cluster) {
+        (Some(a), Some(b)) if a != b => Err(AuthError::OtherCluster(theirs.node)),
+        _ => Ok(()),
+    }
+}
+
+/// The server's side of one connection.
+#[derive(Debug)]
+pub struct Gate {
+    nonce: [u8; NONCE],
+    proved: OnceLock<Card>,
+}
+
+impl Default for Gate {
+    fn default() -> Gate {
+        Gate { nonce: rand::random(), proved: OnceLock::new() }
+    }
+}
+
+impl Gate {
+    /// Who the other side proved to be; node 0 is an operator's tool.
+    pub fn card(&self) -> Option<Card> {
+        self.proved.get().copied()
+    }
+
+    /// Answer a hello; after an `Ok` to the second one `card` is known.
+    pub fn hello(&self, secret: &Secret, mine: &Card, mut head: Bytes) -> Result<Bytes, AuthError> {
+        let kind = head.try_get_u8().map_err(|_| AuthError::Malformed)?;
+        if head.len() < NONCE {
+            return Err(AuthError::Malformed);
+        }
+        let mut client = [0; NONCE];
+        head.copy_to_slice(&mut client);
+        let nonces = Nonces { client, server: self.nonce };
+        match kind {
+            ASK => Ok(Bytes::copy_from_slice(&self.nonce)),
+            PROVE => {
+                let card = Card::read(&mut head).ok_or(AuthError::Malformed)?;
+                secret.mac(b"warren client", &nonces, &card).verify_slice(&head).map_err(|_| AuthError::Secret)?;
+                check_cards(mine, &card)?;
+                let _ = self.proved.set(card);
+                let mut answer = BytesMut::with_capacity(Card::BYTES + PROOF);
+                mine.write(&mut answer);
+                answer.put_slice(&secret.mac(b"warren server", &nonces, mine).finalize().into_bytes());
+                Ok(answer.freeze())
+            }
+            _ => Err(AuthError::Malformed),
+        }
+    }
+}
+
+/// The client's side of one connection.
+pub struct Visitor {
+    nonce: [u8; NONCE],
+    card: Card,
+}
+
+impl Visitor {
+    /// Who we say we are.
+    pub fn new(card: Card) -> Visitor {
+        Visitor { nonce: rand::random(), card }
+    }
+
+    /// The first hello.
+    pub fn ask(&self) -> Bytes {
+        [&[ASK][..], &self.nonce].concat().into()
+    }
+
+    fn nonces(&self, server: &[u8]) -> Result<Nonces, AuthError> {
+        Ok(Nonces { client: self.nonce, server: server.try_into().map_err(|_| AuthError::Malformed)? })
+    }
+
+    /// The second hello; `server_nonce` is the answer to the first.
+    pub fn prove(&self, secret: &Secret, server_nonce: &[u8]) -> Result<Bytes, AuthError> {
+        let proof = secret.mac(b"warren client", &self.nonces(server_nonce)?, &self.card).finalize().into_bytes();
+        let mut head = BytesMut::with_capacity(1 + NONCE + Card::BYTES + PROOF);
+        head.put_u8(PROVE);
+        head.put_slice(&self.nonce);
+        self.card.write(&mut head);
+        head.put_slice(&proof);
+        Ok(head.freeze())
+    }
+
+    /// Checks the answer to the second hello; the other side's card. `expected`: whom we meant to reach.
+    pub fn check(&self, secret: &Secret, server_nonce: &[u8], mut answer: Bytes, expected: Option<NodeId>) -> Result<Card, AuthError> {
+        let card = Card::read(&mut answer).ok_or(AuthError::Malformed)?;
+        let mac = secret.mac(b"warren server", &self.nonces(server_nonce)?, &card);
+        mac.verify_slice(&answer).map_err(|_| AuthError::Secret)?;
+        check_cards(&self.card, &card)?;
+        match expected {
+            Some(expected) if expected != card.node => Err(AuthError::OtherNode { expected, found: card.node }),
+            _ => Ok(card),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Generation, Incarnation};
+
+    fn card(node: u16, cluster: Option<u128>) -> Card {
+        Card { node: NodeId(node), generation: Generation(1), incarnation: Incarnation(5), cluster }
+    }
+
+    fn meet(client: (&str, Card), server: (&str, Card), expected: u16) -> Result<(Card, Option<Card>), AuthError> {
+        let (theirs, ours) = (Secret::new(client.0.as_bytes()), Secret::new(server.0.as_bytes()));
+        let (gate, visitor) = (Gate::default(), Visitor::new(client.1));
+        let nonce = gate.hello(&ours, &server.1, visitor.ask())?;
+        assert_eq!(gate.card(), None);
+        let answer = gate.hello(&ours, &server.1, visitor.prove(&theirs, &nonce)?)?;
+        visitor.check(&theirs, &nonce, answer, Some(NodeId(expected))).map(|card| (card, gate.card()))
+    }
+
+    #[test]
+    fn two_nodes_with_the_secret_learn_each_others_cards() {
+        let (a, b) = (card(1, Some(9)), card(2, None));
+        assert_eq!(meet(("s", a), ("s", b), 2), Ok((b, Some(a))));
+    }
+
+    #[test]
+    fn a_stranger_another_cluster_and_a_mixed_up_address_are_refused() {
+        assert_eq!(meet(("x", card(1, None)), ("s", card(2, None)), 2), Err(AuthError::Secret));
+        assert_eq!(meet(("s", card(1, Some(1))), ("s", card(2, Some(2))), 2), Err(AuthError::OtherCluster(NodeId(1))));
+        let other = AuthError::OtherNode { expected: NodeId(3), found: NodeId(2) };
+        assert_eq!(meet(("s", card(1, None)), ("s", card(2, None)), 3), Err(other));
+    }
+
+    #[test]
+    fn a_proof_overheard_on_one_connection_is_worth_nothing_on_another() {
+        let secret = Secret::new(b"s");
+        let (one, two, visitor) = (Gate::default(), Gate::default(), Visitor::new(card(1, None)));
+        let nonce = one.hello(&secret, &card(2, None), visitor.ask()).expect("nonce");
+        let proof = visitor.prove(&secret, &nonce).expect("proof");
+        assert_eq!(two.hello(&secret, &card(2, None), proof), Err(AuthError::Secret));
+        assert_eq!(two.card(), None);
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        let gate = Gate::default();
+        for garbage in [&b""[..], &[0], &[1; 40], &[7; 200], &[1; 200]] {
+            assert!(gate.hello(&Secret::new(b"s"), &card(2, None), Bytes::copy_from_slice(garbage)).is_err());
+        }
+        assert_eq!(gate.card(), None);
+    }
+}

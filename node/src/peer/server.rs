@@ -1,0 +1,228 @@
+//! The server side of all pairs: accepts connections, asks for the proof, hands frames to the `Handler`. Nothing but `Hello` is answered
+//! before the proof. Raft's connections run on the runtime that started the server, all others on the edges' runtime.
+
+use super::auth::{Gate, Secret};
+use super::client::{CONNECTION_WINDOW, FRAME_BYTES, HTTP_FRAME, STREAM_WINDOW};
+use super::socket::{self, Accepted};
+use super::transport::{Card, Frame, Handler, PeerError, STREAM_CAPACITY, StreamKind, head_only};
+use crate::model::NodeId;
+use futures::future::{BoxFuture, Either};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+use warren_proto::peer::peer_server::{Peer, PeerServer};
+
+const HELLO: &str = "/warren.peer.Peer/Hello";
+const PEER: &str = "/warren.peer.Peer/";
+/// Connections that wait to be taken over by their runtime.
+const BACKLOG: usize = 64;
+
+pub(super) struct ServerConfig {
+    pub(super) secret: Secret,
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) edge_runtime: Handle,
+    pub(super) routes: Routes,
+    pub(super) stop_rx: watch::Receiver<bool>,
+}
+
+/// Starts accepting on the current runtime.
+pub(super) fn start(listener: std::net::TcpListener, config: ServerConfig) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let raft_tx = serve(&Handle::current(), &config);
+    let edge_tx = serve(&config.edge_runtime, &config);
+    tokio::spawn(accept(listener, raft_tx, edge_tx, config.stop_rx));
+    Ok(())
+}
+
+async fn accept(
+    listener: TcpListener,
+    raft_tx: mpsc::Sender<std::net::TcpStream>,
+    edge_tx: mpsc::Sender<std::net::TcpStream>,
+    mut stop_rx: watch::Receiver<bool>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop_rx.changed() => return,
+        };
+        let Ok((mut socket, from)) = accepted else {
+            // Out of descriptors: do not spin.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (raft_tx, edge_tx) = (raft_tx.clone(), edge_tx.clone());
+        tokio::spawn(async move {
+            let sorted = match socket::accept(&mut socket).await {
+                Ok(class) if class.is_raft() => socket.into_std().map(|s| raft_tx.try_send(s)),
+                Ok(_) => socket.into_std().map(|s| edge_tx.try_send(s)),
+                Err(error) => Err(error),
+            };
+            match sorted {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => tracing::warn!(%from, "too many new connections at once, one dropped"),
+                Err(error) => tracing::debug!(%from, %error, "connection refused"),
+            }
+        });
+    }
+}
+
+/// A tonic server on `runtime` for the sockets that are sent to it.
+fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<std::net::TcpStream> {
+    let (tx, rx) = mpsc::channel(BACKLOG);
+    let service = PeerService { secret: config.secret.clone(), handler: config.handler.clone() };
+    let peer = PeerServer::new(service).max_decoding_message_size(FRAME_BYTES).max_encoding_message_size(FRAME_BYTES);
+    let routes = config.routes.clone().add_service(peer).prepare();
+    let mut stop_rx = config.stop_rx.clone();
+    let incoming = ReceiverStream::new(rx).map(|socket: std::net::TcpStream| {
+        let socket = TcpStream::from_std(socket)?;
+        Ok::<_, io::Error>(Accepted::new(socket, Arc::new(Gate::default())))
+    });
+    runtime.spawn(async move {
+        let mut server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(HTTP_FRAME)
+            .layer(GuardLayer);
+        let stopped = async move {
+            let _ = stop_rx.wait_for(|stop| *stop).await;
+        };
+        // Not graceful: streams between nodes never end by themselves.
+        tokio::select! {
+            served = server.add_routes(routes).serve_with_incoming(incoming) => {
+                if let Err(error) = served {
+                    tracing::error!(%error, "peer server stopped");
+                }
+            }
+            () = stopped => {}
+        }
+    });
+    tx
+}
+
+/// Lets only proved connections through.
+#[derive(Clone)]
+struct GuardLayer;
+
+impl<S> tower::Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard(inner)
+    }
+}
+
+#[derive(Clone)]
+struct Guard<S>(S);
+
+impl<S, B, R> tower::Service<http::Request<B>> for Guard<S>
+where
+    S: tower::Service<http::Request<B>, Response = http::Response<R>>,
+    R: Default,
+{
+    type Response = http::Response<R>;
+    type Error = S::Error;
+    type Future = Either<S::Future, std::future::Ready<Result<http::Response<R>, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        let card = request.extensions().get::<Arc<Gate>>().and_then(|gate| gate.card());
+        let allowed = match card {
+            _ if path == HELLO => true,
+            // An operator's tool is no node.
+            Some(card) => card.node != NodeId(0) || !path.starts_with(PEER),
+            None => false,
+        };
+        if allowed {
+            return Either::Left(self.0.call(request));
+        }
+        Either::Right(std::future::ready(Ok(Status::unauthenticated("").into_http())))
+    }
+}
+
+struct PeerService {
+    secret: Secret,
+    handler: Arc<dyn Handler>,
+}
+
+fn status(error: PeerError) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
+fn card<T>(request: &Request<T>) -> Result<Card, Status> {
+    let gate = request.extensions().get::<Arc<Gate>>();
+    gate.and_then(|gate| gate.card()).ok_or_else(|| Status::unauthenticated(""))
+}
+
+type Frames = BoxStream<'static, Result<Frame, Status>>;
+
+impl PeerService {
+    fn stream(&self, kind: StreamKind, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        let card = card(&request)?;
+        let (tx, rx) = mpsc::channel(STREAM_CAPACITY);
+        let broken = move |s: Status| PeerError::Unreachable { node: card.node, why: s.message().to_string() };
+        self.handler.stream(card, kind, request.into_inner().map_err(broken).boxed(), tx);
+        Ok(Response::new(ReceiverStream::new(rx).map(Ok).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type AppendStream = Frames;
+    type HeartbeatStream = Frames;
+    type SnapshotStream = Frames;
+    type EdgeStream = Frames;
+    type DeliverStream = Frames;
+
+    async fn hello(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let gate = request.extensions().get::<Arc<Gate>>().cloned().ok_or_else(|| Status::unauthenticated(""))?;
+        match gate.hello(&self.secret, &self.handler.card(), request.into_inner().head) {
+            Ok(answer) => Ok(Response::new(head_only(answer))),
+            Err(error) => {
+                tracing::warn!(%error, "connection refused");
+                Err(Status::unauthenticated(""))
+            }
+        }
+    }
+
+    async fn ask(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let card = card(&request)?;
+        let answer: BoxFuture<'static, _> = self.handler.ask(card, request.into_inner());
+        answer.await.map(Response::new).map_err(status)
+    }
+
+    async fn append(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        self.stream(StreamKind::Append, request)
+    }
+
+    async fn heartbeat(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        self.stream(StreamKind::Heartbeat, request)
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        self.stream(StreamKind::Snapshot, request)
+    }
+
+    async fn edge(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        self.stream(StreamKind::Edge, request)
+    }
+
+    async fn deliver(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        self.stream(StreamKind::Deliver, request)
+    }
+}

@@ -1,0 +1,282 @@
+//! From a queue to its consumers: locates live messages, gets their bodies (memory first, disk beside), and hands them out in turn
+//! as far as credit, room on the path, the reserved mark and the lease allow. Never waits: what is not there now is marked later.
+
+use super::edges::PathId;
+use super::handle::ReadDone;
+use super::queue::{Choice, QueueState, Source};
+use super::server::ShardServer;
+use crate::machine::read_run;
+use crate::model::link::{Deliveries, ToEdge};
+use crate::model::{LeaderId, QueueId, Seq};
+
+/// Bytes handed out before the mailbox is looked at again.
+const TURN_BYTES: usize = 1 << 20;
+/// A consumer's messages go out when they are this large together.
+const CHUNK_BYTES: usize = 128 << 10;
+/// ... or this many.
+const CHUNK_MESSAGES: usize = 1024;
+/// Entries of one queue that are read from disk ahead.
+const READ_AHEAD: usize = 4;
+/// Reads of one shard at a time; with the entries' size this bounds the memory they take.
+const READS: usize = 32;
+
+/// What is there to deliver.
+enum Next {
+    /// Nothing.
+    Nothing,
+    /// A body is being read, or cannot be.
+    Waiting,
+    /// This message, at the front of its source.
+    Message(Seq),
+}
+
+impl ShardServer {
+    /// Delivers what can be delivered; true when there is more than one turn takes.
+    pub(super) fn pump(&mut self) -> bool {
+        let Some(leader) = self.lead else { return false };
+        if self.dirty.is_empty() {
+            return false;
+        }
+        if !self.proposer.lease_valid() {
+            self.wait_for_lease();
+            return false;
+        }
+        self.paths.iter_mut().for_each(|p| p.room = p.end.deliveries_tx.capacity());
+        let mut budget = TURN_BYTES;
+        for _ in 0..self.dirty.len() {
+            let Some(id) = self.dirty.pop_front() else { break };
+            let Some(mut state) = self.queues.remove(&id) else { continue };
+            state.dirty = false;
+            self.pump_queue(leader, &mut state, &mut budget);
+            let (again, reserve) = (budget == 0, state.needs_reserve());
+            self.queues.insert(id, state);
+            if reserve {
+                self.want_reserve(id);
+            }
+            if again {
+                self.mark(id);
+                break;
+            }
+        }
+        budget == 0
+    }
+
+    /// Everything that is due waits for the next tick (rule 20).
+    fn wait_for_lease(&mut self) {
+        while let Some(queue) = self.dirty.pop_front() {
+            if let Some(state) = self.queues.get_mut(&queue) {
+                state.dirty = false;
+                self.stalled.push(queue);
+            }
+        }
+    }
+
+    fn pump_queue(&mut self, leader: LeaderId, state: &mut QueueState, budget: &mut usize) {
+        while !state.held && *budget > 0 {
+            if state.gets.is_empty() && !state.consumers.iter().any(|c| c.wants()) {
+                break;
+            }
+            let again = !state.returned.is_empty();
+            let seq = match self.next(state, again) {
+                Next::Message(seq) => seq,
+                Next::Nothing if again => continue,
+                Next::Nothing => {
+                    self.answer_gets_empty(state);
+                    break;
+                }
+                Next::Waiting => break,
+            };
+            if seq > state.reserved || !self.hand_out(leader, state, again, budget) {
+                break;
+            }
+        }
+        for at in 0..state.consumers.len() {
+            self.flush(leader, state, at);
+        }
+        self.keep_loaded(state);
+    }
+
+    /// Gives the next message to whoever's turn it is; false when nobody can take it now.
+    fn hand_out(&mut self, leader: LeaderId, state: &mut QueueState, again: bool, budget: &mut usize) -> bool {
+        if let Some(get) = state.gets.front().copied() {
+            if !state.may_hold(get.session) {
+                return false;
+            }
+            state.gets.pop_front();
+            self.answer_get(state, get.path, (get.session, get.request), again, budget);
+            return true;
+        }
+        let paths = &mut self.paths;
+        let choice = state.choose(|consumer| {
+            let Some(path) = paths.iter_mut().find(|p| p.id == consumer.path && !p.closed) else { return false };
+            if consumer.out.is_empty() {
+                path.full |= path.room == 0;
+                return path.room > 0;
+            }
+            true
+        });
+        let Choice::Consumer(at) = choice else { return false };
+        let Some((seq, message)) = state.pop(again) else { return false };
+        *budget = budget.saturating_sub(message.len().max(64));
+        let delivery = state.check_out(state.consumers[at].session, seq, message);
+        let consumer = &mut state.consumers[at];
+        if consumer.out.is_empty()
+            && let Some(path) = paths.iter_mut().find(|p| p.id == consumer.path)
+        {
+            path.room -= 1;
+        }
+        consumer.push(delivery);
+        if consumer.out_bytes >= CHUNK_BYTES || consumer.out.len() >= CHUNK_MESSAGES {
+            self.flush(leader, state, at);
+        }
+        true
+    }
+
+    /// Sends what was gathered for a consumer. Room was taken before; a path that closed meanwhile loses it, and the edge's next
+    /// attach, or its end, gives it back.
+    fn flush(&mut self, leader: LeaderId, state: &mut QueueState, at: usize) {
+        let consumer = &mut state.consumers[at];
+        if consumer.out.is_empty() {
+            return;
+        }
+        consumer.out_bytes = 0;
+        let messages = std::mem::take(&mut consumer.out);
+        let deliveries = Deliveries { leader, consumer: consumer.spec.id, messages };
+        if let Some(path) = self.paths.iter_mut().find(|p| p.id == consumer.path)
+            && path.end.deliveries_tx.try_send(deliveries).is_err()
+        {
+            path.closed = true;
+        }
+    }
+
+    fn answer_get(
+        &mut self,
+        state: &mut QueueState,
+        path: PathId,
+        (session, request): (crate::model::SessionId, u64),
+        again: bool,
+        budget: &mut usize,
+    ) {
+        if self.path_mut(path).is_none() {
+            return;
+        }
+        let Some((seq, message)) = state.pop(again) else { return };
+        *budget = budget.saturating_sub(message.len().max(64));
+        let delivery = state.check_out(session, seq, message);
+        let live = self.machine.lock().queue(state.id).map_or(0, |q| q.live_count());
+        let remaining = live.saturating_sub(state.checked.count());
+        self.send(path, ToEdge::Got { request, result: Ok(Some((delivery, remaining))) });
+    }
+
+    fn answer_gets_empty(&mut self, state: &mut QueueState) {
+        for get in std::mem::take(&mut state.gets) {
+            self.send(get.path, ToEdge::Got { request: get.request, result: Ok(None) });
+        }
+    }
+
+    fn keep_loaded(&mut self, state: &mut QueueState) {
+        state.used = true;
+        let empty = state.fresh.is_empty() && state.again.is_empty();
+        if !empty && !state.loaded {
+            state.loaded = true;
+            self.loaded.push(state.id);
+        }
+    }
+
+    /// Brings the next message of a source to its front.
+    fn next(&mut self, state: &mut QueueState, again: bool) -> Next {
+        loop {
+            let source = if again { &mut state.again } else { &mut state.fresh };
+            if let Some((seq, _)) = source.front.front().map(|(seq, body)| (*seq, body.len())) {
+                if again || state.checked.highest() < seq || !state.checked.contains(seq) {
+                    return Next::Message(seq);
+                }
+                source.front.pop_front();
+                state.cursor = Seq(seq.0 + 1);
+                continue;
+            }
+            if source.runs.is_empty() {
+                let machine = self.machine.lock();
+                let found =
+                    if again { state.locate_again(&machine, &mut self.located) } else { state.locate_fresh(&machine, &mut self.located) };
+                if !found {
+                    return Next::Nothing;
+                }
+            }
+            let (id, source) = (state.id, if again { &mut state.again } else { &mut state.fresh });
+            if !self.load(id, source) {
+                return Next::Waiting;
+            }
+        }
+    }
+
+    /// Unpacks the first located run when its entry is at hand, else has it and the following ones read.
+    fn load(&mut self, queue: QueueId, source: &mut Source) -> bool {
+        let Some(run) = source.runs.front_mut() else { return false };
+        if run.entry.is_none() {
+            run.entry = self.bodies.cached(run.at.index);
+        }
+        let Some(entry) = run.entry.take() else {
+            self.read_ahead(queue, source);
+            return false;
+        };
+        let mut messages = Vec::with_capacity(run.at.count as usize);
+        read_run(&entry, queue, &run.at, &mut messages);
+        if messages.is_empty() {
+            tracing::error!(queue = %queue, index = run.at.index, first = %run.at.first, "entry does not hold the messages it should");
+            source.clear();
+            self.stalled.push(queue);
+            return false;
+        }
+        source.runs.pop_front();
+        source.front.extend(messages);
+        true
+    }
+
+    fn read_ahead(&mut self, queue: QueueId, source: &mut Source) {
+        let mut reading = source.runs.iter().filter(|r| r.reading).count();
+        let mut last = 0;
+        for run in source.runs.iter_mut() {
+            if reading >= READ_AHEAD {
+                return;
+            }
+            if run.entry.is_some() || run.reading || std::mem::replace(&mut last, run.at.index) == run.at.index {
+                continue;
+            }
+            if self.reads >= READS {
+                self.stalled.push(queue);
+                return;
+            }
+            run.reading = true;
+            reading += 1;
+            self.reads += 1;
+            let (index, handle, read) = (run.at.index, self.handle.clone(), self.bodies.read(run.at.index));
+            tokio::spawn(async move {
+                let result = read.await;
+                handle.read_done(ReadDone { queue, index, result });
+            });
+        }
+    }
+
+    pub(super) fn read_done(&mut self, done: ReadDone) {
+        self.reads -= 1;
+        let ReadDone { queue, index, result } = done;
+        if let Some(state) = self.queues.get_mut(&queue) {
+            match result {
+                Ok(entry) => {
+                    let runs = state.fresh.runs.iter_mut().chain(&mut state.again.runs);
+                    runs.filter(|run| run.at.index == index).for_each(|run| (run.entry, run.reading) = (Some(entry.clone()), false));
+                }
+                Err(error) => {
+                    tracing::warn!(queue = %queue, index, %error, "cannot read messages");
+                    state.fresh.runs.clear();
+                    state.again.clear();
+                    return self.stalled.push(queue);
+                }
+            }
+        }
+        self.mark(queue);
+        let stalled = std::mem::take(&mut self.stalled);
+        stalled.into_iter().for_each(|queue| self.mark(queue));
+    }
+}

@@ -1,0 +1,63 @@
+//! What a shard's server reads from the node's copy of the catalog: which queues its shard should know (rule 27), and the little
+//! about a queue that only the catalog says. Implemented for the catalog itself; tests bring their own.
+
+use crate::machine::catalog::Catalog;
+use crate::model::catalog::Name;
+use crate::model::{QueueId, ShardId};
+use parking_lot::RwLock;
+
+/// How a shard gets from one catalog index to another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatalogChanges {
+    /// The catalog index it leads to.
+    pub to: u64,
+    /// Queues made.
+    pub creates: Vec<QueueId>,
+    /// Queues dropped.
+    pub drops: Vec<QueueId>,
+}
+
+/// What the catalog says of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueFacts {
+    /// How it is called, for refusals.
+    pub name: Name,
+    /// Goes with its last consumer.
+    pub auto_delete: bool,
+}
+
+/// The node's copy of the catalog. Every call is short and takes one read lock.
+pub trait CatalogFeed: Send + Sync + 'static {
+    /// The index it has applied.
+    fn index(&self) -> u64;
+    /// What a shard at catalog index `from` must do to reach the present index. `known` lists the queues the shard has, for when the
+    /// change log does not reach back to `from`.
+    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges;
+    /// A queue, unless it is gone.
+    fn facts(&self, queue: QueueId) -> Option<QueueFacts>;
+}
+
+impl CatalogFeed for RwLock<Catalog> {
+    fn index(&self) -> u64 {
+        self.read().index()
+    }
+
+    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
+        let catalog = self.read();
+        if let Some((creates, drops)) = catalog.changes_since(from, shard) {
+            return CatalogChanges { to: catalog.index(), creates, drops };
+        }
+        // Not under the catalog's lock: `known` takes the shard's.
+        drop(catalog);
+        let known = known();
+        let catalog = self.read();
+        let (creates, drops) = catalog.difference(shard, known);
+        CatalogChanges { to: catalog.index(), creates, drops }
+    }
+
+    fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
+        let catalog = self.read();
+        let record = catalog.queue_by_id(queue)?;
+        Some(QueueFacts { name: record.spec.name.clone(), auto_delete: record.spec.auto_delete })
+    }
+}

@@ -1,0 +1,176 @@
+//! The mailbox of a shard's server and the handle that everybody else holds: paths, leadership, outcomes, effects, finished reads.
+//! Nothing here blocks or waits. What lies in it is bounded by what the server itself asked for (entries in flight, reads), by the
+//! number of paths, and for effects by the entries in flight: effects that arrive while this node does not lead are dropped.
+
+use super::feed::CatalogFeed;
+use crate::machine::shard::Effect;
+use crate::model::entry::EntryBytes;
+use crate::model::ports::{LeaderEnd, Leadership, ProposalOutcome};
+use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// What a shard's server is told once.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Its shard.
+    pub shard: ShardId,
+    /// This node.
+    pub node: NodeId,
+    /// Milliseconds since the epoch, for the entries' stamp.
+    pub clock: fn() -> u64,
+    /// An edge without a path for this long is declared gone.
+    pub edge_gone: Duration,
+    /// How often waiting things are looked at (edges without a path, full paths, idle windows); nothing ticks while nothing waits.
+    pub tick: Duration,
+    /// The catalog as this node knows it.
+    pub catalog: Arc<dyn CatalogFeed>,
+}
+
+impl ServerConfig {
+    /// With the limits' times and the system's clock.
+    pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
+        ServerConfig { shard, node, clock: system_time_ms, edge_gone: limits::EDGE_GONE, tick: Duration::from_millis(100), catalog }
+    }
+}
+
+fn system_time_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
+}
+
+/// What a server asks of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerEvent {
+    /// The last consumer of an auto-delete queue cancelled or went with its edge: propose `DeleteQueue` (rule 22).
+    LastConsumerGone {
+        /// Which queue.
+        queue: QueueId,
+    },
+}
+
+/// A body that was read from disk.
+pub(super) struct ReadDone {
+    pub queue: QueueId,
+    pub index: u64,
+    pub result: io::Result<EntryBytes>,
+}
+
+/// What waits for the server.
+#[derive(Default)]
+pub(super) struct Inbox {
+    pub ends: Vec<LeaderEnd>,
+    pub leadership: Option<Leadership>,
+    pub outcomes: Vec<(u64, ProposalOutcome)>,
+    pub effects: Vec<Effect>,
+    pub reads: Vec<ReadDone>,
+    pub catalog_moved: bool,
+    pub stop: bool,
+}
+
+impl Inbox {
+    fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+            && self.leadership.is_none()
+            && self.outcomes.is_empty()
+            && self.effects.is_empty()
+            && self.reads.is_empty()
+            && !self.catalog_moved
+            && !self.stop
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    inbox: Mutex<Inbox>,
+    leading: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// The receiving end of a [`ServerHandle`], handed to `spawn`.
+pub struct Mailbox(Arc<Shared>);
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mailbox")
+    }
+}
+
+impl Mailbox {
+    /// Takes all that waits; pending when nothing does.
+    pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Inbox> {
+        self.0.waker.register(cx.waker());
+        let mut inbox = self.0.inbox.lock();
+        if inbox.is_empty() { Poll::Pending } else { Poll::Ready(std::mem::take(&mut *inbox)) }
+    }
+
+    /// A handle to this mailbox, for reads that the server starts itself.
+    pub(super) fn handle(&self) -> ServerHandle {
+        ServerHandle(self.0.clone())
+    }
+}
+
+/// Cheap to clone; no call blocks.
+#[derive(Clone)]
+pub struct ServerHandle(Arc<Shared>);
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerHandle")
+    }
+}
+
+/// A handle and its mailbox, made first so that a proposer can be given the handle before the server runs.
+pub fn mailbox() -> (ServerHandle, Mailbox) {
+    let shared = Arc::new(Shared::default());
+    (ServerHandle(shared.clone()), Mailbox(shared))
+}
+
+impl ServerHandle {
+    /// A path from an edge, local or remote.
+    pub fn connected(&self, end: LeaderEnd) {
+        self.put(|inbox| inbox.ends.push(end));
+    }
+
+    /// Who leads now. `is_me` only once an entry of that leader id is applied here (rule 24).
+    pub fn leadership(&self, leadership: Leadership) {
+        self.0.leading.store(leadership.is_me, Ordering::Release);
+        self.put(|inbox| inbox.leadership = Some(leadership));
+    }
+
+    /// An entry was applied to the shard's machine, by whoever proposed it. Call it before the entry's `outcome`.
+    pub fn applied(&self, _id: LogId, effects: Vec<Effect>) {
+        if self.0.leading.load(Ordering::Acquire) && !effects.is_empty() {
+            self.put(|inbox| inbox.effects.extend(effects));
+        }
+    }
+
+    /// What became of a proposal, in log order, once per proposal.
+    pub fn outcome(&self, token: u64, outcome: ProposalOutcome) {
+        self.put(|inbox| inbox.outcomes.push((token, outcome)));
+    }
+
+    /// The local catalog applied something.
+    pub fn catalog_moved(&self) {
+        self.put(|inbox| inbox.catalog_moved = true);
+    }
+
+    /// Ends the server: paths close, volatile state is forgotten.
+    pub fn stop(&self) {
+        self.put(|inbox| inbox.stop = true);
+    }
+
+    pub(super) fn read_done(&self, done: ReadDone) {
+        self.put(|inbox| inbox.reads.push(done));
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Inbox)) {
+        change(&mut self.0.inbox.lock());
+        self.0.waker.wake();
+    }
+}

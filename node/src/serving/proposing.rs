@@ -1,0 +1,357 @@
+//! What goes into the log: waiting batches of all edges, the catalog's changes first, the leader's own operations, hellos and
+//! farewells, joined into one entry whenever a slot is free (no linger). And what comes back: verdicts, rewinds (rules 12, 13, 27).
+
+use super::edges::PathId;
+use super::queue::ReserveState;
+use super::server::ShardServer;
+use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason};
+use crate::model::link::{Batch, Ranges, ToEdge};
+use crate::model::ports::ProposalOutcome;
+use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, limits};
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Pause after a failed proposal, so that an edge and a leader that does not know it is deposed do not spin.
+const FAILURE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A purge that waits or is proposed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purge {
+    pub path: PathId,
+    pub request: u64,
+    pub queue: QueueId,
+    pub count: u64,
+}
+
+/// A section of an entry in flight.
+#[derive(Debug)]
+enum Part {
+    Advance,
+    Leader { reserves: Vec<QueueId>, purges: Vec<Purge> },
+    Gone(SessionId),
+    Hello(NodeId, Incarnation),
+    Batch { session: SessionId, seq: BatchSeq, settles: Vec<(QueueId, Ranges)>, void: bool },
+}
+
+#[derive(Debug)]
+struct InFlight {
+    token: u64,
+    parts: Vec<Part>,
+}
+
+/// What waits for the log and what is in it without an outcome.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    in_flight: VecDeque<InFlight>,
+    next_token: u64,
+    time_ms: u64,
+    /// The catalog index that the shard will have once everything in flight is applied.
+    catalog_index: u64,
+    pub catalog_moved: bool,
+    /// A request wants the shard to know the catalog up to here.
+    pub asked_index: u64,
+    pub reserves: Vec<QueueId>,
+    pub purges: Vec<Purge>,
+    pub gones: Vec<SessionId>,
+    pub hellos: Vec<(NodeId, Incarnation)>,
+    pub resume_at: Option<Instant>,
+    turn: usize,
+    /// Hellos in flight; not proposed twice.
+    greeting: Vec<(NodeId, Incarnation)>,
+}
+
+impl Log {
+    pub fn forget(&mut self) {
+        *self = Log { next_token: self.next_token, time_ms: self.time_ms, ..Log::default() };
+    }
+
+    /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
+    pub fn void(&mut self, session: SessionId, from: BatchSeq) {
+        for part in self.in_flight.iter_mut().flat_map(|f| &mut f.parts) {
+            if let Part::Batch { session: of, seq, void, .. } = part {
+                *void |= *of == session && *seq >= from;
+            }
+        }
+    }
+
+    pub fn begin(&mut self, catalog_index: u64, time_ms: u64) {
+        self.catalog_index = catalog_index;
+        self.time_ms = self.time_ms.max(time_ms);
+        self.catalog_moved = true;
+    }
+}
+
+/// The settles of a batch; walks the heads of operations and parses nothing when there are none.
+fn settles(batch: &Batch) -> Vec<(QueueId, Ranges)> {
+    if !crate::model::entry::has_settles(&batch.ops) {
+        return Vec::new();
+    }
+    let ops = OpsReader::at(&batch.ops.clone().into(), 0);
+    ops.filter_map(|op| match op {
+        Ok(Op::Settle { queue, ranges, .. }) => Some((queue, ranges)),
+        _ => None,
+    })
+    .collect()
+}
+
+impl ShardServer {
+    /// A batch from an edge, in its order: one out of order is sent back at once, a repeated one goes through (the machine knows).
+    pub(super) fn batch(&mut self, id: PathId, batch: Batch) {
+        let Some(path) = self.path_mut(id) else { return };
+        if path.session != Some(batch.session) {
+            return self.close(id);
+        }
+        if batch.seq > path.next {
+            let from = path.next;
+            return self.rewind(id, from);
+        }
+        if batch.seq == path.next {
+            path.next = BatchSeq(batch.seq.0 + 1);
+            path.rewound = false;
+        }
+        path.batches.push_back(batch);
+    }
+
+    /// Says so once; what the edge had sent before it heard is dropped silently.
+    fn rewind(&mut self, id: PathId, from: BatchSeq) {
+        let Some(path) = self.path_mut(id) else { return };
+        path.next = from;
+        if !std::mem::replace(&mut path.rewound, true) {
+            self.send(id, ToEdge::Rewind { from });
+        }
+    }
+
+    /// Proposes while there is something and a slot.
+    pub(super) fn propose(&mut self) {
+        let Some(leader) = self.lead else { return };
+        if self.log.resume_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.log.resume_at = None;
+        while self.log.in_flight.len() < limits::ENTRIES_IN_FLIGHT {
+            let time_ms = self.log.time_ms.max((self.config.clock)());
+            let mut entry = EntryBuilder::new(time_ms);
+            let parts = self.fill(&mut entry);
+            if parts.is_empty() {
+                return;
+            }
+            self.log.time_ms = time_ms;
+            self.log.next_token += 1;
+            let token = self.log.next_token;
+            self.log.in_flight.push_back(InFlight { token, parts });
+            self.proposer.propose(token, leader, entry.finish());
+        }
+    }
+
+    fn fill(&mut self, entry: &mut EntryBuilder) -> Vec<Part> {
+        let mut parts = Vec::new();
+        self.fill_advance(entry, &mut parts);
+        self.fill_leader_ops(entry, &mut parts);
+        for session in std::mem::take(&mut self.log.gones) {
+            entry.gone(session);
+            parts.push(Part::Gone(session));
+        }
+        let next = self.log.hellos.iter().position(|h| !self.log.greeting.contains(h));
+        if let Some(at) = next {
+            let (node, incarnation) = self.log.hellos.remove(at);
+            entry.hello(node, incarnation);
+            self.log.greeting.push((node, incarnation));
+            parts.push(Part::Hello(node, incarnation));
+        }
+        self.fill_batches(entry, &mut parts);
+        parts
+    }
+
+    /// The catalog's changes go first when the catalog made or dropped queues of this shard, or a waiting batch was routed by a
+    /// later catalog than the shard follows.
+    fn fill_advance(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+        let from = self.log.catalog_index;
+        let needed = self.paths.iter().flat_map(|p| &p.batches).any(|b| b.catalog_index > from) || self.log.asked_index > from;
+        if !needed && !std::mem::take(&mut self.log.catalog_moved) {
+            return;
+        }
+        self.log.catalog_moved = false;
+        let known = || self.machine.lock().queues().map(|(id, _)| id).collect();
+        let changes = self.config.catalog.changes(self.config.shard, from, &known);
+        let quiet = changes.creates.is_empty() && changes.drops.is_empty();
+        if changes.to <= from || (quiet && !needed) {
+            return;
+        }
+        entry.advance(from, changes.to, &changes.creates, &changes.drops);
+        parts.push(Part::Advance);
+        self.log.catalog_index = changes.to;
+    }
+
+    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+        if self.log.reserves.is_empty() && self.log.purges.is_empty() {
+            return;
+        }
+        let (wanted, asked) = (std::mem::take(&mut self.log.reserves), std::mem::take(&mut self.log.purges));
+        let (mut reserves, mut purges, mut ops) = (Vec::new(), Vec::new(), Ops::default());
+        let shared = self.machine.clone();
+        let machine = shared.lock();
+        for id in wanted {
+            let (Some(state), Some(queue)) = (self.queues.get_mut(&id), machine.queue(id)) else { continue };
+            let (up_to, sessions) = state.reservation(queue);
+            ops.reserve(id, up_to, &sessions);
+            state.reserve = ReserveState::InFlight;
+            reserves.push(id);
+        }
+        let mut unknown = Vec::new();
+        for mut purge in asked {
+            let (Some(state), Some(queue)) = (self.queues.get_mut(&purge.queue), machine.queue(purge.queue)) else {
+                unknown.push(purge);
+                continue;
+            };
+            let (ranges, count) = state.purge(queue);
+            ops.settle(purge.queue, SettleReason::Purge, &ranges);
+            purge.count += count;
+            purges.push(purge);
+        }
+        drop(machine);
+        for purge in unknown {
+            let result = Err(self.not_found(purge.queue));
+            self.send(purge.path, ToEdge::Purged { request: purge.request, result });
+        }
+        if !ops.is_empty() {
+            entry.leader_ops(&ops.take());
+            parts.push(Part::Leader { reserves, purges });
+        }
+    }
+
+    /// Batches of all paths in turn, each path's in order, as many as fit; one of any size always fits alone.
+    fn fill_batches(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+        let (n, index) = (self.paths.len(), self.log.catalog_index);
+        let mut first = true;
+        let mut idle = 0;
+        while idle < n {
+            let at = self.log.turn % n;
+            self.log.turn = at + 1;
+            let path = &mut self.paths[at];
+            let fits = |b: &Batch| b.catalog_index <= index && (first || entry.len() + b.ops.len() <= limits::ENTRY_BYTES);
+            let ready = !path.closed && path.batches.front().is_some_and(fits);
+            let Some(batch) = ready.then(|| path.batches.pop_front()).flatten() else {
+                idle += 1;
+                continue;
+            };
+            (first, idle) = (false, 0);
+            entry.batch(&batch);
+            parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
+        }
+    }
+
+    pub(super) fn outcome(&mut self, token: u64, outcome: ProposalOutcome) {
+        let Some(at) = self.log.in_flight.iter().position(|f| f.token == token) else { return };
+        let Some(entry) = self.log.in_flight.remove(at) else { return };
+        match outcome {
+            ProposalOutcome::Applied(_, replies) => {
+                for (part, reply) in entry.parts.into_iter().zip(replies) {
+                    self.applied_part(part, reply);
+                }
+            }
+            ProposalOutcome::Failed(why) => {
+                tracing::debug!(shard = %self.config.shard, token, why, "proposal failed");
+                self.log.resume_at = Some(Instant::now() + FAILURE_PAUSE);
+                entry.parts.into_iter().for_each(|part| self.failed_part(part));
+            }
+        }
+    }
+
+    fn applied_part(&mut self, part: Part, reply: SectionReply) {
+        match (part, reply) {
+            (Part::Batch { session, settles, void, .. }, SectionReply::Batch { seq, refused, .. }) => {
+                self.settled(settles);
+                if !void {
+                    self.send_session(session, ToEdge::Verdict { seq, refused });
+                }
+            }
+            (Part::Batch { void, .. }, SectionReply::Gap { session, last }) if !void => {
+                self.send_back(session, BatchSeq(last.0 + 1));
+            }
+            (Part::Batch { .. }, SectionReply::UnknownSession { session }) => {
+                if let Some(path) = self.paths.iter().find(|p| p.session == Some(session)).map(|p| p.id) {
+                    self.close(path);
+                }
+            }
+            (Part::Advance, SectionReply::Advanced { accepted }) => self.advanced(accepted),
+            (Part::Leader { reserves, purges }, _) => {
+                reserves.into_iter().for_each(|queue| self.reserved(queue));
+                for purge in purges {
+                    self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
+                }
+            }
+            (Part::Hello(node, incarnation), _) => {
+                self.log.greeting.retain(|h| *h != (node, incarnation));
+                self.sync_sessions();
+            }
+            (Part::Gone(_), _) => self.sync_sessions(),
+            (Part::Batch { .. } | Part::Advance, _) => {}
+        }
+    }
+
+    /// Not in the log as far as anybody knows: batches are the edge's to repeat, the rest is proposed again.
+    fn failed_part(&mut self, part: Part) {
+        match part {
+            Part::Batch { void: true, .. } => {}
+            Part::Batch { session, seq, .. } => self.send_back(session, seq),
+            Part::Advance => self.advanced(false),
+            Part::Leader { reserves, purges } => {
+                for queue in reserves {
+                    if let Some(state) = self.queues.get_mut(&queue) {
+                        state.reserve = ReserveState::Wanted;
+                        self.log.reserves.push(queue);
+                    }
+                }
+                self.log.purges.extend(purges);
+            }
+            Part::Hello(node, incarnation) => {
+                self.log.greeting.retain(|h| *h != (node, incarnation));
+                if self.sessions.values().all(|s| (s.node, s.incarnation) != (node, incarnation)) {
+                    self.log.hellos.push((node, incarnation));
+                }
+            }
+            Part::Gone(session) => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.going = false;
+                }
+            }
+        }
+    }
+
+    /// Batches of a session from `from` on cannot be accepted any more: those that wait are dropped, the edge resends.
+    fn send_back(&mut self, session: SessionId, from: BatchSeq) {
+        let Some(id) = self.sessions.get(&session).map(|s| s.path) else { return };
+        let Some(path) = self.path_mut(id).filter(|p| from < p.next) else { return };
+        path.batches.clear();
+        path.rewound = false;
+        self.log.void(session, from);
+        self.rewind(id, from);
+    }
+
+    fn advanced(&mut self, accepted: bool) {
+        if !accepted {
+            self.log.catalog_index = self.machine.lock().catalog_index();
+            self.log.catalog_moved = true;
+        }
+        self.retry_early();
+    }
+
+    fn reserved(&mut self, queue: QueueId) {
+        let machine = self.machine.lock();
+        let (Some(state), Some(applied)) = (self.queues.get_mut(&queue), machine.queue(queue)) else { return };
+        state.reserved = applied.reserved();
+        state.holders = applied.holders().into();
+        state.reserve = ReserveState::Idle;
+        drop(machine);
+        self.mark(queue);
+    }
+
+    fn settled(&mut self, settles: Vec<(QueueId, Ranges)>) {
+        for (queue, ranges) in settles {
+            if let Some(state) = self.queues.get_mut(&queue) {
+                ranges.into_iter().filter(|(first, last): &(Seq, Seq)| first <= last).for_each(|(a, b)| state.settled(a, b));
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What edges ask of the leader besides batches: consume, cancel, credit, get, return, stat, purge. Requests for a queue that is
+//! held (rule 18) or that the shard does not know yet (rule 27) are kept until that is over.
+
+use super::edges::PathId;
+use super::handle::ServerEvent;
+use super::proposing::Purge;
+use super::queue::{Consumer, Get, ReserveState};
+use super::server::ShardServer;
+use crate::model::catalog::Refusal;
+use crate::model::link::{Consumer as Spec, QueueStat, Ranges, ToEdge, ToLeader};
+use crate::model::{ConsumerId, QueueId, SessionId};
+
+/// The queue a request cannot do without.
+fn needs(request: &ToLeader) -> Option<QueueId> {
+    match request {
+        ToLeader::Consume(spec) => Some(spec.queue),
+        ToLeader::Get { queue, .. } | ToLeader::Purge { queue, .. } => Some(*queue),
+        ToLeader::Hello { .. }
+        | ToLeader::Batch(_)
+        | ToLeader::Attach { .. }
+        | ToLeader::Cancel { .. }
+        | ToLeader::Credit { .. }
+        | ToLeader::Return { .. }
+        | ToLeader::Stat { .. } => None,
+    }
+}
+
+impl ShardServer {
+    pub(super) fn request(&mut self, id: PathId, request: ToLeader) {
+        let Some(session) = self.path_mut(id).and_then(|p| p.session) else { return };
+        if let Some(queue) = needs(&request) {
+            match self.queue_state(queue) {
+                None => return self.too_early(id, queue, request),
+                Some(state) if state.held => return state.parked.push((id, request)),
+                Some(_) => {}
+            }
+        }
+        match request {
+            ToLeader::Consume(spec) => self.consume(id, session, spec),
+            ToLeader::Cancel { consumer } => self.cancel(id, session, consumer),
+            ToLeader::Credit { consumer, messages, bytes } => self.credit(id, session, consumer, messages, bytes),
+            ToLeader::Get { request, queue, no_ack: _ } => self.get(Get { path: id, session, request }, queue),
+            ToLeader::Return { queue, ranges, seen } => self.give_back(session, queue, &ranges, seen),
+            ToLeader::Stat { request, queues } => self.stat(id, request, &queues),
+            ToLeader::Purge { request, queue } => self.log.purges.push(Purge { path: id, request, queue, count: 0 }),
+            ToLeader::Hello { .. } | ToLeader::Batch(_) | ToLeader::Attach { .. } => {}
+        }
+    }
+
+    /// A queue that the shard does not have: waits when the catalog is ahead of the shard, else it does not exist.
+    fn too_early(&mut self, id: PathId, queue: QueueId, request: ToLeader) {
+        let index = self.config.catalog.index();
+        if index > self.machine.lock().catalog_index() && self.config.catalog.facts(queue).is_some() {
+            self.log.asked_index = self.log.asked_index.max(index);
+            return self.early.push((index, id, request));
+        }
+        let refusal = self.not_found(queue);
+        match request {
+            ToLeader::Consume(spec) => self.send(id, ToEdge::Consuming { consumer: spec.id, result: Err(refusal) }),
+            ToLeader::Get { request, .. } => self.send(id, ToEdge::Got { request, result: Err(refusal) }),
+            ToLeader::Purge { request, .. } => self.send(id, ToEdge::Purged { request, result: Err(refusal) }),
+            ToLeader::Hello { .. }
+            | ToLeader::Batch(_)
+            | ToLeader::Attach { .. }
+            | ToLeader::Cancel { .. }
+            | ToLeader::Credit { .. }
+            | ToLeader::Return { .. }
+            | ToLeader::Stat { .. } => {}
+        }
+    }
+
+    /// The shard followed the catalog: what waited for a queue is tried again.
+    pub(super) fn retry_early(&mut self) {
+        for (_, path, request) in std::mem::take(&mut self.early) {
+            self.request(path, request);
+        }
+    }
+
+    pub(super) fn not_found(&self, queue: QueueId) -> Refusal {
+        let (name, vhost) = self.name_of(queue);
+        Refusal::NotFound { kind: "queue".into(), name, vhost }
+    }
+
+    fn name_of(&self, queue: QueueId) -> (String, String) {
+        match self.config.catalog.facts(queue) {
+            Some(facts) => (facts.name.name.to_string(), facts.name.vhost.to_string()),
+            None => (queue.to_string(), String::new()),
+        }
+    }
+
+    fn consume(&mut self, id: PathId, session: SessionId, spec: Spec) {
+        let (consumer, queue) = (spec.id, spec.queue);
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        let twin = state.consumers.iter().any(|c| c.session == session && c.spec.id == consumer);
+        let locked = state.consumers.iter().any(|c| c.spec.exclusive) || (spec.exclusive && !state.consumers.is_empty());
+        if locked && !twin {
+            let (name, vhost) = self.name_of(queue);
+            let refusal = Refusal::Access(format!("queue '{name}' in vhost '{vhost}' in exclusive use"));
+            return self.send(id, ToEdge::Consuming { consumer, result: Err(refusal) });
+        }
+        if !twin {
+            state.consumers.push(Consumer::new(spec, session, id, 0, 0));
+            self.consumers.insert((session, consumer), queue);
+            self.session_used(session);
+        }
+        self.send(id, ToEdge::Consuming { consumer, result: Ok(()) });
+        self.mark(queue);
+    }
+
+    fn session_used(&mut self, session: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.used = true;
+        }
+    }
+
+    /// Deliveries of earlier turns are on their way already and none is gathered now, so nothing follows the answer.
+    fn cancel(&mut self, id: PathId, session: SessionId, consumer: ConsumerId) {
+        if let Some(queue) = self.consumers.remove(&(session, consumer)) {
+            if let Some(state) = self.queues.get_mut(&queue) {
+                state.consumers.retain(|c| c.session != session || c.spec.id != consumer);
+            }
+            self.check_last_consumer(queue);
+        } else {
+            let is_it = |r: &ToLeader| matches!(r, ToLeader::Consume(spec) if spec.id == consumer);
+            self.early.retain(|(_, path, request)| *path != id || !is_it(request));
+            self.queues.values_mut().for_each(|q| q.parked.retain(|(path, request)| *path != id || !is_it(request)));
+        }
+        self.send(id, ToEdge::Cancelled { consumer, asked: true });
+    }
+
+    /// Tells the node when an auto-delete queue lost its last consumer; while edges are still to attach nobody knows (rule 22).
+    pub(super) fn check_last_consumer(&mut self, queue: QueueId) {
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        state.last_gone = state.consumers.is_empty();
+        if !state.last_gone || !state.parked.is_empty() || self.sessions.values().any(|s| !s.resolved) {
+            return;
+        }
+        state.last_gone = false;
+        if self.config.catalog.facts(queue).is_some_and(|facts| facts.auto_delete) {
+            self.events.push_back(ServerEvent::LastConsumerGone { queue });
+        }
+    }
+
+    fn credit(&mut self, id: PathId, session: SessionId, consumer: ConsumerId, messages: u32, bytes: u64) {
+        self.path_has_room(id);
+        let Some(queue) = self.consumers.get(&(session, consumer)).copied() else { return };
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        if let Some(consumer) = state.consumers.iter_mut().find(|c| c.session == session && c.spec.id == consumer) {
+            consumer.add_credit(messages, bytes);
+            self.mark(queue);
+        }
+    }
+
+    fn get(&mut self, get: Get, queue: QueueId) {
+        self.session_used(get.session);
+        if let Some(state) = self.queues.get_mut(&queue) {
+            state.gets.push_back(get);
+            self.mark(queue);
+        }
+    }
+
+    fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: bool) {
+        if let Some(state) = self.queue_state(queue) {
+            ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen));
+            self.mark(queue);
+        }
+    }
+
+    fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
+        let shared = self.machine.clone();
+        let machine = shared.lock();
+        let stats = if queues.is_empty() {
+            machine.queues().map(|(id, queue)| self.stat_of(id, queue)).collect()
+        } else {
+            queues.iter().filter_map(|id| Some(self.stat_of(*id, machine.queue(*id)?))).collect()
+        };
+        drop(machine);
+        self.send(id, ToEdge::Stats { request, stats });
+    }
+
+    fn stat_of(&self, id: QueueId, queue: &crate::machine::Queue) -> QueueStat {
+        let state = self.queues.get(&id);
+        let unacked = state.map_or(0, |s| s.checked.count()).min(queue.live_count());
+        QueueStat {
+            queue: id,
+            ready: queue.live_count() - unacked,
+            unacked,
+            bytes: queue.live_bytes(),
+            consumers: state.map_or(0, |s| s.consumers.len() as u32),
+        }
+    }
+
+    /// The catalog dropped the queue: its consumers end, who waits for it is told.
+    pub(super) fn queue_dropped(&mut self, queue: QueueId) {
+        let Some(state) = self.queues.remove(&queue) else { return };
+        for consumer in state.consumers {
+            self.consumers.remove(&(consumer.session, consumer.spec.id));
+            self.send(consumer.path, ToEdge::Cancelled { consumer: consumer.spec.id, asked: false });
+        }
+        for get in state.gets {
+            let result = Err(self.not_found(queue));
+            self.send(get.path, ToEdge::Got { request: get.request, result });
+        }
+        for (path, request) in state.parked {
+            self.request(path, request);
+        }
+    }
+
+    /// Asks for a place in the next entry.
+    pub(super) fn want_reserve(&mut self, queue: QueueId) {
+        if let Some(state) = self.queues.get_mut(&queue)
+            && state.reserve == ReserveState::Idle
+        {
+            state.reserve = ReserveState::Wanted;
+            self.log.reserves.push(queue);
+        }
+    }
+}

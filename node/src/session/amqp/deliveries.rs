@@ -1,0 +1,92 @@
+//! Messages on their way to the client: deliver, get-ok, return. Encodes straight from the stored bytes.
+
+use super::channel::Channel;
+use super::errors::{Fault, ReplyCode};
+use super::{Out, Shared};
+use crate::model::entry::StoredView;
+use crate::model::link::Delivery;
+use crate::model::step::{Got, Held, Outcome, Publish, Step};
+use crate::model::{ConsumerId, ShardId};
+use crate::wire::amqp::output::Content;
+use crate::wire::amqp::{Method, Short};
+
+impl Channel {
+    /// Messages for a consumer; those for one that is gone go back.
+    pub(super) fn deliver(&mut self, consumer: ConsumerId, shard: ShardId, messages: &[Delivery], shared: &Shared, out: &mut Out) {
+        let Some(to) = self.consumers.get(&consumer) else { return give_back(consumer, shard, messages, out) };
+        let mut settled = Vec::with_capacity(if to.no_ack { messages.len() } else { 0 });
+        for delivery in messages {
+            let held = Held { shard, queue: delivery.queue, seq: delivery.seq, consumer: Some(consumer) };
+            let Some(stored) = StoredView::parse(&delivery.message) else {
+                tracing::error!(queue = %delivery.queue, seq = %delivery.seq, "a stored message is malformed, it is not delivered");
+                continue;
+            };
+            let tag = self.unsettled.tag();
+            out.bytes.deliver(self.number, &to.tag, tag, delivery.redelivered, stored.exchange, stored.key);
+            let content = Content { properties: stored.properties, body: &delivery.message, body_at: stored.body_at };
+            out.bytes.content(self.number, &content, shared.frame_max);
+            if to.no_ack {
+                settled.push(held);
+            } else {
+                self.unsettled.hold(tag, held);
+            }
+        }
+        if !settled.is_empty() {
+            out.step(Step::Settle { held: settled, outcome: Outcome::Ack });
+        }
+        out.step(written(consumer, messages));
+    }
+
+    /// The answer to basic.get.
+    pub(super) fn got(&mut self, got: Got, no_ack: bool, shared: &Shared, out: &mut Out) -> Result<(), Fault> {
+        let held = Held { shard: got.shard, queue: got.delivery.queue, seq: got.delivery.seq, consumer: None };
+        let Some(stored) = StoredView::parse(&got.delivery.message) else {
+            return Err(Fault::new(ReplyCode::InternalError, "the stored message is malformed"));
+        };
+        let delivery_tag = self.unsettled.tag();
+        let get_ok = Method::BasicGetOk {
+            delivery_tag,
+            redelivered: got.delivery.redelivered,
+            exchange: short(stored.exchange),
+            routing_key: short(stored.key),
+            message_count: u32::try_from(got.remaining).unwrap_or(u32::MAX),
+        };
+        out.bytes.method(self.number, &get_ok);
+        let content = Content { properties: stored.properties, body: &got.delivery.message, body_at: stored.body_at };
+        out.bytes.content(self.number, &content, shared.frame_max);
+        if no_ack {
+            out.step(Step::Settle { held: vec![held], outcome: Outcome::Ack });
+        } else {
+            self.unsettled.hold(delivery_tag, held);
+        }
+        Ok(())
+    }
+
+    /// basic.return of a mandatory message that no queue took.
+    pub(super) fn returned(&mut self, publish: Publish, shared: &Shared, out: &mut Out) {
+        let (reply_code, reply_text) = ReplyCode::NoRoute.parts();
+        let method = Method::BasicReturn {
+            reply_code,
+            reply_text: reply_text.into(),
+            exchange: Short(publish.exchange),
+            routing_key: Short(publish.routing_key),
+        };
+        out.bytes.method(self.number, &method);
+        out.bytes.content(self.number, &Content { properties: &publish.properties, body: &publish.body, body_at: 0 }, shared.frame_max);
+    }
+}
+
+/// Messages that reached the session for a consumer or channel that has ended: back to their places, and their credit with them.
+pub(super) fn give_back(consumer: ConsumerId, shard: ShardId, messages: &[Delivery], out: &mut Out) {
+    let held = messages.iter().map(|d| Held { shard, queue: d.queue, seq: d.seq, consumer: Some(consumer) }).collect();
+    out.step(Step::Settle { held, outcome: Outcome::Requeue });
+    out.step(written(consumer, messages));
+}
+
+fn written(consumer: ConsumerId, messages: &[Delivery]) -> Step {
+    Step::Written { consumer, bytes: messages.iter().map(|d| d.message.len() as u64).sum() }
+}
+
+fn short(bytes: &[u8]) -> Short {
+    Short(bytes::Bytes::copy_from_slice(bytes))
+}

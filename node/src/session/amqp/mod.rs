@@ -1,0 +1,620 @@
+//! A client's AMQP 0-9-1 conversation as a pure state machine: no sockets, no clock, no tasks. The listener feeds frames and events and
+//! carries away steps and bytes. Semantics that need the cluster (existence, permissions, locks) are the edge's.
+
+mod arguments;
+mod channel;
+mod confirms;
+mod deliveries;
+pub mod errors;
+mod handshake;
+mod requests;
+mod tags;
+mod unsettled;
+
+#[cfg(test)]
+mod transcripts;
+
+use crate::model::catalog::Refusal;
+use crate::model::limits;
+use crate::model::step::{Event, Held, Outcome, Reply, Step};
+use crate::wire::amqp::{Frame, FrameError, FrameKind, Method, Output, PROTOCOL_HEADER, Short};
+use channel::Channel;
+use errors::{Fault, ReplyCode, Scope};
+use handshake::Capabilities;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What a session needs to know of its surroundings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Shown to clients.
+    pub cluster_name: String,
+    /// Randomness for consumer tags.
+    pub seed: u64,
+}
+
+/// What a session wants done, in order. The listener drains both.
+#[derive(Debug, Default)]
+pub struct Out {
+    /// For the edge.
+    pub steps: VecDeque<Step>,
+    /// For the client.
+    pub bytes: Output,
+    /// Channel and tag of the last step, while it is a settlement that may grow.
+    settling: Option<(u16, u64)>,
+}
+
+impl Out {
+    fn step(&mut self, step: Step) {
+        self.settling = None;
+        self.steps.push_back(step);
+    }
+
+    fn drop_empty_settlement(&mut self) {
+        if let Some(Step::Settle { held, .. }) = self.steps.back()
+            && held.is_empty()
+        {
+            self.steps.pop_back();
+            self.settling = None;
+        }
+    }
+
+    /// Where the messages of a settlement go: into the last step when that settles the same channel's earlier tags in the same way.
+    fn settle(&mut self, channel: u16, outcome: Outcome, tag: u64) -> &mut Vec<Held> {
+        let grows = match (&self.settling, self.steps.back()) {
+            (Some((same, last)), Some(Step::Settle { outcome: before, .. })) => *same == channel && *before == outcome && *last < tag,
+            _ => false,
+        };
+        if !grows {
+            self.steps.push_back(Step::Settle { held: Vec::new(), outcome });
+        }
+        self.settling = Some((channel, tag));
+        match self.steps.back_mut() {
+            Some(Step::Settle { held, .. }) => held,
+            _ => unreachable!("a settlement was pushed or found there"),
+        }
+    }
+}
+
+/// What the listener must know of a session's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not yet in a vhost: the handshake's deadline runs.
+    Handshake,
+    /// In a vhost.
+    Running,
+    /// connection.close was sent: wait for close-ok, not for long.
+    Closing,
+    /// Write what is left, then close the socket.
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Header,
+    Start,
+    Authenticating {
+        mechanism: &'static str,
+    },
+    Tune,
+    Open,
+    Opening,
+    Running,
+    /// The client asked to close; channels finish what they began.
+    Leaving,
+    Closing,
+    Closed,
+}
+
+/// What the channels of a connection share.
+#[derive(Debug)]
+struct Shared {
+    vhost: Arc<str>,
+    frame_max: u32,
+    tags: tags::Tags,
+    /// Bytes of commands that wait behind requests.
+    backlog: usize,
+    /// Bytes of bodies that are not complete.
+    assembling: usize,
+    /// Channels on which a message began since the last batch's end.
+    begun: Vec<u16>,
+}
+
+impl Shared {
+    fn begun(&mut self, channel: u16) {
+        if self.begun.last() != Some(&channel) {
+            self.begun.push(channel);
+        }
+    }
+
+    fn check_assembling(&self) -> Result<(), Fault> {
+        if self.assembling <= limits::CONNECTION_ASSEMBLY_BYTES {
+            return Ok(());
+        }
+        let text = format!("more than {} bytes of unfinished messages", limits::CONNECTION_ASSEMBLY_BYTES);
+        Err(Fault::new(ReplyCode::ResourceError, text))
+    }
+}
+
+/// A channel number in use.
+#[derive(Debug)]
+enum Slot {
+    Open(Box<Channel>),
+    /// We closed it; `stale`: an answer of the edge is still to come.
+    Closing {
+        stale: bool,
+    },
+    /// Closed on both sides, but an answer to its last request is still to come; what the client sends for a new channel waits.
+    Haunted {
+        frames: Vec<Frame>,
+    },
+}
+
+/// A client's conversation.
+#[derive(Debug)]
+pub struct Session {
+    options: Options,
+    state: State,
+    capabilities: Capabilities,
+    shared: Shared,
+    channel_max: u16,
+    heartbeat: u16,
+    epochs: u32,
+    channels: HashMap<u16, Slot>,
+    /// Channels with confirms to write at the end of the batch.
+    unflushed: Vec<u16>,
+}
+
+impl Session {
+    /// Waits for the protocol header.
+    pub fn new(options: Options) -> Session {
+        let shared = Shared {
+            vhost: "".into(),
+            frame_max: limits::FRAME_MAX_BEFORE_TUNE,
+            tags: tags::Tags::new(options.seed),
+            backlog: 0,
+            assembling: 0,
+            begun: Vec::new(),
+        };
+        Session {
+            options,
+            state: State::Header,
+            capabilities: Capabilities::default(),
+            shared,
+            channel_max: limits::CHANNEL_MAX,
+            heartbeat: 0,
+            epochs: 0,
+            channels: HashMap::new(),
+            unflushed: Vec::new(),
+        }
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Header | State::Start | State::Authenticating { .. } | State::Tune | State::Open | State::Opening => Phase::Handshake,
+            State::Running | State::Leaving => Phase::Running,
+            State::Closing => Phase::Closing,
+            State::Closed => Phase::Closed,
+        }
+    }
+
+    /// The protocol header was not read yet.
+    pub fn wants_header(&self) -> bool {
+        self.state == State::Header
+    }
+
+    /// Whether it takes frames now. False: stop reading the socket (a backlog is full, or an answer must come first).
+    pub fn wants_input(&self) -> bool {
+        match self.state {
+            State::Header | State::Authenticating { .. } | State::Opening | State::Leaving | State::Closed => false,
+            State::Start | State::Tune | State::Open | State::Closing => true,
+            State::Running => self.shared.backlog <= limits::CONNECTION_BACKLOG_BYTES,
+        }
+    }
+
+    /// Largest whole frame, either way.
+    pub fn frame_max(&self) -> u32 {
+        self.shared.frame_max
+    }
+
+    /// Seconds between signs of life; 0 = none wanted.
+    pub fn heartbeat(&self) -> u16 {
+        self.heartbeat
+    }
+
+    /// The vhost, once open; for logs.
+    pub fn vhost(&self) -> &str {
+        &self.shared.vhost
+    }
+
+    /// The first eight bytes. Anything but our header is answered with ours (spec 4.2.2).
+    pub fn on_header(&mut self, header: [u8; 8], out: &mut Out) {
+        if header == PROTOCOL_HEADER {
+            out.bytes.method(0, &handshake::start(&self.options));
+            self.state = State::Start;
+        } else {
+            out.bytes.raw(&PROTOCOL_HEADER);
+            self.state = State::Closed;
+        }
+    }
+
+    /// A frame.
+    pub fn on_frame(&mut self, frame: Frame, out: &mut Out) {
+        let channel = frame.channel;
+        let result = match (self.state, channel) {
+            (State::Closed | State::Leaving | State::Header, _) => Ok(()),
+            (_, 0) => self.on_connection_frame(frame, out),
+            (State::Closing, _) => Ok(()),
+            (State::Running, _) => self.on_channel_frame(frame, out),
+            (State::Start | State::Authenticating { .. } | State::Tune | State::Open | State::Opening, _) => {
+                Err(Fault::unexpected(format!("a frame of channel {channel} before connection.open-ok")))
+            }
+        };
+        if let Err(fault) = result {
+            self.fail(channel, fault, out);
+        }
+    }
+
+    /// Bytes that are no frame: nothing after them can be understood.
+    pub fn on_frame_error(&mut self, error: FrameError, out: &mut Out) {
+        match self.state {
+            State::Closing => self.state = State::Closed,
+            _ => self.close(error.into(), out),
+        }
+    }
+
+    /// The edge's word.
+    pub fn on_event(&mut self, event: Event, out: &mut Out) {
+        match event {
+            Event::Authenticated => self.on_authenticated(out),
+            Event::AuthenticationFailed(reason) => {
+                tracing::warn!(%reason, "login refused");
+                self.on_login_refused(out);
+            }
+            Event::Opened => self.on_opened(out),
+            Event::OpenRefused(refusal) if self.state == State::Opening => self.close(Fault::open_refused(refusal), out),
+            Event::OpenRefused(_) => {}
+            Event::Close(text) => self.close(Fault::new(ReplyCode::ConnectionForced, text), out),
+            Event::Blocked(reason) => {
+                self.notify(self.capabilities.blocked, &Method::ConnectionBlocked { reason: Short::from(reason.as_str()) }, out)
+            }
+            Event::Unblocked => self.notify(self.capabilities.blocked, &Method::ConnectionUnblocked {}, out),
+            channel_event if matches!(self.state, State::Running | State::Leaving) => self.on_channel_event(channel_event, out),
+            _after_the_end => {}
+        }
+    }
+
+    /// All frames or events at hand were fed: writes confirms, lets go of the read buffer.
+    pub fn end_batch(&mut self, out: &mut Out) {
+        out.settling = None;
+        while let Some(number) = self.unflushed.pop() {
+            if let Some(Slot::Open(channel)) = self.channels.get_mut(&number) {
+                channel.flush_confirms(out);
+            }
+        }
+        while let Some(number) = self.shared.begun.pop() {
+            if let Some(Slot::Open(channel)) = self.channels.get_mut(&number) {
+                channel.detach();
+            }
+        }
+    }
+
+    fn notify(&self, wanted: bool, method: &Method, out: &mut Out) {
+        if wanted && self.state == State::Running {
+            out.bytes.method(0, method);
+        }
+    }
+
+    // ---- the connection ----
+
+    fn on_connection_frame(&mut self, frame: Frame, out: &mut Out) -> Result<(), Fault> {
+        match frame.kind {
+            FrameKind::Heartbeat => return Ok(()),
+            FrameKind::Method => {}
+            FrameKind::Header | FrameKind::Body if self.state == State::Closing => return Ok(()),
+            FrameKind::Header | FrameKind::Body => return Err(Fault::unexpected("content on channel 0")),
+        }
+        let method = match Method::decode(frame.payload) {
+            Ok(Some(method)) => method,
+            _ if self.state == State::Closing => return Ok(()),
+            Ok(None) => return Err(Fault::new(ReplyCode::CommandInvalid, "unimplemented method")),
+            Err(malformed) => return Err(malformed.into()),
+        };
+        let id = method.id();
+        self.on_connection_method(method, out).map_err(|fault| fault.at(id))
+    }
+
+    fn on_connection_method(&mut self, method: Method, out: &mut Out) -> Result<(), Fault> {
+        match (method, self.state) {
+            (Method::ConnectionCloseOk {}, State::Closing) => self.state = State::Closed,
+            (Method::ConnectionClose { .. }, State::Closing) => out.bytes.method(0, &Method::ConnectionCloseOk {}),
+            (_, State::Closing) => {}
+            (Method::ConnectionClose { .. }, _) => self.leave(out),
+            (Method::ConnectionStartOk { client_properties, mechanism, response, .. }, State::Start) => {
+                self.capabilities = Capabilities::of(&client_properties);
+                let mechanism_name = if mechanism[..] == b"AMQPLAIN"[..] { "AMQPLAIN" } else { "PLAIN" };
+                self.state = State::Authenticating { mechanism: mechanism_name };
+                match handshake::login(&mechanism, &response)? {
+                    Some(step) => out.step(step),
+                    None => self.on_login_refused(out),
+                }
+            }
+            (Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }, State::Tune) => {
+                handshake::check_tune(channel_max, frame_max)?;
+                self.shared.frame_max = frame_max;
+                self.channel_max = channel_max;
+                self.heartbeat = heartbeat;
+                self.state = State::Open;
+            }
+            (Method::ConnectionOpen { virtual_host, .. }, State::Open) => {
+                let vhost = str::from_utf8(&virtual_host).map_err(|_| Fault::new(ReplyCode::NotAllowed, "vhost is not UTF-8"))?;
+                self.shared.vhost = vhost.into();
+                out.step(Step::Open { vhost: vhost.to_owned() });
+                self.state = State::Opening;
+            }
+            (Method::ConnectionUpdateSecret { .. }, State::Running) => {
+                return Err(Fault::not_implemented("connection.update-secret is not supported by this version"));
+            }
+            (other, _) => {
+                return Err(Fault::new(ReplyCode::CommandInvalid, format!("unexpected method {}", other.name())));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_authenticated(&mut self, out: &mut Out) {
+        if let State::Authenticating { .. } = self.state {
+            out.bytes.method(0, &handshake::tune());
+            self.state = State::Tune;
+        }
+    }
+
+    fn on_login_refused(&mut self, out: &mut Out) {
+        let State::Authenticating { mechanism } = self.state else { return };
+        if self.capabilities.authentication_failure_close {
+            self.close(Fault::login_refused(mechanism), out);
+        } else {
+            self.state = State::Closed;
+        }
+    }
+
+    fn on_opened(&mut self, out: &mut Out) {
+        if self.state == State::Opening {
+            out.bytes.method(0, &Method::ConnectionOpenOk { reserved_1: Short::default() });
+            self.state = State::Running;
+        }
+    }
+
+    /// The client says goodbye: what it sent before still counts.
+    fn leave(&mut self, out: &mut Out) {
+        self.state = State::Leaving;
+        self.leave_when_idle(out);
+    }
+
+    fn leave_when_idle(&mut self, out: &mut Out) {
+        let idle = |slot: &Slot| match slot {
+            Slot::Open(channel) => channel.is_idle(),
+            Slot::Closing { .. } | Slot::Haunted { .. } => true,
+        };
+        if self.state == State::Leaving && self.channels.values().all(idle) {
+            self.end_batch(out);
+            out.bytes.method(0, &Method::ConnectionCloseOk {});
+            self.state = State::Closed;
+        }
+    }
+
+    /// Closes the connection; channels end with it.
+    fn close(&mut self, fault: Fault, out: &mut Out) {
+        match self.state {
+            State::Closing | State::Closed => return,
+            State::Header => {
+                self.state = State::Closed;
+                return;
+            }
+            State::Leaving => {
+                out.bytes.method(0, &Method::ConnectionCloseOk {});
+                self.state = State::Closed;
+                return;
+            }
+            _ => {}
+        }
+        tracing::info!(code = fault.code.parts().0, text = %fault.text, method = ?fault.method, "closing connection");
+        self.end_batch(out);
+        let (class_id, method_id) = fault.method;
+        let reply_text = Short::from(fault.reply_text().as_str());
+        out.bytes.method(0, &Method::ConnectionClose { reply_code: fault.code.parts().0, reply_text, class_id, method_id });
+        self.state = State::Closing;
+        self.channels.clear();
+        self.shared.backlog = 0;
+        self.shared.assembling = 0;
+    }
+
+    fn fail(&mut self, channel: u16, fault: Fault, out: &mut Out) {
+        match fault.scope {
+            Scope::Channel if channel != 0 => self.close_channel(channel, fault, out),
+            Scope::Channel | Scope::Connection => self.close(fault, out),
+        }
+    }
+
+    // ---- channels ----
+
+    fn on_channel_frame(&mut self, frame: Frame, out: &mut Out) -> Result<(), Fault> {
+        let number = frame.channel;
+        match self.channels.get_mut(&number) {
+            Some(Slot::Open(channel)) => {
+                channel.on_frame(frame, &mut self.shared, out)?;
+                if channel.closed {
+                    self.channels.remove(&number);
+                }
+                Ok(())
+            }
+            Some(Slot::Closing { stale }) => {
+                let stale = *stale;
+                self.on_closing_channel_frame(frame, stale, out);
+                Ok(())
+            }
+            Some(Slot::Haunted { frames }) => {
+                self.shared.backlog += frame.payload.len() + size_of::<Frame>();
+                frames.push(frame);
+                Ok(())
+            }
+            None => self.on_first_frame(frame, out),
+        }
+    }
+
+    /// Only the answer to our channel.close counts (spec 1.5.2.5).
+    fn on_closing_channel_frame(&mut self, frame: Frame, stale: bool, out: &mut Out) {
+        let number = frame.channel;
+        match (frame.kind, frame.payload.get(..4)) {
+            (FrameKind::Method, Some([0, 20, 0, 41])) if stale => {
+                self.channels.insert(number, Slot::Haunted { frames: Vec::new() });
+            }
+            (FrameKind::Method, Some([0, 20, 0, 41])) => {
+                self.channels.remove(&number);
+            }
+            (FrameKind::Method, Some([0, 20, 0, 40])) => out.bytes.method(number, &Method::ChannelCloseOk {}),
+            _ => {}
+        }
+    }
+
+    fn on_first_frame(&mut self, frame: Frame, out: &mut Out) -> Result<(), Fault> {
+        let number = frame.channel;
+        if frame.kind != FrameKind::Method {
+            return Err(Fault::unexpected("expected method frame, got non method frame instead"));
+        }
+        match Method::decode(frame.payload)? {
+            Some(Method::ChannelOpen { .. }) => {}
+            Some(other) => return Err(Fault::new(ReplyCode::ChannelError, "expected 'channel.open'").at(other.id())),
+            None => return Err(Fault::new(ReplyCode::ChannelError, "expected 'channel.open'")),
+        }
+        let open = self.channels.len();
+        if number > self.channel_max || open >= usize::from(self.channel_max) {
+            let text = format!("number of channels opened ({open}) has reached the negotiated channel_max ({})", self.channel_max);
+            return Err(Fault::new(ReplyCode::NotAllowed, text).at((20, 10)));
+        }
+        self.channels.insert(number, Slot::Open(Box::new(Channel::new(number, self.epochs))));
+        self.epochs = self.epochs.wrapping_add(1) & 0xFF_FFFF;
+        out.bytes.method(number, &Method::ChannelOpenOk { reserved_1: Default::default() });
+        Ok(())
+    }
+
+    /// Closes one channel; the rest goes on.
+    fn close_channel(&mut self, number: u16, fault: Fault, out: &mut Out) {
+        let Some(Slot::Open(channel)) = self.channels.get_mut(&number) else { return };
+        tracing::info!(channel = number, code = fault.code.parts().0, text = %fault.text, method = ?fault.method, "closing channel");
+        channel.flush_confirms(out);
+        channel.drop_backlog(&mut self.shared);
+        channel.abandon(out);
+        let stale = channel.waiting.is_some();
+        let crossed = matches!(channel.waiting, Some(requests::Pending::Close));
+        let (class_id, method_id) = fault.method;
+        let reply_text = Short::from(fault.reply_text().as_str());
+        out.bytes.method(number, &Method::ChannelClose { reply_code: fault.code.parts().0, reply_text, class_id, method_id });
+        if crossed {
+            out.bytes.method(number, &Method::ChannelCloseOk {});
+        }
+        self.channels.insert(number, Slot::Closing { stale });
+        self.leave_when_idle(out);
+    }
+
+    fn on_channel_event(&mut self, event: Event, out: &mut Out) {
+        match event {
+            Event::Reply { channel, result } => self.on_reply(channel, result, out),
+            Event::Confirmed { channel, tickets } => self.on_confirmed(channel, &tickets, true),
+            Event::Nacked { channel, tickets } => self.on_confirmed(channel, &tickets, false),
+            Event::Returned(publish) => {
+                let Some(Slot::Open(channel)) = self.channels.get_mut(&publish.channel) else { return };
+                let theirs = match (&channel.confirms, publish.ticket) {
+                    (Some(confirms), Some(ticket)) => confirms.owns(ticket),
+                    (None, Some(_)) => false,
+                    (_, None) => true,
+                };
+                if theirs {
+                    channel.returned(*publish, &self.shared, out);
+                }
+            }
+            Event::ChannelError { channel, refusal, method } => self.fail(channel, Fault::from(refusal).at(method), out),
+            Event::Deliver { channel, consumer, shard, messages } => match self.channels.get_mut(&channel) {
+                Some(Slot::Open(channel)) => channel.deliver(consumer, shard, &messages, &self.shared, out),
+                _ => deliveries::give_back(consumer, shard, &messages, out),
+            },
+            Event::ConsumerGone { channel, consumer } => {
+                let Some(Slot::Open(channel)) = self.channels.get_mut(&channel) else { return };
+                let Some(gone) = channel.consumers.remove(&consumer) else { return };
+                channel.consumers_by_tag.remove(&gone.tag);
+                if self.capabilities.consumer_cancel_notify {
+                    out.bytes.method(channel.number, &Method::BasicCancel { consumer_tag: Short(gone.tag), nowait: true });
+                }
+            }
+            Event::Authenticated
+            | Event::AuthenticationFailed(_)
+            | Event::Opened
+            | Event::OpenRefused(_)
+            | Event::Blocked(_)
+            | Event::Unblocked
+            | Event::Close(_) => {}
+        }
+    }
+
+    fn on_confirmed(&mut self, number: u16, tickets: &[(u64, u64)], positive: bool) {
+        let Some(Slot::Open(channel)) = self.channels.get_mut(&number) else { return };
+        let Some(confirms) = &mut channel.confirms else { return };
+        confirms.record(tickets, positive);
+        if !self.unflushed.contains(&number) {
+            self.unflushed.push(number);
+        }
+    }
+
+    fn on_reply(&mut self, number: u16, result: Result<Reply, Refusal>, out: &mut Out) {
+        match self.channels.get_mut(&number) {
+            Some(Slot::Open(channel)) => {
+                let Some(pending) = channel.waiting.take() else {
+                    tracing::error!(channel = number, "a reply that nobody waits for");
+                    return;
+                };
+                let id = pending.method();
+                let answered = match result {
+                    Ok(reply) => channel.answer(pending, reply, &self.shared, out).map_err(|fault| fault.at(id)),
+                    Err(refusal) => Err(Fault::from(refusal).at(id)),
+                };
+                let result = answered.and_then(|()| channel.run_backlog(&mut self.shared, out));
+                if channel.closed {
+                    channel.drop_backlog(&mut self.shared);
+                    self.channels.remove(&number);
+                }
+                if let Err(fault) = result {
+                    self.fail(number, fault, out);
+                }
+                self.leave_when_idle(out);
+            }
+            Some(Slot::Closing { stale }) => {
+                *stale = false;
+                give_up(number, result, out);
+            }
+            Some(Slot::Haunted { frames }) => {
+                let frames = std::mem::take(frames);
+                give_up(number, result, out);
+                self.channels.remove(&number);
+                for frame in frames {
+                    self.shared.backlog -= frame.payload.len() + size_of::<Frame>();
+                    self.on_frame(frame, out);
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+/// An answer for a channel that is closed: a consumer that came to be, or a fetched message, is given back.
+fn give_up(channel: u16, result: Result<Reply, Refusal>, out: &mut Out) {
+    let held = match result {
+        Ok(Reply::Consuming { .. }) => Vec::new(),
+        Ok(Reply::Got(Some(got))) => {
+            vec![Held { shard: got.shard, queue: got.delivery.queue, seq: got.delivery.seq, consumer: None }]
+        }
+        Ok(Reply::Done | Reply::Queue { .. } | Reply::Count(_) | Reply::Got(None)) | Err(_) => return,
+    };
+    out.step(Step::ChannelClosed { channel, held });
+}

@@ -1,1 +1,0 @@
-//! Room `telemetry`: see docs/architecture.md.
