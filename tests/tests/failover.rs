@@ -26,7 +26,7 @@ fn gaps(test: &str, hit: impl Fn(&Cluster, usize), bring_back: impl Fn(&Cluster,
                 leader = cluster.queue_leader(&queue);
                 leader.is_some()
             }),
-            "no node's metrics name the leader of {queue}"
+            "no node tells the leader of {queue}"
         );
         let leader = leader.expect("checked before");
         let (dial, oracle) = (broker.dial((leader + 1) % cluster.len()), Arc::new(Oracle::default()));

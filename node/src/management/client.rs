@@ -52,7 +52,8 @@ impl AdminClient {
     pub async fn connect(address: &str, secret: &[u8], timeout: Duration) -> Result<AdminClient, ClientError> {
         let unreachable = |why: String| ClientError::Unreachable { address: address.to_owned(), why };
         let dialed = tokio::time::timeout(timeout, dial_operator(address, &Secret::new(secret))).await;
-        let channel = dialed.map_err(|_| unreachable(format!("no answer within {timeout:?}")))?.map_err(|error| unreachable(deepest(&error)))?;
+        let channel =
+            dialed.map_err(|_| unreachable(format!("no answer within {timeout:?}")))?.map_err(|error| unreachable(deepest(&error)))?;
         Ok(AdminClient { address: address.to_owned(), secret: secret.to_vec(), stub: Stub::new(channel) })
     }
 
