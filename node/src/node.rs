@@ -111,4 +111,3 @@ fn ports(amqp: &TcpListener, http: &TcpListener, peer: &TcpListener) -> Ports {
     let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
     Ports { amqp: port(amqp), stream: 0, management: port(http), peer: port(peer) }
 }
-

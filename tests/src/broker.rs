@@ -92,7 +92,7 @@ impl Broker {
             leader = cluster.queue_leader(queue);
             leader.is_some()
         });
-        let leader = leader.unwrap_or_else(|| panic!("no node's metrics name the leader of {queue}"));
+        let leader = leader.unwrap_or_else(|| panic!("no node tells the leader of {queue}"));
         (0..self.nodes()).map(|at| (from + at) % self.nodes()).find(|at| *at != leader).unwrap_or(from)
     }
 }

@@ -229,10 +229,21 @@ impl Cluster {
         (0..self.len()).map(|at| led(at).into_iter().filter(|shard| *shard != 0).collect()).collect()
     }
 
-    /// The node that leads a queue's shard, by the metrics of any node that knows the queue.
+    /// The node that leads a queue's shard, as `warren ctl list_queues name leader` on any node tells, and as its metrics confirm.
     pub fn queue_leader(&self, queue: &str) -> Option<usize> {
-        let shard = (0..self.len()).find_map(|at| self.metrics(at)?.queue_shard(queue))?;
-        self.leader_of(shard)
+        let told = (0..self.len()).find_map(|at| self.told_leader(at, queue))?;
+        let leads_some = self.metrics(told)?.led_shards().iter().any(|shard| *shard != 0);
+        leads_some.then_some(told)
+    }
+
+    fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
+        self.pid(at)?;
+        let node = format!("127.0.0.1:{}", self.nodes[at].ports.peer);
+        let mut command = Command::new(binary());
+        command.args(["ctl", "--node", &node, "-q", "list_queues", "name", "leader"]).env("WARREN_CLUSTER_SECRET", SECRET);
+        let rows = String::from_utf8(command.stdin(Stdio::null()).output().ok()?.stdout).ok()?;
+        let leader: usize = rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t'))?.trim().parse().ok()?;
+        leader.checked_sub(1)
     }
 
     /// Resident memory, KiB.

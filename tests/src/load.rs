@@ -48,8 +48,15 @@ pub struct PublisherReport {
 #[derive(Debug)]
 pub struct Running<R> {
     stop: Arc<AtomicBool>,
-    verdicts: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     thread: JoinHandle<R>,
+}
+
+/// What can be asked of a client while it runs.
+#[derive(Debug, Default)]
+struct Counts {
+    done: AtomicU64,
+    longest_gap_us: AtomicU64,
 }
 
 impl<R> Running<R> {
@@ -64,17 +71,22 @@ impl<R> Running<R> {
 
     /// Confirms (a publisher's) or deliveries (a consumer's) so far.
     pub fn count(&self) -> u64 {
-        self.verdicts.load(Relaxed)
+        self.counts.done.load(Relaxed)
+    }
+
+    /// The longest time without a confirm while some were due, since this was last asked.
+    pub fn take_longest_gap(&self) -> Duration {
+        Duration::from_micros(self.counts.longest_gap_us.swap(0, Relaxed))
     }
 }
 
-fn start<R: Send + 'static>(run: impl FnOnce(Arc<AtomicBool>, Arc<AtomicU64>) -> R + Send + 'static) -> Running<R> {
-    let (stop, verdicts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+fn start<R: Send + 'static>(run: impl FnOnce(Arc<AtomicBool>, Arc<Counts>) -> R + Send + 'static) -> Running<R> {
+    let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
     let thread = thread::spawn({
-        let (stop, verdicts) = (stop.clone(), verdicts.clone());
-        move || run(stop, verdicts)
+        let (stop, counts) = (stop.clone(), counts.clone());
+        move || run(stop, counts)
     });
-    Running { stop, verdicts, thread }
+    Running { stop, counts, thread }
 }
 
 /// Publish to a queue as publisher `id` until stopped. Panics when it cannot even connect.
@@ -82,10 +94,10 @@ pub fn publish(oracle: &Arc<Oracle>, dial: &Dial, id: u32, queue: &str, options:
     let mut connection = Connection::open_with_channel(dial).unwrap_or_else(|error| panic!("publisher {id}: {error}"));
     connection.confirm_select(1).unwrap_or_else(|error| panic!("publisher {id}: {error}"));
     let (oracle, queue, options) = (oracle.clone(), queue.to_owned(), options.clone());
-    start(move |stop, verdicts| {
+    start(move |stop, counts| {
         let report = PublisherReport::default();
         let mut publisher =
-            Publisher { oracle, id, queue, options, due: BTreeSet::new(), report, is_blocked: false, last: Instant::now(), verdicts };
+            Publisher { oracle, id, queue, options, due: BTreeSet::new(), report, is_blocked: false, last: Instant::now(), counts };
         if let Err(error) = publisher.run(&mut connection, &stop) {
             publisher.report.closes.push(format!("publisher {id}: {error}"));
         }
@@ -102,7 +114,7 @@ struct Publisher {
     report: PublisherReport,
     is_blocked: bool,
     last: Instant,
-    verdicts: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl Publisher {
@@ -145,7 +157,9 @@ impl Publisher {
     /// Take what has come, waiting a little.
     fn listen(&mut self, connection: &mut Connection) -> Result<(), ClientError> {
         if !self.due.is_empty() {
-            self.report.longest_gap = self.report.longest_gap.max(self.last.elapsed());
+            let gap = self.last.elapsed();
+            self.report.longest_gap = self.report.longest_gap.max(gap);
+            self.counts.longest_gap_us.fetch_max(gap.as_micros() as u64, Relaxed);
         }
         let until = Instant::now() + POLL;
         while let Some(event) = connection.event_within(until.saturating_duration_since(Instant::now()))? {
@@ -178,7 +192,7 @@ impl Publisher {
             } else {
                 self.oracle.confirmed(message)
             }
-            self.verdicts.fetch_add(1, Relaxed);
+            self.counts.done.fetch_add(1, Relaxed);
         }
         self.last = Instant::now();
     }
@@ -218,8 +232,8 @@ pub fn consume(oracle: &Arc<Oracle>, dial: &Dial, id: u32, queue: &str, options:
     };
     let mut connection: Connection = begin().unwrap_or_else(|error: ClientError| panic!("consumer {id}: {error}"));
     let (oracle, options) = (oracle.clone(), options.clone());
-    start(move |stop, count| {
-        let mut consumer = Consumer { oracle, id, options, held: Vec::new(), tag: 0, report: ConsumerReport::default(), count };
+    start(move |stop, counts| {
+        let mut consumer = Consumer { oracle, id, options, held: Vec::new(), tag: 0, report: ConsumerReport::default(), counts };
         match consumer.run(&mut connection, &stop).and_then(|()| connection.close()) {
             Ok(()) => consumer.oracle.closed(id),
             Err(error) => {
@@ -238,7 +252,7 @@ struct Consumer {
     held: Vec<oracle::Message>,
     tag: u64,
     report: ConsumerReport,
-    count: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl Consumer {
@@ -249,7 +263,7 @@ impl Consumer {
                     self.tag = message.tag;
                     self.held.extend(self.oracle.delivered(self.id, &message));
                     self.report.got += 1;
-                    self.count.fetch_add(1, Relaxed);
+                    self.counts.done.fetch_add(1, Relaxed);
                     if self.held.len() >= self.options.ack_every {
                         self.settle(connection)?;
                     }

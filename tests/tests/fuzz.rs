@@ -1,5 +1,7 @@
 //! Garbage at the socket: random bytes, mutated frames, wrong channels, oversize frames, bodies that never end. The broker answers with
-//! the right close or cuts, never panics, keeps its memory, and serves others all the while. Seeded; `WARREN_TEST_FRAMES` frames (200,000).
+//! the right close or cuts, never panics, keeps its memory, and serves others all the while. Seeded; 200,000 frames or as many as 45 s
+//! allow, or `WARREN_TEST_FRAMES` frames however long they take.
+#![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,13 +11,41 @@ use warren_tests::{Broker, Chance, unique};
 
 /// Frames of one connection at most.
 const BURST: usize = 400;
-/// The test ends then even if not all frames were sent.
-const MOST: Duration = Duration::from_secs(45);
+/// Frames, and how long the test goes on even if not all were sent, unless a number is asked for.
+const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
 
 const KINDS: [&str; 5] = ["direct", "fanout", "topic", "headers", "no-kind"];
 
-fn frames_wanted() -> u64 {
-    std::env::var("WARREN_TEST_FRAMES").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000)
+fn frames_wanted() -> (u64, Duration) {
+    let asked = std::env::var("WARREN_TEST_FRAMES").ok().and_then(|text| text.parse().ok());
+    asked.map_or(FRAMES, |frames| (frames, Duration::from_secs(1800)))
+}
+
+/// Frames that keep a connection open, so that what comes after them is read too.
+fn tame_frame(chance: &mut Chance, out: &mut Vec<u8>, queue: &str) {
+    let channel = chance.between(2, 1000) as u16;
+    match chance.below(12) {
+        0 => encode::confirm_select(out, 1),
+        1 => encode::qos(out, 1, chance.below(100) as u16, false),
+        2 => encode::get(out, 1, queue, true),
+        3 => encode::queue_bind(out, 1, queue, "amq.direct", "k"),
+        4 => encode::frame(out, encode::FRAME_HEARTBEAT, 0, b""),
+        5 => encode::exchange_declare(out, 1, "amq.topic", "topic", 1),
+        6 => {
+            encode::channel_open(out, channel);
+            encode::close(out, channel);
+        }
+        7 => {
+            let most = *chance.pick(&[10, 5_000, 5_000, 5_000, 300_000]);
+            let length = chance.below(most);
+            let route = encode::Route { channel: 1, exchange: "amq.direct", key: "nowhere", mandatory: true };
+            encode::publish(out, route, &vec![2; length], 4096);
+        }
+        _ => {
+            let route = encode::Route { channel: 1, exchange: "", key: queue, mandatory: false };
+            encode::publish(out, route, &vec![0; chance.below(300)], 131_072);
+        }
+    }
 }
 
 /// Frames that a client could send, on any channel, in any order.
@@ -29,13 +59,13 @@ fn frame(chance: &mut Chance, out: &mut Vec<u8>, queue: &str) {
         0 => encode::channel_open(out, channel),
         1 => encode::close(out, channel),
         2 => encode::confirm_select(out, channel),
-        3 => encode::qos(out, channel, tag as u16, tag % 2 == 0),
+        3 => encode::qos(out, channel, tag as u16, tag.is_multiple_of(2)),
         4 => encode::queue_declare(out, channel, &name, tag as u8, &table[..chance.below(3)]),
         5 => encode::queue_bind(out, channel, queue, &name, "k"),
         6 => encode::consume(out, channel, &name, "t", tag as u8 & 7, &[]),
         7 => encode::get(out, channel, &name, false),
-        8 => encode::ack(out, channel, tag, tag % 2 == 0),
-        9 => encode::nack(out, channel, tag, tag % 2 == 0, tag % 3 == 0),
+        8 => encode::ack(out, channel, tag, tag.is_multiple_of(2)),
+        9 => encode::nack(out, channel, tag, tag.is_multiple_of(2), tag.is_multiple_of(3)),
         10 => encode::exchange_declare(out, channel, &name, KINDS[chance.below(KINDS.len())], tag as u8),
         11 => encode::bare(out, channel, (chance.between(0, 100) as u16, chance.between(0, 130) as u16)),
         12 => encode::frame(out, encode::FRAME_HEADER, channel, &chance.bytes(14)),
@@ -48,7 +78,7 @@ fn frame(chance: &mut Chance, out: &mut Vec<u8>, queue: &str) {
         }
         16 => never_ending_body(out, channel, queue),
         _ => {
-            let route = encode::Route { channel, exchange: "", key: queue, mandatory: tag % 2 == 0 };
+            let route = encode::Route { channel, exchange: "", key: queue, mandatory: tag.is_multiple_of(2) };
             encode::publish(out, route, &vec![0; chance.below(300)], 131_072);
         }
     }
@@ -81,10 +111,14 @@ fn mutate(chance: &mut Chance, bytes: &mut Vec<u8>) {
 /// Frames, most of them as they should be; how many.
 fn burst(chance: &mut Chance, queue: &str) -> (Vec<u8>, u64) {
     let (mut out, count) = (Vec::new(), chance.below(BURST) as u64 + 1);
-    let mutated_one_in = *chance.pick(&[2, 20, 1000]);
+    let (wild_one_in, mutated_one_in) = (*chance.pick(&[2, 30, 500]), *chance.pick(&[2, 30, 500]));
     for _ in 0..count {
         let mut one = Vec::new();
-        frame(chance, &mut one, queue);
+        if chance.one_in(wild_one_in) {
+            frame(chance, &mut one, queue)
+        } else {
+            tame_frame(chance, &mut one, queue)
+        }
         if chance.one_in(mutated_one_in) {
             mutate(chance, &mut one);
         }
@@ -121,9 +155,9 @@ fn garbage_at_the_socket_hurts_nobody_else() {
     let (queue, control_queue) = (unique("fuzz"), unique("fuzz-control"));
     broker.declare_durable(0, &queue);
     broker.declare_durable(0, &control_queue);
-    let (wanted, began) = (frames_wanted(), Instant::now());
+    let ((wanted, most), began) = (frames_wanted(), Instant::now());
     let (mut sent, mut connections, mut before) = (0, 0u64, Vec::new());
-    while sent < wanted && began.elapsed() < MOST {
+    while sent < wanted && began.elapsed() < most {
         let at = chance.below(broker.nodes());
         let (bytes, count) = burst(&mut chance, &queue);
         connections += 1;
@@ -141,7 +175,6 @@ fn garbage_at_the_socket_hurts_nobody_else() {
                 let mut connection = broker.connect(at);
                 connection.declare(1, "", &QueueOptions { exclusive: true, ..QueueOptions::default() }).unwrap();
                 throw(connection.try_clone_socket().unwrap(), &bytes, Duration::from_millis(2));
-                drop(connection);
                 sent += count;
             }
         }
@@ -186,28 +219,35 @@ fn close_code(broker: &Broker, fill: impl FnOnce(&mut Vec<u8>, &Connection)) -> 
     }
 }
 
+type Breach = (&'static str, u16, fn(&mut Vec<u8>, &Connection));
+
+const BREACHES: [Breach; 8] = [
+    ("a frame larger than agreed", 501, |out, c| encode::frame(out, encode::FRAME_BODY, 1, &vec![0; c.frame_max as usize + 1])),
+    ("a body that nothing announced", 505, |out, _| encode::frame(out, encode::FRAME_BODY, 1, b"x")),
+    ("a channel that is not open", 504, |out, _| encode::confirm_select(out, 99)),
+    ("an unknown method", 503, |out, _| encode::bare(out, 1, (60, 199))),
+    ("a channel opened twice", 504, |out, _| encode::channel_open(out, 1)),
+    ("an unknown delivery tag", 406, |out, _| encode::ack(out, 1, 77, false)),
+    ("an unknown queue", 404, |out, _| encode::consume(out, 1, "no-such-queue", "", 0, &[])),
+    ("a frame without its end octet", 501, |out, _| {
+        encode::confirm_select(out, 1);
+        *out.last_mut().expect("a frame has bytes") = 0;
+    }),
+];
+
 #[test]
 fn each_breach_of_the_protocol_is_answered_with_its_code() {
     let broker = Broker::shared();
-    let oversize = |out: &mut Vec<u8>, c: &Connection| encode::frame(out, encode::FRAME_BODY, 1, &vec![0; c.frame_max as usize + 1]);
-    assert_eq!(close_code(&broker, oversize), Some(501), "a frame larger than agreed");
-    assert_eq!(close_code(&broker, |out, _| encode::frame(out, encode::FRAME_BODY, 1, b"x")), Some(505), "a body that nothing announced");
-    assert_eq!(close_code(&broker, |out, _| encode::confirm_select(out, 99)), Some(504), "a channel that is not open");
-    assert_eq!(close_code(&broker, |out, _| encode::bare(out, 1, (60, 199))), Some(540), "an unknown method");
-    assert_eq!(close_code(&broker, |out, _| encode::channel_open(out, 1)), Some(504), "a channel opened twice");
-    assert_eq!(close_code(&broker, |out, _| encode::ack(out, 1, 77, false)), Some(406), "an unknown delivery tag");
-    assert_eq!(close_code(&broker, |out, _| encode::consume(out, 1, "no-such-queue", "", 0, &[])), Some(404), "an unknown queue");
-    let no_end = |out: &mut Vec<u8>, _: &Connection| {
-        encode::confirm_select(out, 1);
-        *out.last_mut().expect("a frame has bytes") = 0;
-    };
-    assert_eq!(close_code(&broker, no_end), Some(501), "a frame without its end octet");
+    // RabbitMQ cuts the connection without a word at an unknown method.
+    let breaches: Vec<&Breach> = BREACHES.iter().filter(|(_, code, _)| *code != 503 || broker.cluster().is_some()).collect();
+    let answered: Vec<_> = breaches.iter().map(|(what, _, fill)| (*what, close_code(&broker, *fill))).collect();
+    assert_eq!(answered, breaches.iter().map(|(what, code, _)| (*what, Some(*code))).collect::<Vec<_>>());
 }
 
 #[test]
 fn another_protocol_is_told_which_one_is_spoken_here() {
     let broker = Broker::shared();
-    for hello in [b"AMQP\x00\x01\x00\x00".as_slice(), b"AMQP\x01\x01\x08\x00", b"GET / HTTP/1.1\r\n\r\n"] {
+    for hello in [b"AMQP\x00\x01\x00\x00".as_slice(), b"AMQP\x00\x00\x0a\x00", b"GET / HTTP/1.1\r\n\r\n"] {
         let mut socket = TcpStream::connect(&broker.dial(0).address).unwrap();
         socket.write_all(hello).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();

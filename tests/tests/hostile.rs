@@ -1,8 +1,9 @@
 //! Clients that misbehave must not hurt others: one that never reads, ten thousand channels, half-open sockets, slow handshakes.
+#![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Dial, Incoming, QueueOptions, encode};
@@ -14,6 +15,13 @@ use warren_tests::{Broker, eventually, unique};
 const RSS_SLACK_KIB: u64 = 5 * 1024;
 /// A handshake must be done by then, with some slack (RabbitMQ's default is 10 s).
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(14);
+
+/// These tests look at the memory of the nodes, so they take turns.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|poison| poison.into_inner())
+}
 
 fn rss(broker: &Broker) -> Vec<u64> {
     broker.cluster().map(|cluster| (0..cluster.len()).map(|at| cluster.rss_kib(at)).collect()).unwrap_or_default()
@@ -59,6 +67,7 @@ impl Polite {
 
 #[test]
 fn a_consumer_that_never_reads_does_not_hurt_others() {
+    let _alone = alone();
     let broker = Broker::shared();
     let (big, small) = (unique("never-reads"), unique("polite"));
     broker.declare_durable(0, &big);
@@ -102,6 +111,7 @@ fn a_consumer_that_never_reads_does_not_hurt_others() {
 
 #[test]
 fn ten_thousand_channels_open_work_and_leave_nothing_behind() {
+    let _alone = alone();
     let broker = Broker::shared();
     let queue = unique("channels");
     broker.declare_durable(0, &queue);
@@ -167,6 +177,7 @@ fn closed_after(socket: &mut TcpStream, most: Duration) -> Option<Duration> {
 
 #[test]
 fn slow_and_silent_handshakes_are_cut_and_do_not_hurt_others() {
+    let _alone = alone();
     let broker = Broker::shared();
     let queue = unique("loris");
     broker.declare_durable(0, &queue);
@@ -200,6 +211,7 @@ fn slow_and_silent_handshakes_are_cut_and_do_not_hurt_others() {
 
 #[test]
 fn a_client_that_falls_silent_is_cut_by_its_heartbeat_and_gives_back_what_it_held() {
+    let _alone = alone();
     let broker = Broker::shared();
     let queue = unique("half-open");
     broker.declare_durable(0, &queue);

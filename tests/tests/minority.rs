@@ -1,4 +1,5 @@
 //! A node that cannot reach a majority confirms nothing, says so, and serves again when the others are back.
+#![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::time::{Duration, Instant};
 use warren_tests::client::{ClientError, Incoming, QueueOptions};

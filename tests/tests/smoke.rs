@@ -1,4 +1,5 @@
 //! Does the cluster work at all: every kind of queue, through every pair of nodes.
+#![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::time::Duration;
 use warren_tests::client::{ClientError, Connection, Field, Incoming, QueueOptions, encode::Route};

@@ -1,4 +1,5 @@
 //! What one node has answered holds on every node at once.
+#![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::time::Duration;
 use warren_tests::client::{Incoming, QueueOptions, encode::Route};

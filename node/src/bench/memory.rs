@@ -45,8 +45,9 @@ fn fill(connection: &mut Connection, load: &Load, messages: u64, run: u32) -> Re
     let (mut body, mut out) = (vec![b'x'; load.size.max(HEAD)], Vec::new());
     let (mut sent, mut lowest, mut confirmed) = (0, 1, Seen::default());
     while confirmed.count() < messages {
-        while sent < messages && sent - confirmed.count() < load.window as u64 {
-            let until = (sent + BATCH.min(load.window as u64 - (sent - confirmed.count()))).min(messages);
+        let room = load.window as u64 - (sent - confirmed.count());
+        if sent < messages && room > load.window as u64 / 2 {
+            let until = (sent + BATCH.min(room)).min(messages);
             out.clear();
             for number in sent + 1..=until {
                 Stamp { run, producer: 0, number, sent_at: 0 }.write(&mut body);
@@ -54,6 +55,7 @@ fn fill(connection: &mut Connection, load: &Load, messages: u64, run: u32) -> Re
             }
             connection.send(&out)?;
             sent = until;
+            continue;
         }
         connection.set_read_timeout(Some(Duration::from_secs(60)))?;
         match connection.next_event()? {

@@ -13,6 +13,8 @@ mod producer;
 mod report;
 mod scenario;
 mod seen;
+#[cfg(test)]
+mod tests;
 
 pub use args::BenchArgs;
 

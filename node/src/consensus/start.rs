@@ -16,13 +16,13 @@ use crate::model::ports::{EdgeEnd, Leadership};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 

@@ -58,9 +58,12 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
     let on = running.clone();
     metrics.observe("warren_shard_applied_index", "Last applied log index", Kind::Gauge, move || applied(&on));
     let on = running.clone();
-    metrics.observe("warren_connections", "Client connections", Kind::Gauge, move || vec![Sample::plain(on.edge.connections().len() as f64)]);
+    metrics
+        .observe("warren_connections", "Client connections", Kind::Gauge, move || vec![Sample::plain(on.edge.connections().len() as f64)]);
     let on = running.clone();
-    metrics.observe("warren_queues", "Queues of the cluster", Kind::Gauge, move || vec![Sample::plain(on.catalog.read().queue_count() as f64)]);
+    metrics.observe("warren_queues", "Queues of the cluster", Kind::Gauge, move || {
+        vec![Sample::plain(on.catalog.read().queue_count() as f64)]
+    });
     let on = running.clone();
     let alarm = move || vec![Sample::plain(f64::from(u8::from(on.alarm.lock().is_some())))];
     metrics.observe("warren_disk_alarm", "1 while publishes stop for lack of disk space", Kind::Gauge, alarm);

@@ -2,8 +2,8 @@
 //! them. Entries whose messages are all gone are collected here until a durable checkpoint covers them.
 
 use crate::consensus::{Fault, Machine, Reply};
-use crate::machine::shard::DataMachine;
 use crate::machine::catalog::{Catalog, decode_command};
+use crate::machine::shard::DataMachine;
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
 use crate::serving::ServerHandle;

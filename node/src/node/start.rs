@@ -266,4 +266,3 @@ impl Started {
         self.running.consensus.stop().await;
     }
 }
-
