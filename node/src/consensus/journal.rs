@@ -47,6 +47,8 @@ pub struct ShardLog {
     pub last: Option<LogId>,
     /// Committed as last saved; may lag.
     pub committed: Option<LogId>,
+    /// The newest membership entry, committed or not.
+    pub membership: Option<(LogId, Bytes)>,
 }
 
 /// Rule 1: who this disk belongs to.

@@ -1,7 +1,7 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
 use super::journal::{Journal, Payload};
-use super::machine::GroupMachine;
+use super::machine::{Checkpointed, GroupMachine, Machine};
 use super::types::*;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
@@ -46,7 +46,9 @@ pub(super) struct Inner {
     pub(super) voters: Vec<VoterId>,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
+    pub(super) machine: Arc<dyn Machine>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    pub(super) checkpointed: Checkpointed,
     /// Campaigns of this node are forced failovers, not ordered transfers.
     pub(super) forced: Arc<AtomicBool>,
     lease: Duration,
@@ -79,7 +81,9 @@ impl Shard {
             voters: parts.voters,
             raft: parts.raft,
             journal: parts.journal,
+            machine: parts.machine,
             applied_rx: parts.applied_rx,
+            checkpointed: parts.checkpointed,
             forced: parts.forced,
             lease: parts.lease,
             data_rx,
@@ -184,7 +188,9 @@ pub(super) struct Parts {
     pub(super) voters: Vec<VoterId>,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
+    pub(super) machine: Arc<dyn Machine>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    pub(super) checkpointed: Checkpointed,
     pub(super) forced: Arc<AtomicBool>,
     pub(super) lease: Duration,
 }
