@@ -2,68 +2,12 @@
 //! that tests can put a log in memory behind it.
 
 use crate::model::entry::EntryBytes;
-use crate::model::{Generation, LeaderId, LogId, NodeId, ShardId};
-use bytes::Bytes;
+use crate::model::{LogId, ShardId};
+use crate::store::wal::Wal;
 use std::io;
 use std::ops::Range;
 
-/// An entry of a group's log.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogEntry {
-    /// Its id.
-    pub id: LogId,
-    /// What is in it.
-    pub payload: Payload,
-}
-
-/// Contents of an entry; cheap to clone.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Payload {
-    /// A new leader's first entry.
-    Blank,
-    /// A command of the machine.
-    Normal(EntryBytes),
-    /// The group's members (`types::write_membership`).
-    Membership(Bytes),
-}
-
-/// A Raft vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vote {
-    /// For whom.
-    pub leader: LeaderId,
-    /// Granted by a quorum.
-    pub committed: bool,
-}
-
-/// What a group's log holds.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ShardLog {
-    /// Last vote.
-    pub vote: Option<Vote>,
-    /// Last purged entry.
-    pub purged: Option<LogId>,
-    /// Last entry.
-    pub last: Option<LogId>,
-    /// Committed as last saved; may lag.
-    pub committed: Option<LogId>,
-    /// The newest membership entry, committed or not.
-    pub membership: Option<(LogId, Bytes)>,
-}
-
-/// Rule 1: who this disk belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: u128,
-    /// The node.
-    pub node: NodeId,
-    /// Which life of its disk.
-    pub generation: Generation,
-}
-
-/// Called once, on the log's thread, after the fdatasync.
-pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+pub use crate::store::wal::{Done, Identity, LogEntry, Payload, ShardLog, Vote};
 
 /// The log of a node.
 pub trait Journal: Send + Sync + 'static {
@@ -95,4 +39,62 @@ pub trait Journal: Send + Sync + 'static {
     fn identity(&self) -> Option<Identity>;
     /// Make this disk belong to somebody.
     fn save_identity(&self, identity: Identity, done: Done);
+}
+
+impl Journal for Wal {
+    fn state(&self, shard: ShardId) -> ShardLog {
+        Wal::state(self, shard)
+    }
+
+    fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
+        Wal::append(self, shard, entries, done)
+    }
+
+    fn save_vote(&self, shard: ShardId, vote: Vote, done: Done) {
+        Wal::save_vote(self, shard, vote, done)
+    }
+
+    fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: Done) {
+        Wal::truncate_after(self, shard, last, done)
+    }
+
+    fn purge(&self, shard: ShardId, upto: LogId) {
+        Wal::purge(self, shard, upto)
+    }
+
+    fn save_committed(&self, shard: ShardId, id: LogId) {
+        Wal::save_committed(self, shard, id)
+    }
+
+    fn flushed(&self, shard: ShardId) -> Option<LogId> {
+        Wal::flushed(self, shard)
+    }
+
+    fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
+        Wal::cached(self, shard, index)
+    }
+
+    fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        Wal::read(self, shard, range, max_bytes)
+    }
+
+    fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
+        Wal::read_body(self, shard, index)
+    }
+
+    fn release(&self, shard: ShardId, indices: &[u64]) {
+        Wal::release(self, shard, indices)
+    }
+
+    fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
+        Wal::retain_only(self, shard, upto, live)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Wal::identity(self)
+    }
+
+    fn save_identity(&self, identity: Identity, done: Done) {
+        Wal::save_identity(self, identity, done)
+    }
 }

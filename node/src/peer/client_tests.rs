@@ -161,8 +161,7 @@ async fn a_path_carries_batches_verdicts_and_deliveries_and_ends_with_either_end
     drop(leader);
     assert_eq!(edge.down_rx.recv().await, None);
     assert_eq!(edge.deliveries_rx.recv().await, None);
-    let mut edge = paths::connect(one.network.as_ref(), NodeId(1), ShardId(4), NodeId(2)).await.expect("again");
-    edge.deliveries_rx.close();
+    let edge = paths::connect(one.network.as_ref(), NodeId(1), ShardId(4), NodeId(2)).await.expect("again");
     let (_, mut leader) = two.ends_rx.recv().await.expect("a path");
     drop(edge);
     assert_eq!(leader.up_rx.recv().await, None);

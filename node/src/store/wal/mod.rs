@@ -1,0 +1,231 @@
+//! The write-ahead log: one per node, entries and votes of all Raft groups in one FIFO, one write and one fdatasync per batch.
+//! `consensus` appends and reads, deliveries read bodies, `state` says what may be forgotten. Format: docs/formats.md.
+
+#[cfg(test)]
+mod crash_tests;
+mod entry;
+mod file;
+mod format;
+mod group;
+mod index;
+mod keeper;
+mod meta;
+mod reader;
+mod recovery;
+mod scan;
+mod sidecar;
+mod state;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use entry::{Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, WalConfig, WalError};
+pub use stats::{SYNC_BUCKETS, WalStats};
+
+use crate::model::entry::EntryBytes;
+use crate::model::{LogId, ShardId};
+use crate::store::disk::Disk;
+use file::{WalFile, prepare};
+use format::Lap;
+use keeper::Keeper;
+use parking_lot::Mutex;
+use recovery::{Recovered, Tail, recover};
+use state::{Op, Shared};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use writer::Writer;
+
+/// Handle of the log; clones share it. When the last one is dropped the queue is written out and the threads end.
+#[derive(Clone)]
+pub struct Wal {
+    shared: Arc<Shared>,
+    threads: Arc<Threads>,
+}
+
+/// Ends the threads with the last handle.
+struct Threads {
+    shared: Arc<Shared>,
+    running: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    fn stop(&self) {
+        self.shared.lock().stopping = true;
+        self.shared.work.notify_all();
+        self.shared.keep.notify_all();
+        let running = std::mem::take(&mut *self.running.lock());
+        for thread in running.into_iter().filter(|t| t.thread().id() != thread::current().id()) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the log panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Wal {
+    /// Recover what is in `disk`, make the tail durable again (rule 4), start the writer.
+    ///
+    /// Errors: `WalError::Corrupt` when synced data is damaged: nothing was changed then.
+    pub fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
+        config.check()?;
+        let mut recovered = recover(&*disk, &config)?;
+        let io_error = |source| WalError::Io { doing: "start the log".into(), source };
+        let (tail, fresh) = match recovered.tail.take() {
+            Some(tail) => (tail, false),
+            None => (first_file(&*disk, &config, &mut recovered).map_err(io_error)?, true),
+        };
+        let Recovered { state, groups, identity, .. } = recovered;
+        let shared = Shared::new(config, state);
+        let Tail { file, position, closed, next_batch, items } = tail;
+        let mut writer = Writer { shared: shared.clone(), file, position, closed, next_batch, groups, identity, items, heads: Vec::new() };
+        if fresh {
+            writer.begin(writer.file.clone()).map_err(io_error)?;
+        }
+        let keeper = Keeper { shared: shared.clone(), disk };
+        let threads = Arc::new(Threads { shared: shared.clone(), running: Mutex::new(Vec::new()) });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into()).spawn(run).map_err(io_error)?;
+            threads.running.lock().push(thread);
+            Ok(())
+        };
+        spawn("wal", Box::new(|| writer.run()))?;
+        spawn("wal-keeper", Box::new(|| keeper.run()))?;
+        Ok(Wal { shared, threads })
+    }
+
+    /// Write out what is queued, end the threads, refuse all later requests. Also happens with the last handle.
+    pub fn close(&self) {
+        self.threads.stop();
+    }
+
+    /// The group's state; default for one never heard of.
+    pub fn state(&self, shard: ShardId) -> ShardLog {
+        self.shared.lock().shards.get(&shard).map(|s| s.group.log()).unwrap_or_default()
+    }
+
+    /// All groups that left anything in the log.
+    pub fn shards(&self) -> Vec<ShardId> {
+        let mut shards: Vec<ShardId> = self.shared.lock().shards.keys().copied().collect();
+        shards.sort_unstable();
+        shards
+    }
+
+    /// Append entries that follow the group's last one. They can be read when this returns; `done` runs when they are durable.
+    pub fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        self.shared.append(shard, entries, Box::new(done));
+    }
+
+    /// Save a vote, in the same order as everything else.
+    pub fn save_vote(&self, shard: ShardId, vote: Vote, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let done: Done = Box::new(done);
+        self.shared.submit(done, |state, done| {
+            state.shard(shard).group.vote = Some(vote);
+            Ok(Op::Vote { shard, vote, done })
+        });
+    }
+
+    /// Keep `last`, drop what follows; `None` drops all that is not purged.
+    pub fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let done: Done = Box::new(done);
+        self.shared.submit(done, |state, done| {
+            let index = state.shard(shard);
+            let (frees, bytes) = index.truncate(last);
+            let (keep, epoch) = (index.group.last, index.epoch);
+            state.stats.cache_bytes -= bytes;
+            Ok(Op::Truncate { shard, keep, epoch, frees, done })
+        });
+    }
+
+    /// Forget entries up to `upto`, inclusive; those not released stay readable. Beyond the last entry it resets the log (snapshot).
+    pub fn purge(&self, shard: ShardId, upto: LogId) {
+        self.shared.purge(shard, upto);
+    }
+
+    /// Remember the commit point; written with the next batch.
+    pub fn save_committed(&self, shard: ShardId, id: LogId) {
+        let mut state = self.shared.lock();
+        let index = state.shard(shard);
+        index.group.committed = Some(id);
+        index.committed_dirty = true;
+    }
+
+    /// Last id that is durable here; a checkpoint must not be newer.
+    pub fn flushed(&self, shard: ShardId) -> Option<LogId> {
+        self.shared.lock().shards.get(&shard).and_then(|s| s.flushed)
+    }
+
+    /// From the tail cache only.
+    pub fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
+        self.shared.lock().shards.get(&shard)?.cached(index).cloned()
+    }
+
+    /// Entries of `range` from its start up to the first missing one or `max_bytes`, but at least one when the first exists. May
+    /// block on the disk. Errors: `InvalidData` when the disk returned something else than was written.
+    pub fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        self.shared.read(shard, range, max_bytes)
+    }
+
+    /// The bytes of one normal entry, purged or not, for deliveries. Blocks on the disk; does not touch the tail cache's content.
+    /// Errors: `NotFound`, `InvalidData` as in `read`.
+    pub fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
+        self.shared.read_body(shard, index)
+    }
+
+    /// No live message points into these entries any more and a durable checkpoint says so.
+    pub fn release(&self, shard: ShardId, indices: &[u64]) {
+        self.shared.release(shard, indices.iter().copied());
+    }
+
+    /// Of all entries up to `upto` only `live` (ascending) still hold messages. For the start and after an installed snapshot.
+    pub fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
+        self.shared.retain_only(shard, upto, live);
+    }
+
+    /// Save whose disk this is.
+    pub fn save_identity(&self, identity: Identity, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let done: Done = Box::new(done);
+        self.shared.submit(done, |state, done| {
+            state.identity = Some(identity);
+            Ok(Op::Identity { identity, done })
+        });
+    }
+
+    /// Whose disk this is; `None` on an empty one.
+    pub fn identity(&self) -> Option<Identity> {
+        self.shared.lock().identity
+    }
+
+    /// A spare file could not be prepared: stop taking messages now. What is appended still goes into what is prepared, then waits.
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().stats.low_space
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> WalStats {
+        self.shared.stats()
+    }
+}
+
+/// A file for the first lap.
+fn first_file(disk: &dyn Disk, config: &WalConfig, recovered: &mut Recovered) -> io::Result<Tail> {
+    let state = &mut recovered.state;
+    let ready = match state.ready.pop_front() {
+        Some(ready) => ready,
+        None => {
+            state.next_seq += 1;
+            prepare(disk, state.next_seq - 1, config.file_bytes, || {})?
+        }
+    };
+    let lap = Lap { seq: ready.seq, salt: rand::random() };
+    let file = Arc::new(WalFile { lap, file: ready.file });
+    Ok(Tail { file, position: 0, closed: false, next_batch: 1, items: Vec::new() })
+}

@@ -1,0 +1,233 @@
+//! What the handle, the writer and the file keeper share, behind one lock that is never held across IO.
+
+use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
+use super::file::{Held, ReadyFile, WalFile};
+use super::index::{Frees, Location, NOWHERE, ShardIndex};
+use super::sidecar::Sidecar;
+use super::stats::WalStats;
+use crate::model::{LogId, ShardId};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A request in the FIFO.
+pub(super) enum Op {
+    Append {
+        shard: ShardId,
+        epoch: u64,
+        entries: VecDeque<LogEntry>,
+        done: Done,
+    },
+    Vote {
+        shard: ShardId,
+        vote: Vote,
+        done: Done,
+    },
+    Identity {
+        identity: Identity,
+        done: Done,
+    },
+    Truncate {
+        shard: ShardId,
+        keep: Option<LogId>,
+        epoch: u64,
+        frees: Frees,
+        done: Done,
+    },
+    /// Does not wake the writer.
+    Purge {
+        shard: ShardId,
+        upto: LogId,
+        frees: Frees,
+    },
+    /// Records of these files are not needed once all earlier requests are durable; does not wake the writer.
+    Free(Frees),
+}
+
+pub(super) struct State {
+    pub shards: HashMap<ShardId, ShardIndex>,
+    pub identity: Option<Identity>,
+    pub queue: VecDeque<Op>,
+    /// The queue holds something that somebody waits for.
+    pub urgent: bool,
+    pub stopping: bool,
+    pub stats: WalStats,
+    pub sync_began: Option<Instant>,
+    next_order: u64,
+    /// Files with data by number; the writer fills the last one.
+    pub files: BTreeMap<u32, Held>,
+    /// The file that the writer fills.
+    pub current: u32,
+    /// Files prepared ahead, ascending.
+    pub ready: VecDeque<ReadyFile>,
+    /// Number of the next file to prepare.
+    pub next_seq: u32,
+    /// Closed files whose sidecars are to be written.
+    pub sidecars: Vec<Sidecar>,
+}
+
+impl State {
+    pub fn new() -> State {
+        State {
+            shards: HashMap::new(),
+            identity: None,
+            queue: VecDeque::new(),
+            urgent: false,
+            stopping: false,
+            stats: WalStats::default(),
+            sync_began: None,
+            next_order: 0,
+            files: BTreeMap::new(),
+            current: 0,
+            ready: VecDeque::new(),
+            next_seq: 1,
+            sidecars: Vec::new(),
+        }
+    }
+
+    /// These records are not needed any more.
+    pub fn free(&mut self, frees: &Frees) {
+        for (file, count) in frees.iter() {
+            if let Some(held) = self.files.get_mut(&file) {
+                held.needed = held.needed.saturating_sub(u64::from(count));
+            }
+        }
+    }
+
+    /// A closed file nobody needs, if any.
+    pub fn has_unneeded(&self) -> bool {
+        self.files.range(..self.current).any(|(_, held)| held.needed == 0)
+    }
+
+    /// Place and file of an entry on disk.
+    pub fn locate(&self, shard: ShardId, index: u64) -> Option<(Location, Arc<WalFile>)> {
+        let at = self.shards.get(&shard)?.find(index).filter(|at| at.file != NOWHERE)?;
+        Some((at, self.files.get(&at.file)?.file.clone()))
+    }
+
+    /// Bring the tail cache within `budget`, oldest entries of all groups first; what is not synced stays.
+    pub fn evict(&mut self, budget: usize) {
+        while self.stats.cache_bytes > budget {
+            let oldest = self.shards.values_mut().filter_map(|s| Some((s.evictable()?, s))).min_by_key(|(order, _)| *order);
+            let Some((_, shard)) = oldest else { return };
+            self.stats.cache_bytes -= shard.evict();
+        }
+    }
+    pub fn shard(&mut self, shard: ShardId) -> &mut ShardIndex {
+        self.shards.entry(shard).or_default()
+    }
+}
+
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// Wakes the writer.
+    pub work: Condvar,
+    /// Wakes the keeper.
+    pub keep: Condvar,
+    pub config: WalConfig,
+}
+
+impl Shared {
+    pub fn new(config: WalConfig, state: State) -> Arc<Shared> {
+        Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), keep: Condvar::new(), config })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Queue what `make` returns, or fail `done` at once: the log is closed or `make` refuses.
+    pub fn submit(&self, done: Done, make: impl FnOnce(&mut State, Done) -> Result<Op, (Done, io::Error)>) {
+        let mut state = self.lock();
+        let closed = state.stats.dead || state.stopping;
+        let made = if closed { Err((done, io::Error::other("the log is closed"))) } else { make(&mut state, done) };
+        match made {
+            Ok(op) => {
+                state.queue.push_back(op);
+                state.urgent = true;
+                self.work.notify_all();
+            }
+            Err((done, error)) => {
+                drop(state);
+                done(Err(error));
+            }
+        }
+    }
+
+    pub fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
+        self.submit(done, |state, done| {
+            if let Err(error) = self.check(state.shard(shard).next(), &entries) {
+                return Err((done, error));
+            }
+            let mut order = state.next_order;
+            let index = state.shard(shard);
+            let mut bytes = 0;
+            for entry in &entries {
+                bytes += index.push(shard, entry, order);
+                order += 1;
+            }
+            let epoch = index.epoch;
+            state.next_order = order;
+            state.stats.cache_bytes += bytes;
+            state.stats.queued_bytes += entries.iter().map(|e| e.payload.len()).sum::<usize>();
+            Ok(Op::Append { shard, epoch, entries: entries.into(), done })
+        });
+    }
+
+    fn check(&self, mut next: Option<u64>, entries: &[LogEntry]) -> io::Result<()> {
+        let refuse = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        for LogEntry { id, payload } in entries {
+            if !next.map_or(id.index <= 1, |n| id.index == n) {
+                return refuse(format!("entry {} does not follow, expected {next:?}", id.index));
+            }
+            if payload.len() as u64 > self.config.entry_bytes_max() {
+                return refuse(format!("entry of {} bytes is too large for a file of {}", payload.len(), self.config.file_bytes));
+            }
+            next = Some(id.index + 1);
+        }
+        Ok(())
+    }
+
+    pub fn purge(&self, shard: ShardId, upto: LogId) {
+        let mut state = self.lock();
+        if let Some((frees, bytes)) = state.shard(shard).purge(upto) {
+            state.stats.cache_bytes -= bytes;
+            state.queue.push_back(Op::Purge { shard, upto, frees });
+        }
+    }
+
+    pub fn release(&self, shard: ShardId, indices: impl Iterator<Item = u64>) {
+        let mut state = self.lock();
+        let (frees, bytes) = state.shard(shard).release(indices);
+        state.stats.cache_bytes -= bytes;
+        if frees.is_empty() {
+            return;
+        }
+        match state.queue.back_mut() {
+            Some(Op::Free(all) | Op::Purge { frees: all, .. }) => all.append(frees),
+            _ => state.queue.push_back(Op::Free(frees)),
+        }
+    }
+
+    pub fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
+        let gone: Vec<u64> = {
+            let mut state = self.lock();
+            let mut live = live.iter().copied().peekable();
+            let mut dead = |index: &u64| {
+                while live.next_if(|l| l < index).is_some() {}
+                live.peek() != Some(index)
+            };
+            state.shard(shard).pinned(upto).filter(|i| dead(i)).collect()
+        };
+        self.release(shard, gone.into_iter());
+    }
+
+    pub fn stats(&self) -> WalStats {
+        let state = self.lock();
+        let (files, spare_files) = (state.files.len(), state.ready.len());
+        let bytes = (files + spare_files) as u64 * self.config.file_bytes;
+        WalStats { bytes, files, spare_files, syncing_for: state.sync_began.map(|b| b.elapsed()), ..state.stats.clone() }
+    }
+}

@@ -1,0 +1,375 @@
+//! The writer's thread: drains the queue, one write and one fdatasync per batch, then all callbacks. A failed write or sync ends the
+//! process: what the disk holds then is unknown, and trying again proves nothing.
+
+use super::entry::{Done, Identity, Payload};
+use super::file::{Held, WalFile};
+use super::format::{FileHeader, Kind, Lap, RECORD_HEAD, Record, SECTOR, batch_size, encode, slices};
+use super::group::Groups;
+use super::index::{Frees, Location};
+use super::meta;
+use super::sidecar::{Item, Sidecar};
+use super::state::{Op, Shared, State};
+use crate::model::entry::EntryBytes;
+use crate::model::{LogId, ShardId};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Time between two looks for space when there is none.
+const FULL_RETRY: Duration = Duration::from_millis(100);
+
+/// The writer owns what is on disk: the open file and the state its records say.
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub file: Arc<WalFile>,
+    /// End of the last batch.
+    pub position: u64,
+    /// The file ends with a CLOSE record.
+    pub closed: bool,
+    pub next_batch: u64,
+    pub groups: Groups,
+    pub identity: Option<Identity>,
+    /// Of the open file.
+    pub items: Vec<Item>,
+    pub heads: Vec<u8>,
+}
+
+/// Requests that become durable together.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    bytes: usize,
+    dones: Vec<Done>,
+    truncations: Vec<(ShardId, u64)>,
+    purges: Vec<(ShardId, LogId)>,
+    frees: Frees,
+}
+
+impl Batch {
+    fn push(&mut self, record: Record) {
+        self.bytes += record.size();
+        self.records.push(record);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.frees.is_empty() && self.dones.is_empty()
+    }
+}
+
+/// How much one batch may take.
+#[derive(Clone, Copy)]
+struct Limit {
+    /// Bytes left in the file.
+    room: u64,
+    /// Wanted size; a single record may be larger.
+    batch_bytes: usize,
+    /// Bytes of records that join every batch.
+    dirty: usize,
+}
+
+impl Limit {
+    fn admits(self, batch: &Batch, more: usize) -> bool {
+        let total = self.dirty + batch.bytes + more;
+        batch_size(total) <= self.room && (batch.records.is_empty() || total <= self.batch_bytes)
+    }
+}
+
+/// Why the thread ends.
+enum End {
+    Stopped,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> End {
+        End::Failed(error)
+    }
+}
+
+impl Writer {
+    pub fn run(mut self) {
+        let end = loop {
+            if let Err(end) = self.step() {
+                break end;
+            }
+        };
+        if let End::Failed(error) = &end {
+            tracing::error!(%error, file = self.file.lap.seq, position = self.position, "the log cannot be written");
+            match &self.shared.config.fatal {
+                Some(hook) => hook(error),
+                None => std::process::abort(),
+            }
+        }
+        self.refuse_rest();
+    }
+
+    fn step(&mut self) -> Result<(), End> {
+        let batch = self.next_batch()?;
+        if batch.is_empty() {
+            return self.rotate();
+        }
+        Ok(self.write(batch)?)
+    }
+
+    /// Wait for work and take what fits into the file; an empty batch: nothing fits.
+    fn next_batch(&self) -> Result<Batch, End> {
+        let mut state = self.shared.lock();
+        while !state.urgent && !state.stopping {
+            self.shared.work.wait(&mut state);
+        }
+        if state.queue.is_empty() && state.stopping {
+            return Err(End::Stopped);
+        }
+        Ok(take(&mut state, self.room(), self.shared.config.batch_bytes))
+    }
+
+    /// Bytes that entries may still take in the open file.
+    fn room(&self) -> u64 {
+        self.control_room().saturating_sub(self.shared.config.reserve())
+    }
+
+    fn control_room(&self) -> u64 {
+        if self.closed { 0 } else { (self.shared.config.file_bytes - SECTOR).saturating_sub(self.position) }
+    }
+
+    fn write(&mut self, mut batch: Batch) -> io::Result<()> {
+        if !batch.records.is_empty() {
+            self.put(&mut batch.records)?;
+        }
+        self.note(&batch.records);
+        let dones = {
+            let mut state = self.shared.lock();
+            self.settle(&mut state, &batch);
+            std::mem::take(&mut batch.dones)
+        };
+        dones.into_iter().for_each(|done| done(Ok(())));
+        Ok(())
+    }
+
+    /// Write and sync one batch at the end of the open file.
+    fn put(&mut self, records: &mut [Record]) -> io::Result<()> {
+        let mut heads = std::mem::take(&mut self.heads);
+        let header = encode(self.file.lap, self.next_batch, self.position, records, &mut heads);
+        let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(3 * records.len() + 1);
+        slices(&header, records, &heads, &mut parts);
+        self.file.file.write_all_vectored_at(&parts, self.position)?;
+        drop(parts);
+        self.heads = heads;
+        self.sync()?;
+        self.next_batch += 1;
+        let mut state = self.shared.lock();
+        state.stats.batches += 1;
+        state.stats.records += records.len() as u64;
+        state.stats.written_bytes += header.end() - self.position;
+        self.position = header.end();
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let began = Instant::now();
+        self.shared.lock().sync_began = Some(began);
+        let result = self.file.file.sync_data();
+        let mut state = self.shared.lock();
+        state.sync_began = None;
+        state.stats.synced(began.elapsed());
+        result
+    }
+
+    /// What is on disk now says this of the groups.
+    fn note(&mut self, records: &[Record]) {
+        for record in records {
+            meta::apply(&mut self.groups, &mut self.identity, &record.head, &record.body);
+            if record.head.kind.is_entry() || matches!(record.head.kind, Kind::Truncate | Kind::Purge) {
+                self.items.push(Item { head: record.head, position: record.position });
+            }
+        }
+    }
+
+    /// The batch is durable: places, marks, free files, the cache.
+    fn settle(&self, state: &mut State, batch: &Batch) {
+        let file = self.file.lap.seq;
+        let (mut needed, mut bytes) = (0, 0);
+        for record in batch.records.iter().filter(|r| r.head.kind.is_entry()) {
+            bytes += record.body.len();
+            let at = Location { file, position: record.position, len: record.head.len };
+            needed += u64::from(state.shard(record.head.shard).place(record.epoch, record.head.id, at));
+        }
+        state.files.get_mut(&file).expect("the open file is always held").needed += needed;
+        state.stats.queued_bytes = state.stats.queued_bytes.saturating_sub(bytes);
+        for (shard, epoch) in &batch.truncations {
+            state.shard(*shard).truncated(*epoch);
+        }
+        for (shard, upto) in &batch.purges {
+            let index = state.shard(*shard);
+            index.flushed = super::group::later(index.flushed, Some(*upto));
+        }
+        state.free(&batch.frees);
+        state.evict(self.shared.config.tail_cache_bytes);
+        if state.has_unneeded() {
+            self.shared.keep.notify_all();
+        }
+    }
+
+    /// Go on in the next prepared file. Waits for one when there is none.
+    fn rotate(&mut self) -> Result<(), End> {
+        let next = loop {
+            let mut state = self.shared.lock();
+            if let Some(next) = state.ready.pop_front() {
+                state.stats.full = false;
+                self.shared.keep.notify_all();
+                break next;
+            }
+            if state.stopping && state.stats.low_space {
+                return Err(End::Stopped);
+            }
+            state.stats.full = state.stats.low_space;
+            let freeing = take_frees(&mut state, self.control_room());
+            match freeing {
+                Some(batch) => {
+                    drop(state);
+                    self.write(batch)?;
+                }
+                None => {
+                    self.shared.work.wait_for(&mut state, FULL_RETRY);
+                }
+            }
+        };
+        self.close()?;
+        let lap = Lap { seq: next.seq, salt: rand::random() };
+        self.begin(Arc::new(WalFile { lap, file: next.file }))?;
+        Ok(())
+    }
+
+    /// End the open file with a CLOSE record, so that its end is known whatever becomes of its successor.
+    fn close(&mut self) -> io::Result<()> {
+        if !self.closed {
+            self.put(&mut [Record::new(Kind::Close, ShardId::CATALOG, LogId::default(), EntryBytes::default())])?;
+            self.closed = true;
+        }
+        let sidecar = Sidecar { lap: self.file.lap, next_batch: self.next_batch, items: std::mem::take(&mut self.items) };
+        self.shared.lock().sidecars.push(sidecar);
+        Ok(())
+    }
+
+    /// Header and META of a new file; durable before anything else goes into it (rule 2).
+    pub fn begin(&mut self, file: Arc<WalFile>) -> io::Result<()> {
+        let header = FileHeader { lap: file.lap, first_batch: self.next_batch };
+        file.file.write_all_vectored_at(&[IoSlice::new(&header.encode())], 0)?;
+        self.file = file;
+        self.position = SECTOR;
+        self.closed = false;
+        self.put(&mut [meta::record(&self.groups, self.identity)])?;
+        self.items = meta::items(&self.groups);
+        let mut state = self.shared.lock();
+        state.current = self.file.lap.seq;
+        state.files.insert(self.file.lap.seq, Held { file: self.file.clone(), needed: 0 });
+        self.shared.keep.notify_all();
+        Ok(())
+    }
+
+    /// The thread ends: nobody waits for ever.
+    fn refuse_rest(&self) {
+        let mut state = self.shared.lock();
+        state.stats.dead = true;
+        let rest = std::mem::take(&mut state.queue);
+        self.shared.keep.notify_all();
+        drop(state);
+        for op in rest {
+            if let Op::Append { done, .. } | Op::Vote { done, .. } | Op::Identity { done, .. } | Op::Truncate { done, .. } = op {
+                done(Err(io::Error::other("the log is closed")));
+            }
+        }
+    }
+}
+
+/// Take requests in order while they fit into `room` bytes of the file and the size of a batch.
+fn take(state: &mut State, room: u64, batch_bytes: usize) -> Batch {
+    let mut batch = Batch::default();
+    let dirty = state.shards.values().filter(|s| s.committed_dirty).count() * RECORD_HEAD;
+    let limit = Limit { room, batch_bytes, dirty };
+    while let Some(op) = state.queue.pop_front() {
+        if let Some(rest) = absorb(&mut batch, op, limit) {
+            state.queue.push_front(rest);
+            break;
+        }
+    }
+    if !batch.records.is_empty() {
+        for (shard, index) in state.shards.iter_mut().filter(|(_, s)| s.committed_dirty) {
+            index.committed_dirty = false;
+            let id = index.group.committed.unwrap_or_default();
+            batch.push(Record::new(Kind::Committed, *shard, id, EntryBytes::default()));
+        }
+    }
+    state.urgent = !state.queue.is_empty();
+    batch
+}
+
+/// Move a request into the batch; what does not fit comes back.
+fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
+    let small = |kind, shard, id| Record::new(kind, shard, id, EntryBytes::default());
+    match op {
+        Op::Append { shard, epoch, mut entries, done } => {
+            while let Some(entry) = entries.front() {
+                if !limit.admits(batch, RECORD_HEAD + entry.payload.len()) {
+                    return Some(Op::Append { shard, epoch, entries, done });
+                }
+                let entry = entries.pop_front().expect("the front was just seen");
+                let (kind, body) = match entry.payload {
+                    Payload::Blank => (Kind::Blank, EntryBytes::default()),
+                    Payload::Normal(rope) => (Kind::Normal, rope),
+                    Payload::Membership(bytes) => (Kind::Membership, bytes.into()),
+                };
+                let mut record = Record::new(kind, shard, entry.id, body);
+                record.epoch = epoch;
+                batch.push(record);
+            }
+            batch.dones.push(done);
+        }
+        other if !limit.admits(batch, 2 * RECORD_HEAD + 64) => return Some(other),
+        Op::Vote { shard, vote, done } => {
+            batch.push(small(Kind::Vote, shard, LogId { leader: vote.leader, index: 0 }).flagged(vote.committed));
+            batch.dones.push(done);
+        }
+        Op::Identity { identity, done } => {
+            batch.push(meta::identity_record(identity));
+            batch.dones.push(done);
+        }
+        Op::Truncate { shard, keep, epoch, frees, done } => {
+            batch.push(small(Kind::Truncate, shard, keep.unwrap_or_default()).flagged(keep.is_some()));
+            batch.truncations.push((shard, epoch));
+            batch.frees.append(frees);
+            batch.dones.push(done);
+        }
+        Op::Purge { shard, upto, frees } => {
+            batch.push(small(Kind::Purge, shard, upto));
+            batch.purges.push((shard, upto));
+            batch.frees.append(frees);
+        }
+        Op::Free(frees) => batch.frees.append(frees),
+    }
+    None
+}
+
+/// When there is no space: purges may overtake what waits, since they commute with it, if that makes a file free.
+fn take_frees(state: &mut State, room: u64) -> Option<Batch> {
+    let (mut batch, mut rest) = (Batch::default(), std::collections::VecDeque::new());
+    let mut lost = std::collections::HashMap::<u32, u64>::new();
+    for op in &state.queue {
+        if let Op::Purge { frees, .. } | Op::Free(frees) = op {
+            frees.iter().for_each(|(file, n)| *lost.entry(file).or_default() += u64::from(n));
+        }
+    }
+    let gains = |(file, held): (&u32, &Held)| lost.get(file).is_some_and(|n| *n >= held.needed);
+    if !state.files.range(..state.current).any(gains) {
+        return None;
+    }
+    let limit = Limit { room, batch_bytes: usize::MAX, dirty: 0 };
+    for op in std::mem::take(&mut state.queue) {
+        match op {
+            Op::Purge { .. } | Op::Free(_) => rest.extend(absorb(&mut batch, op, limit)),
+            other => rest.push_back(other),
+        }
+    }
+    state.queue = rest;
+    (!batch.is_empty()).then_some(batch)
+}
