@@ -30,4 +30,6 @@ pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use types::Reply;
 
 #[cfg(test)]
+mod stack_tests;
+#[cfg(test)]
 mod tests;
