@@ -38,12 +38,11 @@ impl Floors {
 pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
     let groups: Vec<Shard> = core.all_groups().cloned().collect();
     let step = PERIOD / groups.len().max(1) as u32;
-    let mut purged: BTreeMap<ShardId, u64> = BTreeMap::new();
     loop {
         for group in &groups {
             tokio::time::sleep(step).await;
             if let Some(durable) = checkpoint(group, &store).await {
-                after(&core, group, durable, purged.entry(group.id()).or_default()).await;
+                after(&core, group, durable).await;
             }
         }
     }
@@ -91,15 +90,21 @@ async fn checkpoint(group: &Shard, store: &Arc<StateStore>) -> Option<LogId> {
 }
 
 /// Purge the log as far as the checkpoint and all replicas allow. openraft purges only up to its "snapshot": the durable checkpoint.
-async fn after(core: &Core, group: &Shard, durable: LogId, purged: &mut u64) {
+async fn after(core: &Core, group: &Shard, durable: LogId) {
     let slowest = group.slowest_matching().unwrap_or(0);
     core.floors.raise(group.id(), slowest);
     let upto = durable.index.min(core.floors.of(group.id()));
-    if upto < *purged + PURGE_STEP {
+    if upto < group.purged() + PURGE_STEP {
         return;
     }
-    let trigger = group.inner().raft.trigger();
-    if trigger.snapshot().await.is_ok() && trigger.purge_log(upto).await.is_ok() {
-        *purged = upto;
+    let raft = &group.inner().raft;
+    if raft.trigger().snapshot().await.is_err() {
+        return;
+    }
+    // Published by another task of openraft; a purge before that would be ignored. If it is late, the next round purges.
+    let wait = raft.wait(Some(PERIOD));
+    let published = wait.metrics(|m| m.snapshot.is_some_and(|id| id.index >= upto), "checkpoint published");
+    if published.await.is_ok() && raft.trigger().purge_log(upto).await.is_ok() {
+        tracing::debug!(shard = %group.id(), upto, "log purged");
     }
 }

@@ -141,6 +141,11 @@ impl Shard {
         replication.iter().map(|(_, matching)| matching.as_ref().map_or(0, |id| id.index)).min()
     }
 
+    /// The log is purged up to here.
+    pub fn purged(&self) -> u64 {
+        self.inner.journal.state(self.inner.id).purged.map_or(0, |id| id.index)
+    }
+
     /// Ask the leader (this node) to hand over to `to`.
     pub async fn transfer_to(&self, to: NodeId) -> bool {
         let Some(voter) = self.inner.voters.iter().find(|v| v.node == to) else { return false };
