@@ -11,7 +11,7 @@ use crate::peer::transport::head_only;
 use bytes::{BufMut, BytesMut};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,7 +39,16 @@ pub(super) async fn watch_processes(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
     let mut changes_rx = transport.link_changes();
     let mut attempts: BTreeMap<ShardId, Attempts> = BTreeMap::new();
+    let mut connected: BTreeSet<NodeId> = BTreeSet::new();
     loop {
+        for node in core.others() {
+            let up = transport.link(node).up == 2;
+            if up && connected.insert(node) {
+                resume(&core, node).await;
+            } else if !up {
+                connected.remove(&node);
+            }
+        }
         for node in core.others().filter(|n| transport.link(*n).process_gone()) {
             for group in core.all_groups() {
                 consider(&core, group, node, &mut attempts);
@@ -47,6 +56,16 @@ pub(super) async fn watch_processes(core: Arc<Core>) {
         }
         if changes_rx.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// A node is back: replication to it goes on at once instead of after its backoff (P12).
+async fn resume(core: &Core, node: NodeId) {
+    for group in core.all_groups() {
+        let voter = group.voters().iter().find(|v| v.node == node);
+        if let Some(voter) = voter {
+            let _ = group.inner().raft.trigger().reset_backoff([voter.pack()]).await;
         }
     }
 }

@@ -44,6 +44,8 @@ fn wal(disk: Arc<dyn Disk>) -> Wal {
 }
 
 async fn boot(id: u16, n: u16, disk: Arc<dyn Disk>, store: Option<StateStore>, wire: start::Wire) -> Node {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let (id, wal) = (NodeId(id), wal(disk));
     let store = store.map(Arc::new);
     let replicas = Replicas::new(store.clone(), Arc::new(Nobody));
@@ -209,14 +211,18 @@ async fn over_loopback_a_killed_leader_is_replaced_and_restarts_from_its_checkpo
         assert!(Instant::now() < deadline, "nothing purged: {:?}", nodes.iter().map(|n| n.wal.state(DATA).purged).collect::<Vec<_>>());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // Purging is written with the next batch.
+    publish(&mut nodes, session, 400, 410).await;
+    agree(&nodes, 409 * 5).await;
     let (at, _) = leader(&nodes).await;
     let old = nodes.remove(at);
     let (id, killed) = (old.id, Instant::now());
     drop(old);
+    tracing::info!(node = %id, "killed");
     leader(&nodes).await;
     println!("failover over loopback: {:?}", killed.elapsed());
     assert!(killed.elapsed() < Duration::from_millis(450), "{:?}: an ordinary election begins after 600 ms", killed.elapsed());
-    publish(&mut nodes, session, 400, 450).await;
+    publish(&mut nodes, session, 410, 450).await;
     let back = start(id.0, listen(&peers[usize::from(id.0) - 1].1)).await;
     assert!(back.wal.state(DATA).purged.is_some());
     nodes.push(back);
