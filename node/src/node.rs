@@ -3,23 +3,19 @@
 
 mod admin;
 mod alarm;
-mod checkpoint;
 mod feed;
 mod figures;
-mod groups;
 mod leaders;
-mod restore;
 mod running;
 mod start;
 
 use crate::cli::Shutdown;
 use crate::config::{DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
-use crate::listener::amqp;
+use crate::listener::{amqp, edge::Clients};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
-use running::Clients;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;

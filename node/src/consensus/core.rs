@@ -1,5 +1,6 @@
 //! What all parts of this room share on one node: who we are, our groups, who leads the others, the way to the other nodes.
 
+use super::checkpoint::Floors;
 use super::journal::Journal;
 use super::lease::Leases;
 use super::placement;
@@ -51,6 +52,7 @@ pub(super) struct Core {
     pub(super) transport: OnceLock<Arc<dyn Transport>>,
     pub(super) groups: OnceLock<BTreeMap<ShardId, Shard>>,
     pub(super) leases: Leases,
+    pub(super) floors: Floors,
     pub(super) progress: watch::Sender<Progress>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
@@ -77,6 +79,7 @@ impl Core {
             transport: OnceLock::new(),
             groups: OnceLock::new(),
             leases,
+            floors: Floors::default(),
             progress: watch::channel(Progress::default()).0,
             hints: Mutex::default(),
         })

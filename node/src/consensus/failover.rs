@@ -11,7 +11,7 @@ use crate::peer::transport::head_only;
 use bytes::{BufMut, BytesMut};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,7 +39,16 @@ pub(super) async fn watch_processes(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
     let mut changes_rx = transport.link_changes();
     let mut attempts: BTreeMap<ShardId, Attempts> = BTreeMap::new();
+    let mut connected: BTreeSet<NodeId> = BTreeSet::new();
     loop {
+        for node in core.others() {
+            let up = transport.link(node).up == 2;
+            if up && connected.insert(node) {
+                resume(&core, node).await;
+            } else if !up {
+                connected.remove(&node);
+            }
+        }
         for node in core.others().filter(|n| transport.link(*n).process_gone()) {
             for group in core.all_groups() {
                 consider(&core, group, node, &mut attempts);
@@ -47,6 +56,16 @@ pub(super) async fn watch_processes(core: Arc<Core>) {
         }
         if changes_rx.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// A node is back: replication to it goes on at once instead of after its backoff (P12).
+async fn resume(core: &Core, node: NodeId) {
+    for group in core.all_groups() {
+        let voter = group.voters().iter().find(|v| v.node == node);
+        if let Some(voter) = voter {
+            let _ = group.inner().raft.trigger().reset_backoff([voter.pack()]).await;
         }
     }
 }
@@ -137,34 +156,30 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
     }
 }
 
-/// Tells nodes outside a group who leads it: at once on a change, and now and then.
-pub(super) async fn tell_outsiders(core: Arc<Core>) {
-    let outsiders = |shard: ShardId| {
-        let members = core.voters(shard);
-        core.others().filter(move |n| members.iter().all(|v| v.node != *n)).collect::<Vec<_>>()
-    };
-    let groups: Vec<(Shard, Vec<NodeId>)> = core.all_groups().map(|g| (g.clone(), outsiders(g.id()))).collect();
-    let mut watched: Vec<_> = groups.iter().filter(|(_, out)| !out.is_empty()).map(|(g, out)| (g.leadership(), g.id(), out)).collect();
-    if watched.is_empty() {
-        return;
-    }
+/// Tells all nodes which groups this one leads (those outside a group know it only so) and how far every member of it is (the others
+/// purge their logs by that): at once on a change, and now and then.
+pub(super) async fn tell(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
+    let mut watched: Vec<_> = core.all_groups().map(|g| (g.leadership(), g.clone())).collect();
     loop {
-        let mut letters: BTreeMap<NodeId, BytesMut> = BTreeMap::new();
-        for (leadership_rx, shard, outsiders) in &mut watched {
+        let mut letter = BytesMut::from(&[Ask::Led as u8][..]);
+        for (leadership_rx, group) in &mut watched {
             let now = *leadership_rx.borrow_and_update();
-            let Some(leader) = now.leader.filter(|_| now.is_me) else { continue };
-            for node in outsiders.iter() {
-                let letter = letters.entry(*node).or_insert_with(|| BytesMut::from(&[Ask::Led as u8][..]));
-                letter.put_u16_le(shard.0);
+            if let Some(leader) = now.leader.filter(|_| now.is_me) {
+                letter.put_u16_le(group.id().0);
                 letter.put_u64_le(leader.term);
                 letter.put_u64_le(leader.voter);
+                letter.put_u64_le(group.slowest_matching().unwrap_or(0));
             }
         }
-        for (node, letter) in letters {
-            tokio::spawn(transport.ask(node, head_only(letter.freeze()), HINTS));
+        if letter.len() > 1 {
+            let letter = letter.freeze();
+            core.others().for_each(|node| drop(tokio::spawn(transport.ask(node, head_only(letter.clone()), HINTS))));
         }
-        let changes = watched.iter_mut().map(|(rx, ..)| Box::pin(rx.changed()));
-        let _ = tokio::time::timeout(HINTS, futures::future::select_all(changes)).await;
+        let changes = watched.iter_mut().map(|(rx, _)| Box::pin(rx.changed()));
+        match tokio::time::timeout(HINTS, futures::future::select_all(changes)).await {
+            Ok((Err(_), ..)) => return,
+            Ok((Ok(()), ..)) | Err(_) => {}
+        }
     }
 }

@@ -3,13 +3,11 @@
 
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
+use crate::store::wal::Wal;
 use std::io;
 use std::ops::Range;
 
-pub use crate::store::wal::{Identity, LogEntry, Payload, ShardLog, Vote, Wal};
-
-/// Called once, on the log's thread, after the fdatasync.
-pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+pub use crate::store::wal::{Done, Identity, LogEntry, Payload, ShardLog, Vote};
 
 /// The log of a node.
 pub trait Journal: Send + Sync + 'static {
@@ -47,43 +45,56 @@ impl Journal for Wal {
     fn state(&self, shard: ShardId) -> ShardLog {
         Wal::state(self, shard)
     }
+
     fn append(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
-        Wal::append(self, shard, entries, done);
+        Wal::append(self, shard, entries, done)
     }
+
     fn save_vote(&self, shard: ShardId, vote: Vote, done: Done) {
-        Wal::save_vote(self, shard, vote, done);
+        Wal::save_vote(self, shard, vote, done)
     }
+
     fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: Done) {
-        Wal::truncate_after(self, shard, last, done);
+        Wal::truncate_after(self, shard, last, done)
     }
+
     fn purge(&self, shard: ShardId, upto: LogId) {
-        Wal::purge(self, shard, upto);
+        Wal::purge(self, shard, upto)
     }
+
     fn save_committed(&self, shard: ShardId, id: LogId) {
-        Wal::save_committed(self, shard, id);
+        Wal::save_committed(self, shard, id)
     }
+
     fn flushed(&self, shard: ShardId) -> Option<LogId> {
         Wal::flushed(self, shard)
     }
+
     fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
         Wal::cached(self, shard, index)
     }
+
     fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         Wal::read(self, shard, range, max_bytes)
     }
+
     fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
         Wal::read_body(self, shard, index)
     }
+
     fn release(&self, shard: ShardId, indices: &[u64]) {
-        Wal::release(self, shard, indices);
+        Wal::release(self, shard, indices)
     }
+
     fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
-        Wal::retain_only(self, shard, upto, live);
+        Wal::retain_only(self, shard, upto, live)
     }
+
     fn identity(&self) -> Option<Identity> {
         Wal::identity(self)
     }
+
     fn save_identity(&self, identity: Identity, done: Done) {
-        Wal::save_identity(self, identity, done);
+        Wal::save_identity(self, identity, done)
     }
 }

@@ -2,6 +2,7 @@
 //! catalog's commands from any node. Runs on its own runtime, so that client load cannot starve elections.
 
 mod catalog;
+mod checkpoint;
 mod core;
 mod failover;
 mod formation;
@@ -12,6 +13,7 @@ mod log;
 pub mod machine;
 mod network;
 pub mod placement;
+pub mod replica;
 mod service;
 pub mod shard;
 mod start;
@@ -22,9 +24,12 @@ pub use self::core::Timing;
 pub use catalog::{CatalogClient, CatalogError};
 pub use formation::FormationError;
 pub use machine::{Fault, Machine};
+pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use types::Reply;
 
+#[cfg(test)]
+mod stack_tests;
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,8 @@ use tokio::time::Instant;
 
 /// Append requests in flight on one stream: with 1 MiB each this bounds the memory of a slow follower (P11).
 const WINDOW: usize = 8;
+/// After a failed attempt to open an append stream, the next one waits for a connection or this long.
+const REOPEN: Duration = Duration::from_millis(250);
 /// No answer for this long while something is in flight: the session starts anew (T1).
 const ACK_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -107,6 +109,19 @@ impl Connection {
     }
 }
 
+/// Until there is a connection again, at most `REOPEN`.
+async fn reconnected(transport: &dyn Transport, to: NodeId) {
+    let mut changes_rx = transport.link_changes();
+    let was_up = transport.link(to).up > 0;
+    let up = async { while transport.link(to).up == 0 && changes_rx.changed().await.is_ok() {} };
+    if was_up {
+        // Connected, and still not opened: the other side is starting.
+        tokio::time::sleep(REOPEN / 5).await;
+    } else {
+        let _ = tokio::time::timeout(REOPEN, up).await;
+    }
+}
+
 type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>;
 
 impl RaftNetworkV2<Types> for Connection {
@@ -134,7 +149,17 @@ impl RaftNetworkV2<Types> for Connection {
         }
         let (transport, shard, to) = (self.transport.clone(), self.shard, self.to);
         Box::pin(async move {
-            let path = transport.open(to, StreamKind::Append).await.map_err(|e| unreachable_error(&e))?;
+            let path = match transport.open(to, StreamKind::Append).await {
+                Ok(path) => path,
+                // openraft's backoff is taken when it is asked for a request; without this wait it would open again at once, for ever.
+                Err(error) => {
+                    let refused = async move {
+                        reconnected(&*transport, to).await;
+                        Err(unreachable_error(&error))
+                    };
+                    return Ok(Box::pin(futures::stream::once(refused)) as Answers<'s>);
+                }
+            };
             let session = Session { shard, input, path, input_ended: false, failed: false, in_flight: 0, deadline: Instant::now() };
             Ok(Box::pin(futures::stream::unfold(session, Session::next)) as Answers<'s>)
         })

@@ -5,7 +5,6 @@ use super::core::Core;
 use super::placement::FIRST_GENERATION;
 use super::wire::{self, Ask};
 use super::{catalog, formation, heartbeat, lease};
-use crate::model::ports::LeaderEnd;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::transport::head_only;
@@ -142,11 +141,13 @@ async fn leader_is_gone(core: &Core, group: &super::shard::Shard) -> bool {
 }
 
 fn led(core: &Core, from: NodeId, mut head: Bytes) -> Result<Frame, PeerError> {
-    while head.remaining() >= 18 {
+    while head.remaining() >= 26 {
         let shard = ShardId(head.get_u16_le());
         let leader = LeaderId { term: head.get_u64_le(), voter: head.get_u64_le() };
+        let floor = head.get_u64_le();
         if leader.node() == from {
             core.hint(shard, leader);
+            core.floors.raise(shard, floor);
         }
     }
     Ok(Frame::default())
@@ -197,9 +198,4 @@ async fn serve_heartbeat(core: Arc<Core>, mut rx: Frames, tx: mpsc::Sender<Frame
             });
         }
     }
-}
-
-/// A path end that nobody accepts: used where a node has no serving (tests).
-pub fn refuse_paths() -> Acceptor {
-    Arc::new(|_shard: ShardId, _end: LeaderEnd| ())
 }

@@ -1,7 +1,7 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
 use super::journal::{Journal, Payload};
-use super::machine::GroupMachine;
+use super::machine::{Checkpointed, GroupMachine, Machine};
 use super::types::*;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
@@ -46,7 +46,9 @@ pub(super) struct Inner {
     pub(super) voters: Vec<VoterId>,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
+    pub(super) machine: Arc<dyn Machine>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    pub(super) checkpointed: Checkpointed,
     /// Campaigns of this node are forced failovers, not ordered transfers.
     pub(super) forced: Arc<AtomicBool>,
     lease: Duration,
@@ -79,7 +81,9 @@ impl Shard {
             voters: parts.voters,
             raft: parts.raft,
             journal: parts.journal,
+            machine: parts.machine,
             applied_rx: parts.applied_rx,
+            checkpointed: parts.checkpointed,
             forced: parts.forced,
             lease: parts.lease,
             data_rx,
@@ -137,6 +141,11 @@ impl Shard {
         replication.iter().map(|(_, matching)| matching.as_ref().map_or(0, |id| id.index)).min()
     }
 
+    /// The log is purged up to here.
+    pub fn purged(&self) -> u64 {
+        self.inner.journal.state(self.inner.id).purged.map_or(0, |id| id.index)
+    }
+
     /// Ask the leader (this node) to hand over to `to`.
     pub async fn transfer_to(&self, to: NodeId) -> bool {
         let Some(voter) = self.inner.voters.iter().find(|v| v.node == to) else { return false };
@@ -184,7 +193,9 @@ pub(super) struct Parts {
     pub(super) voters: Vec<VoterId>,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
+    pub(super) machine: Arc<dyn Machine>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    pub(super) checkpointed: Checkpointed,
     pub(super) forced: Arc<AtomicBool>,
     pub(super) lease: Duration,
 }

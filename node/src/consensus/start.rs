@@ -10,12 +10,13 @@ use super::network::Network;
 use super::placement::FIRST_GENERATION;
 use super::service::Service;
 use super::shard::{Group, Parts, Shard};
-use super::types::Omembership;
-use super::{failover, lease};
+use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
+use super::{checkpoint, failover, lease};
 use crate::model::ports::{EdgeEnd, Leadership};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
+use crate::store::state::StateStore;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -48,6 +49,8 @@ pub struct ConsensusConfig {
     pub journal: Arc<dyn Journal>,
     /// Makes machines.
     pub machines: Machines,
+    /// Where checkpoints go; `None`: none are made and logs are never purged.
+    pub store: Option<Arc<StateStore>>,
     /// Gets the leader's ends of edge paths that other nodes open.
     pub acceptor: Acceptor,
     /// Starts the network, on this room's runtime.
@@ -57,6 +60,7 @@ pub struct ConsensusConfig {
 /// This room on a running node. Dropping it stops all groups at once; `stop` does it in order.
 pub struct Consensus {
     core: Arc<Core>,
+    store: Option<Arc<StateStore>>,
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -64,7 +68,7 @@ impl Consensus {
     /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
     pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("raft").enable_all().build()?;
-        let ConsensusConfig { node, incarnation, nodes, shards, timing, journal, machines, acceptor, wire } = config;
+        let ConsensusConfig { node, incarnation, nodes, shards, timing, journal, machines, store, acceptor, wire } = config;
         let core = Core::new(node, incarnation, nodes, shards, timing, journal);
         let service = Arc::new(Service::new(core.clone(), acceptor));
         let transport = {
@@ -72,8 +76,8 @@ impl Consensus {
             wire(service)?
         };
         let _ = core.transport.set(transport);
-        runtime.spawn(form(core.clone(), machines));
-        Ok(Consensus { core, runtime: Mutex::new(Some(runtime)) })
+        runtime.spawn(form(core.clone(), machines, store.clone()));
+        Ok(Consensus { core, store, runtime: Mutex::new(Some(runtime)) })
     }
 
     /// Waits until this node belongs to the cluster and its groups are built (not yet running, see `run`). A wiped node waits for ever;
@@ -152,9 +156,10 @@ impl Consensus {
         }
     }
 
-    /// Stops groups, network and runtime. The write-ahead log stays open.
+    /// Stops groups, makes a last checkpoint, stops network and runtime. The write-ahead log stays open.
     pub async fn stop(&self) {
         let core = self.core.clone();
+        let store = self.store.clone();
         let Some(runtime) = self.runtime.lock().take() else { return };
         let stopping = runtime.spawn(async move {
             for group in core.all_groups() {
@@ -162,6 +167,9 @@ impl Consensus {
             }
             if let Some(transport) = core.transport() {
                 transport.shutdown();
+            }
+            if let Some(store) = store {
+                checkpoint::all(&core, &store).await;
             }
         });
         let _ = tokio::time::timeout(Duration::from_secs(2), stopping).await;
@@ -194,7 +202,7 @@ pub(super) enum Progress {
     Failed(String),
 }
 
-async fn form(core: Arc<Core>, machines: Machines) {
+async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>>) {
     let built = async {
         formation::identify(&core).await?;
         build(&core, &machines).await
@@ -213,7 +221,10 @@ async fn form(core: Arc<Core>, machines: Machines) {
     tokio::spawn(lease::keep(core.clone()));
     tokio::spawn(failover::watch_processes(core.clone()));
     tokio::spawn(failover::balance(core.clone()));
-    tokio::spawn(failover::tell_outsiders(core.clone()));
+    tokio::spawn(failover::tell(core.clone()));
+    if let Some(store) = store {
+        tokio::spawn(checkpoint::keep(core.clone(), store));
+    }
     formation::complete(core).await;
 }
 
@@ -244,15 +255,25 @@ async fn build_group(
     let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
     let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
     let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(&e))?;
-    let first = voters.first().map_or(0, |v| v.pack());
-    let (sm, applied_rx) = GroupMachine::new(machine, members, first);
+    let membership = stored_membership(core, shard, members, voters.first().copied().unwrap_or(me));
+    let (sm, applied_rx, checkpointed) = GroupMachine::new(machine.clone(), membership);
     let forced = Arc::new(AtomicBool::new(false));
     let config = raft_config(core.timing).validate().map_err(|e| stopped(&e))?;
     let log = GroupLog::new(shard, core.journal.clone());
     let raft = Group::build(me.pack(), Arc::new(config), network.group(shard, forced.clone()), log, sm);
     let raft = raft.await.map_err(|e| stopped(&e))?;
     let (journal, lease) = (core.journal.clone(), core.timing.lease());
-    Ok(Shard::start(Parts { id: shard, me, voters, raft, journal, applied_rx, forced, lease }))
+    Ok(Shard::start(Parts { id: shard, me, voters, raft, journal, machine, applied_rx, checkpointed, forced, lease }))
+}
+
+/// The newest membership in the log, else what `initialize` wrote as the log's first entry.
+fn stored_membership(core: &Core, shard: ShardId, members: Omembership, initializer: VoterId) -> Ostored {
+    let logged = core.journal.state(shard).membership;
+    if let Some((id, membership)) = logged.and_then(|(id, bytes)| Some((id, read_membership(&bytes)?))) {
+        return Ostored::new(Some(to_oid(id)), membership);
+    }
+    let first = Oid { leader_id: Lid { term: 0, node_id: initializer.pack() }, index: 0 };
+    Ostored::new(Some(first), members)
 }
 
 fn raft_config(timing: Timing) -> openraft::Config {

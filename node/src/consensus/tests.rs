@@ -157,7 +157,8 @@ impl Cluster {
                 made.lock().insert(shard, tape.clone());
                 tape
             }),
-            acceptor: service::refuse_paths(),
+            store: None,
+            acceptor: Arc::new(|_, _| ()),
             wire: Box::new(move |handler| Ok(network.join(id, handler))),
         });
         let consensus = consensus.expect("starts");

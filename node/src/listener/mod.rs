@@ -2,6 +2,7 @@
 //! Holds no protocol semantics and no broker state.
 
 pub mod amqp;
+pub mod edge;
 
 use crate::model::step::{Event, Step};
 use std::net::SocketAddr;

@@ -1,41 +1,20 @@
-//! The node's copy of the catalog as `serving` asks for it, commands into the catalog and paths to leaders as `edge` asks for them.
+//! What this node's groups apply, told to its servers; commands into the catalog and paths to leaders as `edge` asks for them.
 
-use crate::consensus::{CatalogClient, Consensus};
+use crate::consensus::{CatalogClient, Consensus, Observer};
 use crate::edge::CatalogPort;
-use crate::machine::catalog::Catalog;
+use crate::machine::Effect;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::ports::{EdgeEnd, LeaderEnd, Paths, path};
-use crate::model::{NodeId, QueueId, ShardId};
-use crate::serving::{CatalogChanges, CatalogFeed, QueueFacts, ServerHandle};
+use crate::model::{LogId, NodeId, ShardId};
+use crate::serving::ServerHandle;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hashbrown::HashMap;
-use parking_lot::RwLock;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
-
-/// The catalog for shard servers.
-pub(super) struct Feed(pub Arc<RwLock<Catalog>>);
-
-impl CatalogFeed for Feed {
-    fn index(&self) -> u64 {
-        self.0.read().index()
-    }
-
-    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
-        let catalog = self.0.read();
-        let (creates, drops) = catalog.changes_since(from, shard).unwrap_or_else(|| catalog.difference(shard, known()));
-        CatalogChanges { to: catalog.index(), creates, drops }
-    }
-
-    fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
-        let catalog = self.0.read();
-        let record = catalog.queue_by_id(queue)?;
-        Some(QueueFacts { name: record.spec.name.clone(), auto_delete: record.spec.auto_delete })
-    }
-}
 
 /// Commands into the catalog, for `edge`.
 pub(super) struct Port {
@@ -79,5 +58,23 @@ impl Paths for Connector {
             Ok(edge)
         }
         .boxed()
+    }
+}
+
+/// Tells servers what was applied to their shards, and everybody that the catalog moved.
+pub(super) struct Applied {
+    /// By shard.
+    pub servers: HashMap<ShardId, ServerHandle>,
+    /// Counts up whenever the catalog applied something.
+    pub moved_tx: watch::Sender<u64>,
+}
+
+impl Observer for Applied {
+    fn applied(&self, shard: ShardId, id: LogId, effects: Vec<Effect>) {
+        if shard == ShardId::CATALOG {
+            self.moved_tx.send_modify(|n| *n += 1);
+        } else if let Some(server) = self.servers.get(&shard) {
+            server.applied(id, effects);
+        }
     }
 }

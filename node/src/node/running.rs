@@ -2,14 +2,11 @@
 
 use crate::config::ServerConfig;
 use crate::consensus::Consensus;
-use crate::edge::{self, ConnectionInfo, Edge};
-use crate::listener;
+use crate::edge::Edge;
 use crate::machine::catalog::Catalog;
 use crate::model::NodeId;
-use crate::model::step::{Event, Step};
 use crate::store::wal::Wal;
 use parking_lot::{Mutex, RwLock};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// The parts of a serving node.
@@ -29,34 +26,5 @@ impl Running {
     /// All configured nodes, ascending.
     pub fn nodes(&self) -> Vec<NodeId> {
         self.config.cluster.iter().map(|m| m.node).collect()
-    }
-}
-
-impl listener::EdgeConnection for edge::Connection {
-    fn submit(&mut self, step: Step) -> Result<(), Step> {
-        edge::Connection::submit(self, step)
-    }
-
-    fn take_events(&mut self, out: &mut Vec<Event>) {
-        edge::Connection::take_events(self, out);
-    }
-
-    async fn changed(&self) {
-        edge::Connection::changed(self).await;
-    }
-
-    async fn writable(&self) {
-        edge::Connection::writable(self).await;
-    }
-}
-
-/// The edge as the listener wants it.
-pub(super) struct Clients(pub Arc<Edge>);
-
-impl listener::Edge for Clients {
-    type Connection = edge::Connection;
-
-    fn connect(&self, peer: SocketAddr) -> Self::Connection {
-        self.0.connect(ConnectionInfo { peer })
     }
 }

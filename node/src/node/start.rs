@@ -1,20 +1,17 @@
 //! Bringing a node up: stores, machines, servers, consensus, edge, the catalog's first entries; and taking it down again.
 
 use super::admin::Admin;
-use super::checkpoint::{Checkpointer, Member};
-use super::feed::{Connector, Feed, Port};
-use super::groups::{CatalogGroup, Checkpointed, DataGroup};
+use super::feed::{Applied, Connector, Port};
 use super::leaders::Leaders;
 use super::running::Running;
-use super::{StartError, alarm, doing, restore};
+use super::{StartError, alarm, doing};
 use crate::config::ServerConfig;
-use crate::consensus::{Consensus, ConsensusConfig, Machine, Machines, Shard, Timing};
+use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing};
 use crate::edge::{Edge, EdgeConfig};
-use crate::machine::catalog::hash_password;
+use crate::machine::catalog::{Catalog, hash_password};
 use crate::machine::shard::DataMachine;
 use crate::management::{self, Readiness};
 use crate::model::catalog::CatalogCommand;
-use crate::model::ports::{Bodies, Proposer};
 use crate::model::{Incarnation, NodeId, ShardId};
 use crate::peer::auth::Secret;
 use crate::peer::client::{PeerConfig, TonicNetwork};
@@ -29,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -41,7 +38,6 @@ const EVENTS: usize = 1024;
 /// A node that serves, with everything that must be ended.
 pub(super) struct Started {
     pub running: Arc<Running>,
-    checkpointer: Arc<Checkpointer>,
     servers: Vec<ServerHandle>,
     tasks: JoinSet<()>,
 }
@@ -51,9 +47,9 @@ struct Opened {
     disk: Arc<dyn Disk>,
     wal: Wal,
     store: Arc<StateStore>,
-    catalog: Arc<CatalogGroup>,
-    data: HashMap<ShardId, Arc<DataGroup>>,
-    mailboxes: HashMap<ShardId, (ServerHandle, Mailbox)>,
+    replicas: Replicas,
+    applied: Arc<Applied>,
+    mailboxes: HashMap<ShardId, Mailbox>,
     shards: u16,
 }
 
@@ -68,15 +64,15 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
 
     let mut tasks = JoinSet::new();
     let (events_tx, events_rx) = mpsc::channel(EVENTS);
-    let servers = start_servers(&config, incarnation, &mut opened, &consensus, &events_tx, &mut tasks);
+    start_servers(&config, incarnation, &mut opened, &consensus, &events_tx, &mut tasks);
     consensus.run();
 
-    let catalog = opened.catalog.catalog.clone();
+    let catalog = opened.replicas.catalog();
     let nodes: Vec<NodeId> = config.cluster.iter().map(|m| m.node).collect();
-    let moved_rx = opened.catalog.moved_tx.subscribe();
+    let moved_rx = opened.applied.moved_tx.subscribe();
     let leaders = Leaders::follow(opened.shards, &nodes, &consensus, catalog.clone(), moved_rx);
     let port = Port { client: consensus.catalog(), lease: Box::new(consensus.routing_lease()), patience: config.no_quorum_timeout };
-    let connector = Connector { node: config.node, servers: servers.clone(), consensus: consensus.clone() };
+    let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,
         remote_guest: !config.loopback_users.iter().any(|user| user == "guest"),
@@ -84,14 +80,13 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
     };
     let edge = Edge::new(edge_config, catalog.clone(), Arc::new(port), leaders, Arc::new(connector));
 
-    let checkpointer = start_checkpoints(&opened, &consensus, &mut tasks);
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let running = Arc::new(Running { config, shards, catalog, consensus, edge, wal, alarm: Mutex::default() });
     tasks.spawn(delete_unused(running.clone(), events_rx));
     first_commands(&running, incarnation).await;
     tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
     let _ = admin.0.set(running.clone());
-    Ok(Started { running, checkpointer, servers: servers.into_values().collect(), tasks })
+    Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
 
 fn open(config: &ServerConfig) -> Result<Opened, StartError> {
@@ -105,17 +100,16 @@ fn open(config: &ServerConfig) -> Result<Opened, StartError> {
     for lost in &report.rolled_back {
         tracing::error!(shard = %lost.shard, from = lost.from.index, to = ?lost.to, "the newest checkpoint of a shard is lost; the log must reach back");
     }
-    let catalog = Arc::new(restore::catalog(&store)?);
-    let known = catalog.catalog.read().shards().count() as u16;
+    // The number of shards is fixed when the cluster is formed; later the catalog knows it.
+    let known = Catalog::restore(store.load(ShardId::CATALOG)?.pairs).map_or(0, |catalog| catalog.shards().count() as u16);
     let shards = if known > 0 { known } else { config.shards };
-    let (mut data, mut mailboxes) = (HashMap::new(), HashMap::new());
-    for shard in (1..=shards).map(ShardId) {
-        let (handle, mailbox) = serving::mailbox();
-        data.insert(shard, Arc::new(restore::data(&store, &wal, shard, handle.clone())?));
-        mailboxes.insert(shard, (handle, mailbox));
-    }
-    mailboxes.insert(ShardId::local(config.node), serving::mailbox());
-    Ok(Opened { disk, wal, store: Arc::new(store), catalog, data, mailboxes, shards })
+    let all = (1..=shards).map(ShardId).chain([ShardId::local(config.node)]);
+    let (servers, mailboxes) =
+        all.map(|shard| (shard, serving::mailbox())).map(|(s, (handle, mailbox))| ((s, handle), (s, mailbox))).unzip();
+    let applied = Arc::new(Applied { servers, moved_tx: watch::channel(0).0 });
+    let store = Arc::new(store);
+    let replicas = Replicas::new(Some(store.clone()), applied.clone());
+    Ok(Opened { disk, wal, store, replicas, applied, mailboxes, shards })
 }
 
 fn start_consensus(
@@ -126,12 +120,7 @@ fn start_consensus(
     admin: &Admin,
     readiness: &Arc<Readiness>,
 ) -> Result<Consensus, StartError> {
-    let (data, catalog) = (opened.data.clone(), opened.catalog.clone());
-    let machines: Machines = Box::new(move |shard| match data.get(&shard) {
-        Some(group) => group.clone() as Arc<dyn Machine>,
-        None => catalog.clone(),
-    });
-    let handles: HashMap<ShardId, ServerHandle> = opened.mailboxes.iter().map(|(shard, (handle, _))| (*shard, handle.clone())).collect();
+    let applied = opened.applied.clone();
     let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone());
     let network = PeerConfig {
         node: config.node,
@@ -148,9 +137,10 @@ fn start_consensus(
         shards: opened.shards,
         timing: Timing::default(),
         journal: Arc::new(opened.wal.clone()),
-        machines,
+        machines: opened.replicas.machines(Arc::new(opened.wal.clone())),
+        store: Some(opened.store.clone()),
         acceptor: Arc::new(move |shard, end| {
-            if let Some(server) = handles.get(&shard) {
+            if let Some(server) = applied.servers.get(&shard) {
                 server.connected(end);
             }
         }),
@@ -167,31 +157,24 @@ fn start_servers(
     consensus: &Arc<Consensus>,
     events_tx: &mpsc::Sender<ServerEvent>,
     tasks: &mut JoinSet<()>,
-) -> HashMap<ShardId, ServerHandle> {
-    let feed = Arc::new(Feed(opened.catalog.catalog.clone()));
-    let mut handles = HashMap::new();
-    for (shard, (handle, mailbox)) in opened.mailboxes.drain() {
-        let settings = serving::ServerConfig::new(shard, config.node, feed.clone());
-        let serve = |machine, proposer: Arc<dyn Proposer>, bodies: Arc<dyn Bodies>, mailbox| {
-            serving::spawn(settings.clone(), mailbox, machine, proposer, bodies, events_tx.clone());
-        };
+) {
+    for (shard, mailbox) in opened.mailboxes.drain() {
+        let handle = &opened.applied.servers[&shard];
+        let settings = serving::ServerConfig::new(shard, config.node, opened.replicas.catalog());
         if shard.owner().is_some() {
             let machine = Arc::new(Mutex::new(DataMachine::new(shard)));
             let bodies = Arc::new(LocalBodies::default());
-            serve(machine.clone(), Arc::new(LocalProposer::new(machine, bodies.clone(), handle.clone())), bodies, mailbox);
+            let proposer = Arc::new(LocalProposer::new(machine.clone(), bodies.clone(), handle.clone()));
+            serving::spawn(settings, mailbox, machine, proposer, bodies, events_tx.clone());
             handle.leadership(local_leadership(config.node, incarnation));
-        } else if let (Some(group), Some(raft)) = (opened.data.get(&shard), consensus.shard(shard)) {
+        } else if let (Some(machine), Some(raft)) = (opened.replicas.data(shard), consensus.shard(shard)) {
             let outcomes = handle.clone();
             raft.on_outcome(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
-            serve(group.machine.clone(), Arc::new(raft.clone()), Arc::new(raft.clone()), mailbox);
+            serving::spawn(settings, mailbox, machine, Arc::new(raft.clone()), Arc::new(raft.clone()), events_tx.clone());
             tasks.spawn(tell_leadership(raft, handle.clone()));
-        } else {
-            continue;
         }
-        handles.insert(shard, handle);
     }
-    tasks.spawn(tell_catalog(opened.catalog.moved_tx.subscribe(), handles.values().cloned().collect()));
-    handles
+    tasks.spawn(tell_catalog(opened.applied.moved_tx.subscribe(), opened.applied.servers.values().cloned().collect()));
 }
 
 async fn tell_leadership(raft: Shard, server: ServerHandle) {
@@ -205,25 +188,11 @@ async fn tell_leadership(raft: Shard, server: ServerHandle) {
     }
 }
 
-async fn tell_catalog(mut moved_rx: tokio::sync::watch::Receiver<u64>, servers: Vec<ServerHandle>) {
+async fn tell_catalog(mut moved_rx: watch::Receiver<u64>, servers: Vec<ServerHandle>) {
     while moved_rx.changed().await.is_ok() {
         moved_rx.borrow_and_update();
         servers.iter().for_each(ServerHandle::catalog_moved);
     }
-}
-
-fn start_checkpoints(opened: &Opened, consensus: &Consensus, tasks: &mut JoinSet<()>) -> Arc<Checkpointer> {
-    let group = |shard: ShardId| -> Arc<dyn Checkpointed> {
-        match opened.data.get(&shard) {
-            Some(group) => group.clone(),
-            None => opened.catalog.clone(),
-        }
-    };
-    let members = consensus.shards().into_iter().map(|shard| Member { group: group(shard.id()), shard }).collect();
-    let checkpointer = Arc::new(Checkpointer { members, store: opened.store.clone(), wal: opened.wal.clone() });
-    let running = checkpointer.clone();
-    tasks.spawn(async move { running.run().await });
-    checkpointer
 }
 
 /// The catalog's first entry, and that this process is there. Repeated until a majority answers.
@@ -256,13 +225,10 @@ async fn delete_unused(running: Arc<Running>, mut events_rx: mpsc::Receiver<Serv
 }
 
 impl Started {
-    /// In order: no more serving, a last checkpoint, consensus.
+    /// In order: no more serving, then consensus with a last checkpoint.
     pub async fn stop(mut self) {
         self.servers.iter().for_each(ServerHandle::stop);
         self.tasks.shutdown().await;
-        if tokio::time::timeout(Duration::from_secs(1), self.checkpointer.finish()).await.is_err() {
-            tracing::warn!("the last checkpoint took too long; the log is replayed at the next start");
-        }
         self.running.consensus.stop().await;
     }
 }

@@ -334,3 +334,7 @@ impl tower::Service<Uri> for OneConnection {
         std::future::ready(socket.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection is gone")))
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -25,6 +25,8 @@ use warren_proto::peer::peer_server::{Peer, PeerServer};
 
 const HELLO: &str = "/warren.peer.Peer/Hello";
 const PEER: &str = "/warren.peer.Peer/";
+/// Streams and questions at once on one connection; votes must not wait behind catalog commands.
+const STREAMS: u32 = 4096;
 /// Connections that wait to be taken over by their runtime.
 const BACKLOG: usize = 64;
 
@@ -94,6 +96,8 @@ fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<std::net::TcpS
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(HTTP_FRAME)
+            .max_concurrent_streams(STREAMS)
+            .http2_max_pending_accept_reset_streams(Some(STREAMS as usize))
             .layer(GuardLayer);
         let stopped = async move {
             let _ = stop_rx.wait_for(|stop| *stop).await;

@@ -1,0 +1,187 @@
+//! The machines behind this node's groups: joins `machine` (pure), the state store's checkpoints and whoever watches what is applied.
+//! The composition root makes one `Replicas`, gives `Replicas::machines` to `Consensus` and reads the machines.
+
+use super::journal::Journal;
+use super::machine::{Fault, Machine};
+use super::start::Machines;
+use super::types::Reply;
+use crate::machine::catalog::Catalog;
+use crate::machine::{DataMachine, Delta, Effect};
+use crate::model::entry::EntryBytes;
+use crate::model::{LogId, ShardId};
+use crate::store::state::{Change, StateStore};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Sees every applied entry, in log order, before the proposer gets its outcome. Called inside openraft's tasks: must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// `effects` is empty for the catalog.
+    fn applied(&self, shard: ShardId, id: LogId, effects: Vec<Effect>);
+}
+
+/// A data shard's machine as `serving` reads it.
+pub type SharedData = Arc<Mutex<DataMachine>>;
+
+/// All machines of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Replicas {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Option<Arc<StateStore>>,
+    observer: Arc<dyn Observer>,
+    catalog: Arc<RwLock<Catalog>>,
+    data: Mutex<BTreeMap<ShardId, SharedData>>,
+}
+
+impl Replicas {
+    /// Machines that are restored from `store` and checkpointed into it; without one the whole log is applied at each start.
+    pub fn new(store: Option<Arc<StateStore>>, observer: Arc<dyn Observer>) -> Replicas {
+        let (catalog, data) = (Arc::new(RwLock::new(Catalog::new())), Mutex::default());
+        Replicas { inner: Arc::new(Inner { store, observer, catalog, data }) }
+    }
+
+    /// The catalog; empty until `Consensus::formed`.
+    pub fn catalog(&self) -> Arc<RwLock<Catalog>> {
+        self.inner.catalog.clone()
+    }
+
+    /// A data shard's machine, after `Consensus::formed`, when this node holds the shard.
+    pub fn data(&self, shard: ShardId) -> Option<SharedData> {
+        self.inner.data.lock().get(&shard).cloned()
+    }
+
+    /// For `ConsensusConfig::machines`; `journal` learns which entries are still live.
+    pub fn machines(&self, journal: Arc<dyn Journal>) -> Machines {
+        let replicas = self.clone();
+        Box::new(move |shard| if shard == ShardId::CATALOG { replicas.restore_catalog() } else { replicas.restore_data(shard, &*journal) })
+    }
+
+    fn stored(&self, shard: ShardId) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let Some(store) = &self.inner.store else { return Vec::new() };
+        match store.load(shard) {
+            Ok(stored) => stored.pairs,
+            Err(error) => {
+                tracing::error!(%shard, %error, "the shard's checkpoint cannot be read: applying its log from the beginning");
+                Vec::new()
+            }
+        }
+    }
+
+    fn restore_catalog(&self) -> Arc<dyn Machine> {
+        match Catalog::restore(self.stored(ShardId::CATALOG)) {
+            Ok(catalog) => *self.inner.catalog.write() = catalog,
+            Err(error) => tracing::error!(%error, "the catalog's checkpoint is not usable: applying its log from the beginning"),
+        }
+        Arc::new(CatalogReplica { catalog: self.inner.catalog.clone(), observer: self.inner.observer.clone() })
+    }
+
+    fn restore_data(&self, shard: ShardId, journal: &dyn Journal) -> Arc<dyn Machine> {
+        let pairs = self.stored(shard);
+        let restored = if pairs.is_empty() { Ok(DataMachine::new(shard)) } else { DataMachine::restore(shard, pairs) };
+        let machine = restored.unwrap_or_else(|error| {
+            tracing::error!(%shard, %error, "the shard's checkpoint is not usable: applying its log from the beginning");
+            DataMachine::new(shard)
+        });
+        let applied = machine.applied();
+        if applied.index > 0 {
+            journal.retain_only(shard, applied.index, &machine.live_entries());
+        }
+        tracing::info!(%shard, index = applied.index, "machine restored");
+        let machine = Arc::new(Mutex::new(machine));
+        self.inner.data.lock().insert(shard, machine.clone());
+        Arc::new(DataReplica { shard, machine, observer: self.inner.observer.clone(), freed: Mutex::default() })
+    }
+}
+
+fn change(delta: Delta) -> Change {
+    Change { applied: delta.applied, full: delta.full, puts: delta.puts, deletes: delta.deletes }
+}
+
+fn restored(applied: LogId) -> Option<LogId> {
+    (applied.index > 0).then_some(applied)
+}
+
+struct CatalogReplica {
+    catalog: Arc<RwLock<Catalog>>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Machine for CatalogReplica {
+    fn apply(&self, id: LogId, entry: &EntryBytes) -> Result<Reply, Fault> {
+        let command = crate::machine::catalog::decode_command(&entry.flatten());
+        let command = command.ok_or_else(|| Fault { index: id.index, why: "unknown catalog command".into() })?;
+        let reply = self.catalog.write().apply(id, &command);
+        self.observer.applied(ShardId::CATALOG, id, Vec::new());
+        Ok(Reply::Catalog(reply))
+    }
+
+    fn pass(&self, id: LogId) -> Result<(), Fault> {
+        self.catalog.write().pass(id);
+        self.observer.applied(ShardId::CATALOG, id, Vec::new());
+        Ok(())
+    }
+
+    fn restored(&self) -> Option<LogId> {
+        restored(self.catalog.read().applied())
+    }
+
+    fn checkpoint(&self, flushed: u64) -> Option<Change> {
+        let mut catalog = self.catalog.write();
+        if catalog.applied().index > flushed {
+            return None;
+        }
+        catalog.checkpoint().map(change)
+    }
+
+    fn checkpoint_lost(&self) {
+        self.catalog.write().forget_checkpoint();
+    }
+}
+
+struct DataReplica {
+    shard: ShardId,
+    machine: SharedData,
+    observer: Arc<dyn Observer>,
+    /// Entries without live messages, by the index whose application freed them: not released before a durable checkpoint says so
+    /// (rule 7).
+    freed: Mutex<VecDeque<(u64, Vec<u64>)>>,
+}
+
+impl Machine for DataReplica {
+    fn apply(&self, id: LogId, entry: &EntryBytes) -> Result<Reply, Fault> {
+        let applied = self.machine.lock().apply(id, entry).map_err(|e| Fault { index: id.index, why: e.to_string() })?;
+        if !applied.freed.is_empty() {
+            self.freed.lock().push_back((id.index, applied.freed));
+        }
+        self.observer.applied(self.shard, id, applied.effects);
+        Ok(Reply::Sections(applied.replies))
+    }
+
+    fn pass(&self, id: LogId) -> Result<(), Fault> {
+        self.machine.lock().pass(id).map_err(|e| Fault { index: id.index, why: e.to_string() })?;
+        self.observer.applied(self.shard, id, Vec::new());
+        Ok(())
+    }
+
+    fn restored(&self) -> Option<LogId> {
+        restored(self.machine.lock().applied())
+    }
+
+    fn checkpoint(&self, flushed: u64) -> Option<Change> {
+        let mut machine = self.machine.lock();
+        (machine.applied().index <= flushed).then(|| change(machine.checkpoint()))
+    }
+
+    fn checkpoint_lost(&self) {
+        self.machine.lock().forget_checkpoint();
+    }
+
+    fn released(&self, upto: u64) -> Vec<u64> {
+        let mut freed = self.freed.lock();
+        let ready = freed.partition_point(|(at, _)| *at <= upto);
+        freed.drain(..ready).flat_map(|(_, indices)| indices).collect()
+    }
+}

@@ -1,0 +1,221 @@
+//! Two processes' worth of peers over loopback: proofs, streams, paths, what a stranger gets.
+
+use super::*;
+use crate::model::link::{Deliveries, Delivery, ToEdge, ToLeader};
+use crate::model::ports::LeaderEnd;
+use crate::model::{ConsumerId, Generation, Incarnation, LeaderId, QueueId, Seq, ShardId};
+use crate::peer::paths::{self, Joiner};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use std::time::Instant;
+use tonic::Response;
+use warren_proto::admin::admin_client::AdminClient;
+use warren_proto::admin::admin_server::{Admin, AdminServer};
+use warren_proto::admin::{ListReply, ListRequest};
+
+/// Answers a question with its own head, echoes streams, joins paths.
+struct Echo {
+    card: Card,
+    paths: Joiner,
+}
+
+impl Handler for Echo {
+    fn card(&self) -> Card {
+        self.card
+    }
+
+    fn ask(&self, from: Card, frame: Frame) -> BoxFuture<'static, Result<Frame, PeerError>> {
+        Box::pin(async move {
+            match frame.head.as_ref() {
+                b"refuse" => Err(PeerError::Refused("no".into())),
+                _ => Ok(Frame { head: frame.head, body: vec![Bytes::from(from.node.0.to_string())] }),
+            }
+        })
+    }
+
+    fn stream(&self, from: Card, kind: StreamKind, mut rx: BoxStream<'static, Result<Frame, PeerError>>, tx: mpsc::Sender<Frame>) {
+        if matches!(kind, StreamKind::Edge | StreamKind::Deliver) {
+            return self.paths.joined(from.node, kind, rx, tx);
+        }
+        tokio::spawn(async move {
+            while let Some(Ok(frame)) = rx.next().await {
+                if tx.send(frame).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+struct Lists;
+
+#[tonic::async_trait]
+impl Admin for Lists {
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
+        Ok(Response::new(ListReply { columns: vec!["name".into()], rows: Vec::new() }))
+    }
+}
+
+fn node(id: u16) -> Card {
+    Card { node: NodeId(id), generation: Generation(1), incarnation: Incarnation(u64::from(id)), cluster: Some(7) }
+}
+
+/// A process: its own runtime, so that dropping it resets its connections.
+struct Process {
+    runtime: Option<tokio::runtime::Runtime>,
+    network: Arc<dyn Transport>,
+    ends_rx: mpsc::Receiver<(ShardId, LeaderEnd)>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn bind() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    (listener, address)
+}
+
+fn process(card: Card, listener: std::net::TcpListener, peers: Vec<(NodeId, String)>, secret: &str) -> Process {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let (ends_tx, ends_rx) = mpsc::channel(4);
+    let accept: paths::Acceptor = Arc::new(move |shard, end| drop(ends_tx.try_send((shard, end))));
+    let handler = Arc::new(Echo { card, paths: Joiner::new(accept) });
+    let config = PeerConfig {
+        node: card.node,
+        listener,
+        peers,
+        secret: Secret::new(secret.as_bytes()),
+        edge_runtime: runtime.handle().clone(),
+        routes: tonic::service::Routes::new(AdminServer::new(Lists)),
+    };
+    let network = {
+        let _inside = runtime.enter();
+        TonicNetwork::start(config, handler).expect("starts")
+    };
+    Process { runtime: Some(runtime), network, ends_rx }
+}
+
+fn pair() -> (Process, Process, String) {
+    let ((l1, a1), (l2, a2)) = (bind(), bind());
+    let peers = vec![(NodeId(1), a1), (NodeId(2), a2.clone())];
+    (process(node(1), l1, peers.clone(), "s"), process(node(2), l2, peers, "s"), a2)
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn connected(process: &Process, to: NodeId) {
+    until("connected", || process.network.link(to).up == 2).await;
+}
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_and_streams_pass_between_two_nodes() {
+    let (one, _two, _) = pair();
+    connected(&one, NodeId(2)).await;
+    let answer = one.network.ask(NodeId(2), head_only(Bytes::from_static(b"hi")), PATIENCE).await.expect("an answer");
+    assert_eq!((answer.head.as_ref(), answer.body[0].as_ref()), (&b"hi"[..], &b"1"[..]));
+    let refused = one.network.ask(NodeId(2), head_only(Bytes::from_static(b"refuse")), PATIENCE).await;
+    assert_eq!(refused, Err(PeerError::Refused("no".into())));
+    for kind in [StreamKind::Append, StreamKind::Heartbeat] {
+        let mut stream = one.network.open(NodeId(2), kind).await.expect("opens");
+        let big = Frame { head: Bytes::from_static(b"h"), body: vec![Bytes::from(vec![3; 20 << 20]), Bytes::new()] };
+        stream.tx.send(big.clone()).await.expect("open");
+        assert_eq!(stream.rx.next().await, Some(Ok(big)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_carries_batches_verdicts_and_deliveries_and_ends_with_either_end() {
+    let (one, mut two, _) = pair();
+    connected(&one, NodeId(2)).await;
+    let mut edge = loop {
+        match paths::connect(one.network.as_ref(), NodeId(1), ShardId(3), NodeId(2)).await {
+            Ok(edge) => break edge,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let (shard, mut leader) = two.ends_rx.recv().await.expect("a path");
+    assert_eq!((shard, leader.node), (ShardId(3), NodeId(1)));
+    let hello = ToLeader::Hello { node: NodeId(1), incarnation: Incarnation(4) };
+    edge.up_tx.send(hello.clone()).await.expect("open");
+    assert_eq!(leader.up_rx.recv().await, Some(hello));
+    leader.down_tx.send(ToEdge::NotLeader).await.expect("open");
+    assert_eq!(edge.down_rx.recv().await, Some(ToEdge::NotLeader));
+    let message = Delivery { queue: QueueId(1), seq: Seq(1), redelivered: false, message: Bytes::from_static(b"m") };
+    let deliveries = Deliveries { leader: LeaderId::default(), consumer: ConsumerId(1), messages: vec![message] };
+    leader.deliveries_tx.send(deliveries.clone()).await.expect("open");
+    assert_eq!(edge.deliveries_rx.recv().await, Some(deliveries));
+    drop(leader);
+    assert_eq!(edge.down_rx.recv().await, None);
+    assert_eq!(edge.deliveries_rx.recv().await, None);
+    let edge = paths::connect(one.network.as_ref(), NodeId(1), ShardId(4), NodeId(2)).await.expect("again");
+    let (_, mut leader) = two.ends_rx.recv().await.expect("a path");
+    drop(edge);
+    assert_eq!(leader.up_rx.recv().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_process_is_known_at_once_and_found_again() {
+    let (one, two, address) = pair();
+    connected(&one, NodeId(2)).await;
+    let died = Instant::now();
+    drop(two);
+    until("gone", || one.network.link(NodeId(2)).process_gone()).await;
+    assert!(died.elapsed() < Duration::from_millis(300), "{:?}", died.elapsed());
+    let listener = std::net::TcpListener::bind(&address).expect("the port is free again");
+    let _two = process(node(2), listener, Vec::new(), "s");
+    connected(&one, NodeId(2)).await;
+    assert!(!one.network.link(NodeId(2)).refused);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_the_secret_never_connects() {
+    let ((l1, a1), (l2, a2)) = (bind(), bind());
+    let peers = vec![(NodeId(1), a1), (NodeId(2), a2)];
+    let one = process(node(1), l1, peers.clone(), "right");
+    let two = process(node(2), l2, peers, "wrong");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!((one.network.link(NodeId(2)).up, two.network.link(NodeId(1)).up), (0, 0));
+    assert!(!one.network.link(NodeId(2)).process_gone(), "a refusing node is not a dead one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_gets_nothing_and_an_operator_only_its_own_services() {
+    let (_one, _two, address) = pair();
+    // A stranger that speaks the preface and HTTP/2 but proves nothing.
+    let (gone_tx, _gone_rx) = oneshot::channel();
+    let socket = socket::dial(&address, Class::Beat).await.expect("tcp");
+    let one = OneConnection(Mutex::new(Some(Dialed::new(socket, gone_tx))));
+    let channel = Endpoint::from_static("http://node").connect_with_connector(one).await.expect("http/2");
+    let status = PeerClient::new(channel.clone()).ask(Frame::default()).await.expect_err("no answer");
+    assert_eq!((status.code(), status.message()), (tonic::Code::Unauthenticated, ""));
+    let status = AdminClient::new(channel.clone()).list(ListRequest::default()).await.expect_err("no answer");
+    assert_eq!(status.code(), tonic::Code::Unauthenticated);
+    let garbage = PeerClient::new(channel).hello(head_only(Bytes::from_static(b"\x01garbage"))).await.expect_err("no answer");
+    assert_eq!((garbage.code(), garbage.message()), (tonic::Code::Unauthenticated, ""));
+    // Without the preface the connection is closed without a byte.
+    let mut socket = tokio::net::TcpStream::connect(&address).await.expect("tcp");
+    tokio::io::AsyncWriteExt::write_all(&mut socket, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
+    let mut answer = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut socket, &mut answer).await;
+    assert!(answer.is_empty());
+    // An operator with the secret lists, but is no node.
+    assert!(dial_operator(&address, &Secret::new(b"wrong")).await.is_err());
+    let channel = dial_operator(&address, &Secret::new(b"s")).await.expect("proved");
+    assert_eq!(AdminClient::new(channel.clone()).list(ListRequest::default()).await.expect("a list").into_inner().columns, ["name"]);
+    let status = PeerClient::new(channel).ask(Frame::default()).await.expect_err("no node");
+    assert_eq!(status.code(), tonic::Code::Unauthenticated);
+}
