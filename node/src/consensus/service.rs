@@ -54,8 +54,8 @@ impl Handler for Service {
         let admitted = self.admit(&from);
         Box::pin(async move {
             match kind? {
-                Ask::Formation => return Ok(formation::report(&core)),
-                Ask::Adopt => return formation::adopt(&core, from, frame.head).await,
+                Ask::Formation => Ok(formation::report(&core)),
+                Ask::Adopt => formation::adopt(&core, from, frame.head).await,
                 raft => {
                     admitted?;
                     answer(core, from, raft, frame).await

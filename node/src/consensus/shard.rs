@@ -138,7 +138,7 @@ impl Shard {
         use openraft::async_runtime::watch::WatchReceiver;
         let data = self.inner.data_rx.borrow_watched();
         let replication = data.replication.as_ref()?;
-        replication.iter().map(|(_, matching)| matching.as_ref().map_or(0, |id| id.index)).min()
+        replication.values().map(|matching| matching.as_ref().map_or(0, |id| id.index)).min()
     }
 
     /// The log is purged up to here.

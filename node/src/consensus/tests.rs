@@ -6,6 +6,7 @@ use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::entry::{EntryBytes, SectionReply};
 use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
 use crate::model::{Incarnation, LeaderId, LogId, NodeId, SessionId, ShardId};
+use crate::peer::Transport;
 use crate::peer::memory::MemoryNetwork;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,10 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
+type MemoryLog = (ShardLog, BTreeMap<u64, LogEntry>);
+
 /// A journal in memory that survives the "process" and loses nothing.
 #[derive(Default)]
 pub(super) struct MemoryJournal {
-    shards: Mutex<HashMap<ShardId, (ShardLog, BTreeMap<u64, LogEntry>)>>,
+    shards: Mutex<HashMap<ShardId, MemoryLog>>,
     identity: Mutex<Option<Identity>>,
 }
 
@@ -122,6 +125,7 @@ struct Node {
 
 struct Cluster {
     network: MemoryNetwork,
+    transports: Arc<Mutex<BTreeMap<NodeId, Arc<dyn Transport>>>>,
     journals: BTreeMap<NodeId, Arc<MemoryJournal>>,
     nodes: BTreeMap<NodeId, Node>,
     shards: u16,
@@ -132,7 +136,7 @@ const DATA: ShardId = ShardId(1);
 impl Cluster {
     fn new(n: u16, shards: u16) -> Cluster {
         let journals = (1..=n).map(|id| (NodeId(id), Arc::default())).collect();
-        Cluster { network: MemoryNetwork::default(), journals, nodes: BTreeMap::new(), shards }
+        Cluster { network: MemoryNetwork::default(), transports: Arc::default(), journals, nodes: BTreeMap::new(), shards }
     }
 
     async fn started(n: u16, shards: u16) -> Cluster {
@@ -144,7 +148,7 @@ impl Cluster {
 
     fn boot(&mut self, id: NodeId) {
         let tapes: Arc<Mutex<BTreeMap<ShardId, Arc<Tape>>>> = Arc::default();
-        let (network, made) = (self.network.clone(), tapes.clone());
+        let (network, made, transports) = (self.network.clone(), tapes.clone(), self.transports.clone());
         let consensus = Consensus::start(ConsensusConfig {
             node: id,
             incarnation: Incarnation(rand::random()),
@@ -159,7 +163,11 @@ impl Cluster {
             }),
             store: None,
             acceptor: Arc::new(|_, _| ()),
-            wire: Box::new(move |handler| Ok(network.join(id, handler))),
+            wire: Box::new(move |handler| {
+                let transport = network.join(id, handler);
+                transports.lock().insert(id, transport.clone());
+                Ok(transport)
+            }),
         });
         let consensus = consensus.expect("starts");
         self.nodes.insert(id, Node { consensus, tapes, outcomes: HashMap::new() });
@@ -436,4 +444,27 @@ async fn five_nodes_know_the_leaders_of_shards_that_they_do_not_hold() {
             tokio::time::timeout(Duration::from_secs(5), known).await.expect("in time").expect("runs");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forced_vote_is_refused_by_a_voter_that_still_sees_the_leader() {
+    let mut cluster = Cluster::started(3, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (leader, under) = cluster.leader(DATA).await;
+    let voters = placement::voters(DATA, &[NodeId(1), NodeId(2), NodeId(3)]);
+    let mut others = voters.iter().filter(|v| v.node != leader);
+    let (from, to) = (others.next().expect("three"), others.next().expect("three"));
+    let transport = cluster.transports.lock()[&from.node].clone();
+    let campaign = |forced| {
+        let vote = types::Ovote { leader_id: types::Lid { term: under.term + 5, node_id: from.pack() }, committed: false };
+        let last = types::Oid { leader_id: types::to_lid(under), index: 1000 };
+        let mut request = openraft::raft::VoteRequest::new(vote, Some(last));
+        request.leadership_transfer = true;
+        let head = wire::write_campaign(wire::Ask::Vote, &wire::Campaign { shard: DATA, request, forced });
+        let answer = transport.ask(to.node, crate::peer::transport::head_only(head), Duration::from_secs(1));
+        async { wire::read_ballot(&mut answer.await.expect("an answer").head).expect("a ballot") }
+    };
+    assert!(!campaign(true).await.vote_granted, "its own connection to the leader is up");
+    assert_eq!(cluster.leader(DATA).await.1, under);
+    assert!(campaign(false).await.vote_granted, "a transfer that the leader ordered passes the lease");
 }
