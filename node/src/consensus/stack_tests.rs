@@ -248,3 +248,31 @@ async fn the_catalog_answers_with_what_its_machine_says() {
     let catalog = node.replicas.catalog();
     assert!(catalog.read().has_vhost("v") && catalog.read().index() >= index);
 }
+
+fn cpu_ms() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("linux");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    (11..13).map(|at| fields[at].parse::<u64>().expect("ticks") * 10).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures: idle CPU of three nodes with two groups, latency of sequential entries over loopback"]
+async fn figures_of_an_idle_and_a_sequential_cluster() {
+    let dirs: Vec<tempfile::TempDir> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
+    let listeners: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let peers: Vec<(NodeId, String)> =
+        listeners.iter().zip(1..).map(|(l, id)| (NodeId(id), l.local_addr().expect("bound").to_string())).collect();
+    let boots = listeners.into_iter().zip(1u16..).zip(&dirs).map(|((listener, id), dir)| {
+        let disk = Arc::new(RealDisk::new(dir.path()).expect("a disk"));
+        boot(id, 3, disk, None, loopback(id, listener, peers.clone()))
+    });
+    let mut nodes = boot_all(boots).await;
+    let session = open_session(&mut nodes).await;
+    let begun = Instant::now();
+    publish(&mut nodes, session, 1, 201).await;
+    println!("sequential entries: {:?} each", begun.elapsed() / 200);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (before, seconds) = (cpu_ms(), 5);
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    println!("idle: {} % of a core (unoptimized build)", (cpu_ms() - before) as f64 / (seconds as f64 * 10.0));
+}

@@ -468,3 +468,22 @@ async fn a_forced_vote_is_refused_by_a_voter_that_still_sees_the_leader() {
     assert_eq!(cluster.leader(DATA).await.1, under);
     assert!(campaign(false).await.vote_granted, "a transfer that the leader ordered passes the lease");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes 20 s: the balancer waits until the cluster is calm"]
+async fn leadership_goes_back_to_the_preferred_node_when_it_is_back() {
+    let mut cluster = Cluster::started(3, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (preferred, _) = cluster.leader(DATA).await;
+    cluster.kill(preferred);
+    assert!(applied(&cluster.propose(1).await));
+    cluster.boot(preferred);
+    cluster.run(preferred).await;
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while cluster.leader(DATA).await.0 != preferred {
+        assert!(Instant::now() < deadline, "leadership has not gone back");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(applied(&cluster.propose(2).await));
+    cluster.until_all_applied(DATA, &flat(0..3)).await;
+}

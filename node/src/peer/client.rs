@@ -196,17 +196,14 @@ impl Keeper {
             self.redial_rx.mark_unchanged();
             match connect(&self.peer.address, self.class, card, &self.secret, Some(self.peer.node)).await {
                 Ok((client, theirs, gone_rx)) => {
-                    tracing::debug!(node = %self.peer.node, class = ?self.class, "connected");
+                    tracing::debug!(node = %self.peer.node, formed = theirs.cluster.is_some(), class = ?self.class, "connected");
                     (backoff, said) = (BACKOFF_MIN, false);
                     self.up(client);
-                    // An unformed side has a new card soon: the connection is made anew then, by either side.
-                    let settled = theirs.cluster.is_some();
                     let mut redial_rx = self.redial_rx.clone();
                     tokio::select! {
                         _ = gone_rx => {}
                         _ = redial_rx.changed() => {}
                         _ = self.stop_rx.changed() => {}
-                        () = tokio::time::sleep(BACKOFF_MAX), if !settled => {}
                     }
                     self.down();
                     continue;
