@@ -10,8 +10,8 @@ use crate::model::{LogId, ShardId};
 use crate::store::state::{Change, StateStore};
 use parking_lot::Mutex;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -27,7 +27,8 @@ pub struct Holding {
     pub(super) shard: ShardId,
     pub(super) machine: Arc<dyn Machine>,
     pub(super) journal: Arc<dyn Journal>,
-    store: Option<Arc<StateStore>>,
+    /// Weak: whoever started this room says when the store is closed.
+    store: Weak<StateStore>,
     /// As applied.
     pub(super) membership: Mutex<Ostored>,
     /// The durable checkpoint: what openraft calls the snapshot.
@@ -63,7 +64,7 @@ impl Holding {
         shard: ShardId,
         machine: Arc<dyn Machine>,
         journal: Arc<dyn Journal>,
-        store: Option<Arc<StateStore>>,
+        store: Option<&Arc<StateStore>>,
         membership: Ostored,
     ) -> Arc<Holding> {
         let restored = machine.restored();
@@ -72,7 +73,7 @@ impl Holding {
             shard,
             machine,
             journal,
-            store,
+            store: store.map(Arc::downgrade).unwrap_or_default(),
             membership: Mutex::new(membership),
             checkpointed: Mutex::new(restored),
             saving: tokio::sync::Mutex::default(),
@@ -113,7 +114,7 @@ impl Holding {
 
     /// Whether a state that came can be kept: not without a store, it would be gone with the process.
     pub fn keeps_state(&self) -> bool {
-        self.store.is_some()
+        self.store.strong_count() > 0
     }
 
     /// A state that came takes the place of this one. All entries that it needs are in the log or staged.
@@ -137,11 +138,12 @@ impl Holding {
     }
 
     async fn save(&self, change: Change) -> io::Result<()> {
-        let store = self.store.as_ref().ok_or_else(|| io::Error::other("this node keeps no states"))?;
         let mut attempt = 1;
         loop {
+            let store = self.store.upgrade().ok_or_else(|| io::Error::other("this node keeps no states"))?;
             let (tx, rx) = oneshot::channel();
             store.checkpoint(self.shard, change.clone(), move |result| drop(tx.send(result)));
+            drop(store);
             let error = match rx.await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => error.to_string(),

@@ -234,7 +234,7 @@ async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateSt
     let network = Network::new(transport.clone());
     let me = VoterId { node: core.me, generation: FIRST_GENERATION };
     let mine = core.shard_ids().map(|shard| (shard, core.voters(shard))).filter(|(_, voters)| voters.contains(&me));
-    let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.clone(), shard, me, voters)).collect();
+    let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.as_ref(), shard, me, voters)).collect();
     let held = held.into_iter().collect::<Result<Vec<_>, _>>()?;
     futures::future::try_join_all(held.iter().map(|(holding, voters)| complete_state(core, holding, voters))).await?;
     let mut groups = BTreeMap::new();
@@ -252,7 +252,7 @@ fn stopped(shard: ShardId) -> impl Fn(&dyn std::fmt::Display) -> FormationError 
 fn hold(
     core: &Core,
     machine: Arc<dyn Machine>,
-    store: Option<Arc<StateStore>>,
+    store: Option<&Arc<StateStore>>,
     shard: ShardId,
     me: VoterId,
     voters: Vec<VoterId>,

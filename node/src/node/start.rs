@@ -92,7 +92,7 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
 fn open(config: &ServerConfig) -> Result<Opened, StartError> {
     let directory = config.data_dir.join("wal");
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&directory).map_err(doing(format!("directory {}", directory.display())))?);
-    let wal = Wal::open(disk.clone(), WalConfig::default())?;
+    let wal = Wal::open(disk.clone(), WalConfig { catch_up_bytes: config.catch_up_log_bytes, ..WalConfig::default() })?;
     let (store, report) = StateStore::open(&config.data_dir.join("state"))?;
     if let Some(aside) = &report.set_aside {
         tracing::error!(moved_to = %aside.to.display(), why = aside.why, "the state store was damaged; it is rebuilt from the log");

@@ -15,6 +15,8 @@ mod recovery;
 mod scan;
 mod sidecar;
 mod staging;
+#[cfg(test)]
+mod staging_tests;
 mod state;
 mod stats;
 #[cfg(test)]
