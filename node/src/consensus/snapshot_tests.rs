@@ -9,7 +9,6 @@ use crate::store::disk::sim::Crash;
 use crate::store::disk::{Disk, RealDisk, SimDisk};
 use crate::store::state::StateStore;
 use crate::store::wal::WalConfig;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,8 +34,9 @@ impl World {
     }
 
     fn real() -> World {
-        let listen = |_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
-        let addresses: Vec<_> = (0..3).map(listen).collect();
+        // Not 127.0.0.1: no outgoing connection takes a port of this address while a node is down.
+        let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.77.1:0").expect("a port")).collect();
+        let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().expect("bound")).collect();
         let peers = addresses.iter().zip(1..).map(|(address, id)| (NodeId(id), address.to_string())).collect();
         World { disks: None, peers: Some(peers), ..World::simulated() }
     }
@@ -48,17 +48,15 @@ impl World {
             Some(disks) => Arc::new(disks[at].clone()),
             None => Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")),
         };
-        let wire: start::Wire = match &self.peers {
-            Some(peers) => {
-                let listener = std::net::TcpListener::bind(&peers[at].1).expect("the port is free again");
-                loopback(id, listener, peers.clone())
-            }
-            None => {
-                let network = self.network.clone();
-                Box::new(move |handler| Ok(network.join(NodeId(id), handler)))
-            }
-        };
-        async move { boot_with(id, 3, disk, Some(open_store(&dir.join("state")).await), wire, small_files()).await }
+        let (network, peers) = (self.network.clone(), self.peers.clone());
+        async move {
+            let wire: start::Wire = match peers {
+                Some(peers) => loopback(id, in_time(|| std::net::TcpListener::bind(&peers[at].1)).await, peers),
+                None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
+            };
+            let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
+            boot_with(id, 3, disk, Some(store), wire, small_files()).await
+        }
     }
 
     async fn start_all(&self) -> Vec<Node> {
@@ -73,12 +71,12 @@ impl World {
     }
 }
 
-/// The tasks of a dropped node let go of its store a moment later.
-async fn open_store(path: &Path) -> StateStore {
+/// The tasks of a dropped node let go of its store and its port a moment later.
+async fn in_time<T, E: std::fmt::Display>(open: impl Fn() -> Result<T, E>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match StateStore::open(path) {
-            Ok((store, _)) => return store,
+        match open() {
+            Ok(opened) => return opened,
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -205,7 +205,8 @@ impl Writer {
         }
         for (shard, upto) in &batch.purges {
             let index = state.shard(*shard);
-            index.flushed = super::group::later(index.flushed, Some(*upto));
+            // Of two ids with this index the installed one holds.
+            index.flushed = index.flushed.filter(|f| f.index > upto.index).or(Some(*upto));
         }
         state.free(&batch.frees);
         state.evict(self.shared.config.tail_cache_bytes);
