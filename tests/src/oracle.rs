@@ -170,10 +170,13 @@ impl Oracle {
         message
     }
 
-    /// A consumer got this message.
+    /// A consumer got this message. What reaches one that has ended reaches nobody.
     pub fn got(&self, consumer: u32, message: Message, redelivered: bool) {
         let mut guard = self.lock();
         let history = &mut *guard;
+        if history.ended.contains_key(&consumer) {
+            return;
+        }
         history.found.delivered += 1;
         let Some(sent) = history.sent.get_mut(&message) else { return history.found.ghosts.add(message) };
         sent.times += 1;
@@ -216,6 +219,24 @@ impl Oracle {
         }
     }
 
+    /// This consumer is about to acknowledge it; false when it is no longer its to settle.
+    pub fn settled_by(&self, consumer: u32, message: Message) -> bool {
+        self.held_by(consumer, message, |sent| sent.settled = true)
+    }
+
+    /// This consumer is about to give it back; false when it is no longer its to give.
+    pub fn requeued_by(&self, consumer: u32, message: Message) -> bool {
+        self.held_by(consumer, message, |sent| sent.requeued = true)
+    }
+
+    fn held_by(&self, consumer: u32, message: Message, then: impl FnOnce(&mut Sent)) -> bool {
+        let mut guard = self.lock();
+        let history = &mut *guard;
+        let ended = history.ended.contains_key(&consumer);
+        let held = history.sent.get_mut(&message).filter(|sent| !ended && sent.holder == Some(consumer));
+        held.map(then).is_some()
+    }
+
     /// A consumer's connection broke; what it held, settled or not, may come again.
     pub fn ended(&self, consumer: u32) {
         self.lock().ended.insert(consumer, false);
@@ -229,6 +250,15 @@ impl Oracle {
     /// Confirmed messages that were not delivered yet.
     pub fn due(&self) -> usize {
         self.lock().sent.values().filter(|sent| sent.fate == Fate::Confirmed && sent.times == 0).count()
+    }
+
+    /// Confirmed messages that nobody has settled, with examples.
+    pub fn unsettled(&self) -> Found {
+        let mut found = Found::default();
+        let history = self.lock();
+        let open = history.sent.iter().filter(|(_, sent)| sent.fate == Fate::Confirmed && !sent.settled);
+        open.for_each(|(message, _)| found.add(*message));
+        found
     }
 
     /// Confirmed so far.
