@@ -93,7 +93,7 @@ async fn simulate(seed: u64, dir: &Path) -> (Arc<World>, Schedule) {
             Err(_) => world.error("a client does not end"),
         }
     }
-    agree(&world).await;
+    agree(&world, 0).await;
     if chance.one_in(3) {
         restart_all(&world).await;
     }
@@ -126,11 +126,15 @@ async fn declare_all(world: &World) {
 
 /// Every node serves every queue again, and everything confirmed comes.
 async fn settle(world: &Arc<World>) {
-    for node in 0..world.hosts.len() {
-        for (queue, _) in QUEUES {
-            names::serves(world, node, Target::Queue(queue), PATIENCE).await;
-        }
-        names::serves(world, node, Target::Fanout, PATIENCE).await;
+    let targets = || QUEUES.iter().map(|(queue, _)| Target::Queue(queue)).chain([Target::Fanout]);
+    let nodes = 0..world.hosts.len();
+    let asked: Vec<_> = nodes.flat_map(|node| targets().map(move |target| (node, target))).collect();
+    let served = asked.into_iter().map(|(node, target)| {
+        let world = world.clone();
+        tokio::spawn(async move { names::serves(&world, node, target, PATIENCE).await })
+    });
+    for served in served.collect::<Vec<_>>() {
+        let _ = served.await;
     }
     world.note("all nodes serve");
     let until = Instant::now() + PATIENCE;
@@ -167,10 +171,30 @@ fn states(world: &World, shard: ShardId) -> Option<Vec<(u64, u64)>> {
     states.collect()
 }
 
-/// All replicas of each shard come to the same state.
-async fn agree(world: &World) {
+/// Messages in the queues of all kinds but churned, as the first node has applied it.
+fn live(world: &World) -> Option<u64> {
+    let node = world.hosts[0].node()?;
+    let catalog = node.replicas().catalog();
+    let queues: Vec<_> = {
+        let catalog = catalog.read();
+        let kept = |name: &str| QUEUES.iter().any(|(queue, kind)| *queue == name && *kind != Kind::Churned);
+        catalog.queues().iter().filter(|q| kept(&q.spec.name.name)).map(|q| (q.shard, q.id)).collect()
+    };
+    let count = |(shard, id)| Some(node.replicas().data(shard)?.lock().queue(id).map_or(0, |queue| queue.live_count()));
+    queues.into_iter().map(count).sum()
+}
+
+/// What is settled is gone, `due` messages are left, and all replicas of each shard come to the same state.
+async fn agree(world: &World, due: u64) {
     let shards = world.hosts[0].node().map_or(0, |node| node.shards());
     let until = Instant::now() + PATIENCE;
+    while live(world).is_none_or(|live| live != due) {
+        if Instant::now() > until {
+            world.error(format!("{due} messages are due in the queues of node 1, {:?} are there", live(world)));
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
     for shard in (0..=shards).map(ShardId) {
         loop {
             let states = states(world, shard);
@@ -209,7 +233,7 @@ async fn restart_all(world: &Arc<World>) {
         }
     }
     drop(client);
-    agree(world).await;
+    agree(world, wanted).await;
 }
 
 fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
@@ -228,6 +252,9 @@ fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
         wrong += found.duplicates.count * u64::from(!parted);
         findings.push(format!("{queue}: {}{found}", if wrong > 0 { "WRONG: " } else { "" }));
         if wrong > 0 {
+            for kind in [&found.ghosts, &found.false_fresh, &found.false_verdicts, &found.lost, &found.reordered, &found.duplicates] {
+                findings.extend(world.judges[queue].stories(&kind.examples));
+            }
             world.error(format!("{queue}: the broker broke its promise"));
         }
     }

@@ -67,7 +67,7 @@ impl World {
             seed,
             network,
             hosts,
-            judges: QUEUES.iter().map(|(queue, _)| (*queue, Arc::default())).collect(),
+            judges: QUEUES.iter().map(|(queue, _)| (*queue, Arc::new(Oracle::with_stories()))).collect(),
             phase_tx: watch::channel(Phase::Load).0,
             errors,
             checks: AtomicU64::new(0),
