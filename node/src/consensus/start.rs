@@ -293,6 +293,8 @@ fn raft_config(timing: Timing) -> openraft::Config {
         election_timeout_max: timing.election_max_ms,
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
+        // The leader's own fdatasync runs beside the followers', not before them.
+        broadcast_submitted_on_append: Some(true),
         max_payload_entries: 64,
         max_append_entries: Some(1024),
         snapshot_policy: openraft::SnapshotPolicy::Never,

@@ -30,6 +30,8 @@ use tokio::time::Instant;
 
 /// One attempt at the catalog's first entries.
 const FIRST_COMMANDS: Duration = Duration::from_secs(10);
+/// Clients are served when every shard has a leader, or after this: a shard without a majority must not keep all others' clients out.
+const LEADERS_WAIT: Duration = Duration::from_secs(5);
 /// Questions of shard servers that wait for the catalog.
 const EVENTS: usize = 1024;
 
@@ -81,7 +83,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,
-        remote_guest: !config.loopback_users.iter().any(|user| user == "guest"),
+        loopback_users: config.loopback_users.clone(),
         ..EdgeConfig::new(config.node, incarnation)
     };
     let edge = Edge::new(edge_config, catalog.clone(), Arc::new(port), leaders, Arc::new(connector));
@@ -91,6 +93,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     let running = Arc::new(Running { config, shards, catalog, replicas, consensus, edge, wal, alarm: Mutex::default() });
     tasks.spawn(delete_unused(running.clone(), events_rx));
     first_commands(&running, incarnation).await;
+    all_led(&running).await;
     tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
@@ -197,6 +200,17 @@ async fn first_commands(running: &Running, incarnation: Incarnation) {
         while let Err(error) = running.consensus.catalog().submit(&command, Instant::now() + FIRST_COMMANDS).await {
             tracing::warn!(%error, "waiting for a majority of the nodes");
         }
+    }
+}
+
+/// Until this node knows a leader of each shard.
+async fn all_led(running: &Running) {
+    let led = (1..=running.shards).map(|n| {
+        let mut leadership_rx = running.consensus.leadership(ShardId(n));
+        async move { drop(leadership_rx.wait_for(|now| now.leader.is_some()).await) }
+    });
+    if tokio::time::timeout(LEADERS_WAIT, futures::future::join_all(led)).await.is_err() {
+        tracing::warn!("serving clients although some shards have no leader yet");
     }
 }
 
