@@ -11,6 +11,7 @@ pub mod load;
 pub mod management;
 pub mod oracle;
 pub mod ports;
+pub mod sim;
 
 pub use broker::Broker;
 pub use chance::Chance;
