@@ -8,6 +8,7 @@ mod figures;
 mod leaders;
 mod running;
 mod start;
+mod unused;
 
 use crate::cli::Shutdown;
 use crate::config::{DataDir, Ports, ServerConfig};

@@ -4,10 +4,10 @@ use super::admin::Admin;
 use super::feed::{Applied, Connector, Port};
 use super::leaders::Leaders;
 use super::running::Running;
-use super::{StartError, alarm, doing};
+use super::{StartError, alarm, doing, unused};
 use crate::config::ServerConfig;
 use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing};
-use crate::edge::{Edge, EdgeConfig};
+use crate::edge::{CatalogPort, Edge, EdgeConfig};
 use crate::machine::catalog::{Catalog, hash_password};
 use crate::machine::shard::DataMachine;
 use crate::management::{self, Readiness};
@@ -72,17 +72,18 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
     let moved_rx = opened.applied.moved_tx.subscribe();
     let leaders = Leaders::follow(opened.shards, &nodes, &consensus, catalog.clone(), moved_rx);
     let port = Port { client: consensus.catalog(), lease: Box::new(consensus.routing_lease()), patience: config.no_quorum_timeout };
+    let port: Arc<dyn CatalogPort> = Arc::new(port);
+    tasks.spawn(unused::delete(port.clone(), catalog.clone(), events_rx));
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,
         remote_guest: !config.loopback_users.iter().any(|user| user == "guest"),
         ..EdgeConfig::new(config.node, incarnation)
     };
-    let edge = Edge::new(edge_config, catalog.clone(), Arc::new(port), leaders, Arc::new(connector));
+    let edge = Edge::new(edge_config, catalog.clone(), port, leaders, Arc::new(connector));
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let running = Arc::new(Running { config, shards, catalog, consensus, edge, wal, alarm: Mutex::default() });
-    tasks.spawn(delete_unused(running.clone(), events_rx));
     first_commands(&running, incarnation).await;
     tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
     let _ = admin.0.set(running.clone());
@@ -208,19 +209,6 @@ async fn first_commands(running: &Running, incarnation: Incarnation) {
         while let Err(error) = running.consensus.catalog().submit(&command, Instant::now() + FIRST_COMMANDS).await {
             tracing::warn!(%error, "waiting for a majority of the nodes");
         }
-    }
-}
-
-/// Deletes auto-delete queues whose last consumer went.
-async fn delete_unused(running: Arc<Running>, mut events_rx: mpsc::Receiver<ServerEvent>) {
-    while let Some(ServerEvent::LastConsumerGone { queue }) = events_rx.recv().await {
-        let client = running.consensus.catalog();
-        let deadline = Instant::now() + running.config.no_quorum_timeout;
-        tokio::spawn(async move {
-            if let Err(error) = client.submit(&CatalogCommand::DeleteQueue { id: queue }, deadline).await {
-                tracing::warn!(%queue, %error, "an auto-delete queue without consumers could not be deleted");
-            }
-        });
     }
 }
 
