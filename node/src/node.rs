@@ -5,10 +5,15 @@ mod admin;
 mod alarm;
 mod feed;
 mod figures;
+mod ground;
 mod leaders;
 mod running;
+mod simulated;
 mod start;
 mod unused;
+
+pub use ground::Ground;
+pub use simulated::SimulatedNode;
 
 use crate::cli::Shutdown;
 use crate::config::{DataDir, Ports, ServerConfig};
