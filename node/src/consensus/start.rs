@@ -178,14 +178,22 @@ impl Consensus {
     }
 }
 
-impl Drop for Consensus {
-    fn drop(&mut self) {
+impl Consensus {
+    /// Ends everything where it stands, as the end of the process would.
+    pub fn kill(&self) {
         if let Some(transport) = self.core.transport() {
             transport.shutdown();
         }
-        if let Some(runtime) = self.runtime.get_mut().take() {
+        let runtime = self.runtime.lock().take();
+        if let Some(runtime) = runtime {
             runtime.shutdown_background();
         }
+    }
+}
+
+impl Drop for Consensus {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -311,6 +319,8 @@ fn raft_config(timing: Timing) -> openraft::Config {
         election_timeout_max: timing.election_max_ms,
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
+        // The leader's own fdatasync runs beside the followers', not before them.
+        broadcast_submitted_on_append: Some(true),
         max_payload_entries: 64,
         max_append_entries: Some(1024),
         snapshot_policy: openraft::SnapshotPolicy::Never,
