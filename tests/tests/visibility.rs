@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 use warren_tests::client::{Incoming, QueueOptions, encode::Route};
-use warren_tests::{Broker, unique};
+use warren_tests::{Broker, message_event, unique};
 
 /// Publish with mandatory set; true when it was routed.
 fn routed(client: &mut warren_tests::client::Connection, exchange: &str, key: &str) -> bool {
     client.publish_to(Route { channel: 1, exchange, key, mandatory: true }, b"x").unwrap();
     let mut returned = false;
     loop {
-        match client.event_within(Duration::from_secs(15)).unwrap() {
+        match message_event(client, Duration::from_secs(15)).unwrap() {
             Some(Incoming::Returned { .. }) => returned = true,
             Some(Incoming::Confirm { nack: false, .. }) => return !returned,
             other => panic!("no confirm but {other:?}"),

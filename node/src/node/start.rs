@@ -30,8 +30,11 @@ use tokio::time::Instant;
 
 /// One attempt at the catalog's first entries.
 const FIRST_COMMANDS: Duration = Duration::from_secs(10);
-/// Clients are served when every shard has a leader, or after this: a shard without a majority must not keep all others' clients out.
+/// Clients are served when every shard has a leader and this node may route, or after this: a shard without a majority must not keep
+/// the others' clients out.
 const LEADERS_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks at the routing lease.
+const LEASE_POLL: Duration = Duration::from_millis(20);
 /// Questions of shard servers that wait for the catalog.
 const EVENTS: usize = 1024;
 
@@ -204,13 +207,20 @@ async fn first_commands(running: &Running, incarnation: Incarnation) {
     }
 }
 
-/// Until this node knows a leader of each shard.
+/// Until this node knows a leader of each shard and may route.
 async fn all_led(running: &Running) {
     let led = (1..=running.shards).map(|n| {
         let mut leadership_rx = running.consensus.leadership(ShardId(n));
         async move { drop(leadership_rx.wait_for(|now| now.leader.is_some()).await) }
     });
-    if tokio::time::timeout(LEADERS_WAIT, futures::future::join_all(led)).await.is_err() {
+    let may_route = running.consensus.routing_lease();
+    let all = async {
+        futures::future::join_all(led).await;
+        while !may_route() {
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(LEADERS_WAIT, all).await.is_err() {
         tracing::warn!("serving clients although some shards have no leader yet");
     }
 }
