@@ -70,8 +70,8 @@ fn a_name_that_is_deleted_and_declared_again_means_the_new_queue_on_every_node()
         assert!(routed(&mut clients[at(1)], "", &queue), "round {round}: declared, unroutable on {}", at(1));
         assert_eq!(clients[at(2)].delete(1, &queue).unwrap(), 1, "round {round}: the message of this round and no other");
         clients[at(1)].declare(1, &queue, &QueueOptions::durable()).unwrap();
-        for n in 0..broker.nodes() {
-            assert!(routed(&mut clients[n], "", &queue), "round {round}: declared again, unroutable on {n}");
+        for (n, client) in clients.iter_mut().enumerate() {
+            assert!(routed(client, "", &queue), "round {round}: declared again, unroutable on {n}");
         }
         let look = clients[at(0)].declare(1, &queue, &QueueOptions::look()).unwrap();
         assert_eq!(look.messages, broker.nodes() as u32, "round {round}: what was confirmed is in the new queue");
