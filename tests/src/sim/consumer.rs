@@ -135,7 +135,8 @@ impl Consumer {
                 | Event::Nacked { .. }
                 | Event::Returned(_)
                 | Event::ChannelError { .. }
-                | Event::Close(_)) => self.world.error(format!("the consumer of {} is told {other:?}", self.queue)),
+                | Event::Close(_)
+                | Event::Left) => self.world.error(format!("the consumer of {} is told {other:?}", self.queue)),
             }
         }
         gone

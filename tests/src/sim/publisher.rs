@@ -100,7 +100,8 @@ impl Publisher {
                 | Event::ChannelError { .. }
                 | Event::Deliver { .. }
                 | Event::ConsumerGone { .. }
-                | Event::Close(_)) => world.error(format!("publisher {} of {:?} is told {other:?}", self.id, self.target)),
+                | Event::Close(_)
+                | Event::Left) => world.error(format!("publisher {} of {:?} is told {other:?}", self.id, self.target)),
             }
         }
         if !self.open.is_empty() && self.client.is_alive() && self.last_verdict.elapsed() > VERDICT {
