@@ -105,6 +105,8 @@ impl Host {
     async fn run(self: Arc<Self>, life: u64, ground: Ground) {
         match SimulatedNode::start(config(self.id, &self.dir), ground).await {
             Ok(node) => self.serves(life, node),
+            // A sync that was told to fail, met by the recovery: the process ends and is started again.
+            Err(error) if self.is_current(life) && error.to_string().contains("os error 5") => self.abort(life, error.to_string()),
             // A crash during the start ends in an error of the disk, which is none of the node.
             Err(error) if self.is_current(life) => {
                 self.errors.lock().expect("no panic under it").push(format!("node {} does not start: {error}", self.id));

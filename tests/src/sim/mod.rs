@@ -61,6 +61,7 @@ async fn simulate(seed: u64, dir: &Path) -> (Arc<World>, Schedule) {
     let mut chance = Chance::of(seed);
     let world = World::new(seed, dir);
     let schedule = faults::schedule(&mut chance);
+    tokio::spawn(world.clone().watch_clock());
     world.hosts.iter().for_each(host::Host::start);
     if timeout(PATIENCE, declare_all(&world)).await.is_err() {
         world.error("the cluster was not formed");
@@ -237,7 +238,8 @@ async fn restart_all(world: &Arc<World>) {
 }
 
 fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
-    let parted = schedule.iter().any(|(_, fault)| fault.parts());
+    let starved = world.starved.load(std::sync::atomic::Ordering::Relaxed);
+    let parted = starved || schedule.iter().any(|(_, fault)| fault.parts());
     let mut summary = Summary { names: world.checks.load(std::sync::atomic::Ordering::Relaxed), ..Summary::default() };
     let mut findings = Vec::new();
     for (queue, kind) in QUEUES {

@@ -4,11 +4,14 @@ use super::host::Host;
 use crate::oracle::Oracle;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use warren::peer::memory::MemoryNetwork;
+
+/// A nap of 20 ms that takes this long says that nobody's second is a second.
+const STARVED: Duration = Duration::from_millis(150);
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +57,8 @@ pub struct World {
     pub errors: Arc<Mutex<Vec<String>>>,
     /// Things that went as they should, counted: a run in which some never happened proves little.
     pub checks: AtomicU64,
+    /// The machine was so busy that an edge may have been taken for gone.
+    pub starved: AtomicBool,
     notes: Mutex<Vec<String>>,
     begun: Instant,
     next_id: AtomicU32,
@@ -71,6 +76,7 @@ impl World {
             phase_tx: watch::channel(Phase::Load).0,
             errors,
             checks: AtomicU64::new(0),
+            starved: AtomicBool::new(false),
             notes: Mutex::default(),
             begun: Instant::now(),
             next_id: AtomicU32::new(1),
@@ -102,6 +108,17 @@ impl World {
 
     pub fn notes(&self) -> Vec<String> {
         self.notes.lock().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    /// Watches the clock for as long as the run lasts.
+    pub async fn watch_clock(self: Arc<World>) {
+        while self.phase() < Phase::End {
+            let before = Instant::now();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if before.elapsed() > STARVED {
+                self.starved.store(true, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Something was checked and right.
