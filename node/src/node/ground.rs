@@ -39,6 +39,7 @@ impl Ground {
             routes: tonic::service::Routes::new(service),
         };
         let wire: Wire = Box::new(move |handler| TonicNetwork::start(network, handler));
-        Ok(Ground { disk: Arc::new(disk), wal: WalConfig::default(), wire })
+        let wal = WalConfig { catch_up_bytes: config.catch_up_log_bytes, ..WalConfig::default() };
+        Ok(Ground { disk: Arc::new(disk), wal, wire })
     }
 }

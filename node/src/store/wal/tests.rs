@@ -14,6 +14,7 @@ pub(super) fn config() -> WalConfig {
     WalConfig {
         file_bytes: 16 << 10,
         budget_bytes: 64 << 10,
+        catch_up_bytes: 32 << 10,
         tail_cache_bytes: 4 << 10,
         spare_files: 1,
         batch_bytes: 4 << 10,
