@@ -1,8 +1,10 @@
 //! Who may speak on a connection: both sides prove that they know the cluster secret by HMAC-SHA256 over fresh nonces and their cards;
-//! the secret is never sent. The proof counts for that TCP connection only. A stranger learns one nonce and nothing else.
+//! the secret is never sent. The proof counts for that TCP connection only, and only at the node it was meant for: a stranger between
+//! two nodes cannot pass it on to a third. An operator's tool does not know whom it will reach and names node 0, so a stranger whom it
+//! dials could pass its proof on; such a connection can call the operators' services only. A stranger learns one nonce and nothing else.
 //! The connection itself is not encrypted.
 //!
-//! `> 0 | client nonce 32` `< server nonce 32` `> 1 | client nonce 32 | card | proof 32` `< card | proof 32`
+//! `> 0 | client nonce 32` `< server nonce 32` `> 1 | client nonce 32 | card | to u16 | proof 32` `< card | proof 32`
 
 use super::transport::Card;
 use crate::model::NodeId;
@@ -13,6 +15,8 @@ use std::sync::{Arc, OnceLock};
 
 const NONCE: usize = 32;
 const PROOF: usize = 32;
+/// No node: an operator's tool, and the node it asks for.
+const OPERATOR: NodeId = NodeId(0);
 const ASK: u8 = 0;
 const PROVE: u8 = 1;
 
@@ -32,7 +36,8 @@ impl Secret {
         Secret(bytes.into())
     }
 
-    fn mac(&self, label: &[u8], nonces: &Nonces, card: &Card) -> Hmac<Sha256> {
+    /// `to`: whom the proof is for.
+    fn mac(&self, label: &[u8], nonces: &Nonces, card: &Card, to: NodeId) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
         let mut bytes = BytesMut::with_capacity(Card::BYTES);
         card.write(&mut bytes);
@@ -40,6 +45,7 @@ impl Secret {
         mac.update(&nonces.client);
         mac.update(&nonces.server);
         mac.update(&bytes);
+        mac.update(&to.0.to_le_bytes());
         mac
     }
 }
@@ -110,12 +116,16 @@ impl Gate {
             ASK => Ok(Bytes::copy_from_slice(&self.nonce)),
             PROVE => {
                 let card = Card::read(&mut head).ok_or(AuthError::Malformed)?;
-                secret.mac(b"warren client", &nonces, &card).verify_slice(&head).map_err(|_| AuthError::Secret)?;
+                let to = NodeId(head.try_get_u16_le().map_err(|_| AuthError::Malformed)?);
+                secret.mac(b"warren client", &nonces, &card, to).verify_slice(&head).map_err(|_| AuthError::Secret)?;
                 check_cards(mine, &card)?;
+                if to != mine.node && (to, card.node) != (OPERATOR, OPERATOR) {
+                    return Err(AuthError::OtherNode { expected: to, found: mine.node });
+                }
                 let _ = self.proved.set(card);
                 let mut answer = BytesMut::with_capacity(Card::BYTES + PROOF);
                 mine.write(&mut answer);
-                answer.put_slice(&secret.mac(b"warren server", &nonces, mine).finalize().into_bytes());
+                answer.put_slice(&secret.mac(b"warren server", &nonces, mine, card.node).finalize().into_bytes());
                 Ok(answer.freeze())
             }
             _ => Err(AuthError::Malformed),
@@ -127,12 +137,13 @@ impl Gate {
 pub struct Visitor {
     nonce: [u8; NONCE],
     card: Card,
+    to: NodeId,
 }
 
 impl Visitor {
-    /// Who we say we are.
-    pub fn new(card: Card) -> Visitor {
-        Visitor { nonce: rand::random(), card }
+    /// Who we say we are and whom we mean to reach; `None`: whoever answers, for an operator's tool.
+    pub fn new(card: Card, to: Option<NodeId>) -> Visitor {
+        Visitor { nonce: rand::random(), card, to: to.unwrap_or(OPERATOR) }
     }
 
     /// The first hello.
@@ -146,23 +157,25 @@ impl Visitor {
 
     /// The second hello; `server_nonce` is the answer to the first.
     pub fn prove(&self, secret: &Secret, server_nonce: &[u8]) -> Result<Bytes, AuthError> {
-        let proof = secret.mac(b"warren client", &self.nonces(server_nonce)?, &self.card).finalize().into_bytes();
-        let mut head = BytesMut::with_capacity(1 + NONCE + Card::BYTES + PROOF);
+        let proof = secret.mac(b"warren client", &self.nonces(server_nonce)?, &self.card, self.to).finalize().into_bytes();
+        let mut head = BytesMut::with_capacity(1 + NONCE + Card::BYTES + 2 + PROOF);
         head.put_u8(PROVE);
         head.put_slice(&self.nonce);
         self.card.write(&mut head);
+        head.put_u16_le(self.to.0);
         head.put_slice(&proof);
         Ok(head.freeze())
     }
 
-    /// Checks the answer to the second hello; the other side's card. `expected`: whom we meant to reach.
-    pub fn check(&self, secret: &Secret, server_nonce: &[u8], mut answer: Bytes, expected: Option<NodeId>) -> Result<Card, AuthError> {
+    /// Checks the answer to the second hello; the other side's card.
+    pub fn check(&self, secret: &Secret, server_nonce: &[u8], mut answer: Bytes) -> Result<Card, AuthError> {
         let card = Card::read(&mut answer).ok_or(AuthError::Malformed)?;
-        let mac = secret.mac(b"warren server", &self.nonces(server_nonce)?, &card);
+        let mac = secret.mac(b"warren server", &self.nonces(server_nonce)?, &card, self.card.node);
         mac.verify_slice(&answer).map_err(|_| AuthError::Secret)?;
         check_cards(&self.card, &card)?;
-        match expected {
-            Some(expected) if expected != card.node => Err(AuthError::OtherNode { expected, found: card.node }),
+        match self.to {
+            OPERATOR => Ok(card),
+            to if to != card.node => Err(AuthError::OtherNode { expected: to, found: card.node }),
             _ => Ok(card),
         }
     }
@@ -179,11 +192,11 @@ mod tests {
 
     fn meet(client: (&str, Card), server: (&str, Card), expected: u16) -> Result<(Card, Option<Card>), AuthError> {
         let (theirs, ours) = (Secret::new(client.0.as_bytes()), Secret::new(server.0.as_bytes()));
-        let (gate, visitor) = (Gate::default(), Visitor::new(client.1));
+        let (gate, visitor) = (Gate::default(), Visitor::new(client.1, Some(NodeId(expected))));
         let nonce = gate.hello(&ours, &server.1, visitor.ask())?;
         assert_eq!(gate.card(), None);
         let answer = gate.hello(&ours, &server.1, visitor.prove(&theirs, &nonce)?)?;
-        visitor.check(&theirs, &nonce, answer, Some(NodeId(expected))).map(|card| (card, gate.card()))
+        visitor.check(&theirs, &nonce, answer).map(|card| (card, gate.card()))
     }
 
     #[test]
@@ -203,11 +216,38 @@ mod tests {
     #[test]
     fn a_proof_overheard_on_one_connection_is_worth_nothing_on_another() {
         let secret = Secret::new(b"s");
-        let (one, two, visitor) = (Gate::default(), Gate::default(), Visitor::new(card(1, None)));
+        let (one, two, visitor) = (Gate::default(), Gate::default(), Visitor::new(card(1, None), Some(NodeId(2))));
         let nonce = one.hello(&secret, &card(2, None), visitor.ask()).expect("nonce");
         let proof = visitor.prove(&secret, &nonce).expect("proof");
         assert_eq!(two.hello(&secret, &card(2, None), proof), Err(AuthError::Secret));
         assert_eq!(two.card(), None);
+    }
+
+    #[test]
+    fn a_proof_for_one_node_is_not_taken_by_another() {
+        // Node 1 dials what it believes to be node 2; a stranger answers there and has dialed node 3.
+        let secret = Secret::new(b"s");
+        let (visitor, third) = (Visitor::new(card(1, Some(9)), Some(NodeId(2))), Gate::default());
+        let nonce = third.hello(&secret, &card(3, Some(9)), visitor.ask()).expect("nonce");
+        let proof = visitor.prove(&secret, &nonce).expect("proof");
+        let mut renamed = proof.to_vec();
+        let at = 1 + NONCE + Card::BYTES;
+        renamed[at] = 3;
+        let refused = third.hello(&secret, &card(3, Some(9)), proof);
+        assert_eq!(refused, Err(AuthError::OtherNode { expected: NodeId(2), found: NodeId(3) }));
+        assert_eq!(third.hello(&secret, &card(3, Some(9)), renamed.into()), Err(AuthError::Secret));
+        assert_eq!(third.card(), None);
+    }
+
+    #[test]
+    fn an_operators_tool_reaches_any_node_and_a_node_may_not_ask_like_one() {
+        let secret = Secret::new(b"s");
+        for (from, accepted) in [(0, true), (1, false)] {
+            let (visitor, gate) = (Visitor::new(card(from, None), None), Gate::default());
+            let nonce = gate.hello(&secret, &card(3, None), visitor.ask()).expect("nonce");
+            let proof = visitor.prove(&secret, &nonce).expect("proof");
+            assert_eq!(gate.hello(&secret, &card(3, None), proof).is_ok(), accepted);
+        }
     }
 
     #[test]

@@ -305,12 +305,12 @@ async fn dial(
         .keep_alive_while_idle(true);
     let channel = endpoint.connect_with_connector(one).await?;
     let mut client = PeerClient::new(channel.clone());
-    let visitor = Visitor::new(card);
+    let visitor = Visitor::new(card, expected);
     let refused = |status: Status| DialError::Status(Box::new(status));
     let nonce = client.hello(head_only(visitor.ask())).await.map_err(refused)?.into_inner().head;
     let proof = visitor.prove(secret, &nonce)?;
     let answer = client.hello(head_only(proof)).await.map_err(refused)?.into_inner().head;
-    let theirs = visitor.check(secret, &nonce, answer, expected)?;
+    let theirs = visitor.check(secret, &nonce, answer)?;
     Ok((theirs, channel, gone_rx))
 }
 

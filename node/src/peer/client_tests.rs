@@ -227,3 +227,36 @@ async fn a_stranger_gets_nothing_and_an_operator_only_its_own_services() {
     let status = PeerClient::new(channel).ask(Frame::default()).await.expect_err("no node");
     assert_eq!(status.code(), tonic::Code::Unauthenticated);
 }
+
+async fn stranger(address: &str) -> PeerClient<Channel> {
+    let (gone_tx, _gone_rx) = oneshot::channel();
+    let socket = socket::dial(address, Class::Beat).await.expect("tcp");
+    let one = OneConnection(Mutex::new(Some(Dialed::new(socket, gone_tx))));
+    PeerClient::new(Endpoint::from_static("http://node").connect_with_connector(one).await.expect("http/2"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_that_sends_much_is_cut_off() {
+    let (_one, _two, address) = pair();
+    let mut client = stranger(&address).await;
+    let big = head_only(Bytes::from(vec![0; socket::STRANGER_BYTES]));
+    let status = client.hello(big).await.expect_err("no answer");
+    assert_ne!(status.code(), tonic::Code::Unauthenticated, "it was read and judged");
+    assert!(client.hello(head_only(Bytes::from_static(b"x"))).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_that_prove_nothing_are_closed_and_make_room_again() {
+    let (_one, two, address) = pair();
+    connected(&two, NodeId(1)).await;
+    let mut sockets = Vec::new();
+    for _ in 0..super::server::STRANGERS * 2 {
+        sockets.push(socket::dial(&address, Class::Edge).await.expect("tcp"));
+    }
+    for mut socket in sockets {
+        // HTTP/2's settings, perhaps, then the end; without an end this waits for ever.
+        let mut answer = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut socket, &mut answer).await;
+    }
+    dial_operator(&address, &Secret::new(b"s")).await.expect("room for those who know the secret");
+}

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http;
 use tonic::service::Routes;
@@ -29,6 +29,8 @@ const PEER: &str = "/warren.peer.Peer/";
 const STREAMS: u32 = 4096;
 /// Connections that wait to be taken over by their runtime.
 const BACKLOG: usize = 64;
+/// Connections that have proved nothing yet; all nodes together make 20 at a start.
+pub(super) const STRANGERS: usize = 128;
 
 pub(super) struct ServerConfig {
     pub(super) secret: Secret,
@@ -48,12 +50,16 @@ pub(super) fn start(listener: std::net::TcpListener, config: ServerConfig) -> io
     Ok(())
 }
 
+/// A socket on its way to its runtime, with its place among the strangers.
+type Newcomer = (std::net::TcpStream, OwnedSemaphorePermit);
+
 async fn accept(
     listener: TcpListener,
-    raft_tx: mpsc::Sender<std::net::TcpStream>,
-    edge_tx: mpsc::Sender<std::net::TcpStream>,
+    raft_tx: mpsc::Sender<Newcomer>,
+    edge_tx: mpsc::Sender<Newcomer>,
     mut stop_rx: watch::Receiver<bool>,
 ) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -64,11 +70,15 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        let Ok(place) = strangers.clone().try_acquire_owned() else {
+            tracing::warn!(%from, "too many connections without a proof, one dropped");
+            continue;
+        };
         let (raft_tx, edge_tx) = (raft_tx.clone(), edge_tx.clone());
         tokio::spawn(async move {
             let sorted = match socket::accept(&mut socket).await {
-                Ok(class) if class.is_raft() => socket.into_std().map(|s| raft_tx.try_send(s)),
-                Ok(_) => socket.into_std().map(|s| edge_tx.try_send(s)),
+                Ok(class) if class.is_raft() => socket.into_std().map(|s| raft_tx.try_send((s, place))),
+                Ok(_) => socket.into_std().map(|s| edge_tx.try_send((s, place))),
                 Err(error) => Err(error),
             };
             match sorted {
@@ -81,15 +91,15 @@ async fn accept(
 }
 
 /// A tonic server on `runtime` for the sockets that are sent to it.
-fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<std::net::TcpStream> {
+fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<Newcomer> {
     let (tx, rx) = mpsc::channel(BACKLOG);
     let service = PeerService { secret: config.secret.clone(), handler: config.handler.clone() };
     let peer = PeerServer::new(service).max_decoding_message_size(FRAME_BYTES).max_encoding_message_size(FRAME_BYTES);
     let routes = config.routes.clone().add_service(peer).prepare();
     let mut stop_rx = config.stop_rx.clone();
-    let incoming = ReceiverStream::new(rx).map(|socket: std::net::TcpStream| {
+    let incoming = ReceiverStream::new(rx).map(|(socket, place): Newcomer| {
         let socket = TcpStream::from_std(socket)?;
-        Ok::<_, io::Error>(Accepted::new(socket, Arc::new(Gate::default())))
+        Ok::<_, io::Error>(Accepted::new(socket, place))
     });
     runtime.spawn(async move {
         let mut server = Server::builder()

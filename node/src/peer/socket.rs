@@ -9,11 +9,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 const PREFACE: &[u8; 7] = b"WARREN\x01";
 const PREFACE_TIME: Duration = Duration::from_secs(2);
+/// From the preface to the proof; a node gives up sooner.
+const PROOF_TIME: Duration = Duration::from_secs(2);
+/// Bytes before the proof: HTTP/2's settings and two hellos of about 200 bytes each need less than 1 KiB.
+pub(super) const STRANGER_BYTES: usize = 4 << 10;
 
 /// What a connection carries. Each class has its own, so that none waits behind another (rule 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +75,6 @@ pub(super) struct Socket<T> {
     mark: T,
 }
 
-/// Server side.
-pub(super) type Accepted = Socket<Arc<Gate>>;
 /// Client side: dropping the sender wakes the link's keeper.
 pub(super) type Dialed = Socket<oneshot::Sender<()>>;
 
@@ -81,11 +84,74 @@ impl<T> Socket<T> {
     }
 }
 
+/// Server side. Until the other side has proved itself it has little time and may send little.
+pub(super) struct Accepted {
+    socket: Socket<Arc<Gate>>,
+    stranger: Option<Stranger>,
+}
+
+struct Stranger {
+    deadline: Pin<Box<Sleep>>,
+    received: usize,
+    /// Its place among those that have proved nothing; free again with the proof or the end.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Accepted {
+    /// Call inside the runtime that will serve it.
+    pub(super) fn new(socket: TcpStream, place: OwnedSemaphorePermit) -> Accepted {
+        let stranger = Stranger { deadline: Box::pin(tokio::time::sleep(PROOF_TIME)), received: 0, _place: place };
+        Accepted { socket: Socket::new(socket, Arc::new(Gate::default())), stranger: Some(stranger) }
+    }
+}
+
 impl Connected for Accepted {
     type ConnectInfo = Arc<Gate>;
 
     fn connect_info(&self) -> Arc<Gate> {
-        self.mark.clone()
+        self.socket.mark.clone()
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.socket.mark.card().is_some() {
+            this.stranger = None;
+        }
+        let before = buf.filled().len();
+        let Some(stranger) = &mut this.stranger else { return Pin::new(&mut this.socket).poll_read(cx, buf) };
+        if stranger.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no proof in time")));
+        }
+        std::task::ready!(Pin::new(&mut this.socket).poll_read(cx, buf))?;
+        stranger.received += buf.filled().len() - before;
+        if stranger.received > STRANGER_BYTES {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much without a proof")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
     }
 }
 
