@@ -6,7 +6,7 @@ use super::queue::ReserveState;
 use super::server::ShardServer;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason};
 use crate::model::link::{Batch, Ranges, ToEdge};
-use crate::model::ports::ProposalOutcome;
+use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
 use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(super) struct Log {
 
 impl Log {
     pub fn forget(&mut self) {
-        *self = Log { next_token: self.next_token, time_ms: self.time_ms, ..Log::default() };
+        *self = Log { next_token: next_epoch(self.next_token), time_ms: self.time_ms, ..Log::default() };
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -250,6 +250,9 @@ impl ShardServer {
             ProposalOutcome::Failed(why) => {
                 tracing::debug!(shard = %self.config.shard, token, why, "proposal failed");
                 self.log.resume_at = Some(Instant::now() + FAILURE_PAUSE);
+                if token >> EPOCH_SHIFT == self.log.next_token >> EPOCH_SHIFT {
+                    self.log.next_token = next_epoch(self.log.next_token);
+                }
                 entry.parts.into_iter().for_each(|part| self.failed_part(part));
             }
         }

@@ -22,8 +22,9 @@ const OWNER_GONE: Duration = Duration::from_secs(1);
 
 /// What a lane needs of the edge it belongs to.
 pub(in crate::edge) trait Home: Send + Sync + 'static {
-    /// Route a message again whose queues are gone; only queues made after catalog index `routed_at` count. False: nobody takes it.
-    fn reroute(&self, run: &Run, message: &StoredMessage, routed_at: u64) -> bool;
+    /// Route a message again that was refused for `queues`: queues made after catalog index `routed_at` count, and those of `queues`
+    /// that the catalog still has. Says how the message ends when it does not go on.
+    fn reroute(&self, run: &Run, message: &StoredMessage, queues: &[QueueId], routed_at: u64) -> Option<Fate>;
     /// The catalog has that queue.
     fn knows(&self, queue: QueueId) -> bool;
     /// For the counters.
@@ -315,7 +316,7 @@ impl Lane {
         tracing::info!(shard = %self.shard, why, batches = closed.len(), "the queues of an in-memory shard are gone");
         for batch in closed {
             let all = 0..batch.runs.last().map_or(0, |r| r.first + r.count);
-            for (run, message) in batch.messages(all) {
+            for (run, _, message) in batch.messages(all) {
                 home.ended(run.end(Fate::Unroutable, Some(&message)));
             }
         }
@@ -372,9 +373,9 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
             ended += run.slice(from, end).end(Fate::Taken, None);
         }
     }
-    for (run, message) in closed.messages(refused.iter().copied()) {
-        if run.rerouted || !home.reroute(&run, &message, closed.catalog_index) {
-            ended += run.end(Fate::Unroutable, Some(&message));
+    for (run, queues, message) in closed.messages(refused.iter().copied()) {
+        if let Some(fate) = home.reroute(&run, &message, &queues, closed.catalog_index) {
+            ended += run.end(fate, Some(&message));
         }
     }
     home.ended(ended);

@@ -356,8 +356,8 @@ impl Closed {
         self.nacked = false;
     }
 
-    /// The messages of the given ordinals (ascending), with their run.
-    pub fn messages(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(Run, StoredMessage)> {
+    /// The messages of the given ordinals (ascending), with their run and their queues.
+    pub fn messages(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(Run, Vec<QueueId>, StoredMessage)> {
         let mut wanted = ordinals.peekable();
         let mut found = Vec::new();
         let enqueues = read_ops(&self.ops).filter_map(|op| match op {
@@ -368,8 +368,9 @@ impl Closed {
             if wanted.next_if_eq(&ordinal).is_none() {
                 continue;
             }
+            let queues = enqueue.queues().collect();
             if let (Some(run), Some(message)) = (find(&self.runs, ordinal), StoredMessage::parse(enqueue.message)) {
-                found.push((run.one(ordinal), message));
+                found.push((run.one(ordinal), queues, message));
             }
         }
         found

@@ -380,3 +380,21 @@ async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     client.publish("", "t", 4);
     assert_eq!(back.batch().await.seq, BatchSeq(3));
 }
+
+#[tokio::test]
+async fn a_refused_message_whose_queue_exists_is_sent_again_and_then_nacked_but_never_confirmed() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    client.publish("", "q", 2);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let batch = leader.batch().await;
+    assert!(scene.world.catalog.read().queue_by_id(queue).is_some() && batch.catalog_index >= queue.0);
+    leader.verdict(1, &[0, 1]).await;
+    assert_eq!(keys(&leader.batch().await), ["q", "q"], "again");
+    assert_eq!(client.now(), vec![], "not confirmed: the queue exists and does not have it");
+    leader.verdict(2, &[1]).await;
+    assert_eq!(client.next().await, Event::Confirmed { channel: 1, tickets: vec![(1, 1)] });
+    assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(2, 2)] });
+}
