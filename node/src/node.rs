@@ -5,9 +5,14 @@ mod admin;
 mod alarm;
 mod feed;
 mod figures;
+mod ground;
 mod leaders;
 mod running;
+mod simulated;
 mod start;
+
+pub use ground::Ground;
+pub use simulated::SimulatedNode;
 
 use crate::cli::Shutdown;
 use crate::config::{DataDir, Ports, ServerConfig};

@@ -79,12 +79,6 @@ impl Metrics {
         let led = self.named("warren_shard_is_leader").filter(|sample| sample.value > 0.0);
         led.filter_map(|sample| sample.labels.get("shard")?.parse().ok()).collect()
     }
-
-    /// The shard of a queue: `warren_queue_shard{queue="…"} N`.
-    pub fn queue_shard(&self, queue: &str) -> Option<u64> {
-        let of_queue = |sample: &&Sample| sample.labels.get("queue").is_some_and(|name| name == queue);
-        self.named("warren_queue_shard").find(of_queue).map(|sample| sample.value as u64)
-    }
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -111,10 +105,10 @@ mod tests {
     #[test]
     fn metrics_are_read_with_their_labels() {
         let text = "# HELP x y\n# TYPE x gauge\nwarren_shard_is_leader{shard=\"0\"} 0.0\nwarren_shard_is_leader{shard=\"2\"} 1\n\
-                    warren_queue_shard{vhost=\"/\",queue=\"a b\"} 2\nprocess_threads 12\n# EOF\n";
+                    labelled{vhost=\"/\",name=\"a b\"} 2\nprocess_threads 12\n# EOF\n";
         let metrics = Metrics::parse(text);
         assert_eq!(metrics.led_shards(), [2]);
-        assert_eq!(metrics.queue_shard("a b"), Some(2));
+        assert_eq!(metrics.named("labelled").next().and_then(|sample| sample.labels.get("name")).map(String::as_str), Some("a b"));
         assert_eq!(metrics.sum("process_threads"), Some(12.0));
         assert_eq!(metrics.sum("nothing"), None);
     }

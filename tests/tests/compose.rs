@@ -1,12 +1,12 @@
 //! The cluster of `docker-compose.yml`: started, published to through one container, its leader's container killed, consumed through
-//! another. Needs a Docker engine: `.ci/run` provides one and runs this with `--ignored`; there it must not be left out.
+//! another. Needs a Docker engine: `.ci/compose` provides one and fails when this did not run.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 use warren_tests::client::{Connection, Dial, Incoming, QueueOptions};
-use warren_tests::management::{self, Metrics};
+use warren_tests::management;
 use warren_tests::{eventually, unique};
 
 const AMQP: [u16; 3] = [5672, 5673, 5674];
@@ -52,6 +52,13 @@ impl Compose {
         assert_eq!(names.len(), 3, "{names:?}");
         names
     }
+
+    /// The node that leads a queue, counted from 0, as `warren ctl` in a container tells.
+    fn leader_of(&self, service: &str, queue: &str) -> Option<usize> {
+        let rows = self.run(&["exec", "-T", service, "/usr/local/bin/warren", "ctl", "-q", "list_queues", "name", "leader"]);
+        let leader: usize = rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t'))?.trim().parse().ok()?;
+        leader.checked_sub(1)
+    }
 }
 
 impl Drop for Compose {
@@ -69,14 +76,8 @@ fn connect(at: usize) -> Connection {
     Connection::open_with_channel(&Dial::guest(&address)).unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
-fn leader_of(queue: &str) -> Option<usize> {
-    let of = |at: usize| Metrics::of(MANAGEMENT[at]);
-    let shard = (0..3).find_map(|at| of(at)?.queue_shard(queue))?;
-    (0..3).find(|at| of(*at).is_some_and(|metrics| metrics.led_shards().contains(&shard)))
-}
-
 #[test]
-#[ignore = "needs a Docker engine; .ci/run starts one: cargo test -p warren-tests --test compose -- --ignored"]
+#[ignore = "needs a Docker engine and the ports of docker-compose.yml; .ci/compose runs it"]
 fn a_queue_outlives_the_container_of_its_leader() {
     let compose = Compose::up();
     let ready = eventually(Duration::from_secs(60), || MANAGEMENT.iter().all(|port| management::is_ready(*port)));
@@ -95,8 +96,8 @@ fn a_queue_outlives_the_container_of_its_leader() {
             other => panic!("after {confirmed} confirms: {other:?}"),
         }
     }
-    let leader = leader_of(&queue).expect("metrics name the leader");
     let services = compose.services();
+    let leader = compose.leader_of(&services[0], &queue).expect("ctl tells the leader of the queue");
     compose.run(&["kill", "-s", "SIGKILL", &services[leader]]);
     let mut consumer = connect((leader + 1) % 3);
     consumer.consume(1, &queue, "c", &[]).unwrap();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 use warren_tests::client::{ClientError, Connection, Field, Incoming, QueueOptions, encode::Route};
-use warren_tests::{Broker, unique};
+use warren_tests::{Broker, eventually, unique};
 
 /// The next delivery; panics when anything else comes or nothing within 10 s.
 fn delivery(connection: &mut Connection) -> warren_tests::client::Delivery {
@@ -81,9 +81,14 @@ fn an_exclusive_queue_is_reached_from_every_node_and_locked_for_others() {
             assert!(matches!(refused, Err(ClientError::ChannelClosed { code: 405, .. })), "{refused:?}");
         }
         owner.close().unwrap();
-        let mut other = broker.connect((owner_at + 1) % broker.nodes());
-        let gone = other.declare(1, &queue, &QueueOptions::look());
-        assert!(matches!(gone, Err(ClientError::ChannelClosed { code: 404, .. })), "an exclusive queue outlives its connection: {gone:?}");
+        // It goes after its connection's close-ok: while it is there, it stays locked.
+        let mut seen = None;
+        let gone = eventually(Duration::from_secs(10), || {
+            let looked = broker.connect((owner_at + 1) % broker.nodes()).declare(1, &queue, &QueueOptions::look());
+            seen = looked.as_ref().err().and_then(ClientError::code);
+            seen != Some(405)
+        });
+        assert!(gone && seen == Some(404), "an exclusive queue outlives its connection: {seen:?}");
     }
 }
 

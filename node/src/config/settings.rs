@@ -74,13 +74,13 @@ pub struct Settings {
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
-    /// Host name that clients are told [default: --host, or the machine's name where that is 0.0.0.0]
+    /// Host name for clients of protocols that are told one: none is served yet [default: --host, or the machine's name where that is 0.0.0.0]
     #[arg(long, value_name = "HOST")]
     pub advertised_host: Option<String>,
-    /// AMQP port that clients are told [default: --amqp-port]
+    /// AMQP port, likewise [default: --amqp-port]
     #[arg(long, value_name = "PORT")]
     pub advertised_amqp_port: Option<u16>,
-    /// Stream port that clients are told [default: --stream-port]
+    /// Stream port, likewise [default: --stream-port]
     #[arg(long, value_name = "PORT")]
     pub advertised_stream_port: Option<u16>,
     /// Form of the log lines [default: text]

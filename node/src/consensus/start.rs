@@ -177,14 +177,22 @@ impl Consensus {
     }
 }
 
-impl Drop for Consensus {
-    fn drop(&mut self) {
+impl Consensus {
+    /// Ends everything where it stands, as the end of the process would.
+    pub fn kill(&self) {
         if let Some(transport) = self.core.transport() {
             transport.shutdown();
         }
-        if let Some(runtime) = self.runtime.get_mut().take() {
+        let runtime = self.runtime.lock().take();
+        if let Some(runtime) = runtime {
             runtime.shutdown_background();
         }
+    }
+}
+
+impl Drop for Consensus {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

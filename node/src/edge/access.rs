@@ -89,12 +89,12 @@ impl Patterns {
 }
 
 /// Whether this user may log in from there. The error is for the log.
-pub(super) fn authenticate(catalog: &Catalog, user: &str, password: &[u8], from: IpAddr, remote_guest: bool) -> Result<(), String> {
+pub(super) fn authenticate(catalog: &Catalog, user: &str, password: &[u8], from: IpAddr, loopback_users: &[String]) -> Result<(), String> {
     if !catalog.authenticate(user, password) {
         return Err(format!("user '{user}': unknown or wrong password"));
     }
-    if user == "guest" && !remote_guest && !is_loopback(from) {
-        return Err("user 'guest' can only connect via localhost".to_string());
+    if !is_loopback(from) && loopback_users.iter().any(|kept| kept == user) {
+        return Err(format!("user '{user}' can only connect via localhost"));
     }
     Ok(())
 }

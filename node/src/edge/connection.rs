@@ -124,7 +124,7 @@ impl Connection {
     fn authenticate(&mut self, user: &str, password: &[u8]) {
         let edge = &*self.edge;
         let from = self.mailbox.peer.ip();
-        let result = access::authenticate(&edge.catalog.read(), user, password, from, edge.config.remote_guest);
+        let result = access::authenticate(&edge.catalog.read(), user, password, from, &edge.config.loopback_users);
         match result {
             Ok(()) => {
                 self.user = Some(user.into());

@@ -56,8 +56,8 @@ pub struct EdgeConfig {
     pub lane_bytes: usize,
     /// Bytes in flight to one consumer.
     pub consumer_bytes: u64,
-    /// The user `guest` may log in from other hosts.
-    pub remote_guest: bool,
+    /// Users that may log in from this machine only.
+    pub loopback_users: Vec<String>,
 }
 
 impl EdgeConfig {
@@ -69,7 +69,7 @@ impl EdgeConfig {
             no_quorum_timeout: Duration::from_secs(10),
             lane_bytes: limits::LANE_BYTES,
             consumer_bytes: limits::CONSUMER_BYTES,
-            remote_guest: false,
+            loopback_users: vec!["guest".into()],
         }
     }
 }

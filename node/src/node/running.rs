@@ -1,7 +1,7 @@
 //! A node that serves: what its parts are, for the operator's questions, the figures and the end.
 
 use crate::config::ServerConfig;
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, Replicas};
 use crate::edge::Edge;
 use crate::machine::catalog::Catalog;
 use crate::model::NodeId;
@@ -15,6 +15,7 @@ pub(super) struct Running {
     /// Data shards of the cluster.
     pub shards: u16,
     pub catalog: Arc<RwLock<Catalog>>,
+    pub replicas: Replicas,
     pub consensus: Arc<Consensus>,
     pub edge: Arc<Edge>,
     pub wal: Wal,

@@ -2,36 +2,36 @@
 
 use super::admin::Admin;
 use super::feed::{Applied, Connector, Port};
+use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
 use super::{StartError, alarm, doing};
 use crate::config::ServerConfig;
-use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing};
+use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
 use crate::edge::{Edge, EdgeConfig};
 use crate::machine::catalog::{Catalog, hash_password};
 use crate::machine::shard::DataMachine;
-use crate::management::{self, Readiness};
+use crate::management::Readiness;
 use crate::model::catalog::CatalogCommand;
 use crate::model::{Incarnation, NodeId, ShardId};
-use crate::peer::auth::Secret;
-use crate::peer::client::{PeerConfig, TonicNetwork};
 use crate::serving::local::{LocalBodies, LocalProposer, local_leadership};
 use crate::serving::{self, Mailbox, ServerEvent, ServerHandle};
-use crate::store::disk::{Disk, RealDisk};
+use crate::store::disk::Disk;
 use crate::store::state::StateStore;
-use crate::store::wal::{Wal, WalConfig};
+use crate::store::wal::Wal;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// One attempt at the catalog's first entries.
 const FIRST_COMMANDS: Duration = Duration::from_secs(10);
+/// Clients are served when every shard has a leader, or after this: a shard without a majority must not keep all others' clients out.
+const LEADERS_WAIT: Duration = Duration::from_secs(5);
 /// Questions of shard servers that wait for the catalog.
 const EVENTS: usize = 1024;
 
@@ -55,10 +55,18 @@ struct Opened {
 
 /// Everything up to the moment when clients can be served.
 pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Arc<Readiness>) -> Result<Started, StartError> {
-    let incarnation = Incarnation(rand::random());
-    let mut opened = open(&config)?;
     let admin = Admin::default();
-    let consensus = Arc::new(start_consensus(&config, incarnation, &opened, peer, &admin, &readiness)?);
+    let ground = Ground::real(&config, peer, &admin, &readiness)?;
+    let started = compose(config, ground, &readiness).await?;
+    let _ = admin.0.set(started.running.clone());
+    Ok(started)
+}
+
+/// The same on any ground.
+pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Readiness) -> Result<Started, StartError> {
+    let incarnation = Incarnation(rand::random());
+    let (mut opened, wire) = open(&config, ground)?;
+    let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
     consensus.formed().await?;
     readiness.not_serving("waiting for leaders");
 
@@ -75,24 +83,24 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,
-        remote_guest: !config.loopback_users.iter().any(|user| user == "guest"),
+        loopback_users: config.loopback_users.clone(),
         ..EdgeConfig::new(config.node, incarnation)
     };
     let edge = Edge::new(edge_config, catalog.clone(), Arc::new(port), leaders, Arc::new(connector));
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
-    let running = Arc::new(Running { config, shards, catalog, consensus, edge, wal, alarm: Mutex::default() });
+    let replicas = opened.replicas.clone();
+    let running = Arc::new(Running { config, shards, catalog, replicas, consensus, edge, wal, alarm: Mutex::default() });
     tasks.spawn(delete_unused(running.clone(), events_rx));
     first_commands(&running, incarnation).await;
+    all_led(&running).await;
     tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
-    let _ = admin.0.set(running.clone());
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
 
-fn open(config: &ServerConfig) -> Result<Opened, StartError> {
-    let directory = config.data_dir.join("wal");
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&directory).map_err(doing(format!("directory {}", directory.display())))?);
-    let wal = Wal::open(disk.clone(), WalConfig::default())?;
+fn open(config: &ServerConfig, ground: Ground) -> Result<(Opened, Wire), StartError> {
+    let Ground { disk, wal, wire } = ground;
+    let wal = Wal::open(disk.clone(), wal)?;
     let (store, report) = StateStore::open(&config.data_dir.join("state"))?;
     if let Some(aside) = &report.set_aside {
         tracing::error!(moved_to = %aside.to.display(), why = aside.why, "the state store was damaged; it is rebuilt from the log");
@@ -109,27 +117,11 @@ fn open(config: &ServerConfig) -> Result<Opened, StartError> {
     let applied = Arc::new(Applied { servers, moved_tx: watch::channel(0).0 });
     let store = Arc::new(store);
     let replicas = Replicas::new(Some(store.clone()), applied.clone());
-    Ok(Opened { disk, wal, store, replicas, applied, mailboxes, shards })
+    Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards }, wire))
 }
 
-fn start_consensus(
-    config: &ServerConfig,
-    incarnation: Incarnation,
-    opened: &Opened,
-    peer: TcpListener,
-    admin: &Admin,
-    readiness: &Arc<Readiness>,
-) -> Result<Consensus, StartError> {
+fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Opened, wire: Wire) -> Result<Consensus, StartError> {
     let applied = opened.applied.clone();
-    let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone());
-    let network = PeerConfig {
-        node: config.node,
-        listener: peer.into_std().map_err(doing("peer port"))?,
-        peers: config.cluster.iter().map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect(),
-        secret: Secret::new(config.secret.bytes()),
-        edge_runtime: Handle::current(),
-        routes: tonic::service::Routes::new(service),
-    };
     let consensus = ConsensusConfig {
         node: config.node,
         incarnation,
@@ -144,7 +136,7 @@ fn start_consensus(
                 server.connected(end);
             }
         }),
-        wire: Box::new(move |handler| TonicNetwork::start(network, handler)),
+        wire,
     };
     Consensus::start(consensus).map_err(doing("consensus"))
 }
@@ -208,6 +200,17 @@ async fn first_commands(running: &Running, incarnation: Incarnation) {
         while let Err(error) = running.consensus.catalog().submit(&command, Instant::now() + FIRST_COMMANDS).await {
             tracing::warn!(%error, "waiting for a majority of the nodes");
         }
+    }
+}
+
+/// Until this node knows a leader of each shard.
+async fn all_led(running: &Running) {
+    let led = (1..=running.shards).map(|n| {
+        let mut leadership_rx = running.consensus.leadership(ShardId(n));
+        async move { drop(leadership_rx.wait_for(|now| now.leader.is_some()).await) }
+    });
+    if tokio::time::timeout(LEADERS_WAIT, futures::future::join_all(led)).await.is_err() {
+        tracing::warn!("serving clients although some shards have no leader yet");
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use tonic::Response;
 use warren_proto::admin::admin_client::AdminClient;
 use warren_proto::admin::admin_server::{Admin, AdminServer};
-use warren_proto::admin::{ListReply, ListRequest};
+use warren_proto::admin::{ListReply, ListRequest, PingReply, PingRequest, StatusReply, StatusRequest};
 
 /// Answers a question with its own head, echoes streams, joins paths.
 struct Echo {
@@ -53,6 +53,14 @@ struct Lists;
 impl Admin for Lists {
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
         Ok(Response::new(ListReply { columns: vec!["name".into()], rows: Vec::new() }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        Ok(Response::new(StatusReply::default()))
+    }
+
+    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+        Ok(Response::new(PingReply::default()))
     }
 }
 

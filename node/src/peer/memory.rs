@@ -1,24 +1,42 @@
-//! A network in memory with the same seams as the real one, for tests and the simulator: nodes join it, links are cut and healed one
-//! direction at a time, frames are delayed. Cutting a link breaks its streams like a reset connection.
+//! A network in memory with the same seams as the real one, for tests and the simulator: nodes join it, links are cut, stalled and
+//! healed one direction at a time, frames take their time. Cutting a link breaks its streams like a reset connection; a stalled one
+//! looks alive and keeps its frames, in order, until it is healed.
 
 use super::transport::{Card, Duplex, Frame, Handler, LinkState, PeerError, STREAM_CAPACITY, StreamKind, Transport};
 use crate::model::NodeId;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-#[derive(Default)]
+/// Which start of a process.
+type Life = u64;
+
+#[derive(Clone)]
+struct Process {
+    life: Life,
+    handler: Arc<dyn Handler>,
+    /// Where its answers are made: they end with it.
+    runtime: Handle,
+}
+
 struct Net {
-    nodes: HashMap<NodeId, Arc<dyn Handler>>,
+    nodes: HashMap<NodeId, Process>,
+    lives: Life,
     /// Were there once and are gone: dialing them is refused.
     gone: HashSet<NodeId>,
     cut: HashSet<(NodeId, NodeId)>,
-    delay: Duration,
+    stalled: HashSet<(NodeId, NodeId)>,
+    delay_most: Duration,
+    delay_least: Duration,
+    rng: StdRng,
 }
 
 /// The network; cheap to clone.
@@ -30,73 +48,149 @@ pub struct MemoryNetwork {
 
 impl Default for MemoryNetwork {
     fn default() -> MemoryNetwork {
-        MemoryNetwork { net: Arc::default(), changes_tx: watch::channel(0).0 }
+        MemoryNetwork::new(0)
     }
 }
 
+/// A process that speaks, or is spoken to.
+type End = (NodeId, Life);
+
 impl MemoryNetwork {
-    /// A node's process starts.
+    /// Delays are drawn from `seed`.
+    pub fn new(seed: u64) -> MemoryNetwork {
+        let net = Net {
+            nodes: HashMap::new(),
+            lives: 0,
+            gone: HashSet::new(),
+            cut: HashSet::new(),
+            stalled: HashSet::new(),
+            delay_most: Duration::ZERO,
+            delay_least: Duration::ZERO,
+            rng: StdRng::seed_from_u64(seed),
+        };
+        MemoryNetwork { net: Arc::new(Mutex::new(net)), changes_tx: watch::channel(0).0 }
+    }
+
+    /// A node's process starts; to be called within the runtime that its answers are to be made on.
     pub fn join(&self, node: NodeId, handler: Arc<dyn Handler>) -> Arc<dyn Transport> {
         let mut net = self.net.lock();
         net.gone.remove(&node);
-        net.nodes.insert(node, handler);
+        net.lives += 1;
+        let life = net.lives;
+        net.nodes.insert(node, Process { life, handler, runtime: Handle::current() });
         drop(net);
         self.changed();
-        Arc::new(MemoryTransport { me: node, network: self.clone() })
+        Arc::new(MemoryTransport { me: (node, life), network: self.clone() })
     }
 
     /// A node's process dies: its streams break, dialing it is refused.
     pub fn kill(&self, node: NodeId) {
+        self.end(node, None);
+    }
+
+    fn end(&self, node: NodeId, life: Option<Life>) {
         let mut net = self.net.lock();
-        net.nodes.remove(&node);
-        net.gone.insert(node);
+        if net.nodes.get(&node).is_some_and(|process| life.is_none_or(|life| life == process.life)) {
+            net.nodes.remove(&node);
+            net.gone.insert(node);
+        }
         drop(net);
         self.changed();
     }
 
-    /// Nothing passes from `from` to `to` any more, in silence.
+    /// Nothing passes from `from` to `to` any more; streams between the two break.
     pub fn cut(&self, from: NodeId, to: NodeId) {
         self.net.lock().cut.insert((from, to));
         self.changed();
     }
 
+    /// Nothing passes from `from` to `to` until `heal`, in silence; streams live and deliver later.
+    pub fn stall(&self, from: NodeId, to: NodeId) {
+        self.net.lock().stalled.insert((from, to));
+        self.changed();
+    }
+
     /// Everything passes again.
     pub fn heal(&self) {
-        self.net.lock().cut.clear();
+        let mut net = self.net.lock();
+        net.cut.clear();
+        net.stalled.clear();
+        drop(net);
+        self.changed();
+    }
+
+    /// Everything passes again between these two.
+    pub fn mend(&self, a: NodeId, b: NodeId) {
+        let mut net = self.net.lock();
+        for way in [(a, b), (b, a)] {
+            net.cut.remove(&way);
+            net.stalled.remove(&way);
+        }
+        drop(net);
         self.changed();
     }
 
     /// Every frame takes this long.
     pub fn delay(&self, delay: Duration) {
-        self.net.lock().delay = delay;
+        self.delays(delay, delay);
+    }
+
+    /// Every frame takes a time between these.
+    pub fn delays(&self, least: Duration, most: Duration) {
+        let mut net = self.net.lock();
+        (net.delay_least, net.delay_most) = (least, most.max(least));
     }
 
     fn changed(&self) {
         self.changes_tx.send_modify(|n| *n += 1);
     }
 
-    fn passes(&self, from: NodeId, to: NodeId) -> bool {
+    /// Both processes live and neither direction is cut: a connection lives.
+    fn connected(&self, a: End, b: End) -> bool {
         let net = self.net.lock();
-        net.nodes.contains_key(&from) && net.nodes.contains_key(&to) && !net.cut.contains(&(from, to))
+        let lives = |end: End| net.nodes.get(&end.0).is_some_and(|process| process.life == end.1);
+        lives(a) && lives(b) && !net.cut.contains(&(a.0, b.0)) && !net.cut.contains(&(b.0, a.0))
     }
 
-    /// Both directions pass: a connection lives.
-    fn connected(&self, a: NodeId, b: NodeId) -> bool {
-        self.passes(a, b) && self.passes(b, a)
+    fn is_stalled(&self, from: End, to: End) -> bool {
+        self.net.lock().stalled.contains(&(from.0, to.0))
     }
 
-    fn reach(&self, from: NodeId, to: NodeId) -> Result<(Arc<dyn Handler>, Card, Duration), PeerError> {
+    fn reach(&self, from: End, to: NodeId) -> Result<(Process, Card), PeerError> {
         let gone = |why: &str| PeerError::Unreachable { node: to, why: why.into() };
         let net = self.net.lock();
-        let me = net.nodes.get(&from).ok_or_else(|| gone("this node is dead"))?.clone();
-        let handler = net.nodes.get(&to).cloned().ok_or_else(|| gone("connection refused"))?;
-        let (cut, delay) = (net.cut.contains(&(from, to)) || net.cut.contains(&(to, from)), net.delay);
+        let me = net.nodes.get(&from.0).filter(|me| me.life == from.1).ok_or_else(|| gone("this node is dead"))?.clone();
+        let process = net.nodes.get(&to).cloned().ok_or_else(|| gone("connection refused"))?;
+        let cut = net.cut.contains(&(from.0, to)) || net.cut.contains(&(to, from.0));
         drop(net);
-        if cut { Err(gone("cut")) } else { Ok((handler, me.card(), delay)) }
+        if cut { Err(gone("cut")) } else { Ok((process, me.handler.card())) }
+    }
+
+    /// The way of one frame; false: the connection broke meanwhile.
+    async fn pass(&self, from: End, to: End) -> bool {
+        let delay = {
+            let mut net = self.net.lock();
+            let (least, most) = (net.delay_least, net.delay_most);
+            if most.is_zero() { most } else { net.rng.random_range(least..=most) }
+        };
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        let mut changes_rx = self.changes_tx.subscribe();
+        while self.connected(from, to) {
+            changes_rx.borrow_and_update();
+            if !self.is_stalled(from, to) {
+                return true;
+            }
+            if changes_rx.changed().await.is_err() {
+                return false;
+            }
+        }
+        false
     }
 
     /// Moves frames one way until the link breaks.
-    async fn carry(self, from: NodeId, to: NodeId, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
+    async fn carry(self, from: End, to: End, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
         let mut changes_rx = self.changes_tx.subscribe();
         loop {
             tokio::select! {
@@ -104,11 +198,7 @@ impl MemoryNetwork {
                 _ = changes_rx.changed() => if !self.connected(from, to) { return },
                 frame = rx.recv() => {
                     let Some(frame) = frame else { return };
-                    let delay = self.net.lock().delay;
-                    if !delay.is_zero() {
-                        tokio::time::sleep(delay).await;
-                    }
-                    if !self.connected(from, to) || tx.send(frame).await.is_err() {
+                    if !self.pass(from, to).await || tx.send(frame).await.is_err() {
                         return;
                     }
                 }
@@ -119,7 +209,7 @@ impl MemoryNetwork {
 }
 
 struct MemoryTransport {
-    me: NodeId,
+    me: End,
     network: MemoryNetwork,
 }
 
@@ -127,17 +217,15 @@ impl Transport for MemoryTransport {
     fn ask(&self, to: NodeId, frame: Frame, timeout: Duration) -> BoxFuture<'static, Result<Frame, PeerError>> {
         let (network, me) = (self.network.clone(), self.me);
         Box::pin(async move {
-            let (handler, card, delay) = network.reach(me, to)?;
+            let (process, card) = network.reach(me, to)?;
+            let (far, broken) = ((to, process.life), || PeerError::Unreachable { node: to, why: "the connection broke".into() });
             let answer = async {
-                if !delay.is_zero() {
-                    tokio::time::sleep(delay).await;
+                if !network.pass(me, far).await {
+                    return Err(broken());
                 }
-                let answer = handler.ask(card, frame).await;
-                if !delay.is_zero() {
-                    tokio::time::sleep(delay).await;
-                }
-                network.reach(me, to)?;
-                answer
+                let answer = process.runtime.spawn(async move { process.handler.ask(card, frame).await });
+                let answer = answer.await.map_err(|_| broken())?;
+                if network.pass(far, me).await { answer } else { Err(broken()) }
             };
             tokio::time::timeout(timeout, answer).await.unwrap_or(Err(PeerError::Timeout { node: to, after: timeout }))
         })
@@ -146,22 +234,27 @@ impl Transport for MemoryTransport {
     fn open(&self, to: NodeId, kind: StreamKind) -> BoxFuture<'static, Result<Duplex, PeerError>> {
         let (network, me) = (self.network.clone(), self.me);
         Box::pin(async move {
-            let (handler, card, _) = network.reach(me, to)?;
+            let (process, card) = network.reach(me, to)?;
+            let far = (to, process.life);
             let pair = || mpsc::channel(STREAM_CAPACITY);
             let ((tx, near_rx), (far_tx, far_rx)) = (pair(), pair());
             let ((back_tx, back_near_rx), (back_far_tx, back_rx)) = (pair(), pair());
-            tokio::spawn(network.clone().carry(me, to, near_rx, far_tx));
-            tokio::spawn(network.carry(to, me, back_near_rx, back_far_tx));
-            handler.stream(card, kind, ReceiverStream::new(far_rx).map(Ok).boxed(), back_tx);
+            tokio::spawn(network.clone().carry(me, far, near_rx, far_tx));
+            tokio::spawn(network.carry(far, me, back_near_rx, back_far_tx));
+            let _there = process.runtime.enter();
+            process.handler.stream(card, kind, ReceiverStream::new(far_rx).map(Ok).boxed(), back_tx);
             Ok(Duplex { tx, rx: ReceiverStream::new(back_rx).map(Ok).boxed() })
         })
     }
 
     fn link(&self, to: NodeId) -> LinkState {
-        let up = if self.network.connected(self.me, to) { 2 } else { 0 };
         let net = self.network.net.lock();
-        let refused = net.gone.contains(&to) && !net.cut.contains(&(self.me, to));
-        LinkState { up, refused, seen: net.gone.contains(&to) || net.nodes.contains_key(&to) }
+        let far = net.nodes.get(&to).map(|process| (to, process.life));
+        let refused = net.gone.contains(&to) && !net.cut.contains(&(self.me.0, to));
+        let seen = net.gone.contains(&to) || far.is_some();
+        drop(net);
+        let up = if far.is_some_and(|far| self.network.connected(self.me, far)) { 2 } else { 0 };
+        LinkState { up, refused, seen }
     }
 
     fn link_changes(&self) -> watch::Receiver<u64> {
@@ -173,6 +266,75 @@ impl Transport for MemoryTransport {
     }
 
     fn shutdown(&self) {
-        self.network.kill(self.me);
+        self.network.end(self.me.0, Some(self.me.1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::stream::BoxStream;
+
+    /// Answers with what it was asked, and sends streams back.
+    struct Echo(Card);
+
+    impl Handler for Echo {
+        fn card(&self) -> Card {
+            self.0
+        }
+
+        fn ask(&self, _: Card, frame: Frame) -> BoxFuture<'static, Result<Frame, PeerError>> {
+            Box::pin(async move { Ok(frame) })
+        }
+
+        fn stream(&self, _: Card, _: StreamKind, mut rx: BoxStream<'static, Result<Frame, PeerError>>, tx: mpsc::Sender<Frame>) {
+            tokio::spawn(async move {
+                while let Some(Ok(frame)) = rx.next().await
+                    && tx.send(frame).await.is_ok()
+                {}
+            });
+        }
+    }
+
+    const ONE: NodeId = NodeId(1);
+    const TWO: NodeId = NodeId(2);
+
+    fn echo(node: NodeId) -> Arc<dyn Handler> {
+        let identity = (crate::model::Generation(1), crate::model::Incarnation(u64::from(node.0)));
+        Arc::new(Echo(Card { node, generation: identity.0, incarnation: identity.1, cluster: None }))
+    }
+
+    fn frame(text: &'static [u8]) -> Frame {
+        crate::peer::transport::head_only(bytes::Bytes::from_static(text))
+    }
+
+    #[tokio::test]
+    async fn a_stalled_link_looks_alive_and_delivers_when_it_is_healed() {
+        let network = MemoryNetwork::new(1);
+        let (one, _two) = (network.join(ONE, echo(ONE)), network.join(TWO, echo(TWO)));
+        let mut path = one.open(TWO, StreamKind::Append).await.expect("opens");
+        network.stall(TWO, ONE);
+        assert_eq!(one.link(TWO).up, 2);
+        path.tx.send(frame(b"a")).await.expect("taken");
+        assert!(tokio::time::timeout(Duration::from_millis(30), path.rx.next()).await.is_err(), "nothing comes back");
+        let asked = one.ask(TWO, frame(b"b"), Duration::from_millis(30)).await;
+        assert!(matches!(asked, Err(PeerError::Timeout { .. })), "{asked:?}");
+        network.heal();
+        let come = path.rx.next().await.expect("the stream lives").expect("a frame");
+        assert_eq!(come.head, frame(b"a").head);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ended_reaches_nobody_although_its_successor_is_there() {
+        let network = MemoryNetwork::new(2);
+        let (old, _two) = (network.join(ONE, echo(ONE)), network.join(TWO, echo(TWO)));
+        let path = old.open(TWO, StreamKind::Append).await.expect("opens");
+        network.kill(ONE);
+        let new = network.join(ONE, echo(ONE));
+        assert!(old.ask(TWO, frame(b"a"), Duration::from_secs(1)).await.is_err());
+        assert!(old.open(TWO, StreamKind::Append).await.is_err());
+        path.tx.closed().await;
+        old.shutdown();
+        assert_eq!(new.ask(TWO, frame(b"b"), Duration::from_secs(1)).await.expect("an answer").head, frame(b"b").head);
     }
 }

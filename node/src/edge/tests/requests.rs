@@ -192,6 +192,18 @@ async fn logins_are_checked() {
 }
 
 #[tokio::test]
+async fn users_are_kept_to_this_machine_by_name() {
+    for (kept, welcome) in [(vec![], true), (vec!["ops".to_owned()], true), (vec!["ops".to_owned(), "guest".to_owned()], false)] {
+        let scene = Scene::new(EdgeConfig { loopback_users: kept.clone(), ..default_config() });
+        let mut connection = scene.edge.connect(ConnectionInfo { peer: "10.0.0.1:1".parse().expect("an address") });
+        connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
+        let mut events = vec![];
+        connection.take_events(&mut events);
+        assert_eq!(events == [Event::Authenticated], welcome, "{kept:?}: {events:?}");
+    }
+}
+
+#[tokio::test]
 async fn listings_ask_every_shard_once() {
     let mut scene = Scene::new(default_config());
     let (a, b, c) = (scene.queue("a", 1), scene.queue("b", 2), scene.queue("c", 1));

@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a disk writes atomically, bytes.
 const SECTOR: usize = 512;
@@ -44,6 +45,7 @@ struct State {
     capacity: u64,
     fail_syncs: u32,
     hang_syncs: bool,
+    sync_takes: Duration,
     syncs: u64,
     cut_after_writes: Option<u64>,
 }
@@ -82,6 +84,7 @@ impl SimDisk {
             capacity: u64::MAX,
             fail_syncs: 0,
             hang_syncs: false,
+            sync_takes: Duration::ZERO,
             syncs: 0,
             cut_after_writes: None,
         };
@@ -116,6 +119,11 @@ impl SimDisk {
     pub fn hang_syncs(&self, hang: bool) {
         self.core.state.lock().hang_syncs = hang;
         self.core.changed.notify_all();
+    }
+
+    /// Each sync takes this long, also after a crash.
+    pub fn slow_syncs(&self, takes: Duration) {
+        self.core.state.lock().sync_takes = takes;
     }
 
     /// Files may take this many bytes together; growth beyond fails with `StorageFull`.
@@ -323,6 +331,10 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let takes = self.core.state.lock().sync_takes;
+        if !takes.is_zero() {
+            std::thread::sleep(takes);
+        }
         let mut state = self.core.state.lock();
         while state.hang_syncs && state.life == self.life {
             self.core.changed.wait(&mut state);
