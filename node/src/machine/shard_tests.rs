@@ -592,3 +592,46 @@ fn a_batch_routed_by_a_later_catalog_has_no_effect() {
     );
     assert_eq!(machine.apply(id(5), &with_batch(None)).unwrap().replies, [taken], "a repeated one has its verdict, whatever the catalog");
 }
+
+/// Rule 13: an edge that lives and was declared gone resends what it has no verdict for.
+#[test]
+fn a_process_that_was_declared_gone_finds_its_verdicts_and_a_new_one_does_not() {
+    let mut machine = DataMachine::new(SHARD);
+    let mut entry = EntryBuilder::new(0);
+    entry.advance(0, 1, &[QueueId(1)], &[]);
+    entry.hello(NodeId(1), Incarnation(5));
+    machine.apply(id(1), &entry.finish()).unwrap();
+    let batch = |session: u64| {
+        let mut ops = Ops::default();
+        [QueueId(1), QueueId(9)].iter().for_each(|q| {
+            ops.enqueue(&[*q], b"", b"k", &[0, 0], b"m");
+        });
+        let batch = Batch { session: SessionId(session), seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 1, ops: ops.take() };
+        let mut entry = EntryBuilder::new(0);
+        entry.batch(&batch);
+        entry.finish()
+    };
+    let hello = |incarnation| {
+        let mut entry = EntryBuilder::new(0);
+        entry.hello(NodeId(1), Incarnation(incarnation));
+        entry.finish()
+    };
+    let verdict = |session| {
+        let refused = vec![(1, RefusedEnqueue::UnknownQueue)];
+        [SectionReply::Batch { session: SessionId(session), seq: BatchSeq(1), refused }]
+    };
+    assert_eq!(machine.apply(id(2), &batch(1)).unwrap().replies, verdict(1));
+    let mut gone = EntryBuilder::new(0);
+    gone.gone(SessionId(1));
+    machine.apply(id(3), &gone.finish()).unwrap();
+    assert_eq!((machine.sessions().count(), machine.last_batch(SessionId(1))), (0, None));
+    assert_eq!(machine.apply(id(4), &batch(1)).unwrap().replies, [SectionReply::UnknownSession { session: SessionId(1) }]);
+    let mut machine = DataMachine::from_snapshot(SHARD, &machine.snapshot()).unwrap();
+    let replies = machine.apply(id(5), &hello(5)).unwrap().replies;
+    assert_eq!(replies, [SectionReply::Hello { session: SessionId(5), replaced: None }]);
+    assert_eq!(machine.last_batch(SessionId(5)), Some(BatchSeq(1)));
+    assert_eq!(machine.apply(id(6), &batch(5)).unwrap().replies, verdict(5));
+    assert_eq!(machine.queue(QueueId(1)).unwrap().live_count(), 1, "not twice");
+    machine.apply(id(7), &hello(6)).unwrap();
+    assert_eq!(machine.last_batch(SessionId(7)), Some(BatchSeq(0)), "another process begins anew");
+}

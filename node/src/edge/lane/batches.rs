@@ -172,7 +172,8 @@ impl Batches {
 
     /// A path is open and the shard knows this edge: everything without a verdict goes out again.
     pub fn welcome(&mut self, session: SessionId, last: BatchSeq, now: Instant) {
-        if self.renumber || session != self.session || self.first > last.0 + 1 {
+        // A shard that had declared this process gone knows its batches still: only the session is another.
+        if self.renumber || self.first > last.0 + 1 {
             if self.session != SessionId::default() && !self.renumber && !self.closed.is_empty() {
                 tracing::warn!(%session, batches = self.closed.len(), "the shard forgot this edge: unanswered batches get new numbers");
             }

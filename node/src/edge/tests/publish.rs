@@ -150,6 +150,7 @@ async fn a_message_whose_queue_is_gone_is_routed_again_once() {
     let batch = two.batch().await;
     assert_eq!(enqueues(&batch)[0].queues().collect::<Vec<_>>(), [new]);
     assert!(client.now().is_empty());
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: new });
     two.verdict(1, &[0]).await;
     assert_eq!(client.confirmed().await, [(1, 1)], "the second time it is unroutable");
     assert_eq!(scene.edge.counters().rerouted.get(), 1);
@@ -397,4 +398,31 @@ async fn a_refused_message_whose_queue_exists_is_sent_again_and_then_nacked_but_
     leader.verdict(2, &[1]).await;
     assert_eq!(client.next().await, Event::Confirmed { channel: 1, tickets: vec![(1, 1)] });
     assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(2, 2)] });
+}
+
+#[tokio::test]
+async fn an_edge_that_was_declared_gone_resends_under_the_old_numbers() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    let mut old = None;
+    for ticket in 1..=3 {
+        client.publish("", "q", ticket);
+        if old.is_none() {
+            old = Some(scene.leader(leader(1, 2), 9, 0).await.0);
+        }
+        let leader = old.as_mut().expect("a leader");
+        assert_eq!(leader.batch().await.seq, BatchSeq(ticket));
+        if ticket == 1 {
+            leader.verdict(1, &[]).await;
+            assert_eq!(client.confirmed().await, [(1, 1)]);
+        }
+    }
+    drop(old);
+    let (mut again, _) = scene.leader(leader(1, 2), 20, 2).await;
+    let resent = again.batch().await;
+    assert_eq!((resent.seq, resent.session), (BatchSeq(2), SessionId(20)), "applied before, and known to be");
+    again.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+    assert_eq!(again.batch().await.seq, BatchSeq(3));
 }
