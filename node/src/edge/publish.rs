@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
-const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
+pub(super) const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
 
 /// How often somebody who waits for the routing lease looks again.
 pub(super) const LEASE_POLL: Duration = Duration::from_millis(20);

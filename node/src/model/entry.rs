@@ -558,6 +558,40 @@ pub fn has_settles(mut ops: &[u8]) -> bool {
     false
 }
 
+/// Whether these are operations as an edge may send them: an entry that a machine cannot read would stop the shard everywhere.
+/// Walks the heads and copies nothing.
+pub fn is_batch(mut ops: &[u8]) -> bool {
+    while !ops.is_empty() {
+        let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() else { return false };
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let Some((body, rest)) = rest.split_at_checked(len) else { return false };
+        if !is_edge_op(head[0], body).unwrap_or(false) {
+            return false;
+        }
+        ops = rest;
+    }
+    true
+}
+
+fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
+    match kind {
+        OP_ENQUEUE => {
+            let queues = match body.try_get_u8().ok()? & MANY_QUEUES {
+                0 => usize::from(body.try_get_u16_le().ok()?),
+                _ => body.try_get_u32_le().ok()? as usize,
+            };
+            let message = body.get(queues.checked_mul(8)?..)?;
+            Some(queues > 0 && StoredView::parse(message).is_some())
+        }
+        OP_SETTLE => {
+            let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
+            let (_queue, ranges) = (body.try_get_u64_le().ok()?, body.try_get_u32_le().ok()? as usize);
+            Some(reason.is_some() && body.len() == ranges.checked_mul(16)?)
+        }
+        _ => None,
+    }
+}
+
 fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
     match kind {
         OP_ENQUEUE => {

@@ -953,3 +953,38 @@ async fn a_return_of_messages_held_in_part_marks_all_of_them_as_seen() {
     let got: Vec<(u64, bool)> = a.take(4).await.into_iter().map(|m| (m.1, m.2)).collect();
     assert_eq!(got, [(1, true), (2, true), (3, false), (4, false)]);
 }
+
+/// An entry that the machine cannot read would stop the shard on all nodes, for good.
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_ends_its_path_and_is_not_proposed() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut good = shard.edge(1).await;
+    let whole = good.messages(Q, 0..2).ops;
+    good.next = 1;
+    let mut reserve = Ops::default();
+    reserve.reserve(Q, Seq(9), &[]);
+    let mut settle = Ops::default();
+    settle.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(1))]);
+    let settle = settle.take();
+    let bad =
+        [whole.slice(..whole.len() - 1), whole.slice(1..), reserve.take(), settle.slice(..9), b"\x01\x00\x00\x00\x00".as_slice().into()];
+    for (n, ops) in bad.into_iter().enumerate() {
+        let mut edge = shard.edge(2 + n as u16).await;
+        let batch = Batch { session: edge.session, seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 0, ops };
+        edge.up(ToLeader::Batch(batch)).await;
+        assert!(timeout(SOON, edge.end.down_rx.recv()).await.expect("in time").is_none(), "the path ends");
+    }
+    good.publish(Q, 0..2).await;
+    assert_eq!(good.stat(Q).await.ready, 2);
+}
+
+#[tokio::test]
+async fn a_purge_that_is_proposed_twice_counts_once() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..3).await;
+    shard.gate.fail.store(2, Ordering::Relaxed);
+    edge.up(ToLeader::Purge { request: 5, queue: Q }).await;
+    assert_eq!(edge.down().await, ToEdge::Purged { request: 5, result: Ok(3) });
+    assert_eq!(edge.stat(Q).await.ready, 0);
+}

@@ -86,6 +86,11 @@ impl Batches {
         }
     }
 
+    /// The session of the last welcome.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
     /// Bytes held, sent or not.
     pub fn bytes(&self) -> usize {
         self.closed_bytes + self.open.len() + self.open_runs.len() * RUN_BYTES
