@@ -5,7 +5,7 @@ use super::journal::{Journal, Payload};
 use super::machine::GroupMachine;
 use super::types::*;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
+use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
 use futures::future::BoxFuture;
 use openraft::ServerState;
@@ -14,7 +14,7 @@ use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,6 +30,7 @@ const QUEUE: usize = 64;
 const LEASE_PATIENCE: Duration = Duration::from_millis(200);
 
 struct Proposal {
+    token: u64,
     leader: LeaderId,
     entry: EntryBytes,
     slot: Slot,
@@ -202,7 +203,7 @@ pub(super) struct Parts {
 impl Proposer for Shard {
     fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes) {
         let slot = self.inner.outbox.clone().open(token);
-        if let Err(refused) = self.inner.proposals_tx.try_send(Proposal { leader, entry, slot }) {
+        if let Err(refused) = self.inner.proposals_tx.try_send(Proposal { token, leader, entry, slot }) {
             refused.into_inner().slot.fill(ProposalOutcome::Failed("too many proposals in flight".into()));
         }
     }
@@ -232,9 +233,14 @@ impl Bodies for Shard {
     }
 }
 
-/// Hands proposals to openraft one after the other, so that log order is the order of `propose`.
+/// Hands proposals to openraft one after the other, so that log order is the order of `propose`. What was queued behind a failed
+/// proposal was made without knowledge of its failure and fails with it.
 async fn propose_in_order(shard: Shard, mut proposals_rx: mpsc::Receiver<Proposal>) {
-    while let Some(Proposal { leader, entry, slot }) = proposals_rx.recv().await {
+    while let Some(Proposal { token, leader, entry, slot }) = proposals_rx.recv().await {
+        if shard.inner.outbox.has_failed(token) {
+            slot.fill(ProposalOutcome::Failed("an earlier proposal failed".into()));
+            continue;
+        }
         if !lease_in_time(&shard).await {
             slot.fill(ProposalOutcome::Failed("no majority of the shard's replicas answers".into()));
             continue;
@@ -275,6 +281,8 @@ fn outcome(result: ClientWriteResult<Types>) -> ProposalOutcome {
 struct Outbox {
     sink: OnceLock<OutcomeSink>,
     queue: Mutex<OutboxQueue>,
+    /// One more than the latest epoch of a failed proposal.
+    failed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -292,10 +300,18 @@ impl Outbox {
         Slot { outbox: self, number, filled: false }
     }
 
+    /// An earlier proposal of the token's epoch failed.
+    fn has_failed(&self, token: u64) -> bool {
+        token >> EPOCH_SHIFT < self.failed.load(Ordering::Acquire)
+    }
+
     fn fill(&self, number: u64, outcome: ProposalOutcome) {
         let mut queue = self.queue.lock();
         let at = (number - queue.first) as usize;
         if let Some(slot) = queue.slots.get_mut(at) {
+            if matches!(outcome, ProposalOutcome::Failed(_)) {
+                self.failed.fetch_max((slot.0 >> EPOCH_SHIFT) + 1, Ordering::AcqRel);
+            }
             slot.1 = Some(outcome);
         }
         while matches!(queue.slots.front(), Some((_, Some(_)))) {
@@ -379,5 +395,19 @@ mod tests {
         drop(b);
         d.expect("d").fill(ProposalOutcome::Applied(LogId::default(), Vec::new()));
         assert_eq!(*seen.lock(), [(10, true), (11, false), (12, false), (13, true)]);
+    }
+
+    #[test]
+    fn a_failure_takes_the_later_proposals_of_its_epoch_with_it() {
+        let outbox = Arc::new(Outbox::default());
+        let first = outbox.clone().open(1);
+        assert!(!outbox.has_failed(2));
+        first.fill(ProposalOutcome::Failed("lease".into()));
+        assert!(outbox.has_failed(2), "queued before anybody heard of it");
+        let anew = crate::model::ports::next_epoch(2);
+        assert!(!outbox.has_failed(anew), "proposed by somebody who knows");
+        outbox.clone().open(anew).fill(ProposalOutcome::Applied(LogId::default(), Vec::new()));
+        drop(outbox.clone().open(anew + 1));
+        assert!(outbox.has_failed(anew + 2) && !outbox.has_failed(crate::model::ports::next_epoch(anew)));
     }
 }

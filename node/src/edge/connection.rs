@@ -40,6 +40,8 @@ pub struct Connection {
     pub(super) published: u64,
     /// Nothing of the client is left in this room.
     departed: bool,
+    /// Stops of this process that were looked at.
+    stops: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +59,9 @@ pub(super) struct Entered {
 
 impl Connection {
     pub(super) fn new(edge: Arc<Edge>, mailbox: Arc<Mailbox>) -> Connection {
+        let stops = edge.pulse.beat();
         Connection {
+            stops,
             edge,
             mailbox,
             user: None,
@@ -94,6 +98,11 @@ impl Connection {
     /// Everything that waits for the client, in order. Never waits.
     pub fn take_events(&mut self, out: &mut Vec<Event>) {
         self.count();
+        let stops = self.edge.pulse.beat();
+        if std::mem::replace(&mut self.stops, stops) != stops {
+            // Others may have these messages by now (rule 20).
+            self.edge.lanes.read().values().for_each(|lane| lane.drop_unwritten());
+        }
         self.mailbox.take_events(out);
     }
 

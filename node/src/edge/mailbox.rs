@@ -243,6 +243,19 @@ impl Mailbox {
         unseen
     }
 
+    /// Takes back a consumer's deliveries that the session has not seen; the consumer stays.
+    pub fn take_unseen(&self, id: ConsumerId) -> Vec<Delivery> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut unseen = take_deliveries(&mut state.events, |_, consumer| consumer == id);
+        let channel = state.consumers.get(&id).map(|place| place.channel.channel);
+        if let Some(pool) = channel.and_then(|channel| state.pools.get_mut(&channel)) {
+            pool.release(id, unseen.len() as u32);
+            unseen.extend(pool.take(id));
+        }
+        unseen
+    }
+
     pub fn consumer(&self, id: ConsumerId) -> Option<ConsumerPlace> {
         self.state.lock().consumers.get(&id).copied()
     }

@@ -12,6 +12,7 @@ mod names;
 mod pool;
 mod ports;
 mod publish;
+mod pulse;
 mod ranges;
 mod requests;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::ports::{CatalogPort, LeaderFinder};
 use self::access::Patterns;
 use self::lane::{Answer, Lane};
 use self::mailbox::{Blocker, Mailbox};
+use self::pulse::Pulse;
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Owner, Refusal};
 use crate::model::link::QueueStat;
@@ -114,6 +116,7 @@ pub struct Edge {
     unblocked: Notify,
     lease_lost: Mutex<Option<Instant>>,
     patterns: Patterns,
+    pulse: Arc<Pulse>,
     counters: Counters,
     runtime: Handle,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -129,6 +132,8 @@ impl Edge {
         leaders: Arc<dyn LeaderFinder>,
         paths: Arc<dyn Paths>,
     ) -> Arc<Edge> {
+        let pulse = Arc::new(Pulse::new());
+        let beating = Handle::current().spawn(beat(Arc::downgrade(&pulse)));
         Arc::new_cyclic(|this| Edge {
             config,
             catalog,
@@ -143,9 +148,10 @@ impl Edge {
             unblocked: Notify::new(),
             lease_lost: Mutex::default(),
             patterns: Patterns::default(),
+            pulse,
             counters: Counters::default(),
             runtime: Handle::current(),
-            tasks: Mutex::default(),
+            tasks: Mutex::new(vec![beating.abort_handle()]),
             this: this.clone(),
         })
     }
@@ -220,7 +226,7 @@ impl Edge {
         }
         let mut lanes = self.lanes.write();
         let lane = lanes.entry(shard).or_insert_with(|| {
-            let lane = Arc::new(Lane::new(shard, self.config.clone()));
+            let lane = Arc::new(Lane::new(shard, self.config.clone(), self.pulse.clone()));
             let leaders = self.leaders.leadership(shard);
             let task = lane::run(lane.clone(), self.this.clone(), leaders, self.paths.clone());
             self.tasks.lock().push(self.runtime.spawn(task).abort_handle());
@@ -259,6 +265,14 @@ impl Edge {
 impl Drop for Edge {
     fn drop(&mut self) {
         self.tasks.lock().iter().for_each(AbortHandle::abort);
+    }
+}
+
+async fn beat(pulse: Weak<Pulse>) {
+    while let Some(pulse) = pulse.upgrade() {
+        pulse.beat();
+        drop(pulse);
+        tokio::time::sleep(pulse::BEAT).await;
     }
 }
 

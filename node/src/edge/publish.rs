@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
-const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
+pub(super) const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
 
 /// How often somebody who waits for the routing lease looks again.
 pub(super) const LEASE_POLL: Duration = Duration::from_millis(20);
@@ -200,23 +200,28 @@ impl Edge {
 }
 
 impl Home for Edge {
-    fn reroute(&self, run: &Run, message: &StoredMessage, routed_at: u64) -> bool {
-        let Some(identity) = run.mailbox.identity.get() else { return false };
-        let Ok(exchange) = std::str::from_utf8(&message.exchange) else { return false };
+    fn reroute(&self, run: &Run, message: &StoredMessage, queues: &[QueueId], routed_at: u64) -> Option<Fate> {
+        let Some(identity) = run.mailbox.identity.get() else { return Some(Fate::Unroutable) };
+        let Ok(exchange) = std::str::from_utf8(&message.exchange) else { return Some(Fate::Unroutable) };
+        if run.rerouted {
+            // Refused twice although it exists: the copies of the catalog do not agree yet. It is in no queue, so not confirmed.
+            return Some(if queues.iter().any(|q| self.knows(*q)) { Fate::Nacked } else { Fate::Unroutable });
+        }
         let mut targets: Vec<(QueueId, ShardId)> = Vec::new();
         let index = {
             let catalog = self.catalog.read();
             let table = || headers(&message.properties);
             // An exchange that is gone leaves no targets: unroutable then.
             let _ = catalog.route(&identity.vhost, exchange, &message.key, &table, &mut targets);
+            // Other older queues had their chance: some of them took the message in other shards.
+            targets.retain(|(queue, _)| queue.0 > routed_at && !queues.contains(queue));
+            targets.extend(queues.iter().filter_map(|id| Some((*id, catalog.queue_by_id(*id)?.shard))));
             catalog.index()
         };
-        // Older queues had their chance: some of them took the message in other shards.
-        targets.retain(|(queue, _)| queue.0 > routed_at);
         targets.sort_unstable_by_key(|t| t.1);
         let parts: Vec<_> = targets.chunk_by(|a, b| a.1 == b.1).filter(|p| !self.lane(p[0].1).is_gone()).collect();
         if parts.is_empty() {
-            return false;
+            return Some(Fate::Unroutable);
         }
         let shared = match &run.shared {
             Some(shared) => {
@@ -232,7 +237,7 @@ impl Home for Edge {
             self.lane(part[0].1).enqueue(&queues, &message, index, again.clone());
         }
         self.counters.rerouted.add(1);
-        true
+        None
     }
 
     fn knows(&self, queue: QueueId) -> bool {

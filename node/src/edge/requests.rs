@@ -7,6 +7,7 @@ use super::connection::drop_exclusive;
 use super::lane::{Answer, Lane, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
+use super::publish::{LEASE_POLL, NO_LEASE};
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target};
 use crate::model::link::{Consumer, QueueStat};
@@ -15,7 +16,7 @@ use crate::model::{ConsumerId, ShardId};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An unconditional deletion does not wait longer for the number of messages that it deletes.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -41,8 +42,25 @@ struct Consume {
 }
 
 impl Asking {
-    /// Runs the request; its answer goes to the mailbox.
+    /// Runs the request; its answer goes to the mailbox. Without a routing lease this node's catalog may be old: the request waits for
+    /// it (rule 28).
     pub fn start(self, request: Request) {
+        if self.edge.port.routing_lease() || matches!(request, Request::Barrier) {
+            return self.start_now(request);
+        }
+        self.edge.runtime.clone().spawn(async move {
+            let until = Instant::now() + self.edge.config.no_quorum_timeout;
+            while !self.edge.port.routing_lease() {
+                if Instant::now() >= until || self.mailbox.is_closed() {
+                    return self.answer(Err(Refusal::Unavailable(NO_LEASE.to_string())));
+                }
+                tokio::time::sleep(LEASE_POLL).await;
+            }
+            self.start_now(request);
+        });
+    }
+
+    fn start_now(self, request: Request) {
         match request {
             Request::Barrier => self.answer(Ok(Reply::Done)),
             Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments: _ } => {

@@ -21,7 +21,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// A first start takes less; afterwards the launcher says what it waits for and goes on waiting.
 const START_USUAL: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
-const NODES_MAX: u16 = 9;
+const NODES_MAX: u16 = 5;
 
 /// Options of `warren cluster`.
 #[derive(Clone, Debug, Args)]

@@ -151,6 +151,9 @@ impl Extents {
     /// Settles what is live in `first..=last`; the log index of every extent that ends goes to `released`.
     pub fn settle(&mut self, first: u64, last: u64, released: &mut Vec<u64>) -> Taken {
         let mut taken = Taken::default();
+        if first > last {
+            return taken;
+        }
         let mut from = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
         while let Some((&key, chunk)) = self.chunks.range_mut(from..).next() {
             if key > last {

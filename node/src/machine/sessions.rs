@@ -1,5 +1,5 @@
 //! The sessions of edges with a shard (rules 12-14): one row per node, the last batch applied, and the verdicts an edge may still
-//! ask for again. Called by `shard`.
+//! ask for again. A process that was declared gone and lives on goes on where it was, under a new id. Called by `shard`.
 
 use super::codec::{Reader, Writer};
 use super::hash::StateHasher;
@@ -22,6 +22,8 @@ pub struct Session {
     pub last: BatchSeq,
     /// Batches with refusals whose verdict the edge has not said it received.
     verdicts: BTreeMap<BatchSeq, Refused>,
+    /// Declared gone: no session any more, but its process may say hello again and asks for these verdicts.
+    gone: bool,
 }
 
 /// How a batch stands to its session.
@@ -46,28 +48,34 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// A session for this process; the node's earlier one is replaced, its batches are fenced.
+    /// A session for this process; the node's earlier one is replaced, its batches are fenced. A process counts its batches on.
     pub fn hello(&mut self, id: SessionId, node: NodeId, incarnation: Incarnation) -> Option<SessionId> {
-        let replaced = self.rows.iter().find(|(_, row)| row.node == node).map(|(id, _)| *id);
-        replaced.inspect(|old| {
-            self.rows.remove(old);
-            self.dirty.insert(*old);
+        let old = self.rows.iter().find(|(_, row)| row.node == node).map(|(id, _)| *id);
+        let former = old.and_then(|old| {
+            self.dirty.insert(old);
+            self.rows.remove(&old)
         });
-        self.rows.insert(id, Session { node, incarnation, last: BatchSeq(0), verdicts: BTreeMap::new() });
+        let replaced = old.filter(|_| former.as_ref().is_some_and(|row| !row.gone));
+        let row = match former.filter(|row| row.incarnation == incarnation) {
+            Some(row) => Session { gone: false, ..row },
+            None => Session { node, incarnation, last: BatchSeq(0), verdicts: BTreeMap::new(), gone: false },
+        };
+        self.rows.insert(id, row);
         self.dirty.insert(id);
         replaced
     }
 
-    /// The edge is gone; its node, if the session was there.
+    /// The edge is gone; its node, if the session was there. What it was told stays until its node says hello.
     pub fn gone(&mut self, id: SessionId) -> Option<NodeId> {
-        let row = self.rows.remove(&id)?;
+        let row = self.rows.get_mut(&id).filter(|row| !row.gone)?;
+        row.gone = true;
         self.dirty.insert(id);
         Some(row.node)
     }
 
     /// How a batch stands.
     pub fn standing(&self, id: SessionId, seq: BatchSeq) -> Standing {
-        let Some(row) = self.rows.get(&id) else { return Standing::Unknown };
+        let Some(row) = self.get(id) else { return Standing::Unknown };
         if seq <= row.last {
             Standing::Duplicate(row.verdicts.get(&seq).cloned().unwrap_or_default())
         } else if seq.0 == row.last.0 + 1 {
@@ -90,14 +98,14 @@ impl Sessions {
         self.dirty.insert(id);
     }
 
-    /// One.
+    /// One that is not gone.
     pub fn get(&self, id: SessionId) -> Option<&Session> {
-        self.rows.get(&id)
+        self.rows.get(&id).filter(|row| !row.gone)
     }
 
-    /// All, by id.
+    /// All that are not gone, by id.
     pub fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
-        self.rows.iter().map(|(id, row)| (*id, row))
+        self.rows.iter().filter(|(_, row)| !row.gone).map(|(id, row)| (*id, row))
     }
 
     /// Hands over what changed since the last call.
@@ -152,7 +160,7 @@ fn reason_byte(reason: RefusedEnqueue) -> u8 {
     }
 }
 
-/// row := node u16 | incarnation u64 | last u64 | verdicts u32 | (seq u64, runs u32, (first u32, count u32, reason u8)*)*
+/// row := node u16 | incarnation u64 | last u64 | verdicts u32 | (seq u64, runs u32, (first u32, count u32, reason u8)*)* | gone u8
 fn encode(row: &Session) -> Vec<u8> {
     let mut out = Writer::default();
     out.u16(row.node.0);
@@ -169,6 +177,7 @@ fn encode(row: &Session) -> Vec<u8> {
             out.u8(reason_byte(run[0].1));
         }
     }
+    out.u8(row.gone.into());
     out.finish()
 }
 
@@ -190,6 +199,7 @@ fn decode(value: &[u8]) -> Result<Session, RestoreError> {
         }
         verdicts.insert(seq, refused);
     }
+    let gone = input.u8()? != 0;
     input.end()?;
-    Ok(Session { node, incarnation, last, verdicts })
+    Ok(Session { node, incarnation, last, verdicts, gone })
 }

@@ -259,7 +259,9 @@ impl DataMachine {
 
     fn section(&mut self, index: u64, section: Section, effects: &mut Vec<Effect>) -> Result<SectionReply, Fault> {
         Ok(match section {
-            Section::Batch { session, seq, floor, catalog_index: _, ops } => self.batch(index, (session, seq, floor), ops, effects)?,
+            Section::Batch { session, seq, floor, catalog_index, ops } => {
+                self.batch(index, (session, seq, floor), catalog_index, ops, effects)?
+            }
             Section::Leader { ops } => {
                 self.ops(index, ops, effects)?;
                 SectionReply::Leader
@@ -285,10 +287,13 @@ impl DataMachine {
         &mut self,
         index: u64,
         (session, seq, floor): (SessionId, BatchSeq, BatchSeq),
+        catalog_index: u64,
         ops: OpsReader,
         effects: &mut Vec<Effect>,
     ) -> Result<SectionReply, Fault> {
         Ok(match self.sessions.standing(session, seq) {
+            // Routed by a catalog whose advance got lost on the way: its queues are not known here yet (rule 27).
+            Standing::Next if catalog_index > self.catalog_index => SectionReply::Gap { session, last: BatchSeq(seq.0 - 1) },
             Standing::Next => {
                 let refused = self.ops(index, ops, effects)?;
                 self.sessions.accept(session, seq, floor, &refused);

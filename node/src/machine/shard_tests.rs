@@ -503,3 +503,135 @@ fn apply_is_fast() {
         println!("{per_batch} per batch, {queues} queues: enqueue {enqueue} ns, settle one by one {settle} ns");
     }
 }
+
+#[test]
+fn an_inverted_range_settles_nothing() {
+    let mut machine = DataMachine::new(SHARD);
+    let mut entry = EntryBuilder::new(0);
+    entry.advance(0, 1, &[QueueId(1)], &[]);
+    entry.hello(NodeId(1), Incarnation(1));
+    machine.apply(id(1), &entry.finish()).unwrap();
+    for n in 2..6u64 {
+        let mut ops = Ops::default();
+        (0..3).for_each(|_| {
+            ops.enqueue(&[QueueId(1)], b"", b"k", &[0, 0], b"m");
+        });
+        let batch = Batch { session: SessionId(1), seq: BatchSeq(n - 1), floor: BatchSeq(0), catalog_index: 1, ops: ops.take() };
+        let mut entry = EntryBuilder::new(0);
+        entry.batch(&batch);
+        machine.apply(id(n), &entry.finish()).unwrap();
+    }
+    let mut ops = Ops::default();
+    ops.settle(QueueId(1), SettleReason::Ack, &[(Seq(10), Seq(5))]);
+    let mut entry = EntryBuilder::new(0);
+    entry.leader_ops(&ops.take());
+    machine.apply(id(6), &entry.finish()).unwrap();
+    let queue = machine.queue(QueueId(1)).unwrap();
+    let live = (1..=12).filter(|s| queue.is_live(Seq(*s))).count();
+    assert_eq!((live, queue.live_count()), (12, 12));
+}
+
+#[test]
+fn a_fanout_may_be_wider_than_an_u16() {
+    let mut machine = DataMachine::new(SHARD);
+    let queues: Vec<QueueId> = (1..=65_537u64).map(QueueId).collect();
+    let mut entry = EntryBuilder::new(0);
+    entry.advance(0, 1, &queues, &[]);
+    entry.hello(NodeId(1), Incarnation(1));
+    machine.apply(id(1), &entry.finish()).unwrap();
+    let mut ops = Ops::default();
+    ops.enqueue(&queues, b"", b"k", &[0, 0], b"m");
+    let batch = Batch { session: SessionId(1), seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 1, ops: ops.take() };
+    let mut entry = EntryBuilder::new(0);
+    entry.batch(&batch);
+    let entry = entry.finish();
+    let applied = machine.apply(id(2), &entry).unwrap();
+    let have = queues.iter().filter(|q| machine.queue(**q).unwrap().live_count() == 1).count();
+    assert_eq!(
+        (
+            have,
+            format!(
+                "{:?}",
+                applied.replies.iter().map(|r| matches!(r, SectionReply::Batch { refused, .. } if refused.is_empty())).collect::<Vec<_>>()
+            )
+        ),
+        (65_537, "[true]".into())
+    );
+    let (mut located, mut read) = (Vec::new(), Vec::new());
+    machine.queue(QueueId(65_537)).unwrap().locate(Seq(1), 1, &mut located);
+    read_run(&entry, QueueId(65_537), &located[0], &mut read);
+    assert_eq!(read.len(), 1);
+}
+
+/// Rule 27: the advance that was proposed before the batch got lost, and the batch did not.
+#[test]
+fn a_batch_routed_by_a_later_catalog_has_no_effect() {
+    let mut machine = DataMachine::new(SHARD);
+    let mut entry = EntryBuilder::new(0);
+    entry.advance(0, 10, &[QueueId(1)], &[]);
+    entry.hello(NodeId(1), Incarnation(1));
+    machine.apply(id(1), &entry.finish()).unwrap();
+    let mut ops = Ops::default();
+    ops.enqueue(&[QueueId(11)], b"", b"k", &[0, 0], b"m");
+    let batch = Batch { session: SessionId(1), seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 11, ops: ops.take() };
+    let with_batch = |advance: Option<(u64, u64)>| {
+        let mut entry = EntryBuilder::new(0);
+        if let Some((from, to)) = advance {
+            entry.advance(from, to, &[QueueId(11)], &[]);
+        }
+        entry.batch(&batch);
+        entry.finish()
+    };
+    let gap = SectionReply::Gap { session: SessionId(1), last: BatchSeq(0) };
+    assert_eq!(machine.apply(id(2), &with_batch(None)).unwrap().replies, std::slice::from_ref(&gap));
+    assert_eq!(machine.apply(id(3), &with_batch(Some((11, 12)))).unwrap().replies, [SectionReply::Advanced { accepted: false }, gap]);
+    let taken = SectionReply::Batch { session: SessionId(1), seq: BatchSeq(1), refused: vec![] };
+    assert_eq!(
+        machine.apply(id(4), &with_batch(Some((10, 11)))).unwrap().replies,
+        [SectionReply::Advanced { accepted: true }, taken.clone()]
+    );
+    assert_eq!(machine.apply(id(5), &with_batch(None)).unwrap().replies, [taken], "a repeated one has its verdict, whatever the catalog");
+}
+
+/// Rule 13: an edge that lives and was declared gone resends what it has no verdict for.
+#[test]
+fn a_process_that_was_declared_gone_finds_its_verdicts_and_a_new_one_does_not() {
+    let mut machine = DataMachine::new(SHARD);
+    let mut entry = EntryBuilder::new(0);
+    entry.advance(0, 1, &[QueueId(1)], &[]);
+    entry.hello(NodeId(1), Incarnation(5));
+    machine.apply(id(1), &entry.finish()).unwrap();
+    let batch = |session: u64| {
+        let mut ops = Ops::default();
+        [QueueId(1), QueueId(9)].iter().for_each(|q| {
+            ops.enqueue(&[*q], b"", b"k", &[0, 0], b"m");
+        });
+        let batch = Batch { session: SessionId(session), seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 1, ops: ops.take() };
+        let mut entry = EntryBuilder::new(0);
+        entry.batch(&batch);
+        entry.finish()
+    };
+    let hello = |incarnation| {
+        let mut entry = EntryBuilder::new(0);
+        entry.hello(NodeId(1), Incarnation(incarnation));
+        entry.finish()
+    };
+    let verdict = |session| {
+        let refused = vec![(1, RefusedEnqueue::UnknownQueue)];
+        [SectionReply::Batch { session: SessionId(session), seq: BatchSeq(1), refused }]
+    };
+    assert_eq!(machine.apply(id(2), &batch(1)).unwrap().replies, verdict(1));
+    let mut gone = EntryBuilder::new(0);
+    gone.gone(SessionId(1));
+    machine.apply(id(3), &gone.finish()).unwrap();
+    assert_eq!((machine.sessions().count(), machine.last_batch(SessionId(1))), (0, None));
+    assert_eq!(machine.apply(id(4), &batch(1)).unwrap().replies, [SectionReply::UnknownSession { session: SessionId(1) }]);
+    let mut machine = DataMachine::from_snapshot(SHARD, &machine.snapshot()).unwrap();
+    let replies = machine.apply(id(5), &hello(5)).unwrap().replies;
+    assert_eq!(replies, [SectionReply::Hello { session: SessionId(5), replaced: None }]);
+    assert_eq!(machine.last_batch(SessionId(5)), Some(BatchSeq(1)));
+    assert_eq!(machine.apply(id(6), &batch(5)).unwrap().replies, verdict(5));
+    assert_eq!(machine.queue(QueueId(1)).unwrap().live_count(), 1, "not twice");
+    machine.apply(id(7), &hello(6)).unwrap();
+    assert_eq!(machine.last_batch(SessionId(7)), Some(BatchSeq(0)), "another process begins anew");
+}

@@ -22,6 +22,8 @@ const SECTION_HELLO: u8 = 3;
 const SECTION_GONE: u8 = 4;
 const SECTION_ADVANCE: u8 = 5;
 const OP_ENQUEUE: u8 = 1;
+/// Flag of an enqueue: the number of its queues is an u32, not an u16.
+const MANY_QUEUES: u8 = 1;
 const OP_SETTLE: u8 = 2;
 const OP_RESERVE: u8 = 3;
 
@@ -227,10 +229,20 @@ impl Ops {
     /// One message into `queues` (not empty, all of this shard). Returns its ordinal among the batch's enqueues.
     pub fn enqueue(&mut self, queues: &[QueueId], exchange: &[u8], key: &[u8], properties: &[u8], body: &[u8]) -> u32 {
         let message = 2 + exchange.len() + key.len() + 4 + properties.len() + body.len();
-        self.buffer.reserve(FRAME_HEAD + 3 + 8 * queues.len() + message);
-        self.frame(OP_ENQUEUE, 3 + 8 * queues.len() + message);
-        self.buffer.put_u8(0);
-        self.buffer.put_u16_le(queues.len() as u16);
+        let count = u16::try_from(queues.len());
+        let head = if count.is_ok() { 3 } else { 5 };
+        self.buffer.reserve(FRAME_HEAD + head + 8 * queues.len() + message);
+        self.frame(OP_ENQUEUE, head + 8 * queues.len() + message);
+        match count {
+            Ok(count) => {
+                self.buffer.put_u8(0);
+                self.buffer.put_u16_le(count);
+            }
+            Err(_) => {
+                self.buffer.put_u8(MANY_QUEUES);
+                self.buffer.put_u32_le(queues.len() as u32);
+            }
+        }
         queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
         self.buffer.put_u8(exchange.len() as u8);
         self.buffer.put_slice(exchange);
@@ -349,7 +361,7 @@ pub enum SectionReply {
         /// Ordinals of refused enqueues.
         refused: Vec<(u32, RefusedEnqueue)>,
     },
-    /// A batch beyond the next one: no effect (rule 12).
+    /// A batch beyond the next one (rule 12), or routed by a later catalog than the shard follows (rule 27): no effect.
     Gap {
         /// Whose.
         session: SessionId,
@@ -546,11 +558,48 @@ pub fn has_settles(mut ops: &[u8]) -> bool {
     false
 }
 
+/// Whether these are operations as an edge may send them: an entry that a machine cannot read would stop the shard everywhere.
+/// Walks the heads and copies nothing.
+pub fn is_batch(mut ops: &[u8]) -> bool {
+    while !ops.is_empty() {
+        let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() else { return false };
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let Some((body, rest)) = rest.split_at_checked(len) else { return false };
+        if !is_edge_op(head[0], body).unwrap_or(false) {
+            return false;
+        }
+        ops = rest;
+    }
+    true
+}
+
+fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
+    match kind {
+        OP_ENQUEUE => {
+            let queues = match body.try_get_u8().ok()? & MANY_QUEUES {
+                0 => usize::from(body.try_get_u16_le().ok()?),
+                _ => body.try_get_u32_le().ok()? as usize,
+            };
+            let message = body.get(queues.checked_mul(8)?..)?;
+            Some(queues > 0 && StoredView::parse(message).is_some())
+        }
+        OP_SETTLE => {
+            let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
+            let (_queue, ranges) = (body.try_get_u64_le().ok()?, body.try_get_u32_le().ok()? as usize);
+            Some(reason.is_some() && body.len() == ranges.checked_mul(16)?)
+        }
+        _ => None,
+    }
+}
+
 fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
     match kind {
         OP_ENQUEUE => {
-            let (_flags, n) = (body.try_get_u8().ok()?, body.try_get_u16_le().ok()? as usize);
-            if body.len() < n * 8 {
+            let n = match body.try_get_u8().ok()? & MANY_QUEUES {
+                0 => usize::from(body.try_get_u16_le().ok()?),
+                _ => body.try_get_u32_le().ok()? as usize,
+            };
+            if body.len() < n.checked_mul(8)? {
                 return None;
             }
             let queues = body.split_to(n * 8);

@@ -26,9 +26,18 @@ pub enum ProposalOutcome {
     Failed(String),
 }
 
+/// Tokens count within an epoch; their upper bits say which. After a failed proposal the later ones of its epoch fail too, whether
+/// or not they were on their way already: who proposes begins a new epoch when it hears of the failure (rule 12).
+pub const EPOCH_SHIFT: u32 = 40;
+
+/// The first token of the epoch after `token`'s.
+pub fn next_epoch(token: u64) -> u64 {
+    ((token >> EPOCH_SHIFT) + 1) << EPOCH_SHIFT
+}
+
 /// A replicated log that takes entries under a leadership and hands the outcome to the mailbox given at its construction, in log order.
 pub trait Proposer: Send + Sync + 'static {
-    /// Queue an entry. Never blocks. `token` comes back with the outcome; exactly one outcome per call.
+    /// Queue an entry. Never blocks. `token` (see [`EPOCH_SHIFT`]) comes back with the outcome; exactly one outcome per call.
     fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes);
     /// Whether a quorum acknowledged this leader within the lease (rule 20); always true for a local shard.
     fn lease_valid(&self) -> bool;

@@ -4,9 +4,9 @@
 use super::edges::PathId;
 use super::queue::ReserveState;
 use super::server::ShardServer;
-use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason};
+use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
-use crate::model::ports::ProposalOutcome;
+use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
 use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(super) struct Log {
 
 impl Log {
     pub fn forget(&mut self) {
-        *self = Log { next_token: self.next_token, time_ms: self.time_ms, ..Log::default() };
+        *self = Log { next_token: next_epoch(self.next_token), time_ms: self.time_ms, ..Log::default() };
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -97,8 +97,13 @@ fn settles(batch: &Batch) -> Vec<(QueueId, Ranges)> {
 impl ShardServer {
     /// A batch from an edge, in its order: one out of order is sent back at once, a repeated one goes through (the machine knows).
     pub(super) fn batch(&mut self, id: PathId, batch: Batch) {
+        let (shard, node) = (self.config.shard, self.config.node);
         let Some(path) = self.path_mut(id) else { return };
         if path.session != Some(batch.session) {
+            return self.close(id);
+        }
+        if path.end.node != node && !is_batch(&batch.ops) {
+            tracing::error!(%shard, node = %path.end.node, seq = %batch.seq, "a batch that cannot be read; the path is closed");
             return self.close(id);
         }
         if batch.seq > path.next {
@@ -203,7 +208,8 @@ impl ShardServer {
             };
             let (ranges, count) = state.purge(queue);
             ops.settle(purge.queue, SettleReason::Purge, &ranges);
-            purge.count += count;
+            // After a failure everything is counted again.
+            purge.count = purge.count.max(count);
             purges.push(purge);
         }
         drop(machine);
@@ -250,6 +256,9 @@ impl ShardServer {
             ProposalOutcome::Failed(why) => {
                 tracing::debug!(shard = %self.config.shard, token, why, "proposal failed");
                 self.log.resume_at = Some(Instant::now() + FAILURE_PAUSE);
+                if token >> EPOCH_SHIFT == self.log.next_token >> EPOCH_SHIFT {
+                    self.log.next_token = next_epoch(self.log.next_token);
+                }
                 entry.parts.into_iter().for_each(|part| self.failed_part(part));
             }
         }

@@ -261,7 +261,7 @@ impl QueueState {
         for (a, b) in &pieces {
             self.put_back(*a, *b, seen);
         }
-        if seen && pieces.is_empty() {
+        if seen {
             let last = Seq(last.0.min(self.cursor.0.max(self.reserved.0)));
             let unheld = self.checked.gaps(first, last);
             unheld.into_iter().for_each(|(a, b)| self.seen.insert(a, b, ()));

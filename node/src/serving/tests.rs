@@ -923,3 +923,89 @@ async fn throughput_grows_with_the_load_only() {
         throughput(total, prefetch, backlog).await;
     }
 }
+
+#[tokio::test]
+async fn a_batch_behind_a_failed_advance_is_not_refused() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut a = shard.edge(1).await;
+    a.publish(Q, 0..1).await;
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    shard.declare(&[Q2]);
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(shard.gate.held.lock().as_ref().unwrap().len(), 1, "the advance");
+    let index = shard.catalog.0.lock().0;
+    let mut batch = a.messages(Q2, 0..1);
+    batch.catalog_index = index;
+    let seq = batch.seq;
+    a.up(ToLeader::Batch(batch.clone())).await;
+    tokio::time::sleep(QUIET).await;
+    let mut held = shard.gate.held.lock().take().unwrap();
+    assert_eq!(held.len(), 2);
+    let (failed, ..) = held.pop_front().unwrap();
+    shard.gate.server.outcome(failed, ProposalOutcome::Failed("lease".into()));
+    let (token, leader, entry) = held.pop_front().unwrap();
+    shard.gate.inner.propose(token, leader, entry);
+    assert_eq!(a.down().await, ToEdge::Rewind { from: seq });
+    a.up(ToLeader::Batch(batch)).await;
+    assert_eq!(a.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    assert_eq!(a.stat(Q2).await.ready, 1);
+    assert_eq!(token >> crate::model::ports::EPOCH_SHIFT, failed >> crate::model::ports::EPOCH_SHIFT);
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let batch = a.messages(Q, 1..2);
+    a.up(ToLeader::Batch(batch)).await;
+    tokio::time::sleep(QUIET).await;
+    let (anew, ..) = shard.gate.held.lock().as_mut().unwrap().pop_front().unwrap();
+    assert!(anew >= crate::model::ports::next_epoch(failed), "proposed by a server that knows of the failure");
+}
+
+#[tokio::test]
+async fn a_return_of_messages_held_in_part_marks_all_of_them_as_seen() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut a = shard.edge(1).await;
+    a.publish(Q, 0..4).await;
+    a.consume(1, Q, Some(2)).await;
+    a.take(2).await;
+    let shard = shard.fail_over();
+    let mut a = shard.arriving(1, 101).await;
+    a.attach(vec![], vec![(Q, vec![(Seq(2), Seq(2))])]).await;
+    a.give_back(Q, 1, 2, true).await;
+    tokio::time::sleep(QUIET).await;
+    a.consume(1, Q, None).await;
+    let got: Vec<(u64, bool)> = a.take(4).await.into_iter().map(|m| (m.1, m.2)).collect();
+    assert_eq!(got, [(1, true), (2, true), (3, false), (4, false)]);
+}
+
+/// An entry that the machine cannot read would stop the shard on all nodes, for good.
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_ends_its_path_and_is_not_proposed() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut good = shard.edge(1).await;
+    let whole = good.messages(Q, 0..2).ops;
+    good.next = 1;
+    let mut reserve = Ops::default();
+    reserve.reserve(Q, Seq(9), &[]);
+    let mut settle = Ops::default();
+    settle.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(1))]);
+    let settle = settle.take();
+    let bad =
+        [whole.slice(..whole.len() - 1), whole.slice(1..), reserve.take(), settle.slice(..9), b"\x01\x00\x00\x00\x00".as_slice().into()];
+    for (n, ops) in bad.into_iter().enumerate() {
+        let mut edge = shard.edge(2 + n as u16).await;
+        let batch = Batch { session: edge.session, seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 0, ops };
+        edge.up(ToLeader::Batch(batch)).await;
+        assert!(timeout(SOON, edge.end.down_rx.recv()).await.expect("in time").is_none(), "the path ends");
+    }
+    good.publish(Q, 0..2).await;
+    assert_eq!(good.stat(Q).await.ready, 2);
+}
+
+#[tokio::test]
+async fn a_purge_that_is_proposed_twice_counts_once() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..3).await;
+    shard.gate.fail.store(2, Ordering::Relaxed);
+    edge.up(ToLeader::Purge { request: 5, queue: Q }).await;
+    assert_eq!(edge.down().await, ToEdge::Purged { request: 5, result: Ok(3) });
+    assert_eq!(edge.stat(Q).await.ready, 0);
+}

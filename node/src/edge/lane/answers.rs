@@ -20,10 +20,14 @@ const STUCK: Duration = Duration::from_secs(1);
 /// The owner of an in-memory shard is unreachable for so long: its queues count as gone (rule 29).
 const OWNER_GONE: Duration = Duration::from_secs(1);
 
+/// Without a path for so long an edge may soon count as gone: what clients have not seen by then they do not get (rule 19).
+const UNHEARD: Duration = Duration::from_millis(500);
+
 /// What a lane needs of the edge it belongs to.
 pub(in crate::edge) trait Home: Send + Sync + 'static {
-    /// Route a message again whose queues are gone; only queues made after catalog index `routed_at` count. False: nobody takes it.
-    fn reroute(&self, run: &Run, message: &StoredMessage, routed_at: u64) -> bool;
+    /// Route a message again that was refused for `queues`: queues made after catalog index `routed_at` count, and those of `queues`
+    /// that the catalog still has. Says how the message ends when it does not go on.
+    fn reroute(&self, run: &Run, message: &StoredMessage, queues: &[QueueId], routed_at: u64) -> Option<Fate>;
     /// The catalog has that queue.
     fn knows(&self, queue: QueueId) -> bool;
     /// For the counters.
@@ -47,6 +51,9 @@ pub(super) enum Next {
 
 impl Lane {
     pub(super) fn on_message(&self, home: &dyn Home, message: ToEdge) -> Next {
+        if self.is_stale() {
+            return Next::Leave;
+        }
         match message {
             ToEdge::Welcome { leader, session, last } => self.welcome(home, leader, session, last),
             ToEdge::NotLeader => return Next::Leave,
@@ -64,7 +71,11 @@ impl Lane {
     fn welcome(&self, home: &dyn Home, leader: LeaderId, session: SessionId, last: BatchSeq) {
         let restarted = self.shard.owner().is_some() && self.state.lock().former.is_some_and(|f| f.term != leader.term);
         if restarted {
-            self.wipe(home, "the node that held this queue in its memory has restarted");
+            self.wipe(home, "the node that held this queue in its memory has restarted", true);
+        }
+        let declared_gone = self.state.lock().batches.session() != session;
+        if declared_gone {
+            self.drop_unwritten();
         }
         let mut state = self.state.lock();
         tracing::debug!(shard = %self.shard, ?leader, %session, %last, "welcomed by a leader");
@@ -195,7 +206,7 @@ impl Lane {
         let Deliveries { leader, consumer, messages } = deliveries;
         let count = messages.len() as u64;
         let mut state = self.state.lock();
-        if state.leader != Some(leader) {
+        if state.leader != Some(leader) || self.is_stale() {
             return;
         }
         state.came(&messages);
@@ -275,6 +286,7 @@ impl Lane {
         for (_, late) in state.consumers.cancelling.extract_if(|_, c| c.deadline <= now) {
             late.mailbox.reply(late.at, Ok(Reply::Done));
         }
+        let unheard = state.leader.is_none() && state.unreachable.is_some_and(|since| now >= since + UNHEARD);
         let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes());
         let lost = lost && state.unreachable.is_some_and(|since| now >= since + OWNER_GONE);
         let stuck = state.batches.stuck_since().is_some_and(|since| now >= since + STUCK);
@@ -288,24 +300,40 @@ impl Lane {
             }
         }
         self.unlock_with_room(state);
+        if unheard {
+            self.drop_unwritten();
+        }
         nacked.iter().for_each(|run| home.ended(run.end(Fate::Nacked, None)));
         if lost {
             self.gone.store(true, Ordering::Relaxed);
-            self.wipe(home, &no_quorum(self.shard));
+            self.wipe(home, &no_quorum(self.shard), false);
         }
     }
 
-    /// What the shard held is gone for good: waiting publishes are unroutable there, consumers end, requests fail.
-    fn wipe(&self, home: &dyn Home, why: &str) {
+    /// What the shard held is gone for good: waiting publishes are unroutable there, consumers end, requests fail. An owner that was
+    /// only out of reach and has not `restarted` has its messages still: those that were here were seen.
+    fn wipe(&self, home: &dyn Home, why: &str, restarted: bool) {
         let mut state = self.state.lock();
+        let mut seen = state.batches.settling();
         let closed = state.batches.wipe();
-        state.returning.clear();
-        state.marked.clear();
-        for record in state.consumers.wipe() {
+        for (queue, set) in std::mem::take(&mut state.marked) {
+            seen.entry(queue).or_default().extend(&set.to_ranges());
+        }
+        let (records, loose) = state.consumers.wipe();
+        for (queue, set) in loose {
+            seen.entry(queue).or_default().extend(&set.to_ranges());
+        }
+        for record in records {
+            seen.entry(record.spec.queue).or_default().extend(&record.unacked.to_ranges());
             let consumer = record.spec.id;
             if record.running {
                 record.mailbox.push_at(record.place.channel, |channel| Event::ConsumerGone { channel, consumer });
             }
+        }
+        if restarted {
+            state.returning.clear();
+        } else {
+            state.give_back(seen, true);
         }
         for (id, asked) in state.requests.expired(None) {
             state.refuse(id, asked, Refusal::Unavailable(why.to_string()));
@@ -315,7 +343,7 @@ impl Lane {
         tracing::info!(shard = %self.shard, why, batches = closed.len(), "the queues of an in-memory shard are gone");
         for batch in closed {
             let all = 0..batch.runs.last().map_or(0, |r| r.first + r.count);
-            for (run, message) in batch.messages(all) {
+            for (run, _, message) in batch.messages(all) {
                 home.ended(run.end(Fate::Unroutable, Some(&message)));
             }
         }
@@ -372,9 +400,9 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
             ended += run.slice(from, end).end(Fate::Taken, None);
         }
     }
-    for (run, message) in closed.messages(refused.iter().copied()) {
-        if run.rerouted || !home.reroute(&run, &message, closed.catalog_index) {
-            ended += run.end(Fate::Unroutable, Some(&message));
+    for (run, queues, message) in closed.messages(refused.iter().copied()) {
+        if let Some(fate) = home.reroute(&run, &message, &queues, closed.catalog_index) {
+            ended += run.end(fate, Some(&message));
         }
     }
     home.ended(ended);

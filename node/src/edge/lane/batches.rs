@@ -86,6 +86,11 @@ impl Batches {
         }
     }
 
+    /// The session of the last welcome.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
     /// Bytes held, sent or not.
     pub fn bytes(&self) -> usize {
         self.closed_bytes + self.open.len() + self.open_runs.len() * RUN_BYTES
@@ -172,7 +177,8 @@ impl Batches {
 
     /// A path is open and the shard knows this edge: everything without a verdict goes out again.
     pub fn welcome(&mut self, session: SessionId, last: BatchSeq, now: Instant) {
-        if self.renumber || session != self.session || self.first > last.0 + 1 {
+        // A shard that had declared this process gone knows its batches still: only the session is another.
+        if self.renumber || self.first > last.0 + 1 {
             if self.session != SessionId::default() && !self.renumber && !self.closed.is_empty() {
                 tracing::warn!(%session, batches = self.closed.len(), "the shard forgot this edge: unanswered batches get new numbers");
             }
@@ -356,8 +362,8 @@ impl Closed {
         self.nacked = false;
     }
 
-    /// The messages of the given ordinals (ascending), with their run.
-    pub fn messages(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(Run, StoredMessage)> {
+    /// The messages of the given ordinals (ascending), with their run and their queues.
+    pub fn messages(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(Run, Vec<QueueId>, StoredMessage)> {
         let mut wanted = ordinals.peekable();
         let mut found = Vec::new();
         let enqueues = read_ops(&self.ops).filter_map(|op| match op {
@@ -368,8 +374,9 @@ impl Closed {
             if wanted.next_if_eq(&ordinal).is_none() {
                 continue;
             }
+            let queues = enqueue.queues().collect();
             if let (Some(run), Some(message)) = (find(&self.runs, ordinal), StoredMessage::parse(enqueue.message)) {
-                found.push((run.one(ordinal), message));
+                found.push((run.one(ordinal), queues, message));
             }
         }
         found

@@ -175,11 +175,11 @@ impl Consumers {
         (attached, loose.into_iter().map(|(queue, mut set)| (queue, set.take())).collect())
     }
 
-    /// The shard's state is gone: every consumer ends, nothing is held any more.
-    pub fn wipe(&mut self) -> Vec<Record> {
-        self.loose.clear();
+    /// The shard is gone: every consumer ends, nothing is held any more. Returns what was.
+    pub fn wipe(&mut self) -> (Vec<Record>, Vec<(QueueId, RangeSet)>) {
         self.dirty.clear();
-        self.records.drain().map(|r| r.1).collect()
+        let loose = std::mem::take(&mut self.loose).into_iter().map(|((_, queue), set)| (queue, set)).collect();
+        (self.records.drain().map(|r| r.1).collect(), loose)
     }
 }
 

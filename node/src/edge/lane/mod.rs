@@ -14,6 +14,7 @@ use self::consumers::{Cancelling, Consumers};
 use self::requests::{Requests, Sink};
 use super::EdgeConfig;
 use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
+use super::pulse::Pulse;
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::SettleReason;
@@ -23,7 +24,7 @@ use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, Seq, ShardId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
@@ -45,6 +46,9 @@ pub(super) struct Lane {
     bytes: AtomicUsize,
     /// The owner of this in-memory shard is gone: nothing can be routed to it.
     gone: AtomicBool,
+    pulse: Arc<Pulse>,
+    /// Stops of this process before the present path was opened.
+    stops: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -78,11 +82,13 @@ struct Returning {
     sent: Option<Instant>,
 }
 
-/// A return is remembered so long after it was sent.
-const RETURN_MEMORY: Duration = Duration::from_secs(1);
+/// A return is remembered so long after it was sent: longer than a leader that fails may take to be replaced.
+const RETURN_MEMORY: Duration = Duration::from_secs(10);
+/// Returns of one queue that were sent within this time are one.
+const RETURN_STEP: Duration = Duration::from_secs(1);
 
 impl Lane {
-    pub fn new(shard: ShardId, config: EdgeConfig) -> Lane {
+    pub fn new(shard: ShardId, config: EdgeConfig, pulse: Arc<Pulse>) -> Lane {
         let now = Instant::now();
         let state = State {
             batches: Batches::new(now, shard.owner().is_some()),
@@ -106,6 +112,8 @@ impl Lane {
             room: Notify::new(),
             bytes: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
+            stops: AtomicU64::new(pulse.beat()),
+            pulse,
         }
     }
 
@@ -290,6 +298,32 @@ impl Lane {
         self.wake.notify_one();
     }
 
+    /// Deliveries that no session has seen are not for its client any more: they go back, or somebody else has them.
+    pub fn drop_unwritten(&self) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut back = BTreeMap::<QueueId, RangeSet>::new();
+        let consumers: Vec<_> = state.consumers.records.values().map(|r| (r.spec.id, r.mailbox.clone())).collect();
+        for (id, mailbox) in consumers {
+            for message in mailbox.take_unseen(id) {
+                state.consumers.written(id, message.message.len() as u64);
+                if state.consumers.release(mailbox.id(), Some(id), message.queue, message.seq) {
+                    back.entry(message.queue).or_default().insert(message.seq);
+                }
+            }
+        }
+        if !back.is_empty() {
+            state.give_back(back, false);
+            drop(guard);
+            self.wake.notify_one();
+        }
+    }
+
+    /// This process was stopped since the present path was opened: the leader may count it as gone.
+    fn is_stale(&self) -> bool {
+        self.stops.load(Ordering::Acquire) != self.pulse.beat()
+    }
+
     /// Messages that a consumer holds.
     pub fn held(&self, consumer: ConsumerId) -> u64 {
         self.state.lock().consumers.records.get(&consumer).map_or(0, |r| r.unacked.count())
@@ -340,7 +374,7 @@ impl State {
     /// Unseen messages need no word without a path: what is not held any more is not attached, and so goes back.
     fn give_back(&mut self, back: BTreeMap<QueueId, RangeSet>, seen: bool) {
         let now = Instant::now();
-        while self.returning.front().is_some_and(|r| r.sent.is_some_and(|t| t + RETURN_MEMORY < now)) {
+        while self.returning.front().is_some_and(|r| r.sent.is_some_and(|t| t + RETURN_MEMORY + RETURN_STEP < now)) {
             self.returning.pop_front();
         }
         for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
@@ -401,11 +435,18 @@ impl State {
 
     /// Seen returns that the present leader was not told.
     fn take_returns(&mut self, now: Instant, out: &mut Vec<ToLeader>) {
-        for r in self.returning.iter_mut().rev().take_while(|r| r.sent.is_none()) {
-            r.sent = Some(now);
-            if !r.set.is_empty() {
-                out.push(ToLeader::Return { queue: r.queue, ranges: r.set.to_ranges(), seen: true });
+        let unsent = self.returning.iter().rev().take_while(|r| r.sent.is_none()).count();
+        for fresh in self.returning.split_off(self.returning.len() - unsent) {
+            let ranges = fresh.set.to_ranges();
+            if ranges.is_empty() {
+                continue;
             }
+            let lately = |r: &&mut Returning| r.queue == fresh.queue && r.sent.is_some_and(|t| now < t + RETURN_STEP);
+            match self.returning.iter_mut().rev().find(lately) {
+                Some(before) => before.set.extend(&ranges),
+                None => self.returning.push_back(Returning { sent: Some(now), ..fresh }),
+            }
+            out.push(ToLeader::Return { queue: fresh.queue, ranges, seen: true });
         }
     }
 

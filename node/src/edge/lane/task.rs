@@ -8,6 +8,7 @@ use crate::model::link::ToLeader;
 use crate::model::ports::{EdgeEnd, Paths};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
@@ -97,8 +98,14 @@ async fn converse<H: Home>(
     if let Some(home) = home.upgrade() {
         home.path_opened();
     }
+    lane.stops.store(lane.pulse.beat(), Ordering::Release);
     loop {
         let Some(strong) = home.upgrade() else { return false };
+        if lane.is_stale() {
+            tracing::warn!(shard = %lane.shard, "this process was stopped for a while; what was on its way to clients is dropped");
+            lane.drop_unwritten();
+            return welcomed(lane);
+        }
         if receive(lane, &*strong, &mut end) == Next::Leave {
             return welcomed(lane);
         }

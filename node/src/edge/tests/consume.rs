@@ -356,3 +356,49 @@ async fn a_queue_the_leader_has_not_heard_of_is_asked_for_again() {
     let refused = client.reply().await.expect_err("gone");
     assert_eq!(refused.to_string(), "no queue 'q' in vhost '/'");
 }
+
+/// Rule 20: others may have declared this node gone while it was stopped, and given its messages to their clients.
+#[tokio::test]
+async fn after_a_stop_of_the_process_nothing_that_came_before_is_handed_out() {
+    let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1]).await;
+    client.delivered().await;
+    leader.deliver(consumer, queue, &[2, 3]).await;
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    leader.deliver(consumer, queue, &[4]).await;
+    scene.edge.pulse.stop();
+    assert_eq!(client.now(), vec![], "neither what waited for the client nor what waited for the lane");
+    leader.say(ToEdge::NotLeader).await;
+    let (mut again, attach) = scene.leader(super::leader(1, 2), 9, 0).await;
+    let ToLeader::Attach { consumers, loose, .. } = attach else { panic!("no attach") };
+    assert_eq!((&consumers[0].unacked, consumers[0].unwritten_bytes), (&ranges(&[(1, 1)]), stored().len() as u64));
+    assert!(loose.is_empty());
+    again.deliver(consumer, queue, &[2]).await;
+    assert_eq!(client.delivered().await[0].seq, Seq(2), "under the new path");
+}
+
+#[tokio::test]
+async fn what_a_client_has_not_seen_when_its_edge_was_declared_gone_it_does_not_get() {
+    let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    leader.deliver(consumer, queue, &[1]).await;
+    timeout(PATIENCE, client.connection.changed()).await.expect("an event");
+    drop(leader);
+    let (_again, attach) = scene.leader(super::leader(1, 2), 20, 0).await;
+    let ToLeader::Attach { consumers, .. } = attach else { panic!("no attach") };
+    assert!(consumers[0].unacked.is_empty());
+    assert_eq!(client.now(), vec![]);
+}
+
+#[tokio::test]
+async fn returns_of_a_queue_are_remembered_as_one() {
+    let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(None).await;
+    for seq in 1..=3 {
+        leader.deliver(consumer, queue, &[seq]).await;
+        let held = client.delivered().await;
+        client.settle(&held, Outcome::Requeue);
+        assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(seq, seq)]), seen: true });
+    }
+    drop(leader);
+    let (_new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
+    assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(1, 3)]), seen: true });
+}

@@ -150,6 +150,7 @@ async fn a_message_whose_queue_is_gone_is_routed_again_once() {
     let batch = two.batch().await;
     assert_eq!(enqueues(&batch)[0].queues().collect::<Vec<_>>(), [new]);
     assert!(client.now().is_empty());
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: new });
     two.verdict(1, &[0]).await;
     assert_eq!(client.confirmed().await, [(1, 1)], "the second time it is unroutable");
     assert_eq!(scene.edge.counters().rerouted.get(), 1);
@@ -375,8 +376,55 @@ async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     client.publish("", "t", 3);
     assert_eq!(client.confirmed().await, [(3, 3)], "at once, nothing waits for it");
     scene.world.refuse_paths.store(false, Ordering::SeqCst);
-    let (mut back, attach) = scene.leader(leader(77, 1), 3, 2).await;
+    let (mut back, seen) = scene.leader(leader(77, 1), 3, 2).await;
+    assert_eq!(seen, ToLeader::Return { queue: id, ranges: vec![(Seq(1), Seq(1))], seen: true }, "its client had it");
+    let attach = back.next().await;
     assert_eq!(attach, ToLeader::Attach { leader: back.id, consumers: vec![], loose: vec![] });
     client.publish("", "t", 4);
     assert_eq!(back.batch().await.seq, BatchSeq(3));
+}
+
+#[tokio::test]
+async fn a_refused_message_whose_queue_exists_is_sent_again_and_then_nacked_but_never_confirmed() {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 1);
+    client.publish("", "q", 2);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let batch = leader.batch().await;
+    assert!(scene.world.catalog.read().queue_by_id(queue).is_some() && batch.catalog_index >= queue.0);
+    leader.verdict(1, &[0, 1]).await;
+    assert_eq!(keys(&leader.batch().await), ["q", "q"], "again");
+    assert_eq!(client.now(), vec![], "not confirmed: the queue exists and does not have it");
+    leader.verdict(2, &[1]).await;
+    assert_eq!(client.next().await, Event::Confirmed { channel: 1, tickets: vec![(1, 1)] });
+    assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(2, 2)] });
+}
+
+#[tokio::test]
+async fn an_edge_that_was_declared_gone_resends_under_the_old_numbers() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    let mut old = None;
+    for ticket in 1..=3 {
+        client.publish("", "q", ticket);
+        if old.is_none() {
+            old = Some(scene.leader(leader(1, 2), 9, 0).await.0);
+        }
+        let leader = old.as_mut().expect("a leader");
+        assert_eq!(leader.batch().await.seq, BatchSeq(ticket));
+        if ticket == 1 {
+            leader.verdict(1, &[]).await;
+            assert_eq!(client.confirmed().await, [(1, 1)]);
+        }
+    }
+    drop(old);
+    let (mut again, _) = scene.leader(leader(1, 2), 20, 2).await;
+    let resent = again.batch().await;
+    assert_eq!((resent.seq, resent.session), (BatchSeq(2), SessionId(20)), "applied before, and known to be");
+    again.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+    assert_eq!(again.batch().await.seq, BatchSeq(3));
 }

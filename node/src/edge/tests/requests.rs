@@ -258,3 +258,22 @@ async fn connections_are_listed_and_can_be_closed() {
     assert!(scene.edge.connections().is_empty());
     assert_eq!(scene.edge.counters().connections_closed.get(), 1);
 }
+
+#[tokio::test]
+async fn without_a_routing_lease_requests_wait_and_are_refused_in_the_end() {
+    let scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(100), ..default_config() });
+    let mut client = scene.client();
+    scene.world.lease.store(false, Ordering::SeqCst);
+    let passive = || Request::DeclareExchange { spec: exchange_spec("none"), passive: true };
+    client.ask(passive());
+    assert!(matches!(client.reply().await, Err(Refusal::Unavailable(_))), "no answer from an old catalog");
+    client.ask(passive());
+    assert!(client.now().is_empty());
+    scene.world.lease.store(true, Ordering::SeqCst);
+    assert!(matches!(client.reply().await, Err(Refusal::NotFound { .. })));
+}
+
+fn exchange_spec(exchange: &str) -> ExchangeSpec {
+    let (durable, auto_delete, internal) = (true, false, false);
+    ExchangeSpec { name: name(exchange), kind: ExchangeKind::Fanout, durable, auto_delete, internal, arguments: Table::new() }
+}

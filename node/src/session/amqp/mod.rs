@@ -253,7 +253,10 @@ impl Session {
                 let frames = std::mem::take(frames);
                 self.channels.remove(&number);
                 for frame in frames {
-                    self.shared.backlog -= frame.payload.len() + size_of::<Frame>();
+                    if matches!(self.state, State::Closing | State::Closed) {
+                        return;
+                    }
+                    self.shared.backlog = self.shared.backlog.saturating_sub(frame.payload.len() + size_of::<Frame>());
                     self.on_frame(frame, out);
                 }
             }

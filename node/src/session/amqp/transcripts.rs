@@ -1044,3 +1044,15 @@ fn mutated_conversations_end_in_a_close_or_nothing() {
         assert!(talk.session.shared.backlog < 64 << 10 && talk.session.shared.assembling < 64 << 10, "round {round}");
     }
 }
+
+#[test]
+fn a_haunted_channel_whose_first_frame_closes_the_connection() {
+    let mut talk = Talk::open();
+    talk.slow_edge = true;
+    talk.say(1, Method::BasicAck { delivery_tag: 9, multiple: false });
+    talk.say(1, Method::ChannelCloseOk {});
+    talk.say(1, get("q"));
+    talk.say(1, get("q"));
+    talk.session.on_channel_closed(1, &mut talk.out);
+    assert!(talk.session.shared.backlog < 1 << 40);
+}
