@@ -10,6 +10,7 @@ mod leaders;
 mod running;
 mod simulated;
 mod start;
+mod unused;
 
 pub use ground::Ground;
 pub use simulated::SimulatedNode;

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,8 @@ use warren::edge::{CatalogPort, Connection, ConnectionInfo, Edge, EdgeConfig, Le
 use warren::machine::DataMachine;
 use warren::machine::catalog::{Catalog, hash_password};
 use warren::model::catalog::*;
-use warren::model::entry::{EntryBytes, StoredMessage};
+use warren::model::entry::{EntryBytes, Op, OpsReader, StoredMessage};
+use warren::model::link::{Batch, RefusedEnqueue, ToEdge, ToLeader};
 use warren::model::ports::*;
 use warren::model::step::*;
 use warren::model::*;
@@ -58,10 +59,12 @@ struct Cluster {
     catalog: Arc<RwLock<Catalog>>,
     shards: HashMap<ShardId, Shard>,
     failing: bool,
+    /// Loses verdicts, when there is one.
+    witness: Option<Arc<Witness>>,
 }
 
 impl Cluster {
-    fn new(failing: bool) -> Arc<Cluster> {
+    fn new(failing: bool, witness: Option<Arc<Witness>>) -> Arc<Cluster> {
         let shard = |id| Shard {
             machine: Arc::new(Mutex::new(DataMachine::new(id))),
             bodies: Arc::default(),
@@ -70,7 +73,7 @@ impl Cluster {
             term: AtomicU64::new(0),
         };
         let shards = (1..=SHARDS).map(|n| (ShardId(n), shard(ShardId(n)))).collect();
-        let cluster = Arc::new(Cluster { catalog: Arc::default(), shards, failing });
+        let cluster = Arc::new(Cluster { catalog: Arc::default(), shards, failing, witness });
         cluster.apply(&CatalogCommand::Bootstrap {
             vhost: "/".into(),
             user: "guest".into(),
@@ -132,14 +135,97 @@ impl LeaderFinder for Port {
     }
 }
 
+/// Stands on every path: breaks it instead of passing a verdict on for the first time, and knows which messages were taken.
+#[derive(Default)]
+struct Witness {
+    bodies: Mutex<HashMap<(ShardId, SessionId, BatchSeq), Vec<String>>>,
+    /// Ordinals that each verdict refused.
+    verdicts: Mutex<HashMap<(ShardId, SessionId, BatchSeq), Vec<u32>>>,
+}
+
+impl Witness {
+    async fn stand_between(self: Arc<Self>, shard: ShardId, mut edge: LeaderEnd, mut leader: EdgeEnd) {
+        let mut session = SessionId::default();
+        loop {
+            let passed = tokio::select! {
+                up = edge.up_rx.recv() => match up {
+                    Some(message) => {
+                        if let ToLeader::Batch(batch) = &message {
+                            self.saw_batch(shard, batch);
+                        }
+                        leader.up_tx.send(message).await.is_ok()
+                    }
+                    None => false,
+                },
+                down = leader.down_rx.recv() => match down {
+                    Some(ToEdge::Verdict { seq, refused }) if self.is_new((shard, session, seq), &refused) => false,
+                    Some(message) => {
+                        if let ToEdge::Welcome { session: mine, .. } = &message {
+                            session = *mine;
+                        }
+                        edge.down_tx.send(message).await.is_ok()
+                    }
+                    None => false,
+                },
+                deliveries = leader.deliveries_rx.recv() => match deliveries {
+                    Some(deliveries) => edge.deliveries_tx.send(deliveries).await.is_ok(),
+                    None => false,
+                },
+            };
+            if !passed {
+                return;
+            }
+        }
+    }
+
+    fn saw_batch(&self, shard: ShardId, batch: &Batch) {
+        let enqueued = OpsReader::at(&EntryBytes::from(batch.ops.clone()), 0).filter_map(|op| match op {
+            Ok(Op::Enqueue(enqueue)) => StoredMessage::parse(enqueue.message),
+            _ => None,
+        });
+        let bodies: Vec<String> = enqueued.map(|m| String::from_utf8_lossy(&m.body).into_owned()).collect();
+        let before = self.bodies.lock().insert((shard, batch.session, batch.seq), bodies.clone());
+        assert!(before.is_none_or(|before| before == bodies), "a batch that was sent never changes");
+    }
+
+    fn is_new(&self, verdict: (ShardId, SessionId, BatchSeq), refused: &[(u32, RefusedEnqueue)]) -> bool {
+        let refused: Vec<u32> = refused.iter().map(|r| r.0).collect();
+        let before = self.verdicts.lock().insert(verdict, refused.clone());
+        assert!(before.as_ref().is_none_or(|before| *before == refused), "a repeated verdict says the same");
+        before.is_none()
+    }
+
+    /// Bodies that some verdict took, and those that some verdict refused.
+    fn outcome(&self) -> (HashSet<String>, HashSet<String>) {
+        let (verdicts, bodies) = (self.verdicts.lock(), self.bodies.lock());
+        let (mut taken, mut refused) = (HashSet::new(), HashSet::new());
+        for (batch, ordinals) in verdicts.iter() {
+            for (ordinal, body) in (0..).zip(&bodies[batch]) {
+                let side = if ordinals.contains(&ordinal) { &mut refused } else { &mut taken };
+                side.insert(body.clone());
+            }
+        }
+        (taken, refused)
+    }
+}
+
 struct NodePaths(Arc<Cluster>, NodeId);
 
 impl Paths for NodePaths {
     fn connect(&self, shard: ShardId, _: NodeId) -> BoxFuture<'static, io::Result<EdgeEnd>> {
         let (edge, leader) = path(self.1);
         let server = self.0.shards[&shard].server.lock().clone();
+        let (witness, node) = (self.0.witness.clone(), self.1);
         Box::pin(async move {
-            server.ok_or(io::ErrorKind::ConnectionRefused)?.connected(leader);
+            let server = server.ok_or(io::ErrorKind::ConnectionRefused)?;
+            match witness {
+                None => server.connected(leader),
+                Some(witness) => {
+                    let (near, far) = path(node);
+                    server.connected(far);
+                    tokio::spawn(witness.stand_between(shard, leader, near));
+                }
+            }
             Ok(edge)
         })
     }
@@ -161,6 +247,11 @@ fn connect(edge: &Arc<Edge>) -> Connection {
 
 fn name(text: &str) -> Name {
     Name { vhost: "/".into(), name: text.into() }
+}
+
+fn declare(queue: &str, passive: bool) -> Request {
+    let (name, arguments) = (name(queue), Table::new());
+    Request::DeclareQueue(DeclareQueue { name, passive, durable: true, exclusive: false, auto_delete: false, arguments })
 }
 
 /// The answer, and the events behind it.
@@ -244,19 +335,11 @@ async fn consume(mut connection: Connection, queue: String, got_tx: mpsc::Sender
 async fn run(failing: bool, elections: usize, pause: Duration) {
     const QUEUES: u64 = 4;
     const COUNT: u64 = 4000;
-    let cluster = Cluster::new(failing);
+    let cluster = Cluster::new(failing, None);
     let edges = [edge(&cluster, 1), edge(&cluster, 2)];
     let mut admin = connect(&edges[0]);
     for n in 0..QUEUES {
-        let declare = DeclareQueue {
-            name: name(&format!("q{n}")),
-            passive: false,
-            durable: true,
-            exclusive: false,
-            auto_delete: false,
-            arguments: Table::new(),
-        };
-        ask(&mut admin, Request::DeclareQueue(declare)).await;
+        ask(&mut admin, declare(&format!("q{n}"), false)).await;
     }
     let (got_tx, mut got_rx) = mpsc::channel(100_000);
     for n in 0..QUEUES {
@@ -281,21 +364,7 @@ async fn run(failing: bool, elections: usize, pause: Duration) {
     }
     sleep(Duration::from_millis(200)).await;
     assert!(got_rx.try_recv().is_err(), "nothing comes twice");
-    let (Reply::Queue { messages, consumers, .. }, _) = ask(
-        &mut admin,
-        Request::DeclareQueue(DeclareQueue {
-            name: name("q0"),
-            passive: true,
-            durable: true,
-            exclusive: false,
-            auto_delete: false,
-            arguments: Table::new(),
-        }),
-    )
-    .await
-    else {
-        panic!("no counts")
-    };
+    let (Reply::Queue { messages, consumers, .. }, _) = ask(&mut admin, declare("q0", true)).await else { panic!("no counts") };
     assert_eq!((messages, consumers), (0, 1));
     let sent: u64 = edges.iter().map(|e| e.counters().published.get()).sum();
     let confirmed: u64 = edges.iter().map(|e| e.counters().confirmed.get()).sum();
@@ -320,4 +389,57 @@ async fn new_leaders_change_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaders_in_quick_succession_change_nothing() {
     run(true, 40, Duration::from_millis(25)).await;
+}
+
+/// Until `count` more tickets are confirmed. Returned ones are confirmed too.
+async fn confirmed(client: &mut Connection, count: u64, fates: &mut HashMap<u64, bool>, returned: &mut HashSet<u64>) {
+    let (goal, mut events) = (fates.len() as u64 + count, Vec::new());
+    while (fates.len() as u64) < goal {
+        timeout(Duration::from_secs(20), client.changed()).await.expect("confirms go on");
+        client.take_events(&mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Returned(publish) => assert!(returned.insert(publish.ticket.expect("ours has one")), "returned twice"),
+                Event::Confirmed { tickets, .. } => {
+                    for ticket in tickets.into_iter().flat_map(|(a, b)| a..=b) {
+                        assert!(fates.insert(ticket, returned.contains(&ticket)).is_none(), "{ticket} confirmed twice");
+                    }
+                }
+                Event::Blocked(_) | Event::Unblocked => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// Fault test 2 of the rules. A queue that refuses for want of room comes with x-overflow; here it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_message_that_was_refused_is_confirmed_as_taken_though_every_verdict_is_lost_once() {
+    const ROUNDS: u64 = 40;
+    const BURST: u64 = 5;
+    let witness = Arc::new(Witness::default());
+    let cluster = Cluster::new(false, Some(witness.clone()));
+    let edges = [edge(&cluster, 1), edge(&cluster, 2)];
+    let (mut admin, mut client) = (connect(&edges[0]), connect(&edges[1]));
+    let (mut fates, mut returned) = (HashMap::new(), HashSet::new());
+    for round in 0..ROUNDS {
+        ask(&mut admin, declare("q", false)).await;
+        for ticket in round * BURST + 1..=(round + 1) * BURST {
+            let (exchange, routing_key, properties) = (Bytes::new(), "q".into(), Bytes::from_static(&[0, 0]));
+            let body = ticket.to_string().into();
+            let publish = Publish { channel: 1, ticket: Some(ticket), mandatory: true, exchange, routing_key, properties, body };
+            client.submit(Step::Publish(publish)).expect("there is room");
+        }
+        ask(&mut admin, Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: false }).await;
+        if round % 2 == 0 {
+            ask(&mut admin, declare("q", false)).await;
+        }
+        confirmed(&mut client, BURST, &mut fates, &mut returned).await;
+    }
+    let (taken, refused) = witness.outcome();
+    for (ticket, was_returned) in &fates {
+        assert_eq!(*was_returned, !taken.contains(&ticket.to_string()), "{ticket} was confirmed as what it is not");
+    }
+    println!("{} taken, {} refused, {} returned", taken.len(), refused.len(), returned.len());
+    assert!(!refused.is_empty() && !taken.is_empty(), "the test must reach what it is for");
 }

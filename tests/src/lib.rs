@@ -11,6 +11,7 @@ pub mod load;
 pub mod management;
 pub mod oracle;
 pub mod ports;
+pub mod sim;
 
 pub use broker::Broker;
 pub use chance::Chance;
@@ -36,6 +37,21 @@ pub fn eventually(most: Duration, mut holds: impl FnMut() -> bool) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The next event that is about a message; `None` when there was none for `patience`. On a starved machine a node's routing lease may lapse
+/// at any time: then it says that it is blocked, and goes on a moment later.
+///
+/// # Errors
+/// As the connection's.
+pub fn message_event(connection: &mut client::Connection, patience: Duration) -> Result<Option<client::Incoming>, client::ClientError> {
+    use client::Incoming;
+    loop {
+        match connection.event_within(patience) {
+            Ok(Some(Incoming::Blocked(_) | Incoming::Unblocked | Incoming::Heartbeat)) => (),
+            other => return other,
+        }
     }
 }
 

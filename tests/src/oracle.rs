@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use warren::bench::client::Delivery;
 
 /// Most examples kept of one kind of wrong.
@@ -64,6 +65,27 @@ struct History {
     /// Consumers whose connection ended; true: by a close that the broker answered, after which what they settled is settled.
     ended: BTreeMap<u32, bool>,
     found: Findings,
+    /// What happened to each message, when that is wanted: since when, what, which consumer.
+    stories: Option<(Instant, BTreeMap<Message, Story>)>,
+}
+
+type Story = Vec<(Duration, &'static str, u32)>;
+
+impl History {
+    fn tell(&mut self, message: Message, what: &'static str, consumer: u32) {
+        if let Some((begun, stories)) = &mut self.stories {
+            stories.entry(message).or_default().push((begun.elapsed(), what, consumer));
+        }
+    }
+}
+
+impl History {
+    fn tell_holder(&mut self, consumer: u32, what: &'static str) {
+        if self.stories.is_some() {
+            let held: Vec<Message> = self.sent.iter().filter(|(_, sent)| sent.holder == Some(consumer)).map(|(m, _)| *m).collect();
+            held.into_iter().for_each(|message| self.tell(message, what, consumer));
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +158,21 @@ pub struct Findings {
 }
 
 impl Oracle {
+    /// Remembers what happened to each message.
+    pub fn with_stories() -> Oracle {
+        let history = History { stories: Some((Instant::now(), BTreeMap::new())), ..History::default() };
+        Oracle { history: Mutex::new(history) }
+    }
+
+    /// What happened to these.
+    pub fn stories(&self, messages: &[Message]) -> Vec<String> {
+        let history = self.lock();
+        let Some((_, stories)) = &history.stories else { return Vec::new() };
+        let told = messages.iter().filter_map(|message| Some((message, stories.get(message)?)));
+        let line = |(at, what, consumer): &(Duration, &str, u32)| format!("{} ms {what} {consumer}", at.as_millis());
+        told.map(|(message, story)| format!("{message:?}: {}", story.iter().map(line).collect::<Vec<_>>().join(", "))).collect()
+    }
+
     /// A publisher is about to write this.
     pub fn published(&self, message: Message) {
         self.lock().sent.insert(message, Sent::default());
@@ -170,11 +207,15 @@ impl Oracle {
         message
     }
 
-    /// A consumer got this message.
+    /// A consumer got this message. What reaches one that has ended reaches nobody.
     pub fn got(&self, consumer: u32, message: Message, redelivered: bool) {
         let mut guard = self.lock();
         let history = &mut *guard;
+        if history.ended.contains_key(&consumer) {
+            return;
+        }
         history.found.delivered += 1;
+        history.tell(message, if redelivered { "again to" } else { "fresh to" }, consumer);
         let Some(sent) = history.sent.get_mut(&message) else { return history.found.ghosts.add(message) };
         sent.times += 1;
         if sent.times == 1 {
@@ -216,19 +257,51 @@ impl Oracle {
         }
     }
 
+    /// This consumer is about to acknowledge it; false when it is no longer its to settle.
+    pub fn settled_by(&self, consumer: u32, message: Message) -> bool {
+        self.held_by(consumer, message, "settled by", |sent| sent.settled = true)
+    }
+
+    /// This consumer is about to give it back; false when it is no longer its to give.
+    pub fn requeued_by(&self, consumer: u32, message: Message) -> bool {
+        self.held_by(consumer, message, "given back by", |sent| sent.requeued = true)
+    }
+
+    fn held_by(&self, consumer: u32, message: Message, what: &'static str, then: impl FnOnce(&mut Sent)) -> bool {
+        let mut guard = self.lock();
+        let history = &mut *guard;
+        history.tell(message, what, consumer);
+        let ended = history.ended.contains_key(&consumer);
+        let held = history.sent.get_mut(&message).filter(|sent| !ended && sent.holder == Some(consumer));
+        held.map(then).is_some()
+    }
+
     /// A consumer's connection broke; what it held, settled or not, may come again.
     pub fn ended(&self, consumer: u32) {
-        self.lock().ended.insert(consumer, false);
+        let mut history = self.lock();
+        history.tell_holder(consumer, "broke off:");
+        history.ended.insert(consumer, false);
     }
 
     /// A consumer closed its connection and the broker answered; what it held and had not settled may come again.
     pub fn closed(&self, consumer: u32) {
-        self.lock().ended.insert(consumer, true);
+        let mut history = self.lock();
+        history.tell_holder(consumer, "let go by");
+        history.ended.insert(consumer, true);
     }
 
     /// Confirmed messages that were not delivered yet.
     pub fn due(&self) -> usize {
         self.lock().sent.values().filter(|sent| sent.fate == Fate::Confirmed && sent.times == 0).count()
+    }
+
+    /// Confirmed messages that nobody has settled, with examples.
+    pub fn unsettled(&self) -> Found {
+        let mut found = Found::default();
+        let history = self.lock();
+        let open = history.sent.iter().filter(|(_, sent)| sent.fate == Fate::Confirmed && !sent.settled);
+        open.for_each(|(message, _)| found.add(*message));
+        found
     }
 
     /// Confirmed so far.

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 use warren_tests::client::{Connection, Dial, Incoming, QueueOptions};
 use warren_tests::management;
-use warren_tests::{eventually, unique};
+use warren_tests::{eventually, message_event, unique};
 
 const AMQP: [u16; 3] = [5672, 5673, 5674];
 const MANAGEMENT: [u16; 3] = [15672, 15673, 15674];
@@ -91,7 +91,7 @@ fn a_queue_outlives_the_container_of_its_leader() {
     }
     let mut confirmed = 0;
     while confirmed < u64::from(MESSAGES) {
-        match publisher.event_within(Duration::from_secs(10)).unwrap() {
+        match message_event(&mut publisher, Duration::from_secs(10)).unwrap() {
             Some(Incoming::Confirm { tag, multiple, nack: false, .. }) => confirmed = if multiple { tag } else { confirmed + 1 },
             other => panic!("after {confirmed} confirms: {other:?}"),
         }
@@ -102,7 +102,7 @@ fn a_queue_outlives_the_container_of_its_leader() {
     let mut consumer = connect((leader + 1) % 3);
     consumer.consume(1, &queue, "c", &[]).unwrap();
     for number in 0..MESSAGES {
-        match consumer.event_within(Duration::from_secs(20)).unwrap() {
+        match message_event(&mut consumer, Duration::from_secs(20)).unwrap() {
             Some(Incoming::Deliver(_, message)) => {
                 assert_eq!((message.body.as_slice(), message.redelivered), (number.to_be_bytes().as_slice(), false));
                 consumer.ack(1, message.tag, false).unwrap();

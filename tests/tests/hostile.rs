@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Dial, Incoming, QueueOptions, encode};
 use warren_tests::load::{self, ConsumerOptions, PublisherOptions, Running};
 use warren_tests::oracle::Oracle;
-use warren_tests::{Broker, eventually, unique};
+use warren_tests::{Broker, eventually, message_event, unique};
 
 /// Memory that a node may keep after hostile clients are gone.
 const RSS_SLACK_KIB: u64 = 5 * 1024;
@@ -96,7 +96,7 @@ fn a_consumer_that_never_reads_does_not_hurt_others() {
     reader.consume(1, &big, "reads", &[]).unwrap();
     let mut got = 0;
     while got < findings.confirmed {
-        match reader.event_within(Duration::from_secs(20)).unwrap() {
+        match message_event(&mut reader, Duration::from_secs(20)).unwrap() {
             Some(Incoming::Deliver(_, message)) => {
                 assert!(message.redelivered || message.body.len() == 1 << 20);
                 reader.ack(1, message.tag, false).unwrap();
@@ -218,12 +218,12 @@ fn a_client_that_falls_silent_is_cut_by_its_heartbeat_and_gives_back_what_it_hel
     let mut publisher = broker.connect(broker.nodes() - 1);
     publisher.confirm_select(1).unwrap();
     publisher.publish(1, &queue, b"held").unwrap();
-    assert!(matches!(publisher.event_within(Duration::from_secs(10)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
+    assert!(matches!(message_event(&mut publisher, Duration::from_secs(10)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
     let mut silent = Connection::open_with_channel(&Dial { heartbeat_s: 1, ..broker.dial(0) }).unwrap();
     assert_eq!(silent.heartbeat_s, 1);
     let own = silent.declare(1, "", &QueueOptions { exclusive: true, ..QueueOptions::default() }).unwrap().name;
     silent.consume(1, &queue, "c", &[]).unwrap();
-    assert!(matches!(silent.event_within(Duration::from_secs(10)), Ok(Some(Incoming::Deliver(..)))));
+    assert!(matches!(message_event(&mut silent, Duration::from_secs(10)), Ok(Some(Incoming::Deliver(..)))));
     let began = Instant::now();
     // From here on it sends nothing, but keeps its socket open, as a machine that lost its power would.
     let mut other = broker.connect(1 % broker.nodes());

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 use warren_tests::client::{ClientError, Incoming, QueueOptions};
-use warren_tests::{Broker, Cluster, ClusterOptions, unique};
+use warren_tests::{Broker, Cluster, ClusterOptions, message_event, unique};
 
 /// Publishes are refused after this long without a majority.
 const NO_QUORUM_TIMEOUT: Duration = Duration::from_secs(4);
@@ -23,7 +23,7 @@ fn a_minority_stops_confirming_says_so_and_heals() {
     let mut client = broker.connect(0);
     client.confirm_select(1).unwrap();
     client.publish(1, &queue, b"before").unwrap();
-    assert!(matches!(client.event_within(Duration::from_secs(10)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
+    assert!(matches!(message_event(&mut client, Duration::from_secs(10)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
 
     cluster.kill(1);
     cluster.kill(2);

@@ -3,18 +3,20 @@
 
 use std::time::Duration;
 use warren_tests::client::{ClientError, Connection, Field, Incoming, QueueOptions, encode::Route};
-use warren_tests::{Broker, eventually, unique};
+use warren_tests::{Broker, eventually, message_event, unique};
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The next delivery; panics when anything else comes or nothing within 10 s.
 fn delivery(connection: &mut Connection) -> warren_tests::client::Delivery {
-    match connection.event_within(Duration::from_secs(10)) {
+    match message_event(connection, PATIENCE) {
         Ok(Some(Incoming::Deliver(_, message))) => message,
         other => panic!("no delivery but {other:?}"),
     }
 }
 
 fn confirm(connection: &mut Connection) {
-    match connection.event_within(Duration::from_secs(10)) {
+    match message_event(connection, PATIENCE) {
         Ok(Some(Incoming::Confirm { nack: false, .. })) => (),
         other => panic!("no confirm but {other:?}"),
     }
@@ -147,7 +149,7 @@ fn an_unroutable_mandatory_message_is_returned_before_its_confirm() {
     let mut client = broker.connect(broker.nodes() - 1);
     client.confirm_select(1).unwrap();
     client.publish_to(Route { channel: 1, exchange: "", key: "nobody-has-this-queue", mandatory: true }, b"back").unwrap();
-    match client.event_within(Duration::from_secs(10)).unwrap() {
+    match message_event(&mut client, PATIENCE).unwrap() {
         Some(Incoming::Returned { code: 312, message, .. }) => assert_eq!(message.body, b"back"),
         other => panic!("no return but {other:?}"),
     }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 use warren_tests::client::{Incoming, QueueOptions, encode::Route};
-use warren_tests::{Broker, unique};
+use warren_tests::{Broker, message_event, unique};
 
 /// Publish with mandatory set; true when it was routed.
 fn routed(client: &mut warren_tests::client::Connection, exchange: &str, key: &str) -> bool {
     client.publish_to(Route { channel: 1, exchange, key, mandatory: true }, b"x").unwrap();
     let mut returned = false;
     loop {
-        match client.event_within(Duration::from_secs(15)).unwrap() {
+        match message_event(client, Duration::from_secs(15)).unwrap() {
             Some(Incoming::Returned { .. }) => returned = true,
             Some(Incoming::Confirm { nack: false, .. }) => return !returned,
             other => panic!("no confirm but {other:?}"),
@@ -55,5 +55,26 @@ fn a_queue_declared_on_one_node_exists_on_the_others_at_once_and_a_deleted_one_d
         assert!(routed(&mut clients[there], "", &queue), "round {round}: declared on {here}, unroutable on {there}");
         clients[there].delete(1, &queue).unwrap();
         assert!(!routed(&mut clients[here], "", &queue), "round {round}: deleted on {there}, routed on {here}");
+    }
+}
+
+#[test]
+fn a_name_that_is_deleted_and_declared_again_means_the_new_queue_on_every_node() {
+    let broker = Broker::shared();
+    let mut clients: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
+    clients.iter_mut().for_each(|client| client.confirm_select(1).unwrap());
+    let queue = unique("again");
+    for round in 0..20 {
+        let at = |n: usize| (round + n) % broker.nodes();
+        clients[at(0)].declare(1, &queue, &QueueOptions::durable()).unwrap();
+        assert!(routed(&mut clients[at(1)], "", &queue), "round {round}: declared, unroutable on {}", at(1));
+        assert_eq!(clients[at(2)].delete(1, &queue).unwrap(), 1, "round {round}: the message of this round and no other");
+        clients[at(1)].declare(1, &queue, &QueueOptions::durable()).unwrap();
+        for n in 0..broker.nodes() {
+            assert!(routed(&mut clients[n], "", &queue), "round {round}: declared again, unroutable on {n}");
+        }
+        let look = clients[at(0)].declare(1, &queue, &QueueOptions::look()).unwrap();
+        assert_eq!(look.messages, broker.nodes() as u32, "round {round}: what was confirmed is in the new queue");
+        clients[at(2)].delete(1, &queue).unwrap();
     }
 }

@@ -122,6 +122,8 @@ pub struct ServerConfig {
     pub loopback_users: Vec<String>,
     /// Free bytes on the data disk below which publishes stop.
     pub disk_floor_bytes: u64,
+    /// Bytes of log kept for nodes that lag or are away.
+    pub catch_up_log_bytes: u64,
     /// After this long without a majority, publishes are nacked and declarations fail.
     pub no_quorum_timeout: Duration,
     /// What clients are told.
@@ -163,6 +165,7 @@ impl ServerConfig {
             first: first_user(&settings)?,
             loopback_users: loopback_users(settings.loopback_users.as_deref()),
             disk_floor_bytes: quantity::bytes("disk-floor", settings.disk_floor.as_deref().unwrap_or("1GiB"))?,
+            catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {
                 host: settings.advertised_host.clone().unwrap_or_else(|| reachable(&host)),

@@ -1,24 +1,26 @@
 //! Checkpoints of all machines into the state store, off every confirm's path, and what follows from a durable one: entries without live
-//! messages are released, logs are purged up to min(checkpoint, slowest replica). Never past a replica that lags: there is no snapshot
-//! transfer yet, so a replica that is away for long keeps the others' logs.
+//! messages are released, logs are purged up to min(checkpoint, max(floor, slowest replica)) (rule 8). A replica that lags keeps the others'
+//! logs only above the floor, and only while it is not away for long; then it catches up by snapshot.
 
 use super::core::Core;
 use super::shard::Shard;
-use crate::model::{LogId, ShardId};
+use crate::model::limits::AWAY;
+use crate::model::{LogId, NodeId, ShardId};
 use crate::store::state::StateStore;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Between two checkpoints of a shard.
 const PERIOD: Duration = Duration::from_millis(1500);
 /// Entries that may be purged before it is worth asking openraft.
 const PURGE_STEP: u64 = 256;
 
-/// The highest index that every member of a shard is known to have, as its leaders say. Never goes back: a disk that loses entries is
-/// refused (rule 1).
+/// The highest index that every member of a shard is known to have, as its leaders say; members that are away for long do not count. Never
+/// goes back: a disk that loses entries is refused (rule 1).
 #[derive(Default)]
 pub(super) struct Floors(Mutex<BTreeMap<ShardId, u64>>);
 
@@ -34,15 +36,46 @@ impl Floors {
     }
 }
 
+/// Since when nodes are not connected.
+#[derive(Default)]
+pub(super) struct Away(Mutex<BTreeMap<NodeId, Instant>>);
+
+impl Away {
+    fn look(&self, core: &Core) {
+        let Some(transport) = core.transport() else { return };
+        let away = &mut *self.0.lock();
+        for node in core.others() {
+            if transport.link(node).up > 0 {
+                away.remove(&node);
+            } else {
+                away.entry(node).or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    fn is_long(&self, node: NodeId) -> bool {
+        self.0.lock().get(&node).is_some_and(|since| since.elapsed() >= AWAY)
+    }
+}
+
+/// How far all replicas are for which logs are kept; `None` when this node does not lead.
+pub(super) fn slowest(core: &Core, group: &Shard) -> Option<u64> {
+    group.slowest_matching(|node| !core.away.is_long(node))
+}
+
 /// Runs until the store is gone.
 pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
     let groups: Vec<Shard> = core.all_groups().cloned().collect();
     let step = PERIOD / groups.len().max(1) as u32;
     loop {
+        core.away.look(&core);
         for group in &groups {
             tokio::time::sleep(step).await;
-            if let Some(durable) = checkpoint(group, &store).await {
-                after(&core, group, durable).await;
+            group.inner().holding.tidy();
+            checkpoint(group, &store).await;
+            let durable = *group.inner().holding.checkpointed.lock();
+            if let Some(durable) = durable {
+                purge(&core, group, durable).await;
             }
         }
     }
@@ -55,45 +88,54 @@ pub(super) async fn all(core: &Core, store: &Arc<StateStore>) {
     }
 }
 
-/// One checkpoint, durable when this returns its log id. `None`: nothing new, or it failed.
-async fn checkpoint(group: &Shard, store: &Arc<StateStore>) -> Option<LogId> {
-    let inner = group.inner();
-    let (machine, shard) = (inner.machine.clone(), group.id());
+/// One checkpoint. Nothing happens when there is nothing new.
+async fn checkpoint(group: &Shard, store: &Arc<StateStore>) {
+    let (inner, holding, shard) = (group.inner(), &group.inner().holding, group.id());
+    let _saving = holding.saving.lock().await;
     // A checkpoint must not be newer than this disk's log (P6).
-    let flushed = inner.journal.flushed(shard)?.index;
-    let applied = (*inner.applied_rx.borrow())?.index;
-    if applied == inner.checkpointed.lock().map_or(0, |id| id.index) {
-        return None;
+    let Some(flushed) = inner.journal.flushed(shard).map(|id| id.index) else { return };
+    let Some(applied) = holding.machine.restored().map(|id| id.index) else { return };
+    if applied == holding.checkpointed.lock().map_or(0, |id| id.index) {
+        return release(group);
     }
     let (tx, rx) = oneshot::channel();
-    let store = store.clone();
+    let (store, machine) = (store.clone(), holding.machine.clone());
     let taken = tokio::task::spawn_blocking(move || {
         let change = machine.checkpoint(flushed)?;
         store.checkpoint(shard, change, move |result| drop(tx.send(result)));
-        Some(machine)
+        Some(())
     });
-    let machine = taken.await.ok()??;
+    let Ok(Some(())) = taken.await else { return };
     match rx.await {
         Ok(Ok(durable)) => {
-            *inner.checkpointed.lock() = Some(durable);
-            let freed = machine.released(durable.index);
-            inner.journal.release(shard, &freed);
-            Some(durable)
+            *holding.checkpointed.lock() = Some(durable);
+            release(group);
         }
         Ok(Err(error)) => {
             tracing::warn!(%shard, %error, "checkpoint failed; the next one is a full one");
-            machine.checkpoint_lost();
-            None
+            holding.machine.checkpoint_lost();
         }
-        Err(_) => None,
+        Err(_) => {}
     }
 }
 
-/// Purge the log as far as the checkpoint and all replicas allow. openraft purges only up to its "snapshot": the durable checkpoint.
-async fn after(core: &Core, group: &Shard, durable: LogId) {
-    let slowest = group.slowest_matching().unwrap_or(0);
-    core.floors.raise(group.id(), slowest);
-    let upto = durable.index.min(core.floors.of(group.id()));
+/// What the durable checkpoint shows to be without live messages, unless a transfer may still read it (rule 7).
+fn release(group: &Shard) {
+    let (inner, holding) = (group.inner(), &group.inner().holding);
+    let durable = *holding.checkpointed.lock();
+    if let Some(durable) = durable.filter(|_| !holding.is_pinned()) {
+        let freed = holding.machine.released(durable.index);
+        if !freed.is_empty() {
+            inner.journal.release(group.id(), &freed);
+        }
+    }
+}
+
+/// Purge the log as far as the checkpoint and the replicas allow. openraft purges only up to its "snapshot": the durable checkpoint.
+async fn purge(core: &Core, group: &Shard, durable: LogId) {
+    core.floors.raise(group.id(), slowest(core, group).unwrap_or(0));
+    let replicas = core.floors.of(group.id());
+    let upto = durable.index.min(replicas.max(group.inner().journal.floor(group.id())));
     if upto < group.purged() + PURGE_STEP {
         return;
     }

@@ -1,6 +1,6 @@
 //! What all parts of this room share on one node: who we are, our groups, who leads the others, the way to the other nodes.
 
-use super::checkpoint::Floors;
+use super::checkpoint::{Away, Floors};
 use super::journal::Journal;
 use super::lease::Leases;
 use super::placement;
@@ -53,6 +53,7 @@ pub(super) struct Core {
     pub(super) groups: OnceLock<BTreeMap<ShardId, Shard>>,
     pub(super) leases: Leases,
     pub(super) floors: Floors,
+    pub(super) away: Away,
     pub(super) progress: watch::Sender<Progress>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
@@ -80,6 +81,7 @@ impl Core {
             groups: OnceLock::new(),
             leases,
             floors: Floors::default(),
+            away: Away::default(),
             progress: watch::channel(Progress::default()).0,
             hints: Mutex::default(),
         })

@@ -169,7 +169,7 @@ pub(super) async fn tell(core: Arc<Core>) {
                 letter.put_u16_le(group.id().0);
                 letter.put_u64_le(leader.term);
                 letter.put_u64_le(leader.voter);
-                letter.put_u64_le(group.slowest_matching().unwrap_or(0));
+                letter.put_u64_le(super::checkpoint::slowest(&core, group).unwrap_or(0));
             }
         }
         if letter.len() > 1 {

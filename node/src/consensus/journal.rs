@@ -4,6 +4,7 @@
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
 use crate::store::wal::Wal;
+use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 
@@ -35,6 +36,36 @@ pub trait Journal: Send + Sync + 'static {
     fn release(&self, shard: ShardId, indices: &[u64]);
     /// After a restart: of all entries up to `upto` only `live` (sorted) are still live.
     fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]);
+    /// The id of an entry that can be read, purged or not.
+    fn log_id(&self, shard: ShardId, index: u64) -> Option<LogId> {
+        self.read(shard, index..index + 1, 0).ok()?.pop().map(|entry| entry.id)
+    }
+    /// Whether exactly this entry is on this disk and intact, staged or not. Reads the disk.
+    fn holds(&self, _shard: ShardId, _id: LogId) -> bool {
+        false
+    }
+    /// The last index of the log that is older than what is kept for replicas that lag; 0: none.
+    fn floor(&self, _shard: ShardId) -> u64 {
+        0
+    }
+    /// Entries that come by snapshot, beside the log; `done` once durable.
+    fn stage(&self, _shard: ShardId, _entries: Vec<LogEntry>, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// Forget what is staged.
+    fn unstage(&self, _shard: ShardId) {}
+    /// A state at `upto`, whose entries are all here or staged, is about to be made durable; `done` once this and all before is durable.
+    fn prepare_install(&self, _shard: ShardId, _upto: LogId, _membership: Option<(LogId, Bytes)>, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// What was prepared last and not finished.
+    fn pending_install(&self, _shard: ShardId) -> Option<LogId> {
+        None
+    }
+    /// That state is durable: what is staged becomes readable, the log is purged up to `upto`.
+    fn finish_install(&self, _shard: ShardId, _upto: LogId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
     /// Who this disk belongs to; `None` when it is empty.
     fn identity(&self) -> Option<Identity>;
     /// Make this disk belong to somebody.
@@ -88,6 +119,38 @@ impl Journal for Wal {
 
     fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
         Wal::retain_only(self, shard, upto, live)
+    }
+
+    fn log_id(&self, shard: ShardId, index: u64) -> Option<LogId> {
+        Wal::log_id(self, shard, index)
+    }
+
+    fn holds(&self, shard: ShardId, id: LogId) -> bool {
+        Wal::holds(self, shard, id)
+    }
+
+    fn floor(&self, shard: ShardId) -> u64 {
+        Wal::floor(self, shard)
+    }
+
+    fn stage(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
+        Wal::stage(self, shard, entries, done)
+    }
+
+    fn unstage(&self, shard: ShardId) {
+        Wal::unstage(self, shard)
+    }
+
+    fn prepare_install(&self, shard: ShardId, upto: LogId, membership: Option<(LogId, Bytes)>, done: Done) {
+        Wal::prepare_install(self, shard, upto, membership, done)
+    }
+
+    fn pending_install(&self, shard: ShardId) -> Option<LogId> {
+        Wal::pending_install(self, shard)
+    }
+
+    fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
+        Wal::finish_install(self, shard, upto, done)
     }
 
     fn identity(&self) -> Option<Identity> {

@@ -11,6 +11,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Bytes of entries in one append request: openraft limits only their number (T8).
@@ -27,6 +28,14 @@ impl GroupLog {
     /// The log of `shard`.
     pub fn new(shard: ShardId, journal: Arc<dyn Journal>) -> GroupLog {
         GroupLog { shard, journal }
+    }
+
+    /// openraft counts a snapshot as installed when it hands it to the machine; the journal does when it is durable. What is behind it
+    /// waits for that, else it would stand behind a hole (rule 6).
+    async fn reaches(&self, index: u64) {
+        while self.journal.state(self.shard).last.is_some_and(|last| last.index < index) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     async fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Oentry>> {
@@ -140,12 +149,18 @@ impl RaftLogStorage<Types> for GroupLog {
         I: IntoIterator<Item = Oentry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(to_journal).collect();
+        let entries: Vec<LogEntry> = entries.into_iter().map(to_journal).collect();
+        if let Some(before) = entries.first().and_then(|first| first.id.index.checked_sub(1)) {
+            self.reaches(before).await;
+        }
         self.journal.append(self.shard, entries, Box::new(move |result| flushed.io_completed(result)));
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<Oid>) -> Result<(), io::Error> {
+        if let Some(last) = last {
+            self.reaches(last.index).await;
+        }
         // Not awaited: the journal is a FIFO, a later append of the same index is behind this record.
         self.journal.truncate_after(self.shard, last.map(from_oid), Box::new(|_| ()));
         Ok(())

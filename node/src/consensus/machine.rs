@@ -1,15 +1,14 @@
 //! openraft's state machine over a group's machine: applying is memory only (P3). Tracks what is applied, for leadership (rule 24) and
-//! for whoever waits for an index.
+//! for whoever waits for an index. Snapshots come and go past openraft (`transfer`); here they are only installed.
 
+use super::holding::Holding;
 use super::types::*;
 use crate::model::LogId;
 use crate::model::entry::EntryBytes;
 use crate::store::state::Change;
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta};
 use openraft::{EntryPayload, OptionalSend};
-use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -22,6 +21,28 @@ pub struct Fault {
     pub index: u64,
     /// The cause in words.
     pub why: String,
+}
+
+/// A machine's state for another node.
+pub struct Departing {
+    /// The state after this entry.
+    pub applied: LogId,
+    /// All of it.
+    pub state: Vec<u8>,
+    /// Entries whose bytes belong to it, ascending.
+    pub live: Vec<u64>,
+}
+
+/// A state that came from another node, not yet in use.
+pub struct Arrived {
+    /// The state after this entry.
+    pub applied: LogId,
+    /// What the store must hold for it: a full change.
+    pub change: Change,
+    /// Entries whose bytes belong to it, ascending.
+    pub live: Vec<u64>,
+    /// Makes it the machine's state.
+    pub adopt: Box<dyn FnOnce() + Send>,
 }
 
 /// A group's machine as this room drives it. Deterministic, memory only.
@@ -42,48 +63,56 @@ pub trait Machine: Send + Sync + 'static {
     fn released(&self, _upto: u64) -> Vec<u64> {
         Vec::new()
     }
-    /// The last entry that the machine's restored state contains; `None` when it starts empty.
+    /// The last entry that the machine's state contains; `None` when it is empty.
     fn restored(&self) -> Option<LogId>;
+    /// Entries whose bytes belong to the state, ascending.
+    fn live(&self) -> Vec<u64> {
+        Vec::new()
+    }
+    /// All of the state, for another node; `None` when it is empty.
+    fn snapshot(&self) -> Option<Departing> {
+        None
+    }
+    /// The way back from `snapshot`.
+    fn arrived(&self, _state: &[u8]) -> Result<Arrived, String> {
+        Err("this machine takes no state".into())
+    }
 }
-
-/// The durable checkpoint of a group, shared with whoever writes it: what openraft calls the snapshot.
-pub type Checkpointed = Arc<Mutex<Option<LogId>>>;
 
 /// openraft's side of a machine.
 pub struct GroupMachine {
-    machine: Arc<dyn Machine>,
+    holding: Arc<Holding>,
     applied: Option<Oid>,
-    membership: Ostored,
     applied_tx: watch::Sender<Option<LogId>>,
-    checkpointed: Checkpointed,
 }
 
 impl GroupMachine {
-    /// `membership`: the group's members as the log last said, for a state that was restored beyond that entry.
-    pub fn new(machine: Arc<dyn Machine>, membership: Ostored) -> (GroupMachine, watch::Receiver<Option<LogId>>, Checkpointed) {
-        let restored = machine.restored();
-        let membership = if restored.is_some() { membership } else { Ostored::default() };
+    /// Over a restored machine.
+    pub fn new(holding: Arc<Holding>) -> (GroupMachine, watch::Receiver<Option<LogId>>) {
+        let restored = holding.machine.restored();
         let (applied_tx, applied_rx) = watch::channel(restored);
-        let checkpointed = Arc::new(Mutex::new(restored));
-        let applied = restored.map(to_oid);
-        (GroupMachine { machine, applied, membership, applied_tx, checkpointed: checkpointed.clone() }, applied_rx, checkpointed)
+        (GroupMachine { holding, applied: restored.map(to_oid), applied_tx }, applied_rx)
     }
 
-    fn snapshot(&self) -> Option<Osnapshot> {
-        let last_log_id = (*self.checkpointed.lock()).map(to_oid)?;
-        let meta = SnapshotMeta { last_log_id: Some(last_log_id), last_membership: self.membership.clone() };
-        Some(Snapshot { meta, snapshot: Bytes::new() })
+    fn membership(&self) -> Ostored {
+        self.holding.membership.lock().clone()
+    }
+
+    fn published(&self) -> Option<Osnapshot> {
+        let last_log_id = (*self.holding.checkpointed.lock()).map(to_oid)?;
+        let meta = SnapshotMeta { last_log_id: Some(last_log_id), last_membership: self.membership() };
+        Some(Snapshot { meta, snapshot: SnapshotData::Published })
     }
 }
 
-type Osnapshot = Snapshot<Lid, u64, openraft::EmptyNode, Bytes>;
+type Osnapshot = Snapshot<Lid, u64, openraft::EmptyNode, SnapshotData>;
 
 impl RaftStateMachine<Types> for GroupMachine {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
     type SnapshotBuilder = Published;
 
     async fn applied_state(&mut self) -> Result<(Option<Oid>, Ostored), io::Error> {
-        Ok((self.applied, self.membership.clone()))
+        Ok((self.applied, self.membership()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
@@ -94,10 +123,10 @@ impl RaftStateMachine<Types> for GroupMachine {
             let (entry, responder) = next?;
             let id = from_oid(entry.log_id);
             let reply = match entry.payload {
-                EntryPayload::Normal(command) => self.machine.apply(id, &command.0).map_err(io::Error::other)?,
+                EntryPayload::Normal(command) => self.holding.machine.apply(id, &command.0).map_err(io::Error::other)?,
                 EntryPayload::Blank => self.pass(id)?,
                 EntryPayload::Membership(members) => {
-                    self.membership = Ostored::new(Some(entry.log_id), members);
+                    *self.holding.membership.lock() = Ostored::new(Some(entry.log_id), members);
                     self.pass(id)?
                 }
             };
@@ -111,20 +140,26 @@ impl RaftStateMachine<Types> for GroupMachine {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Published> {
-        self.snapshot().map(Published)
+        self.published().map(|snapshot| Published(snapshot.meta))
     }
 
     async fn get_snapshot_builder(&mut self) -> Published {
-        let empty = Snapshot { meta: SnapshotMeta::default(), snapshot: Bytes::new() };
-        Published(self.snapshot().unwrap_or(empty))
+        Published(self.published().map(|snapshot| snapshot.meta).unwrap_or_default())
     }
 
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta<Lid, u64, openraft::EmptyNode>, _snapshot: Bytes) -> Result<(), io::Error> {
-        Err(io::Error::other("snapshots are not received yet: logs are kept for the slowest replica"))
+    async fn install_snapshot(&mut self, meta: &Ometa, data: SnapshotData) -> Result<(), io::Error> {
+        let SnapshotData::Arrived(arrived) = data else {
+            return Err(io::Error::other("only a state that came from another node can be installed"));
+        };
+        let applied = arrived.applied;
+        self.holding.install(meta.last_membership.clone(), *arrived).await?;
+        self.applied = Some(to_oid(applied));
+        self.applied_tx.send_replace(Some(applied));
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Osnapshot>, io::Error> {
-        Ok(self.snapshot())
+        Ok(self.published())
     }
 }
 
@@ -132,19 +167,19 @@ impl GroupMachine {
     fn pass(&self, id: LogId) -> io::Result<Reply> {
         // The first entry of a log has index 0, which the machines take for "nothing applied".
         if id.index > 0 {
-            self.machine.pass(id).map_err(io::Error::other)?;
+            self.holding.machine.pass(id).map_err(io::Error::other)?;
         }
         Ok(Reply::Nothing)
     }
 }
 
 /// Publishes the durable checkpoint to openraft, which purges logs up to it; nothing is built.
-pub struct Published(Osnapshot);
+pub struct Published(Ometa);
 
 impl RaftSnapshotBuilder<Types> for Published {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Osnapshot, io::Error> {
-        Ok(self.0.clone())
+        Ok(Snapshot { meta: self.0.clone(), snapshot: SnapshotData::Published })
     }
 }

@@ -5,8 +5,10 @@ mod catalog;
 mod checkpoint;
 mod core;
 mod failover;
+mod fetch;
 mod formation;
 mod heartbeat;
+pub mod holding;
 pub mod journal;
 mod lease;
 mod log;
@@ -17,18 +19,21 @@ pub mod replica;
 mod service;
 pub mod shard;
 mod start;
+mod transfer;
 mod types;
 mod wire;
 
 pub use self::core::Timing;
 pub use catalog::{CatalogClient, CatalogError};
 pub use formation::FormationError;
-pub use machine::{Fault, Machine};
+pub use machine::{Arrived, Departing, Fault, Machine};
 pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use types::Reply;
 
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod stack_tests;
 #[cfg(test)]

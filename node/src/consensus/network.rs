@@ -2,6 +2,8 @@
 //! multiplexer, votes as questions.
 
 use super::heartbeat::HeartbeatMux;
+use super::holding::Holding;
+use super::transfer;
 use super::types::*;
 use super::wire::{self, Ask, Campaign};
 use crate::model::{NodeId, ShardId, VoterId};
@@ -50,15 +52,15 @@ impl Network {
     }
 
     /// The network of one group; `forced` marks its campaigns as forced failovers.
-    pub fn group(self: &Arc<Self>, shard: ShardId, forced: Arc<AtomicBool>) -> GroupNetwork {
-        GroupNetwork { shared: self.clone(), shard, forced }
+    pub fn group(self: &Arc<Self>, holding: Arc<Holding>, forced: Arc<AtomicBool>) -> GroupNetwork {
+        GroupNetwork { shared: self.clone(), holding, forced }
     }
 }
 
 /// Makes a group's connections.
 pub struct GroupNetwork {
     shared: Arc<Network>,
-    shard: ShardId,
+    holding: Arc<Holding>,
     forced: Arc<AtomicBool>,
 }
 
@@ -66,7 +68,8 @@ impl GroupNetwork {
     fn connection(&self, target: u64, heartbeat: bool) -> Connection {
         let to = VoterId::unpack(target).node;
         let mux = heartbeat.then(|| self.shared.mux(to));
-        Connection { transport: self.shared.transport.clone(), shard: self.shard, to, mux, forced: self.forced.clone() }
+        let (transport, holding) = (self.shared.transport.clone(), self.holding.clone());
+        Connection { transport, shard: holding.shard, holding, to, mux, forced: self.forced.clone() }
     }
 }
 
@@ -86,6 +89,7 @@ impl RaftNetworkFactory<Types> for GroupNetwork {
 pub struct Connection {
     transport: Arc<dyn Transport>,
     shard: ShardId,
+    holding: Arc<Holding>,
     to: NodeId,
     mux: Option<Arc<HeartbeatMux>>,
     forced: Arc<AtomicBool>,
@@ -125,7 +129,7 @@ async fn reconnected(transport: &dyn Transport, to: NodeId) {
 type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>;
 
 impl RaftNetworkV2<Types> for Connection {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
 
     async fn append_entries(
         &mut self,
@@ -175,12 +179,22 @@ impl RaftNetworkV2<Types> for Connection {
 
     async fn full_snapshot(
         &mut self,
-        _vote: Ovote,
-        _snapshot: Snapshot<Lid, u64, EmptyNode, Bytes>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Ovote,
+        _snapshot: Snapshot<Lid, u64, EmptyNode, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(StreamingError::Unreachable(Unreachable::from_string("snapshots are not sent yet: logs are kept for the slowest replica")))
+        // The state as it is now, not as it was checkpointed: the follower gets further than openraft takes note of, which does no harm.
+        tokio::select! {
+            pushed = transfer::push(&*self.transport, self.to, &self.holding, &vote) => match pushed {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(error) => {
+                    tracing::info!(shard = %self.shard, to = %self.to, %error, "the state could not be sent");
+                    Err(StreamingError::Unreachable(Unreachable::from_string(&error)))
+                }
+            },
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
     }
 
     async fn transfer_leader(

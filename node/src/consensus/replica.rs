@@ -2,7 +2,7 @@
 //! The composition root makes one `Replicas`, gives `Replicas::machines` to `Consensus` and reads the machines.
 
 use super::journal::Journal;
-use super::machine::{Fault, Machine};
+use super::machine::{Arrived, Departing, Fault, Machine};
 use super::start::Machines;
 use super::types::Reply;
 use crate::machine::catalog::Catalog;
@@ -92,7 +92,7 @@ impl Replicas {
         tracing::info!(%shard, index = applied.index, "machine restored");
         let machine = Arc::new(Mutex::new(machine));
         self.inner.data.lock().insert(shard, machine.clone());
-        Arc::new(DataReplica { shard, machine, observer: self.inner.observer.clone(), freed: Mutex::default() })
+        Arc::new(DataReplica { shard, machine, observer: self.inner.observer.clone(), freed: Arc::default() })
     }
 }
 
@@ -139,6 +139,24 @@ impl Machine for CatalogReplica {
     fn checkpoint_lost(&self) {
         self.catalog.write().forget_checkpoint();
     }
+
+    fn snapshot(&self) -> Option<Departing> {
+        let catalog = self.catalog.read();
+        let applied = restored(catalog.applied())?;
+        Some(Departing { applied, state: catalog.snapshot(), live: Vec::new() })
+    }
+
+    fn arrived(&self, state: &[u8]) -> Result<Arrived, String> {
+        let mut catalog = Catalog::from_snapshot(state).map_err(|e| e.to_string())?;
+        let applied = catalog.applied();
+        let change = catalog.checkpoint().map(change).ok_or("an empty catalog")?;
+        let (mine, observer) = (self.catalog.clone(), self.observer.clone());
+        let adopt = Box::new(move || {
+            *mine.write() = catalog;
+            observer.applied(ShardId::CATALOG, applied, Vec::new());
+        });
+        Ok(Arrived { applied, change, live: Vec::new(), adopt })
+    }
 }
 
 struct DataReplica {
@@ -147,7 +165,7 @@ struct DataReplica {
     observer: Arc<dyn Observer>,
     /// Entries without live messages, by the index whose application freed them: not released before a durable checkpoint says so
     /// (rule 7).
-    freed: Mutex<VecDeque<(u64, Vec<u64>)>>,
+    freed: Arc<Mutex<VecDeque<(u64, Vec<u64>)>>>,
 }
 
 impl Machine for DataReplica {
@@ -177,6 +195,29 @@ impl Machine for DataReplica {
 
     fn checkpoint_lost(&self) {
         self.machine.lock().forget_checkpoint();
+    }
+
+    fn live(&self) -> Vec<u64> {
+        self.machine.lock().live_entries()
+    }
+
+    fn snapshot(&self) -> Option<Departing> {
+        let machine = self.machine.lock();
+        let applied = restored(machine.applied())?;
+        Some(Departing { applied, state: machine.snapshot(), live: machine.live_entries() })
+    }
+
+    fn arrived(&self, state: &[u8]) -> Result<Arrived, String> {
+        let mut machine = DataMachine::from_snapshot(self.shard, state).map_err(|e| e.to_string())?;
+        let (applied, live, change) = (machine.applied(), machine.live_entries(), change(machine.checkpoint()));
+        let (mine, freed, observer, shard) = (self.machine.clone(), self.freed.clone(), self.observer.clone(), self.shard);
+        let adopt = Box::new(move || {
+            *mine.lock() = machine;
+            // Of the old state; what the new one does not need is given free by whoever installs it.
+            freed.lock().clear();
+            observer.applied(shard, applied, Vec::new());
+        });
+        Ok(Arrived { applied, change, live, adopt })
     }
 
     fn released(&self, upto: u64) -> Vec<u64> {

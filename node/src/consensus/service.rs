@@ -3,6 +3,8 @@
 
 use super::core::Core;
 use super::placement::FIRST_GENERATION;
+use super::transfer::{self, First, Offer, Pipe};
+use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
 use super::{catalog, formation, heartbeat, lease};
 use crate::model::{LeaderId, NodeId, ShardId};
@@ -15,6 +17,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use openraft::ServerState;
 use openraft::raft::VoteRequest;
+use openraft::storage::Snapshot;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -72,7 +75,7 @@ impl Handler for Service {
         match kind {
             StreamKind::Append => drop(tokio::spawn(serve_append(self.core.clone(), rx, tx))),
             StreamKind::Heartbeat => drop(tokio::spawn(serve_heartbeat(self.core.clone(), rx, tx))),
-            StreamKind::Snapshot => tracing::warn!(node = %from.node, "snapshots are not received yet"),
+            StreamKind::Snapshot => drop(tokio::spawn(serve_transfer(self.core.clone(), from.node, Pipe::new(rx, tx)))),
             StreamKind::Edge | StreamKind::Deliver => self.paths.joined(from.node, kind, rx, tx),
         }
     }
@@ -178,6 +181,34 @@ async fn serve_append(core: Arc<Core>, mut rx: Frames, tx: mpsc::Sender<Frame>) 
             break;
         }
     }
+}
+
+/// A state comes, or another node lost its own and wants this one.
+async fn serve_transfer(core: Arc<Core>, from: NodeId, mut pipe: Pipe) {
+    let served = match transfer::first(&mut pipe).await {
+        Ok(First::Offered(offer)) => take_state(&core, &mut pipe, offer).await,
+        Ok(First::Wanted(shard)) => match group(&core, shard) {
+            Ok(group) => transfer::send(&mut pipe, &group.inner().holding, &Ovote::new(0, 0)).await.map(drop),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
+        tracing::info!(%from, %error, "transfer of a state ended");
+        pipe.refuse(&error).await;
+    }
+}
+
+async fn take_state(core: &Core, pipe: &mut Pipe, offer: Offer) -> Result<(), PeerError> {
+    let group = group(core, offer.shard)?;
+    let receiving = group.inner().holding.receive().await;
+    let arrived = transfer::receive(pipe, &offer, &receiving).await?;
+    let meta = Ometa { last_log_id: Some(to_oid(arrived.applied)), last_membership: offer.membership };
+    let snapshot = Snapshot { meta, snapshot: SnapshotData::Arrived(Box::new(arrived)) };
+    // Answered when it is installed: `receiving` must live until then, so that nothing else is staged meanwhile.
+    let answer = group.inner().raft.install_full_snapshot(offer.vote, snapshot).await;
+    let answer = answer.map_err(|e| PeerError::Refused(e.to_string()))?;
+    pipe.installed(&answer.vote).await
 }
 
 async fn serve_heartbeat(core: Arc<Core>, mut rx: Frames, tx: mpsc::Sender<Frame>) {

@@ -1,7 +1,8 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
+use super::holding::Holding;
 use super::journal::{Journal, Payload};
-use super::machine::{Checkpointed, GroupMachine, Machine};
+use super::machine::GroupMachine;
 use super::types::*;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
@@ -47,9 +48,8 @@ pub(super) struct Inner {
     pub(super) voters: Vec<VoterId>,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
-    pub(super) machine: Arc<dyn Machine>,
+    pub(super) holding: Arc<Holding>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
-    pub(super) checkpointed: Checkpointed,
     /// Campaigns of this node are forced failovers, not ordered transfers.
     pub(super) forced: Arc<AtomicBool>,
     lease: Duration,
@@ -82,9 +82,8 @@ impl Shard {
             voters: parts.voters,
             raft: parts.raft,
             journal: parts.journal,
-            machine: parts.machine,
+            holding: parts.holding,
             applied_rx: parts.applied_rx,
-            checkpointed: parts.checkpointed,
             forced: parts.forced,
             lease: parts.lease,
             data_rx,
@@ -134,12 +133,13 @@ impl Shard {
         data.replication.as_ref()?.get(&voter.pack())?.as_ref().map(|id| id.index)
     }
 
-    /// The replicas' last acknowledged index as the leader knows it, lowest first; `None` when this node does not lead.
-    pub fn slowest_matching(&self) -> Option<u64> {
+    /// The lowest index that the replicas which `counts` names have acknowledged, as the leader knows it; `None` when this node does not
+    /// lead.
+    pub fn slowest_matching(&self, counts: impl Fn(NodeId) -> bool) -> Option<u64> {
         use openraft::async_runtime::watch::WatchReceiver;
         let data = self.inner.data_rx.borrow_watched();
-        let replication = data.replication.as_ref()?;
-        replication.values().map(|matching| matching.as_ref().map_or(0, |id| id.index)).min()
+        let replication = data.replication.as_ref()?.iter().filter(|(id, _)| counts(VoterId::unpack(**id).node));
+        replication.map(|(_, matching)| matching.as_ref().map_or(0, |id| id.index)).min()
     }
 
     /// The log is purged up to here.
@@ -194,9 +194,8 @@ pub(super) struct Parts {
     pub(super) voters: Vec<VoterId>,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
-    pub(super) machine: Arc<dyn Machine>,
+    pub(super) holding: Arc<Holding>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
-    pub(super) checkpointed: Checkpointed,
     pub(super) forced: Arc<AtomicBool>,
     pub(super) lease: Duration,
 }

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-const DATA: ShardId = ShardId(1);
-const QUEUE: QueueId = QueueId(1);
+pub(super) const DATA: ShardId = ShardId(1);
+pub(super) const QUEUE: QueueId = QueueId(1);
 
 struct Nobody;
 
@@ -29,24 +29,33 @@ impl Observer for Nobody {
     fn applied(&self, _: ShardId, _: LogId, _: Vec<Effect>) {}
 }
 
-struct Node {
-    id: NodeId,
-    consensus: Consensus,
-    replicas: Replicas,
-    wal: Wal,
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    pub(super) consensus: Consensus,
+    pub(super) replicas: Replicas,
+    pub(super) wal: Wal,
     outcomes: mpsc::UnboundedReceiver<(u64, ProposalOutcome)>,
 }
 
-fn wal(disk: Arc<dyn Disk>) -> Wal {
-    // A simulated crash is no reason to abort the test.
-    let config = WalConfig { file_bytes: 4 << 20, fatal: Some(Arc::new(|_| ())), ..WalConfig::default() };
-    Wal::open(disk, config).expect("recovers")
+async fn boot(id: u16, n: u16, disk: Arc<dyn Disk>, store: Option<StateStore>, wire: start::Wire) -> Node {
+    let node = boot_with(id, n, disk, store, wire, WalConfig { file_bytes: 4 << 20, ..WalConfig::default() }).await;
+    node.expect("boots")
 }
 
-async fn boot(id: u16, n: u16, disk: Arc<dyn Disk>, store: Option<StateStore>, wire: start::Wire) -> Node {
+/// `None`: the log died before the node could take part.
+pub(super) async fn boot_with(
+    id: u16,
+    n: u16,
+    disk: Arc<dyn Disk>,
+    store: Option<StateStore>,
+    wire: start::Wire,
+    config: WalConfig,
+) -> Option<Node> {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-    let (id, wal) = (NodeId(id), wal(disk));
+    // A simulated crash is no reason to abort the test.
+    let wal = Wal::open(disk, WalConfig { fatal: Some(Arc::new(|_| ())), ..config });
+    let (id, wal) = (NodeId(id), wal.ok()?);
     let store = store.map(Arc::new);
     let replicas = Replicas::new(store.clone(), Arc::new(Nobody));
     let journal: Arc<dyn journal::Journal> = Arc::new(wal.clone());
@@ -65,21 +74,31 @@ async fn boot(id: u16, n: u16, disk: Arc<dyn Disk>, store: Option<StateStore>, w
     let (tx, outcomes) = mpsc::unbounded_channel();
     let consensus = consensus.expect("starts");
     tokio::spawn(async move {
-        tokio::time::timeout(Duration::from_secs(20), consensus.formed()).await.expect("in time").expect("formed");
+        let (watched, deadline) = (wal.clone(), Instant::now() + Duration::from_secs(20));
+        let dies = async move {
+            while !watched.stats().dead {
+                assert!(Instant::now() < deadline, "not formed in time");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            formed = consensus.formed() => formed.ok()?,
+            () = dies => return None,
+        }
         let shard = consensus.shard(DATA).expect("member");
         shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
         consensus.run();
-        Node { id, consensus, replicas, wal, outcomes }
+        Some(Node { id, consensus, replicas, wal, outcomes })
     })
     .await
     .expect("boots")
 }
 
-async fn boot_all(boots: impl IntoIterator<Item = impl Future<Output = Node>>) -> Vec<Node> {
+pub(super) async fn boot_all(boots: impl IntoIterator<Item = impl Future<Output = Node>>) -> Vec<Node> {
     futures::future::join_all(boots).await
 }
 
-async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
+pub(super) async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         for (at, node) in nodes.iter().enumerate() {
@@ -94,7 +113,7 @@ async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
     }
 }
 
-async fn propose(nodes: &mut [Node], entry: EntryBytes) -> (LogId, SectionReply) {
+pub(super) async fn propose(nodes: &mut [Node], entry: EntryBytes) -> (LogId, SectionReply) {
     loop {
         let (at, under) = leader(nodes).await;
         nodes[at].consensus.shard(DATA).expect("member").propose(7, under, entry.clone());
@@ -107,7 +126,7 @@ async fn propose(nodes: &mut [Node], entry: EntryBytes) -> (LogId, SectionReply)
     }
 }
 
-async fn open_session(nodes: &mut [Node]) -> SessionId {
+pub(super) async fn open_session(nodes: &mut [Node]) -> SessionId {
     let mut advance = EntryBuilder::new(1);
     advance.advance(0, 1, &[QUEUE], &[]);
     assert_eq!(propose(nodes, advance.finish()).await.1, SectionReply::Advanced { accepted: true });
@@ -118,7 +137,7 @@ async fn open_session(nodes: &mut [Node]) -> SessionId {
 }
 
 /// Publishes batches `from..to` of ten messages each and settles the first five of each.
-async fn publish(nodes: &mut [Node], session: SessionId, from: u64, to: u64) {
+pub(super) async fn publish(nodes: &mut [Node], session: SessionId, from: u64, to: u64) {
     for seq in from..to {
         let mut ops = Ops::default();
         (0..10).for_each(|n| {
@@ -135,7 +154,7 @@ async fn publish(nodes: &mut [Node], session: SessionId, from: u64, to: u64) {
 }
 
 /// Waits until all nodes have the same state with `live` messages.
-async fn agree(nodes: &[Node], live: u64) {
+pub(super) async fn agree(nodes: &[Node], live: u64) {
     let state = |node: &Node| {
         let machine = node.replicas.data(DATA).expect("restored");
         let machine = machine.lock();
@@ -177,7 +196,7 @@ async fn power_loss_of_all_nodes_loses_no_confirmed_message() {
     }
 }
 
-fn loopback(id: u16, listener: std::net::TcpListener, peers: Vec<(NodeId, String)>) -> start::Wire {
+pub(super) fn loopback(id: u16, listener: std::net::TcpListener, peers: Vec<(NodeId, String)>) -> start::Wire {
     let edge_runtime = tokio::runtime::Handle::current();
     Box::new(move |handler| -> std::io::Result<Arc<dyn Transport>> {
         let routes = tonic::service::Routes::default();

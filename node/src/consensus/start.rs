@@ -3,6 +3,7 @@
 use super::catalog::CatalogClient;
 use super::core::{Core, Timing};
 use super::formation::{self, FormationError};
+use super::holding::Holding;
 use super::journal::Journal;
 use super::log::GroupLog;
 use super::machine::{GroupMachine, Machine};
@@ -11,7 +12,7 @@ use super::placement::FIRST_GENERATION;
 use super::service::Service;
 use super::shard::{Group, Parts, Shard};
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
-use super::{checkpoint, failover, lease};
+use super::{checkpoint, failover, fetch, lease};
 use crate::model::ports::{EdgeEnd, Leadership};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
@@ -213,7 +214,7 @@ pub(super) enum Progress {
 async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>>) {
     let built = async {
         formation::identify(&core).await?;
-        build(&core, &machines).await
+        build(&core, &machines, &store).await
     };
     if let Err(error) = built.await {
         tracing::error!(%error, "this node cannot take part");
@@ -236,42 +237,67 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     formation::complete(core).await;
 }
 
-async fn build(core: &Arc<Core>, machines: &Machines) -> Result<(), FormationError> {
+async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateStore>>) -> Result<(), FormationError> {
     let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
     let network = Network::new(transport.clone());
     let me = VoterId { node: core.me, generation: FIRST_GENERATION };
+    let mine = core.shard_ids().map(|shard| (shard, core.voters(shard))).filter(|(_, voters)| voters.contains(&me));
+    let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.as_ref(), shard, me, voters)).collect();
+    let held = held.into_iter().collect::<Result<Vec<_>, _>>()?;
+    futures::future::try_join_all(held.iter().map(|(holding, voters)| complete_state(core, holding, voters))).await?;
     let mut groups = BTreeMap::new();
-    for shard in core.shard_ids() {
-        let voters = core.voters(shard);
-        if voters.contains(&me) {
-            groups.insert(shard, build_group(core, &network, machines(shard), shard, me, voters).await?);
-        }
+    for (holding, voters) in held {
+        groups.insert(holding.shard, build_group(core, &network, holding, me, voters).await?);
     }
     let _ = core.groups.set(groups);
+    Ok(())
+}
+
+fn stopped(shard: ShardId) -> impl Fn(&dyn std::fmt::Display) -> FormationError {
+    move |e| FormationError::Stopped(format!("shard {shard}: {e}"))
+}
+
+fn hold(
+    core: &Core,
+    machine: Arc<dyn Machine>,
+    store: Option<&Arc<StateStore>>,
+    shard: ShardId,
+    me: VoterId,
+    voters: Vec<VoterId>,
+) -> Result<(Arc<Holding>, Vec<VoterId>), FormationError> {
+    let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
+    let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
+    let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(shard)(&e))?;
+    let membership = stored_membership(core, shard, members, voters.first().copied().unwrap_or(me));
+    Ok((Holding::new(shard, machine, core.journal.clone(), store, membership), voters))
+}
+
+/// Afterwards this node's state of a group, its log and its entries fit together.
+async fn complete_state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId]) -> Result<(), FormationError> {
+    holding.resume().await?;
+    if holding.is_hollow() {
+        fetch::state(core, holding, voters).await?;
+    }
+    core.journal.unstage(holding.shard);
     Ok(())
 }
 
 async fn build_group(
     core: &Arc<Core>,
     network: &Arc<Network>,
-    machine: Arc<dyn Machine>,
-    shard: ShardId,
+    holding: Arc<Holding>,
     me: VoterId,
     voters: Vec<VoterId>,
 ) -> Result<Shard, FormationError> {
-    let stopped = |e: &dyn std::fmt::Display| FormationError::Stopped(format!("shard {shard}: {e}"));
-    let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
-    let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
-    let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(&e))?;
-    let membership = stored_membership(core, shard, members, voters.first().copied().unwrap_or(me));
-    let (sm, applied_rx, checkpointed) = GroupMachine::new(machine.clone(), membership);
+    let id = holding.shard;
+    let (sm, applied_rx) = GroupMachine::new(holding.clone());
     let forced = Arc::new(AtomicBool::new(false));
-    let config = raft_config(core.timing).validate().map_err(|e| stopped(&e))?;
-    let log = GroupLog::new(shard, core.journal.clone());
-    let raft = Group::build(me.pack(), Arc::new(config), network.group(shard, forced.clone()), log, sm);
-    let raft = raft.await.map_err(|e| stopped(&e))?;
+    let config = raft_config(core.timing).validate().map_err(|e| stopped(id)(&e))?;
+    let log = GroupLog::new(id, core.journal.clone());
+    let raft = Group::build(me.pack(), Arc::new(config), network.group(holding.clone(), forced.clone()), log, sm);
+    let raft = raft.await.map_err(|e| stopped(id)(&e))?;
     let (journal, lease) = (core.journal.clone(), core.timing.lease());
-    Ok(Shard::start(Parts { id: shard, me, voters, raft, journal, machine, applied_rx, checkpointed, forced, lease }))
+    Ok(Shard::start(Parts { id, me, voters, raft, journal, holding, applied_rx, forced, lease }))
 }
 
 /// The newest membership in the log, else what `initialize` wrote as the log's first entry.

@@ -32,6 +32,18 @@ pub enum Reply {
     Catalog(CatalogReply),
 }
 
+/// What openraft calls a snapshot: nothing for the published checkpoint (a transfer takes the state itself), a state that came from
+/// another node.
+pub enum SnapshotData {
+    /// The durable checkpoint.
+    Published,
+    /// All entries that this state needs are staged.
+    Arrived(Box<super::machine::Arrived>),
+}
+
+/// openraft's description of a snapshot.
+pub type Ometa = openraft::storage::SnapshotMeta<Lid, u64, EmptyNode>;
+
 /// openraft's type configuration.
 #[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]
 pub struct Types {}

@@ -76,24 +76,28 @@ fn get_lid(from: &mut Bytes) -> Result<Lid, PeerError> {
     Ok(Lid { term: take!(from, u64), node_id: take!(from, u64) })
 }
 
-fn put_oid(to: &mut BytesMut, id: &Oid) {
+/// Append a log id.
+pub fn put_oid(to: &mut BytesMut, id: &Oid) {
     to.put_u64_le(id.leader_id.term);
     to.put_u64_le(id.leader_id.node_id);
     to.put_u64_le(id.index);
 }
 
-fn get_oid(from: &mut Bytes) -> Result<Oid, PeerError> {
+/// The inverse of `put_oid`.
+pub fn get_oid(from: &mut Bytes) -> Result<Oid, PeerError> {
     Ok(Oid { leader_id: get_lid(from)?, index: take!(from, u64) })
 }
 
-fn put_oid_option(to: &mut BytesMut, id: Option<&Oid>) {
+/// Append a log id or that there is none.
+pub fn put_oid_option(to: &mut BytesMut, id: Option<&Oid>) {
     to.put_u8(id.is_some().into());
     if let Some(id) = id {
         put_oid(to, id);
     }
 }
 
-fn get_oid_option(from: &mut Bytes) -> Result<Option<Oid>, PeerError> {
+/// The inverse of `put_oid_option`.
+pub fn get_oid_option(from: &mut Bytes) -> Result<Option<Oid>, PeerError> {
     match take!(from, u8) {
         0 => Ok(None),
         _ => get_oid(from).map(Some),

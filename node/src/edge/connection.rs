@@ -14,8 +14,11 @@ use bytes::Bytes;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// A client that leaves waits no longer for the end of its exclusive queues.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client's connection.
 pub struct Connection {
@@ -37,6 +40,8 @@ pub struct Connection {
     pub(super) published: u64,
     /// Stops of this process that were looked at.
     stops: u64,
+    /// Nothing of the client is left in this room.
+    departed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +74,7 @@ impl Connection {
             queues: Vec::new(),
             entered: Vec::new(),
             published: 0,
+            departed: false,
         }
     }
 
@@ -84,6 +90,7 @@ impl Connection {
             Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
             Step::Authenticate { user, password } => self.authenticate(&user, &password),
             Step::Open { vhost } => self.open(&vhost),
+            Step::Leave => self.leave(),
         }
         Ok(())
     }
@@ -273,8 +280,26 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
+impl Connection {
+    /// An orderly end: answered when its exclusive queues are gone, or when that takes too long (they go all the same).
+    fn leave(&mut self) {
+        let mailbox = self.mailbox.clone();
+        match self.depart() {
+            None => mailbox.left(),
+            Some(dropping) => drop(self.edge.runtime.spawn(async move {
+                if tokio::time::timeout(LEAVE_PATIENCE, dropping).await.is_err() {
+                    tracing::warn!(connection = %mailbox.id(), "exclusive queues outlive their connection: no answer from the catalog");
+                }
+                mailbox.left();
+            })),
+        }
+    }
+
+    /// Once: everything of this client goes. Its exclusive queues may take a while.
+    fn depart(&mut self) -> Option<JoinHandle<()>> {
+        if std::mem::replace(&mut self.departed, true) {
+            return None;
+        }
         self.count();
         let unseen = self.mailbox.close();
         let edge = &self.edge;
@@ -282,9 +307,15 @@ impl Drop for Connection {
         let lanes: Vec<Arc<lane::Lane>> = edge.lanes.read().values().cloned().collect();
         lanes.iter().for_each(|lane| lane.close_connection(self.mailbox.id(), &unseen));
         edge.counters.connections_closed.add(1);
-        if self.mailbox.has_exclusive.load(Ordering::SeqCst) {
-            edge.runtime.spawn(drop_exclusive(edge.this.clone(), self.mailbox.clone()));
-        }
+        let exclusive = self.mailbox.has_exclusive.load(Ordering::SeqCst);
+        exclusive.then(|| edge.runtime.spawn(drop_exclusive(edge.this.clone(), self.mailbox.clone())))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        drop(self.depart());
+        self.count();
     }
 }
 

@@ -111,9 +111,17 @@ impl Mailbox {
         unseen
     }
 
+    /// The answer to `Step::Leave`: nothing comes after it.
+    pub fn left(&self) {
+        self.state.lock().events.push(Event::Left);
+        self.changed.notify_one();
+    }
+
     pub fn push(&self, event: Event) {
+        let mut state = self.state.lock();
         if !self.is_closed() {
-            self.state.lock().events.push(event);
+            state.events.push(event);
+            drop(state);
             self.changed.notify_one();
         }
     }
@@ -365,6 +373,7 @@ fn channel_of(event: &Event) -> Option<u16> {
         | Event::OpenRefused(_)
         | Event::Blocked(_)
         | Event::Unblocked
-        | Event::Close(_) => None,
+        | Event::Close(_)
+        | Event::Left => None,
     }
 }

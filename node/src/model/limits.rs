@@ -20,6 +20,14 @@ pub const CONSUMER_BYTES: u64 = 1 << 20;
 pub const TAIL_CACHE_BYTES: usize = 64 << 20;
 /// Size of one WAL file.
 pub const WAL_FILE_BYTES: u64 = 64 << 20;
+/// Log kept by a node for replicas that lag or are away: beyond it they catch up by snapshot (rule 8).
+pub const CATCH_UP_BYTES: u64 = 1 << 30;
+/// A replica that is away for longer keeps no log at all: it catches up by snapshot (rule 8).
+pub const AWAY: Duration = Duration::from_secs(600);
+/// Largest frame of a snapshot under way, unless one entry is larger: bounds the memory of both sides.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+/// A snapshot transfer without progress for this long ends, and what it pinned is free again (rule 8).
+pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 /// Channels per connection (RabbitMQ's default).
 pub const CHANNEL_MAX: u16 = 2047;
 /// AMQP frame size offered in tune (RabbitMQ's default).

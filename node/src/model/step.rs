@@ -60,6 +60,9 @@ pub enum Step {
         /// What the client held, seen by it.
         held: Vec<Held>,
     },
+    /// The client says goodbye; the last step but publishes that were given back. Its consumers end, what it holds goes back, its
+    /// exclusive queues are deleted. Answer: `Event::Left`, when all nodes know that.
+    Leave,
 }
 
 /// A message from a client.
@@ -294,4 +297,6 @@ pub enum Event {
     Unblocked,
     /// Close the connection (320): shutdown, vhost or user deleted, closed by an operator.
     Close(String),
+    /// Answer to `Step::Leave`; the last event.
+    Left,
 }

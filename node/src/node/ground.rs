@@ -39,6 +39,6 @@ impl Ground {
             routes: tonic::service::Routes::new(service),
         };
         let wire: Wire = Box::new(move |handler| TonicNetwork::start(network, handler));
-        Ok(Ground { disk: Arc::new(disk), wal: WalConfig::default(), wire })
+        Ok(Ground { disk: Arc::new(disk), wal: WalConfig { catch_up_bytes: config.catch_up_log_bytes, ..WalConfig::default() }, wire })
     }
 }

@@ -5,10 +5,10 @@ use super::feed::{Applied, Connector, Port};
 use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
-use super::{StartError, alarm, doing};
+use super::{StartError, alarm, doing, unused};
 use crate::config::ServerConfig;
 use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
-use crate::edge::{Edge, EdgeConfig};
+use crate::edge::{CatalogPort, Edge, EdgeConfig};
 use crate::machine::catalog::{Catalog, hash_password};
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
@@ -30,8 +30,11 @@ use tokio::time::Instant;
 
 /// One attempt at the catalog's first entries.
 const FIRST_COMMANDS: Duration = Duration::from_secs(10);
-/// Clients are served when every shard has a leader, or after this: a shard without a majority must not keep all others' clients out.
+/// Clients are served when every shard has a leader and this node may route, or after this: a shard without a majority must not keep
+/// the others' clients out.
 const LEADERS_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks at the routing lease.
+const LEASE_POLL: Duration = Duration::from_millis(20);
 /// Questions of shard servers that wait for the catalog.
 const EVENTS: usize = 1024;
 
@@ -80,18 +83,19 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     let moved_rx = opened.applied.moved_tx.subscribe();
     let leaders = Leaders::follow(opened.shards, &nodes, &consensus, catalog.clone(), moved_rx);
     let port = Port { client: consensus.catalog(), lease: Box::new(consensus.routing_lease()), patience: config.no_quorum_timeout };
+    let port: Arc<dyn CatalogPort> = Arc::new(port);
+    tasks.spawn(unused::delete(port.clone(), catalog.clone(), events_rx));
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,
         loopback_users: config.loopback_users.clone(),
         ..EdgeConfig::new(config.node, incarnation)
     };
-    let edge = Edge::new(edge_config, catalog.clone(), Arc::new(port), leaders, Arc::new(connector));
+    let edge = Edge::new(edge_config, catalog.clone(), port, leaders, Arc::new(connector));
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let replicas = opened.replicas.clone();
     let running = Arc::new(Running { config, shards, catalog, replicas, consensus, edge, wal, alarm: Mutex::default() });
-    tasks.spawn(delete_unused(running.clone(), events_rx));
     first_commands(&running, incarnation).await;
     all_led(&running).await;
     tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
@@ -203,27 +207,21 @@ async fn first_commands(running: &Running, incarnation: Incarnation) {
     }
 }
 
-/// Until this node knows a leader of each shard.
+/// Until this node knows a leader of each shard and may route.
 async fn all_led(running: &Running) {
     let led = (1..=running.shards).map(|n| {
         let mut leadership_rx = running.consensus.leadership(ShardId(n));
         async move { drop(leadership_rx.wait_for(|now| now.leader.is_some()).await) }
     });
-    if tokio::time::timeout(LEADERS_WAIT, futures::future::join_all(led)).await.is_err() {
+    let may_route = running.consensus.routing_lease();
+    let all = async {
+        futures::future::join_all(led).await;
+        while !may_route() {
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(LEADERS_WAIT, all).await.is_err() {
         tracing::warn!("serving clients although some shards have no leader yet");
-    }
-}
-
-/// Deletes auto-delete queues whose last consumer went.
-async fn delete_unused(running: Arc<Running>, mut events_rx: mpsc::Receiver<ServerEvent>) {
-    while let Some(ServerEvent::LastConsumerGone { queue }) = events_rx.recv().await {
-        let client = running.consensus.catalog();
-        let deadline = Instant::now() + running.config.no_quorum_timeout;
-        tokio::spawn(async move {
-            if let Err(error) = client.submit(&CatalogCommand::DeleteQueue { id: queue }, deadline).await {
-                tracing::warn!(%queue, %error, "an auto-delete queue without consumers could not be deleted");
-            }
-        });
     }
 }
 

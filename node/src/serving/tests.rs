@@ -415,35 +415,56 @@ async fn a_repeated_batch_gets_the_same_verdict_and_no_second_effect() {
     assert_eq!(edge.stat(Q).await.ready, 1);
 }
 
-#[tokio::test]
-async fn a_failed_proposal_rewinds_and_nothing_is_lost_or_doubled() {
+/// Fault test 1 of the rules: of several proposals in flight exactly one is refused, the later ones are not.
+async fn one_of_several_is_refused(position: usize) {
     let shard = Shard::with_queues(&[Q]);
     let mut edge = shard.edge(1).await;
-    edge.publish(Q, 0..1).await;
-    let batches: Vec<Batch> = (1..6).map(|n| edge.messages(Q, n..n + 1)).collect();
     *shard.gate.held.lock() = Some(VecDeque::new());
-    for batch in &batches {
-        edge.up(ToLeader::Batch(batch.clone())).await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let held = shard.gate.held.lock().take().unwrap();
-    assert!(held.len() >= 2, "several in flight: {}", held.len());
-    for (at, (token, leader, entry)) in held.into_iter().enumerate() {
-        match at {
-            0 => shard.server.outcome(token, ProposalOutcome::Failed("refused".into())),
-            _ => shard.gate.inner.propose(token, leader, entry),
+    let mut unanswered = VecDeque::new();
+    for n in 0..limits::ENTRIES_IN_FLIGHT {
+        let batch = edge.messages(Q, n..n + 1);
+        unanswered.push_back(batch.clone());
+        edge.up(ToLeader::Batch(batch)).await;
+        while shard.gate.held.lock().as_ref().unwrap().len() <= n {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-    assert_eq!(edge.down().await, ToEdge::Rewind { from: BatchSeq(2) });
-    for batch in &batches {
-        edge.up(ToLeader::Batch(batch.clone())).await;
+    let held = shard.gate.held.lock().take().unwrap();
+    for (at, (token, leader, entry)) in held.into_iter().enumerate() {
+        match at == position {
+            true => shard.server.outcome(token, ProposalOutcome::Failed("refused".into())),
+            false => shard.gate.inner.propose(token, leader, entry),
+        }
     }
-    for batch in &batches {
-        assert_eq!(edge.down().await, ToEdge::Verdict { seq: batch.seq, refused: vec![] });
+    let mut rewinds = 0;
+    while let Some(first) = unanswered.front().map(|batch| batch.seq) {
+        match edge.down().await {
+            ToEdge::Verdict { seq, refused } => {
+                assert_eq!((seq, refused), (first, vec![]), "verdicts come in order");
+                unanswered.pop_front();
+            }
+            ToEdge::Rewind { from } => {
+                rewinds += 1;
+                assert_eq!(from, first, "everything before the refused one has its verdict");
+                for batch in &unanswered {
+                    edge.up(ToLeader::Batch(batch.clone())).await;
+                }
+            }
+            other => panic!("{other:?}"),
+        }
     }
+    assert_eq!(rewinds, 1);
     edge.consume(1, Q, None).await;
-    let got: Vec<String> = edge.take(6).await.into_iter().map(|g| g.3).collect();
-    assert_eq!(got, (0..6).map(|n| format!("m{n}")).collect::<Vec<_>>());
+    let got: Vec<String> = edge.take(limits::ENTRIES_IN_FLIGHT).await.into_iter().map(|g| g.3).collect();
+    assert_eq!(got, (0..limits::ENTRIES_IN_FLIGHT).map(|n| format!("m{n}")).collect::<Vec<_>>());
+    edge.nothing().await;
+}
+
+#[tokio::test]
+async fn a_refused_proposal_rewinds_at_every_position_and_nothing_is_lost_doubled_or_reordered() {
+    for position in 0..limits::ENTRIES_IN_FLIGHT {
+        one_of_several_is_refused(position).await;
+    }
 }
 
 #[tokio::test]

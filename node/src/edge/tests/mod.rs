@@ -26,6 +26,7 @@ struct World {
     catalog: Arc<RwLock<Catalog>>,
     lease: AtomicBool,
     refuse_paths: AtomicBool,
+    refuse_commands: AtomicBool,
     leaders: Mutex<HashMap<ShardId, watch::Sender<Option<LeaderId>>>>,
     paths_tx: mpsc::Sender<(ShardId, NodeId, LeaderEnd)>,
 }
@@ -48,6 +49,9 @@ impl World {
 
 impl CatalogPort for World {
     fn submit(&self, command: CatalogCommand) -> BoxFuture<'static, Result<(u64, CatalogReply), Refusal>> {
+        if self.refuse_commands.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(Refusal::Unavailable("no majority".into())) });
+        }
         let reply = self.apply(&command);
         Box::pin(async move { Ok(reply) })
     }
@@ -101,6 +105,7 @@ impl Scene {
             catalog: Arc::default(),
             lease: AtomicBool::new(true),
             refuse_paths: AtomicBool::new(false),
+            refuse_commands: AtomicBool::new(false),
             leaders: Mutex::default(),
             paths_tx,
         });

@@ -66,6 +66,33 @@ async fn an_exclusive_queue_is_its_connections_alone_and_goes_with_it() {
 }
 
 #[tokio::test]
+async fn a_client_has_left_when_its_exclusive_queues_are_gone() {
+    let mut scene = Scene::new(default_config());
+    let id = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.publish("", "q", 0);
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    leader.batch().await;
+    leader.verdict(1, &[]).await;
+    let consumer = client.consume(&mut leader, "q", Some(9)).await;
+    leader.deliver(consumer, id, &[1]).await;
+    client.delivered().await;
+    client.ask(Request::DeclareQueue(DeclareQueue { exclusive: true, ..declare("mine") }));
+    client.reply().await.expect("declared");
+    scene.world.refuse_commands.store(true, Ordering::SeqCst);
+    client.submit(Step::Leave);
+    assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
+    assert!(matches!(leader.next().await, ToLeader::Return { seen: true, .. }));
+    assert!(client.now().is_empty(), "the catalog has not answered");
+    scene.world.refuse_commands.store(false, Ordering::SeqCst);
+    assert_eq!(client.next().await, Event::Left);
+    assert!(scene.record("mine").is_none());
+    client.submit(Step::Leave);
+    drop(client);
+    leader.quiet().await;
+}
+
+#[tokio::test]
 async fn deletions_look_before_they_delete() {
     let mut scene = Scene::new(default_config());
     let id = scene.queue("q", 1);

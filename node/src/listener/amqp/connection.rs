@@ -182,7 +182,7 @@ impl<C: EdgeConnection> Connection<C> {
         stopped
     }
 
-    /// Steps to the edge, in order. Behind a publish that is held, settlements and credit still pass: consuming goes on.
+    /// Steps to the edge, in order. Behind a publish that is held, settlements, credit and farewells still pass: consuming goes on.
     fn submit(&mut self) {
         if self.held {
             self.submit_past_held();
@@ -203,7 +203,7 @@ impl<C: EdgeConnection> Connection<C> {
     }
 
     fn submit_past_held(&mut self) {
-        let passes = |step: &Step| matches!(step, Step::Settle { .. } | Step::Written { .. });
+        let passes = |step: &Step| matches!(step, Step::Settle { .. } | Step::Written { .. } | Step::Leave);
         if !self.out.steps.iter().any(passes) {
             return;
         }

@@ -129,6 +129,7 @@ impl EdgeConnection for FakeConnection {
                 return Ok(());
             }
             Step::ChannelPrefetch { .. } => return Ok(()),
+            Step::Leave => Event::Left,
             Step::Request { channel, request } => {
                 let result = self.broker.lock().request(channel, request, &self.outbox);
                 self.outbox.push(Event::Reply { channel, result });

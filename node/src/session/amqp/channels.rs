@@ -122,7 +122,8 @@ impl Session {
             | Event::OpenRefused(_)
             | Event::Blocked(_)
             | Event::Unblocked
-            | Event::Close(_) => {}
+            | Event::Close(_)
+            | Event::Left => {}
         }
     }
 

@@ -61,6 +61,8 @@ enum State {
     Running,
     /// The client asked to close; channels finish what they began.
     Leaving,
+    /// They have; the edge clears up.
+    Parting,
     Closing,
     Closed,
 }
@@ -152,7 +154,7 @@ impl Session {
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Header | State::Start | State::Authenticating { .. } | State::Tune | State::Open | State::Opening => Phase::Handshake,
-            State::Running | State::Leaving => Phase::Running,
+            State::Running | State::Leaving | State::Parting => Phase::Running,
             State::Closing => Phase::Closing,
             State::Closed => Phase::Closed,
         }
@@ -166,7 +168,7 @@ impl Session {
     /// Whether it takes frames now. False: stop reading the socket (a backlog is full, or an answer must come first).
     pub fn wants_input(&self) -> bool {
         match self.state {
-            State::Header | State::Authenticating { .. } | State::Opening | State::Leaving | State::Closed => false,
+            State::Header | State::Authenticating { .. } | State::Opening | State::Leaving | State::Parting | State::Closed => false,
             State::Start | State::Tune | State::Open | State::Closing => true,
             State::Running => self.shared.backlog <= limits::CONNECTION_BACKLOG_BYTES,
         }
@@ -202,7 +204,7 @@ impl Session {
     pub fn on_frame(&mut self, frame: Frame, out: &mut Out) {
         let channel = frame.channel;
         let result = match (self.state, channel) {
-            (State::Closed | State::Leaving | State::Header, _) => Ok(()),
+            (State::Closed | State::Leaving | State::Parting | State::Header, _) => Ok(()),
             (_, 0) => self.on_connection_frame(frame, out),
             (State::Closing, _) => Ok(()),
             (State::Running, _) => self.on_channel_frame(frame, out),
@@ -235,6 +237,8 @@ impl Session {
             Event::Blocked(reason) => {
                 self.notify(self.capabilities.blocked, &Method::ConnectionBlocked { reason: Short::from(reason.as_str()) }, out)
             }
+            Event::Left if self.state == State::Parting => self.close_ok(out),
+            Event::Left => {}
             Event::Unblocked => self.notify(self.capabilities.blocked, &Method::ConnectionUnblocked {}, out),
             channel_event if matches!(self.state, State::Running | State::Leaving) => self.on_channel_event(channel_event, out),
             _after_the_end => {}
@@ -374,9 +378,14 @@ impl Session {
         };
         if self.state == State::Leaving && self.channels.values().all(idle) {
             self.end_batch(out);
-            out.bytes.method(0, &Method::ConnectionCloseOk {});
-            self.state = State::Closed;
+            out.step(Step::Leave);
+            self.state = State::Parting;
         }
+    }
+
+    fn close_ok(&mut self, out: &mut Out) {
+        out.bytes.method(0, &Method::ConnectionCloseOk {});
+        self.state = State::Closed;
     }
 
     /// Closes the connection; channels end with it.
@@ -387,11 +396,7 @@ impl Session {
                 self.state = State::Closed;
                 return;
             }
-            State::Leaving => {
-                out.bytes.method(0, &Method::ConnectionCloseOk {});
-                self.state = State::Closed;
-                return;
-            }
+            State::Leaving | State::Parting => return self.close_ok(out),
             _ => {}
         }
         tracing::info!(code = fault.code.parts().0, text = %fault.text, method = ?fault.method, "closing connection");

@@ -251,6 +251,7 @@ fn step(step: &Step) -> String {
         Step::Written { consumer, bytes } => format!("written {consumer} {bytes}"),
         Step::ChannelPrefetch { channel, limit } => format!("prefetch {channel} {limit:?}"),
         Step::ChannelClosed { channel, held } => format!("closed {channel} holding {}", seqs(held)),
+        Step::Leave => "leave".to_owned(),
     }
 }
 
@@ -930,6 +931,8 @@ fn a_leaving_client_gets_its_pending_work_done() {
     talk.say(0, Method::ConnectionClose { reply_code: 200, reply_text: "".into(), class_id: 0, method_id: 0 });
     assert!(!talk.session.wants_input());
     talk.edge(queue_reply("q"));
+    assert_eq!(talk.session.phase(), Phase::Running, "what the client had is still there");
+    talk.edge(Event::Left);
     talk.reads(
         "> 1 queue.declare
          = request 1 declare q passive=false
@@ -937,7 +940,9 @@ fn a_leaving_client_gets_its_pending_work_done() {
          > 0 connection.close
          ! Reply
          = publish 1 ticket=None mandatory=true 1 bytes
+         = leave
          < 1 queue.declare-ok \"q\" 3 1
+         ! Left
          < 0 connection.close-ok",
     );
     assert_eq!(talk.session.phase(), Phase::Closed);

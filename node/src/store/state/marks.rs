@@ -37,6 +37,11 @@ impl Marks {
         self.0.insert(shard, applied);
     }
 
+    /// Whether every shard of `older` has a checkpoint here that is as new.
+    pub fn cover(&self, older: &Marks) -> bool {
+        older.0.iter().all(|(shard, old)| self.0.get(shard).is_some_and(|new| new.index >= old.index))
+    }
+
     /// Forget a shard.
     pub fn remove(&mut self, shard: ShardId) {
         self.0.remove(&shard);

@@ -1,6 +1,6 @@
 //! Applied state on disk: one sled tree per shard, written by checkpoints off every confirm's path, on a thread of its own. Called by
 //! `consensus`, which must be able to do without: what is stored here is always a prefix of the log, never the only copy of anything.
-//! A damaged store is set aside and reported; the next start is empty.
+//! A damaged store is set aside and reported; the next start is empty. A full disk is no damage: nothing is moved.
 
 mod marks;
 mod trees;
@@ -117,11 +117,18 @@ fn serve(mut trees: Trees, requests_rx: &Receiver<Request>) {
             match request {
                 Request::Checkpoint(shard, change, done) => match trees.write(shard, &change) {
                     Ok(()) => written.push((change.applied, done)),
-                    Err(error) => done(Err(error)),
+                    Err(error) => {
+                        lose(&mut written, &error);
+                        done(Err(error));
+                    }
                 },
                 Request::Load(shard, reply_tx) => {
+                    let stored = trees.load(shard);
+                    if let Err(error) = &stored {
+                        lose(&mut written, error);
+                    }
                     // The asker may have given up; nobody else wants the answer.
-                    let _ = reply_tx.try_send(trees.load(shard));
+                    let _ = reply_tx.try_send(stored);
                 }
             }
             next = if written.len() < TOGETHER { requests_rx.try_recv().ok() } else { None };
@@ -133,6 +140,13 @@ fn serve(mut trees: Trees, requests_rx: &Receiver<Request>) {
         for (applied, done) in written {
             done(flushed.clone().map(|()| applied));
         }
+    }
+}
+
+/// What was written and not flushed when the store was closed is lost.
+fn lose(written: &mut Vec<(LogId, Done)>, error: &StateError) {
+    if error.closes() {
+        written.drain(..).for_each(|(_, done)| done(Err(error.clone())));
     }
 }
 

@@ -1,10 +1,11 @@
 //! sled 0.34 behind glass: every call catches panics, each tree carries a digest of its pairs that is checked at open, flushes are
 //! followed by a real fdatasync (sled's own is `sync_file_range`), and the epoch garbage that sled leaves is driven out. A store that
-//! fails is set aside. Called by the store's thread only.
+//! fails is opened anew; what is damaged on disk is set aside. Called by the store's thread only.
 
 use super::marks::Marks;
 use super::{Change, Stored};
 use crate::model::{LeaderId, LogId, ShardId};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +19,8 @@ const EPOCH_ROUNDS: usize = 200;
 /// Sorts before every key of a machine.
 const META: &[u8] = b"\0meta";
 const META_BYTES: usize = 32;
+/// More than sled needs to write at an open.
+const PROBE_BYTES: usize = 1 << 20;
 
 /// Why the store could not do it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +28,7 @@ pub enum StateError {
     /// Reading or writing failed, or another process holds the store.
     #[error("state store: {0}")]
     Disk(String),
-    /// The content is wrong or sled panicked; the store was set aside and is empty now.
+    /// The content is wrong or sled panicked. What the disk holds is checked at the next call and set aside if it is wrong too.
     #[error("state store is damaged: {0}")]
     Damaged(String),
     /// The shard has nothing stored that a partial change could build on.
@@ -34,6 +37,13 @@ pub enum StateError {
     /// Not taken: too many wait, or the store is closing.
     #[error("state store is busy")]
     Busy,
+}
+
+impl StateError {
+    /// Whether the store was closed by it: what was written since the last flush is lost.
+    pub fn closes(&self) -> bool {
+        matches!(self, StateError::Disk(_) | StateError::Damaged(_))
+    }
 }
 
 /// A damaged store was moved away.
@@ -72,8 +82,10 @@ pub struct Trees {
     path: PathBuf,
     /// Last checkpoint of each shard.
     marks: Marks,
-    /// `None` after a failure, until the next write opens an empty one.
+    /// `None` after a failure, until the next call opens what is on disk.
     open: Option<Open>,
+    /// Shards that were found older than their mark: a partial change would build on the wrong base.
+    needs_full: BTreeSet<ShardId>,
 }
 
 #[derive(Debug)]
@@ -137,30 +149,20 @@ fn contained<R>(work: impl FnOnce() -> Result<R, StateError>) -> Result<R, State
 impl Trees {
     /// Opens and checks; a damaged store is set aside.
     pub fn open(path: &Path) -> Result<(Trees, OpenReport), StateError> {
-        let mut marks = Marks::read(path);
-        let (open, set_aside) = match contained(|| Open::checked(path)) {
-            Ok(open) => (open, None),
-            Err(StateError::Damaged(why)) => {
-                let to = set_aside(path)?;
-                tracing::error!(path = %path.display(), to = %to.display(), why, "state store is damaged, set aside; starting empty");
-                (contained(|| Open::checked(path))?, Some(SetAside { to, why }))
-            }
-            Err(other) => return Err(other),
-        };
-        let rolled_back = if set_aside.is_none() { marks.behind(|shard| open.applied(shard))? } else { Vec::new() };
-        if !rolled_back.is_empty() {
-            tracing::error!(path = %path.display(), ?rolled_back, "state store lost checkpoints");
-        }
-        if set_aside.is_some() {
-            marks.clear();
-        }
-        rolled_back.iter().for_each(|lost| marks.remove(lost.shard));
-        Ok((Trees { path: path.to_owned(), marks, open: Some(open) }, OpenReport { set_aside, rolled_back }))
+        let mut trees = Trees { path: path.to_owned(), marks: Marks::read(path), open: None, needs_full: BTreeSet::new() };
+        let report = trees.reopen()?;
+        trees.needs_full.clear();
+        Ok((trees, report))
     }
 
-    /// Applies a change; durable after `flush`.
+    /// Applies a change; durable after `flush`. After an error that `StateError::closes` nothing written since the last flush counts.
     pub fn write(&mut self, shard: ShardId, change: &Change) -> Result<(), StateError> {
+        self.opened()?;
+        if !change.full && self.needs_full.contains(&shard) {
+            return Err(StateError::NeedsFull(shard));
+        }
         self.with(|open| open.write(shard, change))?;
+        self.needs_full.remove(&shard);
         self.marks.set(shard, change.applied);
         Ok(())
     }
@@ -177,15 +179,24 @@ impl Trees {
         self.with(|open| open.load(shard))
     }
 
-    /// After a failure nothing that sled holds can be trusted: the store is set aside, and the next call begins an empty one.
-    fn with<R>(&mut self, work: impl FnOnce(&Open) -> Result<R, StateError>) -> Result<R, StateError> {
+    fn opened(&mut self) -> Result<(), StateError> {
         if self.open.is_none() {
-            self.open = Some(contained(|| Open::checked(&self.path))?);
+            self.marks = Marks::read(&self.path);
+            self.reopen()?;
         }
+        Ok(())
+    }
+
+    /// After a failure nothing that sled holds in memory can be trusted: it is closed, and the next call opens what is on disk anew.
+    /// A full disk is no damage: the logs of what was checkpointed may be purged, so the store stays where it is.
+    fn with<R>(&mut self, work: impl FnOnce(&Open) -> Result<R, StateError>) -> Result<R, StateError> {
+        self.opened()?;
         let Some(open) = &self.open else { return Err(StateError::Busy) };
         let result = contained(|| work(open));
-        if let Err(error @ (StateError::Damaged(_) | StateError::Disk(_))) = &result {
-            tracing::error!(path = %self.path.display(), %error, "state store failed, setting it aside");
+        if let Err(error) = &result
+            && error.closes()
+        {
+            tracing::error!(path = %self.path.display(), %error, "state store failed, it will be opened anew");
             if let Some(open) = self.open.take() {
                 // Closing writes once more and may fail in the same way.
                 let _ = contained(|| {
@@ -193,22 +204,65 @@ impl Trees {
                     Ok(())
                 });
             }
-            self.marks.clear();
-            if let Err(error) = set_aside(&self.path) {
-                tracing::error!(path = %self.path.display(), %error, "the failed state store cannot be moved");
-            }
         }
         result
     }
+
+    fn reopen(&mut self) -> Result<OpenReport, StateError> {
+        let path = &self.path;
+        let (open, set_aside) = match contained(|| Open::checked(path)) {
+            Ok(open) => (open, None),
+            Err(StateError::Damaged(why)) => {
+                has_room(path)?;
+                let to = set_aside(path)?;
+                tracing::error!(path = %path.display(), to = %to.display(), why, "state store is damaged, set aside; starting empty");
+                (contained(|| Open::checked(path))?, Some(SetAside { to, why }))
+            }
+            Err(other) => return Err(other),
+        };
+        let rolled_back = if set_aside.is_none() { self.marks.behind(|shard| open.applied(shard))? } else { Vec::new() };
+        if !rolled_back.is_empty() {
+            tracing::error!(path = %path.display(), ?rolled_back, "state store lost checkpoints");
+        }
+        if set_aside.is_some() {
+            self.marks.clear();
+        }
+        for lost in &rolled_back {
+            self.marks.remove(lost.shard);
+            self.needs_full.insert(lost.shard);
+        }
+        self.open = Some(open);
+        Ok(OpenReport { set_aside, rolled_back })
+    }
 }
 
-/// Renames the directory to `<path>.damaged`; an older one of that name goes.
+/// What looks like damage on a full disk may be the full disk.
+fn has_room(path: &Path) -> Result<(), StateError> {
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(".probe");
+    let probe = PathBuf::from(probe);
+    let written = std::fs::write(&probe, vec![1; PROBE_BYTES]).and_then(|()| File::open(&probe)?.sync_all());
+    let _ = std::fs::remove_file(&probe); // may never have been made
+    Ok(written?)
+}
+
+/// Renames the directory to `<path>.damaged`. An older one of that name goes only when every shard in it has a newer checkpoint in the
+/// one that takes its place: until then it may be the only copy of what logs no longer hold, and the newer one gets a number.
 fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".damaged");
-    let to = PathBuf::from(name);
-    if to.exists() {
+    let name = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(if number == 0 { ".damaged".to_owned() } else { format!(".damaged.{number}") });
+        PathBuf::from(name)
+    };
+    let mut to = name(0);
+    if to.exists() && Marks::read(path).cover(&Marks::read(&to)) {
         std::fs::remove_dir_all(&to)?;
+    }
+    for number in 1.. {
+        if !to.exists() {
+            break;
+        }
+        to = name(number);
     }
     if path.exists() {
         std::fs::rename(path, &to)?;
@@ -295,5 +349,76 @@ impl Open {
             }
         }
         Ok(Stored { applied, pairs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(index: u64) -> LogId {
+        LogId { leader: LeaderId { term: 1, voter: 2 }, index }
+    }
+
+    fn change(index: u64, full: bool) -> Change {
+        Change { applied: id(index), full, puts: vec![(b"a".to_vec(), index.to_le_bytes().to_vec())], deletes: Vec::new() }
+    }
+
+    fn fail(trees: &mut Trees, error: StateError) {
+        assert_eq!(trees.with(|_| Err::<(), _>(error.clone())), Err(error));
+    }
+
+    #[test]
+    fn a_full_disk_twice_in_a_row_costs_no_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (mut trees, _) = Trees::open(&path).unwrap();
+        trees.write(ShardId(1), &change(5, true)).unwrap();
+        trees.flush().unwrap();
+        for error in [StateError::Disk("no space".into()), StateError::Disk("no space".into()), StateError::Damaged("panic".into())] {
+            fail(&mut trees, error);
+            assert_eq!(trees.load(ShardId(1)).unwrap().applied, Some(id(5)));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was set aside");
+        trees.write(ShardId(1), &change(6, false)).unwrap();
+        trees.flush().unwrap();
+        assert_eq!(trees.load(ShardId(1)).unwrap().applied, Some(id(6)));
+    }
+
+    /// Breaks the content so that the next open sees it.
+    fn break_it(trees: &mut Trees) {
+        fail(trees, StateError::Disk("closes it".into()));
+        let db = sled::open(&trees.path).unwrap();
+        db.open_tree(tree_name(ShardId(1))).unwrap().insert("b", "a pair that no digest knows").unwrap();
+        db.flush().unwrap();
+    }
+
+    #[test]
+    fn a_store_set_aside_stays_until_every_shard_of_it_has_a_newer_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (mut trees, _) = Trees::open(&path).unwrap();
+        (1..3).for_each(|shard| trees.write(ShardId(shard), &change(5, true)).unwrap());
+        trees.flush().unwrap();
+        break_it(&mut trees);
+        assert_eq!(trees.load(ShardId(1)), Ok(Stored::default()));
+        assert_eq!(trees.write(ShardId(1), &change(6, false)), Err(StateError::NeedsFull(ShardId(1))));
+        trees.write(ShardId(1), &change(7, true)).unwrap();
+        trees.flush().unwrap();
+        break_it(&mut trees);
+        assert_eq!(trees.load(ShardId(1)), Ok(Stored::default()));
+        let first = dir.path().join("state.damaged");
+        let marks = |shards: &[(u16, u64)]| {
+            let mut marks = Marks::default();
+            shards.iter().for_each(|(shard, index)| marks.set(ShardId(*shard), id(*index)));
+            marks
+        };
+        assert_eq!(Marks::read(&first), marks(&[(1, 5), (2, 5)]), "shard 2 is nowhere else");
+        assert!(dir.path().join("state.damaged.1").exists());
+        (1..3).for_each(|shard| trees.write(ShardId(shard), &change(8, true)).unwrap());
+        trees.flush().unwrap();
+        break_it(&mut trees);
+        trees.load(ShardId(1)).unwrap();
+        assert_eq!(Marks::read(&first), marks(&[(1, 8), (2, 8)]), "the older one was not needed any more");
     }
 }

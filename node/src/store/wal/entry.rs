@@ -89,6 +89,8 @@ pub struct WalConfig {
     pub file_bytes: u64,
     /// Recycled files are kept for reuse while all files together are within this; more is used when entries need it.
     pub budget_bytes: u64,
+    /// Log files up to this size together are kept for replicas that lag or are away; older entries are not.
+    pub catch_up_bytes: u64,
     /// Bytes of recent entries kept in memory, all groups together. Entries that are not synced stay in any case.
     pub tail_cache_bytes: usize,
     /// Files prepared ahead.
@@ -104,6 +106,7 @@ impl Default for WalConfig {
         WalConfig {
             file_bytes: limits::WAL_FILE_BYTES,
             budget_bytes: 2 << 30,
+            catch_up_bytes: limits::CATCH_UP_BYTES,
             tail_cache_bytes: limits::TAIL_CACHE_BYTES,
             spare_files: 2,
             batch_bytes: 8 << 20,

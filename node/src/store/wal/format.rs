@@ -86,10 +86,16 @@ pub(super) enum Kind {
     Identity = 8,
     Meta = 9,
     Close = 10,
+    /// An entry's bytes that came by snapshot: not part of the log.
+    Staged = 11,
+    /// A snapshot is about to be installed; payload: membership.
+    Prepare = 12,
+    /// It is installed. Flag: the log goes on behind it.
+    Install = 13,
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 13] = [
         Kind::Blank,
         Kind::Normal,
         Kind::Membership,
@@ -100,6 +106,9 @@ impl Kind {
         Kind::Identity,
         Kind::Meta,
         Kind::Close,
+        Kind::Staged,
+        Kind::Prepare,
+        Kind::Install,
     ];
 
     pub fn from_byte(byte: u8) -> Option<Kind> {
@@ -108,6 +117,11 @@ impl Kind {
 
     pub fn is_entry(self) -> bool {
         matches!(self, Kind::Blank | Kind::Normal | Kind::Membership)
+    }
+
+    /// Has a place in the index or changes what the index holds: kept in sidecars.
+    pub fn is_indexed(self) -> bool {
+        self.is_entry() || matches!(self, Kind::Truncate | Kind::Purge | Kind::Staged | Kind::Install)
     }
 }
 

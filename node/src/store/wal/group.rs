@@ -16,6 +16,21 @@ pub(super) struct Group {
     pub committed: Option<LogId>,
     /// All membership entries after `purged` and the newest one before, ascending.
     pub memberships: Vec<(LogId, Bytes)>,
+    /// A snapshot whose installation has begun.
+    #[serde(default)]
+    pub pending: Option<Pending>,
+    /// The last installed snapshot.
+    #[serde(default)]
+    pub installed: Option<LogId>,
+}
+
+/// A snapshot whose installation has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pending {
+    /// The state after this entry.
+    pub upto: LogId,
+    /// The members of the group then.
+    pub membership: Option<(LogId, Bytes)>,
 }
 
 pub(super) type Groups = BTreeMap<ShardId, Group>;
@@ -49,6 +64,20 @@ impl Group {
         let passed = self.memberships.iter().take_while(|(id, _)| id.index <= upto.index).count();
         self.memberships.drain(..passed.saturating_sub(1));
         true
+    }
+
+    /// A snapshot took the place of the log up to `upto`; `keep_tail`: entries behind it stay.
+    pub fn install(&mut self, upto: LogId, keep_tail: bool) {
+        if !keep_tail {
+            self.truncate(Some(upto));
+        }
+        self.purge(upto);
+        let pending = self.pending.take_if(|p| p.upto.index <= upto.index);
+        if let Some((id, bytes)) = pending.and_then(|p| p.membership) {
+            self.memberships.retain(|(old, _)| old.index > id.index);
+            self.memberships.insert(0, (id, bytes));
+        }
+        self.installed = later(self.installed, Some(upto));
     }
 
     pub fn log(&self) -> ShardLog {

@@ -1,10 +1,11 @@
 //! Where a group's entries are: one sorted row of 24 bytes per entry that may still be read, also for purged ones that are pinned
-//! because live messages point into them; and the group's part of the tail cache.
+//! because live messages point into them; and the group's part of the tail cache. What a snapshot brings is in `staging`.
 
 use super::entry::{LogEntry, Payload};
 use super::group::{Group, later};
+use super::staging::Staged;
 use crate::model::{LeaderId, LogId, ShardId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// File number of an entry that is not on disk yet.
 pub(super) const NOWHERE: u32 = 0;
@@ -24,11 +25,25 @@ pub(super) struct Location {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Row {
-    index: u64,
-    file: u32,
+pub(super) struct Row {
+    pub index: u64,
+    pub file: u32,
     position: u32,
     len_flags: u32,
+}
+
+impl Row {
+    pub fn new(index: u64, at: Location) -> Row {
+        Row { index, file: at.file, position: at.position, len_flags: at.len }
+    }
+
+    pub fn at(&self) -> Location {
+        Location { file: self.file, position: self.position, len: self.len_flags & LEN }
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.len_flags & DEAD != 0
+    }
 }
 
 /// Files that lost needed records, with how many; neighbours are folded.
@@ -36,7 +51,7 @@ struct Row {
 pub(super) struct Frees(Vec<(u32, u32)>);
 
 impl Frees {
-    fn add(&mut self, file: u32) {
+    pub fn add(&mut self, file: u32) {
         match self.0.last_mut() {
             _ if file == NOWHERE => {}
             Some((last, n)) if *last == file => *n += 1,
@@ -68,14 +83,16 @@ pub(super) struct ShardIndex {
     pub group: Group,
     pub flushed: Option<LogId>,
     pub committed_dirty: bool,
-    rows: VecDeque<Row>,
-    dead: usize,
+    pub(super) rows: VecDeque<Row>,
+    pub(super) dead: usize,
     /// First index of each run of entries with one leader.
-    leaders: VecDeque<(u64, LeaderId)>,
+    pub(super) leaders: VecDeque<(u64, LeaderId)>,
     cache: VecDeque<Cached>,
     /// Grows with each truncation; an append under way that was issued before one lost what lies behind it.
     pub epoch: u64,
-    cuts: Vec<(u64, Option<u64>)>,
+    pub(super) cuts: Vec<(u64, Option<u64>)>,
+    /// Entries that came by a snapshot which is not installed yet.
+    pub(super) staged: BTreeMap<u64, Staged>,
 }
 
 impl ShardIndex {
@@ -124,7 +141,7 @@ impl ShardIndex {
     /// Where it is; `file == NOWHERE` when only in memory.
     pub fn find(&self, index: u64) -> Option<Location> {
         let row = self.rows[self.slot(index)?];
-        (row.len_flags & DEAD == 0).then_some(Location { file: row.file, position: row.position, len: row.len_flags & LEN })
+        (!row.is_dead()).then(|| row.at())
     }
 
     /// Who proposed the entry at `index`.
@@ -193,7 +210,17 @@ impl ShardIndex {
         frees
     }
 
-    fn uncache_after(&mut self, limit: Option<u64>) -> usize {
+    /// The cached entries up to `upto` go, readable or not.
+    pub(super) fn uncache_upto(&mut self, upto: u64) -> usize {
+        let mut bytes = 0;
+        while let Some(first) = self.cache.front().filter(|c| c.entry.id.index <= upto) {
+            bytes += cache_bytes(&first.entry);
+            self.cache.pop_front();
+        }
+        bytes
+    }
+
+    pub(super) fn uncache_after(&mut self, limit: Option<u64>) -> usize {
         let mut bytes = 0;
         while let Some(last) = self.cache.back().filter(|c| Some(c.entry.id.index) > limit) {
             bytes += cache_bytes(&last.entry);
@@ -310,7 +337,8 @@ impl ShardIndex {
 
     /// All places, for the count of needed records per file.
     pub fn locations(&self) -> impl Iterator<Item = u32> + '_ {
-        self.rows.iter().filter(|r| r.len_flags & DEAD == 0).map(|r| r.file)
+        let staged = self.staged.values().filter_map(|s| Some(s.at?.file));
+        self.rows.iter().filter(|r| !r.is_dead()).map(|r| r.file).chain(staged)
     }
 
     /// First index that is not purged and missing, if the rows do not cover the log.

@@ -12,6 +12,8 @@ use std::time::Duration;
 const ZEROING_PAUSE: Duration = Duration::from_millis(8);
 /// Time between two attempts to get space, and between two looks at a file that a reader still holds.
 const RETRY: Duration = Duration::from_millis(200);
+/// This part of a file stays free beside a new one.
+const SPACE_LEFT: u64 = 2;
 
 enum Job {
     Sidecar(Sidecar),
@@ -99,7 +101,12 @@ impl Keeper {
                 std::thread::sleep(ZEROING_PAUSE);
             }
         };
-        let file = prepare(&*self.disk, seq, self.shared.config.file_bytes, pause)?;
+        let bytes = self.shared.config.file_bytes;
+        // The state store's checkpoints, which free log files, need what is left.
+        if self.disk.free_bytes()? < bytes + bytes / SPACE_LEFT {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let file = prepare(&*self.disk, seq, bytes, pause)?;
         self.add(file);
         Ok(())
     }

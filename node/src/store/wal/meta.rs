@@ -3,7 +3,7 @@
 
 use super::entry::{Identity, Payload, Vote};
 use super::format::{Kind, Record, RecordHead};
-use super::group::{Group, Groups};
+use super::group::{Group, Groups, Pending};
 use super::sidecar::Item;
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
@@ -23,6 +23,11 @@ pub(super) fn record(groups: &Groups, identity: Option<Identity>) -> Record {
     Record::new(Kind::Meta, ShardId::CATALOG, LogId::default(), Bytes::from(bytes).into())
 }
 
+pub(super) fn prepare_record(shard: ShardId, pending: &Pending) -> Record {
+    let bytes = rmp_serde::to_vec_named(pending).expect("plain data always encodes");
+    Record::new(Kind::Prepare, shard, pending.upto, Bytes::from(bytes).into())
+}
+
 pub(super) fn identity_record(identity: Identity) -> Record {
     let bytes = rmp_serde::to_vec_named(&identity).expect("plain data always encodes");
     Record::new(Kind::Identity, ShardId::CATALOG, LogId::default(), Bytes::from(bytes).into())
@@ -33,6 +38,7 @@ pub(super) fn items(groups: &Groups) -> Vec<Item> {
     let mut items = Vec::with_capacity(2 * groups.len());
     for (shard, group) in groups {
         let item = |kind, flag, id| Item { head: RecordHead { kind, flag, shard: *shard, len: 0, id }, position: 0 };
+        items.extend(group.installed.map(|id| item(Kind::Install, true, id)));
         items.extend(group.purged.map(|id| item(Kind::Purge, false, id)));
         items.push(item(Kind::Truncate, group.last.is_some(), group.last.unwrap_or_default()));
     }
@@ -63,7 +69,12 @@ pub(super) fn apply(groups: &mut Groups, identity: &mut Option<Identity>, head: 
             }
             Err(_) => return false,
         },
-        Kind::Close => {}
+        Kind::Prepare => match rmp_serde::from_slice::<Pending>(&body.flatten()) {
+            Ok(pending) => group(groups, &|g| g.pending = Some(pending.clone())),
+            Err(_) => return false,
+        },
+        Kind::Install => group(groups, &|g| g.install(id, head.flag)),
+        Kind::Close | Kind::Staged => {}
     }
     true
 }
@@ -82,6 +93,8 @@ mod tests {
             last: Some(id),
             committed: None,
             memberships: vec![(id, Bytes::from_static(b"m"))],
+            pending: Some(Pending { upto: id, membership: Some((id, Bytes::from_static(b"n"))) }),
+            installed: Some(id),
         };
         let identity = Some(Identity { cluster: u128::MAX - 5, node: NodeId(2), generation: Generation(3) });
         let groups = Groups::from([(ShardId(0), Group::default()), (ShardId(4), group)]);

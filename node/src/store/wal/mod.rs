@@ -14,6 +14,9 @@ mod reader;
 mod recovery;
 mod scan;
 mod sidecar;
+mod staging;
+#[cfg(test)]
+mod staging_tests;
 mod state;
 mod stats;
 #[cfg(test)]
@@ -26,6 +29,7 @@ pub use stats::{SYNC_BUCKETS, WalStats};
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
 use crate::store::disk::Disk;
+use bytes::Bytes;
 use file::{WalFile, prepare};
 use format::Lap;
 use keeper::Keeper;
@@ -188,6 +192,55 @@ impl Wal {
     /// Of all entries up to `upto` only `live` (ascending) still hold messages. For the start and after an installed snapshot.
     pub fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
         self.shared.retain_only(shard, upto, live);
+    }
+
+    /// Bytes of entries that come by snapshot. They are not part of the log; once durable they count for `holds`, and after
+    /// `finish_install` they are read like purged entries.
+    pub fn stage(&self, shard: ShardId, entries: Vec<LogEntry>, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        self.shared.stage(shard, entries, Box::new(done));
+    }
+
+    /// Forget what is staged.
+    pub fn unstage(&self, shard: ShardId) {
+        self.shared.unstage(shard);
+    }
+
+    /// All that the state at `upto` needs is staged or in the log, and that state is about to be made durable elsewhere. When `done`
+    /// runs, this and everything asked for before is durable.
+    pub fn prepare_install(
+        &self,
+        shard: ShardId,
+        upto: LogId,
+        membership: Option<(LogId, Bytes)>,
+        done: impl FnOnce(io::Result<()>) + Send + 'static,
+    ) {
+        self.shared.prepare_install(shard, upto, membership, Box::new(done));
+    }
+
+    /// The prepared snapshot, whose state may or may not be durable.
+    pub fn pending_install(&self, shard: ShardId) -> Option<LogId> {
+        self.shared.lock().shards.get(&shard)?.group.pending.as_ref().map(|p| p.upto)
+    }
+
+    /// The state at `upto` is durable: staged entries become readable, the log up to there is purged. Entries behind `upto` stay if the
+    /// log holds exactly that entry, else they go: they contradict what is committed.
+    pub fn finish_install(&self, shard: ShardId, upto: LogId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        self.shared.finish_install(shard, upto, Box::new(done));
+    }
+
+    /// The id of an entry that can be read.
+    pub fn log_id(&self, shard: ShardId, index: u64) -> Option<LogId> {
+        self.shared.log_id(shard, index)
+    }
+
+    /// Whether exactly this entry is on this disk, staged or not. Reads it: rot counts as absence.
+    pub fn holds(&self, shard: ShardId, id: LogId) -> bool {
+        self.shared.holds(shard, id)
+    }
+
+    /// The last index of the group's log that lies before the newest `catch_up_bytes` of the WAL; 0: none.
+    pub fn floor(&self, shard: ShardId) -> u64 {
+        self.shared.floor(shard)
     }
 
     /// Save whose disk this is.

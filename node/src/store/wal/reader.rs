@@ -16,11 +16,11 @@ use std::sync::Arc;
 const RUN_BYTES: u64 = 1 << 20;
 
 /// An entry that must come from disk.
-struct Wanted {
-    index: u64,
-    at: Location,
-    file: Arc<WalFile>,
-    leader: Option<LeaderId>,
+pub(super) struct Wanted {
+    pub index: u64,
+    pub at: Location,
+    pub file: Arc<WalFile>,
+    pub leader: Option<LeaderId>,
 }
 
 enum Source {
@@ -82,7 +82,7 @@ impl Shared {
     }
 
     /// Read neighbours with one call and append them to `entries`.
-    fn read_run(&self, shard: ShardId, run: &mut Vec<Wanted>, entries: &mut Vec<LogEntry>) -> io::Result<()> {
+    pub(super) fn read_run(&self, shard: ShardId, run: &mut Vec<Wanted>, entries: &mut Vec<LogEntry>) -> io::Result<()> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
         let start = first.at.position;
         let mut buffer = vec![0; (end_of(last) - u64::from(start)) as usize];
@@ -126,7 +126,7 @@ fn check(shard: ShardId, wanted: &Wanted, bytes: Bytes) -> Option<LogEntry> {
     let body = bytes.slice(RECORD_HEAD..);
     let payload = match head.kind {
         Kind::Blank => Payload::Blank,
-        Kind::Normal => Payload::Normal(body.into()),
+        Kind::Normal | Kind::Staged => Payload::Normal(body.into()),
         Kind::Membership => Payload::Membership(body),
         _ => return None,
     };

@@ -275,7 +275,7 @@ impl Recovery<'_> {
 
     fn record(&mut self, seq: u32, head: &RecordHead, position: u32, body: &[u8], items: &mut Vec<Item>) -> Option<()> {
         let body = match head.kind {
-            Kind::Membership | Kind::Identity | Kind::Meta => EntryBytes::from(Bytes::copy_from_slice(body)),
+            Kind::Membership | Kind::Identity | Kind::Meta | Kind::Prepare => EntryBytes::from(Bytes::copy_from_slice(body)),
             _ => EntryBytes::default(),
         };
         if !meta::apply(&mut self.groups, &mut self.identity, head, &body) {
@@ -284,7 +284,7 @@ impl Recovery<'_> {
         let from = items.len();
         match head.kind {
             Kind::Meta => items.extend(meta::items(&self.groups)),
-            kind if kind.is_entry() || matches!(kind, Kind::Truncate | Kind::Purge) => items.push(Item { head: *head, position }),
+            kind if kind.is_indexed() => items.push(Item { head: *head, position }),
             _ => {}
         }
         items[from..].iter().for_each(|item| self.replay(seq, &item.head, item.position));
@@ -302,6 +302,13 @@ impl Recovery<'_> {
             }
             Kind::Purge => {
                 index.group.purge(head.id);
+            }
+            Kind::Staged => {
+                index.stage(head.id);
+                index.place_staged(head.id, Location { file, position, len: head.len });
+            }
+            Kind::Install => {
+                index.install(head.id, head.flag);
             }
             kind if kind.is_entry() && index.group.purged.is_none_or(|p| p.index < head.id.index) => {
                 index.drop_after(head.id.index.checked_sub(1));

@@ -2,6 +2,7 @@
 
 use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
 use super::file::{Held, ReadyFile, WalFile};
+use super::group::Pending;
 use super::index::{Frees, Location, NOWHERE, ShardIndex};
 use super::sidecar::Sidecar;
 use super::stats::WalStats;
@@ -32,6 +33,25 @@ pub(super) enum Op {
     Truncate {
         shard: ShardId,
         keep: Option<LogId>,
+        epoch: u64,
+        frees: Frees,
+        done: Done,
+    },
+    /// Entries that came by snapshot. Without any it only waits for what is before it.
+    Stage {
+        shard: ShardId,
+        entries: VecDeque<LogEntry>,
+        done: Done,
+    },
+    Prepare {
+        shard: ShardId,
+        pending: Pending,
+        done: Done,
+    },
+    Install {
+        shard: ShardId,
+        upto: LogId,
+        keep_tail: bool,
         epoch: u64,
         frees: Frees,
         done: Done,
@@ -118,6 +138,7 @@ impl State {
             self.stats.cache_bytes -= shard.evict();
         }
     }
+
     pub fn shard(&mut self, shard: ShardId) -> &mut ShardIndex {
         self.shards.entry(shard).or_default()
     }

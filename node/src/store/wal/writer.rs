@@ -1,7 +1,7 @@
 //! The writer's thread: drains the queue, one write and one fdatasync per batch, then all callbacks. A failed write or sync ends the
 //! process: what the disk holds then is unknown, and trying again proves nothing.
 
-use super::entry::{Done, Identity, Payload};
+use super::entry::{Done, Identity, LogEntry, Payload};
 use super::file::{Held, WalFile};
 use super::format::{FileHeader, Kind, Lap, RECORD_HEAD, Record, SECTOR, batch_size, encode, slices};
 use super::group::Groups;
@@ -179,7 +179,7 @@ impl Writer {
     fn note(&mut self, records: &[Record]) {
         for record in records {
             meta::apply(&mut self.groups, &mut self.identity, &record.head, &record.body);
-            if record.head.kind.is_entry() || matches!(record.head.kind, Kind::Truncate | Kind::Purge) {
+            if record.head.kind.is_indexed() {
                 self.items.push(Item { head: record.head, position: record.position });
             }
         }
@@ -194,6 +194,10 @@ impl Writer {
             let at = Location { file, position: record.position, len: record.head.len };
             needed += u64::from(state.shard(record.head.shard).place(record.epoch, record.head.id, at));
         }
+        for record in batch.records.iter().filter(|r| r.head.kind == Kind::Staged) {
+            let at = Location { file, position: record.position, len: record.head.len };
+            needed += u64::from(state.shard(record.head.shard).place_staged(record.head.id, at));
+        }
         state.files.get_mut(&file).expect("the open file is always held").needed += needed;
         state.stats.queued_bytes = state.stats.queued_bytes.saturating_sub(bytes);
         for (shard, epoch) in &batch.truncations {
@@ -201,7 +205,8 @@ impl Writer {
         }
         for (shard, upto) in &batch.purges {
             let index = state.shard(*shard);
-            index.flushed = super::group::later(index.flushed, Some(*upto));
+            // Of two ids with this index the installed one holds.
+            index.flushed = index.flushed.filter(|f| f.index > upto.index).or(Some(*upto));
         }
         state.free(&batch.frees);
         state.evict(self.shared.config.tail_cache_bytes);
@@ -276,11 +281,17 @@ impl Writer {
         self.shared.keep.notify_all();
         drop(state);
         for op in rest {
-            if let Op::Append { done, .. } | Op::Vote { done, .. } | Op::Identity { done, .. } | Op::Truncate { done, .. } = op {
-                done(Err(io::Error::other("the log is closed")));
+            match op {
+                Op::Append { done, .. } | Op::Vote { done, .. } | Op::Identity { done, .. } | Op::Truncate { done, .. } => done(closed()),
+                Op::Stage { done, .. } | Op::Prepare { done, .. } | Op::Install { done, .. } => done(closed()),
+                Op::Purge { .. } | Op::Free(_) => {}
             }
         }
     }
+}
+
+fn closed() -> io::Result<()> {
+    Err(io::Error::other("the log is closed"))
 }
 
 /// Take requests in order while they fit into `room` bytes of the file and the size of a batch.
@@ -326,7 +337,34 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
             }
             batch.dones.push(done);
         }
+        Op::Stage { shard, mut entries, done } => {
+            while let Some(entry) = entries.front() {
+                if !limit.admits(batch, RECORD_HEAD + entry.payload.len()) {
+                    return Some(Op::Stage { shard, entries, done });
+                }
+                let LogEntry { id, payload } = entries.pop_front().expect("the front was just seen");
+                if let Payload::Normal(rope) = payload {
+                    batch.push(Record::new(Kind::Staged, shard, id, rope));
+                }
+            }
+            batch.dones.push(done);
+        }
+        Op::Prepare { shard, pending, done } => {
+            let record = meta::prepare_record(shard, &pending);
+            if !limit.admits(batch, record.size()) {
+                return Some(Op::Prepare { shard, pending, done });
+            }
+            batch.push(record);
+            batch.dones.push(done);
+        }
         other if !limit.admits(batch, 2 * RECORD_HEAD + 64) => return Some(other),
+        Op::Install { shard, upto, keep_tail, epoch, frees, done } => {
+            batch.push(small(Kind::Install, shard, upto).flagged(keep_tail));
+            batch.truncations.push((shard, epoch));
+            batch.purges.push((shard, upto));
+            batch.frees.append(frees);
+            batch.dones.push(done);
+        }
         Op::Vote { shard, vote, done } => {
             batch.push(small(Kind::Vote, shard, LogId { leader: vote.leader, index: 0 }).flagged(vote.committed));
             batch.dones.push(done);

@@ -1,0 +1,236 @@
+//! A replica behind the others' purged logs, one that dies at every write of an installation, one whose state store is gone: three nodes
+//! of the production stack in one process, traffic going on.
+
+use super::stack_tests::*;
+use super::*;
+use crate::model::{LogId, NodeId, SessionId};
+use crate::peer::memory::MemoryNetwork;
+use crate::store::disk::sim::Crash;
+use crate::store::disk::{Disk, RealDisk, SimDisk};
+use crate::store::state::StateStore;
+use crate::store::wal::WalConfig;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where the nodes' things are, and how each is started.
+struct World {
+    dirs: Vec<tempfile::TempDir>,
+    /// `None`: real disks.
+    disks: Option<Vec<SimDisk>>,
+    network: MemoryNetwork,
+    /// Over loopback instead of memory.
+    peers: Option<Vec<(NodeId, String)>>,
+}
+
+fn small_files() -> WalConfig {
+    let size = 64 << 10;
+    WalConfig { file_bytes: size, budget_bytes: 4 * size, catch_up_bytes: size, tail_cache_bytes: 16 << 10, ..WalConfig::default() }
+}
+
+impl World {
+    fn simulated() -> World {
+        let dirs = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
+        World { dirs, disks: Some((1..=3).map(SimDisk::new).collect()), network: MemoryNetwork::default(), peers: None }
+    }
+
+    fn real() -> World {
+        // Not 127.0.0.1: no outgoing connection takes a port of this address while a node is down.
+        let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.77.1:0").expect("a port")).collect();
+        let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().expect("bound")).collect();
+        let peers = addresses.iter().zip(1..).map(|(address, id)| (NodeId(id), address.to_string())).collect();
+        World { disks: None, peers: Some(peers), ..World::simulated() }
+    }
+
+    fn start(&self, id: u16) -> impl Future<Output = Option<Node>> + 'static {
+        let at = usize::from(id) - 1;
+        let dir = self.dirs[at].path().to_path_buf();
+        let disk: Arc<dyn Disk> = match &self.disks {
+            Some(disks) => Arc::new(disks[at].clone()),
+            None => Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")),
+        };
+        let (network, peers) = (self.network.clone(), self.peers.clone());
+        async move {
+            let wire: start::Wire = match peers {
+                Some(peers) => loopback(id, in_time(|| std::net::TcpListener::bind(&peers[at].1)).await, peers),
+                None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
+            };
+            let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
+            boot_with(id, 3, disk, Some(store), wire, small_files()).await
+        }
+    }
+
+    async fn start_all(&self) -> Vec<Node> {
+        let nodes = futures::future::join_all((1..=3).map(|id| self.start(id))).await;
+        nodes.into_iter().map(|node| node.expect("boots")).collect()
+    }
+
+    fn crash(&mut self, id: u16, crash: Crash) {
+        if let Some(disks) = &mut self.disks {
+            disks[usize::from(id) - 1] = disks[usize::from(id) - 1].crash(crash);
+        }
+    }
+}
+
+/// The tasks of a dropped node let go of its store and its port a moment later.
+async fn in_time<T, E: std::fmt::Display>(open: impl Fn() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match open() {
+            Ok(opened) => return opened,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn take_follower(nodes: &mut Vec<Node>, leader: usize) -> Node {
+    nodes.remove((leader + 1) % 3)
+}
+
+fn last(node: &Node) -> u64 {
+    node.wal.state(DATA).last.map_or(0, |id| id.index)
+}
+
+fn purged(node: &Node) -> u64 {
+    node.wal.state(DATA).purged.map_or(0, |id| id.index)
+}
+
+/// Publishes until all of `nodes` have forgotten what is up to `index`; the next batch.
+async fn publish_past(nodes: &mut [Node], session: SessionId, mut sent: u64, index: u64) -> u64 {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while nodes.iter().any(|node| purged(node) <= index) {
+        assert!(Instant::now() < deadline, "nothing is purged: {:?}", nodes.iter().map(purged).collect::<Vec<_>>());
+        publish(nodes, session, sent, sent + 50).await;
+        sent += 50;
+    }
+    sent
+}
+
+/// Every entry with live messages can be read and is what the others have.
+fn all_bodies_are_there(node: &Node, other: &Node) {
+    let live = node.replicas.data(DATA).expect("restored").lock().live_entries();
+    assert!(live.len() > 100, "{}", live.len());
+    for index in live {
+        let body = node.wal.read_body(DATA, index).unwrap_or_else(|e| panic!("entry {index}: {e}"));
+        assert_eq!(body.flatten(), other.wal.read_body(DATA, index).expect("the source has it").flatten(), "entry {index}");
+    }
+}
+
+async fn a_follower_comes_back_behind_the_purged_log(mut world: World) {
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    publish(&mut nodes, session, 1, 30).await;
+    agree(&nodes, 29 * 5).await;
+    let (leader_at, _) = leader(&nodes).await;
+    let away = take_follower(&mut nodes, leader_at);
+    let (id, behind) = (away.id.0, last(&away));
+    drop(away);
+    world.crash(id, Crash::Process);
+    let sent = publish_past(&mut nodes, session, 30, behind).await;
+    // Traffic goes on while it comes back.
+    let ((), back) = tokio::join!(publish(&mut nodes, session, sent, sent + 100), world.start(id));
+    nodes.push(back.expect("boots"));
+    agree(&nodes, (sent + 99) * 5).await;
+    all_bodies_are_there(&nodes[2], &nodes[0]);
+    // Nothing of it is only in memory.
+    drop(nodes.pop());
+    world.crash(id, Crash::Power);
+    let back = world.start(id).await.expect("boots");
+    all_bodies_are_there(&back, &nodes[0]);
+    nodes.push(back);
+    publish(&mut nodes, session, sent + 100, sent + 110).await;
+    agree(&nodes, (sent + 109) * 5).await;
+    // It can lead with what it got: the others' bodies are not needed.
+    drop(nodes.remove(leader(&nodes).await.0));
+    publish(&mut nodes, session, sent + 110, sent + 120).await;
+    agree(&nodes, (sent + 119) * 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_behind_the_purged_log_catches_up_with_bodies_and_keeps_them_through_a_power_loss() {
+    a_follower_comes_back_behind_the_purged_log(World::simulated()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_loopback_and_on_a_real_disk_a_follower_behind_the_purged_log_catches_up() {
+    a_follower_comes_back_behind_the_purged_log(World::real()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_at_any_write_of_an_installation_leaves_the_old_state_or_the_new_one() {
+    let mut world = World::simulated();
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    publish(&mut nodes, session, 1, 30).await;
+    agree(&nodes, 29 * 5).await;
+    let (leader_at, _) = leader(&nodes).await;
+    let away = take_follower(&mut nodes, leader_at);
+    let (id, behind) = (away.id.0, last(&away));
+    drop(away);
+    world.crash(id, Crash::Process);
+    let sent = publish_past(&mut nodes, session, 30, behind).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut crashes = 0;
+    for writes in 0.. {
+        assert!(Instant::now() < deadline, "{writes} writes are not enough");
+        world.disks.as_ref().expect("simulated")[usize::from(id) - 1].stop_after_writes(writes);
+        let node = world.start(id).await;
+        let caught_up = match &node {
+            Some(node) => until_dead_or_at(node, applied(&nodes[0])).await,
+            None => false,
+        };
+        let installed = node.as_ref().is_some_and(|n| purged(n) > behind);
+        drop(node);
+        world.crash(id, if writes % 2 == 0 { Crash::Power } else { Crash::Process });
+        if caught_up {
+            break;
+        }
+        crashes += usize::from(!installed);
+    }
+    assert!(crashes > 3, "only {crashes} crashes hit the transfer");
+    nodes.push(world.start(id).await.expect("boots"));
+    all_bodies_are_there(&nodes[2], &nodes[0]);
+    publish(&mut nodes, session, sent, sent + 5).await;
+    agree(&nodes, (sent + 4) * 5).await;
+}
+
+fn applied(node: &Node) -> LogId {
+    node.replicas.data(DATA).expect("restored").lock().applied()
+}
+
+/// True: it caught up; false: its disk died.
+async fn until_dead_or_at(node: &Node, target: LogId) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if applied(node).index >= target.index && !node.wal.stats().dead {
+            return true;
+        }
+        if node.wal.stats().dead {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "neither dead nor caught up: {:?}", node.wal.state(DATA));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_its_state_store_and_with_a_purged_log_gets_its_state_from_another() {
+    let world = World::real();
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    let sent = publish_past(&mut nodes, session, 1, 10).await;
+    agree(&nodes, (sent - 1) * 5).await;
+    let (leader_at, _) = leader(&nodes).await;
+    let lost = nodes.remove(leader_at);
+    let (id, before) = (lost.id.0, lost.wal.state(DATA));
+    drop(lost);
+    std::fs::remove_dir_all(world.dirs[usize::from(id) - 1].path().join("state")).expect("deleted");
+    let ((), back) = tokio::join!(publish(&mut nodes, session, sent, sent + 20), world.start(id));
+    let back = back.expect("boots");
+    let after = back.wal.state(DATA);
+    assert!(after.vote.map(|v| v.leader) >= before.vote.map(|v| v.leader), "a vote is never forgotten");
+    assert!(after.last.map(|l| l.index) >= before.last.map(|l| l.index), "nothing that it acknowledged is forgotten");
+    nodes.push(back);
+    agree(&nodes, (sent + 19) * 5).await;
+    all_bodies_are_there(&nodes[2], &nodes[0]);
+}

@@ -1,0 +1,275 @@
+//! The simulator: three nodes of the production composition in one process, over disks that forget and a network that breaks, with
+//! clients that talk to their edges and judges that hear everything. One seed is one run: faults, sizes, choices and delays are drawn
+//! from it; the threads of the system are not, so a seed that failed once may have to run several times to fail again.
+
+mod client;
+mod consumer;
+mod faults;
+mod host;
+mod names;
+mod publisher;
+mod world;
+
+use self::faults::{Fault, Schedule};
+use self::publisher::Target;
+use self::world::{FANOUT, Kind, Phase, QUEUES, World};
+use crate::chance::Chance;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use warren::model::ShardId;
+use warren::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Table, Target as To};
+use warren::model::step::Request;
+use warren::store::disk::sim::Crash;
+
+/// Recovery, with a lot for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a good run was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    /// Messages confirmed, all queues.
+    pub confirmed: u64,
+    /// Deliveries.
+    pub delivered: u64,
+    /// Names declared, seen, deleted and missed as they should.
+    pub names: u64,
+}
+
+/// A run that showed something wrong: everything its reader needs.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+/// One run; takes about seven seconds. Blocks.
+///
+/// # Errors
+/// With the seed, the faults, what happened and the line that runs it again.
+pub fn run(seed: u64) -> Result<Summary, Failure> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("clients").enable_all().build();
+    let runtime = runtime.expect("threads are to be had");
+    let (world, schedule) = runtime.block_on(simulate(seed, dir.path()));
+    for host in &world.hosts {
+        host.kill(Crash::Process);
+    }
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    judge(&world, &schedule)
+}
+
+async fn simulate(seed: u64, dir: &Path) -> (Arc<World>, Schedule) {
+    let mut chance = Chance::of(seed);
+    let world = World::new(seed, dir);
+    let schedule = faults::schedule(&mut chance);
+    world.hosts.iter().for_each(host::Host::start);
+    if timeout(PATIENCE, declare_all(&world)).await.is_err() {
+        world.error("the cluster was not formed");
+        return (world, schedule);
+    }
+    let mut next = || Chance::of(chance.between(0, u64::MAX));
+    let mut tasks = Vec::new();
+    for (queue, kind) in QUEUES {
+        let publishers = if kind == Kind::Ordered { 2 } else { 1 };
+        let consumers = if kind == Kind::Wild { 2 } else { 1 };
+        tasks.extend((0..publishers).map(|_| tokio::spawn(publisher::run(world.clone(), Target::Queue(queue), next()))));
+        tasks.extend((0..consumers).map(|_| tokio::spawn(consumer::run(world.clone(), queue, kind, next()))));
+    }
+    tasks.push(tokio::spawn(publisher::run(world.clone(), Target::Fanout, next())));
+    tasks.push(tokio::spawn(names::look(world.clone(), next())));
+    tasks.push(tokio::spawn(names::churn(world.clone(), next())));
+    tasks.push(tokio::spawn(names::churn(world.clone(), next())));
+
+    faults::run(&world, &schedule).await;
+    sleep(Duration::from_millis(300)).await;
+    world.phase_tx.send_replace(Phase::Drain);
+    world.note("nothing is wrong any more");
+    // A node that a failed sync took down starts by itself; all others have been started.
+    settle(&world).await;
+    world.phase_tx.send_replace(Phase::End);
+    for task in tasks {
+        match timeout(PATIENCE, task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(panic)) => world.error(format!("a client broke: {panic}")),
+            Err(_) => world.error("a client does not end"),
+        }
+    }
+    agree(&world, 0).await;
+    if chance.one_in(3) {
+        restart_all(&world).await;
+    }
+    (world, schedule)
+}
+
+/// Queues, exchange, bindings, through the node that serves first.
+async fn declare_all(world: &World) {
+    let mut client = client::Client::connect(&world.hosts[0]).await;
+    let mut requests: Vec<Request> = QUEUES.iter().map(|(queue, _)| client::declare(queue, false)).collect();
+    let spec = ExchangeSpec {
+        name: client::name(FANOUT.0),
+        kind: ExchangeKind::Fanout,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        arguments: Table::new(),
+    };
+    requests.push(Request::DeclareExchange { spec, passive: false });
+    requests.extend(FANOUT.1.iter().map(|queue| {
+        let (vhost, source, destination) = ("/".into(), FANOUT.0.into(), (*queue).into());
+        Request::Bind(BindingSpec { vhost, source, target: To::Queue, destination, key: "".into(), arguments: Table::new() })
+    }));
+    for request in requests {
+        if let Err(failed) = client.ask(request).await {
+            world.error(format!("a declaration at the start failed: {failed:?}"));
+        }
+    }
+}
+
+/// Every node serves every queue again, and everything confirmed comes.
+async fn settle(world: &Arc<World>) {
+    let targets = || QUEUES.iter().map(|(queue, _)| Target::Queue(queue)).chain([Target::Fanout]);
+    let nodes = 0..world.hosts.len();
+    let asked: Vec<_> = nodes.flat_map(|node| targets().map(move |target| (node, target))).collect();
+    let served = asked.into_iter().map(|(node, target)| {
+        let world = world.clone();
+        tokio::spawn(async move { names::serves(&world, node, target, PATIENCE).await })
+    });
+    for served in served.collect::<Vec<_>>() {
+        let _ = served.await;
+    }
+    world.note("all nodes serve");
+    let until = Instant::now() + PATIENCE;
+    for (queue, _) in QUEUES.iter().filter(|(_, kind)| *kind != Kind::Churned) {
+        while world.judges[queue].due() > 0 || world.judges[queue].unsettled().count > 0 {
+            if Instant::now() > until {
+                let (due, found) = (world.judges[queue].due(), world.judges[queue].unsettled());
+                world.error(format!(
+                    "{queue}: of what was confirmed {due} never came, {} are not settled: {:?}",
+                    found.count, found.examples
+                ));
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    world.note("everything has come");
+}
+
+/// What each replica of a shard has: applied index and hash.
+fn states(world: &World, shard: ShardId) -> Option<Vec<(u64, u64)>> {
+    let nodes: Option<Vec<_>> = world.hosts.iter().map(|host| host.node()).collect();
+    let states = nodes?.into_iter().map(|node| {
+        let replicas = node.replicas();
+        if shard == ShardId::CATALOG {
+            let catalog = replicas.catalog();
+            let catalog = catalog.read();
+            return Some((catalog.applied().index, catalog.state_hash()));
+        }
+        let machine = replicas.data(shard)?;
+        let machine = machine.lock();
+        Some((machine.applied().index, machine.state_hash()))
+    });
+    states.collect()
+}
+
+/// Messages in the queues of all kinds but churned, as the first node has applied it.
+fn live(world: &World) -> Option<u64> {
+    let node = world.hosts[0].node()?;
+    let catalog = node.replicas().catalog();
+    let queues: Vec<_> = {
+        let catalog = catalog.read();
+        let kept = |name: &str| QUEUES.iter().any(|(queue, kind)| *queue == name && *kind != Kind::Churned);
+        catalog.queues().iter().filter(|q| kept(&q.spec.name.name)).map(|q| (q.shard, q.id)).collect()
+    };
+    let count = |(shard, id)| Some(node.replicas().data(shard)?.lock().queue(id).map_or(0, |queue| queue.live_count()));
+    queues.into_iter().map(count).sum()
+}
+
+/// What is settled is gone, `due` messages are left, and all replicas of each shard come to the same state.
+async fn agree(world: &World, due: u64) {
+    let shards = world.hosts[0].node().map_or(0, |node| node.shards());
+    let until = Instant::now() + PATIENCE;
+    while live(world).is_none_or(|live| live != due) {
+        if Instant::now() > until {
+            world.error(format!("{due} messages are due in the queues of node 1, {:?} are there", live(world)));
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    for shard in (0..=shards).map(ShardId) {
+        loop {
+            let states = states(world, shard);
+            if states.as_ref().is_some_and(|all| all.iter().all(|one| *one == all[0])) {
+                break;
+            }
+            if Instant::now() > until {
+                world.error(format!("the replicas of shard {shard} do not agree (applied index, hash): {states:?}"));
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Power fails everywhere; what comes back is what was there.
+async fn restart_all(world: &Arc<World>) {
+    world.note("power fails everywhere");
+    for host in &world.hosts {
+        host.kill(Crash::Power);
+    }
+    for host in &world.hosts {
+        let host = host.clone();
+        let _ = tokio::task::spawn_blocking(move || host.start_again(false)).await;
+    }
+    for node in 0..world.hosts.len() {
+        names::serves(world, node, Target::Queue("wild-1"), PATIENCE).await;
+    }
+    let wanted = 5 * world.hosts.len() as u64;
+    let mut client = client::Client::connect(&world.hosts[0]).await;
+    for (queue, kind) in QUEUES.iter().filter(|(_, kind)| *kind != Kind::Churned) {
+        let expected = if *queue == "wild-1" { wanted } else { 0 };
+        match client.ask(client::declare(queue, true)).await {
+            Ok(warren::model::step::Reply::Queue { messages, .. }) if messages == expected => {}
+            other => world.error(format!("{queue} ({kind:?}) after the restart: {expected} messages are due, {other:?}")),
+        }
+    }
+    drop(client);
+    agree(world, wanted).await;
+}
+
+fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
+    let parted = schedule.iter().any(|(_, fault)| fault.parts());
+    let mut summary = Summary { names: world.checks.load(std::sync::atomic::Ordering::Relaxed), ..Summary::default() };
+    let mut findings = Vec::new();
+    for (queue, kind) in QUEUES {
+        let found = world.judges[queue].findings();
+        summary.confirmed += found.confirmed;
+        summary.delivered += found.delivered;
+        let mut wrong = found.ghosts.count + found.false_fresh.count + found.false_verdicts.count + found.corrupt;
+        // The messages of the last restart have no consumer.
+        let restarted = 5 * world.hosts.len() as u64;
+        wrong += found.lost.count.saturating_sub(if queue == "wild-1" { restarted } else { 0 }) * u64::from(kind != Kind::Churned);
+        wrong += found.reordered.count * u64::from(kind == Kind::Ordered);
+        wrong += found.duplicates.count * u64::from(!parted);
+        findings.push(format!("{queue}: {}{found}", if wrong > 0 { "WRONG: " } else { "" }));
+        if wrong > 0 {
+            for kind in [&found.ghosts, &found.false_fresh, &found.false_verdicts, &found.lost, &found.reordered, &found.duplicates] {
+                findings.extend(world.judges[queue].stories(&kind.examples));
+            }
+            world.error(format!("{queue}: the broker broke its promise"));
+        }
+    }
+    let errors = world.errors.lock().unwrap_or_else(|poison| poison.into_inner()).clone();
+    if errors.is_empty() {
+        return Ok(summary);
+    }
+    let seed = world.seed;
+    let lines = |title: &str, lines: &[String]| format!("\n{title}\n  {}", lines.join("\n  "));
+    let faults: Vec<String> = schedule.iter().map(|(at, fault): &(u64, Fault)| format!("{at} ms: {fault:?}")).collect();
+    Err(Failure(format!(
+        "seed {seed} failed; again with WARREN_TEST_SEED={seed} cargo test -p warren-tests --test simulator{}{}{}{}",
+        lines("wrong:", &errors),
+        lines("faults, from the start of the load:", &faults),
+        lines("what happened, from the start:", &world.notes()),
+        lines("queues:", &findings),
+    )))
+}
