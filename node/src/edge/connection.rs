@@ -38,10 +38,10 @@ pub struct Connection {
     pub(super) entered: Vec<(usize, usize)>,
     /// Publishes that the counters do not know yet.
     pub(super) published: u64,
-    /// Nothing of the client is left in this room.
-    departed: bool,
     /// Stops of this process that were looked at.
     stops: u64,
+    /// Nothing of the client is left in this room.
+    departed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
