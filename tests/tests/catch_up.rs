@@ -4,13 +4,20 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use warren_tests::client::{Field, QueueOptions};
 use warren_tests::load::{self, ConsumerOptions, PublisherOptions, Running};
 use warren_tests::oracle::Oracle;
 use warren_tests::{Broker, Cluster, ClusterOptions, eventually, unique};
 
 /// Several files of the log, which are 64 MiB each.
-const BYTES: u64 = 240 << 20;
+const BYTES: u64 = 200 << 20;
 const BODY: usize = 200_000;
+
+fn replicated() -> QueueOptions {
+    let mut options = QueueOptions::durable();
+    options.arguments.push(("x-queue-type".into(), Field::Text("quorum".into())));
+    options
+}
 
 #[test]
 fn a_node_that_was_away_too_long_catches_up_by_snapshot_and_then_carries_the_queue() {
@@ -35,6 +42,11 @@ fn a_node_that_was_away_too_long_catches_up_by_snapshot_and_then_carries_the_que
     let publisher = load::publish(&oracle, &broker.dial(stays), 1, &queue, &options);
     let enough = BYTES / BODY as u64;
     assert!(eventually(Duration::from_secs(240), || publisher.count() >= enough), "{} messages", publisher.count());
+    let report = publisher.stop();
+    assert!(report.closes.is_empty(), "{:?}", report.closes);
+    // Traffic goes on, slowly enough for a busy machine.
+    let options = PublisherOptions { rate: 10, ..options };
+    let publisher = load::publish(&oracle, &broker.dial(stays), 2, &queue, &options);
     // The survivors purge with their next checkpoints, some seconds at most.
     std::thread::sleep(Duration::from_secs(4));
     cluster.restart(away);
@@ -43,6 +55,8 @@ fn a_node_that_was_away_too_long_catches_up_by_snapshot_and_then_carries_the_que
     let report = publisher.stop();
     assert!(report.closes.is_empty(), "{:?}", report.closes);
     cluster.kill(leader);
+    let serves = || broker.try_connect(away).is_ok_and(|mut client| client.declare(1, &queue, &replicated()).is_ok());
+    assert!(eventually(Duration::from_secs(60), serves), "two nodes do not serve the queue");
     let consumer = load::consume(&oracle, &broker.dial(away), 1, &queue, &ConsumerOptions::default());
     let drained = load::drained(&oracle, Duration::from_secs(30));
     let closes = Running::stop(consumer).closes;

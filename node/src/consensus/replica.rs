@@ -159,13 +159,15 @@ impl Machine for CatalogReplica {
     }
 }
 
+type Freed = VecDeque<(u64, Vec<u64>)>;
+
 struct DataReplica {
     shard: ShardId,
     machine: SharedData,
     observer: Arc<dyn Observer>,
     /// Entries without live messages, by the index whose application freed them: not released before a durable checkpoint says so
     /// (rule 7).
-    freed: Arc<Mutex<VecDeque<(u64, Vec<u64>)>>>,
+    freed: Arc<Mutex<Freed>>,
 }
 
 impl Machine for DataReplica {
