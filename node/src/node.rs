@@ -17,7 +17,7 @@ pub use simulated::SimulatedNode;
 
 use crate::cli::Shutdown;
 use crate::config::{DataDir, Ports, ServerConfig};
-use crate::consensus::FormationError;
+use crate::consensus::{Consensus, FormationError};
 use crate::listener::{amqp, edge::Clients};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
@@ -31,6 +31,9 @@ use tokio::sync::watch;
 
 /// Leaderships are given away within this time at an ordered stop.
 const HAND_OVER: Duration = Duration::from_millis(1500);
+
+/// Between two looks for groups that have ended.
+const GROUPS_CHECK: Duration = Duration::from_secs(1);
 
 /// Why a node cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +91,10 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let clients = tokio::spawn(amqp::serve(amqp, clients, amqp::Settings::new("warren"), stop_rx));
 
+    let groups = tokio::spawn(watch_groups(node.running.consensus.clone(), readiness.clone()));
     let signal = shutdown.requested().await;
     tracing::info!(signal, "stopping");
+    groups.abort();
     readiness.not_serving("stopping");
     node.running.consensus.hand_over_leadership(HAND_OVER).await;
     let _ = stop_tx.send(true);
@@ -98,6 +103,18 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     http.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A node with a group that ended by a fault is not ready: an operator must look.
+async fn watch_groups(consensus: Arc<Consensus>, readiness: Arc<Readiness>) {
+    loop {
+        if let Some((shard, fault)) = consensus.stopped_group() {
+            tracing::error!(%shard, fault, "a group has stopped on this node");
+            readiness.not_serving(&format!("shard {shard} has stopped on this node: {fault}"));
+            return;
+        }
+        tokio::time::sleep(GROUPS_CHECK).await;
+    }
 }
 
 async fn stopped(mut stop_rx: watch::Receiver<bool>) {

@@ -4,6 +4,7 @@ use super::core::Core;
 use super::shard::WriteError;
 use super::types::Reply;
 use super::wire::Ask;
+use crate::machine::catalog::decode_command;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::entry::EntryBytes;
 use crate::model::{NodeId, ShardId};
@@ -120,9 +121,15 @@ async fn ask(core: &Core, leader: NodeId, command: Bytes, patience: Duration) ->
     }
 }
 
+/// What no replica could apply must not get into the log: it would end the group on all nodes for good.
+fn readable(body: &mut Vec<Bytes>) -> Result<Bytes, PeerError> {
+    let command = body.pop().filter(|bytes| decode_command(bytes).is_some());
+    command.ok_or(PeerError::Malformed("catalog command"))
+}
+
 /// The leader's side of `ask`.
 pub(super) async fn answer(core: &Core, mut body: Vec<Bytes>) -> Result<Frame, PeerError> {
-    let command = body.pop().ok_or(PeerError::Malformed("catalog command"))?;
+    let command = readable(&mut body)?;
     let mut head = BytesMut::new();
     match propose(core, command).await {
         Ok((index, reply)) => {
@@ -138,4 +145,19 @@ pub(super) async fn answer(core: &Core, mut body: Vec<Bytes>) -> Result<Frame, P
         }
     }
     Ok(head_only(head.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::QueueId;
+
+    #[test]
+    fn a_command_that_no_replica_could_apply_is_not_proposed() {
+        let good = Bytes::from(encode(&CatalogCommand::DeleteQueue { id: QueueId(3) }).expect("encodes"));
+        assert_eq!(readable(&mut vec![good.clone()]), Ok(good.clone()));
+        for bad in [Bytes::new(), Bytes::from_static(b"poison"), good.slice(..good.len() - 1)] {
+            assert_eq!(readable(&mut vec![bad]), Err(PeerError::Malformed("catalog command")));
+        }
+    }
 }

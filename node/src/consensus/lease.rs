@@ -1,23 +1,30 @@
 //! Routing leases (rule 28). A node may route by its copy of the catalog only under a lease of the catalog's leader; the leader answers
-//! a catalog command only when every node with an unexpired lease has applied it. So what one node has answered holds on all.
+//! a catalog command only when every node with an unexpired lease has applied it. So what one node has answered holds on all. Disk
+//! alarms ride along: each node tells the leader its own and learns all, so that the whole cluster stops publishes.
 
 use super::core::Core;
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
-use crate::model::{NodeId, ShardId};
+use crate::model::{Incarnation, NodeId, ShardId};
 use crate::peer::transport::head_only;
 use crate::peer::{Frame, PeerError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Renewal period: five chances per lease.
 const RENEW: Duration = Duration::from_millis(200);
+/// A disk alarm that is not told again for so long is over: its node is gone.
+const ALARM_TIME: Duration = Duration::from_secs(5);
+
+const TOO_OLD: u8 = 0;
+const GRANTED: u8 = 1;
+const NOT_LEADING: u8 = 2;
 
 /// Both sides of leases: this node's own, and those it grants while it leads the catalog.
 pub(super) struct Leases {
@@ -28,6 +35,10 @@ pub(super) struct Leases {
     changed: Notify,
     nodes: Vec<NodeId>,
     leader_lease: Duration,
+    /// This node's disk is low.
+    alarm: AtomicBool,
+    /// Nodes with a disk alarm, as the leader said last.
+    alarms_tx: watch::Sender<BTreeSet<NodeId>>,
 }
 
 #[derive(Default)]
@@ -37,18 +48,23 @@ struct Grants {
     /// No lease is given to a node that has applied less: that much was answered.
     floor: u64,
     held: BTreeMap<NodeId, Held>,
+    /// Disk alarms: when they were last told.
+    alarms: BTreeMap<NodeId, Instant>,
 }
 
 #[derive(Clone, Copy)]
 struct Held {
     until: Instant,
     applied: u64,
+    /// Whose `applied` it is: a restarted process may have applied less than the one before.
+    incarnation: Option<Incarnation>,
 }
 
 impl Leases {
     pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration) -> Leases {
         let (until_us, grants) = (Arc::new(AtomicU64::new(0)), Mutex::default());
-        Leases { started: Instant::now(), until_us, grants, changed: Notify::new(), nodes, leader_lease }
+        let (alarm, alarms_tx) = (AtomicBool::new(false), watch::channel(BTreeSet::new()).0);
+        Leases { started: Instant::now(), until_us, grants, changed: Notify::new(), nodes, leader_lease, alarm, alarms_tx }
     }
 
     /// Whether this node may route now; cheap enough for every batch.
@@ -70,7 +86,9 @@ impl Leases {
         let until = Instant::now() + self.leader_lease + ROUTING_LEASE;
         grants.leading = Some((Instant::now(), index));
         grants.floor = grants.floor.max(index);
-        grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0 })).collect();
+        grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0, incarnation: None })).collect();
+        // What the leader before knew stays in force until its nodes had time to tell.
+        grants.alarms = self.alarms_tx.borrow().iter().map(|n| (*n, Instant::now())).collect();
     }
 
     /// This node does not lead the catalog any more.
@@ -80,13 +98,16 @@ impl Leases {
     }
 
     /// A node asks for a lease, having applied the catalog up to `applied`. The caller has checked the leader's own lease.
-    fn grant(&self, node: NodeId, applied: u64) -> bool {
+    fn grant(&self, node: NodeId, incarnation: Incarnation, applied: u64) -> bool {
         let mut grants = self.grants.lock();
         if grants.leading.is_none() {
             return false;
         }
         let enough = applied >= grants.floor;
-        let held = grants.held.entry(node).or_insert(Held { until: Instant::now(), applied: 0 });
+        let held = grants.held.entry(node).or_insert(Held { until: Instant::now(), applied: 0, incarnation: None });
+        if held.incarnation.replace(incarnation) != Some(incarnation) {
+            held.applied = 0;
+        }
         held.applied = held.applied.max(applied);
         if enough {
             held.until = Instant::now() + ROUTING_LEASE;
@@ -94,6 +115,32 @@ impl Leases {
         drop(grants);
         self.changed.notify_waiters();
         enough
+    }
+
+    /// A node tells the leader whether its disk is low, and learns of all. A node that is silent for long has no alarm any more.
+    fn alarms(&self, node: NodeId, low: bool, now: Instant) -> BTreeSet<NodeId> {
+        let mut grants = self.grants.lock();
+        if low {
+            grants.alarms.insert(node, now);
+        } else {
+            grants.alarms.remove(&node);
+        }
+        grants.alarms.retain(|_, told| now < *told + ALARM_TIME);
+        grants.alarms.keys().copied().collect()
+    }
+
+    fn told_alarms(&self, alarms: BTreeSet<NodeId>) {
+        self.alarms_tx.send_if_modified(|known| std::mem::replace(known, alarms.clone()) != alarms);
+    }
+
+    /// This node's disk is low, or not any more; goes out with the next renewal.
+    pub(super) fn set_alarm(&self, low: bool) {
+        self.alarm.store(low, Ordering::Relaxed);
+    }
+
+    /// Nodes whose disk is low.
+    pub(super) fn watch_alarms(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.alarms_tx.subscribe()
     }
 
     /// Until every node that may route has applied `index`; false when this node lost the catalog meanwhile.
@@ -133,16 +180,19 @@ pub(super) async fn keep(core: Arc<Core>) {
         return;
     };
     let mut applied_rx = catalog.applied();
-    let mut led_before = false;
+    let mut led_before = None;
     loop {
         let leadership = *leadership_rx.borrow_and_update();
         let applied = applied_rx.borrow_and_update().map_or(0, |id| id.index);
-        match (leadership.is_me, led_before) {
-            (true, false) => core.leases.lead(applied),
-            (false, true) => core.leases.follow(),
-            _ => {}
+        // By its full id: a leadership lost and won again between two looks is a new one.
+        let led = leadership.leader.filter(|_| leadership.is_me);
+        if led != led_before {
+            match led {
+                Some(_) => core.leases.lead(applied),
+                None => core.leases.follow(),
+            }
         }
-        led_before = leadership.is_me;
+        led_before = led;
         if let Some(leader) = leadership.leader {
             let renew = renew(core.clone(), leader.node(), applied);
             if leadership.is_me {
@@ -162,31 +212,41 @@ pub(super) async fn keep(core: Arc<Core>) {
 
 async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     let sent = Instant::now();
-    let granted = if leader == core.me {
-        answer(&core, core.me, applied)
+    let low = core.leases.alarm.load(Ordering::Relaxed);
+    let mut head = BytesMut::with_capacity(16);
+    head.put_u64_le(applied);
+    head.put_u8(low.into());
+    let answer = if leader == core.me {
+        answer_frame(&core, core.me, core.incarnation, head.freeze())
     } else {
-        let mut head = BytesMut::with_capacity(16);
-        head.put_u8(Ask::Lease as u8);
-        head.put_u64_le(applied);
         let Some(transport) = core.transport() else { return };
-        let answer = transport.ask(leader, head_only(head.freeze()), RENEW * 2).await;
-        matches!(answer, Ok(frame) if frame.head.first() == Some(&1))
+        let question = [&[Ask::Lease as u8][..], &head].concat();
+        transport.ask(leader, head_only(question.into()), RENEW * 2).await
     };
-    if granted {
+    let Ok(mut head) = answer.map(|frame| frame.head) else { return };
+    let Ok(granted) = head.try_get_u8() else { return };
+    if granted == NOT_LEADING {
+        return;
+    }
+    if granted == GRANTED {
         core.leases.granted(sent);
     }
-}
-
-fn answer(core: &Core, node: NodeId, applied: u64) -> bool {
-    use crate::model::ports::Proposer;
-    core.group(ShardId::CATALOG).is_some_and(|catalog| catalog.lease_valid()) && core.leases.grant(node, applied)
+    core.leases.told_alarms(std::iter::from_fn(|| head.try_get_u16_le().ok()).map(NodeId).collect());
 }
 
 /// The leader's side of a renewal.
-pub(super) fn answer_frame(core: &Core, node: NodeId, mut head: Bytes) -> Result<Frame, PeerError> {
-    let applied = head.try_get_u64_le().map_err(|_| PeerError::Malformed("lease"))?;
-    let granted = answer(core, node, applied);
-    Ok(head_only(Bytes::from_static(if granted { &[1] } else { &[0] })))
+pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, mut head: Bytes) -> Result<Frame, PeerError> {
+    use crate::model::ports::Proposer;
+    let malformed = |_| PeerError::Malformed("lease");
+    let (applied, low) = (head.try_get_u64_le().map_err(malformed)?, head.try_get_u8().map_err(malformed)? != 0);
+    if !core.group(ShardId::CATALOG).is_some_and(|catalog| catalog.lease_valid()) {
+        return Ok(head_only(Bytes::from_static(&[NOT_LEADING])));
+    }
+    let granted = core.leases.grant(node, incarnation, applied);
+    let mut answer = BytesMut::with_capacity(16);
+    answer.put_u8(if granted { GRANTED } else { TOO_OLD });
+    core.leases.alarms(node, low, Instant::now()).iter().for_each(|node| answer.put_u16_le(node.0));
+    Ok(head_only(answer.freeze()))
 }
 
 #[cfg(test)]
@@ -201,14 +261,14 @@ mod tests {
     async fn a_command_waits_for_every_holder_of_a_lease_or_its_end() {
         let leases = Arc::new(leases());
         leases.lead(5);
-        assert!(leases.grant(NodeId(1), 5));
-        assert!(leases.grant(NodeId(2), 5));
-        assert!(leases.grant(NodeId(1), 6));
+        assert!(leases.grant(NodeId(1), Incarnation(1), 5));
+        assert!(leases.grant(NodeId(2), Incarnation(1), 5));
+        assert!(leases.grant(NodeId(1), Incarnation(1), 6));
         let begun = Instant::now();
         assert!(leases.visible(6).await);
         assert!(begun.elapsed() + Duration::from_millis(50) >= ROUTING_LEASE, "node 2 held a lease");
-        assert!(!leases.grant(NodeId(2), 5), "6 was answered: no lease for who has not applied it");
-        assert!(leases.grant(NodeId(2), 6));
+        assert!(!leases.grant(NodeId(2), Incarnation(1), 5), "6 was answered: no lease for who has not applied it");
+        assert!(leases.grant(NodeId(2), Incarnation(1), 6));
         let begun = Instant::now();
         assert!(leases.visible(6).await);
         assert!(begun.elapsed() < Duration::from_millis(500));
@@ -236,5 +296,33 @@ mod tests {
         assert!(may_route());
         tokio::time::sleep(Duration::from_millis(401)).await;
         assert!(!may_route());
+    }
+
+    #[test]
+    fn a_restarted_process_is_not_taken_for_the_one_that_had_applied_more() {
+        let leases = leases();
+        leases.lead(5);
+        assert!(leases.grant(NodeId(2), Incarnation(1), 8));
+        assert!(leases.grant(NodeId(2), Incarnation(2), 6));
+        assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6, "it routes without 7 and 8");
+        assert!(leases.grant(NodeId(2), Incarnation(2), 5), "overtaken by the one before");
+        assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6);
+    }
+
+    #[test]
+    fn the_alarm_of_one_node_is_everybodys_until_it_ends_or_the_node_is_gone() {
+        let (leases, now) = (leases(), Instant::now());
+        leases.lead(5);
+        let only = |node| BTreeSet::from([NodeId(node)]);
+        assert_eq!(leases.alarms(NodeId(2), true, now), only(2));
+        assert_eq!(leases.alarms(NodeId(1), false, now), only(2));
+        assert_eq!(leases.alarms(NodeId(2), false, now), BTreeSet::new());
+        leases.alarms(NodeId(2), true, now);
+        assert_eq!(leases.alarms(NodeId(1), false, now + ALARM_TIME), BTreeSet::new());
+        // A new leader goes on with what it was told as a follower.
+        leases.told_alarms(only(2));
+        assert_eq!(*leases.watch_alarms().borrow(), only(2));
+        leases.lead(9);
+        assert_eq!(leases.alarms(NodeId(1), false, Instant::now()), only(2));
     }
 }

@@ -95,7 +95,7 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
             Ok(Frame::default())
         }
         Ask::Catalog => catalog::answer(&core, frame.body).await,
-        Ask::Lease => lease::answer_frame(&core, from.node, head),
+        Ask::Lease => lease::answer_frame(&core, from.node, from.incarnation, head),
         Ask::Led => led(&core, from.node, head),
         Ask::Formation | Ask::Adopt => Err(PeerError::Malformed("answered elsewhere")),
     }

@@ -129,6 +129,26 @@ impl Consensus {
         self.core.leases.check()
     }
 
+    /// This node's disk is low, or not any more: the others are told.
+    pub fn set_disk_alarm(&self, low: bool) {
+        self.core.leases.set_alarm(low);
+    }
+
+    /// Nodes of the cluster whose disk is low.
+    pub fn disk_alarms(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.core.leases.watch_alarms()
+    }
+
+    /// A group that ended on this node by a fault, with its cause: only a restart, if anything, brings it back.
+    pub fn stopped_group(&self) -> Option<(ShardId, String)> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        self.core.all_groups().find_map(|group| {
+            let metrics = group.inner().raft.metrics();
+            let state = metrics.borrow_watched().running_state.clone();
+            state.err().map(|fault| (group.id(), fault.to_string()))
+        })
+    }
+
     /// A path to `shard` on another node, for `model::ports::Paths`. Call it on the edge's runtime: its tasks run there.
     pub fn connect(&self, shard: ShardId, leader: NodeId) -> impl Future<Output = io::Result<EdgeEnd>> + Send + 'static {
         let core = self.core.clone();

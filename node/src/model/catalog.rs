@@ -172,7 +172,7 @@ pub enum CatalogCommand {
         /// Its present process.
         incarnation: Incarnation,
     },
-    /// All nodes restarted at once: non-durable exchanges and in-memory queues of the past go. Proposed once per cluster start.
+    /// Declare; an equal one changes nothing.
     DeclareExchange(ExchangeSpec),
     /// Delete; `if_unused`: refuse while it has bindings as a source.
     DeleteExchange {
