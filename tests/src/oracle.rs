@@ -287,7 +287,8 @@ impl Oracle {
     pub fn closed(&self, consumer: u32) {
         let mut history = self.lock();
         history.tell_holder(consumer, "let go by");
-        history.ended.insert(consumer, true);
+        // A connection that had broken by then was not answered.
+        history.ended.entry(consumer).or_insert(true);
     }
 
     /// Confirmed messages that were not delivered yet.
@@ -477,6 +478,18 @@ mod tests {
         oracle.got(2, (0, 2), true);
         let found = oracle.findings();
         assert_eq!((found.duplicates.examples, found.redelivered.examples), (vec![(0, 1)], vec![(0, 2)]));
+    }
+
+    #[test]
+    fn what_was_settled_just_before_the_connection_broke_may_come_again_whatever_the_client_did_then() {
+        let oracle = confirmed(1);
+        oracle.got(1, (0, 1), false);
+        oracle.settled((0, 1));
+        oracle.ended(1);
+        oracle.closed(1);
+        oracle.got(2, (0, 1), true);
+        let found = oracle.findings();
+        assert_eq!((found.duplicates.count, found.redelivered.count), (0, 1));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use super::journal::{Done, Journal, LogEntry, Payload, Vote};
 use super::types::*;
 use crate::model::ShardId;
+use futures::Stream;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
@@ -101,6 +102,27 @@ impl RaftLogReader<Types> for GroupLog {
             Bound::Unbounded => self.journal.state(self.shard).last.map_or(0, |id| id.index + 1),
         };
         self.read(start, end, usize::MAX).await
+    }
+
+    /// What is to be applied. A short answer would be taken for all of it, and the rest never applied: it is an error here.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Oentry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let wanted = match (range.start_bound(), range.end_bound()) {
+            (Bound::Included(start), Bound::Excluded(end)) => Some(end.saturating_sub(*start)),
+            _ => None,
+        };
+        let entries = self.try_get_log_entries(range.clone()).await.and_then(|entries| match wanted {
+            Some(wanted) if wanted != entries.len() as u64 => {
+                Err(io::Error::other(format!("the log has {} of the {wanted} committed entries {range:?}", entries.len())))
+            }
+            _ => Ok(entries),
+        });
+        match entries {
+            Ok(entries) => futures::stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()),
+            Err(error) => futures::stream::iter(vec![Err(error)]),
+        }
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Oentry>, io::Error> {

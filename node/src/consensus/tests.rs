@@ -4,7 +4,7 @@ use super::journal::*;
 use super::*;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::entry::{EntryBytes, SectionReply};
-use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer};
+use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer, next_epoch};
 use crate::model::{Incarnation, LeaderId, LogId, NodeId, SessionId, ShardId};
 use crate::peer::Transport;
 use crate::peer::memory::MemoryNetwork;
@@ -339,7 +339,9 @@ async fn a_proposal_under_an_old_leader_id_fails() {
     group.propose(1, LeaderId { term: 0, voter: 1 }, entry(1));
     let outcome = cluster.nodes.get_mut(&NodeId(1)).and_then(|n| n.outcomes.get_mut(&DATA)).expect("wired").recv().await;
     assert!(matches!(outcome, Some((1, ProposalOutcome::Failed(_)))), "{outcome:?}");
-    assert!(applied(&cluster.propose(2).await));
+    // What follows in the failed epoch fails with it; a new epoch is served.
+    assert!(!applied(&cluster.propose(2).await));
+    assert!(applied(&cluster.propose(next_epoch(2)).await));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -192,6 +192,10 @@ impl MemoryNetwork {
     /// Moves frames one way until the link breaks.
     async fn carry(self, from: End, to: End, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
         let mut changes_rx = self.changes_tx.subscribe();
+        // It may have broken before this task first ran.
+        if !self.connected(from, to) {
+            return;
+        }
         loop {
             tokio::select! {
                 biased;
