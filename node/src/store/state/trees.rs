@@ -10,12 +10,17 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const CACHE_BYTES: u64 = 64 << 20;
 /// sled collects segments only in its flusher thread, so that must run.
 const FLUSHER_MS: u64 = 500;
 /// An epoch collection frees at most 8 bags of 64 objects; a checkpoint of 5,000 keys leaves about 80 bags in one go.
 const EPOCH_ROUNDS: usize = 200;
+/// sled's words for a store that somebody holds.
+const LOCKED: &str = "could not acquire lock";
+/// How long a lock that may be our own is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Sorts before every key of a machine.
 const META: &[u8] = b"\0meta";
 const META_BYTES: usize = 32;
@@ -270,9 +275,23 @@ fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
     Ok(to)
 }
 
+/// A store that was just closed keeps its file lock until sled's deferred destructors have run: the lock is waited for a little.
+fn open_patiently(path: &Path) -> Result<sled::Db, sled::Error> {
+    let started = Instant::now();
+    loop {
+        match sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSHER_MS)).open() {
+            Err(sled::Error::Io(error)) if error.to_string().contains(LOCKED) && started.elapsed() < LOCK_PATIENCE => {
+                crossbeam_epoch::pin().flush();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Open {
     fn checked(path: &Path) -> Result<Open, StateError> {
-        let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSHER_MS)).open()?;
+        let db = open_patiently(path)?;
         let file = File::options().read(true).write(true).open(path.join("db"))?;
         let open = Open { db, file };
         for name in open.db.tree_names() {
@@ -388,7 +407,7 @@ mod tests {
     /// Breaks the content so that the next open sees it.
     fn break_it(trees: &mut Trees) {
         fail(trees, StateError::Disk("closes it".into()));
-        let db = sled::open(&trees.path).unwrap();
+        let db = open_patiently(&trees.path).unwrap();
         db.open_tree(tree_name(ShardId(1))).unwrap().insert("b", "a pair that no digest knows").unwrap();
         db.flush().unwrap();
     }
