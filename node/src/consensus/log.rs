@@ -162,8 +162,10 @@ impl RaftLogStorage<Types> for GroupLog {
         Ok(())
     }
 
+    /// What was committed elsewhere before it was on this disk (P6) is no ground for applying what is here: it is learnt again.
     async fn read_committed(&mut self) -> Result<Option<Oid>, io::Error> {
-        Ok(self.journal.state(self.shard).committed.map(to_oid))
+        let state = self.journal.state(self.shard);
+        Ok(state.committed.filter(|committed| Some(*committed) <= state.last).map(to_oid))
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> Result<(), io::Error>

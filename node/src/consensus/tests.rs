@@ -489,3 +489,22 @@ async fn leadership_goes_back_to_the_preferred_node_when_it_is_back() {
     assert!(applied(&cluster.propose(2).await));
     cluster.until_all_applied(DATA, &flat(0..3)).await;
 }
+
+#[tokio::test]
+async fn a_commit_point_beyond_the_log_of_this_disk_is_learnt_again_and_missing_entries_are_an_error() {
+    use futures::StreamExt;
+    use openraft::storage::{RaftLogReader, RaftLogStorage};
+    let journal = Arc::new(MemoryJournal::default());
+    let id = |term, index| LogId { leader: LeaderId { term, voter: 1 }, index };
+    let entries = (1..=4).map(|index| LogEntry { id: id(2, index), payload: Payload::Blank }).collect();
+    journal.append(DATA, entries, Box::new(|_| ()));
+    let mut log = super::log::GroupLog::new(DATA, journal.clone());
+    for (committed, believed) in [(id(2, 3), true), (id(2, 9), false), (id(3, 2), false), (id(2, 4), true)] {
+        journal.save_committed(DATA, committed);
+        assert_eq!(log.read_committed().await.expect("reads").is_some(), believed, "{committed:?}");
+    }
+    let whole: Vec<_> = log.entries_stream(1..5).await.collect().await;
+    assert!(whole.len() == 4 && whole.iter().all(Result::is_ok));
+    let short: Vec<_> = log.entries_stream(3..7).await.collect().await;
+    assert!(matches!(short.as_slice(), [Err(_)]), "a short read must not pass for a whole one");
+}
