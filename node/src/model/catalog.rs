@@ -65,7 +65,7 @@ pub struct ExchangeSpec {
     pub name: Name,
     /// Its kind.
     pub kind: ExchangeKind,
-    /// Survives a restart of the whole cluster (all exchanges are replicated; a non-durable one goes when the cluster restarts).
+    /// As declared, compared and listed; all exchanges are replicated, and until now a non-durable one survives a restart too.
     pub durable: bool,
     /// Goes with its last binding.
     pub auto_delete: bool,
