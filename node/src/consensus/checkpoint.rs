@@ -92,8 +92,7 @@ pub(super) async fn all(core: &Core, store: &Arc<StateStore>) {
 async fn checkpoint(group: &Shard, store: &Arc<StateStore>) {
     let (inner, holding, shard) = (group.inner(), &group.inner().holding, group.id());
     let _saving = holding.saving.lock().await;
-    // A checkpoint must not be newer than this disk's log (P6).
-    let Some(flushed) = inner.journal.flushed(shard).map(|id| id.index) else { return };
+    let journal = inner.journal.clone();
     let Some(applied) = holding.machine.restored().map(|id| id.index) else { return };
     if applied == holding.checkpointed.lock().map_or(0, |id| id.index) {
         return release(group);
@@ -101,7 +100,8 @@ async fn checkpoint(group: &Shard, store: &Arc<StateStore>) {
     let (tx, rx) = oneshot::channel();
     let (store, machine) = (store.clone(), holding.machine.clone());
     let taken = tokio::task::spawn_blocking(move || {
-        let change = machine.checkpoint(flushed)?;
+        // A checkpoint must not be newer than this disk's log (P6).
+        let change = machine.checkpoint(&|| journal.flushed(shard))?;
         store.checkpoint(shard, change, move |result| drop(tx.send(result)));
         Some(())
     });

@@ -53,8 +53,9 @@ pub trait Machine: Send + Sync + 'static {
     fn pass(&self, _id: LogId) -> Result<(), Fault> {
         Ok(())
     }
-    /// What the store must change, when the machine has applied nothing beyond `flushed`.
-    fn checkpoint(&self, _flushed: u64) -> Option<Change> {
+    /// What the store must change, when the machine has applied nothing beyond what `flushed` tells; asked while nothing can be applied,
+    /// since a truncation lowers it.
+    fn checkpoint(&self, _flushed: &dyn Fn() -> Option<LogId>) -> Option<Change> {
         None
     }
     /// The last `checkpoint` did not get to the disk: the next one must be full.

@@ -128,9 +128,9 @@ impl Machine for CatalogReplica {
         restored(self.catalog.read().applied())
     }
 
-    fn checkpoint(&self, flushed: u64) -> Option<Change> {
+    fn checkpoint(&self, flushed: &dyn Fn() -> Option<LogId>) -> Option<Change> {
         let mut catalog = self.catalog.write();
-        if catalog.applied().index > flushed {
+        if Some(catalog.applied()) > flushed() {
             return None;
         }
         catalog.checkpoint().map(change)
@@ -190,9 +190,9 @@ impl Machine for DataReplica {
         restored(self.machine.lock().applied())
     }
 
-    fn checkpoint(&self, flushed: u64) -> Option<Change> {
+    fn checkpoint(&self, flushed: &dyn Fn() -> Option<LogId>) -> Option<Change> {
         let mut machine = self.machine.lock();
-        (machine.applied().index <= flushed).then(|| change(machine.checkpoint()))
+        (Some(machine.applied()) <= flushed()).then(|| change(machine.checkpoint()))
     }
 
     fn checkpoint_lost(&self) {

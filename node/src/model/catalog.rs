@@ -65,7 +65,7 @@ pub struct ExchangeSpec {
     pub name: Name,
     /// Its kind.
     pub kind: ExchangeKind,
-    /// As declared, compared and listed; all exchanges are replicated, and until now a non-durable one survives a restart too.
+    /// As declared: compared and listed. All exchanges are replicated, so one that is not durable survives a restart as well.
     pub durable: bool,
     /// Goes with its last binding.
     pub auto_delete: bool,

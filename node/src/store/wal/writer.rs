@@ -326,11 +326,7 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
                     return Some(Op::Append { shard, epoch, entries, done });
                 }
                 let entry = entries.pop_front().expect("the front was just seen");
-                let (kind, body) = match entry.payload {
-                    Payload::Blank => (Kind::Blank, EntryBytes::default()),
-                    Payload::Normal(rope) => (Kind::Normal, rope),
-                    Payload::Membership(bytes) => (Kind::Membership, bytes.into()),
-                };
+                let (kind, body) = content(entry.payload);
                 let mut record = Record::new(kind, shard, entry.id, body);
                 record.epoch = epoch;
                 batch.push(record);
@@ -387,6 +383,15 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
         Op::Free(frees) => batch.frees.append(frees),
     }
     None
+}
+
+/// How a payload stands in a record.
+fn content(payload: Payload) -> (Kind, EntryBytes) {
+    match payload {
+        Payload::Blank => (Kind::Blank, EntryBytes::default()),
+        Payload::Normal(rope) => (Kind::Normal, rope),
+        Payload::Membership(bytes) => (Kind::Membership, bytes.into()),
+    }
 }
 
 /// When there is no space: purges may overtake what waits, since they commute with it, if that makes a file free.
