@@ -4,12 +4,12 @@
 use super::Edge;
 use super::access::{Kind, Right};
 use super::connection::drop_exclusive;
-use super::lane::{Answer, Lane, named, no_quorum};
+use super::lane::{Answer, Ask, Lane, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
-use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target};
+use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target, Value};
 use crate::model::link::{Consumer, QueueStat};
 use crate::model::step::{DeclareQueue, Reply, Request};
 use crate::model::{ConsumerId, ShardId};
@@ -39,6 +39,7 @@ struct Consume {
     no_ack: bool,
     exclusive: bool,
     prefetch: Option<u32>,
+    priority: i64,
 }
 
 impl Asking {
@@ -63,8 +64,12 @@ impl Asking {
     fn start_now(self, request: Request) {
         match request {
             Request::Barrier => self.answer(Ok(Reply::Done)),
-            Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments: _ } => {
-                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch });
+            Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments } => {
+                let priority = match arguments.get("x-priority") {
+                    Some(Value::Int(priority)) => *priority,
+                    Some(_) | None => 0,
+                };
+                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch, priority });
                 self.answer_refused(started);
             }
             Request::Get { queue, no_ack } => {
@@ -138,8 +143,9 @@ impl Asking {
         self.marks.iter().find(|m| m.0 == shard).map_or(0, |m| m.1)
     }
 
-    async fn stat(&self, record: &QueueRecord, timeout: Duration) -> Result<QueueStat, Refusal> {
-        let stats = self.edge.stat(record.shard, vec![record.id], self.mark(record.shard), timeout).await?;
+    async fn stat(&self, record: &QueueRecord, used: bool, timeout: Duration) -> Result<QueueStat, Refusal> {
+        let ask = Ask { queues: vec![record.id], used };
+        let stats = self.edge.stat(record.shard, ask, self.mark(record.shard), timeout).await?;
         Ok(stats.into_iter().next().unwrap_or_default())
     }
 
@@ -217,7 +223,7 @@ impl Asking {
     }
 
     async fn counted(&self, record: &QueueRecord) -> Result<Reply, Refusal> {
-        let stat = self.stat(record, self.edge.config.no_quorum_timeout).await?;
+        let stat = self.stat(record, true, self.edge.config.no_quorum_timeout).await?;
         Ok(Reply::Queue { name: record.spec.name.name.clone(), messages: stat.ready, consumers: stat.consumers })
     }
 
@@ -228,7 +234,7 @@ impl Asking {
         };
         let conditional = if_unused || if_empty;
         let timeout = if conditional { self.edge.config.no_quorum_timeout } else { COUNT_TIMEOUT };
-        let stat = match self.stat(&record, timeout).await {
+        let stat = match self.stat(&record, false, timeout).await {
             Err(refusal) if conditional => return Err(refusal),
             stat => stat.unwrap_or_default(),
         };
@@ -283,6 +289,8 @@ impl Asking {
             prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
             window_bytes: self.edge.config.consumer_bytes,
             tag: consume.tag.to_string(),
+            priority: consume.priority,
+            order: 0,
         };
         let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack };
         lane.consume(spec, consume.queue, &self.mailbox, place);

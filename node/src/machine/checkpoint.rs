@@ -5,6 +5,7 @@
 //! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
 
 use super::codec::{Reader, Writer};
+use super::extents::Extents;
 use super::queue::Queue;
 use super::shard::{DataMachine, RestoreError};
 use crate::model::{LeaderId, LogId, QueueId, SessionId, ShardId};
@@ -15,6 +16,14 @@ const META: u8 = b'm';
 const SESSION: u8 = b's';
 const QUEUE: u8 = b'q';
 const CHUNK: u8 = b'x';
+
+/// A chunk's number has its level (priority) on top.
+const LEVEL_SHIFT: u32 = 56;
+const CHUNK_MASK: u64 = (1 << LEVEL_SHIFT) - 1;
+
+fn chunk_key(queue: QueueId, level: usize, chunk: u64) -> Vec<u8> {
+    key(CHUNK, &[queue.0, (level as u64) << LEVEL_SHIFT | chunk])
+}
 
 /// What a checkpoint changes, as one atomic step.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,8 +68,10 @@ impl DataMachine {
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             queue.stored = true;
             puts.push((key(QUEUE, &[id.0]), queue.encode_row()));
-            let put = |chunk, value| puts.push((key(CHUNK, &[id.0, chunk]), value));
-            queue.extents_mut().take_changes(put, |chunk| deletes.push(key(CHUNK, &[id.0, chunk])));
+            for (level, extents) in queue.extents_mut().enumerate() {
+                let key = |chunk| chunk_key(id, level, chunk);
+                extents.take_changes(|chunk, value| puts.push((key(chunk), value)), |chunk| deletes.push(key(chunk)));
+            }
         }
         delta
     }
@@ -73,7 +84,7 @@ impl DataMachine {
         self.dirty = self.queues.keys().copied().collect();
         for queue in self.queues.values_mut() {
             queue.stored = false;
-            queue.extents_mut().forget_stored();
+            queue.extents_mut().for_each(Extents::forget_stored);
         }
     }
 
@@ -127,7 +138,9 @@ impl DataMachine {
         if queue.stored {
             self.gone.push(key(QUEUE, &[id.0]));
         }
-        self.gone.extend(queue.extents().stored().map(|chunk| key(CHUNK, &[id.0, chunk])));
+        for (level, extents) in queue.extents().enumerate() {
+            self.gone.extend(extents.stored().map(|chunk| chunk_key(id, level, chunk)));
+        }
     }
 
     fn export(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -135,7 +148,9 @@ impl DataMachine {
         self.sessions.export(|id, row| pairs.push((key(SESSION, &[id.0]), row)));
         for (id, queue) in self.queues() {
             pairs.push((key(QUEUE, &[id.0]), queue.encode_row()));
-            queue.extents().export(|chunk, value| pairs.push((key(CHUNK, &[id.0, chunk]), value)));
+            for (level, extents) in queue.extents().enumerate() {
+                extents.export(|chunk, value| pairs.push((chunk_key(id, level, chunk), value)));
+            }
         }
         pairs
     }
@@ -158,7 +173,7 @@ impl DataMachine {
         machine.full = !(stored && any);
         for queue in machine.queues.values_mut() {
             queue.complete()?;
-            for index in queue.extents().indices() {
+            for index in queue.extents().flat_map(Extents::indices) {
                 *machine.entries.entry(index).or_insert(0) += 1;
             }
         }
@@ -176,7 +191,8 @@ impl DataMachine {
             QUEUE => self.imported_queue(QueueId(numbers::<1>(rest)?[0]), stored).decode_row(value),
             CHUNK => {
                 let [queue, chunk] = numbers::<2>(rest)?;
-                self.imported_queue(QueueId(queue), stored).extents_mut().import(chunk, value, stored)
+                let extents = self.imported_queue(QueueId(queue), stored).level_mut((chunk >> LEVEL_SHIFT) as u8);
+                extents.import(chunk & CHUNK_MASK, value, stored)
             }
             _ => Err(RestoreError::Malformed("kind of key")),
         }

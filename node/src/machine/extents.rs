@@ -4,6 +4,7 @@
 
 use super::codec::{Reader, Writer};
 use super::hash::StateHasher;
+use super::notes::{Note, Notes};
 use super::queue::Located;
 use super::shard::RestoreError;
 use crate::model::Seq;
@@ -88,6 +89,8 @@ impl Extent {
 #[derive(Clone, Debug, Default)]
 struct Chunk {
     extents: Vec<Extent>,
+    /// What is known of single messages, in queues that need it.
+    notes: Option<Box<Notes>>,
     messages: u64,
     dirty: bool,
     /// A checkpoint holds it, so that its end must be told.
@@ -102,6 +105,36 @@ impl Chunk {
     }
 }
 
+impl Chunk {
+    /// The next live run of an extent at or after `from`, at most `max` long, its messages alike.
+    fn run(&self, extent: &Extent, from: u64, max: u64) -> Option<Located> {
+        let (first, count) = extent.next_run(from, max)?;
+        let (deadline_ms, until) = self.notes.as_ref().map_or((0, u64::MAX), |n| n.deadline(first));
+        Some(Located {
+            first: Seq(first),
+            count: count.min(until - first) as u32,
+            index: extent.index,
+            position: extent.position,
+            skip: (first - extent.first) as u32,
+            deadline_ms,
+        })
+    }
+
+    fn note(&mut self, seq: u64, note: Note) {
+        if self.notes.is_some() || !note.is_empty() {
+            self.notes.get_or_insert_default().add(seq, note);
+        }
+    }
+
+    /// Body bytes of the live messages of an extent within `first..=last`: noted, or by the mean stored size.
+    fn body_bytes(&self, extent: &Extent, first: u64, last: u64) -> u64 {
+        let live = |seq: &u64| extent.is_live(*seq);
+        let mean = u64::from(extent.bytes / extent.count);
+        let of = |seq| self.notes.as_ref().and_then(|n| n.body_bytes(seq)).map_or(mean, u64::from);
+        (first.max(extent.first)..=last.min(extent.last())).filter(live).map(of).sum()
+    }
+}
+
 /// What a settle took away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -109,6 +142,8 @@ pub struct Taken {
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes of their bodies; 0 in queues that do not note them.
+    pub body_bytes: u64,
 }
 
 /// A queue's extents, in chunks by the first seq a chunk was made with.
@@ -121,7 +156,7 @@ pub struct Extents {
 
 impl Extents {
     /// A new extent of one message at the end.
-    pub fn push(&mut self, seq: Seq, index: u64, position: u32, bytes: u32) {
+    pub fn push(&mut self, seq: Seq, index: u64, position: u32, bytes: u32, note: Note) {
         let extent = Extent { first: seq.0, index, count: 1, position, bytes, settled: None };
         if let Some((&key, chunk)) = self.chunks.iter_mut().next_back()
             && chunk.extents.len() < CHUNK_EXTENTS
@@ -129,22 +164,25 @@ impl Extents {
         {
             chunk.extents.push(extent);
             chunk.messages += 1;
+            chunk.note(seq.0, note);
             mark(&mut self.dirty, key, chunk);
             return;
         }
         let mut chunk = Chunk { extents: vec![extent], messages: 1, ..Chunk::default() };
+        chunk.note(seq.0, note);
         mark(&mut self.dirty, seq.0, &mut chunk);
         self.chunks.insert(seq.0, chunk);
     }
 
     /// One more message in the extent pushed last (same queue, same section), if that ends with `tail` and is wholly live.
-    pub fn extend(&mut self, tail: Seq, bytes: u32) -> bool {
+    pub fn extend(&mut self, tail: Seq, bytes: u32, note: Note) -> bool {
         let Some(mut entry) = self.chunks.last_entry() else { return false };
         let chunk = entry.get_mut();
         let Some(extent) = chunk.extents.last_mut().filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
         extent.count += 1;
         extent.bytes = extent.bytes.saturating_add(bytes);
         chunk.messages += 1;
+        chunk.note(tail.0 + 1, note);
         true
     }
 
@@ -163,6 +201,7 @@ impl Extents {
             if part.count > 0 {
                 taken.count += part.count;
                 taken.bytes += part.bytes;
+                taken.body_bytes += part.body_bytes;
                 mark(&mut self.dirty, key, chunk);
                 if chunk.extents.is_empty() {
                     self.remove(key);
@@ -173,6 +212,15 @@ impl Extents {
         taken
     }
 
+    /// The first live run with seq >= `from`, if any.
+    pub fn locate_run(&self, from: Seq) -> Option<Located> {
+        let start = self.chunks.range(..=from.0).next_back().map_or(from.0, |(key, _)| *key);
+        self.chunks.range(start..).find_map(|(_, chunk)| {
+            let skip = chunk.extents.partition_point(|e| e.last() < from.0);
+            chunk.extents[skip..].iter().find_map(|extent| chunk.run(extent, from.0, u64::from(extent.count)))
+        })
+    }
+
     /// Live runs with seq >= `from`, in order, up to `max` messages in all.
     pub fn locate(&self, from: Seq, max: usize, out: &mut Vec<Located>) {
         let (mut at, mut left) = (from.0, max as u64);
@@ -181,22 +229,26 @@ impl Extents {
             let skip = chunk.extents.partition_point(|e| e.last() < at);
             for extent in &chunk.extents[skip..] {
                 while left > 0 {
-                    let Some((first, count)) = extent.next_run(at, left) else { break };
-                    out.push(Located {
-                        first: Seq(first),
-                        count: count as u32,
-                        index: extent.index,
-                        position: extent.position,
-                        skip: (first - extent.first) as u32,
-                    });
-                    left -= count;
-                    at = first + count;
+                    let Some(run) = chunk.run(extent, at, left) else { break };
+                    out.push(run);
+                    left -= u64::from(run.count);
+                    at = run.first.0 + u64::from(run.count);
                 }
                 if left == 0 {
                     return;
                 }
             }
         }
+    }
+
+    /// Some message has a time to live.
+    pub fn is_timed(&self) -> bool {
+        self.chunks.values().any(|c| c.notes.as_ref().is_some_and(|n| n.is_timed()))
+    }
+
+    /// The live message with the lowest seq.
+    pub fn first_live(&self) -> Option<u64> {
+        self.chunks.values().flat_map(|c| &c.extents).next().and_then(|e| e.next_run(0, 1)).map(|run| run.0)
     }
 
     /// Whether this message is there and not settled.
@@ -208,8 +260,39 @@ impl Extents {
 
     /// Messages and bytes that are live, counted afresh.
     pub fn count(&self) -> Taken {
-        let all = self.chunks.values().flat_map(|c| &c.extents);
-        all.fold(Taken::default(), |t, e| Taken { count: t.count + u64::from(e.live()), bytes: t.bytes + e.live_bytes() })
+        let mut all = Taken::default();
+        for chunk in self.chunks.values() {
+            for extent in &chunk.extents {
+                all.count += u64::from(extent.live());
+                all.bytes += extent.live_bytes();
+                if chunk.notes.is_some() {
+                    all.body_bytes += chunk.body_bytes(extent, extent.first, extent.last());
+                }
+            }
+        }
+        all
+    }
+
+    /// Live messages in `first..=last`, and the bytes of their bodies.
+    pub fn count_in(&self, first: u64, last: u64) -> Taken {
+        let mut all = Taken::default();
+        if first > last {
+            return all;
+        }
+        let from = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
+        for chunk in self.chunks.range(from..=last).map(|(_, chunk)| chunk) {
+            for extent in &chunk.extents[chunk.touched(first, last)] {
+                let (from, to) = (first.max(extent.first), last.min(extent.last()));
+                all.count += match &extent.settled {
+                    None => to - from + 1,
+                    Some(_) => (from..=to).filter(|seq| extent.is_live(*seq)).count() as u64,
+                };
+                if chunk.notes.is_some() {
+                    all.body_bytes += chunk.body_bytes(extent, from, to);
+                }
+            }
+        }
+        all
     }
 
     /// The log index of each extent.
@@ -288,6 +371,7 @@ impl Extents {
                 settled.bits.iter().for_each(|bits| hasher.word(*bits));
             }
         }
+        self.chunks.values().filter_map(|c| c.notes.as_ref()).for_each(|notes| notes.hash(hasher));
     }
 
     fn remove(&mut self, key: u64) {
@@ -308,6 +392,9 @@ fn mark(dirty: &mut BTreeSet<u64>, key: u64, chunk: &mut Chunk) {
 fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64>) -> Taken {
     let touched = chunk.touched(first, last);
     let mut taken = Taken::default();
+    if chunk.notes.is_some() {
+        taken.body_bytes = chunk.extents[touched.clone()].iter().map(|e| chunk.body_bytes(e, first, last)).sum();
+    }
     let mut dead = touched.end..touched.start;
     for at in touched {
         let extent = &mut chunk.extents[at];
@@ -335,7 +422,7 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
     taken
 }
 
-/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)*
+/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)* | notes?
 fn encode(chunk: &Chunk) -> Vec<u8> {
     let mut out = Writer::with_capacity(4 + 32 * chunk.extents.len());
     out.u32(chunk.extents.len() as u32);
@@ -349,6 +436,9 @@ fn encode(chunk: &Chunk) -> Vec<u8> {
         out.u32(bits.len() as u32);
         bits.iter().for_each(|b| out.u64(*b));
     }
+    if let Some(notes) = &chunk.notes {
+        notes.encode(&mut out);
+    }
     out.finish()
 }
 
@@ -359,6 +449,9 @@ fn decode(value: &[u8]) -> Result<Chunk, RestoreError> {
         let extent = decode_extent(&mut input)?;
         chunk.messages += u64::from(extent.count);
         chunk.extents.push(extent);
+    }
+    if !input.is_empty() {
+        chunk.notes = Some(Box::new(Notes::decode(&mut input)?));
     }
     input.end()?;
     Ok(chunk)

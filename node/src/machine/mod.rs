@@ -8,6 +8,10 @@ mod codec;
 mod entry_tests;
 mod extents;
 mod hash;
+mod limits;
+#[cfg(test)]
+mod limits_tests;
+mod notes;
 mod queue;
 mod sessions;
 pub mod shard;
@@ -15,5 +19,6 @@ pub mod shard;
 mod shard_tests;
 
 pub use checkpoint::Delta;
+pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

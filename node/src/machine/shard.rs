@@ -1,11 +1,15 @@
 //! The replicated state of a data shard: a pure function of its log. Called by `consensus` (apply, checkpoints) and read by `serving`.
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
+use super::extents::Extents;
 use super::hash::StateHasher;
+use super::limits::{self, Bases};
+use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
-use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, StoredView, read_entry};
 use crate::model::link::RefusedEnqueue;
+use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,6 +90,16 @@ pub enum Effect {
         /// Where.
         queue: QueueId,
     },
+    /// `Queue::settings` changed.
+    Configured {
+        /// Where.
+        queue: QueueId,
+    },
+    /// A message came whose time ends.
+    Timed {
+        /// Where.
+        queue: QueueId,
+    },
     /// A queue is there.
     Created {
         /// Which.
@@ -139,6 +153,8 @@ pub struct DataMachine {
     section: u64,
     references: u32,
     released: Vec<u64>,
+    /// What the entry being applied says of queues with limits.
+    bases: Bases,
 }
 
 impl DataMachine {
@@ -158,6 +174,7 @@ impl DataMachine {
             section: 0,
             references: 0,
             released: Vec::new(),
+            bases: Bases::default(),
         }
     }
 
@@ -173,13 +190,14 @@ impl DataMachine {
         }
         let mut out = Applied { replies: Vec::with_capacity(sections.len()), ..Applied::default() };
         self.references = 0;
+        self.bases.clear();
+        self.last_time_ms = self.last_time_ms.max(time_ms);
         for section in sections {
             self.section += 1;
             let reply = self.section(id.index, section, &mut out.effects)?;
             out.replies.push(reply);
         }
         self.applied = id;
-        self.last_time_ms = self.last_time_ms.max(time_ms);
         self.count_references(id.index, &mut out.freed);
         Ok(out)
     }
@@ -280,6 +298,10 @@ impl DataMachine {
                 }
                 SectionReply::Advanced { accepted }
             }
+            Section::Settings { at, queue, settings } => {
+                self.configure(at, queue, *settings, effects);
+                SectionReply::Settings
+            }
         })
     }
 
@@ -310,8 +332,8 @@ impl DataMachine {
         for op in ops {
             match op? {
                 Op::Enqueue(op) => {
-                    if !self.enqueue(index, &op, effects) {
-                        refused.push((ordinal, RefusedEnqueue::UnknownQueue));
+                    if let Some(why) = self.enqueue(index, &op, effects) {
+                        refused.push((ordinal, why));
                     }
                     ordinal += 1;
                 }
@@ -321,9 +343,24 @@ impl DataMachine {
                     for (first, last) in ranges {
                         any |= queue.settle(first, last, &mut self.released);
                     }
-                    if any && std::mem::replace(&mut queue.settled_in, index) != index {
-                        effects.push(Effect::Settled { queue: id });
+                    if any {
+                        self.bases.changed(id);
+                        note_settled(index, (id, queue), effects, &mut self.dirty);
+                    }
+                }
+                Op::Activate { queue: id, session, consumer } => {
+                    if let Some(queue) = self.queues.get_mut(&id) {
+                        queue.activate(session, consumer);
                         self.dirty.insert(id);
+                    }
+                }
+                Op::Tend { queue: id, now_ms, room, checked } => {
+                    let Some(queue) = self.queues.get_mut(&id) else { continue };
+                    let basis = self.bases.named(id, queue, room, checked);
+                    let mut any = limits::expire(queue, basis, now_ms, &mut self.released);
+                    any |= limits::trim(queue, basis, &mut self.released);
+                    if any {
+                        note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
                 }
                 Op::Reserve { queue: id, up_to, sessions } => {
@@ -339,21 +376,55 @@ impl DataMachine {
         Ok(refused)
     }
 
-    /// False when none of its queues exists.
-    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> bool {
-        let mut taken = false;
+    /// Why not, if some queue did not take it that should.
+    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+        let mut refused = Some(RefusedEnqueue::UnknownQueue);
+        let mut full = false;
         for id in op.queues() {
             let Some(queue) = self.queues.get_mut(&id) else { continue };
-            taken = true;
-            if queue.enqueue(self.section, index, op.position as u32, op.message.len() as u32) {
+            refused = None;
+            let (level, note) = match queue.settings() {
+                None if op.traits.expiration_ms.is_none() => (0, Note::default()),
+                settings => {
+                    let note = note_of(settings, op, self.last_time_ms);
+                    if refuses(settings, queue, note, id, &mut self.bases) {
+                        full = true;
+                        continue;
+                    }
+                    (queue.level(op.traits.priority), note)
+                }
+            };
+            if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
                 self.references += 1;
+            }
+            if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
+                effects.push(Effect::Timed { queue: id });
             }
             if std::mem::replace(&mut queue.enqueued_in, index) != index {
                 effects.push(Effect::Enqueued { queue: id });
                 self.dirty.insert(id);
             }
+            if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
+                let basis = self.bases.of(id, queue);
+                if limits::trim(queue, basis, &mut self.released) {
+                    note_settled(index, (id, queue), effects, &mut self.dirty);
+                }
+            }
         }
-        taken
+        if full { Some(RefusedEnqueue::Full) } else { refused }
+    }
+
+    /// The catalog's settings of a queue, unless they are of another catalog index than the shard's.
+    fn configure(&mut self, at: u64, id: QueueId, settings: QueueSettings, effects: &mut Vec<Effect>) {
+        if at != self.catalog_index {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(&id)
+            && queue.configure(settings)
+        {
+            self.dirty.insert(id);
+            effects.push(Effect::Configured { queue: id });
+        }
     }
 
     fn hello(&mut self, session: SessionId, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> SectionReply {
@@ -376,7 +447,7 @@ impl DataMachine {
         for id in drops {
             if let Some(queue) = self.queues.remove(id) {
                 self.dirty.remove(id);
-                self.released.extend(queue.extents().indices());
+                self.released.extend(queue.extents().flat_map(Extents::indices));
                 self.forget_queue(*id, &queue);
                 effects.push(Effect::Dropped { queue: *id });
             }
@@ -401,5 +472,33 @@ impl DataMachine {
                 }
             }
         }
+    }
+}
+
+fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Vec<Effect>, dirty: &mut BTreeSet<QueueId>) {
+    if std::mem::replace(&mut queue.settled_in, index) != index {
+        effects.push(Effect::Settled { queue: id });
+        dirty.insert(id);
+    }
+}
+
+/// What a queue with these settings notes of a message that comes at `now_ms`.
+fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms.map(u64::from)).min();
+    let deadline_ms = match ttl {
+        None => 0,
+        Some(0) => AT_ONCE,
+        Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
+    };
+    let counted = settings.is_some_and(|s| s.max_length_bytes.is_some());
+    let body_bytes = if counted { StoredView::parse(&op.message).map(|m| (op.message.len() - m.body_at) as u32) } else { None };
+    Note { deadline_ms, body_bytes }
+}
+
+fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: QueueId, bases: &mut Bases) -> bool {
+    let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
+    match settings.overflow {
+        Overflow::DropHead => false,
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), note.body_bytes.unwrap_or(0)),
     }
 }

@@ -6,7 +6,9 @@
 //! op      := kind u8 | len u32 | body(len)
 
 use super::link::{Batch, Ranges, RefusedEnqueue};
-use super::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId};
+use super::properties::Traits;
+use super::settings::QueueSettings;
+use super::{BatchSeq, ConsumerId, Incarnation, NodeId, QueueId, Seq, SessionId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
@@ -21,11 +23,18 @@ const SECTION_LEADER: u8 = 2;
 const SECTION_HELLO: u8 = 3;
 const SECTION_GONE: u8 = 4;
 const SECTION_ADVANCE: u8 = 5;
+const SECTION_SETTINGS: u8 = 6;
 const OP_ENQUEUE: u8 = 1;
 /// Flag of an enqueue: the number of its queues is an u32, not an u16.
 const MANY_QUEUES: u8 = 1;
+/// Flag of an enqueue: its time to live follows.
+const HAS_EXPIRATION: u8 = 2;
+/// Flag of an enqueue: its priority follows.
+const HAS_PRIORITY: u8 = 4;
 const OP_SETTLE: u8 = 2;
 const OP_RESERVE: u8 = 3;
+const OP_TEND: u8 = 4;
+const OP_ACTIVATE: u8 = 5;
 
 /// Bytes that are not an entry: a bug or a newer version, never a torn write (the log's CRC covers those).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -191,6 +200,15 @@ impl EntryBuilder {
         creates.iter().chain(drops).for_each(|q| self.head.put_u64_le(q.0));
     }
 
+    /// A queue's settings as the catalog has them at index `at`, which the shard has reached by the advance before it.
+    pub fn settings(&mut self, at: u64, queue: QueueId, settings: &QueueSettings) {
+        let bytes = rmp_serde::to_vec_named(settings).expect("plain data, writing to memory cannot fail");
+        self.section(SECTION_SETTINGS, 16 + bytes.len());
+        self.head.put_u64_le(at);
+        self.head.put_u64_le(queue.0);
+        self.head.put_slice(&bytes);
+    }
+
     /// The entry.
     pub fn finish(mut self) -> EntryBytes {
         self.rope.push(self.head.freeze());
@@ -229,20 +247,8 @@ impl Ops {
     /// One message into `queues` (not empty, all of this shard). Returns its ordinal among the batch's enqueues.
     pub fn enqueue(&mut self, queues: &[QueueId], exchange: &[u8], key: &[u8], properties: &[u8], body: &[u8]) -> u32 {
         let message = 2 + exchange.len() + key.len() + 4 + properties.len() + body.len();
-        let count = u16::try_from(queues.len());
-        let head = if count.is_ok() { 3 } else { 5 };
-        self.buffer.reserve(FRAME_HEAD + head + 8 * queues.len() + message);
-        self.frame(OP_ENQUEUE, head + 8 * queues.len() + message);
-        match count {
-            Ok(count) => {
-                self.buffer.put_u8(0);
-                self.buffer.put_u16_le(count);
-            }
-            Err(_) => {
-                self.buffer.put_u8(MANY_QUEUES);
-                self.buffer.put_u32_le(queues.len() as u32);
-            }
-        }
+        let traits = Traits::of(properties);
+        self.enqueue_head(queues.len(), traits, message);
         queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
         self.buffer.put_u8(exchange.len() as u8);
         self.buffer.put_slice(exchange);
@@ -255,16 +261,67 @@ impl Ops {
         self.enqueues - 1
     }
 
+    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u32? | priority u8?
+    fn enqueue_head(&mut self, queues: usize, traits: Traits, message: usize) {
+        let (mut flags, mut head) = (0, 3);
+        if u16::try_from(queues).is_err() {
+            (flags, head) = (MANY_QUEUES, 5);
+        }
+        if traits.expiration_ms.is_some() {
+            (flags, head) = (flags | HAS_EXPIRATION, head + 4);
+        }
+        if traits.priority > 0 {
+            (flags, head) = (flags | HAS_PRIORITY, head + 1);
+        }
+        self.buffer.reserve(FRAME_HEAD + head + 8 * queues + message);
+        self.frame(OP_ENQUEUE, head + 8 * queues + message);
+        self.buffer.put_u8(flags);
+        match u16::try_from(queues) {
+            Ok(count) => self.buffer.put_u16_le(count),
+            Err(_) => self.buffer.put_u32_le(queues as u32),
+        }
+        if let Some(ms) = traits.expiration_ms {
+            self.buffer.put_u32_le(ms);
+        }
+        if traits.priority > 0 {
+            self.buffer.put_u8(traits.priority);
+        }
+    }
+
+    /// What is due in a queue is done: messages whose time ended by `now_ms` leave from its front, then those beyond its limit. Those in
+    /// `checked` are with consumers and stay; `room` more messages than the limit may wait, consumers take them at once. Also the
+    /// basis for the enqueues that follow in the same entry (rule 24).
+    pub fn tend(&mut self, queue: QueueId, now_ms: u64, room: u32, checked: &[(Seq, Seq)]) {
+        self.frame(OP_TEND, 24 + 16 * checked.len());
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u64_le(now_ms);
+        self.buffer.put_u32_le(room);
+        self.buffer.put_u32_le(checked.len() as u32);
+        self.put_ranges(checked);
+    }
+
+    /// From now on only this consumer gets messages of the queue (rule 21).
+    pub fn activate(&mut self, queue: QueueId, session: SessionId, consumer: ConsumerId) {
+        self.frame(OP_ACTIVATE, 24);
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u64_le(session.0);
+        self.buffer.put_u64_le(consumer.0);
+    }
+
+    fn put_ranges(&mut self, ranges: &[(Seq, Seq)]) {
+        for (first, last) in ranges {
+            self.buffer.put_u64_le(first.0);
+            self.buffer.put_u64_le(last.0);
+        }
+    }
+
     /// Messages leave a queue.
     pub fn settle(&mut self, queue: QueueId, reason: SettleReason, ranges: &[(Seq, Seq)]) {
         self.frame(OP_SETTLE, 13 + 16 * ranges.len());
         self.buffer.put_u8(reason as u8);
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u32_le(ranges.len() as u32);
-        for (first, last) in ranges {
-            self.buffer.put_u64_le(first.0);
-            self.buffer.put_u64_le(last.0);
-        }
+        self.put_ranges(ranges);
     }
 
     /// Messages up to `up_to` may be delivered, to these sessions only.
@@ -347,6 +404,15 @@ pub enum Section {
         /// Queues dropped.
         drops: Vec<QueueId>,
     },
+    /// A queue's settings.
+    Settings {
+        /// The catalog index they are of.
+        at: u64,
+        /// Whose.
+        queue: QueueId,
+        /// All of them.
+        settings: Box<QueueSettings>,
+    },
 }
 
 /// The machine's answer to a section, in the order of sections.
@@ -389,6 +455,8 @@ pub enum SectionReply {
         /// `from` was the shard's catalog index.
         accepted: bool,
     },
+    /// The queue has its settings, unless the advance before it was not accepted.
+    Settings,
 }
 
 /// Reads an entry: its time and its sections.
@@ -450,6 +518,14 @@ fn read_section(entry: &EntryBytes, position: usize) -> Result<(Section, usize),
             let mut ids = |n| (0..n).map(|_| QueueId(body.get_u64_le())).collect();
             Section::Advance { from, to, creates: ids(creates), drops: ids(drops) }
         }
+        SECTION_SETTINGS => {
+            need(body, len)?;
+            let mut body = &body[..len];
+            need(body, 16)?;
+            let (at, queue) = (body.get_u64_le(), QueueId(body.get_u64_le()));
+            let settings = rmp_serde::from_slice(body).map_err(|_| bad("settings"))?;
+            Section::Settings { at, queue, settings: Box::new(settings) }
+        }
         _ => return Err(bad("section kind")),
     };
     Ok((section, next))
@@ -485,6 +561,26 @@ pub enum Op {
         /// To whom.
         sessions: Vec<SessionId>,
     },
+    /// What is due is done.
+    Tend {
+        /// Where.
+        queue: QueueId,
+        /// The leader's time.
+        now_ms: u64,
+        /// Messages that consumers take at once.
+        room: u32,
+        /// With consumers.
+        checked: Ranges,
+    },
+    /// Only this consumer gets messages.
+    Activate {
+        /// Of which queue.
+        queue: QueueId,
+        /// The consumer's edge.
+        session: SessionId,
+        /// The consumer.
+        consumer: ConsumerId,
+    },
 }
 
 /// A message into queues; parsed lazily, nothing is copied.
@@ -493,6 +589,8 @@ pub struct EnqueueOp {
     /// Position of the operation in the entry: what an extent remembers.
     pub position: usize,
     queues: Bytes,
+    /// What the message asks for.
+    pub traits: Traits,
     /// The stored message.
     pub message: Bytes,
 }
@@ -558,6 +656,20 @@ pub fn has_settles(mut ops: &[u8]) -> bool {
     false
 }
 
+/// The queues that a batch's enqueues go to, once for each message; walks the heads of operations only.
+pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {
+    while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let Some((mut body, rest)) = rest.split_at_checked(len) else { return };
+        ops = rest;
+        if head[0] != OP_ENQUEUE {
+            continue;
+        }
+        let Some((n, _)) = read_enqueue_head(&mut body) else { return };
+        body.chunks_exact(8).take(n).for_each(|mut c| each(QueueId(c.get_u64_le())));
+    }
+}
+
 /// Whether these are operations as an edge may send them: an entry that a machine cannot read would stop the shard everywhere.
 /// Walks the heads and copies nothing.
 pub fn is_batch(mut ops: &[u8]) -> bool {
@@ -576,10 +688,7 @@ pub fn is_batch(mut ops: &[u8]) -> bool {
 fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
     match kind {
         OP_ENQUEUE => {
-            let queues = match body.try_get_u8().ok()? & MANY_QUEUES {
-                0 => usize::from(body.try_get_u16_le().ok()?),
-                _ => body.try_get_u32_le().ok()? as usize,
-            };
+            let (queues, _) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
             Some(queues > 0 && StoredView::parse(message).is_some())
         }
@@ -592,25 +701,53 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
     }
 }
 
+/// Takes the head off: the number of queues, what the message asks for.
+fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits)> {
+    let flags = body.try_get_u8().ok()?;
+    let queues = match flags & MANY_QUEUES {
+        0 => usize::from(body.try_get_u16_le().ok()?),
+        _ => body.try_get_u32_le().ok()? as usize,
+    };
+    let mut traits = Traits::default();
+    if flags & HAS_EXPIRATION != 0 {
+        traits.expiration_ms = Some(body.try_get_u32_le().ok()?);
+    }
+    if flags & HAS_PRIORITY != 0 {
+        traits.priority = body.try_get_u8().ok()?;
+    }
+    Some((queues, traits))
+}
+
+fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {
+    let ranges = body.chunks_exact(16).take(n).map(|mut c| (Seq(c.get_u64_le()), Seq(c.get_u64_le())));
+    (body.len() == n.checked_mul(16)?).then(|| ranges.collect())
+}
+
 fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
     match kind {
         OP_ENQUEUE => {
-            let n = match body.try_get_u8().ok()? & MANY_QUEUES {
-                0 => usize::from(body.try_get_u16_le().ok()?),
-                _ => body.try_get_u32_le().ok()? as usize,
-            };
+            let (n, traits) = read_enqueue_head(&mut body)?;
             if body.len() < n.checked_mul(8)? {
                 return None;
             }
             let queues = body.split_to(n * 8);
-            Some(Op::Enqueue(EnqueueOp { position, queues, message: body }))
+            Some(Op::Enqueue(EnqueueOp { position, queues, traits, message: body }))
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?)?;
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
-            let ranges = body.chunks_exact(16).take(n).map(|mut c| (Seq(c.get_u64_le()), Seq(c.get_u64_le())));
-            (body.len() == n.checked_mul(16)?).then(|| Op::Settle { queue, reason, ranges: ranges.collect() })
+            Some(Op::Settle { queue, reason, ranges: read_ranges(&body, n)? })
         }
+        OP_TEND => {
+            let (queue, now_ms) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?);
+            let (room, n) = (body.try_get_u32_le().ok()?, body.try_get_u32_le().ok()? as usize);
+            Some(Op::Tend { queue, now_ms, room, checked: read_ranges(&body, n)? })
+        }
+        OP_ACTIVATE => Some(Op::Activate {
+            queue: QueueId(body.try_get_u64_le().ok()?),
+            session: SessionId(body.try_get_u64_le().ok()?),
+            consumer: ConsumerId(body.try_get_u64_le().ok()?),
+        }),
         OP_RESERVE => {
             let (queue, up_to) = (QueueId(body.try_get_u64_le().ok()?), Seq(body.try_get_u64_le().ok()?));
             let n = body.try_get_u16_le().ok()? as usize;

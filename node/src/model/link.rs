@@ -72,6 +72,8 @@ pub enum ToLeader {
         request: u64,
         /// Which; empty = all queues of the shard.
         queues: Vec<QueueId>,
+        /// A client declared them: they count as used.
+        used: bool,
     },
     /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
     Purge {
@@ -114,6 +116,10 @@ pub struct Consumer {
     pub window_bytes: u64,
     /// The client's tag, for listings.
     pub tag: String,
+    /// Those of a higher priority are served first.
+    pub priority: i64,
+    /// Rank among those of its priority: the leader that it was started under gave it, later ones are larger.
+    pub order: u64,
 }
 
 /// A consumer that lives on under a new leader.
@@ -157,8 +163,8 @@ pub enum ToEdge {
     Consuming {
         /// Whose.
         consumer: ConsumerId,
-        /// Or why not.
-        result: Result<(), Refusal>,
+        /// Its order, or why not.
+        result: Result<u64, Refusal>,
     },
     /// The consumer is gone: asked for, or its queue was deleted.
     Cancelled {
@@ -195,6 +201,8 @@ pub enum ToEdge {
 pub enum RefusedEnqueue {
     /// None of its queues exists in the shard: route again, once (rule 27).
     UnknownQueue,
+    /// A queue of it is full and refuses publishes; the other queues have it.
+    Full,
 }
 
 /// Leader to edge: messages for one consumer.

@@ -6,6 +6,8 @@ pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod ports;
+pub mod properties;
+pub mod settings;
 pub mod step;
 
 pub use ids::*;

@@ -171,7 +171,7 @@ mod tests {
 
     fn consumer() -> Consumer {
         let (id, queue, tag) = (ConsumerId(4), QueueId(8), "ctag".to_string());
-        Consumer { id, queue, no_ack: false, exclusive: true, prefetch: Some(3), window_bytes: 1 << 20, tag }
+        Consumer { id, queue, no_ack: false, exclusive: true, prefetch: Some(3), window_bytes: 1 << 20, tag, priority: -3, order: 77 }
     }
 
     fn delivery(seq: u64, message: Vec<u8>) -> Delivery {
@@ -192,7 +192,7 @@ mod tests {
             ToLeader::Credit { consumer: ConsumerId(4), messages: 9, bytes: 1 << 40 },
             ToLeader::Get { request: 5, queue: QueueId(8), no_ack: true },
             ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false },
-            ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)] },
+            ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)], used: true },
             ToLeader::Purge { request: 7, queue: QueueId(8) },
         ]
     }
@@ -203,7 +203,7 @@ mod tests {
             ToEdge::Welcome { leader: LeaderId { term: 7, voter: 1 }, session: SessionId(2), last: BatchSeq(0) },
             ToEdge::NotLeader,
             ToEdge::Verdict { seq: BatchSeq(9), refused: Vec::new() },
-            ToEdge::Verdict { seq: BatchSeq(10), refused: vec![(0, RefusedEnqueue::UnknownQueue)] },
+            ToEdge::Verdict { seq: BatchSeq(10), refused: vec![(0, RefusedEnqueue::UnknownQueue), (1, RefusedEnqueue::Full)] },
             ToEdge::Rewind { from: BatchSeq(11) },
             ToEdge::Consuming { consumer: ConsumerId(1), result: Err(refusal.clone()) },
             ToEdge::Cancelled { consumer: ConsumerId(1), asked: true },

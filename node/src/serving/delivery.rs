@@ -3,9 +3,10 @@
 
 use super::edges::PathId;
 use super::handle::ReadDone;
-use super::queue::{Choice, QueueState, Source};
+use super::level::Source;
+use super::queue::{Choice, QueueState};
 use super::server::ShardServer;
-use crate::machine::read_run;
+use crate::machine::{AT_ONCE, read_run};
 use crate::model::link::{Deliveries, ToEdge};
 use crate::model::{LeaderId, QueueId, Seq};
 
@@ -26,8 +27,17 @@ enum Next {
     Nothing,
     /// A body is being read, or cannot be.
     Waiting,
+    /// This message's time has ended.
+    Expired,
     /// This message, at the front of its source.
-    Message(Seq),
+    Message(Place, Seq),
+}
+
+/// Where a message was found.
+#[derive(Clone, Copy)]
+struct Place {
+    level: usize,
+    again: bool,
 }
 
 impl ShardServer {
@@ -48,6 +58,7 @@ impl ShardServer {
             let Some(mut state) = self.queues.remove(&id) else { continue };
             state.dirty = false;
             self.pump_queue(leader, &mut state, &mut budget);
+            self.look_after(&mut state);
             let (again, reserve) = (budget == 0, state.needs_reserve());
             self.queues.insert(id, state);
             if reserve {
@@ -72,21 +83,19 @@ impl ShardServer {
     }
 
     fn pump_queue(&mut self, leader: LeaderId, state: &mut QueueState, budget: &mut usize) {
-        while !state.held && *budget > 0 {
+        while !state.is_still() && *budget > 0 {
             if state.gets.is_empty() && !state.consumers.iter().any(|c| c.wants()) {
                 break;
             }
-            let again = !state.returned.is_empty();
-            let seq = match self.next(state, again) {
-                Next::Message(seq) => seq,
-                Next::Nothing if again => continue,
+            let (place, seq) = match self.next(state) {
+                Next::Message(place, seq) => (place, seq),
                 Next::Nothing => {
                     self.answer_gets_empty(state);
                     break;
                 }
-                Next::Waiting => break,
+                Next::Waiting | Next::Expired => break,
             };
-            if seq > state.reserved || !self.hand_out(leader, state, again, budget) {
+            if seq > state.reserved || !self.hand_out(leader, state, place, budget) {
                 break;
             }
         }
@@ -97,13 +106,13 @@ impl ShardServer {
     }
 
     /// Gives the next message to whoever's turn it is; false when nobody can take it now.
-    fn hand_out(&mut self, leader: LeaderId, state: &mut QueueState, again: bool, budget: &mut usize) -> bool {
+    fn hand_out(&mut self, leader: LeaderId, state: &mut QueueState, place: Place, budget: &mut usize) -> bool {
         if let Some(get) = state.gets.front().copied() {
             if !state.may_hold(get.session) {
                 return false;
             }
             state.gets.pop_front();
-            self.answer_get(state, get.path, (get.session, get.request), again, budget);
+            self.answer_get(state, get.path, (get.session, get.request), place, budget);
             return true;
         }
         let paths = &mut self.paths;
@@ -116,7 +125,7 @@ impl ShardServer {
             true
         });
         let Choice::Consumer(at) = choice else { return false };
-        let Some((seq, message)) = state.pop(again) else { return false };
+        let Some((seq, message)) = state.levels[place.level].pop(place.again) else { return false };
         *budget = budget.saturating_sub(message.len().max(64));
         let delivery = state.check_out(state.consumers[at].session, seq, message);
         let consumer = &mut state.consumers[at];
@@ -154,13 +163,13 @@ impl ShardServer {
         state: &mut QueueState,
         path: PathId,
         (session, request): (crate::model::SessionId, u64),
-        again: bool,
+        place: Place,
         budget: &mut usize,
     ) {
         if self.path_mut(path).is_none() {
             return;
         }
-        let Some((seq, message)) = state.pop(again) else { return };
+        let Some((seq, message)) = state.levels[place.level].pop(place.again) else { return };
         *budget = budget.saturating_sub(message.len().max(64));
         let delivery = state.check_out(session, seq, message);
         let live = self.machine.lock().queue(state.id).map_or(0, |q| q.live_count());
@@ -176,35 +185,58 @@ impl ShardServer {
 
     fn keep_loaded(&mut self, state: &mut QueueState) {
         state.used = true;
-        let empty = state.fresh.is_empty() && state.again.is_empty();
+        let empty = state.levels.iter().all(|l| l.fresh.is_empty() && l.again.is_empty());
         if !empty && !state.loaded {
             state.loaded = true;
             self.loaded.push(state.id);
         }
     }
 
+    /// The next message of the highest level that has one: given back ones first.
+    fn next(&mut self, state: &mut QueueState) -> Next {
+        for level in (0..state.levels.len()).rev() {
+            for again in [true, false] {
+                let place = Place { level, again };
+                let empty = if again { state.levels[level].returned.is_empty() } else { state.levels[level].exhausted };
+                if empty {
+                    continue;
+                }
+                match self.next_at(state, place) {
+                    Next::Nothing => {}
+                    found => return found,
+                }
+            }
+        }
+        Next::Nothing
+    }
+
     /// Brings the next message of a source to its front.
-    fn next(&mut self, state: &mut QueueState, again: bool) -> Next {
+    fn next_at(&mut self, state: &mut QueueState, place: Place) -> Next {
         loop {
-            let source = if again { &mut state.again } else { &mut state.fresh };
+            let level = &mut state.levels[place.level];
+            let source = level.source(place.again);
             if let Some((seq, _)) = source.front.front().map(|(seq, body)| (*seq, body.len())) {
-                if again || state.checked.highest() < seq || !state.checked.contains(seq) {
-                    return Next::Message(seq);
+                if place.again || state.checked.highest() < seq || !state.checked.contains(seq) {
+                    let deadline_ms = source.deadline_ms;
+                    let expired = deadline_ms > AT_ONCE && deadline_ms <= self.now_ms();
+                    return if expired { Next::Expired } else { Next::Message(place, seq) };
                 }
                 source.front.pop_front();
-                state.cursor = Seq(seq.0 + 1);
+                level.cursor = Seq(seq.0 + 1);
                 continue;
             }
             if source.runs.is_empty() {
                 let machine = self.machine.lock();
-                let found =
-                    if again { state.locate_again(&machine, &mut self.located) } else { state.locate_fresh(&machine, &mut self.located) };
+                let found = machine.queue(state.id).is_some_and(|queue| match place.again {
+                    true => level.locate_again(place.level, queue, &mut self.located),
+                    false => level.locate_fresh(place.level, queue, &state.checked, &mut self.located),
+                });
                 if !found {
                     return Next::Nothing;
                 }
             }
-            let (id, source) = (state.id, if again { &mut state.again } else { &mut state.fresh });
-            if !self.load(id, source) {
+            let id = state.id;
+            if !self.load(id, level.source(place.again)) {
                 return Next::Waiting;
             }
         }
@@ -228,7 +260,7 @@ impl ShardServer {
             self.stalled.push(queue);
             return false;
         }
-        source.runs.pop_front();
+        source.deadline_ms = source.runs.pop_front().map_or(0, |run| run.at.deadline_ms);
         source.front.extend(messages);
         true
     }
@@ -264,13 +296,15 @@ impl ShardServer {
         if let Some(state) = self.queues.get_mut(&queue) {
             match result {
                 Ok(entry) => {
-                    let runs = state.fresh.runs.iter_mut().chain(&mut state.again.runs);
+                    let runs = state.levels.iter_mut().flat_map(|l| l.fresh.runs.iter_mut().chain(&mut l.again.runs));
                     runs.filter(|run| run.at.index == index).for_each(|run| (run.entry, run.reading) = (Some(entry.clone()), false));
                 }
                 Err(error) => {
                     tracing::warn!(queue = %queue, index, %error, "cannot read messages");
-                    state.fresh.runs.clear();
-                    state.again.clear();
+                    state.levels.iter_mut().for_each(|l| {
+                        l.fresh.runs.clear();
+                        l.again.clear();
+                    });
                     return self.stalled.push(queue);
                 }
             }

@@ -52,6 +52,11 @@ pub enum ServerEvent {
         /// Which queue.
         queue: QueueId,
     },
+    /// Nobody used the queue for as long as it wants to be there: propose `DeleteQueue` (rule 22).
+    Unused {
+        /// Which queue.
+        queue: QueueId,
+    },
 }
 
 /// A body that was read from disk.

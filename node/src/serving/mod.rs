@@ -6,12 +6,14 @@ mod delivery;
 mod edges;
 mod feed;
 mod handle;
+mod level;
 pub mod local;
 mod proposing;
 mod queue;
 mod ranges;
 mod requests;
 mod server;
+mod tending;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};

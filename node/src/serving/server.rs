@@ -10,9 +10,9 @@ use crate::machine::shard::{DataMachine, Effect};
 use crate::model::link::ToLeader;
 use crate::model::ports::{Bodies, Leadership, PATH_CAPACITY, Proposer};
 use crate::model::{ConsumerId, LeaderId, QueueId, SessionId, limits};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -53,6 +53,14 @@ pub(super) struct ShardServer {
     pub early: Vec<(u64, PathId, ToLeader)>,
     pub events: VecDeque<ServerEvent>,
     pub located: Vec<Located>,
+    /// Queues to look at again, by time.
+    pub alarms: BTreeSet<(Instant, QueueId)>,
+    /// Queues that drop messages when they are full.
+    pub limited: HashSet<QueueId>,
+    /// A queue that nothing was delivered from is free again: deliver before the next entry.
+    pub thawed: bool,
+    /// Given to the consumer started last.
+    pub last_order: u64,
     mailbox: Mailbox,
     events_tx: mpsc::Sender<ServerEvent>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -89,6 +97,10 @@ pub fn spawn(
         early: Vec::new(),
         events: VecDeque::new(),
         located: Vec::new(),
+        alarms: BTreeSet::new(),
+        limited: HashSet::new(),
+        thawed: false,
+        last_order: 0,
         mailbox,
         events_tx: events,
         timer: None,
@@ -125,6 +137,10 @@ impl ShardServer {
         self.take_paths();
         if woken.tick {
             self.tick();
+        }
+        self.ring_alarms();
+        if std::mem::take(&mut self.thawed) {
+            self.pump();
         }
         self.propose();
         let more = self.pump();
@@ -181,7 +197,8 @@ impl ShardServer {
         let (mut sessions, mut advanced) = (false, false);
         for effect in effects {
             match effect {
-                Effect::Enqueued { queue } => self.mark(*queue),
+                Effect::Enqueued { queue } => self.news(*queue),
+                Effect::Configured { queue } | Effect::Timed { queue } => self.take_care_of(*queue),
                 Effect::Dropped { queue } => self.queue_dropped(*queue),
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
@@ -249,6 +266,8 @@ impl ShardServer {
         self.stalled.clear();
         self.early.clear();
         self.events.clear();
+        self.alarms.clear();
+        self.limited.clear();
         self.log.forget();
     }
 
@@ -265,7 +284,9 @@ impl ShardServer {
             going: false,
         };
         self.sessions = machine.sessions().map(|(id, node, incarnation, _)| (id, away(node, incarnation))).collect();
+        let special: Vec<QueueId> = machine.queues().filter(|(_, q)| q.settings().is_some() || q.is_timed()).map(|(id, _)| id).collect();
         drop(machine);
+        special.into_iter().for_each(|queue| self.take_care_of(queue));
         self.greet_waiting();
     }
 
@@ -332,12 +353,11 @@ impl ShardServer {
         let queues = &mut self.queues;
         self.loaded.retain(|id| {
             let Some(state) = queues.get_mut(id) else { return false };
-            let reading = state.fresh.runs.iter().chain(&state.again.runs).any(|run| run.reading);
+            let reading = state.levels.iter().any(|l| l.fresh.runs.iter().chain(&l.again.runs).any(|run| run.reading));
             if std::mem::take(&mut state.used) || reading {
                 return true;
             }
-            state.fresh.clear();
-            state.again.clear();
+            state.forget_window();
             state.loaded = false;
             false
         });
@@ -361,7 +381,8 @@ impl ShardServer {
                 || !self.stalled.is_empty()
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
-        let at = [self.next_tick, self.log.resume_at].into_iter().flatten().min();
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        let at = [self.next_tick, self.log.resume_at, alarm].into_iter().flatten().min();
         match (at, &mut self.timer) {
             (None, timer) => *timer = None,
             (Some(at), Some(timer)) if timer.deadline() == at => {}

@@ -95,13 +95,13 @@ impl Lane {
         }
         self.unlock_with_room(state);
         if let Some(closed) = closed {
-            let mut ordinals: Vec<u32> = refused.into_iter().map(|(ordinal, RefusedEnqueue::UnknownQueue)| ordinal).collect();
-            ordinals.sort_unstable();
-            resolve(home, &closed, &ordinals);
+            let mut refused = refused;
+            refused.sort_unstable_by_key(|r| r.0);
+            resolve(home, &closed, &refused);
         }
     }
 
-    fn consuming(&self, home: &dyn Home, consumer: ConsumerId, result: Result<(), Refusal>) {
+    fn consuming(&self, home: &dyn Home, consumer: ConsumerId, result: Result<u64, Refusal>) {
         let mut state = self.state.lock();
         if let Err(Refusal::NotFound { .. }) = &result {
             let known = state.requests.queue_of(consumer.0).is_some_and(|q| home.knows(q));
@@ -111,9 +111,10 @@ impl Lane {
         }
         let Some(Asked { sink: Sink::Consume { mailbox, at, name }, .. }) = state.requests.take(consumer.0) else { return };
         match result {
-            Ok(()) => {
+            Ok(order) => {
                 mailbox.reply(at, Ok(Reply::Consuming { consumer }));
                 let Some(record) = state.consumers.records.get_mut(&consumer) else { return };
+                record.spec.order = order;
                 record.running = true;
                 for messages in std::mem::take(&mut record.early) {
                     record.mailbox.deliver(consumer, record.place, messages);
@@ -380,8 +381,8 @@ pub(in crate::edge) fn named(refusal: Refusal, name: &Name) -> Refusal {
     }
 }
 
-/// A batch took effect except for the messages of the `refused` ordinals (ascending), whose queues are gone.
-fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
+/// A batch took effect except for the `refused` messages (ascending): their queues are gone, or full.
+fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) {
     let mut ended = Ended::default();
     if refused.is_empty() {
         closed.runs.iter().for_each(|run| ended += run.end(Fate::Taken, None));
@@ -390,9 +391,12 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
     for run in &closed.runs {
         let mut from = run.first;
         let end = run.first + run.count;
-        for ordinal in refused.iter().copied().filter(|o| (run.first..end).contains(o)) {
+        for (ordinal, why) in refused.iter().copied().filter(|r| (run.first..end).contains(&r.0)) {
             if from < ordinal {
                 ended += run.slice(from, ordinal).end(Fate::Taken, None);
+            }
+            if why == RefusedEnqueue::Full {
+                ended += run.one(ordinal).end(Fate::Nacked, None);
             }
             from = ordinal + 1;
         }
@@ -400,7 +404,8 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
             ended += run.slice(from, end).end(Fate::Taken, None);
         }
     }
-    for (run, queues, message) in closed.messages(refused.iter().copied()) {
+    let unknown = refused.iter().filter(|r| r.1 == RefusedEnqueue::UnknownQueue).map(|r| r.0);
+    for (run, queues, message) in closed.messages(unknown) {
         if let Some(fate) = home.reroute(&run, &message, &queues, closed.catalog_index) {
             ended += run.end(fate, Some(&message));
         }

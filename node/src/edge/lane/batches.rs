@@ -354,7 +354,7 @@ impl Closed {
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
-                Op::Reserve { .. } => {}
+                Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
             }
         }
         self.ops = kept.take();
@@ -368,7 +368,7 @@ impl Closed {
         let mut found = Vec::new();
         let enqueues = read_ops(&self.ops).filter_map(|op| match op {
             Op::Enqueue(enqueue) => Some(enqueue),
-            Op::Settle { .. } | Op::Reserve { .. } => None,
+            Op::Settle { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => None,
         });
         for (ordinal, enqueue) in (0..).zip(enqueues) {
             if wanted.next_if_eq(&ordinal).is_none() {

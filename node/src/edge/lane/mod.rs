@@ -73,6 +73,15 @@ struct State {
     blocked: Vec<Arc<Mailbox>>,
 }
 
+/// A question about queues.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    /// Which.
+    pub queues: Vec<QueueId>,
+    /// A client declares them.
+    pub used: bool,
+}
+
 /// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
 /// `redelivered = false` must not become a lie with the leader that knew better. Those that come to this node again are forgotten.
 #[derive(Debug)]
@@ -216,9 +225,9 @@ impl Lane {
         self.wake.notify_one();
     }
 
-    /// Ask for counts of `queues` (empty: all of the shard).
-    pub fn stat(&self, id: u64, queues: Vec<QueueId>, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        self.ask(id, ToLeader::Stat { request: id, queues }, None, after, timeout)
+    /// Ask for counts (of no queues: of all of the shard).
+    pub fn stat(&self, id: u64, ask: Ask, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        self.ask(id, ToLeader::Stat { request: id, queues: ask.queues, used: ask.used }, None, after, timeout)
     }
 
     /// Drop all ready messages of a queue.

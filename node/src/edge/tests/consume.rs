@@ -28,10 +28,10 @@ async fn consuming(prefetch: Option<u32>) -> Consuming {
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
     let window_bytes = limits::CONSUMER_BYTES;
-    let expected = Consumer { id: spec.id, queue, no_ack: false, exclusive: false, prefetch, window_bytes, tag: "tag".into() };
+    let expected = Consumer { id: spec.id, queue, no_ack: false, exclusive: false, prefetch, window_bytes, tag: "tag".into(), priority: 0, order: 0 };
     assert_eq!(spec, expected);
     let consumer = spec.id;
-    leader.say(ToEdge::Consuming { consumer, result: Ok(()) }).await;
+    leader.say(ToEdge::Consuming { consumer, result: Ok(1) }).await;
     assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer }));
     Consuming { scene, client, leader, queue, consumer }
 }
@@ -39,7 +39,7 @@ async fn consuming(prefetch: Option<u32>) -> Consuming {
 fn settles(batch: &Batch) -> Vec<(SettleReason, Vec<(u64, u64)>)> {
     let settle = |op| match op {
         Op::Settle { reason, ranges, .. } => Some((reason, ranges.iter().map(|r| (r.0.0, r.1.0)).collect())),
-        Op::Enqueue(_) | Op::Reserve { .. } => None,
+        Op::Enqueue(_) | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => None,
     };
     ops(batch).into_iter().filter_map(settle).collect()
 }
@@ -122,7 +122,7 @@ async fn deliveries_that_overtake_the_consume_answer_wait_for_it() {
     leader.deliver(spec.id, queue, &[1]).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(client.now().is_empty());
-    leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(()) }).await;
+    leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
     assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
     assert_eq!(client.delivered().await.len(), 1);
 }

@@ -268,7 +268,7 @@ impl Client {
             arguments: Table::new(),
         });
         let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
-        leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(()) }).await;
+        leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
         assert_eq!(self.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
         spec.id
     }
@@ -339,7 +339,7 @@ fn ops(batch: &Batch) -> Vec<Op> {
 fn enqueues(batch: &Batch) -> Vec<EnqueueOp> {
     let enqueue = |op| match op {
         Op::Enqueue(enqueue) => Some(enqueue),
-        Op::Settle { .. } | Op::Reserve { .. } => None,
+        Op::Settle { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => None,
     };
     ops(batch).into_iter().filter_map(enqueue).collect()
 }

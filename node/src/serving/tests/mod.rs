@@ -7,6 +7,7 @@ mod delivering;
 mod handover;
 mod publishing;
 mod queues;
+mod tending;
 mod throughput;
 
 use super::local::{LocalBodies, LocalProposer};
@@ -15,6 +16,7 @@ use crate::machine::shard::DataMachine;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{EntryBytes, Ops, SettleReason, StoredMessage};
 use crate::model::link::*;
+use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::ports::{Bodies, EdgeEnd, Leadership, ProposalOutcome, Proposer, path};
 use crate::model::*;
 use parking_lot::Mutex;
@@ -32,7 +34,7 @@ const QUIET: Duration = Duration::from_millis(60);
 
 /// A catalog of the test's making.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, Mutex<Vec<(QueueId, QueueSettings)>>);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
@@ -43,7 +45,7 @@ impl CatalogFeed for TestCatalog {
         if from >= state.0 {
             return CatalogChanges { to: state.0, ..CatalogChanges::default() };
         }
-        CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() }
+        CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings: self.1.lock().clone() }
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -120,6 +122,14 @@ impl Shard {
     fn with_queues(queues: &[QueueId]) -> Shard {
         let shard = Shard::new();
         shard.declare(queues);
+        shard
+    }
+
+    /// Q with these settings.
+    fn with(settings: QueueSettings) -> Shard {
+        let shard = Shard::new();
+        shard.catalog.1.lock().push((Q, settings));
+        shard.declare(&[Q]);
         shard
     }
 
@@ -243,7 +253,13 @@ impl Edge {
 
     async fn consume(&mut self, id: u64, queue: QueueId, prefetch: Option<u32>) {
         self.up(ToLeader::Consume(consumer(id, queue, prefetch))).await;
-        assert_eq!(self.down().await, ToEdge::Consuming { consumer: ConsumerId(id), result: Ok(()) });
+        self.started(id).await;
+    }
+
+    /// A consumer's start is answered.
+    async fn started(&mut self, id: u64) {
+        let ToEdge::Consuming { consumer, result: Ok(_) } = self.down().await else { panic!("consumer {id} does not start") };
+        assert_eq!(consumer, ConsumerId(id));
     }
 
     async fn credit(&self, id: u64, messages: u32, bytes: u64) {
@@ -289,7 +305,7 @@ impl Edge {
     }
 
     async fn stat(&mut self, queue: QueueId) -> QueueStat {
-        self.up(ToLeader::Stat { request: 8, queues: vec![queue] }).await;
+        self.up(ToLeader::Stat { request: 8, queues: vec![queue], used: false }).await;
         match self.down().await {
             ToEdge::Stats { request: 8, stats } => stats[0].clone(),
             other => panic!("{other:?}"),
@@ -306,6 +322,8 @@ fn consumer(id: u64, queue: QueueId, prefetch: Option<u32>) -> Consumer {
         prefetch,
         window_bytes: limits::CONSUMER_BYTES,
         tag: format!("c{id}"),
+        priority: 0,
+        order: id,
     }
 }
 

@@ -60,7 +60,7 @@ async fn an_exclusive_consumer_is_alone() {
     let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
     let exclusive = |id| Consumer { exclusive: true, ..consumer(id, Q, None) };
     one.up(ToLeader::Consume(exclusive(1))).await;
-    assert_eq!(one.down().await, ToEdge::Consuming { consumer: ConsumerId(1), result: Ok(()) });
+    one.started(1).await;
     two.up(ToLeader::Consume(consumer(1, Q, None))).await;
     let refusal = Refusal::Access("queue 'q10' in vhost '/' in exclusive use".into());
     assert_eq!(two.down().await, ToEdge::Consuming { consumer: ConsumerId(1), result: Err(refusal) });
@@ -141,7 +141,7 @@ fn the_catalog_says_which_queues_a_shard_should_have() {
     apply(CatalogCommand::DeleteQueue { id: QueueId(2) });
     let feed = parking_lot::RwLock::new(catalog);
     let changes = feed.changes(ShardId(1), 2, &|| panic!("the change log reaches back"));
-    assert_eq!(changes, CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)] });
+    assert_eq!(changes, CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)], settings: vec![] });
     assert_eq!(feed.facts(QueueId(3)), Some(QueueFacts { name: name("b"), auto_delete: true }));
     assert_eq!(feed.facts(QueueId(2)), None);
 }

@@ -3,48 +3,46 @@
 
 use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{ExchangeKind, Table, Value};
+use crate::model::settings::{QueueSettings, type_name};
 
-const QUEUE_REFUSED: [&str; 16] = [
+const QUEUE_REFUSED: [&str; 7] = [
     "x-consumer-timeout",
     "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
-    "x-dead-letter-strategy",
     "x-delayed-retry-max",
     "x-delayed-retry-min",
     "x-delayed-retry-type",
     "x-delivery-limit",
-    "x-expires",
     "x-max-age",
-    "x-max-length",
-    "x-max-length-bytes",
-    "x-max-priority",
-    "x-message-ttl",
-    "x-overflow",
-    "x-single-active-consumer",
 ];
 const EXCHANGE_REFUSED: [&str; 2] = ["alternate-exchange", "x-delayed-type"];
-const CONSUMER_REFUSED: [&str; 6] =
-    ["x-cancel-on-ha-failover", "x-consumer-timeout", "x-priority", "x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
+const CONSUMER_REFUSED: [&str; 5] =
+    ["x-cancel-on-ha-failover", "x-consumer-timeout", "x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
 /// Checks queue.declare's arguments.
 pub fn check_queue(queue: &str, vhost: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
-    refuse(&QUEUE_REFUSED, arguments, &format!("queue '{queue}' in vhost '{vhost}'"))?;
-    let invalid = |what: &str| Fault::precondition(format!("invalid property '{what}' for queue '{queue}' in vhost '{vhost}'"));
+    let subject = format!("queue '{queue}' in vhost '{vhost}'");
+    refuse(&QUEUE_REFUSED, arguments, &subject)?;
+    check_queue_type(&subject, durable, exclusive, arguments)?;
+    QueueSettings::check(&subject, arguments).map_err(|invalid| Fault::precondition(invalid.to_string()))
+}
+
+fn check_queue_type(subject: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
+    let invalid = |what: &str| Fault::precondition(format!("invalid property '{what}' for {subject}"));
     match arguments.get("x-queue-type") {
         None => Ok(()),
         Some(Value::Text(kind)) => match kind.as_slice() {
-            b"classic" => Ok(()),
+            b"classic" | b"" | b"undefined" => Ok(()),
             b"quorum" if exclusive => Err(invalid("exclusive-owner")),
             b"quorum" if !durable => Err(invalid("non-durable")),
             b"quorum" => Ok(()),
-            b"stream" => Err(not_yet("x-queue-type' = 'stream", &format!("queue '{queue}' in vhost '{vhost}'"))),
+            b"stream" => Err(not_yet("x-queue-type' = 'stream", subject)),
             other => Err(Fault::precondition(format!(
-                "invalid arg 'x-queue-type' for queue '{queue}' in vhost '{vhost}': unsupported queue type '{}'",
+                "invalid arg 'x-queue-type' for {subject}: \"unsupported queue type '{}'\"",
                 String::from_utf8_lossy(other)
             ))),
         },
-        Some(_) => {
-            Err(Fault::precondition(format!("invalid arg 'x-queue-type' for queue '{queue}' in vhost '{vhost}': expected a long string")))
+        Some(other) => {
+            Err(Fault::precondition(format!("invalid arg 'x-queue-type' for {subject}: {{unacceptable_type,{}}}", type_name(other))))
         }
     }
 }
@@ -54,12 +52,18 @@ pub fn check_exchange(exchange: &str, vhost: &str, arguments: &Table) -> Result<
     refuse(&EXCHANGE_REFUSED, arguments, &format!("exchange '{exchange}' in vhost '{vhost}'"))
 }
 
-/// Checks basic.consume's arguments. A priority of 0 is what every consumer has, so it is no wish.
+/// Checks basic.consume's arguments.
 pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(), Fault> {
-    let wishes = CONSUMER_REFUSED.into_iter().filter(|name| !matches!((*name, arguments.get(*name)), ("x-priority", Some(Value::Int(0)))));
-    match wishes.into_iter().find(|name| arguments.contains_key(*name)) {
-        Some(name) => Err(not_yet(name, &format!("consumer of queue '{queue}' in vhost '{vhost}'"))),
-        None => Ok(()),
+    let subject = format!("queue '{queue}' in vhost '{vhost}'");
+    if let Some(name) = CONSUMER_REFUSED.into_iter().find(|name| arguments.contains_key(*name)) {
+        return Err(not_yet(name, &format!("consumer of {subject}")));
+    }
+    match arguments.get("x-priority") {
+        None | Some(Value::Int(_)) => Ok(()),
+        Some(other) => {
+            let why = format!("\"expected integer, got {}\"", type_name(other));
+            Err(Fault::precondition(format!("invalid arg 'x-priority' for {subject}: {why}")))
+        }
     }
 }
 
