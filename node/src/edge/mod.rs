@@ -5,6 +5,7 @@
 mod access;
 mod connection;
 mod counters;
+mod dead_letters;
 mod headers;
 mod lane;
 mod mailbox;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
+pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder};
 
 use self::access::Patterns;

@@ -4,15 +4,17 @@
 use super::Edge;
 use super::access::{Kind, Right};
 use super::connection::drop_exclusive;
-use super::lane::{Answer, Ask, Lane, named, no_quorum};
+use super::lane::{Answer, Ask, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
-use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target, Value};
+use crate::model::catalog::{
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target, Value,
+};
 use crate::model::link::{Consumer, QueueStat};
 use crate::model::step::{DeclareQueue, Reply, Request};
-use crate::model::{ConsumerId, ShardId};
+use crate::model::{ConsumerId, ShardId, limits};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,7 +41,7 @@ struct Consume {
     no_ack: bool,
     exclusive: bool,
     prefetch: Option<u32>,
-    priority: i64,
+    arguments: Table,
 }
 
 impl Asking {
@@ -65,11 +67,7 @@ impl Asking {
         match request {
             Request::Barrier => self.answer(Ok(Reply::Done)),
             Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments } => {
-                let priority = match arguments.get("x-priority") {
-                    Some(Value::Int(priority)) => *priority,
-                    Some(_) | None => 0,
-                };
-                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch, priority });
+                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch, arguments });
                 self.answer_refused(started);
             }
             Request::Get { queue, no_ack } => {
@@ -190,6 +188,7 @@ impl Asking {
                 declare.name
             }
         };
+        self.check_dead_letters(&name, &declare.arguments)?;
         let owner = declare.exclusive.then_some(self.mailbox.owner);
         let spec = QueueSpec {
             name,
@@ -199,6 +198,17 @@ impl Asking {
             arguments: declare.arguments,
         };
         self.declare(spec).await
+    }
+
+    /// Who makes a queue with a dead letter exchange must be allowed to read the one and write to the other.
+    fn check_dead_letters(&self, name: &Name, arguments: &Table) -> Result<(), Refusal> {
+        let Some(Value::Text(exchange)) = arguments.get("x-dead-letter-exchange") else { return Ok(()) };
+        let catalog = self.edge.catalog.read();
+        if catalog.queue(name).is_some() {
+            return Ok(());
+        }
+        self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
+        self.check(&catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(exchange)))
     }
 
     async fn declare(&self, spec: QueueSpec) -> Result<Reply, Refusal> {
@@ -289,11 +299,17 @@ impl Asking {
             prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
             window_bytes: self.edge.config.consumer_bytes,
             tag: consume.tag.to_string(),
-            priority: consume.priority,
+            priority: integer(&consume.arguments, "x-priority").unwrap_or(0),
             order: 0,
         };
         let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack };
-        lane.consume(spec, consume.queue, &self.mailbox, place);
+        let of_queue = self.edge.catalog.read().settings(&record).consumer_timeout_ms;
+        let own = integer(&consume.arguments, "x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
+        let wishes = Wishes {
+            timeout: own.or(of_queue).map_or(limits::CONSUMER_TIMEOUT, Duration::from_millis),
+            cancel_on_failover: consume.arguments.get("x-cancel-on-ha-failover") == Some(&Value::Bool(true)),
+        };
+        lane.consume(spec, consume.queue, &self.mailbox, place, wishes);
         Ok(())
     }
 
@@ -314,5 +330,12 @@ impl Edge {
         };
         let mine = |shard| self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
         loads.into_iter().min_by_key(|(queues, shard)| (*queues, !mine(*shard), *shard)).map_or(ShardId(1), |best| best.1)
+    }
+}
+
+fn integer(arguments: &Table, name: &str) -> Option<i64> {
+    match arguments.get(name) {
+        Some(Value::Int(n)) => Some(*n),
+        Some(_) | None => None,
     }
 }

@@ -1,7 +1,7 @@
 //! A data shard's state as keys and values: what changed since the last checkpoint, or all of it as a snapshot, and the way back.
 //! Called by `consensus`, which hands deltas to `store::state`. The formats of values are with their types.
 //!
-//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk     (numbers u64, big endian, so that keys sort)
+//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk | 'n' | 'd' number     (numbers u64, big endian, so that keys sort)
 //! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
 
 use super::codec::{Reader, Writer};
@@ -16,6 +16,8 @@ const META: u8 = b'm';
 const SESSION: u8 = b's';
 const QUEUE: u8 = b'q';
 const CHUNK: u8 = b'x';
+const DEAD: u8 = b'd';
+const DEAD_META: u8 = b'n';
 
 /// A chunk's number has its level (priority) on top.
 const LEVEL_SHIFT: u32 = 56;
@@ -64,6 +66,10 @@ impl DataMachine {
         puts.push((vec![META], self.encode_meta()));
         deletes.append(&mut self.gone);
         self.sessions.take_changes(|id, row| puts.push((key(SESSION, &[id.0]), row)), |id| deletes.push(key(SESSION, &[id.0])));
+        if !self.exits.dead.is_untouched() {
+            puts.push((vec![DEAD_META], self.exits.dead.encode_meta()));
+            self.exits.dead.take_changes(|n, row| puts.push((key(DEAD, &[n]), row)), |n| deletes.push(key(DEAD, &[n])));
+        }
         for id in std::mem::take(&mut self.dirty) {
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             queue.stored = true;
@@ -81,6 +87,7 @@ impl DataMachine {
         self.full = true;
         self.gone.clear();
         self.sessions.forget_stored();
+        self.exits.dead.forget_stored();
         self.dirty = self.queues.keys().copied().collect();
         for queue in self.queues.values_mut() {
             queue.stored = false;
@@ -146,6 +153,10 @@ impl DataMachine {
     fn export(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut pairs = vec![(vec![META], self.encode_meta())];
         self.sessions.export(|id, row| pairs.push((key(SESSION, &[id.0]), row)));
+        if !self.exits.dead.is_untouched() {
+            pairs.push((vec![DEAD_META], self.exits.dead.encode_meta()));
+            self.exits.dead.export(|n, row| pairs.push((key(DEAD, &[n]), row)));
+        }
         for (id, queue) in self.queues() {
             pairs.push((key(QUEUE, &[id.0]), queue.encode_row()));
             for (level, extents) in queue.extents().enumerate() {
@@ -177,6 +188,9 @@ impl DataMachine {
                 *machine.entries.entry(index).or_insert(0) += 1;
             }
         }
+        for index in machine.exits.dead.indices() {
+            *machine.entries.entry(index).or_insert(0) += 1;
+        }
         if machine.entries.last_key_value().is_some_and(|(index, _)| *index > machine.applied.index) {
             return Err(RestoreError::Malformed("extents beyond the applied entry"));
         }
@@ -194,6 +208,8 @@ impl DataMachine {
                 let extents = self.imported_queue(QueueId(queue), stored).level_mut((chunk >> LEVEL_SHIFT) as u8);
                 extents.import(chunk & CHUNK_MASK, value, stored)
             }
+            DEAD => self.exits.dead.import(numbers::<1>(rest)?[0], value, stored),
+            DEAD_META => self.exits.dead.decode_meta(value),
             _ => Err(RestoreError::Malformed("kind of key")),
         }
     }

@@ -2,7 +2,9 @@
 //! Which messages are with consumers only the leader knows; it says so in the entry (`Op::Tend`), and delivers nothing meanwhile that
 //! such an entry could take away (rule 24). Where an entry says nothing, whatever may be with a consumer counts as being there.
 
+use super::exits::Exits;
 use super::queue::Queue;
+use crate::model::entry::SettleReason;
 use crate::model::link::Ranges;
 use crate::model::{QueueId, Seq};
 
@@ -27,8 +29,13 @@ impl Bases {
     }
 
     /// The leader names it.
-    pub fn named(&mut self, id: QueueId, _queue: &Queue, room: u32, mut checked: Ranges) -> &mut Basis {
+    pub fn named(&mut self, id: QueueId, queue: &Queue, room: u32, mut checked: Ranges) -> &mut Basis {
         checked.sort_unstable();
+        // A message that comes later in the entry is with nobody.
+        checked.retain_mut(|range| {
+            range.1 = range.1.min(queue.tail());
+            range.0 <= range.1
+        });
         self.0.retain(|(of, _)| *of != id);
         self.0.push((id, Basis { room: room.into(), checked, out: None }));
         &mut self.0.last_mut().expect("it was just put there").1
@@ -39,7 +46,8 @@ impl Bases {
         let at = match self.0.iter().position(|(of, _)| *of == id) {
             Some(at) => at,
             None => {
-                let checked = if queue.reserved() > Seq(0) { vec![(Seq(1), queue.reserved())] } else { Ranges::new() };
+                let last = queue.reserved().min(queue.tail());
+                let checked = if last > Seq(0) { vec![(Seq(1), last)] } else { Ranges::new() };
                 self.0.push((id, Basis { checked, ..Basis::default() }));
                 self.0.len() - 1
             }
@@ -83,7 +91,7 @@ pub(super) fn is_full(queue: &Queue, basis: &mut Basis, body_bytes: u32) -> bool
 }
 
 /// The oldest ready messages go, highest priority first, until the rest fits. True when any went.
-pub(super) fn trim(queue: &mut Queue, basis: &mut Basis, released: &mut Vec<u64>) -> bool {
+pub(super) fn trim(id: QueueId, queue: &mut Queue, basis: &mut Basis, exits: &mut Exits) -> bool {
     let mut any = false;
     loop {
         let excess = excess(queue, basis);
@@ -93,20 +101,21 @@ pub(super) fn trim(queue: &mut Queue, basis: &mut Basis, released: &mut Vec<u64>
         let head = (0..queue.levels()).rev().find_map(|level| queue.first_ready(level, Seq(0), &basis.checked));
         let Some(run) = head else { return any };
         let last = run.first.0 + u64::from(run.count).min(excess) - 1;
-        queue.settle(run.first, Seq(last), released);
+        exits.leave(id, queue, (run.first, Seq(last)), SettleReason::MaxLength);
         any = true;
     }
 }
 
 /// Messages whose time ended by `now_ms` go from the front of each priority. True when any went.
-pub(super) fn expire(queue: &mut Queue, basis: &Basis, now_ms: u64, released: &mut Vec<u64>) -> bool {
+pub(super) fn expire(id: QueueId, queue: &mut Queue, basis: &Basis, now_ms: u64, exits: &mut Exits) -> bool {
     let mut any = false;
     for level in 0..queue.levels() {
         while let Some(run) = queue.first_ready(level, Seq(0), &basis.checked) {
             if run.deadline_ms == 0 || run.deadline_ms > now_ms {
                 break;
             }
-            queue.settle(run.first, Seq(run.first.0 + u64::from(run.count) - 1), released);
+            let last = Seq(run.first.0 + u64::from(run.count) - 1);
+            exits.leave(id, queue, (run.first, last), SettleReason::Expired);
             any = true;
         }
     }

@@ -93,7 +93,7 @@ impl Naive {
     }
 
     fn default_basis(&mut self) {
-        let reserved = self.reserved;
+        let reserved = self.reserved.min(self.tail);
         self.basis.get_or_insert_with(|| (0, if reserved > 0 { vec![(1, reserved)] } else { vec![] }));
     }
 
@@ -159,7 +159,8 @@ impl Naive {
             Operation::Tend { later, room, checked } => {
                 let ranges: Vec<_> = checked.iter().map(|r| (Seq(r.0), Seq(r.1))).collect();
                 ops.tend(Q, time + later, *room, &ranges);
-                self.basis = Some((u64::from(*room), checked.clone()));
+                let known = |r: &(u64, u64)| (r.0 <= self.tail).then_some((r.0, r.1.min(self.tail)));
+                self.basis = Some((u64::from(*room), checked.iter().filter_map(known).collect()));
                 self.expire(time + later);
                 self.trim();
             }

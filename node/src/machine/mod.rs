@@ -4,8 +4,12 @@
 pub mod catalog;
 mod checkpoint;
 mod codec;
+mod dead;
+#[cfg(test)]
+mod dead_tests;
 #[cfg(test)]
 mod entry_tests;
+mod exits;
 mod extents;
 mod hash;
 mod limits;
@@ -19,6 +23,7 @@ pub mod shard;
 mod shard_tests;
 
 pub use checkpoint::Delta;
+pub use dead::Dead;
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

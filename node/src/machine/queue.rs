@@ -11,6 +11,7 @@ use crate::model::settings::QueueSettings;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
+use std::collections::BTreeMap;
 
 /// A run of live messages and where their bodies lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct Queue {
     settings: Option<Box<QueueSettings>>,
     /// The single active consumer.
     active: Option<(SessionId, ConsumerId)>,
+    /// Failed deliveries of live messages, where they are counted.
+    failures: BTreeMap<u64, u32>,
     /// Some message of it expires, or did; not state.
     timed: bool,
     /// Section in which the last extent may still grow; not state.
@@ -65,6 +68,7 @@ impl Default for Queue {
             levels: smallvec![Extents::default()],
             settings: None,
             active: None,
+            failures: BTreeMap::new(),
             timed: false,
             timed_in: 0,
             open: 0,
@@ -167,6 +171,44 @@ impl Queue {
         self.levels[level].locate(from, max, out);
     }
 
+    /// Appends the live runs in `first..=last`, by priority.
+    pub(super) fn locate_in(&self, first: Seq, last: Seq, out: &mut Vec<Located>) {
+        for extents in self.levels.iter().rev() {
+            let mut from = first;
+            while let Some(mut run) = extents.locate_run(from).filter(|run| run.first <= last) {
+                run.count = run.count.min(u32::try_from(last.0 - run.first.0 + 1).unwrap_or(u32::MAX));
+                from = Seq(run.first.0 + u64::from(run.count));
+                out.push(run);
+            }
+        }
+    }
+
+    /// A message that came next was not taken: what follows it in the entry begins a new extent.
+    pub(super) fn passed_over(&mut self) {
+        self.open = 0;
+    }
+
+    /// Failed deliveries of a message.
+    pub fn failures(&self, seq: Seq) -> u32 {
+        self.failures.get(&seq.0).copied().unwrap_or(0)
+    }
+
+    /// The delivery of messages failed once more. Those that failed too often, ascending.
+    pub(super) fn fail(&mut self, first: Seq, last: Seq) -> Vec<Seq> {
+        let Some(limit) = self.settings.as_ref().and_then(|s| s.delivery_limit) else { return Vec::new() };
+        let (mut runs, mut over) = (Vec::new(), Vec::new());
+        self.locate_in(first, last, &mut runs);
+        for seq in runs.iter().flat_map(|r| r.first.0..r.first.0 + u64::from(r.count)) {
+            let count = self.failures.entry(seq).or_default();
+            *count += 1;
+            if u64::from(*count) > limit {
+                over.push(Seq(seq));
+            }
+        }
+        over.sort_unstable();
+        over
+    }
+
     /// The live message with the lowest seq; one beyond the tail when there is none.
     pub fn first_live(&self) -> Seq {
         Seq(self.levels.iter().filter_map(Extents::first_live).min().unwrap_or(self.tail + 1))
@@ -220,6 +262,10 @@ impl Queue {
             self.live.body_bytes = self.live.body_bytes.saturating_sub(taken.body_bytes);
             any |= taken.count > 0;
         }
+        if any && !self.failures.is_empty() {
+            let mut gone = self.failures.split_off(&first.0);
+            self.failures.append(&mut gone.split_off(&last.0.saturating_add(1)));
+        }
         any
     }
 
@@ -246,7 +292,7 @@ impl Queue {
     }
 
     /// row := tail u64 | reserved u64 | holders u16 | session u64* | len u32 | settings (MessagePack map; none for a plain queue)
-    ///      | active session u64 | active consumer u64 (0: none)
+    ///      | active session u64 | active consumer u64 (0: none) | n u32 | (seq u64, failed deliveries u32)*
     pub(super) fn encode_row(&self) -> Vec<u8> {
         let mut out = Writer::with_capacity(22 + 8 * self.holders.len());
         out.u64(self.tail);
@@ -257,6 +303,11 @@ impl Queue {
         let (session, consumer) = self.active.unwrap_or_default();
         out.u64(session.0);
         out.u64(consumer.0);
+        out.u32(self.failures.len() as u32);
+        for (seq, count) in &self.failures {
+            out.u64(*seq);
+            out.u32(*count);
+        }
         out.finish()
     }
 
@@ -279,6 +330,9 @@ impl Queue {
         }
         let active = (SessionId(input.u64()?), ConsumerId(input.u64()?));
         self.active = (active != Default::default()).then_some(active);
+        for _ in 0..input.u32()? {
+            self.failures.insert(input.u64()?, input.u32()?);
+        }
         input.end()
     }
 
@@ -308,6 +362,7 @@ impl Queue {
         hasher.bytes(&self.settings_bytes());
         let (session, consumer) = self.active.unwrap_or_default();
         [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));
+        self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
         self.levels.iter().for_each(|extents| extents.hash(hasher));
     }
 }

@@ -1,16 +1,18 @@
 //! The replicated state of a data shard: a pure function of its log. Called by `consensus` (apply, checkpoints) and read by `serving`.
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
+use super::dead::Dead;
+use super::exits::Exits;
 use super::extents::Extents;
 use super::hash::StateHasher;
 use super::limits::{self, Bases};
 use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
-use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, StoredView, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, StoredView, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
-use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId};
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,6 +97,8 @@ pub enum Effect {
         /// Where.
         queue: QueueId,
     },
+    /// There are new dead letters.
+    Died,
     /// A message came whose time ends.
     Timed {
         /// Where.
@@ -152,7 +156,10 @@ pub struct DataMachine {
     pub(super) full: bool,
     section: u64,
     references: u32,
-    released: Vec<u64>,
+    /// Dead letters, and what the entry being applied lets go of.
+    pub(super) exits: Exits,
+    /// The enqueue that follows belongs to a dead letter that was routed before.
+    skip_next: bool,
     /// What the entry being applied says of queues with limits.
     bases: Bases,
 }
@@ -173,7 +180,8 @@ impl DataMachine {
             full: true,
             section: 0,
             references: 0,
-            released: Vec::new(),
+            exits: Exits::default(),
+            skip_next: false,
             bases: Bases::default(),
         }
     }
@@ -192,10 +200,14 @@ impl DataMachine {
         self.references = 0;
         self.bases.clear();
         self.last_time_ms = self.last_time_ms.max(time_ms);
+        (self.exits.time_ms, self.exits.any_died) = (self.last_time_ms, false);
         for section in sections {
             self.section += 1;
             let reply = self.section(id.index, section, &mut out.effects)?;
             out.replies.push(reply);
+        }
+        if self.exits.any_died {
+            out.effects.push(Effect::Died);
         }
         self.applied = id;
         self.count_references(id.index, &mut out.freed);
@@ -251,6 +263,16 @@ impl DataMachine {
         self.sessions.get(session).map(|row| row.last)
     }
 
+    /// Dead letters from a number on, in order.
+    pub fn dead_from(&self, number: u64) -> impl Iterator<Item = (u64, &Dead)> {
+        self.exits.dead.from(number)
+    }
+
+    /// A dead letter.
+    pub fn dead(&self, number: u64) -> Option<&Dead> {
+        self.exits.dead.get(number)
+    }
+
     /// Indices of entries with live messages, ascending.
     pub fn live_entries(&self) -> Vec<u64> {
         self.entries.keys().copied().collect()
@@ -264,6 +286,7 @@ impl DataMachine {
             .into_iter()
             .for_each(|word| hasher.word(word));
         self.sessions.hash(&mut hasher);
+        self.exits.dead.hash(&mut hasher);
         for (id, queue) in self.queues() {
             hasher.word(id.0);
             queue.hash(&mut hasher);
@@ -337,13 +360,31 @@ impl DataMachine {
                     }
                     ordinal += 1;
                 }
-                Op::Settle { queue: id, reason: _, ranges } => {
+                Op::Settle { queue: id, reason, ranges } => {
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     let mut any = false;
                     for (first, last) in ranges {
-                        any |= queue.settle(first, last, &mut self.released);
+                        any |= self.exits.leave(id, queue, (first, last), reason);
                     }
                     if any {
+                        self.bases.changed(id);
+                        note_settled(index, (id, queue), effects, &mut self.dirty);
+                    }
+                }
+                Op::Routed { number, local, targets } => {
+                    let routed = self.exits.dead.route(number, targets);
+                    self.skip_next = local && routed.is_none();
+                    self.exits.released.extend(routed.flatten());
+                }
+                Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
+                Op::Return { queue: id, ranges } => {
+                    let Some(queue) = self.queues.get_mut(&id) else { continue };
+                    self.dirty.insert(id);
+                    let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
+                    for seq in &over {
+                        self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
+                    }
+                    if !over.is_empty() {
                         self.bases.changed(id);
                         note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
@@ -357,8 +398,8 @@ impl DataMachine {
                 Op::Tend { queue: id, now_ms, room, checked } => {
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     let basis = self.bases.named(id, queue, room, checked);
-                    let mut any = limits::expire(queue, basis, now_ms, &mut self.released);
-                    any |= limits::trim(queue, basis, &mut self.released);
+                    let mut any = limits::expire(id, queue, basis, now_ms, &mut self.exits);
+                    any |= limits::trim(id, queue, basis, &mut self.exits);
                     if any {
                         note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
@@ -378,6 +419,10 @@ impl DataMachine {
 
     /// Why not, if some queue did not take it that should.
     fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+        let repeated = op.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
+        if std::mem::take(&mut self.skip_next) || repeated {
+            return None;
+        }
         let mut refused = Some(RefusedEnqueue::UnknownQueue);
         let mut full = false;
         for id in op.queues() {
@@ -389,6 +434,8 @@ impl DataMachine {
                     let note = note_of(settings, op, self.last_time_ms);
                     if refuses(settings, queue, note, id, &mut self.bases) {
                         full = true;
+                        queue.passed_over();
+                        self.exits.refused(id, queue, index, op.position as u32);
                         continue;
                     }
                     (queue.level(op.traits.priority), note)
@@ -406,7 +453,7 @@ impl DataMachine {
             }
             if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
                 let basis = self.bases.of(id, queue);
-                if limits::trim(queue, basis, &mut self.released) {
+                if limits::trim(id, queue, basis, &mut self.exits) {
                     note_settled(index, (id, queue), effects, &mut self.dirty);
                 }
             }
@@ -447,7 +494,8 @@ impl DataMachine {
         for id in drops {
             if let Some(queue) = self.queues.remove(id) {
                 self.dirty.remove(id);
-                self.released.extend(queue.extents().flat_map(Extents::indices));
+                self.exits.released.extend(queue.extents().flat_map(Extents::indices));
+                self.exits.released.extend(self.exits.dead.queue_dropped(*id));
                 self.forget_queue(*id, &queue);
                 effects.push(Effect::Dropped { queue: *id });
             }
@@ -458,12 +506,18 @@ impl DataMachine {
 
     /// Adds the entry's references, takes off the released ones, says which entries ended.
     fn count_references(&mut self, index: u64, freed: &mut Vec<u64>) {
+        for taken in self.exits.taken.drain(..) {
+            match self.entries.get_mut(&taken) {
+                Some(count) => *count += 1,
+                None => self.references += 1,
+            }
+        }
         if self.references > 0 {
             self.entries.insert(index, self.references);
         } else {
             freed.push(index);
         }
-        for released in self.released.drain(..) {
+        for released in self.exits.released.drain(..) {
             if let Some(count) = self.entries.get_mut(&released) {
                 *count -= 1;
                 if *count == 0 {

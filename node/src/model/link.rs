@@ -225,6 +225,8 @@ pub struct Delivery {
     pub seq: Seq,
     /// May have been delivered before; false is never a lie.
     pub redelivered: bool,
+    /// Deliveries of it that failed, where the queue counts them.
+    pub failures: u32,
     /// The stored message (model::entry::StoredMessage).
     pub message: Bytes,
 }

@@ -1,6 +1,7 @@
 //! The nouns that every room shares: ids, specs, messages, the values that cross rooms. Data only: no IO, no clocks.
 
 pub mod catalog;
+pub mod deaths;
 pub mod entry;
 pub mod ids;
 pub mod limits;

@@ -7,8 +7,9 @@ use super::level::Source;
 use super::queue::{Choice, QueueState};
 use super::server::ShardServer;
 use crate::machine::{AT_ONCE, read_run};
-use crate::model::link::{Deliveries, ToEdge};
-use crate::model::{LeaderId, QueueId, Seq};
+use crate::model::link::{Deliveries, Delivery, ToEdge};
+use crate::model::{LeaderId, QueueId, Seq, SessionId};
+use bytes::Bytes;
 
 /// Bytes handed out before the mailbox is looked at again.
 const TURN_BYTES: usize = 1 << 20;
@@ -127,10 +128,11 @@ impl ShardServer {
         let Choice::Consumer(at) = choice else { return false };
         let Some((seq, message)) = state.levels[place.level].pop(place.again) else { return false };
         *budget = budget.saturating_sub(message.len().max(64));
-        let delivery = state.check_out(state.consumers[at].session, seq, message);
+        let session = state.consumers[at].session;
+        let delivery = self.check_out(state, session, (seq, message));
         let consumer = &mut state.consumers[at];
         if consumer.out.is_empty()
-            && let Some(path) = paths.iter_mut().find(|p| p.id == consumer.path)
+            && let Some(path) = self.paths.iter_mut().find(|p| p.id == consumer.path)
         {
             path.room -= 1;
         }
@@ -171,10 +173,19 @@ impl ShardServer {
         }
         let Some((seq, message)) = state.levels[place.level].pop(place.again) else { return };
         *budget = budget.saturating_sub(message.len().max(64));
-        let delivery = state.check_out(session, seq, message);
+        let delivery = self.check_out(state, session, (seq, message));
         let live = self.machine.lock().queue(state.id).map_or(0, |q| q.live_count());
         let remaining = live.saturating_sub(state.checked.count());
         self.send(path, ToEdge::Got { request, result: Ok(Some((delivery, remaining))) });
+    }
+
+    /// Only messages that were delivered before can have failed.
+    fn check_out(&self, state: &mut QueueState, session: SessionId, (seq, message): (Seq, Bytes)) -> Delivery {
+        let mut delivery = state.check_out(session, seq, message);
+        if delivery.redelivered && state.care.as_ref().is_some_and(|c| c.settings.delivery_limit.is_some()) {
+            delivery.failures = self.machine.lock().queue(state.id).map_or(0, |q| q.failures(seq));
+        }
+        delivery
     }
 
     fn answer_gets_empty(&mut self, state: &mut QueueState) {

@@ -5,7 +5,7 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{LeaderEnd, Leadership, ProposalOutcome};
+use crate::model::ports::{DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, RoutedLetter};
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+/// How often waiting things are looked at.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What a shard's server is told once.
 #[derive(Clone)]
@@ -31,12 +34,25 @@ pub struct ServerConfig {
     pub tick: Duration,
     /// The catalog as this node knows it.
     pub catalog: Arc<dyn CatalogFeed>,
+    /// Who routes dead letters.
+    pub letters: Arc<dyn DeadLetterOffice>,
+}
+
+/// No letter goes anywhere.
+struct Closed;
+
+impl DeadLetterOffice for Closed {
+    fn route(&self, _letter: &Letter) -> Option<RoutedLetter> {
+        None
+    }
+
+    fn forward(&self, _letter: (ShardId, u64), _target: ShardId, _queues: &[QueueId], _routed: &RoutedLetter, _done: LetterDone) {}
 }
 
 impl ServerConfig {
-    /// With the limits' times and the system's clock.
+    /// With the limits' times and the system's clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
-        ServerConfig { shard, node, clock: system_time_ms, edge_gone: limits::EDGE_GONE, tick: Duration::from_millis(100), catalog }
+        ServerConfig { shard, node, clock: system_time_ms, edge_gone: limits::EDGE_GONE, tick: TICK, catalog, letters: Arc::new(Closed) }
     }
 }
 
@@ -66,6 +82,12 @@ pub(super) struct ReadDone {
     pub result: io::Result<EntryBytes>,
 }
 
+/// The entry of a dead letter was read.
+pub(super) struct LetterRead {
+    pub number: u64,
+    pub result: io::Result<EntryBytes>,
+}
+
 /// What waits for the server.
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -74,6 +96,8 @@ pub(super) struct Inbox {
     pub outcomes: Vec<(u64, ProposalOutcome)>,
     pub effects: Vec<Effect>,
     pub reads: Vec<ReadDone>,
+    pub letters: Vec<LetterRead>,
+    pub letters_done: Vec<(u64, ShardId)>,
     pub catalog_moved: bool,
     pub stop: bool,
 }
@@ -85,6 +109,8 @@ impl Inbox {
             && self.outcomes.is_empty()
             && self.effects.is_empty()
             && self.reads.is_empty()
+            && self.letters.is_empty()
+            && self.letters_done.is_empty()
             && !self.catalog_moved
             && !self.stop
     }
@@ -172,6 +198,14 @@ impl ServerHandle {
 
     pub(super) fn read_done(&self, done: ReadDone) {
         self.put(|inbox| inbox.reads.push(done));
+    }
+
+    pub(super) fn letter_read(&self, read: LetterRead) {
+        self.put(|inbox| inbox.letters.push(read));
+    }
+
+    pub(super) fn letter_done(&self, number: u64, target: ShardId) {
+        self.put(|inbox| inbox.letters_done.push((number, target)));
     }
 
     fn put(&self, change: impl FnOnce(&mut Inbox)) {

@@ -6,6 +6,7 @@ mod delivery;
 mod edges;
 mod feed;
 mod handle;
+mod letters;
 mod level;
 pub mod local;
 mod proposing;

@@ -2,13 +2,14 @@
 //! farewells, joined into one entry whenever a slot is free (no linger). And what comes back: verdicts, rewinds (rules 12, 13, 27).
 
 use super::edges::PathId;
+use super::letters::Routing;
 use super::queue::Step;
 use super::server::ShardServer;
 use super::tending::Targets;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
-use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, limits};
+use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -36,6 +37,14 @@ enum Part {
     Batch { session: SessionId, seq: BatchSeq, settles: Vec<(QueueId, Ranges)>, void: bool },
 }
 
+/// Messages whose delivery failed, where that is counted.
+#[derive(Debug)]
+pub(super) struct Return {
+    pub session: SessionId,
+    pub queue: QueueId,
+    pub ranges: Ranges,
+}
+
 /// The leader's own operations in an entry.
 #[derive(Debug, Default)]
 struct Own {
@@ -43,6 +52,9 @@ struct Own {
     purges: Vec<Purge>,
     tends: Vec<QueueId>,
     activations: Vec<QueueId>,
+    letters: Vec<Routing>,
+    dones: Vec<(u64, ShardId)>,
+    returns: Vec<Return>,
 }
 
 #[derive(Debug)]
@@ -67,6 +79,8 @@ pub(super) struct Log {
     pub purges: Vec<Purge>,
     pub tends: Vec<QueueId>,
     pub activations: Vec<QueueId>,
+    pub dones: Vec<(u64, ShardId)>,
+    pub returns: Vec<Return>,
     pub gones: Vec<SessionId>,
     pub resume_at: Option<Instant>,
     turn: usize,
@@ -214,12 +228,18 @@ impl ShardServer {
     }
 
     fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, now_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
+        let letters = self.letter_targets(targets);
         let log = &mut self.log;
         let wanted = [&log.reserves, &log.tends, &log.activations].iter().any(|list| !list.is_empty());
-        if !wanted && log.purges.is_empty() && targets.is_empty() {
+        let waiting = !log.purges.is_empty() || !log.dones.is_empty() || !log.returns.is_empty();
+        if !wanted && !waiting && letters == 0 && targets.is_empty() {
             return;
         }
         let (mut own, mut ops) = (Own::default(), Ops::default());
+        own.dones = std::mem::take(&mut log.dones);
+        own.dones.iter().for_each(|(number, shard)| ops.done(*number, *shard));
+        own.returns = std::mem::take(&mut log.returns);
+        own.returns.iter().for_each(|r| ops.returned(r.queue, &r.ranges));
         self.write_reserves(&mut own, &mut ops);
         self.write_purges(&mut own, &mut ops);
         for id in std::mem::take(&mut self.log.tends) {
@@ -234,6 +254,7 @@ impl ShardServer {
             }
         }
         self.brace(targets, now_ms, &mut ops);
+        own.letters = self.write_letters(letters, &mut ops);
         if !ops.is_empty() {
             entry.leader_ops(&ops.take());
             parts.push(Part::Leader(own));
@@ -347,9 +368,19 @@ impl ShardServer {
         own.reserves.into_iter().for_each(|queue| self.reserved(queue));
         own.tends.into_iter().for_each(|queue| self.tended(queue));
         own.activations.into_iter().for_each(|queue| self.activated(queue));
+        own.returns.into_iter().for_each(|r| self.returned(r));
+        self.letters_routed(own.letters, true);
         for purge in own.purges {
             self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
         }
+    }
+
+    /// The machine counted: what is still alive waits again.
+    fn returned(&mut self, counted: Return) {
+        let Return { session, queue, ranges } = counted;
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+        self.mark(queue);
     }
 
     /// Not in the log as far as anybody knows: batches are the edge's to repeat, the rest is proposed again.
@@ -369,6 +400,9 @@ impl ShardServer {
                 own.tends.into_iter().for_each(|queue| self.tended(queue));
                 own.activations.into_iter().for_each(|queue| self.activated(queue));
                 self.log.purges.extend(own.purges);
+                self.log.dones.extend(own.dones);
+                self.log.returns.extend(own.returns);
+                self.letters_routed(own.letters, false);
             }
             Part::Hello(node, incarnation) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));

@@ -395,7 +395,7 @@ impl QueueState {
     pub fn check_out(&mut self, session: SessionId, seq: Seq, message: Bytes) -> Delivery {
         self.checked.insert(seq, seq, session);
         let redelivered = !self.seen.is_empty() && self.seen.contains(seq);
-        Delivery { queue: self.id, seq, redelivered, message }
+        Delivery { queue: self.id, seq, redelivered, failures: 0, message }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::edges::PathId;
 use super::handle::ServerEvent;
-use super::proposing::Purge;
+use super::proposing::{Purge, Return};
 use super::queue::{Consumer, Get, Step};
 use super::server::ShardServer;
 use crate::model::catalog::Refusal;
@@ -186,6 +186,9 @@ impl ShardServer {
 
     fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: bool) {
         if let Some(state) = self.queue_state(queue) {
+            if seen && state.care.as_ref().is_some_and(|c| c.settings.delivery_limit.is_some()) {
+                return self.log.returns.push(Return { session, queue, ranges: ranges.clone() });
+            }
             ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen));
             self.mark(queue);
         }

@@ -3,6 +3,7 @@
 
 use super::edges::{Path, PathId, Session};
 use super::handle::{Inbox, Mailbox, ServerConfig, ServerEvent, ServerHandle};
+use super::letters::Letters;
 use super::proposing::Log;
 use super::queue::QueueState;
 use crate::machine::Located;
@@ -59,6 +60,8 @@ pub(super) struct ShardServer {
     pub limited: HashSet<QueueId>,
     /// A queue that nothing was delivered from is free again: deliver before the next entry.
     pub thawed: bool,
+    /// Dead letters.
+    pub letters: Letters,
     /// Given to the consumer started last.
     pub last_order: u64,
     mailbox: Mailbox,
@@ -100,6 +103,7 @@ pub fn spawn(
         alarms: BTreeSet::new(),
         limited: HashSet::new(),
         thawed: false,
+        letters: Letters::default(),
         last_order: 0,
         mailbox,
         events_tx: events,
@@ -139,6 +143,7 @@ impl ShardServer {
             self.tick();
         }
         self.ring_alarms();
+        self.work_on_letters();
         if std::mem::take(&mut self.thawed) {
             self.pump();
         }
@@ -191,6 +196,10 @@ impl ShardServer {
         for done in inbox.reads {
             self.read_done(done);
         }
+        if self.lead.is_some() {
+            inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
+            self.log.dones.extend(inbox.letters_done);
+        }
     }
 
     fn take_effects(&mut self, effects: &[Effect]) {
@@ -199,6 +208,7 @@ impl ShardServer {
             match effect {
                 Effect::Enqueued { queue } => self.news(*queue),
                 Effect::Configured { queue } | Effect::Timed { queue } => self.take_care_of(*queue),
+                Effect::Died => self.letters.news = true,
                 Effect::Dropped { queue } => self.queue_dropped(*queue),
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
@@ -268,6 +278,7 @@ impl ShardServer {
         self.events.clear();
         self.alarms.clear();
         self.limited.clear();
+        self.letters = Letters { news: true, ..Letters::default() };
         self.log.forget();
     }
 
@@ -315,6 +326,7 @@ impl ShardServer {
         let stalled = std::mem::take(&mut self.stalled);
         stalled.into_iter().for_each(|queue| self.mark(queue));
         self.unload_idle();
+        self.letters.news |= std::mem::take(&mut self.letters.stalled);
         let paths: Vec<PathId> = self.paths.iter().filter(|p| p.full).map(|p| p.id).collect();
         paths.into_iter().for_each(|id| self.path_has_room(id));
     }
@@ -379,6 +391,7 @@ impl ShardServer {
                 || self.paths.iter().any(|p| p.full || !p.backlog.is_empty())
                 || !self.loaded.is_empty()
                 || !self.stalled.is_empty()
+                || self.letters.stalled
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
         let alarm = self.alarms.first().map(|(at, _)| *at);

@@ -79,6 +79,9 @@ impl Lane {
         }
         let mut state = self.state.lock();
         tracing::debug!(shard = %self.shard, ?leader, %session, %last, "welcomed by a leader");
+        if state.former.is_some_and(|former| former != leader) {
+            state.cancel_on_failover();
+        }
         state.leader = Some(leader);
         state.former = Some(leader);
         state.unreachable = None;
@@ -251,10 +254,7 @@ impl Lane {
     pub(super) fn due(&self) -> Option<Instant> {
         let state = self.state.lock();
         state.leader?;
-        match (state.batches.due(), state.requests.due()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [state.batches.due(), state.requests.due(), state.consumers.sweep_at].into_iter().flatten().min()
     }
 
     /// Somebody waits for something: ticks are needed.
@@ -286,6 +286,9 @@ impl Lane {
         }
         for (_, late) in state.consumers.cancelling.extract_if(|_, c| c.deadline <= now) {
             late.mailbox.reply(late.at, Ok(Reply::Done));
+        }
+        for id in state.consumers.sweep(now) {
+            state.timed_out(id);
         }
         let unheard = state.leader.is_none() && state.unreachable.is_some_and(|since| now >= since + UNHEARD);
         let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes());
@@ -352,6 +355,31 @@ impl Lane {
 }
 
 impl State {
+    /// A consumer holds a message for too long: its channel ends, in RabbitMQ's words.
+    fn timed_out(&mut self, id: ConsumerId) {
+        let Some(record) = self.consumers.records.get(&id) else { return };
+        let (place, timeout_ms) = (record.place, record.wishes.timeout.as_millis());
+        tracing::warn!(consumer = %id, tag = record.spec.tag, timeout_ms, "no acknowledgement in time; the channel is closed");
+        record.mailbox.push_at(place.channel, |channel| {
+            let text = format!(
+                "delivery acknowledgement on channel {channel} timed out. Timeout value used: {timeout_ms} ms. This timeout value can be \
+                 configured, see consumers doc guide to learn more"
+            );
+            Event::ChannelError { channel, refusal: Refusal::Precondition(text), method: (0, 0) }
+        });
+    }
+
+    /// Another leader took over: consumers that do not want that end.
+    fn cancel_on_failover(&mut self) {
+        let ending = self.consumers.records.values().filter(|r| r.running && r.wishes.cancel_on_failover);
+        let ending: Vec<_> = ending.map(|r| (r.spec.id, r.place)).collect();
+        for (consumer, place) in ending {
+            if let Some(mailbox) = self.end_consumer(consumer) {
+                mailbox.push_at(place.channel, |channel| Event::ConsumerGone { channel, consumer });
+            }
+        }
+    }
+
     fn refuse(&mut self, id: u64, asked: Asked, refusal: Refusal) {
         match asked.sink {
             Sink::Task(answer_tx) => {

@@ -6,7 +6,7 @@ use crate::edge::ranges::RangeSet;
 use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage};
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
-use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId};
+use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, ShardId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -122,7 +122,8 @@ impl Batches {
         if fresh {
             self.open_since = now;
         }
-        run.first = self.open.enqueue(queues, message.exchange, message.key, message.properties, message.body);
+        let parts = (message.exchange, message.key, message.properties, message.body);
+        run.first = self.open.enqueue_from(message.source, queues, parts);
         let joined = self.open_runs.last_mut().is_some_and(|last| last.extend(&run));
         if !joined {
             self.open_runs.push(run);
@@ -348,13 +349,14 @@ impl Closed {
                 Op::Enqueue(enqueue) => {
                     if let (Some(run), Some(m)) = (find(&old, ordinal), StoredMessage::parse(enqueue.message.clone())) {
                         let queues: Vec<_> = enqueue.queues().collect();
-                        let first = kept.enqueue(&queues, &m.exchange, &m.key, &m.properties, &m.body);
+                        let first = kept.enqueue_from(enqueue.source, &queues, (&m.exchange, &m.key, &m.properties, &m.body));
                         runs.push(Run { first, count: 1, ..run.clone() });
                     }
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
                 Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } => {}
             }
         }
         self.ops = kept.take();
@@ -368,7 +370,7 @@ impl Closed {
         let mut found = Vec::new();
         let enqueues = read_ops(&self.ops).filter_map(|op| match op {
             Op::Enqueue(enqueue) => Some(enqueue),
-            Op::Settle { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => None,
+            _ => None,
         });
         for (ordinal, enqueue) in (0..).zip(enqueues) {
             if wanted.next_if_eq(&ordinal).is_none() {
@@ -399,4 +401,13 @@ pub(in crate::edge) struct Message<'a> {
     pub key: &'a [u8],
     pub properties: &'a [u8],
     pub body: &'a [u8],
+    /// A dead letter: its source's shard and number.
+    pub source: Option<(ShardId, u64)>,
+}
+
+impl StoredMessage {
+    /// As it was published.
+    pub(in crate::edge) fn view(&self) -> Message<'_> {
+        Message { exchange: &self.exchange, key: &self.key, properties: &self.properties, body: &self.body, source: None }
+    }
 }

@@ -7,7 +7,7 @@ use crate::model::link::{Attached, Consumer, Delivery, Ranges, ToLeader};
 use crate::model::{ConnectionId, ConsumerId, QueueId, Seq};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(super) struct Record {
@@ -22,8 +22,20 @@ pub(super) struct Record {
     credit_messages: u32,
     credit_bytes: u64,
     dirty: bool,
+    pub wishes: Wishes,
+    /// The lowest message it holds, and since when at least.
+    oldest: Option<(Seq, Instant)>,
     /// Came before the answer to its start.
     pub early: Vec<Vec<Delivery>>,
+}
+
+/// What a consumer asks of its own edge.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::edge) struct Wishes {
+    /// How long it may hold a message.
+    pub timeout: Duration,
+    /// It ends when another leader takes over.
+    pub cancel_on_failover: bool,
 }
 
 /// A cancel that the leader has not confirmed.
@@ -41,10 +53,14 @@ pub(super) struct Consumers {
     loose: BTreeMap<(ConnectionId, QueueId), RangeSet>,
     pub cancelling: HashMap<ConsumerId, Cancelling>,
     dirty: Vec<ConsumerId>,
+    /// When consumers are looked at for messages held too long.
+    pub sweep_at: Option<Instant>,
 }
 
 impl Consumers {
-    pub fn add(&mut self, spec: Consumer, mailbox: Arc<Mailbox>, place: ConsumerPlace) {
+    pub fn add(&mut self, spec: Consumer, mailbox: Arc<Mailbox>, place: ConsumerPlace, wishes: Wishes) {
+        let sweep = Instant::now() + pause(wishes.timeout);
+        self.sweep_at = Some(self.sweep_at.map_or(sweep, |at| at.min(sweep)));
         let record = Record {
             mailbox,
             place,
@@ -54,6 +70,8 @@ impl Consumers {
             credit_messages: 0,
             credit_bytes: 0,
             dirty: false,
+            wishes,
+            oldest: None,
             early: Vec::new(),
             spec,
         };
@@ -76,6 +94,9 @@ impl Consumers {
             if !record.unacked.remove(seq) {
                 return false;
             }
+            if record.oldest.is_some_and(|oldest| oldest.0 == seq) {
+                record.oldest = None;
+            }
             if record.spec.prefetch.is_some() {
                 record.credit_messages += 1;
                 mark(&mut self.dirty, record);
@@ -88,6 +109,31 @@ impl Consumers {
             self.loose.remove(&(connection, queue));
         }
         held
+    }
+
+    /// Consumers that have held a message for longer than they may: seen at two looks at least, so up to half as long again.
+    pub fn sweep(&mut self, now: Instant) -> Vec<ConsumerId> {
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let mut late = Vec::new();
+        let mut next = None;
+        for record in self.records.values_mut().filter(|r| !r.spec.no_ack) {
+            let first = record.unacked.first();
+            record.oldest = match (record.oldest, first) {
+                (_, None) => None,
+                (Some((seq, since)), Some(first)) if seq == first => Some((seq, since)),
+                (_, Some(first)) => Some((first, now)),
+            };
+            if record.oldest.is_some_and(|(_, since)| now >= since + record.wishes.timeout) {
+                record.oldest = None;
+                late.push(record.spec.id);
+            }
+            let at = now + pause(record.wishes.timeout);
+            next = Some(next.map_or(at, |next: Instant| next.min(at)));
+        }
+        self.sweep_at = next;
+        late
     }
 
     /// Bytes of deliveries reached the socket. True when it is worth telling the leader at once.
@@ -181,6 +227,11 @@ impl Consumers {
         let loose = std::mem::take(&mut self.loose).into_iter().map(|((_, queue), set)| (queue, set)).collect();
         (self.records.drain().map(|r| r.1).collect(), loose)
     }
+}
+
+/// Between two looks at what a consumer holds.
+fn pause(timeout: Duration) -> Duration {
+    (timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(60))
 }
 
 fn mark(dirty: &mut Vec<ConsumerId>, record: &mut Record) {

@@ -10,6 +10,7 @@ mod run;
 mod task;
 
 use self::batches::Batches;
+pub(super) use self::consumers::Wishes;
 use self::consumers::{Cancelling, Consumers};
 use self::requests::{Requests, Sink};
 use super::EdgeConfig;
@@ -203,7 +204,7 @@ impl Lane {
     }
 
     /// Start a consumer; the lane answers on its channel.
-    pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace) {
+    pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace, wishes: Wishes) {
         let mut state = self.state.lock();
         if !mailbox.add_consumer(spec.id, place) {
             return;
@@ -211,7 +212,7 @@ impl Lane {
         let (id, queue) = (spec.id.0, spec.queue);
         let sink = Sink::Consume { mailbox: mailbox.clone(), at: place.channel, name };
         state.requests.add(id, ToLeader::Consume(spec.clone()), Some(queue), sink, 0, self.config.no_quorum_timeout);
-        state.consumers.add(spec, mailbox.clone(), place);
+        state.consumers.add(spec, mailbox.clone(), place, wishes);
         drop(state);
         self.wake.notify_one();
     }

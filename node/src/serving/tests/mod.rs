@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chaos;
+mod dead_letters;
 mod delivering;
 mod handover;
 mod publishing;
@@ -16,8 +17,8 @@ use crate::machine::shard::DataMachine;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{EntryBytes, Ops, SettleReason, StoredMessage};
 use crate::model::link::*;
-use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::ports::{Bodies, EdgeEnd, Leadership, ProposalOutcome, Proposer, path};
+use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::*;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -97,6 +98,7 @@ struct Shard {
     gate: Arc<Gate>,
     server: ServerHandle,
     events: mpsc::Receiver<ServerEvent>,
+    office: Arc<dead_letters::TestOffice>,
     term: u64,
     setup: Setup,
 }
@@ -146,11 +148,13 @@ impl Shard {
         let mut config = ServerConfig::new(ShardId(1), NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
+        let office = Arc::new(dead_letters::TestOffice::default());
+        config.letters = office.clone();
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(Cold(bodies.clone())) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, catalog, gate, server, events, term, setup }
+        Shard { machine, bodies, catalog, gate, server, events, office, term, setup }
     }
 
     /// Another leader over the same replicated state.

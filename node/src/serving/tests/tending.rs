@@ -25,7 +25,9 @@ impl Edge {
     }
 
     async fn publish_with(&mut self, properties: &[u8], body: &str) {
-        let batch = self.batch(|ops| drop(ops.enqueue(&[Q], b"", b"key", properties, body.as_bytes())));
+        let batch = self.batch(|ops| {
+            ops.enqueue(&[Q], b"", b"key", properties, body.as_bytes());
+        });
         let seq = batch.seq;
         self.up(ToLeader::Batch(batch)).await;
         assert_eq!(self.down().await, ToEdge::Verdict { seq, refused: vec![] });
@@ -102,7 +104,7 @@ async fn a_full_queue_that_refuses_says_which_messages() {
 
 #[tokio::test]
 async fn a_message_whose_time_ended_goes_and_is_not_delivered_any_more() {
-    let shard = Shard::with(ttl(40));
+    let shard = Shard::with(ttl(300));
     let mut edge = shard.edge(1).await;
     edge.publish(Q, 0..3).await;
     assert_eq!(edge.get(Q).await.unwrap().unwrap().0, 1);
@@ -227,11 +229,10 @@ async fn the_active_consumer_stays_active_under_another_leader_until_its_edge_is
     one.publish(Q, 0..3).await;
     assert_eq!(one.seqs(1).await, [1]);
     let shard = shard.fail_over();
-    let mut two = shard.edge(2).await;
-    two.consume(2, Q, None).await;
-    two.nothing().await;
     let mut one = shard.arriving(1, 101).await;
     one.attach(vec![attached(1, Q, Some(1), vec![(Seq(1), Seq(1))])], vec![]).await;
+    let mut two = shard.edge(2).await;
+    two.start(Consumer { priority: 9, ..consumer(2, Q, None) }).await;
     two.nothing().await;
     one.settle(Q, 1, 1).await;
     one.credit(1, 1, 0).await;

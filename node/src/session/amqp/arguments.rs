@@ -5,18 +5,9 @@ use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{ExchangeKind, Table, Value};
 use crate::model::settings::{QueueSettings, type_name};
 
-const QUEUE_REFUSED: [&str; 7] = [
-    "x-consumer-timeout",
-    "x-dead-letter-exchange",
-    "x-delayed-retry-max",
-    "x-delayed-retry-min",
-    "x-delayed-retry-type",
-    "x-delivery-limit",
-    "x-max-age",
-];
+const QUEUE_REFUSED: [&str; 4] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-max-age"];
 const EXCHANGE_REFUSED: [&str; 2] = ["alternate-exchange", "x-delayed-type"];
-const CONSUMER_REFUSED: [&str; 5] =
-    ["x-cancel-on-ha-failover", "x-consumer-timeout", "x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
+const CONSUMER_REFUSED: [&str; 3] = ["x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
 /// Checks queue.declare's arguments.
 pub fn check_queue(queue: &str, vhost: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
@@ -58,12 +49,17 @@ pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(),
     if let Some(name) = CONSUMER_REFUSED.into_iter().find(|name| arguments.contains_key(*name)) {
         return Err(not_yet(name, &format!("consumer of {subject}")));
     }
-    match arguments.get("x-priority") {
-        None | Some(Value::Int(_)) => Ok(()),
-        Some(other) => {
-            let why = format!("\"expected integer, got {}\"", type_name(other));
-            Err(Fault::precondition(format!("invalid arg 'x-priority' for {subject}: {why}")))
+    let invalid = |name: &str, why: String| Err(Fault::precondition(format!("invalid arg '{name}' for {subject}: {why}")));
+    for name in ["x-priority", "x-consumer-timeout"] {
+        match arguments.get(name) {
+            Some(Value::Int(n)) if *n < 0 && name == "x-consumer-timeout" => return invalid(name, format!("{{value_negative,{n}}}")),
+            None | Some(Value::Int(_)) => {}
+            Some(other) => return invalid(name, format!("\"expected integer, got {}\"", type_name(other))),
         }
+    }
+    match arguments.get("x-cancel-on-ha-failover") {
+        None | Some(Value::Bool(_)) => Ok(()),
+        Some(other) => invalid("x-cancel-on-ha-failover", format!("{{unacceptable_type,{}}}", type_name(other))),
     }
 }
 

@@ -149,6 +149,8 @@ fn an_expiration_that_is_none_closes_the_channel() {
     talk.say(1, publish(false, false));
     let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3][..], b"abc"].concat();
     talk.frame(FrameKind::Header, 1, &header);
+    talk.session.end_batch(&mut talk.out);
+    talk.heard();
     let text = "< 1 channel.close 406 PRECONDITION_FAILED - invalid expiration 'abc': no_integer (60,40)";
     assert_eq!(talk.record.last().expect("answer"), text);
 }
