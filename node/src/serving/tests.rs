@@ -25,20 +25,25 @@ const Q2: QueueId = QueueId(11);
 const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(60);
 
-/// A catalog of the test's making.
+/// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
         self.0.lock().0
     }
-    fn changes(&self, _shard: ShardId, from: u64, _known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
+    fn changes(&self, _shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
         let state = self.0.lock();
         if from >= state.0 {
-            return CatalogChanges { to: state.0, ..CatalogChanges::default() };
+            return Some(CatalogChanges { to: state.0, ..CatalogChanges::default() });
         }
-        CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() }
+        if !self.1.load(Ordering::Relaxed) {
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() });
+        }
+        let known = known()?;
+        let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
+        Some(CatalogChanges { to: state.0, creates, drops: known.into_iter().filter(|q| !state.1.contains(q)).collect() })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -840,7 +845,7 @@ fn the_catalog_says_which_queues_a_shard_should_have() {
     apply(CatalogCommand::DeleteQueue { id: QueueId(2) });
     let feed = parking_lot::RwLock::new(catalog);
     let changes = feed.changes(ShardId(1), 2, &|| panic!("the change log reaches back"));
-    assert_eq!(changes, CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)] });
+    assert_eq!(changes, Some(CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)] }));
     assert_eq!(feed.facts(QueueId(3)), Some(QueueFacts { name: name("b"), auto_delete: true }));
     assert_eq!(feed.facts(QueueId(2)), None);
 }
@@ -956,6 +961,31 @@ async fn a_batch_behind_a_failed_advance_is_not_refused() {
     tokio::time::sleep(QUIET).await;
     let (anew, ..) = shard.gate.held.lock().as_mut().unwrap().pop_front().unwrap();
     assert!(anew >= crate::model::ports::next_epoch(failed), "proposed by a server that knows of the failure");
+}
+
+#[tokio::test]
+async fn a_queue_that_comes_and_goes_while_its_advance_is_on_the_way_is_dropped_without_a_change_log_too() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..1).await;
+    shard.catalog.1.store(true, Ordering::Relaxed);
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    shard.declare(&[Q2]);
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(shard.gate.held.lock().as_ref().unwrap().len(), 1, "the advance that makes it");
+    shard.drop_queue(Q2);
+    tokio::time::sleep(QUIET).await;
+    let held = shard.gate.held.lock().take().unwrap();
+    held.into_iter().for_each(|(token, leader, entry)| shard.gate.inner.propose(token, leader, entry));
+    let index = shard.catalog.0.lock().0;
+    let followed = async {
+        while shard.machine.lock().catalog_index() < index {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(SOON, followed).await.expect("the shard follows the catalog");
+    let queues: Vec<_> = shard.machine.lock().queues().map(|(id, _)| id).collect();
+    assert_eq!(queues, [Q]);
 }
 
 #[tokio::test]
