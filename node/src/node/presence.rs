@@ -39,13 +39,16 @@ pub(super) async fn keep(consensus: Arc<Consensus>, catalog: Arc<RwLock<Catalog>
             continue;
         }
         let run_matters = || !catalog.read().transient_exchanges().is_empty();
-        for command in watch.look(&heard, &listed, run_matters) {
-            tracing::info!(?command, "membership");
-            if let Err(error) = consensus.catalog().submit(&command, Instant::now() + COMMAND).await {
-                tracing::warn!(?command, %error, "the catalog does not know yet who is up");
-                break;
-            }
-        }
+        // Each names the process that it means: their order does not matter.
+        let commands = watch.look(&heard, &listed, run_matters);
+        futures::future::join_all(commands.into_iter().map(|command| tell(&consensus, command))).await;
+    }
+}
+
+async fn tell(consensus: &Consensus, command: CatalogCommand) {
+    tracing::info!(?command, "membership");
+    if let Err(error) = consensus.catalog().submit(&command, Instant::now() + COMMAND).await {
+        tracing::warn!(?command, %error, "the catalog does not know yet who is up");
     }
 }
 
