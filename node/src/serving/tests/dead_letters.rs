@@ -79,7 +79,7 @@ fn letter(reason: &str, body: &str) -> (String, String) {
 async fn letters_go_to_queues_of_the_shard_in_order() {
     for shard in [Shard::with(buried()), {
         let cold = Shard::cold();
-        cold.catalog.1.lock().push((Q, buried()));
+        cold.catalog.2.lock().push((Q, buried()));
         cold.declare(&[Q]);
         cold
     }] {

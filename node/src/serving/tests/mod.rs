@@ -33,20 +33,27 @@ const Q2: QueueId = QueueId(11);
 const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(60);
 
-/// A catalog of the test's making.
+/// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, Mutex<Vec<(QueueId, QueueSettings)>>);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool, Mutex<Vec<(QueueId, QueueSettings)>>);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
         self.0.lock().0
     }
-    fn changes(&self, _shard: ShardId, from: u64, _known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
+    fn changes(&self, _shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
         let state = self.0.lock();
         if from >= state.0 {
-            return CatalogChanges { to: state.0, ..CatalogChanges::default() };
+            return Some(CatalogChanges { to: state.0, ..CatalogChanges::default() });
         }
-        CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings: self.1.lock().clone() }
+        let settings = self.2.lock().clone();
+        if !self.1.load(Ordering::Relaxed) {
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings });
+        }
+        let known = known()?;
+        let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
+        let drops = known.into_iter().filter(|q| !state.1.contains(q)).collect();
+        Some(CatalogChanges { to: state.0, creates, drops, settings })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -130,7 +137,7 @@ impl Shard {
     /// Q with these settings.
     fn with(settings: QueueSettings) -> Shard {
         let shard = Shard::new();
-        shard.catalog.1.lock().push((Q, settings));
+        shard.catalog.2.lock().push((Q, settings));
         shard.declare(&[Q]);
         shard
     }
