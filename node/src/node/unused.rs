@@ -23,7 +23,9 @@ pub(super) async fn delete(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catal
     loop {
         tokio::select! {
             event = events_rx.recv(), if deletions.len() < DELETIONS => match event {
-                Some(ServerEvent::LastConsumerGone { queue } | ServerEvent::Unused { queue }) => drop(deletions.spawn(delete_one(port.clone(), catalog.clone(), queue))),
+                Some(ServerEvent::LastConsumerGone { queue } | ServerEvent::Unused { queue }) => {
+                    drop(deletions.spawn(delete_one(port.clone(), catalog.clone(), queue)));
+                }
                 None => return,
             },
             Some(_) = deletions.join_next() => {}
