@@ -4,6 +4,7 @@
 use super::stack_tests::*;
 use super::*;
 use crate::model::{LogId, NodeId, SessionId};
+use crate::peer::client::own_port;
 use crate::peer::memory::MemoryNetwork;
 use crate::store::disk::sim::Crash;
 use crate::store::disk::{Disk, RealDisk, SimDisk};
@@ -34,8 +35,7 @@ impl World {
     }
 
     fn real() -> World {
-        // Not 127.0.0.1: no outgoing connection takes a port of this address while a node is down.
-        let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.77.1:0").expect("a port")).collect();
+        let ports: Vec<_> = (0..3).map(|_| own_port()).collect();
         let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().expect("bound")).collect();
         let peers = addresses.iter().zip(1..).map(|(address, id)| (NodeId(id), address.to_string())).collect();
         World { disks: None, peers: Some(peers), ..World::simulated() }
@@ -55,7 +55,7 @@ impl World {
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
             let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
-            boot_with(id, 3, disk, Some(store), wire, small_files()).await
+            boot_with(id, 3, disk, Some(store), wire, small_files(), Timing::default()).await
         }
     }
 
