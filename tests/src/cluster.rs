@@ -172,9 +172,14 @@ impl Cluster {
         self.signal(at, "CONT");
     }
 
+    /// SIGTERM.
+    pub fn tell_to_stop(&self, at: usize) {
+        self.signal(at, "TERM");
+    }
+
     /// SIGTERM, and how it ended within `most`.
     pub fn stop(&self, at: usize, most: Duration) -> Option<ExitStatus> {
-        self.signal(at, "TERM");
+        self.tell_to_stop(at);
         let mut status = None;
         crate::eventually(most, || {
             status = self.nodes[at].lock().as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -237,13 +242,21 @@ impl Cluster {
     }
 
     fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
+        self.told(at, queue, "leader")?.parse::<usize>().ok()?.checked_sub(1)
+    }
+
+    /// The shard of a queue, as `warren ctl list_queues name shard` tells.
+    pub fn queue_shard(&self, queue: &str) -> Option<String> {
+        (0..self.len()).find_map(|at| self.told(at, queue, "shard"))
+    }
+
+    fn told(&self, at: usize, queue: &str, column: &str) -> Option<String> {
         self.pid(at)?;
         let node = format!("127.0.0.1:{}", self.nodes[at].ports.peer);
         let mut command = Command::new(binary());
-        command.args(["ctl", "--node", &node, "-q", "list_queues", "name", "leader"]).env("WARREN_CLUSTER_SECRET", SECRET);
+        command.args(["ctl", "--node", &node, "-q", "list_queues", "name", column]).env("WARREN_CLUSTER_SECRET", SECRET);
         let rows = String::from_utf8(command.stdin(Stdio::null()).output().ok()?.stdout).ok()?;
-        let leader: usize = rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t'))?.trim().parse().ok()?;
-        leader.checked_sub(1)
+        rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t')).map(|value| value.trim().to_owned())
     }
 
     /// Resident memory, KiB.
@@ -251,6 +264,12 @@ impl Cluster {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid(at).unwrap_or(0))).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// What a node has logged at this level (`ERROR`), all its processes.
+    pub fn logged(&self, at: usize, level: &str) -> Vec<String> {
+        let text = fs::read(&self.nodes[at].log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        text.lines().filter(|line| line.split_whitespace().nth(1) == Some(level)).map(str::to_owned).collect()
     }
 
     /// The end of a node's log.
