@@ -141,7 +141,7 @@ struct Cluster {
 const DATA: ShardId = ShardId(1);
 
 /// Ordinary elections are so late that a leader which comes before one came by a forced failover, on a busy machine too.
-pub(super) const PATIENT: Timing = Timing { heartbeat_ms: 75, election_min_ms: 2000, election_max_ms: 3000 };
+pub(super) const PATIENT: Timing = Timing { heartbeat_ms: 70, election_min_ms: 2000, election_max_ms: 3000 };
 
 impl Timing {
     /// Earliest time after the death of a leader that an ordinary election begins.
