@@ -154,10 +154,8 @@ async fn settle(world: &Arc<World>) {
         while world.judges[queue].due() > 0 || world.judges[queue].unsettled().count > 0 {
             if Instant::now() > until {
                 let (due, found) = (world.judges[queue].due(), world.judges[queue].unsettled());
-                world.error(format!(
-                    "{queue}: of what was confirmed {due} never came, {} are not settled: {:?}",
-                    found.count, found.examples
-                ));
+                let stories = world.judges[queue].stories(&found.examples).join("; ");
+                world.error(format!("{queue}: of what was confirmed {due} never came, {} are not settled: {stories}", found.count));
                 break;
             }
             sleep(Duration::from_millis(20)).await;
