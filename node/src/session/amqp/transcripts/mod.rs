@@ -4,7 +4,6 @@ mod asking;
 mod channels;
 mod consuming;
 mod ending;
-mod garbage;
 mod login;
 mod publishing;
 
