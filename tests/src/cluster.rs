@@ -172,9 +172,14 @@ impl Cluster {
         self.signal(at, "CONT");
     }
 
+    /// SIGTERM.
+    pub fn tell_to_stop(&self, at: usize) {
+        self.signal(at, "TERM");
+    }
+
     /// SIGTERM, and how it ended within `most`.
     pub fn stop(&self, at: usize, most: Duration) -> Option<ExitStatus> {
-        self.signal(at, "TERM");
+        self.tell_to_stop(at);
         let mut status = None;
         crate::eventually(most, || {
             status = self.nodes[at].lock().as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -251,6 +256,12 @@ impl Cluster {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid(at).unwrap_or(0))).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// What a node has logged at this level (`ERROR`), all its processes.
+    pub fn logged(&self, at: usize, level: &str) -> Vec<String> {
+        let text = fs::read(&self.nodes[at].log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        text.lines().filter(|line| line.split_whitespace().nth(1) == Some(level)).map(str::to_owned).collect()
     }
 
     /// The end of a node's log.

@@ -9,7 +9,7 @@ use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Prop
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
 use futures::future::BoxFuture;
 use openraft::ServerState;
-use openraft::errors::{ClientWriteError, ForwardReason};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -246,8 +246,10 @@ async fn propose_in_order(shard: Shard, mut proposals_rx: mpsc::Receiver<Proposa
             continue;
         }
         let answer = Answer::new(move |result: ClientWriteResult<Types>| slot.fill(outcome(result)));
-        if let Err(fatal) = shard.inner.raft.write(Command(entry)).with_leader(to_lid(leader)).responder(answer).await {
-            tracing::error!(shard = %shard.id(), error = %fatal, "the group stopped");
+        match shard.inner.raft.write(Command(entry)).with_leader(to_lid(leader)).responder(answer).await {
+            Ok(_) => {}
+            Err(Fatal::Stopped) => return,
+            Err(fatal) => tracing::error!(shard = %shard.id(), error = %fatal, "the group stopped"),
         }
     }
 }

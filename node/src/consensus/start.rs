@@ -61,7 +61,7 @@ pub struct ConsensusConfig {
 
 /// This room on a running node. Dropping it stops all groups at once; `stop` does it in order.
 pub struct Consensus {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     store: Option<Arc<StateStore>>,
     thread: Mutex<Option<RaftThread>>,
 }

@@ -49,9 +49,7 @@ async fn a_fanout_to_two_shards_confirms_once_when_both_answered() {
 
 #[tokio::test]
 async fn a_new_leader_gets_unanswered_batches_again_and_each_confirms_once() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
     assert_eq!(keys(&old.batch().await).len(), 1);
@@ -77,9 +75,7 @@ async fn a_new_leader_gets_unanswered_batches_again_and_each_confirms_once() {
 
 #[tokio::test]
 async fn a_rewind_resends_from_there() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     let first = leader.batch().await;
@@ -97,9 +93,7 @@ async fn a_rewind_resends_from_there() {
 
 #[tokio::test]
 async fn a_new_session_gets_new_numbers() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
     old.batch().await;
@@ -117,9 +111,7 @@ async fn a_new_session_gets_new_numbers() {
 
 #[tokio::test]
 async fn the_window_bounds_batches_in_flight() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     leader.batch().await;
@@ -225,9 +217,7 @@ async fn a_missing_exchange_closes_the_channel_and_silences_it() {
 
 #[tokio::test]
 async fn a_confirm_for_a_closed_channel_does_not_reach_its_successor() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     leader.batch().await;
@@ -438,9 +428,7 @@ async fn a_refused_message_whose_queue_exists_is_sent_again_and_then_nacked_but_
 
 #[tokio::test]
 async fn an_edge_that_was_declared_gone_resends_under_the_old_numbers() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     let mut old = None;
     for ticket in 1..=3 {
         client.publish("", "q", ticket);
