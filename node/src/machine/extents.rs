@@ -9,6 +9,7 @@ use super::queue::Located;
 use super::shard::RestoreError;
 use crate::model::Seq;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A chunk takes no further extent at this many: a change rewrites at most this in a checkpoint.
 const CHUNK_EXTENTS: usize = 64;
@@ -88,9 +89,10 @@ impl Extent {
 
 #[derive(Clone, Debug, Default)]
 struct Chunk {
-    extents: Vec<Extent>,
-    /// What is known of single messages, in queues that need it.
-    notes: Option<Box<Notes>>,
+    /// Shared with a capture that is not encoded yet; copied when it changes before that.
+    extents: Arc<Vec<Extent>>,
+    /// What is known of single messages, in queues that need it; shared likewise.
+    notes: Option<Arc<Notes>>,
     messages: u64,
     dirty: bool,
     /// A checkpoint holds it, so that its end must be told.
@@ -122,7 +124,7 @@ impl Chunk {
 
     fn note(&mut self, seq: u64, note: Note) {
         if self.notes.is_some() || !note.is_empty() {
-            self.notes.get_or_insert_default().add(seq, note);
+            Arc::make_mut(self.notes.get_or_insert_default()).add(seq, note);
         }
     }
 
@@ -146,6 +148,31 @@ pub struct Taken {
     pub body_bytes: u64,
 }
 
+/// Chunks as they were when they were captured.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    chunks: Vec<(u64, Arc<Vec<Extent>>, Option<Arc<Notes>>)>,
+    gone: Vec<u64>,
+}
+
+impl Captured {
+    /// How many chunks.
+    pub fn chunks(&self) -> usize {
+        self.chunks.len() + self.gone.len()
+    }
+
+    /// The log index of each extent.
+    pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
+        self.chunks.iter().flat_map(|(_, extents, _)| extents.iter()).map(|e| e.index)
+    }
+
+    /// Chunks as (key, value), and keys of chunks that are gone.
+    pub fn encode(&self, mut put: impl FnMut(u64, Vec<u8>), delete: impl FnMut(u64)) {
+        self.chunks.iter().for_each(|(key, extents, notes)| put(*key, encode(extents, notes.as_deref())));
+        self.gone.iter().copied().for_each(delete);
+    }
+}
+
 /// A queue's extents, in chunks by the first seq a chunk was made with.
 #[derive(Clone, Debug, Default)]
 pub struct Extents {
@@ -162,13 +189,13 @@ impl Extents {
             && chunk.extents.len() < CHUNK_EXTENTS
             && chunk.messages < CHUNK_MESSAGES
         {
-            chunk.extents.push(extent);
+            Arc::make_mut(&mut chunk.extents).push(extent);
             chunk.messages += 1;
             chunk.note(seq.0, note);
             mark(&mut self.dirty, key, chunk);
             return;
         }
-        let mut chunk = Chunk { extents: vec![extent], messages: 1, ..Chunk::default() };
+        let mut chunk = Chunk { extents: Arc::new(vec![extent]), messages: 1, ..Chunk::default() };
         chunk.note(seq.0, note);
         mark(&mut self.dirty, seq.0, &mut chunk);
         self.chunks.insert(seq.0, chunk);
@@ -178,7 +205,8 @@ impl Extents {
     pub fn extend(&mut self, tail: Seq, bytes: u32, note: Note) -> bool {
         let Some(mut entry) = self.chunks.last_entry() else { return false };
         let chunk = entry.get_mut();
-        let Some(extent) = chunk.extents.last_mut().filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
+        let last = Arc::make_mut(&mut chunk.extents).last_mut();
+        let Some(extent) = last.filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
         extent.count += 1;
         extent.bytes = extent.bytes.saturating_add(bytes);
         chunk.messages += 1;
@@ -248,7 +276,7 @@ impl Extents {
 
     /// The live message with the lowest seq.
     pub fn first_live(&self) -> Option<u64> {
-        self.chunks.values().flat_map(|c| &c.extents).next().and_then(|e| e.next_run(0, 1)).map(|run| run.0)
+        self.chunks.values().flat_map(|c| c.extents.iter()).next().and_then(|e| e.next_run(0, 1)).map(|run| run.0)
     }
 
     /// Whether this message is there and not settled.
@@ -262,7 +290,7 @@ impl Extents {
     pub fn count(&self) -> Taken {
         let mut all = Taken::default();
         for chunk in self.chunks.values() {
-            for extent in &chunk.extents {
+            for extent in chunk.extents.iter() {
                 all.count += u64::from(extent.live());
                 all.bytes += extent.live_bytes();
                 if chunk.notes.is_some() {
@@ -297,7 +325,7 @@ impl Extents {
 
     /// The log index of each extent.
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        self.chunks.values().flat_map(|c| &c.extents).map(|e| e.index)
+        self.chunks.values().flat_map(|c| c.extents.iter()).map(|e| e.index)
     }
 
     /// Keys of chunks that a checkpoint holds.
@@ -310,21 +338,22 @@ impl Extents {
         self.chunks.values().next_back().and_then(|c| c.extents.last()).map_or(0, Extent::last)
     }
 
-    /// Hands over what changed since the last call: chunks (key, value) and keys of chunks that are gone.
-    pub fn take_changes(&mut self, mut put: impl FnMut(u64, Vec<u8>), delete: impl FnMut(u64)) {
+    /// What changed since the last call, shared: to be encoded later, by somebody who holds no lock.
+    pub fn capture(&mut self) -> Captured {
+        let mut captured = Captured { chunks: Vec::with_capacity(self.dirty.len()), gone: std::mem::take(&mut self.gone) };
         for key in std::mem::take(&mut self.dirty) {
             if let Some(chunk) = self.chunks.get_mut(&key) {
                 chunk.dirty = false;
                 chunk.stored = true;
-                put(key, encode(chunk));
+                captured.chunks.push((key, chunk.extents.clone()));
             }
         }
-        self.gone.drain(..).for_each(delete);
+        captured
     }
 
-    /// All chunks as (key, value).
-    pub fn export(&self, mut put: impl FnMut(u64, Vec<u8>)) {
-        self.chunks.iter().for_each(|(key, chunk)| put(*key, encode(chunk)));
+    /// All of it, shared; what counts as changed stays so.
+    pub fn capture_all(&self) -> Captured {
+        Captured { chunks: self.chunks.iter().map(|(key, chunk)| (*key, chunk.extents.clone())).collect(), gone: Vec::new() }
     }
 
     /// Puts a chunk back. `stored`: it came from the checkpoint that the next one builds on.
@@ -362,7 +391,7 @@ impl Extents {
 
     /// Folds the extents into a state hash; how they are chunked does not matter.
     pub fn hash(&self, hasher: &mut StateHasher) {
-        for extent in self.chunks.values().flat_map(|c| &c.extents) {
+        for extent in self.chunks.values().flat_map(|c| c.extents.iter()) {
             hasher.word(extent.first);
             hasher.word(extent.index);
             hasher.word(u64::from(extent.count) << 32 | u64::from(extent.position));
@@ -392,12 +421,16 @@ fn mark(dirty: &mut BTreeSet<u64>, key: u64, chunk: &mut Chunk) {
 fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64>) -> Taken {
     let touched = chunk.touched(first, last);
     let mut taken = Taken::default();
+    if touched.is_empty() {
+        return taken;
+    }
     if chunk.notes.is_some() {
         taken.body_bytes = chunk.extents[touched.clone()].iter().map(|e| chunk.body_bytes(e, first, last)).sum();
     }
+    let extents = Arc::make_mut(&mut chunk.extents);
     let mut dead = touched.end..touched.start;
     for at in touched {
-        let extent = &mut chunk.extents[at];
+        let extent = &mut extents[at];
         let (count, bytes) = (extent.live(), extent.live_bytes());
         if first <= extent.first && extent.last() <= last {
             taken.count += u64::from(count);
@@ -414,7 +447,7 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
         dead = dead.start.min(at)..at + 1;
     }
     if dead.start < dead.end {
-        for extent in chunk.extents.drain(dead) {
+        for extent in extents.drain(dead) {
             chunk.messages -= u64::from(extent.count);
             released.push(extent.index);
         }
@@ -423,10 +456,10 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
 }
 
 /// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)* | notes?
-fn encode(chunk: &Chunk) -> Vec<u8> {
-    let mut out = Writer::with_capacity(4 + 32 * chunk.extents.len());
-    out.u32(chunk.extents.len() as u32);
-    for extent in &chunk.extents {
+fn encode(extents: &[Extent], notes: Option<&Notes>) -> Vec<u8> {
+    let mut out = Writer::with_capacity(4 + 32 * extents.len());
+    out.u32(extents.len() as u32);
+    for extent in extents {
         out.u64(extent.first);
         out.u64(extent.index);
         out.u32(extent.count);
@@ -436,7 +469,7 @@ fn encode(chunk: &Chunk) -> Vec<u8> {
         out.u32(bits.len() as u32);
         bits.iter().for_each(|b| out.u64(*b));
     }
-    if let Some(notes) = &chunk.notes {
+    if let Some(notes) = notes {
         notes.encode(&mut out);
     }
     out.finish()
@@ -444,16 +477,17 @@ fn encode(chunk: &Chunk) -> Vec<u8> {
 
 fn decode(value: &[u8]) -> Result<Chunk, RestoreError> {
     let mut input = Reader::new(value);
-    let mut chunk = Chunk::default();
+    let (mut chunk, mut extents) = (Chunk::default(), Vec::new());
     for _ in 0..input.u32()? {
         let extent = decode_extent(&mut input)?;
         chunk.messages += u64::from(extent.count);
-        chunk.extents.push(extent);
+        extents.push(extent);
     }
     if !input.is_empty() {
-        chunk.notes = Some(Box::new(Notes::decode(&mut input)?));
+        chunk.notes = Some(Arc::new(Notes::decode(&mut input)?));
     }
     input.end()?;
+    chunk.extents = Arc::new(extents);
     Ok(chunk)
 }
 

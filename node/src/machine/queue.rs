@@ -80,6 +80,39 @@ impl Default for Queue {
     }
 }
 
+/// A queue without its messages.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    tail: u64,
+    reserved: u64,
+    holders: Vec<SessionId>,
+    settings: Option<Box<QueueSettings>>,
+    active: Option<(SessionId, ConsumerId)>,
+    failures: BTreeMap<u64, u32>,
+}
+
+impl Row {
+    /// row := tail u64 | reserved u64 | holders u16 | session u64* | len u32 | settings (MessagePack map; none for a plain queue)
+    ///      | active session u64 | active consumer u64 (0: none) | n u32 | (seq u64, failed deliveries u32)*
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_capacity(42 + 8 * self.holders.len());
+        out.u64(self.tail);
+        out.u64(self.reserved);
+        out.u16(self.holders.len() as u16);
+        self.holders.iter().for_each(|s| out.u64(s.0));
+        out.bytes(&settings_bytes(self.settings.as_deref()));
+        let (session, consumer) = self.active.unwrap_or_default();
+        out.u64(session.0);
+        out.u64(consumer.0);
+        out.u32(self.failures.len() as u32);
+        for (seq, count) in &self.failures {
+            out.u64(*seq);
+            out.u32(*count);
+        }
+        out.finish()
+    }
+}
+
 impl Queue {
     /// What it was declared with beyond a plain queue.
     pub fn settings(&self) -> Option<&QueueSettings> {
@@ -291,29 +324,16 @@ impl Queue {
         &mut self.levels[level]
     }
 
-    /// row := tail u64 | reserved u64 | holders u16 | session u64* | len u32 | settings (MessagePack map; none for a plain queue)
-    ///      | active session u64 | active consumer u64 (0: none) | n u32 | (seq u64, failed deliveries u32)*
-    pub(super) fn encode_row(&self) -> Vec<u8> {
-        let mut out = Writer::with_capacity(22 + 8 * self.holders.len());
-        out.u64(self.tail);
-        out.u64(self.reserved);
-        out.u16(self.holders.len() as u16);
-        self.holders.iter().for_each(|s| out.u64(s.0));
-        out.bytes(&self.settings_bytes());
-        let (session, consumer) = self.active.unwrap_or_default();
-        out.u64(session.0);
-        out.u64(consumer.0);
-        out.u32(self.failures.len() as u32);
-        for (seq, count) in &self.failures {
-            out.u64(*seq);
-            out.u32(*count);
+    /// What a checkpoint keeps of it beside the extents.
+    pub(super) fn row(&self) -> Row {
+        Row {
+            tail: self.tail,
+            reserved: self.reserved,
+            holders: self.holders.clone(),
+            settings: self.settings.clone(),
+            active: self.active,
+            failures: self.failures.clone(),
         }
-        out.finish()
-    }
-
-    fn settings_bytes(&self) -> Vec<u8> {
-        let bytes = |s| rmp_serde::to_vec_named(s).expect("plain data, writing to memory cannot fail");
-        self.settings.as_deref().map_or(Vec::new(), bytes)
     }
 
     pub(super) fn decode_row(&mut self, value: &[u8]) -> Result<(), RestoreError> {
@@ -359,12 +379,17 @@ impl Queue {
         self.holders.iter().for_each(|s| hasher.word(s.0));
         hasher.word(self.live.count);
         hasher.word(self.live.bytes);
-        hasher.bytes(&self.settings_bytes());
+        hasher.bytes(&settings_bytes(self.settings()));
         let (session, consumer) = self.active.unwrap_or_default();
         [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));
         self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
         self.levels.iter().for_each(|extents| extents.hash(hasher));
     }
+}
+
+fn settings_bytes(settings: Option<&QueueSettings>) -> Vec<u8> {
+    let bytes = |s| rmp_serde::to_vec_named(s).expect("plain data, writing to memory cannot fail");
+    settings.map_or(Vec::new(), bytes)
 }
 
 /// Reads the messages of a run out of its entry: slices, no copies. Gives fewer when the entry is not the one the run names.

@@ -1,6 +1,7 @@
 //! The replicated state of a data shard: a pure function of its log. Called by `consensus` (apply, checkpoints) and read by `serving`.
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
+use super::capture::Capture;
 use super::dead::Dead;
 use super::exits::Exits;
 use super::extents::Extents;
@@ -154,6 +155,9 @@ pub struct DataMachine {
     pub(super) gone: Vec<Vec<u8>>,
     /// The next checkpoint stands for itself.
     pub(super) full: bool,
+    /// Under way; not state.
+    pub(super) captures: Vec<Capture>,
+    pub(super) last_capture: u64,
     section: u64,
     references: u32,
     /// Dead letters, and what the entry being applied lets go of.
@@ -178,6 +182,8 @@ impl DataMachine {
             dirty: BTreeSet::new(),
             gone: Vec::new(),
             full: true,
+            captures: Vec::new(),
+            last_capture: 0,
             section: 0,
             references: 0,
             exits: Exits::default(),
@@ -361,6 +367,7 @@ impl DataMachine {
                     ordinal += 1;
                 }
                 Op::Settle { queue: id, reason, ranges } => {
+                    self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     let mut any = false;
                     for (first, last) in ranges {
@@ -378,6 +385,7 @@ impl DataMachine {
                 }
                 Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
                 Op::Return { queue: id, ranges } => {
+                    self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     self.dirty.insert(id);
                     let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
@@ -390,12 +398,14 @@ impl DataMachine {
                     }
                 }
                 Op::Activate { queue: id, session, consumer } => {
+                    self.keep_captured(id);
                     if let Some(queue) = self.queues.get_mut(&id) {
                         queue.activate(session, consumer);
                         self.dirty.insert(id);
                     }
                 }
                 Op::Tend { queue: id, now_ms, room, checked } => {
+                    self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     let basis = self.bases.named(id, queue, room, checked);
                     let mut any = limits::expire(id, queue, basis, now_ms, &mut self.exits);
@@ -405,6 +415,7 @@ impl DataMachine {
                     }
                 }
                 Op::Reserve { queue: id, up_to, sessions } => {
+                    self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     queue.reserve(up_to, sessions);
                     if std::mem::replace(&mut queue.reserved_in, index) != index {
@@ -423,9 +434,11 @@ impl DataMachine {
         if std::mem::take(&mut self.skip_next) || repeated {
             return None;
         }
-        let mut refused = Some(RefusedEnqueue::UnknownQueue);
+        // One into no queue only keeps its ordinal.
+        let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
         let mut full = false;
         for id in op.queues() {
+            self.keep_captured(id);
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             refused = None;
             let (level, note) = match queue.settings() {
@@ -466,6 +479,7 @@ impl DataMachine {
         if at != self.catalog_index {
             return;
         }
+        self.keep_captured(id);
         if let Some(queue) = self.queues.get_mut(&id)
             && queue.configure(settings)
         {
@@ -492,6 +506,7 @@ impl DataMachine {
             }
         }
         for id in drops {
+            self.keep_captured(*id);
             if let Some(queue) = self.queues.remove(id) {
                 self.dirty.remove(id);
                 self.exits.released.extend(queue.extents().flat_map(Extents::indices));

@@ -9,6 +9,7 @@ use crate::model::ports::{DeadLetterOffice, LeaderEnd, Leadership, Letter, Lette
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct ServerConfig {
     pub node: NodeId,
     /// Milliseconds since the epoch, for the entries' stamp.
     pub clock: fn() -> u64,
+    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
+    pub steady_clock: fn() -> u64,
     /// An edge without a path for this long is declared gone.
     pub edge_gone: Duration,
     /// How often waiting things are looked at (edges without a path, full paths, idle windows); nothing ticks while nothing waits.
@@ -52,12 +55,19 @@ impl DeadLetterOffice for Closed {
 impl ServerConfig {
     /// With the limits' times and the system's clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
-        ServerConfig { shard, node, clock: system_time_ms, edge_gone: limits::EDGE_GONE, tick: TICK, catalog, letters: Arc::new(Closed) }
+        let edge_gone = limits::EDGE_GONE;
+        let letters = Arc::new(Closed);
+        ServerConfig { shard, node, clock: system_time_ms, steady_clock: boot_time_ms, edge_gone, tick: TICK, catalog, letters }
     }
 }
 
 fn system_time_ms() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
+}
+
+fn boot_time_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// What a server asks of the node.

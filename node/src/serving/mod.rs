@@ -14,6 +14,7 @@ mod queue;
 mod ranges;
 mod requests;
 mod server;
+mod stamp;
 mod tending;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};

@@ -5,6 +5,7 @@ use super::edges::PathId;
 use super::letters::Routing;
 use super::queue::Step;
 use super::server::ShardServer;
+use super::stamp::Stamp;
 use super::tending::Targets;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
@@ -69,7 +70,7 @@ struct InFlight {
 pub(super) struct Log {
     in_flight: VecDeque<InFlight>,
     next_token: u64,
-    time_ms: u64,
+    stamp: Stamp,
     /// The catalog index that the shard will have once everything in flight is applied.
     catalog_index: u64,
     pub catalog_moved: bool,
@@ -90,12 +91,13 @@ pub(super) struct Log {
 
 impl Log {
     pub fn forget(&mut self) {
-        *self = Log { next_token: next_epoch(self.next_token), time_ms: self.time_ms, ..Log::default() };
+        *self = Log { next_token: next_epoch(self.next_token), stamp: self.stamp, ..Log::default() };
     }
 
-    /// The latest entry's time.
-    pub fn time_ms(&self) -> u64 {
-        self.time_ms
+    /// The time that an entry would carry now.
+    pub fn time_ms(&self, clock_ms: u64, steady_ms: u64) -> u64 {
+        let mut stamp = self.stamp;
+        stamp.next(clock_ms, steady_ms)
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -109,7 +111,7 @@ impl Log {
 
     pub fn begin(&mut self, catalog_index: u64, time_ms: u64) {
         self.catalog_index = catalog_index;
-        self.time_ms = self.time_ms.max(time_ms);
+        self.stamp.begin(time_ms);
         self.catalog_moved = true;
     }
 }
@@ -167,14 +169,15 @@ impl ShardServer {
         }
         self.log.resume_at = None;
         while self.log.in_flight.len() < limits::ENTRIES_IN_FLIGHT {
-            let time_ms = self.log.time_ms.max((self.config.clock)());
+            let mut stamp = self.log.stamp;
+            let time_ms = stamp.next((self.config.clock)(), (self.config.steady_clock)());
             let mut entry = EntryBuilder::new(time_ms);
             let mut targets = Targets::new();
             let parts = self.fill(&mut entry, time_ms, &mut targets);
             if parts.is_empty() {
                 return;
             }
-            self.log.time_ms = time_ms;
+            self.log.stamp = stamp;
             self.log.next_token += 1;
             let token = self.log.next_token;
             self.log.in_flight.push_back(InFlight { token, parts, targets });

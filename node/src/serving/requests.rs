@@ -220,6 +220,7 @@ impl ShardServer {
 
     /// The catalog dropped the queue: its consumers end, who waits for it is told.
     pub(super) fn queue_dropped(&mut self, queue: QueueId) {
+        self.unreadable.remove(&queue);
         let Some(state) = self.queues.remove(&queue) else { return };
         self.limited.remove(&queue);
         state.care.and_then(|c| c.alarm).map(|at| self.alarms.remove(&(at, queue)));

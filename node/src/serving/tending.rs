@@ -24,7 +24,7 @@ pub(super) type Targets = SmallVec<[(QueueId, u64, bool); 2]>;
 impl ShardServer {
     /// The leader's time, never going back.
     pub(super) fn now_ms(&self) -> u64 {
-        self.log.time_ms().max((self.config.clock)())
+        self.log.time_ms((self.config.clock)(), (self.config.steady_clock)())
     }
 
     /// Messages came.

@@ -25,9 +25,15 @@ enum Kind {
 }
 
 /// A shard's queues and how they came to be.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ShardQueues {
     pub(super) queues: BTreeSet<QueueId>,
+    pub(super) history: History,
+}
+
+/// The last changes of a shard's queues.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct History {
     log: VecDeque<Change>,
     /// Changes up to this index may be forgotten.
     floor: u64,
@@ -36,26 +42,33 @@ pub(super) struct ShardQueues {
 impl ShardQueues {
     pub(super) fn created(&mut self, index: u64, queue: QueueId) {
         self.queues.insert(queue);
-        self.push(Change { index, queue, kind: Kind::Created });
+        self.history.push(Change { index, queue, kind: Kind::Created });
     }
 
     pub(super) fn dropped(&mut self, index: u64, queue: QueueId) {
         self.queues.remove(&queue);
-        self.push(Change { index, queue, kind: Kind::Dropped });
+        self.history.push(Change { index, queue, kind: Kind::Dropped });
     }
 
     pub(super) fn configured(&mut self, index: u64, queue: QueueId) {
-        self.push(Change { index, queue, kind: Kind::Configured });
+        self.history.push(Change { index, queue, kind: Kind::Configured });
     }
 
     /// Queues whose settings changed after `index`, as far back as `since` reaches.
     pub(super) fn configured_since(&self, index: u64) -> impl Iterator<Item = QueueId> + '_ {
-        let changes = self.log.range(self.log.partition_point(|c| c.index <= index)..);
+        let log = &self.history.log;
+        let changes = log.range(log.partition_point(|c| c.index <= index)..);
         changes.filter(|c| c.kind == Kind::Configured).map(|c| c.queue)
     }
 
     /// What changed after `index` as a whole (made and dropped since: neither); `None`: too long ago.
     pub(super) fn since(&self, index: u64) -> Option<(Vec<QueueId>, Vec<QueueId>)> {
+        self.history.since(index)
+    }
+}
+
+impl History {
+    fn since(&self, index: u64) -> Option<(Vec<QueueId>, Vec<QueueId>)> {
         if index < self.floor {
             return None;
         }

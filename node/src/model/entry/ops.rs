@@ -88,6 +88,13 @@ impl Ops {
         self.enqueues - 1
     }
 
+    /// The place of a message that is not to be stored: it only has an ordinal, so that those behind it keep theirs.
+    pub fn void(&mut self) {
+        self.frame(OP_ENQUEUE, 3);
+        self.buffer.put_slice(&[0; 3]);
+        self.enqueues += 1;
+    }
+
     /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u32? | priority u8? | (source shard u16, number u64)?
     fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<(ShardId, u64)>, message: usize) {
         let (mut flags, mut head) = (0, 3);
@@ -314,6 +321,11 @@ pub struct EnqueueOp {
 }
 
 impl EnqueueOp {
+    /// It stands for a message that is not stored (`Ops::void`).
+    pub fn is_void(&self) -> bool {
+        self.queues.is_empty()
+    }
+
     /// The queues it goes to.
     pub fn queues(&self) -> impl Iterator<Item = QueueId> + '_ {
         self.queues.chunks_exact(8).map(|mut c| QueueId(c.get_u64_le()))
@@ -408,7 +420,7 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
-            Some(queues > 0 && super::StoredView::parse(message).is_some())
+            Some(if queues > 0 { super::StoredView::parse(message).is_some() } else { message.is_empty() })
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
