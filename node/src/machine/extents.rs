@@ -345,7 +345,7 @@ impl Extents {
             if let Some(chunk) = self.chunks.get_mut(&key) {
                 chunk.dirty = false;
                 chunk.stored = true;
-                captured.chunks.push((key, chunk.extents.clone()));
+                captured.chunks.push((key, chunk.extents.clone(), chunk.notes.clone()));
             }
         }
         captured
@@ -353,7 +353,8 @@ impl Extents {
 
     /// All of it, shared; what counts as changed stays so.
     pub fn capture_all(&self) -> Captured {
-        Captured { chunks: self.chunks.iter().map(|(key, chunk)| (*key, chunk.extents.clone())).collect(), gone: Vec::new() }
+        let all = self.chunks.iter().map(|(key, chunk)| (*key, chunk.extents.clone(), chunk.notes.clone()));
+        Captured { chunks: all.collect(), gone: Vec::new() }
     }
 
     /// Puts a chunk back. `stored`: it came from the checkpoint that the next one builds on.

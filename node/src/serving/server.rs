@@ -283,7 +283,8 @@ impl ShardServer {
         self.events.clear();
         self.alarms.clear();
         self.limited.clear();
-        self.letters = Letters { news: true, ..Letters::default() };
+        self.letters = Letters::default();
+        self.letters.news = true;
         self.log.forget();
     }
 

@@ -136,7 +136,7 @@ async fn bodies_from_disk_come_in_order_too() {
 /// The index of the entry that holds a message.
 fn entry_of(shard: &Shard, queue: QueueId, seq: u64) -> u64 {
     let mut located = Vec::new();
-    shard.machine.lock().queue(queue).unwrap().locate(Seq(seq), 1, &mut located);
+    shard.machine.lock().queue(queue).unwrap().locate(0, Seq(seq), 1, &mut located);
     located[0].index
 }
 
