@@ -451,6 +451,10 @@ impl DataMachine {
                         self.exits.refused(id, queue, index, op.position as u32);
                         continue;
                     }
+                    if queue.settings().is_some_and(QueueSettings::is_limited) {
+                        // What was with consumers before this message came.
+                        self.bases.of(id, queue);
+                    }
                     (queue.level(op.traits.priority), note)
                 }
             };

@@ -388,6 +388,10 @@ impl ShardServer {
         let Return { session, queue, ranges } = counted;
         let Some(state) = self.queues.get_mut(&queue) else { return };
         ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+        if let Some(care) = &mut state.care {
+            care.frozen = care.frozen.saturating_sub(1);
+        }
+        self.thawed = true;
         self.mark(queue);
     }
 

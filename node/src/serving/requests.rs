@@ -186,7 +186,9 @@ impl ShardServer {
 
     fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: bool) {
         if let Some(state) = self.queue_state(queue) {
-            if seen && state.care.as_ref().is_some_and(|c| c.settings.delivery_limit.is_some()) {
+            if let Some(care) = state.care.as_mut().filter(|c| seen && c.settings.delivery_limit.is_some()) {
+                // They come before what is behind them: nothing is delivered until they are counted.
+                care.frozen += 1;
                 return self.log.returns.push(Return { session, queue, ranges: ranges.clone() });
             }
             ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen));
