@@ -148,10 +148,13 @@ pub struct Taken {
     pub body_bytes: u64,
 }
 
+/// A chunk's key and content.
+type Shared = (u64, Arc<Vec<Extent>>, Option<Arc<Notes>>);
+
 /// Chunks as they were when they were captured.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
-    chunks: Vec<(u64, Arc<Vec<Extent>>, Option<Arc<Notes>>)>,
+    chunks: Vec<Shared>,
     gone: Vec<u64>,
 }
 

@@ -174,7 +174,10 @@ pub fn type_name(value: &Value) -> &'static str {
     }
 }
 
-const CHECKS: [(&str, fn(&Value, &Table) -> Check); 20] = [
+/// How an argument's value is checked; some depend on other arguments.
+type Checker = fn(&Value, &Table) -> Check;
+
+const CHECKS: [(&str, Checker); 20] = [
     ("x-expires", |v, _| check_expiry(v, false)),
     ("x-message-ttl", |v, _| check_expiry(v, true)),
     ("x-dead-letter-exchange", |v, _| check_text(v)),

@@ -49,6 +49,9 @@ impl SettleReason {
     }
 }
 
+/// A dead letter's source shard and its number there.
+pub type Source = (ShardId, u64);
+
 /// Builds operations: the content of a batch (edge) or of a leader section.
 #[derive(Debug, Default)]
 pub struct Ops {
@@ -70,7 +73,7 @@ impl Ops {
     /// The same; `source`: a dead letter of that shard with that number, taken once.
     pub fn enqueue_from(
         &mut self,
-        source: Option<(ShardId, u64)>,
+        source: Option<Source>,
         queues: &[QueueId],
         (exchange, key, properties, body): (&[u8], &[u8], &[u8], &[u8]),
     ) -> u32 {
@@ -96,7 +99,7 @@ impl Ops {
     }
 
     /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u32? | priority u8? | (source shard u16, number u64)?
-    fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<(ShardId, u64)>, message: usize) {
+    fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<Source>, message: usize) {
         let (mut flags, mut head) = (0, 3);
         if u16::try_from(queues).is_err() {
             (flags, head) = (MANY_QUEUES, 5);
@@ -315,7 +318,7 @@ pub struct EnqueueOp {
     /// What the message asks for.
     pub traits: Traits,
     /// It is a dead letter of that shard, with that number.
-    pub source: Option<(ShardId, u64)>,
+    pub source: Option<Source>,
     /// The stored message.
     pub message: Bytes,
 }
@@ -432,7 +435,7 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
 }
 
 /// Takes the head off: the number of queues, what the message asks for, where it died.
-fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<(ShardId, u64)>)> {
+fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Source>)> {
     let flags = body.try_get_u8().ok()?;
     let queues = match flags & MANY_QUEUES {
         0 => usize::from(body.try_get_u16_le().ok()?),
