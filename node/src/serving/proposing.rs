@@ -3,6 +3,7 @@
 
 use super::edges::PathId;
 use super::queue::ReserveState;
+use super::replies::Replies;
 use super::server::ShardServer;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
@@ -54,6 +55,7 @@ pub(super) struct Log {
     pub reserves: Vec<QueueId>,
     pub purges: Vec<Purge>,
     pub gones: Vec<SessionId>,
+    pub replies: Replies,
     pub resume_at: Option<Instant>,
     turn: usize,
     /// Hellos in flight; not proposed twice.
@@ -151,6 +153,7 @@ impl ShardServer {
     fn fill(&mut self, entry: &mut EntryBuilder) -> Vec<Part> {
         let mut parts = Vec::new();
         self.fill_advance(entry, &mut parts);
+        self.fill_replies(entry, &mut parts);
         self.fill_leader_ops(entry, &mut parts);
         for session in std::mem::take(&mut self.log.gones) {
             entry.gone(session);
@@ -174,7 +177,7 @@ impl ShardServer {
             return;
         }
         self.log.catalog_moved = false;
-        let known = || self.machine.lock().queues().map(|(id, _)| id).collect();
+        let known = || self.machine.lock().queues().map(|(id, _)| id).filter(|id| !id.is_reply()).collect();
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         let quiet = changes.creates.is_empty() && changes.drops.is_empty();
         if changes.to <= from || (quiet && !needed) {
@@ -183,6 +186,17 @@ impl ShardServer {
         entry.advance(from, changes.to, &changes.creates, &changes.drops);
         parts.push(Part::Advance);
         self.log.catalog_index = changes.to;
+    }
+
+    /// Queues of direct reply-to consumers come and go without the catalog.
+    fn fill_replies(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+        if self.log.replies.is_empty() {
+            return;
+        }
+        let Replies { creates, drops } = std::mem::take(&mut self.log.replies);
+        let index = self.log.catalog_index;
+        entry.advance(index, index, &creates, &drops);
+        parts.push(Part::Advance);
     }
 
     fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {

@@ -78,7 +78,7 @@ impl Fixture {
     fn route(&self, exchange: &str, key: &str) -> Vec<u64> {
         let mut out = Vec::new();
         let headers = || Table::from([("k".into(), Value::Text(key.into()))]);
-        assert_eq!(self.0.route("/", exchange, key.as_bytes(), &headers, &mut out), RouteResult::Routed);
+        assert_eq!(self.0.route_one("/", exchange, key.as_bytes(), &headers, &mut out), RouteResult::Routed);
         out.iter().map(|(id, _)| id.0).collect()
     }
 }
@@ -240,9 +240,9 @@ fn routing_finds_each_queue_once_through_cycles_of_exchanges() {
     assert_eq!(f.route("", "a"), [a]);
     assert_eq!(f.route("", "none"), [0; 0]);
     let mut out = Vec::new();
-    assert_eq!(f.0.route("/", "none", b"", &Table::new, &mut out), RouteResult::NoExchange);
-    assert_eq!(f.0.route("none", "", b"", &Table::new, &mut out), RouteResult::NoExchange);
-    assert_eq!(f.0.route("/", "amq.rabbitmq.trace", b"", &Table::new, &mut out), RouteResult::Internal);
+    assert_eq!(f.0.route_one("/", "none", b"", &Table::new, &mut out), RouteResult::NoExchange);
+    assert_eq!(f.0.route_one("none", "", b"", &Table::new, &mut out), RouteResult::NoExchange);
+    assert_eq!(f.0.route_one("/", "amq.rabbitmq.trace", b"", &Table::new, &mut out), RouteResult::Internal);
 }
 
 #[test]
@@ -409,7 +409,7 @@ proptest! {
                     naive_route(&f.0, exchange, key, &mut BTreeSet::new(), &mut wanted);
                     let mut out = Vec::new();
                     let headers = || Table::from([("k".into(), Value::Text(key.into()))]);
-                    f.0.route("/", exchange, key.as_bytes(), &headers, &mut out);
+                    f.0.route_one("/", exchange, key.as_bytes(), &headers, &mut out);
                     prop_assert_eq!(out.len(), wanted.len(), "each once");
                     prop_assert_eq!(out.iter().map(|(id, _)| id.0).collect::<BTreeSet<_>>(), wanted);
                 }
@@ -470,7 +470,7 @@ fn declares_and_routing_are_fast() {
         let start = std::time::Instant::now();
         for _ in 0..1_000_000 {
             out.clear();
-            f.0.route("/", exchange, b"q12345", &Table::new, &mut out);
+            f.0.route_one("/", exchange, b"q12345", &Table::new, &mut out);
         }
         println!("route through '{exchange}': {} ns", start.elapsed().as_nanos() / 1_000_000);
     }
