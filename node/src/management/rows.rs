@@ -2,7 +2,7 @@
 
 use super::source::QueueRow;
 use super::term;
-use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Table, Target, Value};
+use crate::model::catalog::{BindingSpec, ExchangeSpec, Table, Target, Value};
 use serde_json::{Value as Json, json};
 use warren_proto::admin::{Cell, ListReply, Row};
 

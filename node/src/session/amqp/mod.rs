@@ -9,8 +9,10 @@ mod deliveries;
 pub mod errors;
 mod handshake;
 mod out;
+mod replies;
 mod requests;
 mod tags;
+mod transaction;
 mod unsettled;
 
 #[cfg(test)]
@@ -332,9 +334,8 @@ impl Session {
                 out.step(Step::Open { vhost: vhost.to_owned() });
                 self.state = State::Opening;
             }
-            (Method::ConnectionUpdateSecret { .. }, State::Running) => {
-                return Err(Fault::not_implemented("connection.update-secret is not supported by this version"));
-            }
+            // Passwords do not expire, so that a new one changes nothing here (as with RabbitMQ's own users).
+            (Method::ConnectionUpdateSecret { .. }, State::Running) => out.bytes.method(0, &Method::ConnectionUpdateSecretOk {}),
             (other, _) => {
                 return Err(Fault::new(ReplyCode::CommandInvalid, format!("unexpected method {}", other.name())));
             }
