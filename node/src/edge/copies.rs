@@ -49,9 +49,9 @@ impl Copies {
         keys
     }
 
-    /// The properties as they are stored.
-    pub fn stored(&self, properties: &Bytes) -> Bytes {
-        if self.blind { without_header(properties, BCC).into() } else { properties.clone() }
+    /// The properties as they are stored, when that is not as they came.
+    pub fn stored(&self, properties: &[u8]) -> Option<Bytes> {
+        self.blind.then(|| without_header(properties, BCC).into())
     }
 }
 

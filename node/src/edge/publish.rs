@@ -62,7 +62,7 @@ impl Writable {
 impl Connection {
     /// Routes one message, or gives it back when it has to wait.
     #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
-    pub(super) fn publish(&mut self, publish: Publish) -> Result<(), Publish> {
+    pub(super) fn publish(&mut self, mut publish: Publish) -> Result<(), Publish> {
         let at = self.at(publish.channel);
         self.hold = None;
         if self.is_failed(publish.channel) {
@@ -92,7 +92,10 @@ impl Connection {
             return Err(publish);
         }
         self.published += 1;
-        self.append(at, &Publish { properties: copies.stored(&publish.properties), ..publish }, index);
+        if let Some(properties) = copies.stored(&publish.properties) {
+            publish.properties = properties;
+        }
+        self.append(at, &publish, index);
         Ok(())
     }
 

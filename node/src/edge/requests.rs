@@ -286,8 +286,8 @@ impl Asking {
             Target::Exchange => Kind::Exchange,
         };
         self.check(&catalog, Right::Write, (kind, &binding.destination))?;
-        self.check(&catalog, Right::Read, (Kind::Exchange, &binding.source))?;
         check_not_default(&binding.source)?;
+        self.check(&catalog, Right::Read, (Kind::Exchange, &binding.source))?;
         match binding.target {
             Target::Exchange => check_not_default(&binding.destination),
             Target::Queue => match catalog.queue(&destination) {

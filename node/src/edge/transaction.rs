@@ -64,7 +64,7 @@ impl Connection {
                 let queues = self.targets[std::mem::replace(&mut start, *end)..*end].iter().map(|t| t.0).collect();
                 (*lane, queues)
             });
-            ways.push(Way { properties: copies.stored(&publish.properties), parts: parts.collect() });
+            ways.push(Way { properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()), parts: parts.collect() });
         }
         let full = ways.iter().flat_map(|way| &way.parts).find(|(lane, _)| !self.lanes[*lane].lane.has_room());
         if let Some((lane, _)) = full {

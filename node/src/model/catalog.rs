@@ -34,6 +34,22 @@ pub enum Value {
 }
 
 impl Value {
+    /// The value as RabbitMQ's error texts write it.
+    pub fn text(&self) -> String {
+        match self {
+            Value::Void => "undefined".to_owned(),
+            Value::Bool(b) => b.to_string(),
+            Value::Int(n) => n.to_string(),
+            Value::Float(x) => format!("{x:?}"),
+            Value::Double(x) => format!("{x:?}"),
+            Value::Decimal(scale, value) => format!("{{{scale},{value}}}"),
+            Value::Text(bytes) | Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Value::Timestamp(t) => t.to_string(),
+            Value::List(values) => format!("[{}]", values.iter().map(Value::text).collect::<Vec<_>>().join(",")),
+            Value::Table(table) => format!("[{}]", table.iter().map(|(k, v)| format!("{k}={}", v.text())).collect::<Vec<_>>().join(",")),
+        }
+    }
+
     /// The type as RabbitMQ's error texts call it.
     pub fn type_text(&self) -> &'static str {
         match self {

@@ -29,6 +29,7 @@ pub(super) struct Purge {
 #[derive(Debug)]
 enum Part {
     Advance,
+    Replies(Replies),
     Leader { reserves: Vec<QueueId>, purges: Vec<Purge> },
     Gone(SessionId),
     Hello(NodeId, Incarnation),
@@ -193,10 +194,10 @@ impl ShardServer {
         if self.log.replies.is_empty() {
             return;
         }
-        let Replies { creates, drops } = std::mem::take(&mut self.log.replies);
+        let replies = std::mem::take(&mut self.log.replies);
         let index = self.log.catalog_index;
-        entry.advance(index, index, &creates, &drops);
-        parts.push(Part::Advance);
+        entry.advance(index, index, &replies.creates, &replies.drops);
+        parts.push(Part::Replies(replies));
     }
 
     fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
@@ -295,6 +296,10 @@ impl ShardServer {
                 }
             }
             (Part::Advance, SectionReply::Advanced { accepted }) => self.advanced(accepted),
+            (Part::Replies(replies), SectionReply::Advanced { accepted: false }) => {
+                self.advanced(false);
+                self.log.replies.add(replies);
+            }
             (Part::Leader { reserves, purges }, _) => {
                 reserves.into_iter().for_each(|queue| self.reserved(queue));
                 for purge in purges {
@@ -306,7 +311,7 @@ impl ShardServer {
                 self.sync_sessions();
             }
             (Part::Gone(_), _) => self.sync_sessions(),
-            (Part::Batch { .. } | Part::Advance, _) => {}
+            (Part::Batch { .. } | Part::Advance | Part::Replies(_), _) => {}
         }
     }
 
@@ -316,6 +321,7 @@ impl ShardServer {
             Part::Batch { void: true, .. } => {}
             Part::Batch { session, seq, .. } => self.send_back(session, seq),
             Part::Advance => self.advanced(false),
+            Part::Replies(replies) => self.log.replies.add(replies),
             Part::Leader { reserves, purges } => {
                 for queue in reserves {
                     if let Some(state) = self.queues.get_mut(&queue) {

@@ -14,6 +14,12 @@ pub(super) struct Replies {
 }
 
 impl Replies {
+    /// These too: their entry had no effect.
+    pub fn add(&mut self, other: Replies) {
+        self.creates.extend(other.creates);
+        self.drops.extend(other.drops);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.creates.is_empty() && self.drops.is_empty()
     }

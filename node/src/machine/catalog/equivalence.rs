@@ -80,7 +80,7 @@ fn check_argument(key: &str, what: &str, current: &Table, asked: &Table) -> Resu
         (current, asked) if current == asked => Ok(()),
         (current, asked) if key == "x-queue-type" && classic(current) && classic(asked) => Ok(()),
         (Some(current), Some(asked)) => {
-            Err(inequivalent(key, what, &format!("'{}'", value_text(asked)), &format!("'{}'", value_text(current))))
+            Err(inequivalent(key, what, &format!("'{}'", asked.text()), &format!("'{}'", current.text())))
         }
         (current, asked) => Err(inequivalent(key, what, &typed_text(asked), &typed_text(current))),
     }
@@ -91,20 +91,5 @@ fn inequivalent(key: &str, what: &str, asked: &str, current: &str) -> Refusal {
 }
 
 fn typed_text(value: Option<&Value>) -> String {
-    value.map_or("none".to_owned(), |v| format!("the value '{}' of type '{}'", value_text(v), v.type_text()))
-}
-
-fn value_text(value: &Value) -> String {
-    match value {
-        Value::Void => "undefined".to_owned(),
-        Value::Bool(b) => b.to_string(),
-        Value::Int(n) => n.to_string(),
-        Value::Float(x) => format!("{x:?}"),
-        Value::Double(x) => format!("{x:?}"),
-        Value::Decimal(scale, value) => format!("{{{scale},{value}}}"),
-        Value::Text(bytes) | Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Value::Timestamp(t) => t.to_string(),
-        Value::List(values) => format!("[{}]", values.iter().map(value_text).collect::<Vec<_>>().join(",")),
-        Value::Table(table) => format!("[{}]", table.iter().map(|(k, v)| format!("{k}={}", value_text(v))).collect::<Vec<_>>().join(",")),
-    }
+    value.map_or("none".to_owned(), |v| format!("the value '{}' of type '{}'", v.text(), v.type_text()))
 }

@@ -10,6 +10,8 @@ mod password;
 mod persist;
 mod route;
 #[cfg(test)]
+mod routing_tests;
+#[cfg(test)]
 mod tests;
 
 pub use equivalence::{check_owner, exchange_text, queue_text};

@@ -69,6 +69,22 @@ enum State {
     Closed,
 }
 
+impl State {
+    /// As RabbitMQ's error texts call it.
+    fn text(self) -> &'static str {
+        match self {
+            State::Header => "pre_init",
+            State::Start => "starting",
+            State::Authenticating { .. } => "securing",
+            State::Tune => "tuning",
+            State::Open | State::Opening => "opening",
+            State::Running | State::Leaving | State::Parting => "running",
+            State::Closing => "closing",
+            State::Closed => "closed",
+        }
+    }
+}
+
 /// What the channels of a connection share.
 #[derive(Debug)]
 struct Shared {
@@ -336,9 +352,7 @@ impl Session {
             }
             // Passwords do not expire, so that a new one changes nothing here (as with RabbitMQ's own users).
             (Method::ConnectionUpdateSecret { .. }, State::Running) => out.bytes.method(0, &Method::ConnectionUpdateSecretOk {}),
-            (other, _) => {
-                return Err(Fault::new(ReplyCode::CommandInvalid, format!("unexpected method {}", other.name())));
-            }
+            (_, state) => return Err(Fault::new(ReplyCode::ChannelError, format!("unexpected method in connection state {}", state.text()))),
         }
         Ok(())
     }

@@ -236,16 +236,16 @@ impl Channel {
     fn queue_binding(&self, shared: &Shared, exchange: &Short, queue: &Short, key: &Short, arguments: Table) -> Result<BindingSpec, Fault> {
         let destination = self.queue_name(queue, shared)?.name;
         let key = if queue.is_empty() && key.is_empty() { destination.clone() } else { text(key)? };
-        Ok(BindingSpec { vhost: shared.vhost.clone(), source: text(exchange)?, target: Target::Queue, destination, key, arguments })
+        Ok(BindingSpec { vhost: shared.vhost.clone(), source: plain(exchange)?, target: Target::Queue, destination, key, arguments })
     }
 }
 
 fn exchange_binding(shared: &Shared, source: &Short, destination: &Short, key: &Short, arguments: Table) -> Result<BindingSpec, Fault> {
     Ok(BindingSpec {
         vhost: shared.vhost.clone(),
-        source: text(source)?,
+        source: plain(source)?,
         target: Target::Exchange,
-        destination: text(destination)?,
+        destination: plain(destination)?,
         key: text(key)?,
         arguments,
     })
@@ -254,8 +254,14 @@ fn exchange_binding(shared: &Shared, source: &Short, destination: &Short, key: &
 impl Shared {
     /// A name in the connection's vhost.
     pub(super) fn name(&self, name: &Short) -> Result<Name, Fault> {
-        Ok(Name { vhost: self.vhost.clone(), name: text(name)? })
+        Ok(Name { vhost: self.vhost.clone(), name: plain(name)? })
     }
+}
+
+/// A name: without line ends, which RabbitMQ takes out.
+fn plain(short: &Short) -> Result<Arc<str>, Fault> {
+    let name = text(short)?;
+    Ok(if name.contains(['\r', '\n']) { name.replace(['\r', '\n'], "").into() } else { name })
 }
 
 fn text(short: &Short) -> Result<Arc<str>, Fault> {
