@@ -96,7 +96,7 @@ fn a_reply_is_delivered_like_any_message() {
     talk.reads(
         "! Deliver
          = Ack 1
-         = written 5 21
+         = written 5 13
          < 1 basic.deliver 1 redelivered=false
          < 1 header 2
          < 1 body m1",
