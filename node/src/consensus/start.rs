@@ -14,6 +14,7 @@ use super::shard::{Group, Parts, Shard};
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
 use crate::model::ports::{EdgeEnd, Leadership};
+use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
@@ -129,13 +130,13 @@ impl Consensus {
         self.core.leases.check()
     }
 
-    /// This node's disk is low, or not any more: the others are told.
-    pub fn set_disk_alarm(&self, low: bool) {
-        self.core.leases.set_alarm(low);
+    /// What this node is short of: the others are told.
+    pub fn set_alarm(&self, shortage: Shortage) {
+        self.core.leases.set_alarm(shortage);
     }
 
-    /// Nodes of the cluster whose disk is low.
-    pub fn disk_alarms(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+    /// Nodes of the cluster that are short of something.
+    pub fn alarms(&self) -> watch::Receiver<Shortages> {
         self.core.leases.watch_alarms()
     }
 

@@ -98,7 +98,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     let running = Arc::new(Running { config, shards, catalog, replicas, consensus, edge, wal, alarm: Mutex::default() });
     first_commands(&running, incarnation).await;
     all_led(&running).await;
-    tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
+    tasks.spawn(alarm::watch(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
 
