@@ -3,6 +3,7 @@
 
 mod catalog;
 mod checkpoint;
+mod clock;
 mod core;
 mod failover;
 mod fetch;
@@ -19,6 +20,7 @@ pub mod replica;
 mod service;
 pub mod shard;
 mod start;
+mod thread;
 mod transfer;
 mod types;
 mod wire;
