@@ -114,8 +114,9 @@ impl Lane {
         let Some(Asked { sink: Sink::Consume { mailbox, at, name }, .. }) = state.requests.take(consumer.0) else { return };
         match result {
             Ok(()) => {
+                let queue = state.consumers.records.get(&consumer).map(|record| record.spec.queue);
+                mailbox.reply(at, Ok(self.started(queue, consumer)));
                 let Some(record) = state.consumers.records.get_mut(&consumer) else { return };
-                mailbox.reply(at, Ok(self.started(record.spec.queue, consumer)));
                 record.running = true;
                 for messages in std::mem::take(&mut record.early) {
                     record.mailbox.deliver(consumer, record.place, messages);
@@ -129,10 +130,10 @@ impl Lane {
         }
     }
 
-    fn started(&self, queue: QueueId, consumer: ConsumerId) -> Reply {
-        match self.shard.owner() {
-            Some(node) if queue.is_reply() => Reply::ReplyTo { consumer, address: replies::address(queue, node) },
-            Some(_) | None => Reply::Consuming { consumer },
+    fn started(&self, queue: Option<QueueId>, consumer: ConsumerId) -> Reply {
+        match (self.shard.owner(), queue) {
+            (Some(node), Some(queue)) if queue.is_reply() => Reply::ReplyTo { consumer, address: replies::address(queue, node) },
+            (_, _) => Reply::Consuming { consumer },
         }
     }
 
