@@ -3,6 +3,7 @@
 use super::catalog::CatalogClient;
 use super::core::{Core, Timing};
 use super::formation::{self, FormationError};
+use super::hearing::Heard;
 use super::holding::Holding;
 use super::journal::Journal;
 use super::log::GroupLog;
@@ -14,7 +15,7 @@ use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
-use crate::model::ports::{EdgeEnd, Leadership};
+use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
@@ -43,7 +44,7 @@ pub struct ConsensusConfig {
     pub incarnation: Incarnation,
     /// All configured nodes, this one included.
     pub nodes: Vec<NodeId>,
-    /// Data shards: ids 1..=shards; the same on every node.
+    /// Data shards: ids 1..=shards; the same on every node, and what the disk says if it belongs to a cluster already.
     pub shards: u16,
     /// Raft's clock.
     pub timing: Timing,
@@ -128,6 +129,12 @@ impl Consensus {
     /// Whether this node may route by its catalog now (rule 28); cheap enough for every batch.
     pub fn routing_lease(&self) -> impl Fn() -> bool + Send + Sync + Clone + 'static {
         self.core.leases.check()
+    }
+
+    /// Who is alive, while this node leads the catalog with a quorum behind it.
+    pub fn heard(&self) -> Option<Heard> {
+        let catalog = self.core.group(ShardId::CATALOG)?;
+        if catalog.leadership().borrow().is_me && catalog.lease_valid() { self.core.leases.heard() } else { None }
     }
 
     /// What this node is short of: the others are told.

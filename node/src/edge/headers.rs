@@ -1,5 +1,5 @@
 //! A message's raw property list (property flags and list, spec 4.2.6.1) as routing reads it: headers, single properties, and the
-//! header entries `CC` and `BCC`. The session has checked the form; what does not parse here counts as absent. Integer widths are not
+//! header entries `CC` and `BCC`, and who the publisher says it is. The session has checked the form; what does not parse here counts as absent. Integer widths are not
 //! kept apart (as in the catalog).
 
 use crate::model::catalog::{Table, Value};
@@ -16,6 +16,7 @@ const PRIORITY: u32 = 4;
 const CORRELATION_ID: u32 = 5;
 const MESSAGE_ID: u32 = 8;
 const TIMESTAMP: u32 = 9;
+const USER_ID: u32 = 11;
 
 /// A message as exchanges look at it; reads only what it is asked for.
 pub(super) struct MessageSubject<'a> {
@@ -51,6 +52,11 @@ impl Subject for MessageSubject<'_> {
 /// The headers table of `properties`; empty when there is none.
 pub(super) fn headers(properties: &[u8]) -> Table {
     find(properties, HEADERS).and_then(|entries| table(entries, 0)).unwrap_or_default()
+}
+
+/// The user-id of `properties`; two bytes are looked at when there is none.
+pub(super) fn user_id(properties: &[u8]) -> Option<&[u8]> {
+    find(properties, USER_ID)
 }
 
 /// Whether there is a headers table at all.
@@ -253,6 +259,16 @@ mod tests {
     }
 
     #[test]
+    fn finds_the_user_behind_everything_that_may_come_before() {
+        assert_eq!(user_id(b"\x00\x10\x03eve"), Some(&b"eve"[..]));
+        let all =
+            b"\xff\xfc\x01t\x01e\x00\x00\x00\x03\x01kV\x02\x05\x01c\x01r\x011\x01m\x00\x00\x00\x00\x00\x00\x00\x07\x01y\x05guest\x01a\x00";
+        assert_eq!(user_id(all), Some(&b"guest"[..]));
+        assert_eq!(user_id(b"\xff\xec\x01t"), None, "not among them");
+        assert_eq!(user_id(b""), None);
+    }
+
+    #[test]
     fn no_headers_is_an_empty_table() {
         assert!(headers(&[]).is_empty());
         assert!(headers(&0x8000u16.to_be_bytes()).is_empty());
@@ -265,9 +281,10 @@ mod tests {
             headers(&bytes);
             if bytes.len() > 1 {
                 bytes[0] = 0x20;
-                bytes[1] = 0;
+                bytes[1] = 0x10;
             }
             headers(&bytes);
+            user_id(&bytes);
             raw_headers(&bytes).for_each(|entry| drop(entry.read()));
             without_header(&bytes, b"x");
         }

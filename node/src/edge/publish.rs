@@ -4,7 +4,7 @@
 use super::access::{Kind, Right};
 use super::connection::Connection;
 use super::copies::{Copies, Keys};
-use super::headers::MessageSubject;
+use super::headers::{MessageSubject, user_id};
 use super::lane::{Ended, Fate, Home, Lane, Message, Run, Shared};
 use super::mailbox::{Blocker, ChannelRef, Identity};
 use super::{Edge, names, replies};
@@ -19,6 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
+/// Users with this tag may publish in the name of others.
+const IMPERSONATOR: &str = "impersonator";
 pub(super) const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
 
 /// How often somebody who waits for the routing lease looks again.
@@ -127,7 +129,7 @@ impl Connection {
         let exchange = writable.check(edge, &catalog, identity, &publish.exchange)?;
         let keys = copies.keys(&publish.routing_key);
         match edge.route(&catalog, &identity.vhost, (exchange, &keys), &publish.properties, targets) {
-            RouteResult::Routed => Ok(catalog.index()),
+            RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index()),
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
             RouteResult::Internal => Err(internal(&identity.name(exchange))),
         }
@@ -219,6 +221,16 @@ fn no_vhost() -> Refusal {
 
 fn internal(name: &Name) -> Refusal {
     Refusal::Access(format!("cannot publish to internal {}", exchange_text(name)))
+}
+
+/// A publisher may name nobody but itself, unless it may speak for others. The refusal is RabbitMQ's.
+fn check_user_id(catalog: &Catalog, user: &str, properties: &[u8]) -> Result<(), Refusal> {
+    let Some(claimed) = user_id(properties).filter(|claimed| *claimed != user.as_bytes()) else { return Ok(()) };
+    if catalog.user(user).is_some_and(|u| u.tags.iter().any(|tag| tag == IMPERSONATOR)) {
+        return Ok(());
+    }
+    let claimed = String::from_utf8_lossy(claimed);
+    Err(Refusal::Precondition(format!("user_id property set to '{claimed}' but authenticated user was '{user}'")))
 }
 
 impl Edge {
