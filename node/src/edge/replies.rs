@@ -33,7 +33,13 @@ mod tests {
         let queue = new_queue();
         assert_ne!(queue, new_queue());
         assert_eq!(parse(address(queue, NodeId(3)).as_bytes()), Some((queue, NodeId(3))));
-        for other in ["amq.rabbitmq.reply-to", "amq.rabbitmq.reply-to.", "amq.rabbitmq.reply-to.1.00000000000000ff", "amq.rabbitmq.reply-to.x.y", "q"] {
+        for other in [
+            "amq.rabbitmq.reply-to",
+            "amq.rabbitmq.reply-to.",
+            "amq.rabbitmq.reply-to.1.00000000000000ff",
+            "amq.rabbitmq.reply-to.x.y",
+            "q",
+        ] {
             assert_eq!(parse(other.as_bytes()), None, "{other}");
         }
     }

@@ -10,7 +10,9 @@ use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
-use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target, Value};
+use crate::model::catalog::{
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target, Value,
+};
 use crate::model::link::{Consumer, QueueStat};
 use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
 use crate::model::{ConsumerId, ShardId};

@@ -64,7 +64,10 @@ impl Connection {
                 let queues = self.targets[std::mem::replace(&mut start, *end)..*end].iter().map(|t| t.0).collect();
                 (*lane, queues)
             });
-            ways.push(Way { properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()), parts: parts.collect() });
+            ways.push(Way {
+                properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()),
+                parts: parts.collect(),
+            });
         }
         let full = ways.iter().flat_map(|way| &way.parts).find(|(lane, _)| !self.lanes[*lane].lane.has_room());
         if let Some((lane, _)) = full {
@@ -98,12 +101,8 @@ impl Connection {
                 self.unroutable(&run, publish, way);
             }
             for (lane, queues) in &way.parts {
-                let message = Message {
-                    exchange: &publish.exchange,
-                    key: &publish.routing_key,
-                    properties: &way.properties,
-                    body: &publish.body,
-                };
+                let message =
+                    Message { exchange: &publish.exchange, key: &publish.routing_key, properties: &way.properties, body: &publish.body };
                 by_lane.entry(*lane).or_default().push(Taken { queues, message, run: run.clone() });
             }
         }

@@ -79,9 +79,7 @@ fn check_argument(key: &str, what: &str, current: &Table, asked: &Table) -> Resu
     match (current.get(key), asked.get(key)) {
         (current, asked) if current == asked => Ok(()),
         (current, asked) if key == "x-queue-type" && classic(current) && classic(asked) => Ok(()),
-        (Some(current), Some(asked)) => {
-            Err(inequivalent(key, what, &format!("'{}'", asked.text()), &format!("'{}'", current.text())))
-        }
+        (Some(current), Some(asked)) => Err(inequivalent(key, what, &format!("'{}'", asked.text()), &format!("'{}'", current.text()))),
         (current, asked) => Err(inequivalent(key, what, &typed_text(asked), &typed_text(current))),
     }
 }

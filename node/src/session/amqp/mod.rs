@@ -352,7 +352,9 @@ impl Session {
             }
             // Passwords do not expire, so that a new one changes nothing here (as with RabbitMQ's own users).
             (Method::ConnectionUpdateSecret { .. }, State::Running) => out.bytes.method(0, &Method::ConnectionUpdateSecretOk {}),
-            (_, state) => return Err(Fault::new(ReplyCode::ChannelError, format!("unexpected method in connection state {}", state.text()))),
+            (_, state) => {
+                return Err(Fault::new(ReplyCode::ChannelError, format!("unexpected method in connection state {}", state.text())));
+            }
         }
         Ok(())
     }

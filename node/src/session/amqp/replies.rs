@@ -1,9 +1,9 @@
 //! Direct reply-to on one channel: its one consumer of `amq.rabbitmq.reply-to`, and publishes that ask for an answer there, whose
 //! property is replaced by the consumer's address.
 
+use super::Out;
 use super::channel::Channel;
 use super::errors::Fault;
-use super::Out;
 use crate::model::ConsumerId;
 use crate::model::step::{Publish, REPLY_TO};
 use crate::wire::amqp::{Method, Properties, Property, Short};

@@ -120,8 +120,7 @@ fn immediate_and_flow_and_recover_without_requeue_are_not_implemented() {
 #[test]
 fn small_requests_of_old_and_new_clients_are_answered() {
     let secret = Method::ConnectionUpdateSecret { new_secret: crate::wire::amqp::Long(Bytes::from_static(b"s")), reason: "r".into() };
-    let access =
-        Method::AccessRequest { realm: "/data".into(), exclusive: false, passive: true, active: true, write: true, read: true };
+    let access = Method::AccessRequest { realm: "/data".into(), exclusive: false, passive: true, active: true, write: true, read: true };
     let mut talk = Talk::open();
     talk.say(0, secret);
     talk.say(1, access);
