@@ -197,7 +197,7 @@ fn the_commented_file_has_every_option_and_every_layer_carries_it() {
 #[test]
 fn the_commented_file_shows_the_defaults() {
     let shown = toml::from_str::<toml::Table>(&deployed_file()).unwrap();
-    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file"];
+    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit"];
     let text: String =
         shown.iter().filter(|(key, _)| !differ_on_purpose.contains(&key.as_str())).map(|(k, v)| format!("{k} = {v}\n")).collect();
     let dir = tempfile::tempdir().unwrap();
