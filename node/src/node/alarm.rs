@@ -2,6 +2,7 @@
 //! consuming and settling go on.
 
 use super::running::Running;
+use crate::config::Reserve;
 use crate::model::NodeId;
 use crate::model::shortage::{Shortage, Shortages};
 use crate::store::disk::Disk;
@@ -14,12 +15,15 @@ const MIB: u64 = 1 << 20;
 
 /// For ever.
 pub(super) async fn watch(running: Arc<Running>, disk: Arc<dyn Disk>) {
-    let me = running.config.node;
+    let (me, reserve) = (running.config.node, Reserve::of(&running.config.data_dir));
     let mut alarms_rx = running.consensus.alarms();
     loop {
         let memory = resident_bytes().is_some_and(|used| used > running.config.memory_limit_bytes);
         let shortage = Shortage { disk: is_low(&running, &*disk), memory };
         running.consensus.set_alarm(shortage);
+        if !shortage.disk && let Err(error) = reserve.renew() {
+            tracing::debug!(%error, "no space is set aside for a start on a full disk");
+        }
         let mut nodes = alarms_rx.borrow_and_update().clone();
         // What this node sees itself counts at once.
         if shortage.is_none() {

@@ -13,6 +13,7 @@ mod ranges;
 mod replies;
 mod requests;
 mod server;
+mod stamp;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};
