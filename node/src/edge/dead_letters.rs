@@ -2,10 +2,10 @@
 //! for other shards travel in this node's lanes. When and in which order is decided by `serving`; the seam is `DeadLetterOffice`.
 
 use super::Edge;
-use super::headers::headers;
+use super::headers::MessageSubject;
 use super::lane::{Message, Run, Shared};
 use super::mailbox::{ChannelRef, Mailbox};
-use crate::machine::catalog::Catalog;
+use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
 use crate::model::entry::{SettleReason, StoredView};
@@ -47,7 +47,7 @@ impl DeadLetterOffice for Office {
     fn route(&self, letter: &Letter) -> Option<RoutedLetter> {
         let edge = self.edge()?;
         // Without a lease this node's catalog may be old (rule 28).
-        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter).unwrap_or_default())
+        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)).unwrap_or_default())
     }
 
     fn forward(&self, (source, number): (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone) {
@@ -62,14 +62,24 @@ impl DeadLetterOffice for Office {
         let message = Message { exchange, key, properties, body, source };
         let at = ChannelRef { channel: 0, epoch: 0 };
         let shared = Some(Shared::letter(done));
-        let run = Run { mailbox: self.mailbox.clone(), at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared };
+        let run = Run {
+            mailbox: self.mailbox.clone(),
+            at,
+            ticket: 0,
+            mandatory: false,
+            rerouted: false,
+            first: 0,
+            count: 1,
+            shared,
+            commit: None,
+        };
         let index = self.catalog.read().index();
         lane.enqueue(queues, &message, index, run);
     }
 }
 
 /// `None`: nothing takes it, its queue's exchange or the queue itself is gone.
-fn route(catalog: &Catalog, letter: &Letter) -> Option<RoutedLetter> {
+fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
     let record = catalog.queue_by_id(letter.queue)?;
     let dead_letter = catalog.settings(record).dead_letter?;
     let name = &record.spec.name;
@@ -85,12 +95,12 @@ fn route(catalog: &Catalog, letter: &Letter) -> Option<RoutedLetter> {
         written.remove("CC");
     }
     let properties = written.write(false);
-    let table = || headers(&properties);
+    let subject = MessageSubject::new(&properties);
+    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let mut found = Vec::new();
-    for key in &keys {
-        // A missing exchange takes nothing.
-        let _ = catalog.route(&name.vhost, &dead_letter.exchange, key, &table, &mut found);
-    }
+    // A missing exchange takes nothing.
+    let envelope = Envelope { vhost: &name.vhost, exchange: &dead_letter.exchange, keys: &slices, subject: &subject, near };
+    let _ = catalog.route(&envelope, &mut found);
     found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
     found.dedup();
     if letter.reason != SettleReason::Reject {
@@ -160,7 +170,7 @@ mod tests {
         }
 
         fn route(&self, queue: QueueId, reason: SettleReason, message: Bytes) -> RoutedLetter {
-            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }).unwrap_or_default()
+            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false).unwrap_or_default()
         }
     }
 

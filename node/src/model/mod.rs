@@ -9,6 +9,7 @@ pub mod link;
 pub mod ports;
 pub mod properties;
 pub mod settings;
+pub mod shortage;
 pub mod step;
 
 pub use ids::*;

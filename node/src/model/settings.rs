@@ -156,24 +156,6 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// RabbitMQ's name of a value's type.
-pub fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Void => "void",
-        Value::Bool(_) => "bool",
-        Value::Int(n) if i32::try_from(*n).is_ok() => "signedint",
-        Value::Int(_) => "long",
-        Value::Float(_) => "float",
-        Value::Double(_) => "double",
-        Value::Decimal(..) => "decimal",
-        Value::Text(_) => "longstr",
-        Value::Bytes(_) => "binary",
-        Value::Timestamp(_) => "timestamp",
-        Value::List(_) => "array",
-        Value::Table(_) => "table",
-    }
-}
-
 /// How an argument's value is checked; some depend on other arguments.
 type Checker = fn(&Value, &Table) -> Check;
 
@@ -202,13 +184,13 @@ const CHECKS: [(&str, Checker); 20] = [
 const LOCATORS: &[&str] = &["client-local", "balanced", "random", "least-leaders"];
 
 fn unacceptable(value: &Value) -> String {
-    format!("{{unacceptable_type,{}}}", type_name(value))
+    format!("{{unacceptable_type,{}}}", value.type_text())
 }
 
 fn check_integer(value: &Value) -> Result<i64, String> {
     match value {
         Value::Int(n) => Ok(*n),
-        other => Err(format!("\"expected integer, got {}\"", type_name(other))),
+        other => Err(format!("\"expected integer, got {}\"", other.type_text())),
     }
 }
 

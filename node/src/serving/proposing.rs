@@ -4,6 +4,7 @@
 use super::edges::PathId;
 use super::letters::Routing;
 use super::queue::Step;
+use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
@@ -32,6 +33,7 @@ pub(super) struct Purge {
 enum Part {
     Advance,
     Settings,
+    Replies(Replies),
     Leader(Own),
     Gone(SessionId),
     Hello(NodeId, Incarnation),
@@ -83,6 +85,7 @@ pub(super) struct Log {
     pub dones: Vec<(u64, ShardId)>,
     pub returns: Vec<Return>,
     pub gones: Vec<SessionId>,
+    pub replies: Replies,
     pub resume_at: Option<Instant>,
     turn: usize,
     /// Hellos in flight; not proposed twice.
@@ -188,6 +191,7 @@ impl ShardServer {
     fn fill(&mut self, entry: &mut EntryBuilder, time_ms: u64, targets: &mut Targets) -> Vec<Part> {
         let mut parts = Vec::new();
         self.fill_advance(entry, &mut parts);
+        self.fill_replies(entry, &mut parts);
         let batches = self.take_batches(entry.len(), targets);
         self.fill_leader_ops(entry, time_ms, targets, &mut parts);
         for session in std::mem::take(&mut self.log.gones) {
@@ -217,7 +221,7 @@ impl ShardServer {
         // What an advance on its way makes or drops, the machine does not know yet: then it cannot be compared with the catalog.
         let known = || {
             let machine = self.machine.lock();
-            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).collect())
+            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).filter(|id| !id.is_reply()).collect())
         };
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
@@ -233,6 +237,17 @@ impl ShardServer {
             parts.push(Part::Settings);
         }
         self.log.catalog_index = changes.to;
+    }
+
+    /// Queues of direct reply-to consumers come and go without the catalog.
+    fn fill_replies(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+        if self.log.replies.is_empty() {
+            return;
+        }
+        let replies = std::mem::take(&mut self.log.replies);
+        let index = self.log.catalog_index;
+        entry.advance(index, index, &replies.creates, &replies.drops);
+        parts.push(Part::Replies(replies));
     }
 
     fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, now_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
@@ -362,13 +377,17 @@ impl ShardServer {
                 }
             }
             (Part::Advance, SectionReply::Advanced { accepted }) => self.advanced(accepted),
+            (Part::Replies(replies), SectionReply::Advanced { accepted: false }) => {
+                self.advanced(false);
+                self.log.replies.add(replies);
+            }
             (Part::Leader(own), _) => self.applied_own(own),
             (Part::Hello(node, incarnation), _) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));
                 self.sync_sessions();
             }
             (Part::Gone(_), _) => self.sync_sessions(),
-            (Part::Batch { .. } | Part::Advance | Part::Settings, _) => {}
+            (Part::Batch { .. } | Part::Advance | Part::Settings | Part::Replies(_), _) => {}
         }
     }
 
@@ -402,6 +421,7 @@ impl ShardServer {
             Part::Batch { session, seq, .. } => self.send_back(session, seq),
             Part::Advance => self.advanced(false),
             Part::Settings => {}
+            Part::Replies(replies) => self.log.replies.add(replies),
             Part::Leader(own) => {
                 for queue in own.reserves {
                     if let Some(state) = self.queues.get_mut(&queue) {

@@ -55,6 +55,9 @@ impl ShardServer {
 
     /// A queue that the shard does not have: waits when the catalog is ahead of the shard, else it does not exist.
     fn too_early(&mut self, id: PathId, queue: QueueId, request: ToLeader) {
+        if self.opens_reply(id, &request) {
+            return self.early.push((0, id, request));
+        }
         let index = self.config.catalog.index();
         if index > self.machine.lock().catalog_index() && self.config.catalog.facts(queue).is_some() {
             self.log.asked_index = self.log.asked_index.max(index);
@@ -160,6 +163,9 @@ impl ShardServer {
         }
         state.last_gone = false;
         self.touch(queue);
+        if queue.is_reply() {
+            return self.log.replies.drops.push(queue);
+        }
         if self.config.catalog.facts(queue).is_some_and(|facts| facts.auto_delete) {
             self.events.push_back(ServerEvent::LastConsumerGone { queue });
         }

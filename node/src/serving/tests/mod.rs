@@ -8,6 +8,7 @@ mod delivering;
 mod handover;
 mod publishing;
 mod queues;
+mod replies;
 mod tending;
 mod throughput;
 
@@ -121,10 +122,11 @@ struct Shard {
 struct Setup {
     /// Bodies are never in memory.
     cold: bool,
+    shard: ShardId,
     edge_gone: Duration,
 }
 
-const SETUP: Setup = Setup { cold: false, edge_gone: Duration::from_millis(150) };
+const SETUP: Setup = Setup { cold: false, shard: ShardId(1), edge_gone: Duration::from_millis(150) };
 
 impl Shard {
     fn new() -> Shard {
@@ -159,7 +161,7 @@ impl Shard {
             lease: AtomicBool::new(true),
         });
         let (events_tx, events) = mpsc::channel(16);
-        let mut config = ServerConfig::new(ShardId(1), NodeId(1), catalog.clone());
+        let mut config = ServerConfig::new(setup.shard, NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
         let office = Arc::new(dead_letters::TestOffice::default());

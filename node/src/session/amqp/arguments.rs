@@ -3,10 +3,11 @@
 
 use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{ExchangeKind, Table, Value};
-use crate::model::settings::{QueueSettings, type_name};
+use crate::model::settings::QueueSettings;
 
 const QUEUE_REFUSED: [&str; 4] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-max-age"];
-const EXCHANGE_REFUSED: [&str; 2] = ["alternate-exchange", "x-delayed-type"];
+const EXCHANGE_REFUSED: [&str; 1] = ["x-delayed-type"];
+const ALTERNATE: &str = "alternate-exchange";
 const CONSUMER_REFUSED: [&str; 3] = ["x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
 /// Checks queue.declare's arguments.
@@ -33,14 +34,19 @@ fn check_queue_type(subject: &str, durable: bool, exclusive: bool, arguments: &T
             ))),
         },
         Some(other) => {
-            Err(Fault::precondition(format!("invalid arg 'x-queue-type' for {subject}: {{unacceptable_type,{}}}", type_name(other))))
+            Err(Fault::precondition(format!("invalid arg 'x-queue-type' for {subject}: {{unacceptable_type,{}}}", other.type_text())))
         }
     }
 }
 
 /// Checks exchange.declare's arguments.
 pub fn check_exchange(exchange: &str, vhost: &str, arguments: &Table) -> Result<(), Fault> {
-    refuse(&EXCHANGE_REFUSED, arguments, &format!("exchange '{exchange}' in vhost '{vhost}'"))
+    let subject = format!("exchange '{exchange}' in vhost '{vhost}'");
+    refuse(&EXCHANGE_REFUSED, arguments, &subject)?;
+    match arguments.get(ALTERNATE) {
+        None | Some(Value::Text(_)) => Ok(()),
+        Some(other) => Err(Fault::precondition(format!("invalid type '{}' for arg '{ALTERNATE}' in {subject}", other.type_text()))),
+    }
 }
 
 /// Checks basic.consume's arguments.
@@ -54,27 +60,19 @@ pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(),
         match arguments.get(name) {
             Some(Value::Int(n)) if *n < 0 && name == "x-consumer-timeout" => return invalid(name, format!("{{value_negative,{n}}}")),
             None | Some(Value::Int(_)) => {}
-            Some(other) => return invalid(name, format!("\"expected integer, got {}\"", type_name(other))),
+            Some(other) => return invalid(name, format!("\"expected integer, got {}\"", other.type_text())),
         }
     }
     match arguments.get("x-cancel-on-ha-failover") {
         None | Some(Value::Bool(_)) => Ok(()),
-        Some(other) => invalid("x-cancel-on-ha-failover", format!("{{unacceptable_type,{}}}", type_name(other))),
+        Some(other) => invalid("x-cancel-on-ha-failover", format!("{{unacceptable_type,{}}}", other.type_text())),
     }
 }
 
 /// The kind that exchange.declare names: an unknown one is 503, as in RabbitMQ.
 pub fn exchange_kind(kind: &[u8]) -> Result<ExchangeKind, Fault> {
-    match kind {
-        b"direct" => Ok(ExchangeKind::Direct),
-        b"fanout" => Ok(ExchangeKind::Fanout),
-        b"topic" => Ok(ExchangeKind::Topic),
-        b"headers" => Ok(ExchangeKind::Headers),
-        other => {
-            let kind = String::from_utf8_lossy(other);
-            Err(Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{kind}'")))
-        }
-    }
+    let known = ExchangeKind::ALL.into_iter().find(|known| known.text().as_bytes() == kind);
+    known.ok_or_else(|| Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{}'", String::from_utf8_lossy(kind))))
 }
 
 fn refuse(names: &[&str], arguments: &Table, subject: &str) -> Result<(), Fault> {
