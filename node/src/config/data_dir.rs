@@ -5,6 +5,7 @@ use super::Environment;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const LOCK: &str = "lock";
 const PID: &str = "pid";
@@ -12,6 +13,9 @@ const PORTS: &str = "ports";
 const SECRET: &str = "secret";
 /// In a directory that `warren cluster` made, and in no other.
 const MARKER: &str = "warren-cluster";
+/// How long a lock may stay held before its holder counts as running. A killed process keeps its lock until the system has taken its
+/// last thread and its memory down, a moment after its parent heard of the death.
+const DYING: Duration = Duration::from_secs(2);
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +59,7 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Make it if it is missing, lock it, write `pid`.
+    /// Make it if it is missing, lock it, write `pid`. Blocks the thread for up to 2 s while another process has it.
     ///
     /// # Errors
     /// When another process has it, or it cannot be written.
@@ -63,12 +67,9 @@ impl DataDir {
         let wrong = |error: io::Error| DataDirError::Io { path: path.to_owned(), error };
         fs::create_dir_all(path).map_err(wrong)?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(wrong)?;
-        match file.try_lock() {
+        match lock_in_time(&file) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let holder = DataDir::pid(path).map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
-                return Err(DataDirError::InUse { path: path.to_owned(), holder });
-            }
+            Err(TryLockError::WouldBlock) => return Err(DataDir::in_use(path)),
             Err(TryLockError::Error(error)) => return Err(wrong(error)),
         }
         write_whole(&path.join(PID), &format!("{}\n", std::process::id())).map_err(wrong)?;
@@ -84,6 +85,23 @@ impl DataDir {
     pub fn is_locked(path: &Path) -> bool {
         let Ok(file) = OpenOptions::new().write(true).open(path.join(LOCK)) else { return false };
         matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Refuse a directory that a process has, and goes on having for 2 s. Blocks the thread for as long.
+    ///
+    /// # Errors
+    /// [`DataDirError::InUse`].
+    pub fn refuse_locked(path: &Path) -> Result<(), DataDirError> {
+        let Ok(file) = OpenOptions::new().write(true).open(path.join(LOCK)) else { return Ok(()) };
+        match lock_in_time(&file) {
+            Err(TryLockError::WouldBlock) => Err(DataDir::in_use(path)),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+        }
+    }
+
+    fn in_use(path: &Path) -> DataDirError {
+        let holder = DataDir::pid(path).map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+        DataDirError::InUse { path: path.to_owned(), holder }
     }
 
     /// The process that wrote `pid` last; it may be gone.
@@ -130,6 +148,16 @@ impl DataDir {
     /// Whether `warren cluster` made this directory.
     pub fn is_local_cluster(path: &Path) -> bool {
         DataDir::marker_path(path).is_file()
+    }
+}
+
+fn lock_in_time(file: &File) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            answer => return answer,
+        }
     }
 }
 

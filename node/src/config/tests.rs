@@ -226,3 +226,17 @@ fn ports_are_read_back_as_they_were_written() {
     DataDir::write_ports(dir.path(), ports).unwrap();
     assert_eq!(DataDir::read_ports(dir.path()), Some(ports));
 }
+
+#[test]
+fn the_lock_of_a_process_that_is_just_dying_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("node-1");
+    let dying = DataDir::lock(&path).unwrap();
+    let end = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(dying);
+    });
+    DataDir::refuse_locked(&path).unwrap();
+    DataDir::lock(&path).unwrap();
+    end.join().unwrap();
+}

@@ -86,9 +86,7 @@ fn node_dirs(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn refuse_running_nodes(path: &Path) -> Result<(), ClusterError> {
-    let Some(node) = node_dirs(path)?.into_iter().find(|node| DataDir::is_locked(node)) else { return Ok(()) };
-    let holder = DataDir::pid(&node).map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
-    Err(DataDirError::InUse { path: node, holder }.into())
+    Ok(node_dirs(path)?.iter().try_for_each(|node| DataDir::refuse_locked(node))?)
 }
 
 /// Delete what a cluster leaves in its directory, and nothing else that may lie there.

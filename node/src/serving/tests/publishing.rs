@@ -1,0 +1,174 @@
+//! Batches and proposals: order, repeats, refusals, what cannot be read.
+
+use super::*;
+
+#[tokio::test]
+async fn a_batch_out_of_order_is_sent_back_once() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    let batches: Vec<Batch> = (0..4).map(|n| edge.messages(Q, n..n + 1)).collect();
+    for batch in [&batches[1], &batches[2], &batches[0], &batches[1], &batches[2], &batches[3]] {
+        edge.up(ToLeader::Batch(batch.clone())).await;
+    }
+    assert_eq!(edge.down().await, ToEdge::Rewind { from: BatchSeq(1) });
+    for seq in 1..=4 {
+        assert_eq!(edge.down().await, ToEdge::Verdict { seq: BatchSeq(seq), refused: vec![] });
+    }
+    assert_eq!(edge.stat(Q).await.ready, 4);
+}
+
+#[tokio::test]
+async fn a_repeated_batch_gets_the_same_verdict_and_no_second_effect() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    let batch = edge.batch(|ops| {
+        ops.enqueue(&[Q], b"", b"", &[0, 0], b"known");
+        ops.enqueue(&[QueueId(99)], b"", b"", &[0, 0], b"unknown");
+    });
+    for _ in 0..2 {
+        edge.up(ToLeader::Batch(batch.clone())).await;
+        let refused = vec![(1, RefusedEnqueue::UnknownQueue)];
+        assert_eq!(edge.down().await, ToEdge::Verdict { seq: BatchSeq(1), refused });
+    }
+    assert_eq!(edge.stat(Q).await.ready, 1);
+}
+
+/// Fault test 1 of the rules: of several proposals in flight exactly one is refused, the later ones are not.
+async fn one_of_several_is_refused(position: usize) {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let mut unanswered = VecDeque::new();
+    for n in 0..limits::ENTRIES_IN_FLIGHT {
+        let batch = edge.messages(Q, n..n + 1);
+        unanswered.push_back(batch.clone());
+        edge.up(ToLeader::Batch(batch)).await;
+        while shard.gate.held.lock().as_ref().unwrap().len() <= n {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let held = shard.gate.held.lock().take().unwrap();
+    for (at, (token, leader, entry)) in held.into_iter().enumerate() {
+        match at == position {
+            true => shard.server.outcome(token, ProposalOutcome::Failed("refused".into())),
+            false => shard.gate.inner.propose(token, leader, entry),
+        }
+    }
+    let mut rewinds = 0;
+    while let Some(first) = unanswered.front().map(|batch| batch.seq) {
+        match edge.down().await {
+            ToEdge::Verdict { seq, refused } => {
+                assert_eq!((seq, refused), (first, vec![]), "verdicts come in order");
+                unanswered.pop_front();
+            }
+            ToEdge::Rewind { from } => {
+                rewinds += 1;
+                assert_eq!(from, first, "everything before the refused one has its verdict");
+                for batch in &unanswered {
+                    edge.up(ToLeader::Batch(batch.clone())).await;
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(rewinds, 1);
+    edge.consume(1, Q, None).await;
+    let got: Vec<String> = edge.take(limits::ENTRIES_IN_FLIGHT).await.into_iter().map(|g| g.3).collect();
+    assert_eq!(got, (0..limits::ENTRIES_IN_FLIGHT).map(|n| format!("m{n}")).collect::<Vec<_>>());
+    edge.nothing().await;
+}
+
+#[tokio::test]
+async fn a_refused_proposal_rewinds_at_every_position_and_nothing_is_lost_doubled_or_reordered() {
+    for position in 0..limits::ENTRIES_IN_FLIGHT {
+        one_of_several_is_refused(position).await;
+    }
+}
+
+#[tokio::test]
+async fn everything_the_leader_proposes_itself_survives_failures() {
+    let shard = Shard::new();
+    shard.gate.fail.store(3, Ordering::Relaxed);
+    let mut edge = shard.edge(1).await;
+    shard.gate.fail.store(2, Ordering::Relaxed);
+    shard.declare(&[Q]);
+    edge.consume(1, Q, None).await;
+    shard.gate.fail.store(0, Ordering::Relaxed);
+    edge.publish(Q, 0..1).await;
+    assert_eq!(edge.seqs(1).await, [1]);
+}
+
+#[tokio::test]
+async fn a_queue_exists_once_the_shard_follows_the_catalog() {
+    let shard = Shard::new();
+    let mut edge = shard.edge(1).await;
+    let mut batch = edge.messages(Q, 0..1);
+    batch.catalog_index = 1;
+    let seq = batch.seq;
+    edge.up(ToLeader::Batch(batch)).await;
+    edge.nothing().await;
+    shard.declare(&[Q]);
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    edge.consume(1, Q, None).await;
+    assert_eq!(edge.seqs(1).await, [1]);
+    edge.up(ToLeader::Consume(consumer(2, QueueId(77), None))).await;
+    let ToEdge::Consuming { result: Err(Refusal::NotFound { .. }), .. } = edge.down().await else { panic!() };
+}
+
+#[tokio::test]
+async fn a_batch_behind_a_failed_advance_is_not_refused() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut a = shard.edge(1).await;
+    a.publish(Q, 0..1).await;
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    shard.declare(&[Q2]);
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(shard.gate.held.lock().as_ref().unwrap().len(), 1, "the advance");
+    let index = shard.catalog.0.lock().0;
+    let mut batch = a.messages(Q2, 0..1);
+    batch.catalog_index = index;
+    let seq = batch.seq;
+    a.up(ToLeader::Batch(batch.clone())).await;
+    tokio::time::sleep(QUIET).await;
+    let mut held = shard.gate.held.lock().take().unwrap();
+    assert_eq!(held.len(), 2);
+    let (failed, ..) = held.pop_front().unwrap();
+    shard.gate.server.outcome(failed, ProposalOutcome::Failed("lease".into()));
+    let (token, leader, entry) = held.pop_front().unwrap();
+    shard.gate.inner.propose(token, leader, entry);
+    assert_eq!(a.down().await, ToEdge::Rewind { from: seq });
+    a.up(ToLeader::Batch(batch)).await;
+    assert_eq!(a.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    assert_eq!(a.stat(Q2).await.ready, 1);
+    assert_eq!(token >> crate::model::ports::EPOCH_SHIFT, failed >> crate::model::ports::EPOCH_SHIFT);
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let batch = a.messages(Q, 1..2);
+    a.up(ToLeader::Batch(batch)).await;
+    tokio::time::sleep(QUIET).await;
+    let (anew, ..) = shard.gate.held.lock().as_mut().unwrap().pop_front().unwrap();
+    assert!(anew >= crate::model::ports::next_epoch(failed), "proposed by a server that knows of the failure");
+}
+
+/// An entry that the machine cannot read would stop the shard on all nodes, for good.
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_ends_its_path_and_is_not_proposed() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut good = shard.edge(1).await;
+    let whole = good.messages(Q, 0..2).ops;
+    good.next = 1;
+    let mut reserve = Ops::default();
+    reserve.reserve(Q, Seq(9), &[]);
+    let mut settle = Ops::default();
+    settle.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(1))]);
+    let settle = settle.take();
+    let bad =
+        [whole.slice(..whole.len() - 1), whole.slice(1..), reserve.take(), settle.slice(..9), b"\x01\x00\x00\x00\x00".as_slice().into()];
+    for (n, ops) in bad.into_iter().enumerate() {
+        let mut edge = shard.edge(2 + n as u16).await;
+        let batch = Batch { session: edge.session, seq: BatchSeq(1), floor: BatchSeq(0), catalog_index: 0, ops };
+        edge.up(ToLeader::Batch(batch)).await;
+        assert!(timeout(SOON, edge.end.down_rx.recv()).await.expect("in time").is_none(), "the path ends");
+    }
+    good.publish(Q, 0..2).await;
+    assert_eq!(good.stat(Q).await.ready, 2);
+}

@@ -1,0 +1,155 @@
+//! Requests about exchanges and queues: their order, their arguments, their refusals.
+
+use super::*;
+
+#[test]
+fn commands_wait_in_order_behind_a_request() {
+    let mut talk = Talk::open();
+    talk.say(1, declare("q", &[]));
+    talk.publish(1, b"x");
+    talk.say(1, get("q"));
+    assert!(talk.session.shared.backlog > 0);
+    talk.edge(queue_reply("q"));
+    talk.edge(Event::Reply { channel: 1, result: Ok(Reply::Got(None)) });
+    talk.reads(
+        "> 1 queue.declare
+         = request 1 declare q passive=false
+         > 1 basic.publish
+         > 1 basic.get
+         ! Reply
+         = publish 1 ticket=None mandatory=true 1 bytes
+         = request 1 get q
+         < 1 queue.declare-ok \"q\" 3 1
+         ! Reply
+         < 1 basic.get-empty",
+    );
+    assert_eq!(talk.session.shared.backlog, 0);
+}
+
+#[test]
+fn a_full_backlog_stops_the_input() {
+    let mut talk = Talk::open();
+    talk.say(1, declare("q", &[]));
+    talk.publish(1, &vec![0; limits::CONNECTION_BACKLOG_BYTES]);
+    assert!(!talk.session.wants_input());
+    talk.edge(queue_reply("q"));
+    assert!(talk.session.wants_input());
+}
+
+#[test]
+fn an_empty_name_means_the_queue_declared_last() {
+    let mut talk = Talk::open();
+    talk.say(1, get(""));
+    talk.reads(
+        "> 1 basic.get
+         = closed 1 holding
+         < 1 channel.close 404 NOT_FOUND - no previously declared queue (60,70)",
+    );
+    let mut talk = Talk::open();
+    talk.say(1, declare("", &[]));
+    talk.edge(queue_reply("amq.gen-1"));
+    let bind = |key: &str| Method::QueueBind {
+        ticket: 0,
+        queue: "".into(),
+        exchange: "e".into(),
+        routing_key: key.into(),
+        nowait: true,
+        arguments: Table::new(),
+    };
+    talk.say(1, bind(""));
+    talk.edge(done(1));
+    talk.say(1, bind("key"));
+    talk.edge(done(1));
+    talk.reads(
+        "> 1 queue.declare
+         = request 1 declare  passive=false
+         ! Reply
+         < 1 queue.declare-ok \"amq.gen-1\" 3 1
+         > 1 queue.bind
+         = request 1 bind e -> Queue amq.gen-1 key=amq.gen-1
+         ! Reply
+         > 1 queue.bind
+         = request 1 bind e -> Queue amq.gen-1 key=key
+         ! Reply",
+    );
+}
+
+#[test]
+fn refusals_become_rabbitmqs_codes() {
+    let cases = [
+        (
+            Refusal::NotFound { kind: "queue".into(), name: "q".into(), vhost: "/".into() },
+            "1 channel.close 404 NOT_FOUND - no queue 'q' in vhost '/'",
+        ),
+        (Refusal::Inequivalent("inequivalent arg".into()), "1 channel.close 406 PRECONDITION_FAILED - inequivalent arg"),
+        (Refusal::Precondition("in use".into()), "1 channel.close 406 PRECONDITION_FAILED - in use"),
+        (Refusal::Access("no".into()), "1 channel.close 403 ACCESS_REFUSED - no"),
+        (Refusal::Locked("cannot obtain exclusive access".into()), "1 channel.close 405 RESOURCE_LOCKED - cannot obtain exclusive access"),
+        (
+            Refusal::Locked("queue 'q' in vhost '/' in exclusive use".into()),
+            "1 channel.close 403 ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use",
+        ),
+        (Refusal::Unavailable("no quorum".into()), "1 channel.close 541 INTERNAL_ERROR - no quorum"),
+        (Refusal::NotAllowed("no".into()), "0 connection.close 530 NOT_ALLOWED - no"),
+    ];
+    for (refusal, text) in cases {
+        let mut talk = Talk::open();
+        talk.say(1, declare("q", &[]));
+        talk.edge(Event::Reply { channel: 1, result: Err(refusal) });
+        assert_eq!(talk.record.last().expect("answer"), &format!("< {text} (50,10)"));
+    }
+}
+
+#[test]
+fn arguments_without_effect_yet_are_refused_by_name() {
+    let refused = |method| {
+        let mut talk = Talk::open();
+        talk.say(1, method);
+        talk.record.pop().expect("answer")
+    };
+    let text = refused(declare("q", &[("x-message-ttl", Value::Int(1))]));
+    assert_eq!(
+        text,
+        "< 1 channel.close 406 PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': not supported by this version (50,10)"
+    );
+    assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"stream".to_vec()))])).contains("406"));
+    assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"odd".to_vec()))])).contains("406"));
+    assert!(refused(declare("q", &[("x-queue-type", Value::Int(1))])).contains("406"));
+    for (name, value) in [("x-queue-type", "quorum"), ("x-queue-type", "classic"), ("x-queue-mode", "lazy"), ("x-unknown", "1")] {
+        let text = refused(declare("q", &[(name, Value::Text(value.into()))]));
+        assert_eq!(text, "= request 1 declare q passive=false", "{name}");
+    }
+    let Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, .. } = consume("q", "", false) else {
+        panic!("consume")
+    };
+    let arguments = Table::from([("x-priority".to_owned(), Value::Int(10))]);
+    let consume = Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
+    assert!(refused(consume).contains("invalid arg 'x-priority' for consumer of queue 'q'"));
+}
+
+#[test]
+fn an_unknown_exchange_type_is_invalid() {
+    let declare = |kind: &str, passive| Method::ExchangeDeclare {
+        ticket: 0,
+        exchange: "x".into(),
+        kind: kind.into(),
+        passive,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        nowait: false,
+        arguments: Table::new(),
+    };
+    let mut talk = Talk::open();
+    talk.say(1, declare("", true));
+    talk.edge(done(1));
+    talk.say(1, declare("odd", false));
+    talk.reads(
+        "> 1 exchange.declare
+         = request 1 declare exchange x Direct passive=true
+         ! Reply
+         < 1 exchange.declare-ok
+         > 1 exchange.declare
+         < 0 connection.close 503 COMMAND_INVALID - unknown exchange type 'odd' (40,10)",
+    );
+}

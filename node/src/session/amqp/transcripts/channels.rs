@@ -1,0 +1,200 @@
+//! Channels and their content: order, limits, methods that are not there, closing and opening again.
+
+use super::*;
+
+#[test]
+fn a_channel_that_is_not_open_ends_the_connection() {
+    let mut talk = Talk::open();
+    talk.say(2, declare("q", &[]));
+    talk.reads(
+        "> 2 queue.declare
+        < 0 connection.close 504 CHANNEL_ERROR - expected 'channel.open' (50,10)",
+    );
+    let mut talk = Talk::open();
+    talk.say(1, channel_open());
+    talk.reads(
+        "> 1 channel.open
+        < 0 connection.close 504 CHANNEL_ERROR - second 'channel.open' seen (20,10)",
+    );
+    let mut talk = Talk::open();
+    talk.say(2048, channel_open());
+    talk.reads(
+        "> 2048 channel.open
+        < 0 connection.close 530 NOT_ALLOWED - number of channels opened (1) has reached the negotiated channel_max (2047) (20,10)",
+    );
+}
+
+#[test]
+fn content_out_of_order_ends_the_connection() {
+    let mut talk = Talk::open();
+    talk.content(1, b"x");
+    talk.reads("< 0 connection.close 505 UNEXPECTED_FRAME - expected method frame, got non method frame instead (0,0)");
+    let mut talk = Talk::open();
+    talk.say(1, publish(false, false));
+    talk.say(1, get("q"));
+    talk.reads(
+        "> 1 basic.publish
+         > 1 basic.get
+         < 0 connection.close 505 UNEXPECTED_FRAME - expected content header for class 60, got non content header frame instead (60,40)",
+    );
+    let mut talk = Talk::open();
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0]);
+    talk.say(1, get("q"));
+    talk.reads(
+        "> 1 basic.publish
+         > 1 basic.get
+         < 0 connection.close 505 UNEXPECTED_FRAME - expected content body, got non content body frame instead (60,40)",
+    );
+    let mut talk = Talk::open();
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
+    talk.frame(FrameKind::Body, 1, b"too long");
+    talk.heard();
+    talk.reads(
+        "> 1 basic.publish
+         < 0 connection.close 501 FRAME_ERROR - content body larger than the size in the content header (60,40)",
+    );
+}
+
+#[test]
+fn a_message_beyond_the_limit_closes_the_channel_and_its_body_is_ignored() {
+    let mut talk = Talk::open();
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0]);
+    talk.frame(FrameKind::Body, 1, b"ignored");
+    talk.heard();
+    talk.say(1, Method::ChannelCloseOk {});
+    talk.say(1, channel_open());
+    talk.reads(
+        "> 1 basic.publish
+         = closed 1 holding
+         < 1 channel.close 406 PRECONDITION_FAILED - message size 16777217 is larger than configured max size 16777216 (60,40)
+         > 1 channel.close-ok
+         > 1 channel.open
+         < 1 channel.open-ok",
+    );
+}
+
+#[test]
+fn a_large_body_in_pieces_arrives_whole() {
+    let mut talk = Talk::open();
+    talk.publish(1, &vec![7; 10_000]);
+    talk.reads(
+        "> 1 basic.publish
+        = publish 1 ticket=None mandatory=true 10000 bytes",
+    );
+    assert_eq!(talk.session.shared.assembling, 0);
+}
+
+#[test]
+fn bodies_that_never_end_are_bounded() {
+    let mut talk = Talk::open();
+    for channel in 2..8 {
+        talk.say(channel, channel_open());
+        talk.say(channel, publish(false, false));
+        talk.frame(FrameKind::Header, channel, &[0, 60, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
+        talk.frame(FrameKind::Body, channel, &vec![0; (16 << 20) - 1]);
+    }
+    talk.heard();
+    assert!(talk.record.iter().any(|l| l.contains("506 RESOURCE_ERROR")), "{:?}", talk.record);
+    assert_eq!(talk.session.shared.assembling, 0);
+}
+
+#[test]
+fn immediate_and_flow_and_tx_are_not_implemented() {
+    let cases = [
+        (publish(false, true), "immediate=true (60,40)"),
+        (Method::ChannelFlow { active: false }, "active=false (20,20)"),
+        (Method::TxSelect {}, "tx.select is not supported by this version (90,10)"),
+        (Method::BasicRecover { requeue: false }, "requeue=false (60,110)"),
+        (Method::BasicQos { prefetch_size: 1, prefetch_count: 0, global: false }, "prefetch_size!=0 (1) (60,10)"),
+    ];
+    for (method, text) in cases {
+        let mut talk = Talk::open();
+        let name = method.name();
+        talk.say(1, method);
+        talk.reads(&format!("> 1 {name}\n< 0 connection.close 540 NOT_IMPLEMENTED - {text}"));
+    }
+}
+
+#[test]
+fn methods_that_no_client_may_send_are_invalid() {
+    for method in [Method::QueuePurgeOk { message_count: 1 }, Method::BasicGetEmpty { cluster_id: "".into() }] {
+        let mut talk = Talk::open();
+        let (class, id) = method.id();
+        let name = method.name();
+        talk.say(1, method);
+        talk.reads(&format!("> 1 {name}\n< 0 connection.close 503 COMMAND_INVALID - unimplemented method ({class},{id})"));
+    }
+}
+
+#[test]
+fn malformed_methods_and_headers_are_syntax_errors() {
+    let mut talk = Talk::open();
+    talk.frame(FrameKind::Method, 1, &[0, 50, 0, 10, 0]);
+    talk.heard();
+    talk.reads("< 0 connection.close 502 SYNTAX_ERROR - malformed integer (0,0)");
+    let mut talk = Talk::open();
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0x80, 0]);
+    talk.heard();
+    talk.reads(
+        "> 1 basic.publish
+        < 0 connection.close 502 SYNTAX_ERROR - malformed property list (60,40)",
+    );
+}
+
+#[test]
+fn closing_a_channel_after_publishes_waits_for_their_fate() {
+    let mut talk = Talk::open();
+    talk.publish(1, b"x");
+    talk.say(1, close_method());
+    talk.edge(Event::ChannelError {
+        channel: 1,
+        refusal: Refusal::NotFound { kind: "exchange".into(), name: "e".into(), vhost: "/".into() },
+        method: (60, 40),
+    });
+    talk.say(1, Method::ChannelCloseOk {});
+    talk.say(1, channel_open());
+    talk.reads(
+        "> 1 basic.publish
+         = publish 1 ticket=None mandatory=true 1 bytes
+         > 1 channel.close
+         = request 1 barrier
+         ! ChannelError
+         = closed 1 holding
+         < 1 channel.close 404 NOT_FOUND - no exchange 'e' in vhost '/' (60,40)
+         < 1 channel.close-ok
+         > 1 channel.close-ok
+         > 1 channel.open
+         < 1 channel.open-ok",
+    );
+}
+
+#[test]
+fn an_answer_for_a_dead_channel_never_reaches_its_successor() {
+    let mut talk = Talk::open();
+    talk.slow_edge = true;
+    talk.publish(1, b"x");
+    talk.say(1, get("q"));
+    talk.edge(Event::ChannelError { channel: 1, refusal: Refusal::Access("no".into()), method: (60, 40) });
+    talk.say(1, Method::ChannelCloseOk {});
+    talk.say(1, channel_open());
+    talk.say(1, declare("q", &[]));
+    talk.record.clear();
+    let got = Got { shard: ShardId(1), delivery: delivery(4, b"m"), remaining: 0 };
+    talk.edge(Event::Reply { channel: 1, result: Ok(Reply::Got(Some(got))) });
+    talk.session.on_channel_closed(1, &mut talk.out);
+    talk.heard();
+    talk.edge(queue_reply("q"));
+    talk.reads(
+        "! Reply
+         = Requeue 4
+         = request 1 declare q passive=false
+         < 1 channel.open-ok
+         ! Reply
+         < 1 queue.declare-ok \"q\" 3 1",
+    );
+    assert_eq!(talk.session.shared.backlog, 0);
+}

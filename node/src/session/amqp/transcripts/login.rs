@@ -1,0 +1,91 @@
+//! Handshakes: mechanisms, vhosts, what is negotiated.
+
+use super::*;
+
+#[test]
+fn a_client_logs_in_and_opens_a_channel() {
+    let mut talk = Talk::new();
+    talk.say(0, start_ok(b"\0guest\0secret", &[]));
+    assert!(!talk.session.wants_input());
+    talk.edge(Event::Authenticated);
+    talk.say(0, tune_ok());
+    assert_eq!((talk.session.frame_max(), talk.session.heartbeat()), (4096, 60));
+    talk.say(0, open("/"));
+    talk.edge(Event::Opened);
+    talk.say(1, channel_open());
+    talk.reads(
+        "> 0 connection.start-ok
+         = authenticate guest secret
+         ! Authenticated
+         < 0 connection.tune 2047 131072 60
+         > 0 connection.tune-ok
+         > 0 connection.open
+         = open /
+         ! Opened
+         < 0 connection.open-ok
+         > 1 channel.open
+         < 1 channel.open-ok",
+    );
+    assert_eq!(talk.session.phase(), Phase::Running);
+}
+
+#[test]
+fn amqplain_logs_in() {
+    let step = handshake::login(b"AMQPLAIN", b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p").expect("known");
+    assert_eq!(step, Some(Step::Authenticate { user: "u".into(), password: b"p".to_vec() }));
+    assert_eq!(handshake::login(b"AMQPLAIN", b"\x05LOGINS\0").expect("known"), None);
+}
+
+#[test]
+fn a_failed_login_is_told_only_to_those_who_understand() {
+    let mut talk = Talk::new();
+    talk.say(0, start_ok(b"\0guest\0wrong", &["authentication_failure_close"]));
+    talk.edge(Event::AuthenticationFailed("no".into()));
+    talk.reads(
+        "> 0 connection.start-ok
+         = authenticate guest wrong
+         ! AuthenticationFailed
+         < 0 connection.close 403 ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile. (0,0)",
+    );
+    assert_eq!(talk.session.phase(), Phase::Closing);
+    let mut talk = Talk::new();
+    talk.say(0, start_ok(b"no nul", &[]));
+    talk.reads("> 0 connection.start-ok");
+    assert_eq!(talk.session.phase(), Phase::Closed);
+}
+
+#[test]
+fn an_unknown_vhost_is_not_allowed() {
+    let mut talk = Talk::new();
+    talk.say(0, start_ok(b"\0guest\0guest", &[]));
+    talk.edge(Event::Authenticated);
+    talk.say(0, tune_ok());
+    talk.say(0, open("nope"));
+    talk.record.clear();
+    talk.edge(Event::OpenRefused(Refusal::NotFound { kind: "vhost".into(), name: "nope".into(), vhost: "nope".into() }));
+    talk.say(0, Method::ConnectionCloseOk {});
+    talk.reads(
+        "! OpenRefused
+         < 0 connection.close 530 NOT_ALLOWED - vhost nope not found (10,40)
+         > 0 connection.close-ok",
+    );
+    assert_eq!(talk.session.phase(), Phase::Closed);
+}
+
+#[test]
+fn sizes_beyond_the_offer_are_not_allowed() {
+    let refused = |channel_max, frame_max| handshake::check_tune(channel_max, frame_max).expect_err("refused").text;
+    assert_eq!(refused(0, 131072), "negotiated channel_max = 0 (no limit) is higher than the maximum allowed value (2047)");
+    assert_eq!(refused(2047, 100), "negotiated frame_max = 100 is lower than the minimum allowed value (4096)");
+    assert_eq!(refused(2047, 200000), "negotiated frame_max = 200000 is higher than the maximum allowed value (131072)");
+    assert!(handshake::check_tune(1, 4096).is_ok());
+}
+
+#[test]
+fn another_protocol_gets_our_header() {
+    let mut session = Session::new(Options { cluster_name: String::new(), seed: 1 });
+    let mut out = Out::default();
+    session.on_header(*b"AMQP\x00\x01\x00\x00", &mut out);
+    assert_eq!(&out.bytes.take()[..], PROTOCOL_HEADER);
+    assert_eq!(session.phase(), Phase::Closed);
+}
