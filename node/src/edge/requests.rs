@@ -275,16 +275,17 @@ impl Asking {
         let record = self.queue(&consume.queue, Some(Right::Read))?;
         let lane = self.lane(record.shard)?;
         let id = ConsumerId(self.edge.next_id());
+        let prefetch = consume.prefetch.filter(|p| *p > 0 && !consume.no_ack);
+        let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack, prefetch };
         let spec = Consumer {
             id,
             queue: record.id,
             no_ack: consume.no_ack,
             exclusive: consume.exclusive,
-            prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
+            prefetch: place.prefetch_under(self.mailbox.common_prefetch(self.at.channel)),
             window_bytes: self.edge.config.consumer_bytes,
             tag: consume.tag.to_string(),
         };
-        let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack };
         lane.consume(spec, consume.queue, &self.mailbox, place);
         Ok(())
     }
