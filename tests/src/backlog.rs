@@ -45,17 +45,17 @@ impl Backlog {
         (bytes / self.size as u64).max(1)
     }
 
-    /// Publish everything through channel 1 and wait for all confirms; `progress` hears the confirmed count about once per `step` bytes.
+    /// Publish everything through channel 1 and wait for all confirms.
     ///
     /// # Errors
     /// As the connection's; a refused message is one.
-    pub fn fill(&self, connection: &mut Connection, step: u64, mut progress: impl FnMut(u64)) -> Result<(), ClientError> {
+    pub fn fill(&self, connection: &mut Connection) -> Result<(), ClientError> {
         connection.confirm_select(1)?;
         connection.set_read_timeout(Some(PATIENCE))?;
         let route = Route { channel: 1, exchange: "", key: &self.queue, mandatory: true };
         let (mut body, mut out) = (vec![0; self.size], Vec::new());
-        let (window, at_once, step) = (self.of_bytes(WINDOW_BYTES), self.of_bytes(WRITE_BYTES), self.of_bytes(step));
-        let (mut sent, mut confirmed, mut told) = (0, 0, 0);
+        let (window, at_once) = (self.of_bytes(WINDOW_BYTES), self.of_bytes(WRITE_BYTES));
+        let (mut sent, mut confirmed) = (0, 0);
         while confirmed < self.messages {
             if sent < self.messages && sent - confirmed <= window / 2 {
                 out.clear();
@@ -76,20 +76,15 @@ impl Backlog {
                 Incoming::Blocked(_) | Incoming::Unblocked | Incoming::Heartbeat => (),
                 other => return Err(ClientError::Protocol(format!("while filling: {other:?}"))),
             }
-            if confirmed - told >= step {
-                told = confirmed;
-                progress(confirmed);
-            }
         }
         Ok(())
     }
 
-    /// Consume and acknowledge everything through channel 1, each message once, in order and unchanged; `progress` as for `fill`.
+    /// Consume and acknowledge everything through channel 1, each message once, in order and unchanged.
     ///
     /// # Errors
     /// As the connection's; a message out of its place, repeated, changed or flagged as redelivered is one, and so is none for a minute.
-    pub fn drain(&self, connection: &mut Connection, step: u64, mut progress: impl FnMut(u64)) -> Result<(), ClientError> {
-        let step = self.of_bytes(step);
+    pub fn drain(&self, connection: &mut Connection) -> Result<(), ClientError> {
         connection.qos(1, 500)?;
         connection.consume(1, &self.queue, "drain", &[])?;
         connection.set_read_timeout(Some(PATIENCE))?;
@@ -107,9 +102,6 @@ impl Backlog {
             }
             if number % 100 == 0 || number == self.messages {
                 connection.ack(1, message.tag, true)?;
-            }
-            if number % step == 0 {
-                progress(number);
             }
         }
         Ok(())
