@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Heartbeats wait this long for company: groups tick at random phases, so this saves only what comes in bursts.
-const COMPANY: Duration = Duration::from_millis(2);
+/// So often the other tasks may run before a heartbeat goes: groups tick together (see `clock`), their heartbeats share a frame.
+const COMPANY_TURNS: usize = 4;
 /// Heartbeats that may wait: each group has at most one in flight.
 const QUEUE: usize = 1024;
 
@@ -89,7 +89,9 @@ async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat
     let (mut id, mut next) = (0u32, Some(first));
     loop {
         if let Some(first) = next.take() {
-            tokio::time::sleep(COMPANY).await;
+            for _ in 0..COMPANY_TURNS {
+                tokio::task::yield_now().await;
+            }
             let mut head = BytesMut::with_capacity(128);
             let mut beat = Some(first);
             while let Some(Beat { shard, request, answer_tx }) = beat {

@@ -3,10 +3,12 @@
 
 mod catalog;
 mod checkpoint;
+mod clock;
 mod core;
 mod failover;
 mod fetch;
 mod formation;
+mod hearing;
 mod heartbeat;
 pub mod holding;
 pub mod journal;
@@ -19,6 +21,7 @@ pub mod replica;
 mod service;
 pub mod shard;
 mod start;
+mod thread;
 mod transfer;
 mod types;
 mod wire;
@@ -26,6 +29,7 @@ mod wire;
 pub use self::core::Timing;
 pub use catalog::{CatalogClient, CatalogError};
 pub use formation::FormationError;
+pub use hearing::Heard;
 pub use machine::{Arrived, Departing, Fault, Machine};
 pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};

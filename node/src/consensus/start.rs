@@ -3,6 +3,7 @@
 use super::catalog::CatalogClient;
 use super::core::{Core, Timing};
 use super::formation::{self, FormationError};
+use super::hearing::Heard;
 use super::holding::Holding;
 use super::journal::Journal;
 use super::log::GroupLog;
@@ -11,9 +12,10 @@ use super::network::Network;
 use super::placement::FIRST_GENERATION;
 use super::service::Service;
 use super::shard::{Group, Parts, Shard};
+use super::thread::RaftThread;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
-use crate::model::ports::{EdgeEnd, Leadership};
+use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
@@ -25,7 +27,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 /// Makes the machine of each group of this node, restored from its checkpoint; called once per group when the cluster is formed.
@@ -42,7 +43,7 @@ pub struct ConsensusConfig {
     pub incarnation: Incarnation,
     /// All configured nodes, this one included.
     pub nodes: Vec<NodeId>,
-    /// Data shards: ids 1..=shards; the same on every node.
+    /// Data shards: ids 1..=shards; the same on every node, and what the disk says if it belongs to a cluster already.
     pub shards: u16,
     /// Raft's clock.
     pub timing: Timing,
@@ -62,23 +63,23 @@ pub struct ConsensusConfig {
 pub struct Consensus {
     core: Arc<Core>,
     store: Option<Arc<StateStore>>,
-    runtime: Mutex<Option<Runtime>>,
+    thread: Mutex<Option<RaftThread>>,
 }
 
 impl Consensus {
     /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
     pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("raft").enable_all().build()?;
+        let thread = RaftThread::start()?;
         let ConsensusConfig { node, incarnation, nodes, shards, timing, journal, machines, store, acceptor, wire } = config;
         let core = Core::new(node, incarnation, nodes, shards, timing, journal);
         let service = Arc::new(Service::new(core.clone(), acceptor));
         let transport = {
-            let _on_our_runtime = runtime.enter();
+            let _on_our_runtime = thread.handle().enter();
             wire(service)?
         };
         let _ = core.transport.set(transport);
-        runtime.spawn(form(core.clone(), machines, store.clone()));
-        Ok(Consensus { core, store, runtime: Mutex::new(Some(runtime)) })
+        thread.handle().spawn(form(core.clone(), machines, store.clone()));
+        Ok(Consensus { core, store, thread: Mutex::new(Some(thread)) })
     }
 
     /// Waits until this node belongs to the cluster and its groups are built (not yet running, see `run`). A wiped node waits for ever;
@@ -129,6 +130,12 @@ impl Consensus {
         self.core.leases.check()
     }
 
+    /// Who is alive, while this node leads the catalog with a quorum behind it.
+    pub fn heard(&self) -> Option<Heard> {
+        let catalog = self.core.group(ShardId::CATALOG)?;
+        if catalog.leadership().borrow().is_me && catalog.lease_valid() { self.core.leases.heard() } else { None }
+    }
+
     /// This node's disk is low, or not any more: the others are told.
     pub fn set_disk_alarm(&self, low: bool) {
         self.core.leases.set_alarm(low);
@@ -171,7 +178,7 @@ impl Consensus {
     /// Gives all leaderships away; returns when they are gone or after `patience`.
     pub async fn hand_over_leadership(&self, patience: Duration) {
         let core = self.core.clone();
-        let handle = self.runtime.lock().as_ref().map(|runtime| runtime.handle().clone());
+        let handle = self.thread.lock().as_ref().map(|thread| thread.handle().clone());
         if let Some(handle) = handle {
             let _ = handle.spawn(async move { failover::hand_over(&core, patience).await }).await;
         }
@@ -181,8 +188,8 @@ impl Consensus {
     pub async fn stop(&self) {
         let core = self.core.clone();
         let store = self.store.clone();
-        let Some(runtime) = self.runtime.lock().take() else { return };
-        let stopping = runtime.spawn(async move {
+        let Some(thread) = self.thread.lock().take() else { return };
+        let stopping = thread.handle().spawn(async move {
             for group in core.all_groups() {
                 let _ = group.inner().raft.shutdown().await;
             }
@@ -194,7 +201,6 @@ impl Consensus {
             }
         });
         let _ = tokio::time::timeout(Duration::from_secs(2), stopping).await;
-        runtime.shutdown_background();
     }
 }
 
@@ -204,10 +210,7 @@ impl Consensus {
         if let Some(transport) = self.core.transport() {
             transport.shutdown();
         }
-        let runtime = self.runtime.lock().take();
-        if let Some(runtime) = runtime {
-            runtime.shutdown_background();
-        }
+        drop(self.thread.lock().take());
     }
 }
 

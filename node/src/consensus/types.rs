@@ -71,7 +71,7 @@ impl openraft::RaftTypeConfig for Types {
     type Vote = Ovote;
     type Payload = EntryPayload<Command, u64, EmptyNode>;
     type Entry = Oentry;
-    type AsyncRuntime = openraft::TokioRuntime;
+    type AsyncRuntime = super::clock::CoarseRuntime;
     type Responder<T>
         = Answer<T>
     where

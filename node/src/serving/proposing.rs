@@ -173,9 +173,14 @@ impl ShardServer {
         if !needed && !std::mem::take(&mut self.log.catalog_moved) {
             return;
         }
-        self.log.catalog_moved = false;
-        let known = || self.machine.lock().queues().map(|(id, _)| id).collect();
+        // What an advance on its way makes or drops, the machine does not know yet: then it cannot be compared with the catalog.
+        let known = || {
+            let machine = self.machine.lock();
+            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).collect())
+        };
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
+        self.log.catalog_moved = changes.is_none();
+        let Some(changes) = changes else { return };
         let quiet = changes.creates.is_empty() && changes.drops.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;

@@ -385,6 +385,40 @@ async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
 }
 
 #[tokio::test]
+async fn of_a_message_to_several_queues_the_part_of_a_vanished_owner_counts_as_unroutable() {
+    let mut scene = Scene::new(default_config());
+    let spec = QueueSpec { name: name("t"), durable: false, auto_delete: false, exclusive_owner: None, arguments: Table::new() };
+    scene.declare(spec, ShardId(1));
+    scene.queue("q", 1);
+    scene.fanout("x", &["t", "q"]);
+    scene.world.set_leader(ShardId::local(ME), None);
+    let mut client = scene.client();
+    client.submit(Step::Publish(Publish { mandatory: true, ..publish("x", "", 1, b"body") }));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    leader.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)], "taken by the other one: not returned, and not for ever without an answer");
+}
+
+#[tokio::test]
+async fn a_publisher_names_nobody_but_itself() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let named = |properties: &'static [u8]| Publish { properties: Bytes::from_static(properties), ..publish("", "nowhere", 1, b"") };
+    client.submit(Step::Publish(named(b"\x00\x10\x05guest")));
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    client.submit(Step::Publish(named(b"\x00\x10\x03eve")));
+    let refusal = Refusal::Precondition("user_id property set to 'eve' but authenticated user was 'guest'".into());
+    assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal, method: (60, 40) }]);
+    let user = scene.world.catalog.read().user("guest").expect("the first user").clone();
+    let (tags, password_hash) = (vec!["impersonator".to_string()], user.password_hash);
+    scene.world.apply(&CatalogCommand::PutUser { user: "guest".into(), password_hash, tags });
+    let mut other = scene.client();
+    other.submit(Step::Publish(named(b"\x00\x10\x03eve")));
+    assert_eq!(other.confirmed().await, [(1, 1)]);
+}
+
+#[tokio::test]
 async fn a_refused_message_whose_queue_exists_is_sent_again_and_then_nacked_but_never_confirmed() {
     let mut scene = Scene::new(default_config());
     let queue = scene.queue("q", 1);

@@ -30,20 +30,25 @@ const Q2: QueueId = QueueId(11);
 const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(60);
 
-/// A catalog of the test's making.
+/// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
         self.0.lock().0
     }
-    fn changes(&self, _shard: ShardId, from: u64, _known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
+    fn changes(&self, _shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
         let state = self.0.lock();
         if from >= state.0 {
-            return CatalogChanges { to: state.0, ..CatalogChanges::default() };
+            return Some(CatalogChanges { to: state.0, ..CatalogChanges::default() });
         }
-        CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() }
+        if !self.1.load(Ordering::Relaxed) {
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() });
+        }
+        let known = known()?;
+        let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
+        Some(CatalogChanges { to: state.0, creates, drops: known.into_iter().filter(|q| !state.1.contains(q)).collect() })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();

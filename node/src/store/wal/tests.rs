@@ -85,7 +85,7 @@ fn entries_are_readable_at_once_and_durable_when_done_says_so() {
 #[test]
 fn a_reopened_log_is_the_same() {
     let disk = SimDisk::new(2);
-    let identity = Identity { cluster: 7 << 100, node: NodeId(3), generation: Generation(1) };
+    let identity = Identity { cluster: 7 << 100, node: NodeId(3), generation: Generation(1), shards: 3 };
     let vote = Vote { leader: LeaderId { term: 2, voter: 65537 }, committed: true };
     let membership = LogEntry { id: id(1, 0), payload: Payload::Membership(Bytes::from_static(b"123")) };
     let blank = LogEntry { id: id(1, 1), payload: Payload::Blank };
