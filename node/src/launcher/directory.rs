@@ -143,9 +143,9 @@ mod tests {
         let others = ["notes.txt", "node-notes", "node-1.txt", "node-1.log.gz"];
         others.iter().for_each(|name| fs::write(dir.path().join(name), "x").unwrap());
         open(dir.path(), None, true).unwrap();
-        let left = |name: &&str| dir.path().join(name).exists();
+        let left = |name: &str| dir.path().join(name).exists();
         assert!(!["node-1", "node-1.log", "node-1.log.3"].iter().any(|name| left(name)));
-        assert!(others.iter().all(|name| left(&name)));
+        assert!(others.iter().all(|name| left(name)));
     }
 
     #[test]
