@@ -13,6 +13,7 @@ pub mod management;
 pub mod oracle;
 pub mod ports;
 pub mod sim;
+pub mod small_disk;
 
 pub use backlog::Backlog;
 pub use broker::Broker;

@@ -16,7 +16,7 @@ fn prepare(test: &str, nodes: usize) -> Option<Cluster> {
         println!("{test}: left out, processes behind WARREN_TEST_URIS cannot be harmed");
         return None;
     }
-    Some(Cluster::prepare(&ClusterOptions { nodes, ..ClusterOptions::default() }))
+    Some(Cluster::prepare(&ClusterOptions { nodes, ..ClusterOptions::default() }).unwrap())
 }
 
 /// Publish one message, confirmed. Node and queue are told when it fails.

@@ -14,7 +14,7 @@ mod tests;
 
 pub use equivalence::{check_owner, exchange_text, kind_text, queue_text};
 pub use password::{hash_password, password_matches};
-pub use persist::{decode_command, encode_command};
+pub use persist::{Image, decode_command, encode_command};
 pub use route::RouteResult;
 
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, Owner, Permission, QueueRecord, Target};
