@@ -324,18 +324,19 @@ impl Asking {
         };
         let lane = self.lane(shard)?;
         let id = ConsumerId(self.edge.next_id());
+        let prefetch = consume.prefetch.filter(|p| *p > 0 && !consume.no_ack);
+        let place = ConsumerPlace { shard, channel: self.at, no_ack: consume.no_ack, prefetch };
         let spec = Consumer {
             id,
             queue,
             no_ack: consume.no_ack,
             exclusive: consume.exclusive,
-            prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
+            prefetch: place.prefetch_under(self.mailbox.common_prefetch(self.at.channel)),
             window_bytes: self.edge.config.consumer_bytes,
             tag: consume.tag.to_string(),
             priority: integer(&consume.arguments, "x-priority").unwrap_or(0),
             order: 0,
         };
-        let place = ConsumerPlace { shard, channel: self.at, no_ack: consume.no_ack };
         let of_queue = {
             let catalog = self.edge.catalog.read();
             catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms)

@@ -47,6 +47,15 @@ pub enum ToLeader {
         /// Bytes written to the socket since the last credit.
         bytes: u64,
     },
+    /// Another prefetch for a running consumer (`basic.qos global=true` came after it); not replicated.
+    Prefetch {
+        /// Whose.
+        consumer: ConsumerId,
+        /// Messages it may hold unsettled from now on; `None` = no limit.
+        limit: Option<u32>,
+        /// Messages that the edge knows it to hold.
+        held: u64,
+    },
     /// One message now, or none. Answer: `Got` with the same `request`.
     Get {
         /// Echoed.

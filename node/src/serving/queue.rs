@@ -59,6 +59,17 @@ impl Consumer {
         self.bytes = self.bytes.saturating_add_unsigned(bytes).min(self.spec.window_bytes.max(1) as i64);
     }
 
+    /// Another prefetch. A limit moves the credit with it, so that what is on the way in both directions stays counted; a first limit
+    /// counts what the edge holds, not what is on the way to it.
+    pub fn set_prefetch(&mut self, limit: Option<u32>, held: u64) {
+        self.credit = match (self.credit, self.spec.prefetch, limit) {
+            (_, _, None) => None,
+            (Some(credit), Some(before), Some(limit)) => Some(credit + i64::from(limit) - i64::from(before)),
+            (_, _, Some(limit)) => Some(i64::from(limit) - held as i64),
+        };
+        self.spec.prefetch = limit;
+    }
+
     pub fn push(&mut self, delivery: Delivery) {
         let len = delivery.message.len();
         self.credit = self.credit.map(|left| left - 1);

@@ -23,6 +23,7 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
         | ToLeader::Attach { .. }
         | ToLeader::Cancel { .. }
         | ToLeader::Credit { .. }
+        | ToLeader::Prefetch { .. }
         | ToLeader::Return { .. }
         | ToLeader::Stat { .. } => None,
     }
@@ -42,6 +43,7 @@ impl ShardServer {
             ToLeader::Consume(spec) => self.consume(id, session, spec),
             ToLeader::Cancel { consumer } => self.cancel(id, session, consumer),
             ToLeader::Credit { consumer, messages, bytes } => self.credit(id, session, consumer, messages, bytes),
+            ToLeader::Prefetch { consumer, limit, held } => self.with_consumer(session, consumer, |c| c.set_prefetch(limit, held)),
             ToLeader::Get { request, queue, no_ack: _ } => self.get(Get { path: id, session, request }, queue),
             ToLeader::Return { queue, ranges, seen } => self.give_back(session, queue, &ranges, seen),
             ToLeader::Stat { request, queues, used } => {
@@ -73,6 +75,7 @@ impl ShardServer {
             | ToLeader::Attach { .. }
             | ToLeader::Cancel { .. }
             | ToLeader::Credit { .. }
+            | ToLeader::Prefetch { .. }
             | ToLeader::Return { .. }
             | ToLeader::Stat { .. } => {}
         }
@@ -173,10 +176,15 @@ impl ShardServer {
 
     fn credit(&mut self, id: PathId, session: SessionId, consumer: ConsumerId, messages: u32, bytes: u64) {
         self.path_has_room(id);
+        self.with_consumer(session, consumer, |consumer| consumer.add_credit(messages, bytes));
+    }
+
+    /// Change what a consumer may get; its queue is looked at again.
+    fn with_consumer(&mut self, session: SessionId, consumer: ConsumerId, change: impl FnOnce(&mut Consumer)) {
         let Some(queue) = self.consumers.get(&(session, consumer)).copied() else { return };
         let Some(state) = self.queues.get_mut(&queue) else { return };
         if let Some(consumer) = state.consumers.iter_mut().find(|c| c.session == session && c.spec.id == consumer) {
-            consumer.add_credit(messages, bytes);
+            change(consumer);
             self.mark(queue);
         }
     }

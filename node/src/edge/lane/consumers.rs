@@ -21,6 +21,8 @@ pub(super) struct Record {
     unwritten: u64,
     credit_messages: u32,
     credit_bytes: u64,
+    /// The prefetch that the leader knows.
+    told_prefetch: Option<u32>,
     dirty: bool,
     pub wishes: Wishes,
     /// The lowest message it holds, and since when at least.
@@ -69,6 +71,7 @@ impl Consumers {
             unwritten: 0,
             credit_messages: 0,
             credit_bytes: 0,
+            told_prefetch: spec.prefetch,
             dirty: false,
             wishes,
             oldest: None,
@@ -149,6 +152,14 @@ impl Consumers {
         worth
     }
 
+    /// Another prefetch, from now on. True when the leader has to be told.
+    pub fn set_prefetch(&mut self, id: ConsumerId, prefetch: Option<u32>) -> bool {
+        let Some(record) = self.records.get_mut(&id).filter(|r| r.spec.prefetch != prefetch) else { return false };
+        record.spec.prefetch = prefetch;
+        mark(&mut self.dirty, record);
+        true
+    }
+
     pub fn has_credit(&self) -> bool {
         !self.dirty.is_empty()
     }
@@ -161,8 +172,18 @@ impl Consumers {
             if !record.running {
                 continue;
             }
+            let (told, limit) = (record.told_prefetch, record.spec.prefetch);
+            if told != limit {
+                out.push(ToLeader::Prefetch { consumer: id, limit, held: record.unacked.count() });
+                record.told_prefetch = limit;
+                if told.is_none() || limit.is_none() {
+                    record.credit_messages = 0; // in `held`, or not counted at all
+                }
+            }
             let (messages, bytes) = (std::mem::take(&mut record.credit_messages), std::mem::take(&mut record.credit_bytes));
-            out.push(ToLeader::Credit { consumer: id, messages, bytes });
+            if messages > 0 || bytes > 0 {
+                out.push(ToLeader::Credit { consumer: id, messages, bytes });
+            }
         }
     }
 
@@ -204,6 +225,7 @@ impl Consumers {
         let (mut attached, mut loose) = (Vec::new(), settling);
         for record in self.records.values_mut() {
             (record.credit_messages, record.credit_bytes, record.dirty) = (0, 0, false);
+            record.told_prefetch = record.spec.prefetch;
             if record.running {
                 let (consumer, unacked) = (record.spec.clone(), record.unacked.to_ranges());
                 attached.push(Attached { consumer, unacked, unwritten_bytes: record.unwritten });

@@ -215,6 +215,13 @@ impl Lane {
         }
     }
 
+    /// Another prefetch for a consumer.
+    pub fn set_prefetch(&self, consumer: ConsumerId, prefetch: Option<u32>) {
+        if self.state.lock().consumers.set_prefetch(consumer, prefetch) {
+            self.wake.notify_one();
+        }
+    }
+
     /// Start a consumer; the lane answers on its channel.
     pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace, wishes: Wishes) {
         let mut state = self.state.lock();

@@ -277,18 +277,45 @@ async fn a_deleted_queue_ends_its_consumers() {
 async fn the_channels_common_prefetch_parks_what_is_over_it() {
     let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(None).await;
     client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(2) });
-    leader.deliver(consumer, queue, &[1, 2, 3, 4, 5]).await;
+    assert_eq!(leader.next().await, ToLeader::Prefetch { consumer, limit: Some(2), held: 0 });
+    leader.deliver(consumer, queue, &[1, 2, 3, 4, 5]).await; // three were on the way
     let held = client.delivered().await;
     assert_eq!(held.len(), 2);
     assert!(client.now().is_empty());
     client.settle(&held[..1], Outcome::Ack);
     let next = client.delivered().await;
     assert_eq!(next.iter().map(|h| h.seq.0).collect::<Vec<_>>(), [3]);
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 1, bytes: 0 });
     assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
     client.submit(Step::ChannelClosed { channel: 1, held: vec![held[1], next[0]] });
     assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 5)]), seen: false });
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true });
+}
+
+#[tokio::test]
+async fn a_leader_gives_a_consumer_no_more_than_the_channels_common_prefetch() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    let limited = |limit, held| ToLeader::Prefetch { consumer, limit: Some(limit), held };
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(3) });
+    assert_eq!(leader.next().await, limited(3, 0));
+    leader.deliver(consumer, queue, &[1, 2, 3]).await;
+    let held = client.delivered().await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(50) });
+    assert_eq!(leader.next().await, limited(10, 3), "its own prefetch is less");
+    client.settle(&held, Outcome::Ack);
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 3, bytes: 0 });
+    leader.batch().await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(4) });
+    assert_eq!(leader.next().await, limited(4, 0));
+    for (no_ack, prefetch) in [(false, Some(4)), (true, None)] {
+        let (queue, tag) = (name("q"), "later".into());
+        client.ask(Request::Consume { queue, tag, no_ack, exclusive: false, prefetch: None, arguments: Table::new() });
+        let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
+        assert_eq!(spec.prefetch, prefetch, "no_ack: {no_ack}");
+        leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(0) }).await;
+        client.reply().await.unwrap();
+    }
 }
 
 #[tokio::test]
