@@ -1,18 +1,17 @@
 //! The hot path: a publish is checked, routed under one catalog read lock and appended to the lanes of its shards. Nothing waits here;
 //! what cannot go on now is given back as it came. Also the second routing of messages whose queues were gone (rule 27).
 
-use super::access::{Kind, Right};
+use super::access::{Kind, Right, Who};
 use super::connection::Connection;
 use super::headers::{headers, user_id};
 use super::lane::{Ended, Fate, Home, Lane, Message, Run, Shared};
 use super::mailbox::{Blocker, ChannelRef};
 use super::{Edge, names};
 use crate::machine::catalog::{Catalog, RouteResult};
-use crate::model::catalog::{Name, Refusal};
+use crate::model::catalog::{Name, Refusal, Value};
 use crate::model::entry::StoredMessage;
 use crate::model::step::{Event, Publish};
 use crate::model::{QueueId, ShardId};
-use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -102,13 +101,13 @@ impl Connection {
         self.targets.clear();
         let catalog = self.edge.catalog.read();
         let index = catalog.index();
-        if self.writable_at != index || self.writable_exchange != publish.exchange {
-            let thing = (Kind::Exchange, exchange);
-            self.edge.patterns.check(&catalog, &identity.user, &identity.vhost, Right::Write, thing)?;
-            self.writable_at = index;
-            if self.writable_exchange != publish.exchange {
-                self.writable_exchange = Bytes::copy_from_slice(&publish.exchange);
-            }
+        let who = Who { user: &identity.user, vhost: &identity.vhost };
+        if !self.writable.knows(&catalog, &publish.exchange) {
+            self.edge.patterns.check(&catalog, who, Right::Write, (Kind::Exchange, exchange))?;
+            self.writable.remember(&catalog, &publish.exchange);
+        }
+        if catalog.topic_permission(who.user, who.vhost, exchange).is_some() {
+            self.check_topics(&catalog, who, exchange, publish)?;
         }
         let table = || headers(&publish.properties);
         match catalog.route(&identity.vhost, exchange, &publish.routing_key, &table, &mut self.targets) {
@@ -118,6 +117,23 @@ impl Connection {
                 Err(Refusal::Access(format!("cannot publish to internal exchange '{exchange}' in vhost '{}'", identity.vhost)))
             }
         }
+    }
+
+    /// A user with topic permissions needs the right to each routing key, those of the headers CC and BCC too.
+    fn check_topics(&self, catalog: &Catalog, who: Who<'_>, exchange: &str, publish: &Publish) -> Result<(), Refusal> {
+        let check = |key: &[u8]| {
+            let key = String::from_utf8_lossy(key);
+            self.edge.patterns.check_topic(catalog, who, Right::Write, exchange, &key)
+        };
+        check(&publish.routing_key)?;
+        let headers = headers(&publish.properties);
+        let more = ["CC", "BCC"].into_iter().filter_map(|name| headers.get(name));
+        for value in more.flat_map(|value| if let Value::List(keys) = value { keys.as_slice() } else { &[] }) {
+            if let Value::Text(key) = value {
+                check(key)?;
+            }
+        }
+        Ok(())
     }
 
     /// Finds the lanes of `targets`: positions in `lanes` with the end of their stretch of `targets`. Shards that are gone for good

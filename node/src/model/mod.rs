@@ -1,11 +1,13 @@
 //! The nouns that every room shares: ids, specs, messages, the values that cross rooms. Data only: no IO, no clocks.
 
+pub mod admin;
 pub mod catalog;
 pub mod entry;
 pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod ports;
+pub mod report;
 pub mod step;
 
 pub use ids::*;

@@ -5,6 +5,7 @@ use crate::model::NodeId;
 use crate::store::disk::Disk;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Between two looks.
@@ -18,6 +19,7 @@ pub(super) async fn watch_disk(running: Arc<Running>, disk: Arc<dyn Disk>) {
     loop {
         let low = is_low(&running, &*disk);
         running.consensus.set_disk_alarm(low);
+        running.is_low.store(low, Ordering::Relaxed);
         let mut nodes = alarms_rx.borrow_and_update().clone();
         // What this node sees itself counts at once.
         if low {

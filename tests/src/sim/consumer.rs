@@ -135,6 +135,7 @@ impl Consumer {
                 | Event::Nacked { .. }
                 | Event::Returned(_)
                 | Event::ChannelError { .. }
+                | Event::Report
                 | Event::Close(_)
                 | Event::Left) => self.world.error(format!("the consumer of {} is told {other:?}", self.queue)),
             }

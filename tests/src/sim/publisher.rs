@@ -100,6 +100,7 @@ impl Publisher {
                 | Event::ChannelError { .. }
                 | Event::Deliver { .. }
                 | Event::ConsumerGone { .. }
+                | Event::Report
                 | Event::Close(_)
                 | Event::Left) => world.error(format!("publisher {} of {:?} is told {other:?}", self.id, self.target)),
             }

@@ -2,9 +2,11 @@
 //! field can be added later. Called by `consensus`.
 
 use super::changes::ShardQueues;
-use super::{Catalog, User};
+use super::policy::Compiled;
+use super::{Catalog, User, Vhost};
 use crate::machine::hash::StateHasher;
 use crate::machine::{Delta, RestoreError};
+use crate::model::admin::{Limits, Policy, PolicyKind, VhostFacts};
 use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use bytes::Bytes;
@@ -22,13 +24,23 @@ const PIECE_BYTES: usize = 48 << 10;
 struct Image {
     applied: LogId,
     shards: u16,
-    vhosts: Vec<Arc<str>>,
+    vhosts: Vec<VhostImage>,
     users: BTreeMap<String, User>,
     nodes: BTreeMap<NodeId, Incarnation>,
     exchanges: Vec<Arc<ExchangeSpec>>,
     queues: Vec<Arc<QueueRecord>>,
     by_shard: BTreeMap<ShardId, ShardQueues>,
     bindings: Vec<(u64, Arc<BindingSpec>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct VhostImage {
+    name: Arc<str>,
+    created: u64,
+    facts: VhostFacts,
+    limits: Limits,
+    user_policies: Vec<Arc<Policy>>,
+    operator_policies: Vec<Arc<Policy>>,
 }
 
 /// A command as the log keeps it.
@@ -111,7 +123,7 @@ impl Catalog {
         Image {
             applied: self.applied,
             shards: self.shards,
-            vhosts: self.vhosts(),
+            vhosts: self.vhosts().into_iter().filter_map(|name| self.vhost_image(name)).collect(),
             users: self.users.clone(),
             nodes: self.nodes.clone(),
             exchanges: self.vhosts().iter().flat_map(|v| self.exchanges(v)).collect(),
@@ -121,6 +133,19 @@ impl Catalog {
         }
     }
 
+    fn vhost_image(&self, name: Arc<str>) -> Option<VhostImage> {
+        let vhost = self.vhosts.get(&name)?;
+        let policies = |kind| vhost.policies(kind).values().map(|c| c.policy.clone()).collect();
+        Some(VhostImage {
+            name,
+            created: vhost.created,
+            facts: vhost.facts.clone(),
+            limits: vhost.limits.clone(),
+            user_policies: policies(PolicyKind::User),
+            operator_policies: policies(PolicyKind::Operator),
+        })
+    }
+
     fn from_image(image: Image) -> Result<Catalog, RestoreError> {
         let mut catalog = Catalog {
             applied: image.applied,
@@ -128,10 +153,11 @@ impl Catalog {
             users: image.users,
             nodes: image.nodes,
             by_shard: image.by_shard,
+            access_version: image.applied.index,
             ..Catalog::default()
         };
         for vhost in image.vhosts {
-            catalog.vhosts.entry(vhost).or_default();
+            catalog.vhosts.insert(vhost.name.clone(), restored(vhost)?);
         }
         image.exchanges.iter().for_each(|spec| catalog.put_exchange(ExchangeSpec::clone(spec)));
         image.queues.into_iter().for_each(|record| catalog.put_queue(record));
@@ -140,6 +166,22 @@ impl Catalog {
         }
         Ok(catalog)
     }
+}
+
+/// A vhost with its policies, without what is in it.
+fn restored(image: VhostImage) -> Result<Vhost, RestoreError> {
+    let compiled = |policies: Vec<Arc<Policy>>| -> Result<BTreeMap<String, Compiled>, RestoreError> {
+        let compiled = policies.into_iter().map(|policy| Ok((policy.name.clone(), Compiled::new(Policy::clone(&policy))?)));
+        compiled.collect::<Result<_, String>>().map_err(|_| RestoreError::Malformed("policy"))
+    };
+    Ok(Vhost {
+        created: image.created,
+        facts: image.facts,
+        limits: image.limits,
+        user_policies: compiled(image.user_policies)?,
+        operator_policies: compiled(image.operator_policies)?,
+        ..Vhost::default()
+    })
 }
 
 fn piece_key(n: u32) -> Vec<u8> {

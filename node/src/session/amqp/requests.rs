@@ -2,7 +2,7 @@
 //! client waits for.
 
 use super::arguments;
-use super::channel::{Channel, Consumer};
+use super::channel::{Asked, Channel, Consumer};
 use super::errors::{Fault, ReplyCode};
 use super::{Out, Shared};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table, Target};
@@ -44,6 +44,8 @@ pub(super) enum Pending {
         tag: Bytes,
         /// Deliveries need no settling.
         no_ack: bool,
+        /// What else it asked for.
+        asked: Box<Asked>,
         /// No answer.
         nowait: bool,
     },
@@ -161,8 +163,9 @@ impl Channel {
         let tag = if tag.is_empty() { Bytes::from(shared.tags.make()) } else { Bytes::copy_from_slice(&tag) };
         let text: Arc<str> = String::from_utf8_lossy(&tag).into();
         let prefetch = if no_ack { None } else { self.prefetch };
+        let asked = Box::new(Asked { queue: queue.name.clone(), prefetch, arguments: arguments.clone() });
         let request = Request::Consume { queue, tag: text, no_ack, exclusive, prefetch, arguments };
-        Ok((request, Pending::Consume { tag, no_ack, nowait }))
+        Ok((request, Pending::Consume { tag, no_ack, asked, nowait }))
     }
 
     /// The edge answered: tell the client.
@@ -178,9 +181,9 @@ impl Channel {
                 self.say_unless(nowait, &Method::QueueDeleteOk { message_count: count(n) }, out)
             }
             (Pending::Purge { nowait }, Reply::Count(n)) => self.say_unless(nowait, &Method::QueuePurgeOk { message_count: count(n) }, out),
-            (Pending::Consume { tag, no_ack, nowait }, Reply::Consuming { consumer }) => {
+            (Pending::Consume { tag, no_ack, asked, nowait }, Reply::Consuming { consumer }) => {
                 self.consumers_by_tag.insert(tag.clone(), consumer);
-                self.consumers.insert(consumer, Consumer { tag: tag.clone(), no_ack });
+                self.consumers.insert(consumer, Consumer { tag: tag.clone(), no_ack, asked });
                 self.say_unless(nowait, &Method::BasicConsumeOk { consumer_tag: Short(tag) }, out)
             }
             (Pending::Cancel { tag, nowait }, Reply::Done) => {
