@@ -19,9 +19,10 @@ pub use simulated::SimulatedNode;
 
 use crate::cli::Shutdown;
 use crate::config::{DataDir, Ports, ServerConfig};
-use crate::consensus::{Consensus, FormationError};
+use crate::consensus::FormationError;
 use crate::listener::{amqp, edge::Clients};
 use crate::management::{self, Metrics, Readiness};
+use crate::model::ShardId;
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
 use std::io;
@@ -93,7 +94,8 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let clients = tokio::spawn(amqp::serve(amqp, clients, amqp::Settings::new("warren"), stop_rx));
 
-    let groups = tokio::spawn(watch_groups(node.running.consensus.clone(), readiness.clone()));
+    let consensus = node.running.consensus.clone();
+    let groups = tokio::spawn(watch_groups(move || consensus.stopped_group(), readiness.clone()));
     let signal = shutdown.requested().await;
     tracing::info!(signal, "stopping");
     groups.abort();
@@ -108,9 +110,9 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
 }
 
 /// A node with a group that ended by a fault is not ready: an operator must look.
-async fn watch_groups(consensus: Arc<Consensus>, readiness: Arc<Readiness>) {
+async fn watch_groups(stopped: impl Fn() -> Option<(ShardId, String)>, readiness: Arc<Readiness>) {
     loop {
-        if let Some((shard, fault)) = consensus.stopped_group() {
+        if let Some((shard, fault)) = stopped() {
             tracing::error!(%shard, fault, "a group has stopped on this node");
             readiness.not_serving(&format!("shard {shard} has stopped on this node: {fault}"));
             return;
@@ -131,4 +133,20 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
 fn ports(amqp: &TcpListener, http: &TcpListener, peer: &TcpListener) -> Ports {
     let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
     Ports { amqp: port(amqp), stream: 0, management: port(http), peer: port(peer) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_with_a_group_that_stopped_is_not_ready_and_says_which() {
+        let readiness = Arc::new(Readiness::default());
+        readiness.serving();
+        let healthy = watch_groups(|| None, readiness.clone());
+        assert!(tokio::time::timeout(Duration::from_millis(5), healthy).await.is_err(), "it looks again and again");
+        assert_eq!(readiness.waiting_for(), None);
+        watch_groups(|| Some((ShardId(2), "the log is full".into())), readiness.clone()).await;
+        assert_eq!(readiness.waiting_for().as_deref(), Some("shard 2 has stopped on this node: the log is full"));
+    }
 }

@@ -3,6 +3,7 @@
 
 use crate::management::{self, Metrics};
 use crate::ports::{self, Ports};
+use crate::small_disk::SmallDisk;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -50,11 +51,13 @@ pub struct ClusterOptions {
     pub nodes: usize,
     /// More arguments for each `warren server`.
     pub arguments: Vec<String>,
+    /// Each data directory is a file system of its own with so many bytes.
+    pub disk_bytes: Option<u64>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { nodes: 3, arguments: Vec::new() }
+        ClusterOptions { nodes: 3, arguments: Vec::new(), disk_bytes: None }
     }
 }
 
@@ -73,6 +76,8 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// Unmounted before the directory goes.
+    disks: Vec<SmallDisk>,
     dir: Option<TempDir>,
     _turn: Turn,
 }
@@ -94,17 +99,33 @@ impl Cluster {
 
     /// Nodes that serve.
     pub fn start_with(options: &ClusterOptions) -> Cluster {
+        Cluster::try_start(options).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Nodes that serve, or why there can be no disks for them.
+    ///
+    /// # Errors
+    /// Only about `ClusterOptions::disk_bytes`; all else panics.
+    pub fn try_start(options: &ClusterOptions) -> Result<Cluster, String> {
         let turn = Turn::take();
         let dir = tempfile::Builder::new().prefix("warren-test-").tempdir().expect("a temporary directory");
         let ports = ports::take(options.nodes);
         let list: Vec<String> = ports.iter().enumerate().map(|(at, p)| format!("{}@127.0.0.1:{}", at + 1, p.peer)).collect();
         let nodes = ports.iter().enumerate().map(|(at, ports)| Node::new(at, *ports, dir.path(), &list.join(","), &options.arguments));
-        let cluster = Cluster { nodes: nodes.collect(), dir: Some(dir), _turn: turn };
+        let nodes: Vec<Node> = nodes.collect();
+        let disks = nodes.iter().filter_map(|node| Some(SmallDisk::mount(&node.data_dir, options.disk_bytes?)));
+        let disks = disks.collect::<Result<_, _>>()?;
+        let cluster = Cluster { nodes, disks, dir: Some(dir), _turn: turn };
         let began = Instant::now();
         (0..options.nodes).for_each(|at| cluster.spawn(at));
         (0..options.nodes).for_each(|at| cluster.await_ready(at));
         println!("{} nodes serve after {:.1} s", options.nodes, began.elapsed().as_secs_f64());
-        cluster
+        Ok(cluster)
+    }
+
+    /// The disk of a node of a cluster with `disk_bytes`.
+    pub fn disk(&self, at: usize) -> &SmallDisk {
+        &self.disks[at]
     }
 
     /// Number of nodes.
@@ -183,9 +204,14 @@ impl Cluster {
         self.signal(at, "CONT");
     }
 
+    /// SIGTERM.
+    pub fn tell_to_stop(&self, at: usize) {
+        self.signal(at, "TERM");
+    }
+
     /// SIGTERM, and how it ended within `most`.
     pub fn stop(&self, at: usize, most: Duration) -> Option<ExitStatus> {
-        self.signal(at, "TERM");
+        self.tell_to_stop(at);
         let mut status = None;
         crate::eventually(most, || {
             status = self.nodes[at].lock().as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -281,6 +307,12 @@ impl Cluster {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid(at).unwrap_or(0))).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// What a node has logged at this level (`ERROR`), all its processes.
+    pub fn logged(&self, at: usize, level: &str) -> Vec<String> {
+        let text = fs::read(&self.nodes[at].log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        text.lines().filter(|line| line.split_whitespace().nth(1) == Some(level)).map(str::to_owned).collect()
     }
 
     /// The end of a node's log.

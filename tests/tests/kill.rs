@@ -169,8 +169,8 @@ fn a_node_without_its_disk_is_refused_and_the_others_serve_on() {
 }
 
 #[test]
-fn a_node_that_is_told_to_stop_ends_well_within_five_seconds() {
-    let test = "a_node_that_is_told_to_stop_ends_well_within_five_seconds";
+fn a_node_that_is_told_to_stop_ends_well_within_five_seconds_and_finds_nothing_wrong() {
+    let test = "a_node_that_is_told_to_stop_ends_well_within_five_seconds_and_finds_nothing_wrong";
     let Some(cluster) = Broker::to_harm(test) else { return };
     let queues = declare(&cluster, 0);
     let clients = Clients::start(&cluster, 0, 1, &queues);
@@ -178,7 +178,16 @@ fn a_node_that_is_told_to_stop_ends_well_within_five_seconds() {
     for victim in [1, 2] {
         let status = cluster.stop(victim, Duration::from_secs(5));
         assert_eq!(status.map(|status| status.code()), Some(Some(0)), "node {}", victim + 1);
+        assert!(!cluster.logged(victim, "INFO").is_empty(), "it logs");
+        assert_eq!(cluster.logged(victim, "ERROR"), Vec::<String>::new(), "node {} was told to stop", victim + 1);
         cluster.restart(victim);
     }
     clients.finish();
+    // All at once, with nobody left to hand over to.
+    (0..cluster.len()).for_each(|at| cluster.tell_to_stop(at));
+    for at in 0..cluster.len() {
+        let status = cluster.stop(at, Duration::from_secs(8));
+        assert_eq!(status.map(|status| status.code()), Some(Some(0)), "node {}", at + 1);
+        assert_eq!(cluster.logged(at, "ERROR"), Vec::<String>::new(), "node {}", at + 1);
+    }
 }

@@ -9,13 +9,13 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 use warren::config::{ServerConfig, Settings};
 use warren::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Refusal, Table, Target};
-use warren::model::step::{DeclareQueue, Event, Publish, Reply, Request, Step};
+use warren::model::step::{DeclareQueue, Publish, Reply, Request, Step};
 use warren::node::{Ground, SimulatedNode};
 use warren::peer::memory::MemoryNetwork;
 use warren::store::disk::SimDisk;
 use warren::store::disk::sim::Crash;
 use warren::store::wal::WalConfig;
-use warren_tests::sim::client::{CHANNEL, Client, Failed, declare, name};
+use warren_tests::sim::client::{CHANNEL, Client, Failed, News, declare, name};
 use warren_tests::sim::host::Host;
 
 /// What must come true does within this time, on a busy machine too.
@@ -34,7 +34,7 @@ impl Machines {
         let filter = tracing_subscriber::EnvFilter::builder().with_default_directive(tracing::level_filters::LevelFilter::OFF.into());
         let _ = tracing_subscriber::fmt().with_env_filter(filter.from_env_lossy()).with_ansi(false).with_test_writer().try_init();
         let (network, errors, dir) = (MemoryNetwork::new(1), Arc::default(), tempfile::tempdir().unwrap());
-        let hosts: Vec<_> = (1..=3).map(|id| Host::new(id, 1, dir.path(), &network, &errors)).collect();
+        let hosts: Vec<_> = (1..=3).map(|id| Host::new(id, 1, dir.path(), &network, &errors, &Arc::default())).collect();
         hosts.iter().for_each(Host::start);
         Machines { network, hosts, errors, _dir: dir }
     }
@@ -98,7 +98,7 @@ async fn consume(client: &mut Client, queue: &str) {
 /// basic.cancel comes.
 async fn cancelled(client: &mut Client) {
     let until = Instant::now() + PATIENCE;
-    while !client.events(Duration::from_millis(100)).await.iter().any(|event| matches!(event, Event::ConsumerGone { .. })) {
+    while !client.news(Duration::from_millis(100)).await.iter().any(|news| matches!(news, News::ConsumerGone)) {
         assert!(client.is_alive() && Instant::now() < until, "the consumer was not cancelled");
     }
 }
@@ -134,12 +134,11 @@ async fn is_routed(client: &mut Client, queue: &str) -> bool {
     assert!(client.publish(Step::Publish(publish)).await);
     let (until, mut returned) = (Instant::now() + PATIENCE, false);
     loop {
-        for event in client.events(Duration::from_millis(100)).await {
-            match event {
-                Event::Returned(_) => returned = true,
-                Event::Confirmed { .. } => return !returned,
-                Event::Nacked { .. } => panic!("nacked"),
-                _ => {}
+        for news in client.news(Duration::from_millis(100)).await {
+            match news {
+                News::Returned(_) => returned = true,
+                News::Confirmed(_) => return !returned,
+                other @ (News::Nacked(_) | News::Delivered { .. } | News::ConsumerGone | News::Odd(_)) => panic!("{other:?}"),
             }
         }
         assert!(Instant::now() < until, "no verdict");

@@ -38,6 +38,7 @@ fn seeds_lose_nothing_whatever_fails() {
                             total.confirmed += summary.confirmed;
                             total.delivered += summary.delivered;
                             total.names += summary.names;
+                            total.starved += summary.starved;
                         }
                         Err(failure) => {
                             println!("{}\n", failure.0);
@@ -52,4 +53,13 @@ fn seeds_lose_nothing_whatever_fails() {
     println!("{count} seeds from {first}: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed, see above");
     assert!(total.confirmed > 100 * count && total.names > 0, "so little happened that it proves nothing: {total:?}");
+}
+
+#[test]
+fn a_name_means_the_same_on_every_node_however_far_their_catalogs_lag() {
+    let seed = variable("WARREN_TEST_SEED").unwrap_or(1);
+    match sim::lag(seed) {
+        Ok(behind) => assert!(behind > 20, "catalogs were behind at {behind} looks only: it proves nothing"),
+        Err(failure) => panic!("{}", failure.0),
+    }
 }

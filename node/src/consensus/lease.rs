@@ -6,7 +6,7 @@ use super::core::Core;
 use super::hearing::{Heard, Hearing};
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
-use crate::model::{Incarnation, NodeId, ShardId};
+use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::transport::head_only;
 use crate::peer::{Frame, PeerError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -44,6 +44,8 @@ pub(super) struct Leases {
 
 #[derive(Default)]
 struct Grants {
+    /// As whom this node was last seen to lead the catalog.
+    led: Option<LeaderId>,
     /// Since when this node leads the catalog, and the index of its first own entry.
     leading: Option<(Instant, u64)>,
     /// No lease is given to a node that has applied less: that much was answered.
@@ -82,8 +84,19 @@ impl Leases {
         self.until_us.fetch_max(until, Ordering::Relaxed);
     }
 
+    /// As whom this node leads the catalog, if it does, having applied it up to `applied`. Compared by the full id: a leadership that was
+    /// lost and won again between two looks is a new one, for another leader may have granted and answered meanwhile.
+    fn led_as(&self, led: Option<LeaderId>, applied: u64) {
+        let before = std::mem::replace(&mut self.grants.lock().led, led);
+        match led {
+            Some(_) if led != before => self.lead(applied),
+            None if before.is_some() => self.follow(),
+            Some(_) | None => {}
+        }
+    }
+
     /// This node leads the catalog since now; everything up to `index` may have been answered by earlier leaders.
-    pub(super) fn lead(&self, index: u64) {
+    fn lead(&self, index: u64) {
         let mut grants = self.grants.lock();
         // A deposed leader may have granted until its own lease ran out: nobody's lease is younger than that.
         let until = Instant::now() + self.leader_lease + ROUTING_LEASE;
@@ -96,7 +109,7 @@ impl Leases {
     }
 
     /// This node does not lead the catalog any more.
-    pub(super) fn follow(&self) {
+    fn follow(&self) {
         self.grants.lock().leading = None;
         self.changed.notify_waiters();
     }
@@ -192,19 +205,10 @@ pub(super) async fn keep(core: Arc<Core>) {
         return;
     };
     let mut applied_rx = catalog.applied();
-    let mut led_before = None;
     loop {
         let leadership = *leadership_rx.borrow_and_update();
         let applied = applied_rx.borrow_and_update().map_or(0, |id| id.index);
-        // By its full id: a leadership lost and won again between two looks is a new one.
-        let led = leadership.leader.filter(|_| leadership.is_me);
-        if led != led_before {
-            match led {
-                Some(_) => core.leases.lead(applied),
-                None => core.leases.follow(),
-            }
-        }
-        led_before = led;
+        core.leases.led_as(leadership.leader.filter(|_| leadership.is_me), applied);
         if let Some(leader) = leadership.leader {
             let renew = renew(core.clone(), leader.node(), applied);
             if leadership.is_me {
@@ -308,6 +312,22 @@ mod tests {
         assert!(may_route());
         tokio::time::sleep(Duration::from_millis(401)).await;
         assert!(!may_route());
+    }
+
+    #[test]
+    fn a_leadership_lost_and_won_again_between_two_looks_begins_anew() {
+        let leases = leases();
+        let in_term = |term| Some(LeaderId { term, voter: 1 });
+        let known = || leases.grants.lock().held[&NodeId(2)].applied;
+        leases.led_as(in_term(3), 5);
+        assert!(leases.grant(NodeId(2), Incarnation(1), 6));
+        leases.led_as(in_term(3), 6);
+        assert_eq!(known(), 6, "nothing has changed");
+        leases.led_as(in_term(5), 8);
+        assert_eq!(known(), 0, "the leader between may have granted it a lease for less");
+        assert!(!leases.grant(NodeId(2), Incarnation(1), 7), "the leader between may have answered with 8");
+        leases.led_as(None, 9);
+        assert!(!leases.grant(NodeId(2), Incarnation(1), 9), "it does not lead");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
+use super::bodies::{self, Others};
 use super::holding::Holding;
 use super::journal::{Journal, Payload};
 use super::machine::GroupMachine;
@@ -9,7 +10,7 @@ use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Prop
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
 use futures::future::BoxFuture;
 use openraft::ServerState;
-use openraft::errors::{ClientWriteError, ForwardReason};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -52,6 +53,7 @@ pub(super) struct Inner {
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
     /// Campaigns of this node are forced failovers, not ordered transfers.
     pub(super) forced: Arc<AtomicBool>,
+    pub(super) others: Others,
     lease: Duration,
     data_rx: watch_of::Data,
     leadership_tx: watch::Sender<Leadership>,
@@ -85,6 +87,7 @@ impl Shard {
             holding: parts.holding,
             applied_rx: parts.applied_rx,
             forced: parts.forced,
+            others: parts.others,
             lease: parts.lease,
             data_rx,
             leadership_tx,
@@ -235,6 +238,7 @@ pub(super) struct Parts {
     pub(super) holding: Arc<Holding>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
     pub(super) forced: Arc<AtomicBool>,
+    pub(super) others: Others,
     pub(super) lease: Duration,
 }
 
@@ -266,8 +270,8 @@ impl Bodies for Shard {
     }
 
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>> {
-        let (journal, id) = (self.inner.journal.clone(), self.inner.id);
-        Box::pin(async move { tokio::task::spawn_blocking(move || journal.read_body(id, index)).await.map_err(io::Error::other)? })
+        let shard = self.clone();
+        Box::pin(async move { bodies::read(&shard.inner, index).await })
     }
 }
 
@@ -284,8 +288,10 @@ async fn propose_in_order(shard: Shard, mut proposals_rx: mpsc::Receiver<Proposa
             continue;
         }
         let answer = Answer::new(move |result: ClientWriteResult<Types>| slot.fill(outcome(result)));
-        if let Err(fatal) = shard.inner.raft.write(Command(entry)).with_leader(to_lid(leader)).responder(answer).await {
-            tracing::error!(shard = %shard.id(), error = %fatal, "the group stopped");
+        match shard.inner.raft.write(Command(entry)).with_leader(to_lid(leader)).responder(answer).await {
+            Ok(_) => {}
+            Err(Fatal::Stopped) => return,
+            Err(fatal) => tracing::error!(shard = %shard.id(), error = %fatal, "the group stopped"),
         }
     }
 }

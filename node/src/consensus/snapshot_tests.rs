@@ -3,7 +3,8 @@
 
 use super::stack_tests::*;
 use super::*;
-use crate::model::{LogId, NodeId, SessionId};
+use crate::model::{LeaderId, LogId, NodeId, SessionId};
+use crate::peer::client::own_port;
 use crate::peer::memory::MemoryNetwork;
 use crate::store::disk::sim::Crash;
 use crate::store::disk::{Disk, RealDisk, SimDisk};
@@ -34,8 +35,7 @@ impl World {
     }
 
     fn real() -> World {
-        // Not 127.0.0.1: no outgoing connection takes a port of this address while a node is down.
-        let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.77.1:0").expect("a port")).collect();
+        let ports: Vec<_> = (0..3).map(|_| own_port()).collect();
         let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().expect("bound")).collect();
         let peers = addresses.iter().zip(1..).map(|(address, id)| (NodeId(id), address.to_string())).collect();
         World { disks: None, peers: Some(peers), ..World::simulated() }
@@ -55,7 +55,7 @@ impl World {
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
             let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
-            boot_with(id, 3, disk, Some(store), wire, small_files()).await
+            boot_with(id, 3, disk, Some(store), wire, small_files(), Timing::default()).await
         }
     }
 
@@ -233,4 +233,92 @@ async fn a_node_without_its_state_store_and_with_a_purged_log_gets_its_state_fro
     nodes.push(back);
     agree(&nodes, (sent + 19) * 5).await;
     all_bodies_are_there(&nodes[2], &nodes[0]);
+}
+
+/// Fault test 4 of the rules: the files that held the votes are used again, state stores are deleted, nodes restart inside elections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn votes_outlive_their_files_and_lost_state_stores_and_nobody_makes_up_a_state_that_all_have_lost() {
+    let mut world = World::simulated();
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    let mut sent = 1;
+    for round in 0..3 {
+        let forgotten = nodes.iter().map(last).max().unwrap_or(0);
+        sent = publish_past(&mut nodes, session, sent, forgotten).await;
+        let mut down = Vec::new();
+        for crash in [Crash::Power, Crash::Process] {
+            // The second one goes in the middle of the election that the end of the first began.
+            let (at, _) = if down.is_empty() { leader(&nodes).await } else { (round % 2, LeaderId::default()) };
+            let node = nodes.remove(at);
+            down.push((node.id.0, node.wal.state(DATA)));
+            drop(node);
+            let (id, _) = down[down.len() - 1];
+            world.crash(id, crash);
+            std::fs::remove_dir_all(world.dirs[usize::from(id) - 1].path().join("state")).expect("deleted");
+        }
+        let back = futures::future::join_all(down.iter().map(|(id, _)| world.start(*id))).await;
+        for (node, (id, before)) in back.into_iter().zip(down) {
+            let node = node.expect("boots");
+            let after = node.wal.state(DATA);
+            assert!(
+                after.vote.map(|v| v.leader) >= before.vote.map(|v| v.leader),
+                "node {id} forgot its vote {:?}: {after:?}",
+                before.vote
+            );
+            nodes.push(node);
+        }
+        agree(&nodes, (sent - 1) * 5).await;
+    }
+    nodes.clear();
+    for id in 1..=3 {
+        world.crash(id, Crash::Process);
+        std::fs::remove_dir_all(world.dirs[usize::from(id) - 1].path().join("state")).expect("deleted");
+    }
+    let started = tokio::time::timeout(Duration::from_secs(2), futures::future::select_all((1..=3).map(|id| Box::pin(world.start(id)))));
+    assert!(started.await.is_err(), "the logs do not reach back: whoever serves has made up its state");
+}
+
+/// Breaks every copy of `text` in the files of a node's log.
+fn rot(world: &World, id: u16, text: &[u8]) {
+    let mut hits = 0;
+    for file in std::fs::read_dir(world.dirs[usize::from(id) - 1].path().join("wal")).expect("a log") {
+        let path = file.expect("a file").path();
+        let mut bytes = std::fs::read(&path).expect("readable");
+        let found: Vec<usize> = bytes.windows(text.len()).enumerate().filter(|(_, at)| *at == text).map(|(at, _)| at).collect();
+        hits += found.len();
+        found.iter().for_each(|at| bytes[*at] ^= 0x20);
+        let file = std::fs::File::options().write(true).open(&path).expect("writable");
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).expect("written");
+    }
+    assert!(hits > 0, "the message is not on the disk of node {id}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_rotted_on_the_leaders_disk_comes_from_another_replica() {
+    use crate::model::ports::Bodies;
+    let world = World::real();
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    publish(&mut nodes, session, 1, 200).await;
+    agree(&nodes, 199 * 5).await;
+    let (leader_at, _) = leader(&nodes).await;
+    let (shard, bodies) = (nodes[leader_at].consensus.shard(DATA).expect("member"), nodes[leader_at].consensus.bodies());
+    let index = nodes[leader_at].replicas.data(DATA).expect("restored").lock().live_entries()[5];
+    let good = nodes[leader_at].wal.read_body(DATA, index).expect("good").flatten();
+    let text = b"message 6.7";
+    assert!(good.windows(text.len()).any(|at| at == text) && nodes[leader_at].wal.cached(DATA, index).is_none(), "or nothing is proved");
+    rot(&world, nodes[leader_at].id.0, text);
+    assert!(nodes[leader_at].wal.read_body(DATA, index).is_err());
+    assert_eq!(shard.read(index).await.expect("from another node").flatten(), good);
+    assert_eq!((bodies.fetched(), bodies.missing(), nodes[leader_at].wal.stats().bad_reads), (1, 0, 2));
+    // One good copy is enough.
+    let others: Vec<u16> = nodes.iter().map(|node| node.id.0).filter(|id| *id != nodes[leader_at].id.0).collect();
+    rot(&world, others[0], text);
+    assert_eq!(shard.read(index).await.expect("from the last good copy").flatten(), good);
+    rot(&world, others[1], text);
+    let error = shard.read(index).await.expect_err("no good copy is left");
+    assert!(others.iter().all(|id| error.to_string().contains(&format!("node {id}"))), "{error}");
+    assert_eq!((bodies.fetched(), bodies.missing()), (2, 1));
+    assert_eq!(shard.read(9_999_999).await.expect_err("never written").kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(bodies.missing(), 1, "what is not in the log is not asked for");
 }

@@ -1,6 +1,7 @@
 //! The production stack of three nodes in one process: the real log (on a disk that lies, and on a real one), the real machines and
 //! checkpoints, over memory and over loopback.
 
+use super::tests::PATIENT;
 use super::*;
 use crate::machine::Effect;
 use crate::model::admin::AdminCommand;
@@ -11,7 +12,7 @@ use crate::model::ports::{ProposalOutcome, Proposer};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId};
 use crate::peer::Transport;
 use crate::peer::auth::Secret;
-use crate::peer::client::{PeerConfig, TonicNetwork};
+use crate::peer::client::{PeerConfig, TonicNetwork, own_port};
 use crate::peer::memory::MemoryNetwork;
 use crate::store::disk::sim::Crash;
 use crate::store::disk::{Disk, RealDisk, SimDisk};
@@ -39,8 +40,11 @@ pub(super) struct Node {
 }
 
 async fn boot(id: u16, n: u16, disk: Arc<dyn Disk>, store: Option<StateStore>, wire: start::Wire) -> Node {
-    let node = boot_with(id, n, disk, store, wire, WalConfig { file_bytes: 4 << 20, ..WalConfig::default() }).await;
-    node.expect("boots")
+    boot_with(id, n, disk, store, wire, large_files(), Timing::default()).await.expect("boots")
+}
+
+fn large_files() -> WalConfig {
+    WalConfig { file_bytes: 4 << 20, ..WalConfig::default() }
 }
 
 /// `None`: the log died before the node could take part.
@@ -51,6 +55,7 @@ pub(super) async fn boot_with(
     store: Option<StateStore>,
     wire: start::Wire,
     config: WalConfig,
+    timing: Timing,
 ) -> Option<Node> {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
@@ -65,7 +70,7 @@ pub(super) async fn boot_with(
         incarnation: Incarnation(rand::random()),
         nodes: (1..=n).map(NodeId).collect(),
         shards: 1,
-        timing: Timing::default(),
+        timing,
         journal: journal.clone(),
         machines: replicas.machines(journal),
         store,
@@ -209,8 +214,7 @@ pub(super) fn loopback(id: u16, listener: std::net::TcpListener, peers: Vec<(Nod
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_loopback_a_killed_leader_is_replaced_and_restarts_from_its_checkpoint_with_a_purged_log() {
     let dirs: Vec<tempfile::TempDir> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
-    let listen = |address: &str| std::net::TcpListener::bind(address).expect("a port");
-    let listeners: Vec<_> = (0..3).map(|_| listen("127.0.0.1:0")).collect();
+    let listeners: Vec<_> = (0..3).map(|_| own_port()).collect();
     let peers: Vec<(NodeId, String)> =
         listeners.iter().zip(1..).map(|(l, id)| (NodeId(id), l.local_addr().expect("bound").to_string())).collect();
     let start = |id: u16, listener: std::net::TcpListener| {
@@ -219,7 +223,8 @@ async fn over_loopback_a_killed_leader_is_replaced_and_restarts_from_its_checkpo
         async move {
             std::fs::create_dir_all(dir.join("wal")).expect("a directory");
             let store = StateStore::open(&dir.join("state")).expect("opens").0;
-            boot(id, 3, Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")), Some(store), wire).await
+            let disk = Arc::new(RealDisk::new(dir.join("wal")).expect("a disk"));
+            boot_with(id, 3, disk, Some(store), wire, large_files(), PATIENT).await.expect("boots")
         }
     };
     let mut nodes = boot_all(listeners.into_iter().zip(1u16..).map(|(l, id)| start(id, l))).await;
@@ -236,14 +241,15 @@ async fn over_loopback_a_killed_leader_is_replaced_and_restarts_from_its_checkpo
     agree(&nodes, 409 * 5).await;
     let (at, _) = leader(&nodes).await;
     let old = nodes.remove(at);
-    let (id, killed) = (old.id, Instant::now());
+    let (id, killed, core) = (old.id, Instant::now(), Arc::downgrade(&old.consensus.core));
     drop(old);
     tracing::info!(node = %id, "killed");
     leader(&nodes).await;
     println!("failover over loopback: {:?}", killed.elapsed());
-    assert!(killed.elapsed() < Duration::from_millis(450), "{:?}: an ordinary election begins after 600 ms", killed.elapsed());
+    assert!(killed.elapsed() < PATIENT.ordinary_election(), "{:?}", killed.elapsed());
     publish(&mut nodes, session, 410, 450).await;
-    let back = start(id.0, listen(&peers[usize::from(id.0) - 1].1)).await;
+    assert!(core.upgrade().is_none(), "what was dropped is still there");
+    let back = start(id.0, std::net::TcpListener::bind(&peers[usize::from(id.0) - 1].1).expect("its own port")).await;
     assert!(back.wal.state(DATA).purged.is_some());
     nodes.push(back);
     agree(&nodes, 449 * 5).await;

@@ -1,5 +1,6 @@
 //! Starting this room on a node, and the handle that the composition root keeps.
 
+use super::bodies::{BodyCounters, Others};
 use super::catalog::CatalogClient;
 use super::core::{Core, Timing};
 use super::formation::{self, FormationError};
@@ -61,7 +62,7 @@ pub struct ConsensusConfig {
 
 /// This room on a running node. Dropping it stops all groups at once; `stop` does it in order.
 pub struct Consensus {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     store: Option<Arc<StateStore>>,
     thread: Mutex<Option<RaftThread>>,
 }
@@ -163,6 +164,11 @@ impl Consensus {
             let transport = core.transport().ok_or_else(|| io::Error::other("the network is not started"))?;
             paths::connect(transport.as_ref(), core.me, shard, leader).await
         }
+    }
+
+    /// How deliveries fared that this node's disk could not serve.
+    pub fn bodies(&self) -> &BodyCounters {
+        &self.core.bodies
     }
 
     /// The connections to another node.
@@ -270,7 +276,7 @@ async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateSt
     futures::future::try_join_all(held.iter().map(|(holding, voters)| complete_state(core, holding, voters))).await?;
     let mut groups = BTreeMap::new();
     for (holding, voters) in held {
-        groups.insert(holding.shard, build_group(core, &network, holding, me, voters).await?);
+        groups.insert(holding.shard, build_group(core, (transport, &network), holding, me, voters).await?);
     }
     let _ = core.groups.set(groups);
     Ok(())
@@ -307,7 +313,7 @@ async fn complete_state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId])
 
 async fn build_group(
     core: &Arc<Core>,
-    network: &Arc<Network>,
+    (transport, network): (&Arc<dyn Transport>, &Arc<Network>),
     holding: Arc<Holding>,
     me: VoterId,
     voters: Vec<VoterId>,
@@ -320,7 +326,9 @@ async fn build_group(
     let raft = Group::build(me.pack(), Arc::new(config), network.group(holding.clone(), forced.clone()), log, sm);
     let raft = raft.await.map_err(|e| stopped(id)(&e))?;
     let (journal, lease) = (core.journal.clone(), core.timing.lease());
-    Ok(Shard::start(Parts { id, me, voters, raft, journal, holding, applied_rx, forced, lease }))
+    let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
+    let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
+    Ok(Shard::start(Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease }))
 }
 
 /// The newest membership in the log, else what `initialize` wrote as the log's first entry.

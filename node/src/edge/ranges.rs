@@ -1,5 +1,6 @@
 //! A set of sequence numbers as disjoint inclusive ranges. Built for the ways sequence numbers come: added at the end, removed from the
-//! front. Used for what a consumer holds and for what waits to be settled.
+//! front, one by one and often; `serving::ranges` keeps a value with each range and takes whole ranges. Used for what a consumer holds
+//! and for what waits to be settled.
 
 use crate::model::Seq;
 use crate::model::link::Ranges;
@@ -101,6 +102,16 @@ impl RangeSet {
     pub fn take(&mut self) -> Ranges {
         self.count = 0;
         self.ranges.drain(..).map(|r| (Seq(r.0), Seq(r.1))).collect()
+    }
+}
+
+impl FromIterator<Seq> for RangeSet {
+    fn from_iter<I: IntoIterator<Item = Seq>>(seqs: I) -> Self {
+        let mut set = Self::default();
+        seqs.into_iter().for_each(|seq| {
+            set.insert(seq);
+        });
+        set
     }
 }
 

@@ -18,6 +18,8 @@ pub const LANE_BYTES: usize = 16 << 20;
 pub const CONSUMER_BYTES: u64 = 1 << 20;
 /// Tail cache of the WAL, all shards of a node: deliveries of fresh messages never touch the disk.
 pub const TAIL_CACHE_BYTES: usize = 64 << 20;
+/// What the tail cache holds for longer than once to twice this, and nobody reads, goes: a backlog nobody consumes costs no memory.
+pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
 /// Size of one WAL file.
 pub const WAL_FILE_BYTES: u64 = 64 << 20;
 /// Log kept by a node for replicas that lag or are away: beyond it they catch up by snapshot (rule 8).

@@ -335,3 +335,5 @@ impl tower::Service<Uri> for OneConnection {
 #[cfg(test)]
 #[path = "client_tests.rs"]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::own_port;

@@ -36,6 +36,7 @@ struct Net {
     stalled: HashSet<(NodeId, NodeId)>,
     delay_most: Duration,
     delay_least: Duration,
+    lags: HashMap<NodeId, Duration>,
     rng: StdRng,
 }
 
@@ -66,6 +67,7 @@ impl MemoryNetwork {
             stalled: HashSet::new(),
             delay_most: Duration::ZERO,
             delay_least: Duration::ZERO,
+            lags: HashMap::new(),
             rng: StdRng::seed_from_u64(seed),
         };
         MemoryNetwork { net: Arc::new(Mutex::new(net)), changes_tx: watch::channel(0).0 }
@@ -141,6 +143,11 @@ impl MemoryNetwork {
         (net.delay_least, net.delay_most) = (least, most.max(least));
     }
 
+    /// Requests to append to the logs of this node take this long: its machines, the catalog's among them, lag behind. Heartbeats do not.
+    pub fn lag(&self, node: NodeId, lag: Duration) {
+        self.net.lock().lags.insert(node, lag);
+    }
+
     fn changed(&self) {
         self.changes_tx.send_modify(|n| *n += 1);
     }
@@ -189,8 +196,15 @@ impl MemoryNetwork {
         false
     }
 
-    /// Moves frames one way until the link breaks.
-    async fn carry(self, from: End, to: End, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
+    async fn lagging(&self, to: NodeId) {
+        let lag = self.net.lock().lags.get(&to).copied().unwrap_or_default();
+        if !lag.is_zero() {
+            tokio::time::sleep(lag).await;
+        }
+    }
+
+    /// Moves frames one way until the link breaks; `requests`: what is to be appended over there.
+    async fn carry(self, from: End, to: End, requests: bool, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
         let mut changes_rx = self.changes_tx.subscribe();
         // It may have broken before this task first ran.
         if !self.connected(from, to) {
@@ -202,6 +216,9 @@ impl MemoryNetwork {
                 _ = changes_rx.changed() => if !self.connected(from, to) { return },
                 frame = rx.recv() => {
                     let Some(frame) = frame else { return };
+                    if requests {
+                        self.lagging(to.0).await;
+                    }
                     if !self.pass(from, to).await || tx.send(frame).await.is_err() {
                         return;
                     }
@@ -243,8 +260,8 @@ impl Transport for MemoryTransport {
             let pair = || mpsc::channel(STREAM_CAPACITY);
             let ((tx, near_rx), (far_tx, far_rx)) = (pair(), pair());
             let ((back_tx, back_near_rx), (back_far_tx, back_rx)) = (pair(), pair());
-            tokio::spawn(network.clone().carry(me, far, near_rx, far_tx));
-            tokio::spawn(network.carry(far, me, back_near_rx, back_far_tx));
+            tokio::spawn(network.clone().carry(me, far, kind == StreamKind::Append, near_rx, far_tx));
+            tokio::spawn(network.carry(far, me, false, back_near_rx, back_far_tx));
             let _there = process.runtime.enter();
             process.handler.stream(card, kind, ReceiverStream::new(far_rx).map(Ok).boxed(), back_tx);
             Ok(Duplex { tx, rx: ReceiverStream::new(back_rx).map(Ok).boxed() })

@@ -96,10 +96,10 @@ fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<Newcomer> {
     let service = PeerService { secret: config.secret.clone(), handler: config.handler.clone() };
     let peer = PeerServer::new(service).max_decoding_message_size(FRAME_BYTES).max_encoding_message_size(FRAME_BYTES);
     let routes = config.routes.clone().add_service(peer).prepare();
-    let mut stop_rx = config.stop_rx.clone();
-    let incoming = ReceiverStream::new(rx).map(|(socket, place): Newcomer| {
+    let (mut stop_rx, accepted_stop_rx) = (config.stop_rx.clone(), config.stop_rx.clone());
+    let incoming = ReceiverStream::new(rx).map(move |(socket, place): Newcomer| {
         let socket = TcpStream::from_std(socket)?;
-        Ok::<_, io::Error>(Accepted::new(socket, place))
+        Ok::<_, io::Error>(Accepted::new(socket, place, accepted_stop_rx.clone()))
     });
     runtime.spawn(async move {
         let mut server = Server::builder()

@@ -2,6 +2,8 @@
 //! connections and the edges' to different runtimes; the client learns at once when a connection is gone.
 
 use super::auth::Gate;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
@@ -84,10 +86,13 @@ impl<T> Socket<T> {
     }
 }
 
-/// Server side. Until the other side has proved itself it has little time and may send little.
+/// Server side. Until the other side has proved itself it has little time and may send little. Ends when the network is shut down: what
+/// serves it would outlive the network otherwise, for streams between nodes never end by themselves.
 pub(super) struct Accepted {
     socket: Socket<Arc<Gate>>,
     stranger: Option<Stranger>,
+    /// `None` once it has resolved.
+    stopped: Option<BoxFuture<'static, ()>>,
 }
 
 struct Stranger {
@@ -99,9 +104,19 @@ struct Stranger {
 
 impl Accepted {
     /// Call inside the runtime that will serve it.
-    pub(super) fn new(socket: TcpStream, place: OwnedSemaphorePermit) -> Accepted {
+    pub(super) fn new(socket: TcpStream, place: OwnedSemaphorePermit, mut stop_rx: watch::Receiver<bool>) -> Accepted {
         let stranger = Stranger { deadline: Box::pin(tokio::time::sleep(PROOF_TIME)), received: 0, _place: place };
-        Accepted { socket: Socket::new(socket, Arc::new(Gate::default())), stranger: Some(stranger) }
+        let stopped = async move {
+            let _ = stop_rx.wait_for(|stop| *stop).await;
+        };
+        Accepted { socket: Socket::new(socket, Arc::new(Gate::default())), stranger: Some(stranger), stopped: Some(stopped.boxed()) }
+    }
+
+    fn is_stopped(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
+            self.stopped = None;
+        }
+        self.stopped.is_none()
     }
 }
 
@@ -116,6 +131,9 @@ impl Connected for Accepted {
 impl AsyncRead for Accepted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.is_stopped(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if this.socket.mark.card().is_some() {
             this.stranger = None;
         }

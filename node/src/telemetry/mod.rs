@@ -12,7 +12,10 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// The variable with the filter, in the syntax of `tracing_subscriber::EnvFilter`.
 pub const FILTER_VARIABLE: &str = "WARREN_LOG";
-const DEFAULT_FILTER: &str = "info,openraft=error,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
+/// Two parts of openraft only ever say that somebody still spoke to a group that has ended: nothing at an ordered stop, and `node` tells
+/// of a group that ended by a fault, with the cause.
+const DEFAULT_FILTER: &str =
+    "info,openraft=error,openraft::raft=off,openraft::core::heartbeat=off,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
 
 /// Start logging as the configuration says. A panic becomes a log line too.
 ///

@@ -1,4 +1,4 @@
-//! A client of a simulated node: a connection of its edge, steps in, events out, and the knowledge that the node is dead.
+//! A client of a simulated node: a connection of its edge, steps in, news out, and the knowledge that the node is dead.
 
 use super::host::{Host, Life};
 use std::collections::VecDeque;
@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use warren::edge::{Connection, ConnectionInfo};
-use warren::model::catalog::{Name, Refusal, Table};
+use warren::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Refusal, Table, Target};
+use warren::model::link::Delivery;
 use warren::model::step::{DeclareQueue, Event, Reply, Request, Step};
+use warren::model::{ConsumerId, ShardId};
 
 /// A request is answered within this time, with a refusal if need be: the nodes' patience of 2 s and a lot for a busy machine.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -26,6 +28,47 @@ pub enum Failed {
     Silent,
 }
 
+/// What clients wait for, of all that a broker says.
+#[derive(Debug)]
+pub enum News {
+    /// First and last ticket of each run.
+    Confirmed(Vec<(u64, u64)>),
+    Nacked(Vec<(u64, u64)>),
+    /// Ticket of a message that no queue took; its confirm follows.
+    Returned(u64),
+    Delivered {
+        consumer: ConsumerId,
+        shard: ShardId,
+        messages: Vec<Delivery>,
+    },
+    /// The broker ended a consumer.
+    ConsumerGone,
+    /// What a client in good standing is never told.
+    Odd(Event),
+}
+
+impl News {
+    fn of(event: Event) -> Option<News> {
+        match event {
+            Event::Confirmed { tickets, .. } => Some(News::Confirmed(tickets)),
+            Event::Nacked { tickets, .. } => Some(News::Nacked(tickets)),
+            Event::Returned(publish) => Some(News::Returned(publish.ticket.unwrap_or_default())),
+            Event::Deliver { consumer, shard, messages, .. } => Some(News::Delivered { consumer, shard, messages }),
+            Event::ConsumerGone { .. } => Some(News::ConsumerGone),
+            Event::Blocked(_) | Event::Unblocked => None,
+            odd @ (Event::Authenticated
+            | Event::AuthenticationFailed(_)
+            | Event::Opened
+            | Event::OpenRefused(_)
+            | Event::Reply { .. }
+            | Event::ChannelError { .. }
+            | Event::Report
+            | Event::Close(_)
+            | Event::Left) => Some(News::Odd(odd)),
+        }
+    }
+}
+
 /// A client.
 pub struct Client {
     pub host: Arc<Host>,
@@ -38,6 +81,23 @@ pub struct Client {
 /// A name in the only vhost.
 pub fn name(text: &str) -> Name {
     Name { vhost: "/".into(), name: text.into() }
+}
+
+/// queue.delete, whatever is in it.
+pub fn delete(queue: &str) -> Request {
+    Request::DeleteQueue { name: name(queue), if_unused: false, if_empty: false }
+}
+
+/// queue.bind.
+pub fn bind(exchange: &str, queue: &str, key: &str) -> Request {
+    let (vhost, source, destination, key) = ("/".into(), exchange.into(), queue.into(), key.into());
+    Request::Bind(BindingSpec { vhost, source, target: Target::Queue, destination, key, arguments: Table::new() })
+}
+
+/// exchange.declare of a durable exchange.
+pub fn declare_exchange(exchange: &str, kind: ExchangeKind) -> Request {
+    let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments: Table::new() };
+    Request::DeclareExchange { spec, passive: false }
 }
 
 /// queue.declare of a durable queue.
@@ -108,7 +168,7 @@ impl Client {
     }
 
     /// What has come; empty when nothing came within `most` or the node is dead.
-    pub async fn events(&mut self, most: Duration) -> Vec<Event> {
+    pub async fn news(&mut self, most: Duration) -> Vec<News> {
         if self.waiting.is_empty() {
             let _ = timeout(most, async {
                 tokio::select! {
@@ -119,7 +179,7 @@ impl Client {
             .await;
             self.take();
         }
-        self.waiting.drain(..).collect()
+        self.waiting.drain(..).filter_map(News::of).collect()
     }
 
     fn take(&mut self) {
@@ -130,7 +190,7 @@ impl Client {
         }
     }
 
-    /// The answer to a request; other events wait for `events`.
+    /// The answer to a request; everything else waits for `news`.
     pub async fn ask(&mut self, request: Request) -> Result<Reply, Failed> {
         self.tell(Step::Request { channel: CHANNEL, request });
         let answered = timeout(ANSWER, async {

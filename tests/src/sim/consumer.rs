@@ -1,7 +1,7 @@
 //! Consumers: an orderly one only acknowledges; a wild one also gives messages back, closes its channel, hangs up, and fetches with
 //! basic.get. Each stretch between those is a consumer of its own in the judges' eyes.
 
-use super::client::{CHANNEL, Client, Failed, name};
+use super::client::{CHANNEL, Client, Failed, News, name};
 use super::publisher::over;
 use super::world::{Kind, Phase, World};
 use crate::chance::Chance;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use warren::model::ConsumerId;
 use warren::model::catalog::Table;
 use warren::model::entry::StoredMessage;
-use warren::model::step::{Event, Held, Outcome, Reply, Request, Step};
+use warren::model::step::{Held, Outcome, Reply, Request, Step};
 
 /// One stretch of consuming.
 struct Consumer {
@@ -114,9 +114,9 @@ impl Consumer {
     /// Takes what comes; true: the broker ended the consumer.
     async fn take(&mut self, most: Duration) -> bool {
         let mut gone = false;
-        for event in self.client.events(most).await {
-            match event {
-                Event::Deliver { consumer, shard, messages, .. } => {
+        for news in self.client.news(most).await {
+            match news {
+                News::Delivered { consumer, shard, messages } => {
                     let bytes = messages.iter().map(|m| m.message.len() as u64).sum();
                     self.client.tell(Step::Written { consumer, bytes });
                     for m in messages {
@@ -124,20 +124,11 @@ impl Consumer {
                         self.got(held, m.message, m.redelivered);
                     }
                 }
-                Event::ConsumerGone { .. } => gone = true,
-                Event::Blocked(_) | Event::Unblocked => {}
-                other @ (Event::Authenticated
-                | Event::AuthenticationFailed(_)
-                | Event::Opened
-                | Event::OpenRefused(_)
-                | Event::Reply { .. }
-                | Event::Confirmed { .. }
-                | Event::Nacked { .. }
-                | Event::Returned(_)
-                | Event::ChannelError { .. }
-                | Event::Report
-                | Event::Close(_)
-                | Event::Left) => self.world.error(format!("the consumer of {} is told {other:?}", self.queue)),
+                News::ConsumerGone => gone = true,
+                News::Odd(event) => self.world.error(format!("the consumer of {} is told {event:?}", self.queue)),
+                odd @ (News::Confirmed(_) | News::Nacked(_) | News::Returned(_)) => {
+                    self.world.error(format!("the consumer of {} is told {odd:?}", self.queue));
+                }
             }
         }
         gone

@@ -3,6 +3,7 @@
 
 use crate::oracle::Oracle;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -38,6 +39,7 @@ pub struct Host {
     state: Mutex<State>,
     life_tx: watch::Sender<Life>,
     errors: Arc<Mutex<Vec<String>>>,
+    starved: Arc<AtomicBool>,
 }
 
 struct State {
@@ -62,7 +64,14 @@ fn config(id: NodeId, dir: &Path) -> ServerConfig {
 }
 
 impl Host {
-    pub fn new(id: u16, seed: u64, dir: &Path, network: &MemoryNetwork, errors: &Arc<Mutex<Vec<String>>>) -> Arc<Host> {
+    pub fn new(
+        id: u16,
+        seed: u64,
+        dir: &Path,
+        network: &MemoryNetwork,
+        errors: &Arc<Mutex<Vec<String>>>,
+        starved: &Arc<AtomicBool>,
+    ) -> Arc<Host> {
         let disk = SimDisk::new(seed.wrapping_mul(31).wrapping_add(u64::from(id)));
         let state = State { disk, life: 0, runtime: None, node: None, consumers: Vec::new() };
         Arc::new(Host {
@@ -72,6 +81,7 @@ impl Host {
             state: Mutex::new(state),
             life_tx: watch::channel(Life { number: 0, edge: None }).0,
             errors: errors.clone(),
+            starved: starved.clone(),
         })
     }
 
@@ -99,6 +109,7 @@ impl Host {
             wire: Box::new(move |handler| Ok(network.join(id, handler))),
         };
         runtime.spawn(self.clone().run(life, ground));
+        runtime.spawn(super::world::watch_clock(self.starved.clone()));
         state.runtime = Some(runtime);
     }
 

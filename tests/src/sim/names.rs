@@ -1,7 +1,7 @@
 //! What clients do with names: a queue that one node declared is there on every node at once, one that was deleted is nowhere
 //! (rule 28); and one name is deleted and declared again from all nodes while others publish to it and consume (rule 27).
 
-use super::client::{Client, Failed, declare, name};
+use super::client::{Client, Failed, declare, delete};
 use super::publisher::{Publisher, Target, over};
 use super::world::{Phase, World};
 use crate::chance::Chance;
@@ -9,11 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use warren::model::catalog::Refusal;
-use warren::model::step::{Reply, Request};
-
-fn delete(queue: &str) -> Request {
-    Request::DeleteQueue { name: name(queue), if_unused: false, if_empty: false }
-}
+use warren::model::step::Reply;
 
 /// A client of some node; `None` when the load ends before one serves.
 async fn some_client(world: &World, chance: &mut Chance) -> Option<Client> {

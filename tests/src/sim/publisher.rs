@@ -1,7 +1,7 @@
 //! Publishers: each connection is a publisher of its own in the judges' eyes, with a window of unconfirmed messages. When its node dies
 //! it goes on elsewhere.
 
-use super::client::{CHANNEL, Client};
+use super::client::{CHANNEL, Client, News};
 use super::world::{FANOUT, Phase, World};
 use crate::chance::Chance;
 use crate::oracle::{self, Message, Oracle};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use warren::model::step::{Event, Publish, Step};
+use warren::model::step::{Publish, Step};
 
 /// Every publish is confirmed or refused by then, when its node lives: patience of the node and a lot for a busy machine.
 const VERDICT: Duration = Duration::from_secs(40);
@@ -86,23 +86,15 @@ impl Publisher {
 
     /// Takes what has come or comes within `most`.
     pub async fn verdicts(&mut self, world: &World, most: Duration) {
-        for event in self.client.events(most).await {
-            match event {
-                Event::Confirmed { tickets, .. } => tickets.into_iter().for_each(|(a, b)| (a..=b).for_each(|t| self.confirmed(t))),
-                Event::Nacked { tickets, .. } => tickets.into_iter().for_each(|(a, b)| (a..=b).for_each(|t| self.nacked(t))),
-                Event::Returned(publish) => self.returned(world, publish.ticket.unwrap_or_default()),
-                Event::Blocked(_) | Event::Unblocked => {}
-                other @ (Event::Authenticated
-                | Event::AuthenticationFailed(_)
-                | Event::Opened
-                | Event::OpenRefused(_)
-                | Event::Reply { .. }
-                | Event::ChannelError { .. }
-                | Event::Deliver { .. }
-                | Event::ConsumerGone { .. }
-                | Event::Report
-                | Event::Close(_)
-                | Event::Left) => world.error(format!("publisher {} of {:?} is told {other:?}", self.id, self.target)),
+        for news in self.client.news(most).await {
+            match news {
+                News::Confirmed(tickets) => tickets.into_iter().for_each(|(a, b)| (a..=b).for_each(|t| self.confirmed(t))),
+                News::Nacked(tickets) => tickets.into_iter().for_each(|(a, b)| (a..=b).for_each(|t| self.nacked(t))),
+                News::Returned(ticket) => self.returned(world, ticket),
+                News::Odd(event) => world.error(format!("publisher {} of {:?} is told {event:?}", self.id, self.target)),
+                odd @ (News::Delivered { .. } | News::ConsumerGone) => {
+                    world.error(format!("publisher {} of {:?} is told {odd:?}", self.id, self.target));
+                }
             }
         }
         if !self.open.is_empty() && self.client.is_alive() && self.last_verdict.elapsed() > VERDICT {

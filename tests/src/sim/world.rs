@@ -2,16 +2,23 @@
 
 use super::host::Host;
 use crate::oracle::Oracle;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use warren::model::{Incarnation, NodeId, SessionId, ShardId};
+use warren::node::SimulatedNode;
 use warren::peer::memory::MemoryNetwork;
 
-/// A nap of 20 ms that takes this long says that nobody's second is a second.
+/// A nap takes so long ...
+const NAP: Duration = Duration::from_millis(20);
+/// ... and when it takes this long, nobody's second is a second.
 const STARVED: Duration = Duration::from_millis(150);
+
+/// Sessions of edges by shard and process, and how far the replica was that told.
+type Known = HashMap<(ShardId, (NodeId, Incarnation)), (SessionId, u64)>;
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,8 +64,10 @@ pub struct World {
     pub errors: Arc<Mutex<Vec<String>>>,
     /// Things that went as they should, counted: a run in which some never happened proves little.
     pub checks: AtomicU64,
-    /// The machine was so busy that an edge may have been taken for gone.
-    pub starved: AtomicBool,
+    /// The machine was so busy that an edge may have been taken for gone. Shared with the hosts, whose threads are watched too.
+    pub starved: Arc<AtomicBool>,
+    /// A leader took an edge for gone although its process lived: what its clients hold came to others.
+    pub parted: AtomicBool,
     notes: Mutex<Vec<String>>,
     begun: Instant,
     next_id: AtomicU32,
@@ -67,7 +76,8 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, dir: &Path) -> Arc<World> {
         let (network, errors) = (MemoryNetwork::new(seed), Arc::<Mutex<Vec<String>>>::default());
-        let hosts = (1..=3).map(|id| Host::new(id, seed, dir, &network, &errors)).collect();
+        let starved = Arc::<AtomicBool>::default();
+        let hosts = (1..=3).map(|id| Host::new(id, seed, dir, &network, &errors, &starved)).collect();
         Arc::new(World {
             seed,
             network,
@@ -76,7 +86,8 @@ impl World {
             phase_tx: watch::channel(Phase::Load).0,
             errors,
             checks: AtomicU64::new(0),
-            starved: AtomicBool::new(false),
+            starved,
+            parted: AtomicBool::new(false),
             notes: Mutex::default(),
             begun: Instant::now(),
             next_id: AtomicU32::new(1),
@@ -110,19 +121,69 @@ impl World {
         self.notes.lock().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
-    /// Watches the clock for as long as the run lasts.
-    pub async fn watch_clock(self: Arc<World>) {
+    /// Looks at the sessions of the edges for as long as the load lasts: a process that lives and lost its session was taken for gone.
+    pub async fn watch_sessions(self: Arc<World>) {
+        let mut known = HashMap::new();
         while self.phase() < Phase::End {
-            let before = Instant::now();
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            if before.elapsed() > STARVED {
-                self.starved.store(true, Ordering::Relaxed);
+            let nodes: Vec<_> = self.hosts.iter().filter_map(|host| Some((host.id, host.node()?))).collect();
+            let process = |(id, node): &(NodeId, Arc<SimulatedNode>)| Some((*id, node.replicas().catalog().read().incarnation(*id)?));
+            let alive: Vec<_> = nodes.iter().filter_map(process).collect();
+            let shards = nodes.first().map_or(0, |(_, node)| node.shards());
+            for shard in (1..=shards).map(ShardId) {
+                if let Some(node) = self.look_at_sessions(shard, &nodes, &alive, &mut known) {
+                    self.note(format!("shard {shard} took the edge of node {node} for gone"));
+                    self.parted.store(true, Ordering::Relaxed);
+                }
+            }
+            tokio::time::sleep(NAP).await;
+        }
+    }
+
+    /// The replica that is furthest is asked, if it has seen as much as the one that was asked before.
+    fn look_at_sessions(
+        &self,
+        shard: ShardId,
+        nodes: &[(NodeId, Arc<SimulatedNode>)],
+        alive: &[(NodeId, Incarnation)],
+        known: &mut Known,
+    ) -> Option<NodeId> {
+        let replicas = nodes.iter().filter_map(|(_, node)| {
+            let machine = node.replicas().data(shard)?;
+            let machine = machine.lock();
+            let rows: HashMap<_, _> = machine.sessions().map(|(id, node, process, _)| ((node, process), id)).collect();
+            Some((machine.applied().index, rows))
+        });
+        let (applied, rows) = replicas.max_by_key(|(applied, _)| *applied)?;
+        let mut gone = None;
+        for edge in alive {
+            let (before, now) = (known.get(&(shard, *edge)).copied(), rows.get(edge).copied());
+            if before.is_some_and(|(_, seen)| seen > applied) {
+                continue;
+            }
+            if before.is_some_and(|(session, _)| now != Some(session)) {
+                gone = Some(edge.0);
+                known.remove(&(shard, *edge));
+            }
+            if let Some(session) = now {
+                known.insert((shard, *edge), (session, applied));
             }
         }
+        gone
     }
 
     /// Something was checked and right.
     pub fn checked(&self) {
         self.checks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Watches the clock on the threads of its runtime, for as long as that lasts.
+pub async fn watch_clock(starved: Arc<AtomicBool>) {
+    loop {
+        let before = Instant::now();
+        tokio::time::sleep(NAP).await;
+        if before.elapsed() > STARVED {
+            starved.store(true, Ordering::Relaxed);
+        }
     }
 }

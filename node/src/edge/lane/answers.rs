@@ -421,13 +421,3 @@ impl std::ops::AddAssign for Ended {
         self.returned += other.returned;
     }
 }
-
-impl FromIterator<crate::model::Seq> for crate::edge::ranges::RangeSet {
-    fn from_iter<I: IntoIterator<Item = crate::model::Seq>>(seqs: I) -> Self {
-        let mut set = Self::default();
-        seqs.into_iter().for_each(|seq| {
-            set.insert(seq);
-        });
-        set
-    }
-}

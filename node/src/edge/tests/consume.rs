@@ -157,9 +157,7 @@ async fn a_new_leader_is_told_what_is_held_and_nothing_of_the_old_leader_follows
 
 #[tokio::test]
 async fn a_consume_without_an_answer_is_asked_again_on_a_new_path() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
     old.batch().await;

@@ -122,6 +122,14 @@ impl Scene {
         Scene { world, edge, paths_rx }
     }
 
+    /// With a queue in this shard, and a client.
+    fn with_queue(queue: &str, shard: u16) -> (Scene, Client) {
+        let scene = Scene::new(default_config());
+        scene.queue(queue, shard);
+        let client = scene.client();
+        (scene, client)
+    }
+
     fn queue(&self, queue: &str, shard: u16) -> QueueId {
         let spec = QueueSpec { name: name(queue), durable: true, auto_delete: false, exclusive_owner: None, arguments: Table::new() };
         self.declare(spec, ShardId(shard))

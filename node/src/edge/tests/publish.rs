@@ -50,9 +50,7 @@ async fn a_fanout_to_two_shards_confirms_once_when_both_answered() {
 
 #[tokio::test]
 async fn a_new_leader_gets_unanswered_batches_again_and_each_confirms_once() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
     assert_eq!(keys(&old.batch().await).len(), 1);
@@ -78,9 +76,7 @@ async fn a_new_leader_gets_unanswered_batches_again_and_each_confirms_once() {
 
 #[tokio::test]
 async fn a_rewind_resends_from_there() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     let first = leader.batch().await;
@@ -98,9 +94,7 @@ async fn a_rewind_resends_from_there() {
 
 #[tokio::test]
 async fn a_new_session_gets_new_numbers() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
     old.batch().await;
@@ -118,9 +112,7 @@ async fn a_new_session_gets_new_numbers() {
 
 #[tokio::test]
 async fn the_window_bounds_batches_in_flight() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     leader.batch().await;
@@ -226,9 +218,7 @@ async fn a_missing_exchange_closes_the_channel_and_silences_it() {
 
 #[tokio::test]
 async fn a_confirm_for_a_closed_channel_does_not_reach_its_successor() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     client.publish("", "q", 1);
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     leader.batch().await;
@@ -351,6 +341,55 @@ async fn a_nacked_batch_that_was_sent_is_void_for_the_next_leader() {
     assert!(client.now().is_empty());
 }
 
+/// The old leader's copy may have been applied: its verdict names the messages as they were.
+#[tokio::test]
+async fn the_messages_of_a_void_batch_keep_their_ordinals() {
+    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(1100), ..default_config() });
+    scene.queue("first", 1);
+    scene.queue("second", 1);
+    let mut client = scene.client();
+    for (queue, ticket) in [("first", 1), ("second", 0), ("first", 2), ("second", 0)] {
+        client.publish("", queue, ticket);
+    }
+    let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
+    assert_eq!(keys(&old.batch().await), ["first", "second", "first", "second"]);
+    assert!(matches!(client.next().await, Event::Blocked(_)));
+    for ticket in 1..=2 {
+        assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(ticket, ticket)] });
+    }
+    scene.world.set_leader(ShardId(1), Some(leader(2, 3)));
+    let (mut new, _) = scene.leader(leader(2, 3), 9, 0).await;
+    let void = new.batch().await;
+    assert_eq!((void.seq, enqueues(&void).len(), keys(&void)), (BatchSeq(1), 4, vec!["second".to_string(), "second".into()]));
+    assert!(crate::model::entry::is_batch(&void.ops));
+    // Of the copy that was applied the first and the last message were refused: only the last one is still wanted.
+    new.verdict(1, &[0, 3]).await;
+    let again = new.batch().await;
+    assert_eq!((again.seq, keys(&again)), (BatchSeq(2), vec!["second".to_string()]));
+    new.verdict(2, &[]).await;
+    assert_eq!(client.next().await, Event::Unblocked);
+    assert!(client.now().is_empty());
+}
+
+#[tokio::test]
+async fn a_large_message_is_a_batch_of_its_own() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    let large: &'static [u8] = vec![7; limits::BATCH_BYTES].leak();
+    client.publish("", "q", 1);
+    client.submit(Step::Publish(publish("", "q", 2, large)));
+    client.publish("", "q", 3);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    for (seq, bytes) in [(1, 0), (2, limits::BATCH_BYTES), (3, 0)] {
+        let batch = leader.batch().await;
+        assert_eq!((batch.seq, keys(&batch)), (BatchSeq(seq), vec!["q".to_string()]), "in the order of publishing");
+        assert_eq!(batch.ops.len() >= limits::BATCH_BYTES, bytes > 0);
+        leader.verdict(seq, &[]).await;
+        assert_eq!(client.confirmed().await, [(seq, seq)]);
+    }
+}
+
 #[tokio::test]
 async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     let mut scene = Scene::new(default_config());
@@ -438,9 +477,7 @@ async fn a_refused_message_whose_queue_exists_is_sent_again_and_then_nacked_but_
 
 #[tokio::test]
 async fn an_edge_that_was_declared_gone_resends_under_the_old_numbers() {
-    let mut scene = Scene::new(default_config());
-    scene.queue("q", 1);
-    let mut client = scene.client();
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
     let mut old = None;
     for ticket in 1..=3 {
         client.publish("", "q", ticket);

@@ -20,7 +20,7 @@ mod tests;
 pub use equivalence::{check_owner, exchange_text, kind_text, queue_text};
 pub use password::{decode_base64, hash_password, password_matches};
 pub use pattern::Pattern;
-pub use persist::{decode_command, encode_command};
+pub use persist::{Image, decode_command, encode_command};
 pub use policy::{Applied, queue_type};
 pub use route::RouteResult;
 

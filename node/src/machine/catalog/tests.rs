@@ -488,8 +488,9 @@ proptest! {
             }
             let hash = f.0.state_hash();
             if n % 4 == 0 {
-                let delta = f.0.checkpoint().unwrap();
-                prop_assert!(f.0.checkpoint().is_none());
+                let delta = f.0.capture().unwrap().into_delta();
+                f.0.captured(delta.applied);
+                prop_assert!(f.0.capture().is_none());
                 f.0 = Catalog::restore(delta.puts).unwrap();
             } else if n % 4 == 2 {
                 f.0 = Catalog::from_snapshot(&f.0.snapshot()).unwrap();

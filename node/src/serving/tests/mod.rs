@@ -81,21 +81,28 @@ impl Proposer for Gate {
     }
 }
 
-/// Bodies that are never in memory.
-struct Cold(Arc<LocalBodies>);
+/// Bodies that are never in memory; the entries in `bad` cannot be read.
+struct Cold {
+    bodies: Arc<LocalBodies>,
+    bad: Arc<Mutex<Vec<u64>>>,
+}
 
 impl Bodies for Cold {
     fn cached(&self, _index: u64) -> Option<EntryBytes> {
         None
     }
     fn read(&self, index: u64) -> futures::future::BoxFuture<'static, std::io::Result<EntryBytes>> {
-        self.0.read(index)
+        if self.bad.lock().contains(&index) {
+            return Box::pin(async { Err(std::io::ErrorKind::InvalidData.into()) });
+        }
+        self.bodies.read(index)
     }
 }
 
 struct Shard {
     machine: Arc<Mutex<DataMachine>>,
     bodies: Arc<LocalBodies>,
+    bad: Arc<Mutex<Vec<u64>>>,
     catalog: Arc<TestCatalog>,
     gate: Arc<Gate>,
     server: ServerHandle,
@@ -141,11 +148,13 @@ impl Shard {
         let mut config = ServerConfig::new(ShardId(1), NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
-        let read: Arc<dyn Bodies> = if setup.cold { Arc::new(Cold(bodies.clone())) } else { bodies.clone() };
+        let bad = Arc::<Mutex<Vec<u64>>>::default();
+        let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
+        let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, catalog, gate, server, events, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, term, setup }
     }
 
     /// Another leader over the same replicated state.
