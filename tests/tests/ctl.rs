@@ -41,6 +41,7 @@ fn dial(cluster: &Cluster, at: usize, user: &str, vhost: &str) -> Dial {
 /// How the broker closes a connection that does not ask for anything.
 fn end_of(connection: &mut Connection) -> Option<(u16, String)> {
     match message_event(connection, PATIENCE) {
+        Ok(Some(Incoming::ConnectionClose { code, text })) => Some((code, text)),
         Err(ClientError::ConnectionClosed { code, text }) => Some((code, text)),
         _ => None,
     }
@@ -89,7 +90,7 @@ fn users_and_rights_that_one_node_is_told_hold_on_all() {
     let mut client = Connection::open_with_channel(&Dial { password: "new secret".into(), ..dial(cluster, 0, &user, &vhost) }).unwrap();
     last.done(&["-p", &vhost, "set_permissions", &user, "", "", ""]);
     client.publish(1, "mine", b"x").unwrap();
-    let (code, text) = refusal(message_event(&mut client, PATIENCE));
+    let Some(Incoming::ChannelClose { code, text, .. }) = message_event(&mut client, PATIENCE).unwrap() else { panic!("not refused") };
     assert_eq!(
         (code, text),
         (403, format!("ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '{vhost}' refused for user '{user}'"))

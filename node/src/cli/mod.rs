@@ -128,6 +128,11 @@ mod tests {
         }
         let policy = ["rabbitmqctl", "set_policy", "p", "^a", r#"{"max-length":5}"#, "--priority", "-3", "--apply-to", "queues"];
         Tool::try_parse_from(policy).unwrap();
+        for line in
+            ["delete_queue q --if-empty --if-unused", "add_user u h --pre-hashed-password", "add_vhost v --default-queue-type quorum"]
+        {
+            Tool::try_parse_from(format!("rabbitmqctl {line}").split(' ')).unwrap();
+        }
         assert!(Tool::try_parse_from(["rabbitmqctl", "no_such_command"]).is_err());
     }
 }

@@ -34,10 +34,10 @@ pub(super) enum CtlCommand {
     DeleteQueue {
         queue: String,
         /// Only when it is empty
-        #[arg(short = 'e', long)]
+        #[arg(short = 'e', long = "if-empty")]
         if_empty: bool,
         /// Only when it has no consumers
-        #[arg(short = 'u', long)]
+        #[arg(short = 'u', long = "if-unused")]
         if_unused: bool,
     },
     /// Add a user; the password comes from standard input unless it is given
@@ -45,7 +45,7 @@ pub(super) enum CtlCommand {
         username: String,
         password: Option<String>,
         /// It is base64(salt, sha256(salt, password)), as hash_password prints it
-        #[arg(long)]
+        #[arg(long = "pre-hashed-password")]
         pre_hashed_password: bool,
     },
     /// Delete a user; its connections are closed
@@ -72,7 +72,7 @@ pub(super) enum CtlCommand {
         #[arg(long, default_value = "")]
         tags: String,
         /// x-queue-type of durable queues that are declared without one: classic or quorum
-        #[arg(long)]
+        #[arg(long = "default-queue-type")]
         default_queue_type: Option<String>,
     },
     /// Delete a vhost with all that is in it; its connections are closed
