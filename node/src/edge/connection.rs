@@ -81,6 +81,8 @@ impl Connection {
     pub fn submit(&mut self, step: Step) -> Result<(), Step> {
         match step {
             Step::Publish(publish) => return self.publish(publish).map_err(Step::Publish),
+            Step::Commit(commit) => return self.commit(commit).map_err(Step::Commit),
+            Step::Check { channel, exchange } => self.check_exchange(channel, &exchange),
             Step::Settle { held, outcome } => self.settle(&held, outcome),
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),
@@ -168,12 +170,17 @@ impl Connection {
         }
     }
 
-    fn settle(&mut self, held: &[Held], outcome: Outcome) {
+    pub(super) fn settle(&mut self, held: &[Held], outcome: Outcome) {
         let mut settled = 0;
         for group in held.chunk_by(|a, b| a.shard == b.shard) {
             let lane = self.lane_at(group[0].shard);
             settled += self.lanes[lane].lane.settle(self.mailbox.id(), group, outcome);
         }
+        self.settled(held, outcome, settled);
+    }
+
+    /// `held` were settled in their lanes, `settled` of them were held there.
+    pub(super) fn settled(&mut self, held: &[Held], outcome: Outcome, settled: u64) {
         for group in held.chunk_by(|a, b| a.consumer == b.consumer) {
             if let Some(consumer) = group[0].consumer {
                 self.mailbox.settled(consumer, group.len() as u32);

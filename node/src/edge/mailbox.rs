@@ -2,8 +2,9 @@
 //! blocks it. Lanes and request tasks push, the connection's own task takes. One short lock; a lane's lock may be held around it, never
 //! the other way round.
 
+use super::access::Who;
 use super::pool::Pool;
-use crate::model::catalog::{Owner, Refusal};
+use crate::model::catalog::{Name, Owner, Refusal};
 use crate::model::link::Delivery;
 use crate::model::report::Report;
 use crate::model::step::{Event, Publish, Reply};
@@ -53,6 +54,18 @@ pub(super) struct Identity {
     pub user_created: u64,
     /// Which vhost of that name.
     pub vhost_created: u64,
+}
+
+impl Identity {
+    /// As rights are asked for.
+    pub fn who(&self) -> Who<'_> {
+        Who { user: &self.user, vhost: &self.vhost }
+    }
+
+    /// Something in the vhost.
+    pub fn name(&self, name: &str) -> Name {
+        Name { vhost: self.vhost.clone(), name: name.into() }
+    }
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 mod access;
 mod admission;
 mod connection;
+mod copies;
 mod counters;
 mod headers;
 mod lane;
@@ -15,9 +16,11 @@ mod ports;
 mod publish;
 mod pulse;
 mod ranges;
+mod replies;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod transaction;
 
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};

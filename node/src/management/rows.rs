@@ -2,7 +2,7 @@
 
 use super::source::{ExchangeRow, QueueRow};
 use super::term;
-use crate::model::catalog::{BindingSpec, ExchangeKind, Table, Target, Value};
+use crate::model::catalog::{BindingSpec, Table, Target, Value};
 use serde_json::{Value as Json, json};
 use warren_proto::admin::{Cell, ListReply, Row};
 
@@ -114,7 +114,7 @@ impl Listed for ExchangeRow {
     fn cell(&self, column: &str) -> Cell {
         match column {
             "name" => text(&self.spec.name.name),
-            "type" => text(kind(self.spec.kind)),
+            "type" => text(self.spec.kind.text()),
             "durable" => plain(self.spec.durable),
             "auto_delete" => plain(self.spec.auto_delete),
             "internal" => plain(self.spec.internal),
@@ -123,15 +123,6 @@ impl Listed for ExchangeRow {
             "vhost" => text(&self.spec.name.vhost),
             _ => unknown(),
         }
-    }
-}
-
-fn kind(kind: ExchangeKind) -> &'static str {
-    match kind {
-        ExchangeKind::Direct => "direct",
-        ExchangeKind::Fanout => "fanout",
-        ExchangeKind::Topic => "topic",
-        ExchangeKind::Headers => "headers",
     }
 }
 

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod link;
 pub mod ports;
 pub mod report;
+pub mod shortage;
 pub mod step;
 
 pub use ids::*;

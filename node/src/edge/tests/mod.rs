@@ -3,7 +3,9 @@
 mod access;
 mod consume;
 mod publish;
+mod replies;
 mod requests;
+mod transactions;
 
 use super::*;
 use crate::machine::catalog::hash_password;

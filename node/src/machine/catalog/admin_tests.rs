@@ -278,7 +278,7 @@ fn a_policy_gives_an_exchange_its_alternate_at_once_but_an_argument_wins() {
     f.apply(CatalogCommand::Bind(bind("amq.fanout")));
     let routed = |f: &Fixture| {
         let mut out = Vec::new();
-        f.0.route("/", "amq.direct", b"nowhere", &Table::new, &mut out);
+        f.0.route_one("/", "amq.direct", b"nowhere", &Table::new, &mut out);
         out.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
     };
     assert_eq!(routed(&f), []);

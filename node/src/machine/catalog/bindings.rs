@@ -63,7 +63,7 @@ impl Catalog {
         let vhost = self.vhosts.entry(vhost).or_default();
         let policies = vhost.applied_to_exchange(&spec);
         let mut exchange = Exchange {
-            table: RoutingTable::new(spec.kind),
+            table: RoutingTable::new(spec.kind, &spec.arguments),
             spec: Arc::new(spec),
             alternate: None,
             policies: Applied::default(),

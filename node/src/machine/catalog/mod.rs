@@ -15,14 +15,16 @@ mod persist;
 mod policy;
 mod route;
 #[cfg(test)]
+mod routing_tests;
+#[cfg(test)]
 mod tests;
 
-pub use equivalence::{check_owner, exchange_text, kind_text, queue_text};
+pub use equivalence::{check_owner, exchange_text, queue_text};
 pub use password::{decode_base64, hash_password, password_matches};
 pub use pattern::Pattern;
 pub use persist::{Image, decode_command, encode_command};
 pub use policy::{Applied, queue_type};
-pub use route::RouteResult;
+pub use route::{Envelope, RouteResult};
 
 use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, Target, Value};

@@ -1,7 +1,7 @@
 //! What a session says of itself when connections, channels or consumers are listed.
 
 use super::channel::Channel;
-use super::{Session, Slot, State};
+use super::{Session, Slot};
 use crate::model::report::{ChannelReport, ConsumerReport, Report};
 
 impl Session {
@@ -9,7 +9,7 @@ impl Session {
         let mut channels: Vec<ChannelReport> = self.channels.values().filter_map(open).map(Channel::report).collect();
         channels.sort_unstable_by_key(|c| c.number);
         Report {
-            state: self.state_text(),
+            state: self.state.text(),
             mechanism: self.mechanism,
             client_properties: self.client_properties.clone(),
             frame_max: self.shared.frame_max,
@@ -17,19 +17,6 @@ impl Session {
             heartbeat_seconds: self.heartbeat,
             channels,
             ..Report::default()
-        }
-    }
-
-    /// RabbitMQ's words.
-    fn state_text(&self) -> &'static str {
-        match self.state {
-            State::Header | State::Start => "starting",
-            State::Authenticating { .. } => "securing",
-            State::Tune => "tuning",
-            State::Open | State::Opening => "opening",
-            State::Running => "running",
-            State::Leaving | State::Parting | State::Closing => "closing",
-            State::Closed => "closed",
         }
     }
 }
