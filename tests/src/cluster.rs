@@ -5,7 +5,7 @@ use crate::management::{self, Metrics};
 use crate::ports::{self, Ports};
 use crate::small_disk::SmallDisk;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, mpsc};
@@ -59,6 +59,17 @@ impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
         ClusterOptions { nodes: 3, arguments: Vec::new(), disk_bytes: None }
     }
+}
+
+/// What an operator's tool said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Exit code.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
 }
 
 /// A running cluster. Nodes are counted from 0 here; node `at` has the id `at + 1`.
@@ -266,7 +277,8 @@ impl Cluster {
 
     /// The identity of the cluster that a node belongs to, as `warren ctl status` tells.
     pub fn identity(&self, at: usize) -> Option<String> {
-        let status = self.ctl(at, &["status"])?;
+        self.pid(at)?;
+        let status = self.ctl(at, &["status"]).stdout;
         status.lines().find_map(|line| line.strip_prefix("Cluster: ")).map(str::to_owned)
     }
 
@@ -294,18 +306,32 @@ impl Cluster {
     }
 
     fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
-        let rows = self.ctl(at, &["-q", "list_queues", "name", "leader"])?;
+        self.pid(at)?;
+        let rows = self.ctl(at, &["-q", "list_queues", "name", "leader"]).stdout;
         let leader: usize = rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t'))?.trim().parse().ok()?;
         leader.checked_sub(1)
     }
 
-    /// What `warren ctl` prints when it asks this node; `None` when it does not run.
-    fn ctl(&self, at: usize, arguments: &[&str]) -> Option<String> {
-        self.pid(at)?;
-        let mut command = Command::new(binary());
-        command.args(["ctl", "--node", &format!("127.0.0.1:{}", self.nodes[at].ports.peer)]).args(arguments);
-        command.env("WARREN_CLUSTER_SECRET", SECRET).stdin(Stdio::null());
-        String::from_utf8(command.output().ok()?.stdout).ok()
+    /// What `warren ctl` says when it asks this node.
+    pub fn ctl(&self, at: usize, arguments: &[&str]) -> Told {
+        let mut words = vec!["ctl"];
+        words.extend_from_slice(arguments);
+        self.tool(at, binary(), &words, "")
+    }
+
+    /// The same of a binary by another name, with something to read on its standard input.
+    pub fn tool(&self, at: usize, program: &Path, arguments: &[&str], input: &str) -> Told {
+        let node = format!("127.0.0.1:{}", self.nodes[at].ports.peer);
+        let mut command = Command::new(program);
+        command.args(arguments).env("WARREN_NODE", node).env("WARREN_CLUSTER_SECRET", SECRET);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("warren starts");
+        let mut stdin = child.stdin.take().expect("its standard input is a pipe");
+        // It may have ended without reading.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output().expect("an own child can be waited for");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Told { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
     /// Resident memory, KiB.

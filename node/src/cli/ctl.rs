@@ -1,23 +1,36 @@
-//! `warren ctl`: rabbitmqctl's commands and output over Warren's admin RPC. Exit codes as rabbitmqctl's: 64 wrong usage, 65 refused,
-//! 69 no node or not serving.
+//! `warren ctl`: rabbitmqctl's commands and output over Warren's admin RPC. Exit codes as rabbitmqctl's (sysexits): 64 wrong usage, 65
+//! refused for what was given, 67 no such user, 69 refused, no node or not serving, 70 failed, 75 no quorum. Here: the options, the
+//! way to a node, errors. What each command does is in `ctl/`.
+
+mod changes;
+mod checks;
+mod commands;
+mod listings;
 
 use super::format::Formatter;
 use super::variable;
 use crate::config::{ClusterSecret, ConfigError, DataDir, default_cluster_dir, default_server_dir};
 use crate::management::client::{AdminClient, ClientError};
+use crate::model::catalog::Refusal;
 use crate::peer::auth::{AuthError, Secret};
 use crate::peer::client::{DialError, dial_operator};
-use clap::{Args, Subcommand};
+use clap::Args;
+use commands::CtlCommand;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use warren_proto::admin::{ListRequest, Shard, StatusReply};
 
-const USAGE: u8 = 64;
-const REFUSED: u8 = 65;
+pub(super) const USAGE: u8 = 64;
+const DATA: u8 = 65;
+const NO_USER: u8 = 67;
 const UNAVAILABLE: u8 = 69;
+const SOFTWARE: u8 = 70;
+const TEMPORARY: u8 = 75;
 /// Where a node listens for `ctl` unless told otherwise.
 const DEFAULT_PEER_PORT: u16 = 7671;
+/// Seconds to wait for an answer, and for `await_startup`.
+const TIMEOUT_SECONDS: u64 = 60;
+const STARTUP_SECONDS: u64 = 300;
 
 /// Options of `warren ctl`, with rabbitmqctl's letters.
 #[derive(Debug, Args)]
@@ -31,7 +44,7 @@ pub(super) struct CtlArgs {
     /// File with the cluster secret [default: WARREN_CLUSTER_SECRET, else the data directory]
     #[arg(long, global = true, value_name = "FILE")]
     cluster_secret_file: Option<PathBuf>,
-    /// Vhost to list
+    /// The vhost that is meant
     #[arg(short = 'p', long, global = true, default_value = "/")]
     vhost: String,
     /// No informational lines
@@ -43,59 +56,66 @@ pub(super) struct CtlArgs {
     /// No header
     #[arg(long, global = true)]
     no_table_headers: bool,
-    /// How to print rows
+    /// How to print
     #[arg(long, global = true, value_enum, default_value_t)]
     formatter: Formatter,
-    /// Seconds to wait for the answer
-    #[arg(short, long, global = true, default_value_t = 60, value_name = "SECONDS")]
-    timeout: u64,
+    /// Seconds to wait for the answer [default: 60; await_startup: 300]
+    #[arg(short, long, global = true, value_name = "SECONDS")]
+    timeout: Option<u64>,
     #[command(subcommand)]
     command: CtlCommand,
 }
 
-#[derive(Clone, Debug, Subcommand)]
-#[command(rename_all = "snake_case")]
-enum CtlCommand {
-    /// Queues of a vhost; columns as rabbitmqctl names them [default: name messages]
-    ListQueues { columns: Vec<String> },
-    /// Exchanges of a vhost [default: name type]
-    ListExchanges { columns: Vec<String> },
-    /// Bindings of a vhost
-    ListBindings { columns: Vec<String> },
-    /// The node, the cluster, who leads which shard
-    Status,
-    /// Does the node answer?
-    Ping,
-    /// Does the node serve clients? Exit code 69 if not
-    CheckRunning,
-}
-
 #[derive(Debug, thiserror::Error)]
 enum CtlError {
-    #[error(transparent)]
+    #[error("Error:\n{0}")]
     Client(#[from] ClientError),
-    #[error("cannot reach a node at {address}: {error}")]
+    #[error("Error: cannot reach a node at {address}: {error}")]
     Dial { address: String, error: DialError },
-    #[error("the node at {address} has another cluster secret")]
+    #[error("Error: the node at {address} has another cluster secret")]
     WrongSecret { address: String },
-    #[error(transparent)]
+    #[error("Error: {0}")]
     Config(#[from] ConfigError),
-    #[error("no cluster secret: set WARREN_CLUSTER_SECRET, or give --cluster-secret-file FILE or the cluster's --data-dir DIR")]
+    #[error("Error: no cluster secret: set WARREN_CLUSTER_SECRET, or give --cluster-secret-file FILE or the cluster's --data-dir DIR")]
     NoSecret,
-    #[error("node {node} does not serve clients yet: {why}")]
-    NotServing { node: u32, why: String },
-    #[error("{0}")]
+    #[error("Error: {0}")]
     Io(#[from] std::io::Error),
+    /// A command's own words, as they are to be printed.
+    #[error("{text}")]
+    Failed { code: u8, text: String },
 }
 
 impl CtlError {
+    fn failed(code: u8, text: impl Into<String>) -> CtlError {
+        CtlError::Failed { code, text: text.into() }
+    }
+
+    /// What rabbitmqctl says and answers when the broker refuses.
+    fn refused(refusal: &Refusal) -> CtlError {
+        match refusal {
+            Refusal::NotFound { kind, name, .. } if kind == "user" => {
+                CtlError::failed(NO_USER, format!("Error:\nUser \"{name}\" does not exist"))
+            }
+            Refusal::NotFound { kind, name, .. } if kind == "vhost" => {
+                CtlError::failed(DATA, format!("Virtual host '{name}' does not exist"))
+            }
+            Refusal::NotFound { .. } => CtlError::failed(DATA, "Object (queue, stream, exchange, etc) was not found"),
+            Refusal::Precondition(text) if text.ends_with("already exists") => CtlError::failed(SOFTWARE, format!("Error:\n{text}")),
+            Refusal::Unavailable(text) => CtlError::failed(TEMPORARY, format!("Error:\n{text}")),
+            Refusal::Precondition(text)
+            | Refusal::Inequivalent(text)
+            | Refusal::Access(text)
+            | Refusal::Locked(text)
+            | Refusal::NotAllowed(text) => CtlError::failed(UNAVAILABLE, format!("Error:\n{text}")),
+        }
+    }
+
     fn code(&self) -> u8 {
         match self {
             CtlError::Client(ClientError::Refused { usage: true, .. }) | CtlError::NoSecret | CtlError::Config(_) => USAGE,
-            CtlError::Client(ClientError::Refused { usage: false, .. }) | CtlError::WrongSecret { .. } => REFUSED,
-            CtlError::Client(ClientError::Unreachable { .. }) | CtlError::Dial { .. } | CtlError::NotServing { .. } | CtlError::Io(_) => {
-                UNAVAILABLE
-            }
+            CtlError::Client(ClientError::Refused { usage: false, .. }) | CtlError::WrongSecret { .. } => DATA,
+            CtlError::Client(ClientError::Unreachable { .. }) | CtlError::Dial { .. } | CtlError::Io(_) => UNAVAILABLE,
+            CtlError::Failed { code, .. } => *code,
         }
     }
 }
@@ -103,40 +123,20 @@ impl CtlError {
 pub(super) fn run(args: CtlArgs) -> ExitCode {
     let asked = || -> Result<(), CtlError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(Box::pin(ask(&args)))
+        runtime.block_on(Box::pin(args.ask()))
     };
-    match asked() {
+    let result = asked().map_err(|error| match error {
+        CtlError::Client(ClientError::Refused { refusal: Some(refusal), .. }) => CtlError::refused(&refusal),
+        other => other,
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error}");
-            ExitCode::from(error.code())
-        }
-    }
-}
-
-async fn ask(args: &CtlArgs) -> Result<(), CtlError> {
-    args.banner();
-    let mut client = args.connect().await?;
-    match args.command.clone() {
-        CtlCommand::ListQueues { columns } => args.list(&mut client, "queues", columns).await,
-        CtlCommand::ListExchanges { columns } => args.list(&mut client, "exchanges", columns).await,
-        CtlCommand::ListBindings { columns } => args.list(&mut client, "bindings", columns).await,
-        CtlCommand::Status => {
-            print(&status_text(&client.status().await?));
-            Ok(())
-        }
-        CtlCommand::Ping => {
-            let reply = client.ping().await?;
-            args.inform(&format!("Ping succeeded: node {}, version {}", reply.node, reply.version));
-            Ok(())
-        }
-        CtlCommand::CheckRunning => {
-            let reply = client.ping().await?;
-            if !reply.waiting_for.is_empty() {
-                return Err(CtlError::NotServing { node: reply.node, why: reply.waiting_for });
+            let text = error.to_string();
+            if !text.is_empty() {
+                eprintln!("{text}");
             }
-            args.inform(&format!("Warren is running on node {}", reply.node));
-            Ok(())
+            ExitCode::from(error.code())
         }
     }
 }
@@ -148,40 +148,43 @@ fn print(text: &str) {
 }
 
 impl CtlArgs {
+    fn is_chatty(&self) -> bool {
+        !self.quiet && !self.silent && !self.formatter.is_for_machines()
+    }
+
+    /// A line that `--quiet` leaves out.
     fn inform(&self, line: &str) {
-        let wanted = !self.quiet && !self.silent && self.formatter == Formatter::Table;
-        if wanted {
+        if self.is_chatty() {
             print(&format!("{line}\n"));
         }
     }
 
-    /// The lines that rabbitmqctl prints before it asks, each as it is there.
-    fn banner(&self) {
-        let vhost = &self.vhost;
-        match &self.command {
-            CtlCommand::ListQueues { .. } => {
-                self.inform(&format!("Timeout: {}.0 seconds ...", self.timeout));
-                self.inform(&format!("Listing queues for vhost {vhost} ..."));
-            }
-            CtlCommand::ListExchanges { .. } => self.inform(&format!("Listing exchanges for vhost {vhost} ...")),
-            CtlCommand::ListBindings { .. } => self.inform(&format!("Listing bindings for vhost {vhost}...")),
-            CtlCommand::Status | CtlCommand::Ping | CtlCommand::CheckRunning => {}
+    /// The outcome of a command that is no listing: nothing but with a machine's formatter.
+    fn done(&self) {
+        if self.formatter == Formatter::Json {
+            print(&format!("{}\n", serde_json::json!({ "result": "ok" })));
         }
     }
 
-    async fn list(&self, client: &mut AdminClient, what: &str, columns: Vec<String>) -> Result<(), CtlError> {
-        // rabbitmqctl takes columns separated by commas, too.
-        let columns = columns.iter().flat_map(|word| word.split(',')).filter(|word| !word.is_empty()).map(str::to_owned).collect();
-        let reply = client.list(ListRequest { what: what.into(), vhost: self.vhost.clone(), columns }).await?;
-        print(&self.formatter.render(&reply, !self.silent && !self.no_table_headers));
-        Ok(())
+    /// The same with something to say.
+    fn say(&self, text: &str) {
+        match self.formatter {
+            Formatter::Json => print(&format!("{}\n", serde_json::json!({ "result": "ok", "message": text }))),
+            Formatter::Table | Formatter::Csv | Formatter::PrettyTable if self.silent => {}
+            Formatter::Table | Formatter::Csv | Formatter::PrettyTable => print(&format!("{text}\n")),
+        }
+    }
+
+    fn timeout_seconds(&self) -> u64 {
+        let default = if matches!(self.command, CtlCommand::AwaitStartup) { STARTUP_SECONDS } else { TIMEOUT_SECONDS };
+        self.timeout.unwrap_or(default).max(1)
     }
 
     /// The first node that answers: the one named, else those of the data directory.
     async fn connect(&self) -> Result<AdminClient, CtlError> {
         let dirs = self.dirs();
         let secret = Secret::new(self.secret(&dirs)?.bytes());
-        let timeout = Duration::from_secs(self.timeout.max(1));
+        let timeout = Duration::from_secs(self.timeout_seconds());
         let mut failure = None;
         for address in self.addresses(&dirs) {
             match dial_operator(&address, &secret).await {
@@ -238,31 +241,4 @@ fn running_nodes(dir: &Path) -> Vec<u16> {
     children.sort();
     nodes.extend(children.into_iter().filter(|path| path.is_dir()));
     nodes.iter().filter(|node| DataDir::is_locked(node)).filter_map(|node| DataDir::read_ports(node)).map(|ports| ports.peer).collect()
-}
-
-fn status_text(status: &StatusReply) -> String {
-    let mut lines = vec![
-        format!("Status of node {} ...", status.node),
-        format!("Version: {}", status.version),
-        format!("Cluster: {}", if status.cluster_id.is_empty() { "not formed yet" } else { &status.cluster_id }),
-        match status.waiting_for.as_str() {
-            "" => "Serving clients: yes".to_owned(),
-            why => format!("Serving clients: no, {why}"),
-        },
-        format!("Connections: {}", status.connections),
-        format!("Queues: {}", status.queues),
-        format!("Alarms: {}", if status.alarms.is_empty() { "none".to_owned() } else { status.alarms.join("; ") }),
-        String::new(),
-        "node\taddress\tup".to_owned(),
-    ];
-    lines.extend(status.members.iter().map(|m| format!("{}\t{}\t{}", m.node, m.address, m.up)));
-    lines.extend([String::new(), "shard\tleader\tterm\tmembers\tapplied".to_owned()]);
-    lines.extend(status.shards.iter().map(shard_line));
-    lines.join("\n") + "\n"
-}
-
-fn shard_line(shard: &Shard) -> String {
-    let members: Vec<String> = shard.members.iter().map(ToString::to_string).collect();
-    let leader = shard.leader.map_or_else(|| "none".to_owned(), |node| node.to_string());
-    format!("{}\t{}\t{}\t{}\t{}", shard.shard, leader, shard.term, members.join(","), shard.applied)
 }

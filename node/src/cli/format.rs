@@ -1,4 +1,4 @@
-//! How `warren ctl` prints rows: rabbitmqctl's tab-separated table, or JSON. Used by `ctl` alone.
+//! How `warren ctl` prints rows: rabbitmqctl's tab-separated table, JSON, CSV or a table with lines. Used by `ctl` alone.
 
 use clap::ValueEnum;
 use warren_proto::admin::{ListReply, Row};
@@ -11,6 +11,11 @@ pub(super) enum Formatter {
     Table,
     /// An array of objects.
     Json,
+    /// Comma-separated columns.
+    Csv,
+    /// With lines around.
+    #[value(name = "pretty_table")]
+    PrettyTable,
 }
 
 impl Formatter {
@@ -19,8 +24,52 @@ impl Formatter {
         match self {
             Formatter::Table => table(reply, header),
             Formatter::Json => json(reply),
+            Formatter::Csv => csv(reply),
+            Formatter::PrettyTable => pretty(reply),
         }
     }
+
+    /// Nothing may stand around the rows.
+    pub(super) fn is_for_machines(self) -> bool {
+        match self {
+            Formatter::Json | Formatter::Csv => true,
+            Formatter::Table | Formatter::PrettyTable => false,
+        }
+    }
+}
+
+/// RFC 4180, with the header always.
+fn csv(reply: &ListReply) -> String {
+    let quoted = |text: &str| match text.contains(['"', ',', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    };
+    let line = |cells: Vec<&str>| cells.into_iter().map(quoted).collect::<Vec<_>>().join(",") + "\n";
+    let header = line(reply.columns.iter().map(String::as_str).collect());
+    let rows = reply.rows.iter().map(|row| line(row.cells.iter().map(|cell| cell.text.as_str()).collect()));
+    if reply.rows.is_empty() { String::new() } else { header + &rows.collect::<String>() }
+}
+
+/// A box around every cell; nothing when there are no rows.
+fn pretty(reply: &ListReply) -> String {
+    let texts = |row: &Row| row.cells.iter().map(|cell| cell.text.clone()).collect::<Vec<_>>();
+    let rows: Vec<Vec<String>> = std::iter::once(reply.columns.clone()).chain(reply.rows.iter().map(texts)).collect();
+    if reply.rows.is_empty() {
+        return String::new();
+    }
+    let widths: Vec<usize> =
+        (0..reply.columns.len()).map(|at| rows.iter().filter_map(|r| r.get(at)).map(|c| c.chars().count()).max().unwrap_or(0)).collect();
+    let rule = |left: &str, middle: &str, right: &str| {
+        let lines: Vec<String> = widths.iter().map(|width| "─".repeat(width + 2)).collect();
+        format!("{left}{}{right}\n", lines.join(middle))
+    };
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!(" {cell}{} ", " ".repeat(width - cell.chars().count())));
+        format!("│{}│\n", cells.collect::<Vec<_>>().join("│"))
+    };
+    let between = rule("├", "┼", "┤");
+    let body: Vec<String> = rows.iter().map(line).collect();
+    format!("{}{}{}", rule("┌", "┬", "┐"), body.join(&between), rule("└", "┴", "┘"))
 }
 
 /// Like rabbitmqctl, no header when there are no rows.
@@ -65,6 +114,27 @@ mod tests {
         let empty = ListReply { rows: Vec::new(), ..reply() };
         assert_eq!(Formatter::Table.render(&empty, true), "");
         assert_eq!(Formatter::Json.render(&empty, true), "[]\n");
+    }
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let mut reply = reply();
+        reply.rows[0].cells[0].text = "a,\"b\"".into();
+        assert_eq!(Formatter::Csv.render(&reply, false), "name,messages\n\"a,\"\"b\"\"\",1\na b,0\n");
+    }
+
+    #[test]
+    fn a_pretty_table_has_a_box_around_every_cell() {
+        let expected = "\
+┌───────┬──────────┐
+│ name  │ messages │
+├───────┼──────────┤
+│ hello │ 1        │
+├───────┼──────────┤
+│ a b   │ 0        │
+└───────┴──────────┘
+";
+        assert_eq!(Formatter::PrettyTable.render(&reply(), true), expected);
     }
 
     #[test]

@@ -12,7 +12,12 @@ use crate::bench::{self, BenchArgs};
 use crate::config::Settings;
 use crate::launcher::ClusterArgs;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
+
+/// Exit code for options that make no sense, as clap uses it.
+const WRONG_OPTIONS: u8 = 2;
 
 /// Warren, a clustered message broker.
 #[derive(Debug, Parser)]
@@ -45,14 +50,49 @@ struct ServerArgs {
     die_with_parent: Option<i32>,
 }
 
+/// `warren ctl` under the name of one of RabbitMQ's tools.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Tool {
+    #[command(flatten)]
+    args: ctl::CtlArgs,
+}
+
+/// Names of the binary that mean `warren ctl`.
+const TOOLS: [&str; 3] = ["rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues"];
+
 /// Run the command line of this process.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if is_tool(&words) {
+        return match Tool::try_parse_from(&words) {
+            Ok(tool) => ctl::run(tool.args),
+            Err(error) => misunderstood(&error, ctl::USAGE),
+        };
+    }
+    let is_ctl = words.get(1).is_some_and(|word| word == "ctl");
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => return misunderstood(&error, if is_ctl { ctl::USAGE } else { WRONG_OPTIONS }),
+    };
+    match cli.command {
         Command::Server(args) => server::run(*args),
         Command::Cluster(args) => crate::launcher::run(args),
         Command::Ctl(args) => ctl::run(args),
         Command::Bench(args) => bench::run(*args),
     }
+}
+
+fn is_tool(words: &[OsString]) -> bool {
+    let name = words.first().and_then(|path| Path::new(path).file_stem());
+    name.is_some_and(|name| TOOLS.iter().any(|tool| name == *tool))
+}
+
+/// Help and version are no errors.
+fn misunderstood(error: &clap::Error, code: u8) -> ExitCode {
+    // A closed pipe is no error worth a word.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(code) } else { ExitCode::SUCCESS }
 }
 
 /// One variable of the environment; what is not UTF-8 counts as unset.
@@ -68,5 +108,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        Tool::command().debug_assert();
+    }
+
+    #[test]
+    fn rabbitmqs_tools_are_told_by_their_names() {
+        let is = |name: &str| is_tool(&[OsString::from(name)]);
+        assert!(is("rabbitmqctl") && is("/usr/sbin/rabbitmq-diagnostics") && is("./rabbitmq-queues"));
+        assert!(!is("warren") && !is("/opt/rabbitmqctl/warren") && !is_tool(&[]));
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for line in
+            ["rabbitmqctl -p v -q list_queues name", "rabbitmqctl list_queues -q name -p v", "rabbitmqctl --vhost v list_queues name"]
+        {
+            let tool = Tool::try_parse_from(line.split(' ')).unwrap();
+            assert!(format!("{:?}", tool.args).contains("vhost: \"v\""), "{line}");
+        }
+        let policy = ["rabbitmqctl", "set_policy", "p", "^a", r#"{"max-length":5}"#, "--priority", "-3", "--apply-to", "queues"];
+        Tool::try_parse_from(policy).unwrap();
+        for line in
+            ["delete_queue q --if-empty --if-unused", "add_user u h --pre-hashed-password", "add_vhost v --default-queue-type quorum"]
+        {
+            Tool::try_parse_from(format!("rabbitmqctl {line}").split(' ')).unwrap();
+        }
+        assert!(Tool::try_parse_from(["rabbitmqctl", "no_such_command"]).is_err());
     }
 }

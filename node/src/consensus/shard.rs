@@ -150,6 +150,27 @@ impl Shard {
         self.inner.journal.state(self.inner.id).purged.map_or(0, |id| id.index)
     }
 
+    /// Raft's own figures of this replica, for operators.
+    pub fn raft_figures(&self) -> RaftFigures {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        RaftFigures {
+            state: match metrics.state {
+                ServerState::Learner => "learner",
+                ServerState::Follower => "follower",
+                ServerState::Candidate => "candidate",
+                ServerState::Leader => "leader",
+                ServerState::Shutdown => "shutdown",
+            },
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.local_committed.as_ref().map_or(0, |id| id.index),
+            applied: metrics.last_applied.as_ref().map_or(0, |id| id.index),
+            purged: metrics.purged.as_ref().map_or(0, |id| id.index),
+        }
+    }
+
     /// Ask the leader (this node) to hand over to `to`.
     pub async fn transfer_to(&self, to: NodeId) -> bool {
         let Some(voter) = self.inner.voters.iter().find(|v| v.node == to) else { return false };
@@ -171,6 +192,23 @@ impl Shard {
             Err(other) => Err(WriteError::Unknown(other.to_string())),
         }
     }
+}
+
+/// A replica as Raft sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaftFigures {
+    /// `leader`, `follower`, ...
+    pub state: &'static str,
+    /// Term.
+    pub term: u64,
+    /// Last index in the log.
+    pub last_index: u64,
+    /// Committed as far as this node knows.
+    pub committed: u64,
+    /// Applied.
+    pub applied: u64,
+    /// Purged up to here.
+    pub purged: u64,
 }
 
 /// Why a write has no reply.

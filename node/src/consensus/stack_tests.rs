@@ -4,6 +4,7 @@
 use super::tests::PATIENT;
 use super::*;
 use crate::machine::Effect;
+use crate::model::admin::AdminCommand;
 use crate::model::catalog::{CatalogCommand, CatalogReply};
 use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SectionReply};
 use crate::model::link::Batch;
@@ -267,7 +268,7 @@ async fn the_catalog_answers_with_what_its_machine_says() {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     let bootstrap = CatalogCommand::Bootstrap { vhost: "/".into(), user: "guest".into(), password_hash: "x".into(), shards: 1 };
     assert_eq!(node.consensus.catalog().submit(&bootstrap, deadline).await.expect("done").1, CatalogReply::Done);
-    let vhost = CatalogCommand::PutVhost { vhost: "v".into() };
+    let vhost = CatalogCommand::Admin(AdminCommand::AddVhost { vhost: "v".into(), facts: Default::default() });
     let (index, reply) = node.consensus.catalog().submit(&vhost, deadline).await.expect("done");
     assert_eq!(reply, CatalogReply::Done);
     let catalog = node.replicas.catalog();

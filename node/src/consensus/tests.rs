@@ -2,6 +2,7 @@
 
 use super::journal::*;
 use super::*;
+use crate::model::admin::AdminCommand;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::entry::{EntryBytes, SectionReply};
 use crate::model::ports::{Bodies, Leadership, ProposalOutcome, Proposer, next_epoch};
@@ -463,7 +464,7 @@ async fn an_empty_node_with_another_number_of_shards_adopts_no_cluster() {
 async fn a_catalog_command_from_any_node_is_applied_on_all_before_it_is_answered() {
     let mut cluster = Cluster::started(3, 1).await;
     cluster.leader(ShardId::CATALOG).await;
-    let command = CatalogCommand::PutVhost { vhost: "v".into() };
+    let command = CatalogCommand::Admin(AdminCommand::AddVhost { vhost: "v".into(), facts: Default::default() });
     let mut waits = Vec::new();
     for round in 0..9 {
         let from = NodeId(round % 3 + 1);

@@ -1,15 +1,19 @@
-//! Who may do what: users, vhosts, and permissions as regular expressions over names (RabbitMQ's rules and words).
+//! Who may do what: permissions as regular expressions over names and, on topic exchanges, over routing keys (RabbitMQ's rules and
+//! words). Who may come in is in `admission`.
 
-use crate::machine::catalog::Catalog;
-use crate::model::catalog::{Permission, Refusal};
+use crate::machine::catalog::{Catalog, Pattern};
+use crate::model::admin::Permission;
+use crate::model::catalog::{Refusal, Table, Value};
+use bytes::Bytes;
 use parking_lot::RwLock;
-use regex::Regex;
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Compiled patterns kept at most; beyond it they are compiled each time.
+/// Compiled patterns kept at most; then they are forgotten and compiled again as they come.
 const PATTERNS_MAX: usize = 1024;
+/// Exchanges that a connection remembers as allowed; RabbitMQ's channels remember as many things.
+const REMEMBERED: usize = 12;
 
 /// What is done to a thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +57,50 @@ impl Kind {
     }
 }
 
+/// A user in a vhost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Who<'a> {
+    pub user: &'a str,
+    pub vhost: &'a str,
+}
+
+/// Exchanges that a connection may publish to, as long as no right has changed since.
+#[derive(Debug, Default)]
+pub(super) struct Writable {
+    version: u64,
+    exchanges: Vec<Bytes>,
+    /// The place that the next one takes when all are taken.
+    oldest: usize,
+}
+
+impl Writable {
+    pub fn knows(&self, catalog: &Catalog, exchange: &Bytes) -> bool {
+        self.version == catalog.access_version() && self.exchanges.contains(exchange)
+    }
+
+    pub fn remember(&mut self, catalog: &Catalog, exchange: &Bytes) {
+        if self.version != catalog.access_version() {
+            self.version = catalog.access_version();
+            self.exchanges.clear();
+        }
+        let exchange = Bytes::copy_from_slice(exchange);
+        if self.exchanges.len() < REMEMBERED {
+            self.exchanges.push(exchange);
+        } else {
+            self.exchanges[self.oldest] = exchange;
+            self.oldest = (self.oldest + 1) % REMEMBERED;
+        }
+    }
+}
+
 /// Compiled permission patterns.
 #[derive(Debug, Default)]
-pub(super) struct Patterns(RwLock<HashMap<String, Option<Arc<Regex>>>>);
+pub(super) struct Patterns(RwLock<HashMap<String, Option<Arc<Pattern>>>>);
 
 impl Patterns {
     /// Whether `user` has the right; the refusal is RabbitMQ's.
-    pub fn check(&self, catalog: &Catalog, user: &str, vhost: &str, right: Right, (kind, name): (Kind, &str)) -> Result<(), Refusal> {
+    pub fn check(&self, catalog: &Catalog, who: Who<'_>, right: Right, (kind, name): (Kind, &str)) -> Result<(), Refusal> {
+        let Who { user, vhost } = who;
         let name = if kind == Kind::Exchange && name.is_empty() { "amq.default" } else { name };
         let allowed = catalog.permission(user, vhost).is_some_and(|p| self.matches(right.pattern(p), name));
         if allowed {
@@ -69,6 +110,23 @@ impl Patterns {
         Err(Refusal::Access(format!("{right} access to {kind} '{name}' in vhost '{vhost}' refused for user '{user}'")))
     }
 
+    /// Whether `user` may use this routing key of a topic exchange; `right` is write or read.
+    pub fn check_topic(&self, catalog: &Catalog, who: Who<'_>, right: Right, exchange: &str, key: &str) -> Result<(), Refusal> {
+        let Who { user, vhost } = who;
+        let Some(permission) = catalog.topic_permission(user, vhost, exchange) else { return Ok(()) };
+        let pattern = if right == Right::Write { &permission.write } else { &permission.read };
+        let pattern = match pattern.contains('{') {
+            true => Cow::Owned(pattern.replace("{username}", user).replace("{vhost}", vhost)),
+            false => Cow::Borrowed(pattern.as_str()),
+        };
+        if self.matches(&pattern, key) {
+            return Ok(());
+        }
+        let right = right.text();
+        let topic = format!("topic '{exchange}' in vhost '{vhost}'");
+        Err(Refusal::Access(format!("{right} access to topic '{key}' in exchange {topic} refused for user '{user}'")))
+    }
+
     fn matches(&self, pattern: &str, name: &str) -> bool {
         match pattern {
             ".*" => return true,
@@ -76,45 +134,25 @@ impl Patterns {
             _ => {}
         }
         if let Some(known) = self.0.read().get(pattern) {
-            return known.as_ref().is_some_and(|r| r.is_match(name));
+            return known.as_ref().is_some_and(|r| r.matches(name));
         }
-        let compiled = Regex::new(pattern).ok().map(Arc::new);
-        let matches = compiled.as_ref().is_some_and(|r| r.is_match(name));
+        let compiled = Pattern::compile(pattern).ok().map(Arc::new);
+        let matches = compiled.as_ref().is_some_and(|r| r.matches(name));
         let mut known = self.0.write();
-        if known.len() < PATTERNS_MAX {
-            known.insert(pattern.to_string(), compiled);
+        if known.len() >= PATTERNS_MAX {
+            known.clear();
         }
+        known.insert(pattern.to_string(), compiled);
         matches
     }
 }
 
-/// Whether this user may log in from there. The error is for the log.
-pub(super) fn authenticate(catalog: &Catalog, user: &str, password: &[u8], from: IpAddr, loopback_users: &[String]) -> Result<(), String> {
-    if !catalog.authenticate(user, password) {
-        return Err(format!("user '{user}': unknown or wrong password"));
+/// The name in an argument such as `x-dead-letter-exchange`.
+pub(super) fn named<'a>(arguments: &'a Table, argument: &str) -> Option<&'a str> {
+    match arguments.get(argument) {
+        Some(Value::Text(name)) => std::str::from_utf8(name).ok(),
+        Some(_) | None => None,
     }
-    if !is_loopback(from) && loopback_users.iter().any(|kept| kept == user) {
-        return Err(format!("user '{user}' can only connect via localhost"));
-    }
-    Ok(())
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback()),
-    }
-}
-
-/// Whether this user may enter the vhost.
-pub(super) fn open(catalog: &Catalog, user: &str, vhost: &str) -> Result<(), Refusal> {
-    if !catalog.has_vhost(vhost) {
-        return Err(Refusal::NotAllowed(format!("vhost {vhost} not found")));
-    }
-    if catalog.permission(user, vhost).is_none() {
-        return Err(Refusal::NotAllowed(format!("access to vhost '{vhost}' refused for user '{user}'")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -130,5 +168,29 @@ mod tests {
         assert!(!patterns.matches("", "x"), "an empty pattern permits nothing");
         assert!(!patterns.matches("(", "x"), "a broken pattern permits nothing");
         assert!(!patterns.matches("(", "x"), "also when it is known");
+    }
+
+    #[test]
+    fn compiled_patterns_are_bounded() {
+        let patterns = Patterns::default();
+        for n in 0..3 * PATTERNS_MAX {
+            assert!(patterns.matches(&format!("^{n}$"), &n.to_string()));
+            assert!(patterns.0.read().len() <= PATTERNS_MAX);
+        }
+    }
+
+    #[test]
+    fn a_connection_remembers_a_few_exchanges_until_rights_change() {
+        let mut catalog = Catalog::new();
+        let exchange = |n: usize| Bytes::from(format!("x{n}"));
+        let mut writable = Writable::default();
+        (0..REMEMBERED + 1).for_each(|n| writable.remember(&catalog, &exchange(n)));
+        assert!(!writable.knows(&catalog, &exchange(0)) && writable.knows(&catalog, &exchange(1)));
+        let command = crate::model::admin::AdminCommand::DeleteUser { user: "x".into() };
+        let id = crate::model::LogId { index: 9, ..Default::default() };
+        catalog.apply(id, &crate::model::catalog::CatalogCommand::Admin(command));
+        assert!(!writable.knows(&catalog, &exchange(1)));
+        writable.remember(&catalog, &exchange(1));
+        assert!(writable.knows(&catalog, &exchange(1)) && !writable.knows(&catalog, &exchange(2)));
     }
 }

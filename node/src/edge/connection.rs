@@ -1,10 +1,11 @@
 //! A client's connection as its listener holds it. Steps go in and take effect in order, events come out; `submit` never waits. Dropping
 //! it says that the client is gone.
 
-use super::access;
+use super::access::Writable;
+use super::admission;
 use super::lane::Lane;
-use super::mailbox::{Blocker, ChannelRef, Identity, Mailbox};
-use super::publish::{Hold, LEASE_POLL, Writable};
+use super::mailbox::{ChannelRef, Mailbox};
+use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
@@ -23,7 +24,8 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Connection {
     pub(super) edge: Arc<Edge>,
     pub(super) mailbox: Arc<Mailbox>,
-    user: Option<Arc<str>>,
+    /// Name, and which user of that name.
+    user: Option<(Arc<str>, u64)>,
     channels: Vec<Channel>,
     /// Lanes that this connection has used.
     pub(super) lanes: Vec<Entered>,
@@ -85,6 +87,11 @@ impl Connection {
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),
             Step::ChannelPrefetch { channel, limit } => self.channel_prefetch(channel, limit),
+            Step::ChannelOpened { channel } => {
+                let at = self.at(channel);
+                self.edge.admit_channel(&self.mailbox, at);
+            }
+            Step::Report(report) => self.mailbox.report(&report),
             Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
             Step::Authenticate { user, password } => self.authenticate(&user, &password),
             Step::Open { vhost } => self.open(&vhost),
@@ -138,10 +145,10 @@ impl Connection {
     fn authenticate(&mut self, user: &str, password: &[u8]) {
         let edge = &*self.edge;
         let from = self.mailbox.peer.ip();
-        let result = access::authenticate(&edge.catalog.read(), user, password, from, &edge.config.loopback_users);
+        let result = admission::authenticate(&edge.catalog.read(), user, password, from, &edge.config.loopback_users);
         match result {
-            Ok(()) => {
-                self.user = Some(user.into());
+            Ok(created) => {
+                self.user = Some((user.into(), created));
                 self.mailbox.push(Event::Authenticated);
             }
             Err(why) => {
@@ -156,15 +163,10 @@ impl Connection {
             let refusal = Refusal::NotAllowed("not authenticated".to_string());
             return self.mailbox.push(Event::OpenRefused(refusal));
         };
-        let allowed = access::open(&self.edge.catalog.read(), &user, vhost);
-        if let Err(refusal) = allowed {
-            return self.mailbox.push(Event::OpenRefused(refusal));
-        }
-        // A second open finds it set: the session asks once.
-        let _ = self.mailbox.identity.set(Identity { user, vhost: vhost.into() });
-        self.mailbox.push(Event::Opened);
-        if let Some(why) = &*self.edge.blocked.lock() {
-            self.mailbox.block(Blocker::Node, why);
+        let allowed = admission::open(&self.edge.catalog.read(), &user, vhost);
+        match allowed {
+            Ok(identity) => self.edge.admit(&self.mailbox, identity),
+            Err(refusal) => self.mailbox.push(Event::OpenRefused(refusal)),
         }
     }
 
@@ -240,6 +242,8 @@ impl Connection {
 
     fn channel_closed(&mut self, channel: u16, held: &[Held]) {
         let (epoch, consumers) = self.mailbox.close_channel(channel);
+        let one_less = |channels: u32| Some(channels.saturating_sub(1));
+        let _ = self.mailbox.channels.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
         *self.channel(channel) = Channel { epoch, failed: false };
         let mut shards: Vec<ShardId> = consumers.iter().map(|c| c.1.shard).chain(held.iter().map(|h| h.shard)).collect();
         shards.sort_unstable();

@@ -2,18 +2,20 @@
 //! blocks it. Lanes and request tasks push, the connection's own task takes. One short lock; a lane's lock may be held around it, never
 //! the other way round.
 
+use super::access::Who;
 use super::pool::Pool;
 use crate::model::catalog::{Name, Owner, Refusal};
 use crate::model::link::Delivery;
+use crate::model::report::Report;
 use crate::model::step::{Event, Publish, Reply};
 use crate::model::{ConnectionId, ConsumerId, ShardId};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 /// A channel between two closings of its number: what was meant for an earlier life of the number must not reach a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,9 +62,18 @@ pub(super) enum Blocker {
 pub(super) struct Identity {
     pub user: Arc<str>,
     pub vhost: Arc<str>,
+    /// Which user of that name.
+    pub user_created: u64,
+    /// Which vhost of that name.
+    pub vhost_created: u64,
 }
 
 impl Identity {
+    /// As rights are asked for.
+    pub fn who(&self) -> Who<'_> {
+        Who { user: &self.user, vhost: &self.vhost }
+    }
+
     /// Something in the vhost.
     pub fn name(&self, name: &str) -> Name {
         Name { vhost: self.vhost.clone(), name: name.into() }
@@ -75,6 +86,10 @@ pub(super) struct Mailbox {
     pub peer: SocketAddr,
     pub since: SystemTime,
     pub identity: OnceLock<Identity>,
+    /// It counts against the limits of its user and its vhost.
+    pub is_inside: AtomicBool,
+    /// Open channels.
+    pub channels: AtomicU32,
     /// Declared an exclusive queue at least once.
     pub has_exclusive: AtomicBool,
     closed: AtomicBool,
@@ -90,6 +105,8 @@ struct State {
     consumers: HashMap<ConsumerId, ConsumerPlace>,
     blockers: Vec<Blocker>,
     told: bool,
+    /// Who waits for a report.
+    reports: Vec<oneshot::Sender<Report>>,
 }
 
 impl Mailbox {
@@ -99,6 +116,8 @@ impl Mailbox {
             peer,
             since: SystemTime::now(),
             identity: OnceLock::new(),
+            is_inside: AtomicBool::new(false),
+            channels: AtomicU32::new(0),
             has_exclusive: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             state: Mutex::default(),
@@ -326,6 +345,28 @@ impl Mailbox {
         }
     }
 
+    /// Asks the session for a report.
+    pub fn ask_report(&self) -> oneshot::Receiver<Report> {
+        let (tx, rx) = oneshot::channel();
+        let mut state = self.state.lock();
+        if !self.is_closed() {
+            if state.reports.is_empty() {
+                state.events.push(Event::Report);
+            }
+            state.reports.push(tx);
+        }
+        drop(state);
+        self.changed.notify_one();
+        rx
+    }
+
+    /// The session's answer.
+    pub fn report(&self, report: &Report) {
+        let waiting = std::mem::take(&mut self.state.lock().reports);
+        // Who no longer waits needs no answer.
+        waiting.into_iter().for_each(|tx| drop(tx.send(report.clone())));
+    }
+
     pub fn is_blocked(&self) -> bool {
         !self.state.lock().blockers.is_empty()
     }
@@ -397,6 +438,7 @@ fn channel_of(event: &Event) -> Option<u16> {
         | Event::OpenRefused(_)
         | Event::Blocked(_)
         | Event::Unblocked
+        | Event::Report
         | Event::Close(_)
         | Event::Left => None,
     }

@@ -3,6 +3,7 @@
 //! leaders, and turns requests into catalog commands or questions to leaders. What a leader does with them is in `serving`.
 
 mod access;
+mod admission;
 mod connection;
 mod copies;
 mod counters;
@@ -25,7 +26,7 @@ mod transaction;
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
-pub use self::ports::{CatalogPort, LeaderFinder};
+pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
 
 use self::access::Patterns;
 use self::lane::{Answer, Ask, Lane};
@@ -35,13 +36,14 @@ use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Owner, Refusal};
 use crate::model::link::QueueStat;
 use crate::model::ports::Paths;
+use crate::model::report::Report;
 use crate::model::step::Event;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, limits};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -121,6 +123,9 @@ pub struct Edge {
     unblocked: Notify,
     lease_lost: Mutex<Option<Instant>>,
     patterns: Patterns,
+    neighbours: OnceLock<Arc<dyn Neighbours>>,
+    /// The catalog's access version when connections were last looked at.
+    expelled_at: AtomicU64,
     pulse: Arc<Pulse>,
     counters: Counters,
     runtime: Handle,
@@ -153,12 +158,19 @@ impl Edge {
             unblocked: Notify::new(),
             lease_lost: Mutex::default(),
             patterns: Patterns::default(),
+            neighbours: OnceLock::new(),
+            expelled_at: AtomicU64::new(0),
             pulse,
             counters: Counters::default(),
             runtime: Handle::current(),
             tasks: Mutex::new(vec![beating.abort_handle()]),
             this: this.clone(),
         })
+    }
+
+    /// From now on limits count what is on the other nodes, too. Once.
+    pub fn set_neighbours(&self, neighbours: Arc<dyn Neighbours>) {
+        let _ = self.neighbours.set(neighbours);
     }
 
     /// A client came.
@@ -192,10 +204,23 @@ impl Edge {
         all
     }
 
-    /// Ask the connections that `which` picks to close (320): shutdown, a deleted user or vhost, an operator's wish.
-    pub fn close_connections(&self, why: &str, which: impl Fn(&ConnectionStat) -> bool) {
+    /// The same with what their sessions say; without that where a session does not answer within 2 s.
+    pub async fn reports(&self) -> Vec<(ConnectionStat, Option<Report>)> {
+        let mailboxes: Vec<Arc<Mailbox>> = self.connections.lock().values().cloned().collect();
+        let until = tokio::time::Instant::now() + STATS_TIMEOUT;
+        let asked = mailboxes.iter().map(|m| tokio::time::timeout_at(until, m.ask_report()));
+        let answers = futures::future::join_all(asked).await;
+        let answered = answers.into_iter().map(|answer| answer.ok().and_then(Result::ok));
+        let mut all: Vec<_> = mailboxes.iter().map(|m| stat_of(m)).zip(answered).collect();
+        all.sort_unstable_by_key(|(stat, _)| stat.id);
+        all
+    }
+
+    /// Ask the connections that `which` picks to close (320): shutdown, an operator's wish. How many.
+    pub fn close_connections(&self, why: &str, which: impl Fn(&ConnectionStat) -> bool) -> u64 {
         let picked: Vec<_> = self.connections.lock().values().filter(|m| which(&stat_of(m))).cloned().collect();
         picked.iter().for_each(|m| m.push(Event::Close(why.to_string())));
+        picked.len() as u64
     }
 
     /// All publishers wait for the given reason (a disk alarm), or no longer. Consuming and acknowledging go on.

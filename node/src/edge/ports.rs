@@ -1,6 +1,7 @@
 //! What the edge needs of the rest of the node; the composition root implements it.
 
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
+use crate::model::report::Counted;
 use crate::model::{LeaderId, ShardId};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -17,4 +18,10 @@ pub trait CatalogPort: Send + Sync + 'static {
 pub trait LeaderFinder: Send + Sync + 'static {
     /// Follows a shard's leader. Of a node's local shard the leader is its owner's present process (term = incarnation).
     fn leadership(&self, shard: ShardId) -> watch::Receiver<Option<LeaderId>>;
+}
+
+/// The edges of the other nodes.
+pub trait Neighbours: Send + Sync + 'static {
+    /// How many there are on all of them together. A node that does not answer soon has none.
+    fn count(&self, counted: Counted) -> BoxFuture<'_, u64>;
 }

@@ -1,7 +1,7 @@
 //! The hot path: a publish is checked, routed under one catalog read lock and appended to the lanes of its shards. Nothing waits here;
 //! what cannot go on now is given back as it came. Also the second routing of messages whose queues were gone (rule 27).
 
-use super::access::{Kind, Right};
+use super::access::{Kind, Right, Writable};
 use super::connection::Connection;
 use super::copies::{Copies, Keys};
 use super::headers::{MessageSubject, user_id};
@@ -37,25 +37,14 @@ pub(super) enum Hold {
     Room(Arc<Lane>),
 }
 
-/// The exchange that a connection may write to, as it was last asked: at that catalog index.
-#[derive(Debug, Default)]
-pub(super) struct Writable {
-    exchange: Bytes,
-    at: u64,
-}
-
 impl Writable {
     /// Whether the client may write to that exchange; its name.
-    fn check<'a>(&mut self, edge: &Edge, catalog: &Catalog, identity: &Identity, exchange: &'a [u8]) -> Result<&'a str, Refusal> {
+    fn check<'a>(&mut self, edge: &Edge, catalog: &Catalog, identity: &Identity, exchange: &'a Bytes) -> Result<&'a str, Refusal> {
         let unknown = || names::not_found(Kind::Exchange, &identity.name(&String::from_utf8_lossy(exchange)));
         let name = str::from_utf8(exchange).map_err(|_| unknown())?;
-        let index = catalog.index();
-        if self.at != index || self.exchange[..] != *exchange {
-            edge.patterns.check(catalog, &identity.user, &identity.vhost, Right::Write, (Kind::Exchange, name))?;
-            self.at = index;
-            if self.exchange[..] != *exchange {
-                self.exchange = Bytes::copy_from_slice(exchange);
-            }
+        if !self.knows(catalog, exchange) {
+            edge.patterns.check(catalog, identity.who(), Right::Write, (Kind::Exchange, name))?;
+            self.remember(catalog, exchange);
         }
         Ok(name)
     }
@@ -128,6 +117,7 @@ impl Connection {
         let catalog = edge.catalog.read();
         let exchange = writable.check(edge, &catalog, identity, &publish.exchange)?;
         let keys = copies.keys(&publish.routing_key);
+        check_topics(edge, &catalog, identity, exchange, &keys)?;
         match edge.route(&catalog, &identity.vhost, (exchange, &keys), &publish.properties, targets) {
             RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index()),
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
@@ -227,6 +217,16 @@ fn no_vhost() -> Refusal {
 
 fn internal(name: &Name) -> Refusal {
     Refusal::Access(format!("cannot publish to internal {}", exchange_text(name)))
+}
+
+/// A user with topic permissions needs the right to each routing key, those of the headers CC and BCC too.
+fn check_topics(edge: &Edge, catalog: &Catalog, identity: &Identity, exchange: &str, keys: &Keys<'_>) -> Result<(), Refusal> {
+    let who = identity.who();
+    if catalog.topic_permission(who.user, who.vhost, exchange).is_none() {
+        return Ok(());
+    }
+    let check = |key: &&[u8]| edge.patterns.check_topic(catalog, who, Right::Write, exchange, &String::from_utf8_lossy(key));
+    keys.iter().try_for_each(check)
 }
 
 /// A publisher may name nobody but itself, unless it may speak for others. The refusal is RabbitMQ's.

@@ -2,7 +2,7 @@
 //! queue's leader. Those that wait run in a task of their own: at most one per channel, so channels bound them.
 
 use super::Edge;
-use super::access::{Kind, Right};
+use super::access::{Kind, Right, Who, named as name_in};
 use super::connection::drop_exclusive;
 use super::lane::{Answer, Ask, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
@@ -118,8 +118,12 @@ impl Asking {
         self.edge.submit(command).await.map(|_| Reply::Done)
     }
 
+    fn who(&self) -> Who<'_> {
+        Who { user: &self.user, vhost: &self.vhost }
+    }
+
     fn check(&self, catalog: &Catalog, right: Right, thing: (Kind, &str)) -> Result<(), Refusal> {
-        self.edge.patterns.check(catalog, &self.user, &self.vhost, right, thing)
+        self.edge.patterns.check(catalog, self.who(), right, thing)
     }
 
     /// The queue, when this connection has the right and no other connection owns it.
@@ -134,8 +138,7 @@ impl Asking {
     }
 
     fn lane(&self, shard: ShardId) -> Result<Arc<Lane>, Refusal> {
-        let lane = self.edge.lane(shard);
-        if lane.is_gone() { Err(Refusal::Unavailable(no_quorum(shard))) } else { Ok(lane) }
+        self.edge.reachable(shard)
     }
 
     fn mark(&self, shard: ShardId) -> u64 {
@@ -190,37 +193,32 @@ impl Asking {
             return self.counted(&record).await;
         }
         let name = match &*declare.name.name {
-            "" => Name { vhost: declare.name.vhost, name: generate() },
-            named => {
-                let catalog = self.edge.catalog.read();
-                self.check(&catalog, Right::Configure, (Kind::Queue, named))?;
-                if catalog.queue(&declare.name).is_none() {
-                    check_not_reserved(Kind::Queue, named)?;
+            "" => Name { vhost: declare.name.vhost.clone(), name: generate() },
+            _ => declare.name.clone(),
+        };
+        let mut arguments = declare.arguments;
+        {
+            let catalog = self.edge.catalog.read();
+            self.check(&catalog, Right::Configure, (Kind::Queue, &name.name))?;
+            if catalog.queue(&name).is_none() {
+                if !declare.name.name.is_empty() {
+                    check_not_reserved(Kind::Queue, &name.name)?;
                 }
-                declare.name
+                if let Some(dead_letters) = name_in(&arguments, "x-dead-letter-exchange") {
+                    self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
+                    self.check(&catalog, Right::Write, (Kind::Exchange, dead_letters))?;
+                }
             }
-        };
-        self.check_dead_letters(&name, &declare.arguments)?;
-        let owner = declare.exclusive.then_some(self.mailbox.owner);
-        let spec = QueueSpec {
-            name,
-            durable: declare.durable,
-            auto_delete: declare.auto_delete,
-            exclusive_owner: owner,
-            arguments: declare.arguments,
-        };
-        self.declare(spec).await
-    }
-
-    /// Who makes a queue with a dead letter exchange must be allowed to read the one and write to the other.
-    fn check_dead_letters(&self, name: &Name, arguments: &Table) -> Result<(), Refusal> {
-        let Some(Value::Text(exchange)) = arguments.get("x-dead-letter-exchange") else { return Ok(()) };
-        let catalog = self.edge.catalog.read();
-        if catalog.queue(name).is_some() {
-            return Ok(());
+            let has_default_type = declare.durable && !declare.exclusive && !declare.auto_delete;
+            if let Some(kind) = catalog.vhost_facts(&name.vhost).and_then(|facts| facts.default_queue_type.as_ref())
+                && has_default_type
+            {
+                arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
+            }
         }
-        self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
-        self.check(&catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(exchange)))
+        let owner = declare.exclusive.then_some(self.mailbox.owner);
+        let spec = QueueSpec { name, durable: declare.durable, auto_delete: declare.auto_delete, exclusive_owner: owner, arguments };
+        self.declare(spec).await
     }
 
     /// A direct reply-to address is a queue that exists while its consumer does.
@@ -269,30 +267,12 @@ impl Asking {
             Err(Refusal::NotFound { .. }) => return Ok(Reply::Count(0)),
             found => found?,
         };
-        let conditional = if_unused || if_empty;
-        let timeout = if conditional { self.edge.config.no_quorum_timeout } else { COUNT_TIMEOUT };
-        let stat = match self.stat(&record, false, timeout).await {
-            Err(refusal) if conditional => return Err(refusal),
-            stat => stat.unwrap_or_default(),
-        };
-        if if_unused && stat.consumers > 0 {
-            return Err(Refusal::Precondition(format!("{} in use", queue_text(name))));
-        }
-        if if_empty && stat.ready > 0 {
-            return Err(Refusal::Precondition(format!("{} not empty", queue_text(name))));
-        }
-        self.edge.submit(CatalogCommand::DeleteQueue { id: record.id }).await?;
-        Ok(Reply::Count(stat.ready))
+        self.edge.delete_queue(&record, if_unused, if_empty, self.mark(record.shard)).await.map(Reply::Count)
     }
 
     async fn purge(&self, name: &Name) -> Result<Reply, Refusal> {
         let record = self.queue(name, Some(Right::Read))?;
-        let answer = self.lane(record.shard)?.purge(self.edge.next_id(), record.id, self.mark(record.shard));
-        match answer.await {
-            Ok(Ok(Answer::Purged(count))) => Ok(Reply::Count(count)),
-            Ok(Err(refusal)) => Err(named(refusal, name)),
-            Ok(Ok(Answer::Stats(_))) | Err(_) => Err(Refusal::Unavailable(no_quorum(record.shard))),
-        }
+        self.edge.purge(&record, self.mark(record.shard)).await.map(Reply::Count)
     }
 
     fn check_binding(&self, binding: &BindingSpec) -> Result<(), Refusal> {
@@ -303,10 +283,14 @@ impl Asking {
             Target::Exchange => Kind::Exchange,
         };
         self.check(&catalog, Right::Write, (kind, &binding.destination))?;
+        if binding.target == Target::Exchange {
+            check_not_default(&binding.destination)?;
+        }
         check_not_default(&binding.source)?;
         self.check(&catalog, Right::Read, (Kind::Exchange, &binding.source))?;
+        self.edge.patterns.check_topic(&catalog, self.who(), Right::Read, &binding.source, &binding.key)?;
         match binding.target {
-            Target::Exchange => check_not_default(&binding.destination),
+            Target::Exchange => Ok(()),
             Target::Queue => match catalog.queue(&destination) {
                 Some(record) => check_owner(&record.spec, Some(self.mailbox.owner)),
                 None => Ok(()),
@@ -359,6 +343,46 @@ impl Asking {
 }
 
 impl Edge {
+    fn reachable(&self, shard: ShardId) -> Result<Arc<Lane>, Refusal> {
+        let lane = self.lane(shard);
+        if lane.is_gone() { Err(Refusal::Unavailable(no_quorum(shard))) } else { Ok(lane) }
+    }
+
+    /// Removes the ready messages of a queue, whoever owns it; how many.
+    pub async fn purge_queue(&self, name: &Name) -> Result<u64, Refusal> {
+        let record = self.catalog.read().queue(name).cloned().ok_or_else(|| not_found(Kind::Queue, name))?;
+        self.purge(&record, 0).await
+    }
+
+    async fn purge(&self, record: &QueueRecord, after: u64) -> Result<u64, Refusal> {
+        let answer = self.reachable(record.shard)?.purge(self.next_id(), record.id, after);
+        match answer.await {
+            Ok(Ok(Answer::Purged(count))) => Ok(count),
+            Ok(Err(refusal)) => Err(named(refusal, &record.spec.name)),
+            Ok(Ok(Answer::Stats(_))) | Err(_) => Err(Refusal::Unavailable(no_quorum(record.shard))),
+        }
+    }
+
+    /// Deletes a queue; how many ready messages went, as far as its leader answers. `after`: a mark behind which the question comes.
+    pub async fn delete_queue(&self, record: &QueueRecord, if_unused: bool, if_empty: bool, after: u64) -> Result<u64, Refusal> {
+        let name = &record.spec.name;
+        let conditional = if_unused || if_empty;
+        let timeout = if conditional { self.config.no_quorum_timeout } else { COUNT_TIMEOUT };
+        let ask = Ask { queues: vec![record.id], used: false };
+        let stat = match self.stat(record.shard, ask, after, timeout).await {
+            Err(refusal) if conditional => return Err(refusal),
+            stats => stats.unwrap_or_default().into_iter().next().unwrap_or_default(),
+        };
+        if if_unused && stat.consumers > 0 {
+            return Err(Refusal::Precondition(format!("{} in use", queue_text(name))));
+        }
+        if if_empty && stat.ready > 0 {
+            return Err(Refusal::Precondition(format!("{} not empty", queue_text(name))));
+        }
+        self.submit(CatalogCommand::DeleteQueue { id: record.id }).await?;
+        Ok(stat.ready)
+    }
+
     /// The data shard for a new queue: the least loaded, of those one that this node leads, if any.
     fn place(&self) -> ShardId {
         let loads: Vec<_> = {

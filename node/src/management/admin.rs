@@ -2,14 +2,20 @@
 //! connections have proven the cluster secret before any call gets here.
 
 use super::Readiness;
-use super::rows;
-use super::source::{AdminSource, ShardStatus, Status as Report};
+use super::client_rows::{channels, consumers};
+use super::operator_rows::LimitsRow;
+use super::rows::list;
+use super::source::{AdminSource, ConnectionRow, Holder, ShardStatus, Status as Report};
 use crate::model::NodeId;
-use crate::model::catalog::Refusal;
+use crate::model::admin::PolicyKind;
+use crate::model::catalog::{Name, Refusal};
 use std::sync::Arc;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use warren_proto::admin::admin_server::{Admin, AdminServer};
-use warren_proto::admin::{self as wire, ListReply, ListRequest, PingReply, PingRequest, StatusReply, StatusRequest};
+use warren_proto::admin::{
+    self as wire, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest,
+    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+};
 
 /// The service of one node.
 pub struct AdminService {
@@ -23,27 +29,171 @@ pub fn service(node: NodeId, source: Arc<dyn AdminSource>, readiness: Arc<Readin
     AdminServer::new(AdminService { node, source, readiness })
 }
 
+/// The refusal itself travels in the details, so that `ctl` can tell what is missing.
 fn refused(refusal: Refusal) -> Status {
-    let text = refusal.to_string();
-    match refusal {
-        Refusal::NotFound { .. } => Status::not_found(text),
-        Refusal::Unavailable(_) => Status::unavailable(text),
-        Refusal::Access(_) | Refusal::NotAllowed(_) => Status::permission_denied(text),
-        Refusal::Inequivalent(_) | Refusal::Precondition(_) | Refusal::Locked(_) => Status::failed_precondition(text),
+    let code = match &refusal {
+        Refusal::NotFound { .. } => Code::NotFound,
+        Refusal::Unavailable(_) => Code::Unavailable,
+        Refusal::Access(_) | Refusal::NotAllowed(_) => Code::PermissionDenied,
+        Refusal::Inequivalent(_) | Refusal::Precondition(_) | Refusal::Locked(_) => Code::FailedPrecondition,
+    };
+    let details = rmp_serde::to_vec_named(&refusal).unwrap_or_default();
+    Status::with_details(code, refusal.to_string(), details.into())
+}
+
+/// What a request to list came to: a wrong one is the caller's fault.
+enum Unlisted {
+    Refused(Refusal),
+    Wrong(String),
+}
+
+impl From<Refusal> for Unlisted {
+    fn from(refusal: Refusal) -> Unlisted {
+        Unlisted::Refused(refusal)
     }
+}
+
+impl From<String> for Unlisted {
+    fn from(why: String) -> Unlisted {
+        Unlisted::Wrong(why)
+    }
+}
+
+type Listed = Result<ListReply, Unlisted>;
+
+fn named(vhost: &str, name: &str) -> Name {
+    Name { vhost: vhost.into(), name: name.into() }
+}
+
+fn set<T: Into<Vec<String>>>(columns: Vec<String>, default: T) -> Vec<String> {
+    if columns.is_empty() { default.into() } else { columns }
+}
+
+fn words(columns: &[&str]) -> Vec<String> {
+    columns.iter().map(|column| (*column).to_owned()).collect()
+}
+
+impl AdminService {
+    /// What the catalog and the shards' leaders know: any node has all of it.
+    async fn list_shared(&self, request: ListRequest) -> Listed {
+        let ListRequest { what, vhost, columns, of, .. } = request;
+        let source = &*self.source;
+        let some = |name: String| (!name.is_empty()).then_some(name);
+        Ok(match what.as_str() {
+            "queues" => list(&source.queues(vhost).await?, columns)?,
+            "exchanges" => list(&source.exchanges(vhost).await?, columns)?,
+            "bindings" => list(&source.bindings(vhost).await?, columns)?,
+            "users" => list(&source.users()?, columns)?,
+            "vhosts" => list(&source.vhosts()?, columns)?,
+            "permissions" => {
+                list(&source.permissions(Holder::Vhost(vhost))?, set(columns, words(&["user", "configure", "write", "read"])))?
+            }
+            "user_permissions" => {
+                list(&source.permissions(Holder::User(of))?, set(columns, words(&["vhost", "configure", "write", "read"])))?
+            }
+            "topic_permissions" => {
+                list(&source.topic_permissions(Holder::Vhost(vhost))?, set(columns, words(&["user", "exchange", "write", "read"])))?
+            }
+            "user_topic_permissions" => {
+                list(&source.topic_permissions(Holder::User(of))?, set(columns, words(&["vhost", "exchange", "write", "read"])))?
+            }
+            "policies" => list(&source.policies(PolicyKind::User, vhost)?, columns)?,
+            "operator_policies" => list(&source.policies(PolicyKind::Operator, vhost)?, columns)?,
+            "vhost_limits" => list(&limits(source.vhost_limits(some(vhost))?), set(columns, words(&["vhost", "limits"])))?,
+            "user_limits" => list(&limits(source.user_limits(some(of))?), set(columns, words(&["user", "limits"])))?,
+            "listeners" => list(&source.listeners(), columns)?,
+            "environment" => list(&source.settings(), columns)?,
+            other => return Err(Unlisted::Wrong(format!("'{other}' cannot be listed"))),
+        })
+    }
+
+    /// What each node knows of itself only.
+    async fn list_own(&self, request: &ListRequest) -> Listed {
+        let columns = request.columns.clone();
+        let source = &*self.source;
+        Ok(match request.what.as_str() {
+            "connections" => list(&source.connections().await?, columns)?,
+            "channels" => list(&channels(&source.connections().await?), columns)?,
+            "consumers" => list(&consumers(&source.connections().await?, &request.vhost), columns)?,
+            _replicas => {
+                let replica = source.replica(named(&request.vhost, &request.of))?;
+                list(replica.as_slice(), columns)?
+            }
+        })
+    }
+
+    async fn list_everywhere(&self, request: ListRequest) -> Listed {
+        let mut own = self.list_own(&request).await?;
+        if !request.local {
+            let others = self.source.elsewhere(ListRequest { local: true, ..request }).await;
+            own.rows.extend(others.into_iter().flat_map(|reply| reply.rows));
+        }
+        Ok(own)
+    }
+}
+
+fn limits(rows: Vec<(String, crate::model::admin::Limits)>) -> Vec<LimitsRow> {
+    rows.into_iter().map(|(of, limits)| LimitsRow { of, limits }).collect()
+}
+
+fn decoded<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
+    rmp_serde::from_slice(bytes).map_err(|error| Status::invalid_argument(format!("not understood by this version: {error}")))
 }
 
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
-        let ListRequest { what, vhost, columns } = request.into_inner();
-        let listed = match what.as_str() {
-            "queues" => rows::list(&self.source.queues(vhost).await.map_err(refused)?, columns),
-            "exchanges" => rows::list(&self.source.exchanges(vhost).await.map_err(refused)?, columns),
-            "bindings" => rows::list(&self.source.bindings(vhost).await.map_err(refused)?, columns),
-            other => Err(format!("'{other}' cannot be listed; queues, exchanges and bindings can")),
+        let request = request.into_inner();
+        let listed = match request.what.as_str() {
+            "connections" | "channels" | "consumers" | "replicas" => self.list_everywhere(request).await,
+            _ => self.list_shared(request).await,
         };
-        listed.map(Response::new).map_err(Status::invalid_argument)
+        listed.map(Response::new).map_err(|error| match error {
+            Unlisted::Refused(refusal) => refused(refusal),
+            Unlisted::Wrong(why) => Status::invalid_argument(why),
+        })
+    }
+
+    async fn change(&self, request: Request<ChangeRequest>) -> Result<Response<ChangeReply>, Status> {
+        let command = decoded(&request.into_inner().command)?;
+        self.source.change(command).await.map_err(refused)?;
+        Ok(Response::new(ChangeReply {}))
+    }
+
+    async fn authenticate(&self, request: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {
+        let AuthenticateRequest { user, password } = request.into_inner();
+        let refusal = self.source.authenticate(&user, password.as_bytes()).map_err(refused)?;
+        Ok(Response::new(AuthenticateReply { refused: refusal.unwrap_or_default() }))
+    }
+
+    async fn purge_queue(&self, request: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {
+        let QueueRequest { vhost, queue, .. } = request.into_inner();
+        let messages = self.source.purge(named(&vhost, &queue)).await.map_err(refused)?;
+        Ok(Response::new(QueueReply { messages }))
+    }
+
+    async fn delete_queue(&self, request: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {
+        let QueueRequest { vhost, queue, if_empty, if_unused } = request.into_inner();
+        let messages = self.source.delete_queue(named(&vhost, &queue), if_unused, if_empty).await.map_err(refused)?;
+        Ok(Response::new(QueueReply { messages }))
+    }
+
+    async fn close_connections(&self, request: Request<CloseRequest>) -> Result<Response<CloseReply>, Status> {
+        let request = request.into_inner();
+        let picked = |row: &ConnectionRow| {
+            let is_named = request.pid.is_empty() || row.pid() == request.pid;
+            is_named && (request.vhost.is_empty() || row.vhost.as_deref() == Some(&*request.vhost))
+        };
+        let mut connections = self.source.close(&request.reason, &picked).map_err(refused)?;
+        if !request.local {
+            connections += self.source.close_elsewhere(CloseRequest { local: true, ..request }).await;
+        }
+        Ok(Response::new(CloseReply { connections }))
+    }
+
+    async fn count(&self, request: Request<CountRequest>) -> Result<Response<CountReply>, Status> {
+        let count = self.source.count(&decoded(&request.into_inner().counted)?).map_err(refused)?;
+        Ok(Response::new(CountReply { count }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -58,7 +208,7 @@ impl Admin for AdminService {
 }
 
 fn status_reply(report: Report, waiting_for: Option<String>) -> StatusReply {
-    let Report { node, cluster_id, members, shards, connections, queues, alarms } = report;
+    let Report { node, cluster_id, members, shards, connections, queues, alarms, local_alarm } = report;
     let members = members.into_iter().map(|m| wire::Member { node: m.node.0.into(), address: m.address, up: m.up }).collect();
     StatusReply {
         node: node.0.into(),
@@ -69,6 +219,7 @@ fn status_reply(report: Report, waiting_for: Option<String>) -> StatusReply {
         connections,
         queues,
         alarms,
+        local_alarm,
         waiting_for: waiting_for.unwrap_or_default(),
     }
 }

@@ -1,11 +1,17 @@
 //! The client's side of the admin service, for `warren ctl`, over a connection that `peer` has authenticated.
 
+use crate::model::admin::AdminCommand;
+use crate::model::catalog::Refusal;
+use crate::model::report::Counted;
 use std::future::Future;
 use std::time::Duration;
 use tonic::Status;
 use tonic::transport::Channel;
 use warren_proto::admin::admin_client::AdminClient as Stub;
-use warren_proto::admin::{ListReply, ListRequest, PingReply, PingRequest, StatusReply, StatusRequest};
+use warren_proto::admin::{
+    AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ListReply, ListRequest, PingReply,
+    PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+};
 
 /// Why a node did not answer as hoped.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +31,13 @@ pub enum ClientError {
         text: String,
         /// The request itself was wrong (an unknown column).
         usage: bool,
+        /// The broker's own refusal, if it is one.
+        refusal: Option<Refusal>,
     },
 }
 
 /// A conversation with one node.
+#[derive(Clone)]
 pub struct AdminClient {
     address: String,
     timeout: Duration,
@@ -41,6 +50,11 @@ impl AdminClient {
         AdminClient { address: address.to_owned(), timeout, stub: Stub::new(channel) }
     }
 
+    /// Where it was dialled, `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Rows of queues, exchanges or bindings.
     ///
     /// # Errors
@@ -48,6 +62,62 @@ impl AdminClient {
     pub async fn list(&mut self, request: ListRequest) -> Result<ListReply, ClientError> {
         let mut stub = self.stub.clone();
         self.answer(stub.list(request)).await
+    }
+
+    /// Commits a change.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn change(&mut self, command: &AdminCommand) -> Result<(), ClientError> {
+        let mut stub = self.stub.clone();
+        let command = encoded(command).into();
+        self.answer(stub.change(ChangeRequest { command })).await.map(drop)
+    }
+
+    /// Whether a password is a user's.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn authenticate(&mut self, user: &str, password: &str) -> Result<AuthenticateReply, ClientError> {
+        let mut stub = self.stub.clone();
+        self.answer(stub.authenticate(AuthenticateRequest { user: user.into(), password: password.into() })).await
+    }
+
+    /// Removes the ready messages of a queue.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn purge_queue(&mut self, request: QueueRequest) -> Result<QueueReply, ClientError> {
+        let mut stub = self.stub.clone();
+        self.answer(stub.purge_queue(request)).await
+    }
+
+    /// Deletes a queue.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn delete_queue(&mut self, request: QueueRequest) -> Result<QueueReply, ClientError> {
+        let mut stub = self.stub.clone();
+        self.answer(stub.delete_queue(request)).await
+    }
+
+    /// Closes client connections.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn close_connections(&mut self, request: CloseRequest) -> Result<CloseReply, ClientError> {
+        let mut stub = self.stub.clone();
+        self.answer(stub.close_connections(request)).await
+    }
+
+    /// How many there are on that node.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn count(&mut self, counted: &Counted) -> Result<u64, ClientError> {
+        let mut stub = self.stub.clone();
+        let counted = encoded(counted).into();
+        self.answer(stub.count(CountRequest { counted })).await.map(|reply| reply.count)
     }
 
     /// The node and the cluster.
@@ -81,7 +151,14 @@ impl AdminClient {
             Code::Unimplemented | Code::Unknown | Code::Internal | Code::Cancelled | Code::Unauthenticated => {
                 ClientError::Unreachable { address: self.address.clone(), why: text }
             }
-            code => ClientError::Refused { text, usage: code == Code::InvalidArgument },
+            code => {
+                let refusal = rmp_serde::from_slice(status.details()).ok();
+                ClientError::Refused { text, usage: code == Code::InvalidArgument, refusal }
+            }
         }
     }
+}
+
+fn encoded<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    rmp_serde::to_vec_named(value).expect("plain data, writing to memory cannot fail")
 }

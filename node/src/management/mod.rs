@@ -3,8 +3,10 @@
 
 pub mod admin;
 pub mod client;
+mod client_rows;
 pub mod http;
 mod metrics;
+mod operator_rows;
 mod process;
 mod readiness;
 mod rows;
@@ -13,4 +15,7 @@ mod term;
 
 pub use metrics::{Kind, Metrics, Sample};
 pub use readiness::Readiness;
-pub use source::{AdminSource, MemberStatus, QueueRow, ShardStatus, Status, implicit_binding};
+pub use source::{
+    AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow,
+    ShardStatus, Status, UserRow, VhostRow, implicit_binding,
+};

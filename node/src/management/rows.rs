@@ -1,8 +1,8 @@
 //! Columns of `list_queues`, `list_exchanges` and `list_bindings`: rabbitmqctl's names, defaults and values. Used by `admin`.
 
-use super::source::QueueRow;
+use super::source::{ExchangeRow, QueueRow};
 use super::term;
-use crate::model::catalog::{BindingSpec, ExchangeSpec, Table, Target, Value};
+use crate::model::catalog::{BindingSpec, Table, Target, Value};
 use serde_json::{Value as Json, json};
 use warren_proto::admin::{Cell, ListReply, Row};
 
@@ -19,7 +19,7 @@ pub(super) trait Listed {
 /// A column that does not exist: the message names it and those that do.
 pub(super) fn list<T: Listed>(items: &[T], columns: Vec<String>) -> Result<ListReply, String> {
     if let Some(unknown) = columns.iter().find(|column| !T::COLUMNS.contains(&column.as_str())) {
-        return Err(format!("there is no column '{unknown}'; there are {}", T::COLUMNS.join(", ")));
+        return Err(format!("Info key(s) {unknown} are not supported; there are {}", T::COLUMNS.join(", ")));
     }
     let columns = match columns.is_empty() {
         true => T::DEFAULT.iter().map(|column| (*column).to_owned()).collect(),
@@ -29,24 +29,24 @@ pub(super) fn list<T: Listed>(items: &[T], columns: Vec<String>) -> Result<ListR
     Ok(ListReply { columns, rows })
 }
 
-fn text(value: &str) -> Cell {
+pub(super) fn text(value: &str) -> Cell {
     Cell { text: term::escaped(value), json: json!(value).to_string() }
 }
 
-fn plain(value: impl Into<Json>) -> Cell {
+pub(super) fn plain(value: impl Into<Json>) -> Cell {
     let json = value.into().to_string();
     Cell { text: json.clone(), json }
 }
 
-fn unknown() -> Cell {
+pub(super) fn unknown() -> Cell {
     Cell { text: String::new(), json: Json::Null.to_string() }
 }
 
-fn count(value: Option<u64>) -> Cell {
+pub(super) fn count(value: Option<u64>) -> Cell {
     value.map_or_else(unknown, plain)
 }
 
-fn arguments(table: &Table) -> Cell {
+pub(super) fn arguments(table: &Table) -> Cell {
     Cell { text: term::table(table), json: term::table_json(table).to_string() }
 }
 
@@ -67,6 +67,8 @@ impl Listed for QueueRow {
         "exclusive",
         "arguments",
         "policy",
+        "operator_policy",
+        "effective_policy_definition",
         "type",
         "state",
         "messages",
@@ -88,7 +90,9 @@ impl Listed for QueueRow {
             "auto_delete" => plain(spec.auto_delete),
             "exclusive" => plain(spec.exclusive_owner.is_some()),
             "arguments" => arguments(&spec.arguments),
-            "policy" => text(""),
+            "policy" => text(self.policy.as_deref().unwrap_or_default()),
+            "operator_policy" => text(self.operator_policy.as_deref().unwrap_or_default()),
+            "effective_policy_definition" => arguments(&self.definition),
             "type" => queue_type(&spec.arguments),
             "state" => text(if self.leader.is_some() { "running" } else { "down" }),
             "messages" => count(self.messages_ready.zip(self.messages_unacknowledged).map(|(ready, unacked)| ready + unacked)),
@@ -103,20 +107,20 @@ impl Listed for QueueRow {
     }
 }
 
-impl Listed for ExchangeSpec {
+impl Listed for ExchangeRow {
     const COLUMNS: &'static [&'static str] = &["name", "type", "durable", "auto_delete", "internal", "arguments", "policy", "vhost"];
     const DEFAULT: &'static [&'static str] = &["name", "type"];
 
     fn cell(&self, column: &str) -> Cell {
         match column {
-            "name" => text(&self.name.name),
-            "type" => text(self.kind.text()),
-            "durable" => plain(self.durable),
-            "auto_delete" => plain(self.auto_delete),
-            "internal" => plain(self.internal),
-            "arguments" => arguments(&self.arguments),
-            "policy" => text(""),
-            "vhost" => text(&self.name.vhost),
+            "name" => text(&self.spec.name.name),
+            "type" => text(self.spec.kind.text()),
+            "durable" => plain(self.spec.durable),
+            "auto_delete" => plain(self.spec.auto_delete),
+            "internal" => plain(self.spec.internal),
+            "arguments" => arguments(&self.spec.arguments),
+            "policy" => text(self.policy.as_deref().unwrap_or_default()),
+            "vhost" => text(&self.spec.name.vhost),
             _ => unknown(),
         }
     }
@@ -167,6 +171,9 @@ mod tests {
             consumers: Some(2),
             leader: Some(NodeId(2)),
             members: vec![NodeId(1), NodeId(2), NodeId(3)],
+            policy: None,
+            operator_policy: None,
+            definition: Table::new(),
         }
     }
 
@@ -190,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_column_of_a_queue_but_an_unset_policy_has_a_value() {
-        for column in QueueRow::COLUMNS.iter().filter(|column| **column != "policy") {
+        for column in QueueRow::COLUMNS.iter().filter(|column| !column.ends_with("policy")) {
             assert_ne!(texts(queue(), &[column]), [""], "{column}");
         }
     }
@@ -204,6 +211,6 @@ mod tests {
     #[test]
     fn an_unknown_column_is_refused_by_name() {
         let error = list(&[queue()], vec!["colour".into()]).unwrap_err();
-        assert!(error.contains("'colour'") && error.contains("messages_ready"), "{error}");
+        assert!(error.contains("colour") && error.contains("messages_ready"), "{error}");
     }
 }

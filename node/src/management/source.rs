@@ -1,9 +1,15 @@
 //! What `warren ctl` and the HTTP API can ask of a node. `node` implements [`AdminSource`] over the catalog and the edge; the rows
 //! carry the catalog's own records plus the live figures.
 
+use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Table, Target};
-use crate::model::{LeaderId, NodeId, ShardId};
+use crate::model::report::{Counted, Report};
+use crate::model::{ConnectionId, LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+use warren_proto::admin::{CloseRequest, ListReply, ListRequest};
 
 /// A queue and its live figures.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +26,134 @@ pub struct QueueRow {
     pub leader: Option<NodeId>,
     /// Nodes with a replica (the owner alone for an in-memory queue).
     pub members: Vec<NodeId>,
+    /// Name of the policy that applies.
+    pub policy: Option<String>,
+    /// Name of the operator policy that applies.
+    pub operator_policy: Option<String>,
+    /// What the two say together.
+    pub definition: Table,
+}
+
+/// An exchange and its policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExchangeRow {
+    /// As declared.
+    pub spec: ExchangeSpec,
+    /// Name of the policy that applies.
+    pub policy: Option<String>,
+}
+
+/// A user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRow {
+    /// Name.
+    pub user: String,
+    /// Tags.
+    pub tags: Vec<String>,
+}
+
+/// A vhost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostRow {
+    /// Name.
+    pub name: String,
+    /// What it was created with.
+    pub facts: VhostFacts,
+}
+
+/// A user in a vhost, with something of type `T` that it has there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted<T> {
+    /// Who.
+    pub user: String,
+    /// Where.
+    pub vhost: String,
+    /// On which exchange, for topic permissions.
+    pub exchange: String,
+    /// What.
+    pub permission: T,
+}
+
+/// Whose permissions are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Of one user, everywhere.
+    User(String),
+    /// In one vhost, of everybody.
+    Vhost(String),
+}
+
+/// A policy of a vhost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyRow {
+    /// Where.
+    pub vhost: String,
+    /// What.
+    pub policy: Arc<Policy>,
+}
+
+/// A client's connection to this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConnectionRow {
+    /// This node.
+    pub node: NodeId,
+    /// Its id here.
+    pub id: ConnectionId,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// When it came.
+    pub since: SystemTime,
+    /// Its user, once it entered a vhost.
+    pub user: Option<Arc<str>>,
+    /// Its vhost.
+    pub vhost: Option<Arc<str>>,
+    /// Its publishes wait.
+    pub blocked: bool,
+    /// What its session says; `None` when it does not answer.
+    pub report: Option<Report>,
+}
+
+/// This node's replica of a queue's shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaRow {
+    /// This node.
+    pub node: NodeId,
+    /// `leader`, `follower`, ...
+    pub state: &'static str,
+    /// Raft's term.
+    pub term: u64,
+    /// Last index in the log.
+    pub last_index: u64,
+    /// Committed as far as this node knows.
+    pub committed: u64,
+    /// Applied.
+    pub applied: u64,
+    /// Purged up to here: older state is in the checkpoint.
+    pub purged: u64,
+}
+
+/// A port that this node serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerRow {
+    /// This node.
+    pub node: NodeId,
+    /// RabbitMQ's word: `amqp`, `http`, `clustering`.
+    pub protocol: &'static str,
+    /// Address as configured.
+    pub interface: String,
+    /// Port.
+    pub port: u16,
+    /// For people.
+    pub purpose: &'static str,
+}
+
+/// A setting of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingRow {
+    /// Name of the option.
+    pub name: &'static str,
+    /// In effect.
+    pub value: String,
 }
 
 /// A node as this one sees it.
@@ -63,6 +197,8 @@ pub struct Status {
     pub queues: u64,
     /// Alarms in force, e.g. `disk: 512 MiB free, floor 1 GiB`.
     pub alarms: Vec<String>,
+    /// One of them is about this node.
+    pub local_alarm: bool,
 }
 
 /// Answers for the operator. A missing vhost is `Refusal::NotFound`, no majority is `Refusal::Unavailable`.
@@ -70,11 +206,49 @@ pub trait AdminSource: Send + Sync + 'static {
     /// All queues of a vhost, by name.
     fn queues(&self, vhost: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>>;
     /// All exchanges of a vhost, the default one (with the name "") too.
-    fn exchanges(&self, vhost: String) -> BoxFuture<'_, Result<Vec<ExchangeSpec>, Refusal>>;
+    fn exchanges(&self, vhost: String) -> BoxFuture<'_, Result<Vec<ExchangeRow>, Refusal>>;
     /// All bindings of a vhost, with one [`implicit_binding`] per queue.
     fn bindings(&self, vhost: String) -> BoxFuture<'_, Result<Vec<BindingSpec>, Refusal>>;
     /// The node and the cluster.
     fn status(&self) -> BoxFuture<'_, Result<Status, Refusal>>;
+    /// All users, by name.
+    fn users(&self) -> Result<Vec<UserRow>, Refusal>;
+    /// All vhosts, by name.
+    fn vhosts(&self) -> Result<Vec<VhostRow>, Refusal>;
+    /// Permissions.
+    fn permissions(&self, of: Holder) -> Result<Vec<Granted<Permission>>, Refusal>;
+    /// Topic permissions.
+    fn topic_permissions(&self, of: Holder) -> Result<Vec<Granted<TopicPermission>>, Refusal>;
+    /// Policies of one kind, the highest priority first.
+    fn policies(&self, kind: PolicyKind, vhost: String) -> Result<Vec<PolicyRow>, Refusal>;
+    /// Limits of one vhost, or of all that have some.
+    fn vhost_limits(&self, vhost: Option<String>) -> Result<Vec<(String, Limits)>, Refusal>;
+    /// Limits of one user, or of all that have some.
+    fn user_limits(&self, user: Option<String>) -> Result<Vec<(String, Limits)>, Refusal>;
+    /// Connections to this node.
+    fn connections(&self) -> BoxFuture<'_, Result<Vec<ConnectionRow>, Refusal>>;
+    /// This node's replica of a queue's shard, if it has one.
+    fn replica(&self, queue: Name) -> Result<Option<ReplicaRow>, Refusal>;
+    /// Ports of this node.
+    fn listeners(&self) -> Vec<ListenerRow>;
+    /// Settings of this node, but no secret.
+    fn settings(&self) -> Vec<SettingRow>;
+    /// Commits a change.
+    fn change(&self, command: AdminCommand) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Whether user and password belong together; if not, why.
+    fn authenticate(&self, user: &str, password: &[u8]) -> Result<Option<String>, Refusal>;
+    /// Removes the ready messages of a queue; how many.
+    fn purge(&self, queue: Name) -> BoxFuture<'_, Result<u64, Refusal>>;
+    /// Deletes a queue; how many ready messages went.
+    fn delete_queue(&self, queue: Name, if_unused: bool, if_empty: bool) -> BoxFuture<'_, Result<u64, Refusal>>;
+    /// How many there are on this node.
+    fn count(&self, counted: &Counted) -> Result<u64, Refusal>;
+    /// Closes connections of this node; how many.
+    fn close(&self, reason: &str, which: &dyn Fn(&ConnectionRow) -> bool) -> Result<u64, Refusal>;
+    /// What the other nodes answer to the same question; those that do not answer are left out.
+    fn elsewhere(&self, request: ListRequest) -> BoxFuture<'_, Vec<ListReply>>;
+    /// What the other nodes close; how many.
+    fn close_elsewhere(&self, request: CloseRequest) -> BoxFuture<'_, u64>;
 }
 
 /// The binding of every queue to the default exchange, which `list_bindings` shows as RabbitMQ does.

@@ -1,6 +1,7 @@
 //! What the catalog (shard 0) holds and the commands that change it. Serialised as MessagePack maps (named fields), so that a
 //! field can be added without breaking an older node. Made by `edge` and `management`, applied by `machine::catalog`.
 
+use super::admin::AdminCommand;
 use super::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -212,17 +213,6 @@ pub struct BindingSpec {
     pub arguments: Table,
 }
 
-/// A user's rights in a vhost: regular expressions over names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Permission {
-    /// Declare and delete.
-    pub configure: String,
-    /// Publish, bind to.
-    pub write: String,
-    /// Consume, bind from.
-    pub read: String,
-}
-
 /// A command into the catalog's log. Each is idempotent or answers what a repeated one should answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CatalogCommand {
@@ -283,39 +273,8 @@ pub enum CatalogCommand {
     Bind(BindingSpec),
     /// Unbind; idempotent.
     Unbind(BindingSpec),
-    /// Add or change a user.
-    PutUser {
-        /// Name.
-        user: String,
-        /// base64(salt ++ sha256(salt ++ password)).
-        password_hash: String,
-        /// Tags, e.g. `administrator`.
-        tags: Vec<String>,
-    },
-    /// Remove a user.
-    DeleteUser {
-        /// Name.
-        user: String,
-    },
-    /// Add a vhost with its `amq.*` exchanges.
-    PutVhost {
-        /// Name.
-        vhost: String,
-    },
-    /// Remove a vhost and all in it.
-    DeleteVhost {
-        /// Name.
-        vhost: String,
-    },
-    /// Grant.
-    SetPermission {
-        /// Whom.
-        user: String,
-        /// Where.
-        vhost: String,
-        /// What.
-        permission: Permission,
-    },
+    /// Users, vhosts, permissions, policies, limits.
+    Admin(AdminCommand),
 }
 
 /// The catalog's answer; a refusal changed nothing.

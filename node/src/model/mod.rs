@@ -1,5 +1,6 @@
 //! The nouns that every room shares: ids, specs, messages, the values that cross rooms. Data only: no IO, no clocks.
 
+pub mod admin;
 pub mod catalog;
 pub mod deaths;
 pub mod entry;
@@ -8,6 +9,7 @@ pub mod limits;
 pub mod link;
 pub mod ports;
 pub mod properties;
+pub mod report;
 pub mod settings;
 pub mod shortage;
 pub mod step;

@@ -3,6 +3,7 @@
 
 use super::catalog::{BindingSpec, ExchangeSpec, Name, Refusal, Table};
 use super::link::Delivery;
+use super::report::Report;
 use super::{ConsumerId, QueueId, Seq, ShardId};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -66,6 +67,13 @@ pub enum Step {
         /// The limit.
         limit: Option<u32>,
     },
+    /// The channel was opened.
+    ChannelOpened {
+        /// The channel.
+        channel: u16,
+    },
+    /// Answer to `Event::Report`.
+    Report(Box<Report>),
     /// The channel is closed: its consumers end, `held` and what was delivered and not yet passed to the session go back to their queues.
     ChannelClosed {
         /// The channel.
@@ -326,6 +334,8 @@ pub enum Event {
     Blocked(String),
     /// Publishes flow again.
     Unblocked,
+    /// Somebody lists connections. Answer: `Step::Report`.
+    Report,
     /// Close the connection (320): shutdown, vhost or user deleted, closed by an operator.
     Close(String),
     /// Answer to `Step::Leave`; the last event.

@@ -7,6 +7,7 @@ use crate::model::NodeId;
 use crate::model::shortage::{Shortage, Shortages};
 use crate::store::disk::Disk;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Between two looks.
@@ -21,6 +22,7 @@ pub(super) async fn watch(running: Arc<Running>, disk: Arc<dyn Disk>) {
         let memory = resident_bytes().is_some_and(|used| used > running.config.memory_limit_bytes);
         let shortage = Shortage { disk: is_low(&running, &*disk), memory };
         running.consensus.set_alarm(shortage);
+        running.is_low.store(shortage.disk || shortage.memory, Ordering::Relaxed);
         if !shortage.disk
             && let Err(error) = reserve.renew()
         {

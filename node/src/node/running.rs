@@ -8,6 +8,7 @@ use crate::model::NodeId;
 use crate::store::wal::Wal;
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// The parts of a serving node.
 pub(super) struct Running {
@@ -21,6 +22,8 @@ pub(super) struct Running {
     pub wal: Wal,
     /// The alarm in force.
     pub alarm: Mutex<Option<String>>,
+    /// This node's own disk has less than the floor.
+    pub is_low: AtomicBool,
 }
 
 impl Running {

@@ -22,6 +22,7 @@ use crate::store::wal::Wal;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -58,10 +59,11 @@ struct Opened {
 
 /// Everything up to the moment when clients can be served.
 pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Arc<Readiness>) -> Result<Started, StartError> {
-    let admin = Admin::default();
+    let admin = Admin::new(&config);
     let ground = Ground::real(&config, peer, &admin, &readiness)?;
     let started = compose(config, ground, &readiness).await?;
-    let _ = admin.0.set(started.running.clone());
+    started.running.edge.set_neighbours(admin.neighbours.clone());
+    let _ = admin.running.set(started.running.clone());
     Ok(started)
 }
 
@@ -100,10 +102,21 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let replicas = opened.replicas.clone();
-    let running = Arc::new(Running { config, shards, catalog, replicas, consensus, edge, wal, alarm: Mutex::default() });
+    let running = Arc::new(Running {
+        config,
+        shards,
+        catalog,
+        replicas,
+        consensus,
+        edge,
+        wal,
+        alarm: Mutex::default(),
+        is_low: AtomicBool::new(false),
+    });
     first_command(&running).await;
     until_up(&opened.applied).await;
     all_led(&running).await;
+    tasks.spawn(expel(running.edge.clone(), opened.applied.moved_tx.subscribe()));
     tasks.spawn(alarm::watch(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
@@ -196,6 +209,17 @@ async fn tell_catalog(mut moved_rx: watch::Receiver<u64>, servers: Vec<ServerHan
     while moved_rx.changed().await.is_ok() {
         moved_rx.borrow_and_update();
         servers.iter().for_each(ServerHandle::catalog_moved);
+    }
+}
+
+/// Clients whose user or vhost is deleted must go.
+async fn expel(edge: Arc<Edge>, mut moved_rx: watch::Receiver<u64>) {
+    loop {
+        moved_rx.borrow_and_update();
+        edge.expel();
+        if moved_rx.changed().await.is_err() {
+            return;
+        }
     }
 }
 

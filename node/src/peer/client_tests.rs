@@ -11,7 +11,10 @@ use std::time::Instant;
 use tonic::Response;
 use warren_proto::admin::admin_client::AdminClient;
 use warren_proto::admin::admin_server::{Admin, AdminServer};
-use warren_proto::admin::{ListReply, ListRequest, PingReply, PingRequest, StatusReply, StatusRequest};
+use warren_proto::admin::{
+    AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest, ListReply,
+    ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+};
 
 /// Answers a question with its own head, echoes streams, joins paths.
 struct Echo {
@@ -61,6 +64,30 @@ impl Admin for Lists {
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         Ok(Response::new(PingReply::default()))
+    }
+
+    async fn change(&self, _: Request<ChangeRequest>) -> Result<Response<ChangeReply>, Status> {
+        Ok(Response::new(ChangeReply::default()))
+    }
+
+    async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {
+        Ok(Response::new(AuthenticateReply::default()))
+    }
+
+    async fn purge_queue(&self, _: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {
+        Ok(Response::new(QueueReply::default()))
+    }
+
+    async fn delete_queue(&self, _: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {
+        Ok(Response::new(QueueReply::default()))
+    }
+
+    async fn close_connections(&self, _: Request<CloseRequest>) -> Result<Response<CloseReply>, Status> {
+        Ok(Response::new(CloseReply::default()))
+    }
+
+    async fn count(&self, _: Request<CountRequest>) -> Result<Response<CountReply>, Status> {
+        Ok(Response::new(CountReply::default()))
     }
 }
 

@@ -62,6 +62,7 @@ impl News {
             | Event::OpenRefused(_)
             | Event::Reply { .. }
             | Event::ChannelError { .. }
+            | Event::Report
             | Event::Close(_)
             | Event::Left) => Some(News::Odd(odd)),
         }

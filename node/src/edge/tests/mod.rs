@@ -1,5 +1,6 @@
 //! The edge against leaders driven by hand: a real catalog, in-process paths whose leader's end the test holds.
 
+mod access;
 mod consume;
 mod publish;
 mod replies;

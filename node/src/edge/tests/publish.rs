@@ -1,6 +1,7 @@
 //! Publishes: batches, tickets, resends, refusals, back-pressure.
 
 use super::*;
+use crate::model::admin::AdminCommand;
 
 #[tokio::test]
 async fn a_publish_is_confirmed_by_its_batchs_verdict() {
@@ -233,10 +234,10 @@ async fn a_confirm_for_a_closed_channel_does_not_reach_its_successor() {
 async fn no_right_to_write_is_refused_in_rabbitmqs_words() {
     let scene = Scene::new(default_config());
     let mut client = scene.client();
-    let permission = crate::model::catalog::Permission { configure: ".*".into(), write: "^mine".into(), read: ".*".into() };
+    let permission = crate::model::admin::Permission { configure: ".*".into(), write: "^mine".into(), read: ".*".into() };
     client.publish("", "nowhere", 1);
     assert_eq!(client.confirmed().await, [(1, 1)]);
-    scene.world.apply(&CatalogCommand::SetPermission { user: "guest".into(), vhost: "/".into(), permission });
+    scene.world.apply(&CatalogCommand::Admin(AdminCommand::SetPermissions { user: "guest".into(), vhost: "/".into(), permission }));
     client.publish("amq.fanout", "k", 2);
     let text = "write access to exchange 'amq.fanout' in vhost '/' refused for user 'guest'";
     assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal: Refusal::Access(text.into()), method: (60, 40) }]);
@@ -449,9 +450,8 @@ async fn a_publisher_names_nobody_but_itself() {
     client.submit(Step::Publish(named(b"\x00\x10\x03eve")));
     let refusal = Refusal::Precondition("user_id property set to 'eve' but authenticated user was 'guest'".into());
     assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal, method: (60, 40) }]);
-    let user = scene.world.catalog.read().user("guest").expect("the first user").clone();
-    let (tags, password_hash) = (vec!["impersonator".to_string()], user.password_hash);
-    scene.world.apply(&CatalogCommand::PutUser { user: "guest".into(), password_hash, tags });
+    let tags = vec!["impersonator".to_string()];
+    scene.world.apply(&CatalogCommand::Admin(AdminCommand::SetUserTags { user: "guest".into(), tags }));
     let mut other = scene.client();
     other.submit(Step::Publish(named(b"\x00\x10\x03eve")));
     assert_eq!(other.confirmed().await, [(1, 1)]);

@@ -1,7 +1,8 @@
 //! Requests against the catalog and the leaders; logins.
 
 use super::*;
-use crate::model::catalog::{Permission, QueueRecord};
+use crate::model::admin::{AdminCommand, Permission};
+use crate::model::catalog::QueueRecord;
 use crate::model::step::DeclareQueue;
 
 fn declare(queue: &str) -> DeclareQueue {
@@ -179,7 +180,7 @@ async fn each_request_needs_its_right() {
     let scene = Scene::new(default_config());
     scene.queue("q", 1);
     let permission = Permission { configure: "^a".into(), write: "^b".into(), read: "^c".into() };
-    scene.world.apply(&CatalogCommand::SetPermission { user: "guest".into(), vhost: "/".into(), permission });
+    scene.world.apply(&CatalogCommand::Admin(AdminCommand::SetPermissions { user: "guest".into(), vhost: "/".into(), permission }));
     let mut client = scene.client();
     let refused = [
         (Request::DeclareQueue(declare("x")), "configure access to queue 'x'"),
@@ -213,7 +214,7 @@ async fn logins_are_checked() {
     assert!(matches!(&login(from("10.0.0.1:1"), "guest", "/")[0], Event::AuthenticationFailed(_)), "guest is for this host");
     assert_eq!(login(from("[::1]:1"), "guest", "/"), [Event::Authenticated, Event::Opened]);
     assert_eq!(login(from("127.0.0.1:1"), "guest", "x"), [Event::Authenticated, not_allowed("vhost x not found")]);
-    scene.world.apply(&CatalogCommand::PutVhost { vhost: "y".into() });
+    scene.world.apply(&CatalogCommand::Admin(AdminCommand::AddVhost { vhost: "y".into(), facts: Default::default() }));
     let refused = not_allowed("access to vhost 'y' refused for user 'guest'");
     assert_eq!(login(from("127.0.0.1:1"), "guest", "y"), [Event::Authenticated, refused]);
 }

@@ -44,6 +44,8 @@ pub(super) struct Connection<C> {
     tick_at: Instant,
     /// Of the handshake, then of closing.
     deadline: Option<Instant>,
+    received_bytes: u64,
+    sent_bytes: u64,
 }
 
 /// Why a connection ends; for the log.
@@ -79,6 +81,8 @@ impl<C: EdgeConnection> Connection<C> {
             spoke: now,
             tick_at: now + IDLE,
             deadline: Some(now + handshake),
+            received_bytes: 0,
+            sent_bytes: 0,
         }
     }
 
@@ -188,7 +192,8 @@ impl<C: EdgeConnection> Connection<C> {
             self.submit_past_held();
             return;
         }
-        while let Some(step) = self.out.steps.pop_front() {
+        while let Some(mut step) = self.out.steps.pop_front() {
+            self.complete(&mut step);
             let closed = if let Step::ChannelClosed { channel, .. } = &step { Some(*channel) } else { None };
             if let Err(step) = self.edge.submit(step) {
                 self.out.steps.push_front(step);
@@ -203,13 +208,22 @@ impl<C: EdgeConnection> Connection<C> {
     }
 
     fn submit_past_held(&mut self) {
-        let passes = |step: &Step| matches!(step, Step::Settle { .. } | Step::Written { .. } | Step::Leave);
+        let passes = |step: &Step| matches!(step, Step::Settle { .. } | Step::Written { .. } | Step::Report(_) | Step::Leave);
         if !self.out.steps.iter().any(passes) {
             return;
         }
-        for step in std::mem::take(&mut self.out.steps) {
+        for mut step in std::mem::take(&mut self.out.steps) {
+            self.complete(&mut step);
             let refused = if passes(&step) { self.edge.submit(step).err() } else { Some(step) };
             self.out.steps.extend(refused);
+        }
+    }
+
+    /// What a report says of the socket.
+    fn complete(&self, step: &mut Step) {
+        if let Step::Report(report) = step {
+            report.local = self.socket.local_addr().ok();
+            (report.received_bytes, report.sent_bytes) = (self.received_bytes, self.sent_bytes);
         }
     }
 
@@ -250,6 +264,7 @@ impl<C: EdgeConnection> Connection<C> {
         let room = self.input.capacity() - self.input.len();
         let count = self.socket.try_read_buf(&mut self.input)?;
         self.heard = Instant::now();
+        self.received_bytes += count as u64;
         if count == room {
             self.read_bytes = (2 * self.read_bytes).min(limits::READ_BUFFER_BYTES);
         }
@@ -263,6 +278,7 @@ impl<C: EdgeConnection> Connection<C> {
             match self.socket.try_write_vectored(&slices[..filled]) {
                 Ok(count) => {
                     self.spoke = Instant::now();
+                    self.sent_bytes += count as u64;
                     self.out.bytes.advance(count);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),

@@ -4,6 +4,7 @@ use crate::listener::{Edge, EdgeConnection};
 use crate::model::catalog::{ExchangeKind, Refusal, Target};
 use crate::model::entry::{EntryBuilder, Op, Ops, Section, read_entry};
 use crate::model::link::{Batch, Delivery};
+use crate::model::report::Report;
 use crate::model::step::{Event, Got, Held, Outcome, Publish, Reply, Request, Step};
 use crate::model::{BatchSeq, ConsumerId, QueueId, Seq, SessionId, ShardId};
 use bytes::Bytes;
@@ -62,6 +63,7 @@ pub(super) struct FakeEdge {
     pub(super) room: Arc<Notify>,
     pub(super) written: Arc<AtomicU64>,
     pub(super) outboxes: Mutex<Vec<Arc<Outbox>>>,
+    pub(super) reported: Arc<Mutex<Option<Report>>>,
 }
 
 pub(super) struct FakeConnection {
@@ -70,6 +72,7 @@ pub(super) struct FakeConnection {
     room: Arc<Notify>,
     written: Arc<AtomicU64>,
     outbox: Arc<Outbox>,
+    reported: Arc<Mutex<Option<Report>>>,
 }
 
 impl Edge for FakeEdge {
@@ -83,11 +86,17 @@ impl Edge for FakeEdge {
             room: self.room.clone(),
             written: self.written.clone(),
             outbox,
+            reported: self.reported.clone(),
         }
     }
 }
 
 impl FakeEdge {
+    /// Somebody lists connections.
+    pub(super) fn ask_reports(&self) {
+        self.outboxes.lock().iter().for_each(|outbox| outbox.push(Event::Report));
+    }
+
     /// A message from a client of another node.
     pub(super) fn inject(&self, queue: &str, body: &'static [u8]) {
         let publish = Publish {
@@ -128,7 +137,11 @@ impl EdgeConnection for FakeConnection {
                 self.written.fetch_add(bytes, Ordering::SeqCst);
                 return Ok(());
             }
-            Step::ChannelPrefetch { .. } | Step::Check { .. } => return Ok(()),
+            Step::ChannelPrefetch { .. } | Step::Check { .. } | Step::ChannelOpened { .. } => return Ok(()),
+            Step::Report(report) => {
+                *self.reported.lock() = Some(*report);
+                return Ok(());
+            }
             Step::Commit(commit) => {
                 let channel = commit.channel;
                 commit.publishes.into_iter().for_each(|publish| self.broker.lock().publish(publish, &self.outbox));

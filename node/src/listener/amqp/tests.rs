@@ -199,6 +199,27 @@ async fn a_message_goes_in_is_confirmed_comes_out_and_is_acked() {
 }
 
 #[tokio::test]
+async fn a_connection_reports_its_socket_channels_and_consumers() {
+    let server = Server::start(PATIENCE).await;
+    let mut client = server.client(0).await;
+    client.declare("q").await;
+    client.say(1, Method::ConfirmSelect { nowait: false }).await;
+    client.expect("confirm.select-ok").await;
+    client.publish("q", b"held").await;
+    client.expect("basic.ack").await;
+    client.consume("q").await;
+    client.delivery().await;
+    server.edge.ask_reports();
+    eventually("a report", || server.edge.reported.lock().is_some()).await;
+    let report = server.edge.reported.lock().take().expect("reported");
+    assert_eq!((report.local, report.state, report.mechanism), (Some(server.address), "running", "PLAIN"));
+    assert!(report.received_bytes > 100 && report.sent_bytes > 100);
+    let channel = &report.channels[0];
+    assert_eq!((channel.number, channel.confirm, channel.unacknowledged, channel.unconfirmed), (1, true, 1, 0));
+    assert_eq!((report.channels.len(), &*channel.consumers[0].queue), (1, "q"));
+}
+
+#[tokio::test]
 async fn bytes_that_dribble_in_are_understood() {
     let server = Server::start(PATIENCE).await;
     let mut client = server.client(0).await;

@@ -4,27 +4,17 @@
 use super::bindings::not_found;
 use super::equivalence::{check_exchange, check_queue, exchange_text};
 use super::{Catalog, User};
+use crate::model::admin::{Permission, VhostFacts};
 use crate::model::catalog::{
-    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, Permission, QueueRecord, QueueSpec, Refusal, Table,
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, QueueSpec, Refusal,
 };
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::{check_arguments, check_hash_arguments, weight};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Exchanges that every vhost has: name, kind, internal.
-const PREDECLARED: [(&str, ExchangeKind, bool); 7] = [
-    ("", ExchangeKind::Direct, false),
-    ("amq.direct", ExchangeKind::Direct, false),
-    ("amq.fanout", ExchangeKind::Fanout, false),
-    ("amq.headers", ExchangeKind::Headers, false),
-    ("amq.match", ExchangeKind::Headers, false),
-    ("amq.rabbitmq.trace", ExchangeKind::Topic, true),
-    ("amq.topic", ExchangeKind::Topic, false),
-];
-
-type Outcome = Result<CatalogReply, Refusal>;
-const DONE: Outcome = Ok(CatalogReply::Done);
+pub(super) type Outcome = Result<CatalogReply, Refusal>;
+pub(super) const DONE: Outcome = Ok(CatalogReply::Done);
 
 fn default_exchange_refusal() -> Refusal {
     Refusal::Access("operation not permitted on the default exchange".to_owned())
@@ -44,7 +34,9 @@ impl Catalog {
 
     fn outcome(&mut self, index: u64, command: &CatalogCommand) -> Outcome {
         match command {
-            CatalogCommand::Bootstrap { vhost, user, password_hash, shards } => self.bootstrap(vhost, user, password_hash, *shards),
+            CatalogCommand::Bootstrap { vhost, user, password_hash, shards } => {
+                self.bootstrap(index, (vhost, user, password_hash), *shards)
+            }
             CatalogCommand::NodeUp { node, incarnation } => self.node_up(index, *node, *incarnation),
             CatalogCommand::NodeDown { node, incarnation } => self.node_down(index, *node, *incarnation),
             CatalogCommand::DeclareExchange(spec) => self.declare_exchange(spec),
@@ -59,21 +51,11 @@ impl Catalog {
             CatalogCommand::ConnectionGone(owner) => self.connection_gone(index, owner),
             CatalogCommand::Bind(spec) => self.checked_bind(index, spec),
             CatalogCommand::Unbind(spec) => self.checked_unbind(spec),
-            CatalogCommand::PutUser { user, password_hash, tags } => self.put_user(user, password_hash, tags),
-            CatalogCommand::DeleteUser { user } => {
-                self.users.remove(user);
-                DONE
-            }
-            CatalogCommand::PutVhost { vhost } => {
-                self.put_vhost(vhost);
-                DONE
-            }
-            CatalogCommand::DeleteVhost { vhost } => self.delete_vhost(index, vhost),
-            CatalogCommand::SetPermission { user, vhost, permission } => self.set_permission(user, vhost, permission),
+            CatalogCommand::Admin(command) => self.administer(index, command),
         }
     }
 
-    fn bootstrap(&mut self, vhost: &str, user: &str, password_hash: &str, shards: u16) -> Outcome {
+    fn bootstrap(&mut self, index: u64, (vhost, user, password_hash): (&str, &str, &str), shards: u16) -> Outcome {
         if self.is_bootstrapped() {
             return DONE;
         }
@@ -81,15 +63,18 @@ impl Catalog {
             return Err(Refusal::Precondition(format!("a cluster has 1 to 32767 data shards, not {shards}")));
         }
         self.shards = shards;
-        self.put_vhost(vhost);
+        self.add_vhost(index, vhost, &VhostFacts::default());
         let all = || ".*".to_owned();
         let permission = Permission { configure: all(), write: all(), read: all() };
         let administrator = User {
             password_hash: password_hash.to_owned(),
+            created: index,
             tags: vec!["administrator".to_owned()],
             permissions: BTreeMap::from([(vhost.to_owned(), permission)]),
+            ..User::default()
         };
         self.users.insert(user.to_owned(), administrator);
+        self.access_version = index;
         DONE
     }
 
@@ -162,6 +147,13 @@ impl Catalog {
             check_queue(&current.record.spec, spec)?;
             return Ok(CatalogReply::Queue { record: QueueRecord::clone(&current.record), created: false });
         }
+        if let Some(limit) = self.vhost_limit(&name.vhost, "max-queues")
+            && vhost.queues.len() as u64 >= limit
+        {
+            let (queue, vhost) = (&name.name, &name.vhost);
+            let text = format!("cannot declare queue '{queue}': queue limit in vhost '{vhost}' ({limit}) is reached");
+            return Err(Refusal::Precondition(text));
+        }
         let shard = self.place(spec, process, shard)?;
         let record = QueueRecord { id: QueueId(index), spec: spec.clone(), shard, incarnation: process.1 };
         self.put_queue(Arc::new(record.clone()));
@@ -217,47 +209,5 @@ impl Catalog {
 
     fn check_ends(&self, spec: &BindingSpec) -> Result<(), Refusal> {
         if spec.source.is_empty() || spec.destination.is_empty() { Err(default_exchange_refusal()) } else { Ok(()) }
-    }
-
-    fn put_user(&mut self, name: &str, password_hash: &str, tags: &[String]) -> Outcome {
-        let permissions = self.users.remove(name).map(|u| u.permissions).unwrap_or_default();
-        let user = User { password_hash: password_hash.to_owned(), tags: tags.to_vec(), permissions };
-        self.users.insert(name.to_owned(), user);
-        DONE
-    }
-
-    fn put_vhost(&mut self, vhost: &str) {
-        if self.has_vhost(vhost) {
-            return;
-        }
-        let vhost: Arc<str> = Arc::from(vhost);
-        for (name, kind, internal) in PREDECLARED {
-            let name = Name { vhost: vhost.clone(), name: Arc::from(name) };
-            self.put_exchange(ExchangeSpec { name, kind, durable: true, auto_delete: false, internal, arguments: Table::new() });
-        }
-    }
-
-    fn delete_vhost(&mut self, index: u64, name: &str) -> Outcome {
-        let Some(vhost) = self.vhosts.get(name) else { return DONE };
-        let mut queues: Vec<QueueId> = vhost.queues.values().map(|q| q.record.id).collect();
-        queues.sort_unstable();
-        queues.into_iter().for_each(|id| self.drop_queue(index, id));
-        for exchange in self.exchanges(name) {
-            self.drop_exchange(&exchange.name);
-        }
-        self.vhosts.remove(name);
-        self.users.values_mut().for_each(|u| {
-            u.permissions.remove(name);
-        });
-        DONE
-    }
-
-    fn set_permission(&mut self, user: &str, vhost: &str, permission: &Permission) -> Outcome {
-        if !self.has_vhost(vhost) {
-            return Err(not_found("vhost", vhost, vhost));
-        }
-        let row = self.users.get_mut(user).ok_or_else(|| not_found("user", vhost, user))?;
-        row.permissions.insert(vhost.to_owned(), permission.clone());
-        DONE
     }
 }

@@ -1,8 +1,9 @@
 //! Bindings, and the end of things that have some: what depends on an exchange or a queue goes with it. Called by `apply`.
 
+use super::policy::Applied;
 use super::{Catalog, Destination, Exchange, QueueEntry};
 use crate::model::QueueId;
-use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Target, Value};
+use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Target};
 use crate::routing::RoutingTable;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -58,19 +59,19 @@ impl Catalog {
 
     /// Adds an exchange without bindings.
     pub(super) fn put_exchange(&mut self, spec: ExchangeSpec) {
-        let alternate = match spec.arguments.get("alternate-exchange") {
-            Some(Value::Text(name)) => std::str::from_utf8(name).ok().map(Arc::from),
-            Some(_) | None => None,
-        };
         let (vhost, name) = (spec.name.vhost.clone(), spec.name.name.clone());
-        let exchange = Exchange {
+        let vhost = self.vhosts.entry(vhost).or_default();
+        let policies = vhost.applied_to_exchange(&spec);
+        let mut exchange = Exchange {
             table: RoutingTable::new(spec.kind, &spec.arguments),
             spec: Arc::new(spec),
-            alternate,
+            alternate: None,
+            policies: Applied::default(),
             outgoing: BTreeSet::new(),
             incoming: BTreeSet::new(),
         };
-        self.vhosts.entry(vhost).or_default().exchanges.insert(name, exchange);
+        exchange.set_policies(policies);
+        vhost.exchanges.insert(name, exchange);
     }
 
     /// Adds a queue without bindings. The shard's change log is the caller's.
@@ -80,7 +81,9 @@ impl Catalog {
         }
         let Name { vhost, name } = record.spec.name.clone();
         self.queues.insert(record.id, record.clone());
-        self.vhosts.entry(vhost).or_default().queues.insert(name, QueueEntry { record, incoming: BTreeSet::new() });
+        let vhost = self.vhosts.entry(vhost).or_default();
+        let policies = vhost.applied_to_queue(&record.spec);
+        vhost.queues.insert(name, QueueEntry { record, policies, incoming: BTreeSet::new() });
     }
 
     /// Takes an exchange away with its bindings, and the auto-delete exchanges that lose their last one by it.

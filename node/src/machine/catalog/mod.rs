@@ -2,12 +2,17 @@
 //! routes and looks up under a read lock, the management reads. Here: the state and its reads; `apply` has the commands, `route` the
 //! routing, `persist` snapshots. Messages and consumers are not here.
 
+mod admin;
+#[cfg(test)]
+mod admin_tests;
 mod apply;
 mod bindings;
 mod changes;
 mod equivalence;
 mod password;
+mod pattern;
 mod persist;
+mod policy;
 mod route;
 #[cfg(test)]
 mod routing_tests;
@@ -15,19 +20,34 @@ mod routing_tests;
 mod tests;
 
 pub use equivalence::{check_owner, exchange_text, queue_text};
-pub use password::{hash_password, password_matches};
+pub use password::{decode_base64, hash_password, password_matches};
+pub use pattern::Pattern;
 pub use persist::{Image, decode_command, encode_command};
+pub use policy::{Applied, queue_type};
 pub use route::{Envelope, RouteResult};
 
-use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, Owner, Permission, QueueRecord, Target};
+use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
+use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, Target, Value};
 use crate::model::settings::QueueSettings;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::RoutingTable;
 use changes::ShardQueues;
 use hashbrown::HashMap;
+use policy::Compiled;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Exchanges that every vhost has: name, kind, internal.
+const PREDECLARED: [(&str, ExchangeKind, bool); 7] = [
+    ("", ExchangeKind::Direct, false),
+    ("amq.direct", ExchangeKind::Direct, false),
+    ("amq.fanout", ExchangeKind::Fanout, false),
+    ("amq.headers", ExchangeKind::Headers, false),
+    ("amq.match", ExchangeKind::Headers, false),
+    ("amq.rabbitmq.trace", ExchangeKind::Topic, true),
+    ("amq.topic", ExchangeKind::Topic, false),
+];
 
 /// Where a binding leads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,31 +62,73 @@ struct Exchange {
     spec: Arc<ExchangeSpec>,
     table: RoutingTable<Destination>,
     alternate: Option<Arc<str>>,
+    policies: Applied,
     outgoing: BTreeSet<u64>,
     incoming: BTreeSet<u64>,
+}
+
+impl Exchange {
+    /// An argument wins over a policy.
+    fn set_policies(&mut self, policies: Applied) {
+        let named = self.spec.arguments.get("alternate-exchange").cloned().or_else(|| policies.get("alternate-exchange"));
+        self.alternate = match named {
+            Some(Value::Text(name)) => std::str::from_utf8(&name).ok().map(Arc::from),
+            Some(_) | None => None,
+        };
+        self.policies = policies;
+    }
 }
 
 #[derive(Clone, Debug)]
 struct QueueEntry {
     record: Arc<QueueRecord>,
+    policies: Applied,
     incoming: BTreeSet<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Vhost {
+    /// The catalog index that created it.
+    created: u64,
+    facts: VhostFacts,
+    limits: Limits,
+    user_policies: BTreeMap<String, Compiled>,
+    operator_policies: BTreeMap<String, Compiled>,
     exchanges: HashMap<Arc<str>, Exchange>,
     queues: HashMap<Arc<str>, QueueEntry>,
 }
 
+impl Vhost {
+    fn policies(&self, kind: PolicyKind) -> &BTreeMap<String, Compiled> {
+        match kind {
+            PolicyKind::User => &self.user_policies,
+            PolicyKind::Operator => &self.operator_policies,
+        }
+    }
+
+    fn policies_mut(&mut self, kind: PolicyKind) -> &mut BTreeMap<String, Compiled> {
+        match kind {
+            PolicyKind::User => &mut self.user_policies,
+            PolicyKind::Operator => &mut self.operator_policies,
+        }
+    }
+}
+
 /// A user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// base64(salt ++ sha256(salt ++ password)).
+    /// base64(salt ++ sha256(salt ++ password)); "": nobody can log in with a password.
     pub password_hash: String,
+    /// The catalog index that created it: another user of the same name has another one.
+    pub created: u64,
     /// E.g. `administrator`.
     pub tags: Vec<String>,
     /// By vhost.
     pub permissions: BTreeMap<String, Permission>,
+    /// By vhost and exchange.
+    pub topic_permissions: BTreeMap<(String, String), TopicPermission>,
+    /// `max-connections`, `max-channels`.
+    pub limits: Limits,
 }
 
 /// The catalog's state.
@@ -83,6 +145,8 @@ pub struct Catalog {
     by_owner: HashMap<Owner, BTreeSet<QueueId>>,
     bindings: BTreeMap<u64, Arc<BindingSpec>>,
     binding_ids: HashMap<Box<[u8]>, u64>,
+    /// The last change of users, vhosts, permissions or limits. Not state: after a restart it is the index that was restored.
+    access_version: u64,
     /// What the last `checkpoint` held; not state.
     checkpointed: Option<LogId>,
 }
@@ -101,6 +165,11 @@ impl Catalog {
     /// The catalog index that batches name: the index last applied.
     pub fn index(&self) -> u64 {
         self.applied.index
+    }
+
+    /// Moves with every change of users, vhosts, permissions, limits or policies: what was allowed at one version is so until the next.
+    pub fn access_version(&self) -> u64 {
+        self.access_version
     }
 
     /// Whether `Bootstrap` was applied.
@@ -138,6 +207,36 @@ impl Catalog {
         let mut names: Vec<_> = self.vhosts.keys().cloned().collect();
         names.sort_unstable();
         names
+    }
+
+    /// The catalog index that created a vhost: another one of the same name has another one.
+    pub fn vhost_created(&self, vhost: &str) -> Option<u64> {
+        self.vhosts.get(vhost).map(|v| v.created)
+    }
+
+    /// What a vhost was created with.
+    pub fn vhost_facts(&self, vhost: &str) -> Option<&VhostFacts> {
+        self.vhosts.get(vhost).map(|v| &v.facts)
+    }
+
+    /// The limits of a vhost, as they were set.
+    pub fn vhost_limits(&self, vhost: &str) -> Option<&Limits> {
+        self.vhosts.get(vhost).map(|v| &v.limits)
+    }
+
+    /// One limit of a vhost, if it has it.
+    pub fn vhost_limit(&self, vhost: &str, name: &str) -> Option<u64> {
+        self.vhosts.get(vhost).and_then(|v| limit(&v.limits, name))
+    }
+
+    /// One limit of a user, if it has it.
+    pub fn user_limit(&self, user: &str, name: &str) -> Option<u64> {
+        self.users.get(user).and_then(|u| limit(&u.limits, name))
+    }
+
+    /// The policies of a vhost, by name.
+    pub fn policies(&self, kind: PolicyKind, vhost: &str) -> impl Iterator<Item = &Arc<Policy>> {
+        self.vhosts.get(vhost).into_iter().flat_map(move |v| v.policies(kind).values().map(|c| &c.policy))
     }
 
     /// A queue by name.
@@ -264,11 +363,20 @@ impl Catalog {
         self.users.get(user)?.permissions.get(vhost)
     }
 
+    /// What a user is restricted to on an exchange; `None`: not restricted, or it is no topic exchange.
+    pub fn topic_permission(&self, user: &str, vhost: &str, exchange: &str) -> Option<&TopicPermission> {
+        let rows = &self.users.get(user)?.topic_permissions;
+        if rows.is_empty() || self.exchange_entry(vhost, exchange)?.spec.kind != ExchangeKind::Topic {
+            return None;
+        }
+        rows.get(&(vhost.to_owned(), exchange.to_owned()))
+    }
+
     /// Whether this is the user's password. Takes as long for an unknown user.
     pub fn authenticate(&self, user: &str, password: &[u8]) -> bool {
         const NOBODY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
         let known = self.users.get(user);
-        password_matches(known.map_or(NOBODY, |u| &u.password_hash), password) && known.is_some()
+        !password.is_empty() && password_matches(known.map_or(NOBODY, |u| &u.password_hash), password) && known.is_some()
     }
 
     fn queue_entry(&self, vhost: &str, name: &str) -> Option<&QueueEntry> {
@@ -278,4 +386,9 @@ impl Catalog {
     fn exchange_entry(&self, vhost: &str, name: &str) -> Option<&Exchange> {
         self.vhosts.get(vhost)?.exchanges.get(name)
     }
+}
+
+/// A negative limit is none.
+fn limit(limits: &Limits, name: &str) -> Option<u64> {
+    limits.get(name).and_then(|n| u64::try_from(*n).ok())
 }

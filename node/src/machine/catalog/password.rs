@@ -37,6 +37,11 @@ fn encode(bytes: &[u8]) -> String {
     out
 }
 
+/// The bytes of standard base64, padded or not; `None`: it is none.
+pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    decode(text)
+}
+
 fn decode(text: &str) -> Option<Vec<u8>> {
     let symbols = text.trim_end_matches('=').as_bytes();
     if symbols.len() % 4 == 1 {

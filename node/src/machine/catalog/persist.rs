@@ -2,9 +2,11 @@
 //! field can be added later. Called by `consensus`.
 
 use super::changes::History;
-use super::{Catalog, User};
+use super::policy::Compiled;
+use super::{Catalog, User, Vhost};
 use crate::machine::hash::StateHasher;
 use crate::machine::{Delta, RestoreError};
+use crate::model::admin::{Limits, Policy, PolicyKind, VhostFacts};
 use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use bytes::Bytes;
@@ -23,13 +25,23 @@ const PIECE_BYTES: usize = 48 << 10;
 pub struct Image {
     applied: LogId,
     shards: u16,
-    vhosts: Vec<Arc<str>>,
+    vhosts: Vec<VhostImage>,
     users: BTreeMap<String, User>,
     nodes: BTreeMap<NodeId, Incarnation>,
     exchanges: Vec<Arc<ExchangeSpec>>,
     queues: Vec<Arc<QueueRecord>>,
     histories: BTreeMap<ShardId, History>,
     bindings: Vec<(u64, Arc<BindingSpec>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct VhostImage {
+    name: Arc<str>,
+    created: u64,
+    facts: VhostFacts,
+    limits: Limits,
+    user_policies: Vec<Arc<Policy>>,
+    operator_policies: Vec<Arc<Policy>>,
 }
 
 /// A command as the log keeps it.
@@ -50,7 +62,7 @@ impl Image {
 
     /// All of the state in one piece: magic, version, MessagePack, crc32c.
     pub fn into_snapshot(mut self) -> Vec<u8> {
-        self.vhosts.sort_unstable();
+        self.vhosts.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.exchanges.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.queues.sort_unstable_by_key(|queue| queue.id);
         let mut out = MAGIC.to_vec();
@@ -135,7 +147,7 @@ impl Catalog {
         Image {
             applied: self.applied,
             shards: self.shards,
-            vhosts: self.vhosts.keys().cloned().collect(),
+            vhosts: self.vhosts.iter().map(|(name, vhost)| vhost_image(name, vhost)).collect(),
             users: self.users.clone(),
             nodes: self.nodes.clone(),
             exchanges: self.vhosts.values().flat_map(|v| v.exchanges.values()).map(|x| x.spec.clone()).collect(),
@@ -146,8 +158,14 @@ impl Catalog {
     }
 
     fn from_image(image: Image) -> Result<Catalog, RestoreError> {
-        let mut catalog =
-            Catalog { applied: image.applied, shards: image.shards, users: image.users, nodes: image.nodes, ..Catalog::default() };
+        let mut catalog = Catalog {
+            applied: image.applied,
+            shards: image.shards,
+            users: image.users,
+            nodes: image.nodes,
+            access_version: image.applied.index,
+            ..Catalog::default()
+        };
         for (shard, history) in image.histories {
             catalog.by_shard.entry(shard).or_default().history = history;
         }
@@ -155,7 +173,7 @@ impl Catalog {
             catalog.by_shard.entry(record.shard).or_default().queues.insert(record.id);
         }
         for vhost in image.vhosts {
-            catalog.vhosts.entry(vhost).or_default();
+            catalog.vhosts.insert(vhost.name.clone(), restored(vhost)?);
         }
         image.exchanges.iter().for_each(|spec| catalog.put_exchange(ExchangeSpec::clone(spec)));
         image.queues.into_iter().for_each(|record| catalog.put_queue(record));
@@ -164,6 +182,34 @@ impl Catalog {
         }
         Ok(catalog)
     }
+}
+
+fn vhost_image(name: &Arc<str>, vhost: &Vhost) -> VhostImage {
+    let policies = |kind| vhost.policies(kind).values().map(|c| c.policy.clone()).collect();
+    VhostImage {
+        name: name.clone(),
+        created: vhost.created,
+        facts: vhost.facts.clone(),
+        limits: vhost.limits.clone(),
+        user_policies: policies(PolicyKind::User),
+        operator_policies: policies(PolicyKind::Operator),
+    }
+}
+
+/// A vhost with its policies, without what is in it.
+fn restored(image: VhostImage) -> Result<Vhost, RestoreError> {
+    let compiled = |policies: Vec<Arc<Policy>>| -> Result<BTreeMap<String, Compiled>, RestoreError> {
+        let compiled = policies.into_iter().map(|policy| Ok((policy.name.clone(), Compiled::new(Policy::clone(&policy))?)));
+        compiled.collect::<Result<_, String>>().map_err(|_| RestoreError::Malformed("policy"))
+    };
+    Ok(Vhost {
+        created: image.created,
+        facts: image.facts,
+        limits: image.limits,
+        user_policies: compiled(image.user_policies)?,
+        operator_policies: compiled(image.operator_policies)?,
+        ..Vhost::default()
+    })
 }
 
 fn piece_key(n: u32) -> Vec<u8> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::admin::AdminCommand;
 use crate::model::catalog::{CatalogCommand, CatalogReply, ExchangeKind, QueueSpec, Refusal, Table, Value};
 use crate::model::{ConnectionId, LeaderId};
 use proptest::prelude::*;
@@ -355,15 +356,15 @@ fn a_long_chain_of_auto_delete_exchanges_goes_without_a_deep_stack() {
 #[test]
 fn a_deleted_vhost_takes_everything_along() {
     let mut f = Fixture::new();
-    f.done(CatalogCommand::PutVhost { vhost: "v".into() });
+    f.done(CatalogCommand::Admin(AdminCommand::AddVhost { vhost: "v".into(), facts: Default::default() }));
     let permission = f.0.permission("guest", "/").unwrap().clone();
-    f.done(CatalogCommand::SetPermission { user: "guest".into(), vhost: "v".into(), permission });
+    f.done(CatalogCommand::Admin(AdminCommand::SetPermissions { user: "guest".into(), vhost: "v".into(), permission }));
     let mut spec = queue_spec("q");
     spec.name.vhost = "v".into();
     let id = f.record(declare(spec, 1)).id;
     f.done(CatalogCommand::Bind(BindingSpec { vhost: "v".into(), ..binding("amq.topic", Target::Queue, "q", "#") }));
     let before = f.0.index();
-    f.done(CatalogCommand::DeleteVhost { vhost: "v".into() });
+    f.done(CatalogCommand::Admin(AdminCommand::DeleteVhost { vhost: "v".into() }));
     assert!(!f.0.has_vhost("v") && f.0.queue_by_id(id).is_none() && f.0.permission("guest", "v").is_none());
     assert_eq!(f.0.bindings().count(), 0);
     assert_eq!(f.0.changes_since(before, ShardId(1)), Some((vec![], vec![id])));

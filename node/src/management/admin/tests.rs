@@ -1,7 +1,11 @@
 use super::super::client::{AdminClient, ClientError};
-use super::super::{MemberStatus, QueueRow, Status as Report, implicit_binding};
+use super::super::source::{Granted, ListenerRow, PolicyRow, ReplicaRow, SettingRow, UserRow, VhostRow};
+use super::super::{ExchangeRow, MemberStatus, QueueRow, Status as Report, implicit_binding};
 use super::*;
+use crate::model::ConnectionId;
+use crate::model::admin::{AdminCommand, Limits, Permission, TopicPermission};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table};
+use crate::model::report::Counted;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::time::Duration;
@@ -28,7 +32,7 @@ impl AdminSource for OneVhost {
     fn queues(&self, _: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async { Err(Refusal::Unavailable("no majority for 10 s".into())) }.boxed()
     }
-    fn exchanges(&self, vhost: String) -> BoxFuture<'_, Result<Vec<ExchangeSpec>, Refusal>> {
+    fn exchanges(&self, vhost: String) -> BoxFuture<'_, Result<Vec<ExchangeRow>, Refusal>> {
         let spec = ExchangeSpec {
             name: name("logs"),
             kind: ExchangeKind::Fanout,
@@ -37,15 +41,103 @@ impl AdminSource for OneVhost {
             internal: false,
             arguments: Table::new(),
         };
-        only_root(vhost, vec![spec])
+        only_root(vhost, vec![ExchangeRow { spec, policy: None }])
     }
     fn bindings(&self, vhost: String) -> BoxFuture<'_, Result<Vec<BindingSpec>, Refusal>> {
         only_root(vhost, vec![implicit_binding(&name("hello"))])
     }
     fn status(&self) -> BoxFuture<'_, Result<Report, Refusal>> {
         let members = vec![MemberStatus { node: NodeId(1), address: "alpha:7671".into(), up: true }];
-        let report = Report { node: NodeId(1), cluster_id: "c".into(), members, shards: vec![], connections: 2, queues: 3, alarms: vec![] };
+        let report = Report {
+            node: NodeId(1),
+            cluster_id: "c".into(),
+            members,
+            shards: vec![],
+            connections: 2,
+            queues: 3,
+            alarms: vec![],
+            local_alarm: false,
+        };
         async { Ok(report) }.boxed()
+    }
+    fn users(&self) -> Result<Vec<UserRow>, Refusal> {
+        Ok(vec![UserRow { user: "guest".into(), tags: vec!["administrator".into()] }])
+    }
+    fn vhosts(&self) -> Result<Vec<VhostRow>, Refusal> {
+        Ok(vec![VhostRow { name: "/".into(), facts: Default::default() }])
+    }
+    fn permissions(&self, of: Holder) -> Result<Vec<Granted<Permission>>, Refusal> {
+        let permission = Permission { configure: "c".into(), write: "w".into(), read: "r".into() };
+        let (user, vhost) = match of {
+            Holder::User(user) => (user, "/".to_owned()),
+            Holder::Vhost(vhost) => ("guest".to_owned(), vhost),
+        };
+        Ok(vec![Granted { user, vhost, exchange: String::new(), permission }])
+    }
+    fn topic_permissions(&self, _: Holder) -> Result<Vec<Granted<TopicPermission>>, Refusal> {
+        Ok(vec![])
+    }
+    fn policies(&self, _: PolicyKind, _: String) -> Result<Vec<PolicyRow>, Refusal> {
+        Ok(vec![])
+    }
+    fn vhost_limits(&self, vhost: Option<String>) -> Result<Vec<(String, Limits)>, Refusal> {
+        Ok(vec![(vhost.unwrap_or("all".into()), Limits::from([("max-queues".to_owned(), 3)]))])
+    }
+    fn user_limits(&self, _: Option<String>) -> Result<Vec<(String, Limits)>, Refusal> {
+        Ok(vec![])
+    }
+    fn connections(&self) -> BoxFuture<'_, Result<Vec<ConnectionRow>, Refusal>> {
+        async { Ok(vec![connection(1)]) }.boxed()
+    }
+    fn replica(&self, _: Name) -> Result<Option<ReplicaRow>, Refusal> {
+        Ok(None)
+    }
+    fn listeners(&self) -> Vec<ListenerRow> {
+        vec![]
+    }
+    fn settings(&self) -> Vec<SettingRow> {
+        vec![]
+    }
+    fn change(&self, command: AdminCommand) -> BoxFuture<'_, Result<(), Refusal>> {
+        let refusal = Refusal::NotFound { kind: "user".into(), name: "eve".into(), vhost: String::new() };
+        let known = command != AdminCommand::DeleteUser { user: "eve".into() };
+        async move { if known { Ok(()) } else { Err(refusal) } }.boxed()
+    }
+    fn authenticate(&self, _: &str, password: &[u8]) -> Result<Option<String>, Refusal> {
+        Ok((password != b"right").then(|| "invalid credentials".to_owned()))
+    }
+    fn purge(&self, _: Name) -> BoxFuture<'_, Result<u64, Refusal>> {
+        async { Ok(4) }.boxed()
+    }
+    fn delete_queue(&self, queue: Name, _: bool, _: bool) -> BoxFuture<'_, Result<u64, Refusal>> {
+        async move { Err(Refusal::Precondition(format!("{} in use", queue.name))) }.boxed()
+    }
+    fn count(&self, counted: &Counted) -> Result<u64, Refusal> {
+        Ok(if *counted == Counted::UserChannels("guest".into()) { 7 } else { 0 })
+    }
+    fn close(&self, _: &str, which: &dyn Fn(&ConnectionRow) -> bool) -> Result<u64, Refusal> {
+        Ok(u64::from(which(&connection(1))))
+    }
+    fn elsewhere(&self, request: ListRequest) -> BoxFuture<'_, Vec<ListReply>> {
+        assert!(request.local, "each node answers for itself");
+        async move { vec![list(&[connection(2)], request.columns).unwrap()] }.boxed()
+    }
+    fn close_elsewhere(&self, request: CloseRequest) -> BoxFuture<'_, u64> {
+        assert!(request.local, "each node answers for itself");
+        async { 10 }.boxed()
+    }
+}
+
+fn connection(node: u16) -> ConnectionRow {
+    ConnectionRow {
+        node: NodeId(node),
+        id: ConnectionId(5),
+        peer: "127.0.0.1:4000".parse().unwrap(),
+        since: std::time::UNIX_EPOCH,
+        user: Some("guest".into()),
+        vhost: Some("/".into()),
+        blocked: false,
+        report: None,
     }
 }
 
@@ -63,7 +155,7 @@ async fn client(address: &str) -> AdminClient {
 }
 
 fn listing(what: &str, vhost: &str, columns: &[&str]) -> ListRequest {
-    ListRequest { what: what.into(), vhost: vhost.into(), columns: columns.iter().map(|c| (*c).to_owned()).collect() }
+    ListRequest { what: what.into(), vhost: vhost.into(), columns: words(columns), ..ListRequest::default() }
 }
 
 #[tokio::test]
@@ -84,11 +176,11 @@ async fn refusals_arrive_with_their_text() {
     for (request, text, is_usage) in [
         (listing("exchanges", "x", &[]), "no vhost 'x'", false),
         (listing("queues", "/", &[]), "no majority for 10 s", false),
-        (listing("exchanges", "/", &["colour"]), "'colour'", true),
-        (listing("users", "/", &[]), "'users' cannot be listed", true),
+        (listing("exchanges", "/", &["colour"]), "Info key(s) colour are not supported", true),
+        (listing("colours", "/", &[]), "'colours' cannot be listed", true),
     ] {
         match ctl.list(request).await {
-            Err(ClientError::Refused { text: told, usage }) => assert!(told.contains(text) && usage == is_usage, "{told}"),
+            Err(ClientError::Refused { text: told, usage, .. }) => assert!(told.contains(text) && usage == is_usage, "{told}"),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -103,4 +195,53 @@ async fn a_ping_tells_what_a_node_waits_for() {
     assert_eq!(ctl.ping().await.unwrap().waiting_for, "no answer from node 3");
     readiness.serving();
     assert_eq!(ctl.ping().await.unwrap().waiting_for, "");
+}
+
+fn texts(reply: &ListReply) -> Vec<Vec<&str>> {
+    reply.rows.iter().map(|row| row.cells.iter().map(|c| c.text.as_str()).collect()).collect()
+}
+
+#[tokio::test]
+async fn each_node_answers_for_its_own_connections() {
+    let address = node(Arc::default()).await;
+    let mut ctl = client(&address).await;
+    let all = ctl.list(listing("connections", "", &["pid"])).await.unwrap();
+    assert_eq!(texts(&all), [["<1.5.0>"], ["<2.5.0>"]]);
+    let own = ctl.list(ListRequest { local: true, ..listing("connections", "", &["pid"]) }).await.unwrap();
+    assert_eq!(texts(&own), [["<1.5.0>"]]);
+    let close = |pid: &str, vhost: &str| CloseRequest { pid: pid.into(), vhost: vhost.into(), reason: "r".into(), local: false };
+    for (request, closed) in [(close("<1.5.0>", ""), 11), (close("<1.6.0>", ""), 10), (close("", "/"), 11), (close("", "x"), 10)] {
+        assert_eq!(ctl.close_connections(request.clone()).await.unwrap().connections, closed, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn permissions_are_listed_with_the_columns_that_differ() {
+    let address = node(Arc::default()).await;
+    let mut ctl = client(&address).await;
+    let of_vhost = ctl.list(listing("permissions", "/", &[])).await.unwrap();
+    assert_eq!((of_vhost.columns.join(" "), texts(&of_vhost)), ("user configure write read".into(), vec![vec!["guest", "c", "w", "r"]]));
+    let of_user = ctl.list(ListRequest { of: "ann".into(), ..listing("user_permissions", "", &[]) }).await.unwrap();
+    assert_eq!((of_user.columns.join(" "), texts(&of_user)), ("vhost configure write read".into(), vec![vec!["/", "c", "w", "r"]]));
+    let limits = ctl.list(listing("vhost_limits", "/", &["limits"])).await.unwrap();
+    assert_eq!(texts(&limits), [["{\"max-queues\":3}"]]);
+}
+
+#[tokio::test]
+async fn changes_arrive_and_their_refusals_come_back_whole() {
+    let address = node(Arc::default()).await;
+    let mut ctl = client(&address).await;
+    ctl.change(&AdminCommand::DeleteUser { user: "ann".into() }).await.unwrap();
+    match ctl.change(&AdminCommand::DeleteUser { user: "eve".into() }).await {
+        Err(ClientError::Refused { refusal: Some(Refusal::NotFound { kind, name, .. }), usage: false, .. }) => {
+            assert_eq!((kind.as_str(), name.as_str()), ("user", "eve"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(ctl.authenticate("guest", "right").await.unwrap().refused, "");
+    assert_eq!(ctl.authenticate("guest", "wrong").await.unwrap().refused, "invalid credentials");
+    assert_eq!(ctl.count(&Counted::UserChannels("guest".into())).await.unwrap(), 7);
+    let queue = QueueRequest { vhost: "/".into(), queue: "q".into(), if_empty: false, if_unused: true };
+    assert_eq!(ctl.purge_queue(queue.clone()).await.unwrap().messages, 4);
+    assert!(matches!(ctl.delete_queue(queue).await, Err(ClientError::Refused { text, .. }) if text == "q in use"));
 }

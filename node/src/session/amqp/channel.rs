@@ -8,6 +8,7 @@ use super::requests::Pending;
 use super::transaction::Transaction;
 use super::unsettled::Unsettled;
 use super::{Out, Shared};
+use crate::model::catalog::Table;
 use crate::model::step::{Held, Outcome, Publish, Request, Step};
 use crate::model::{ConsumerId, limits, properties};
 use crate::wire::amqp::{ContentHeader, Frame, FrameKind, Method, content};
@@ -46,6 +47,15 @@ enum Assembly {
 pub(super) struct Consumer {
     pub(super) tag: Bytes,
     pub(super) no_ack: bool,
+    pub(super) asked: Box<Asked>,
+}
+
+/// What basic.consume asked for, for listings.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) queue: Arc<str>,
+    pub(super) prefetch: Option<u32>,
+    pub(super) arguments: Table,
 }
 
 /// An open channel.

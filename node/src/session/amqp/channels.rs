@@ -65,6 +65,7 @@ impl Session {
         }
         self.channels.insert(number, Slot::Open(Box::new(Channel::new(number, self.epochs))));
         self.epochs = self.epochs.wrapping_add(1) & 0xFF_FFFF;
+        out.step(Step::ChannelOpened { channel: number });
         out.bytes.method(number, &Method::ChannelOpenOk { reserved_1: Default::default() });
         Ok(())
     }
@@ -123,6 +124,7 @@ impl Session {
             | Event::OpenRefused(_)
             | Event::Blocked(_)
             | Event::Unblocked
+            | Event::Report
             | Event::Close(_)
             | Event::Left => {}
         }

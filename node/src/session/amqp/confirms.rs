@@ -43,6 +43,11 @@ impl Confirms {
         ticket > self.base && ticket - self.base < self.next
     }
 
+    /// Publishes that wait for the edge's word.
+    pub(super) fn pending(&self) -> u64 {
+        self.next - self.lowest - self.ahead.iter().map(|(first, last)| last - first + 1).sum::<u64>()
+    }
+
     /// Notes the edge's word; tickets of an earlier life are dropped.
     pub(super) fn record(&mut self, tickets: &[(u64, u64)], positive: bool) {
         for &(first, last) in tickets {

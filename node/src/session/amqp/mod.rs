@@ -10,6 +10,7 @@ pub mod errors;
 mod handshake;
 mod out;
 mod replies;
+mod report;
 mod requests;
 mod tags;
 mod transaction;
@@ -18,6 +19,7 @@ mod unsettled;
 #[cfg(test)]
 mod transcripts;
 
+use crate::model::catalog::Table;
 use crate::model::limits;
 use crate::model::step::{Event, Step};
 use crate::wire::amqp::{Frame, FrameError, FrameKind, Method, PROTOCOL_HEADER, Short};
@@ -135,6 +137,9 @@ pub struct Session {
     options: Options,
     state: State,
     capabilities: Capabilities,
+    /// What the client says of itself, and how it logged in; for listings.
+    client_properties: Table,
+    mechanism: &'static str,
     shared: Shared,
     channel_max: u16,
     heartbeat: u16,
@@ -159,6 +164,8 @@ impl Session {
             options,
             state: State::Header,
             capabilities: Capabilities::default(),
+            client_properties: Table::new(),
+            mechanism: "",
             shared,
             channel_max: limits::CHANNEL_MAX,
             heartbeat: 0,
@@ -252,6 +259,7 @@ impl Session {
             Event::OpenRefused(refusal) if self.state == State::Opening => self.close(Fault::open_refused(refusal), out),
             Event::OpenRefused(_) => {}
             Event::Close(text) => self.close(Fault::new(ReplyCode::ConnectionForced, text), out),
+            Event::Report => out.step(Step::Report(Box::new(self.report()))),
             Event::Blocked(reason) => {
                 self.notify(self.capabilities.blocked, &Method::ConnectionBlocked { reason: Short::from(reason.as_str()) }, out)
             }
@@ -330,7 +338,9 @@ impl Session {
             (Method::ConnectionClose { .. }, _) => self.leave(out),
             (Method::ConnectionStartOk { client_properties, mechanism, response, .. }, State::Start) => {
                 self.capabilities = Capabilities::of(&client_properties);
+                self.client_properties = client_properties;
                 let mechanism_name = if mechanism[..] == b"AMQPLAIN"[..] { "AMQPLAIN" } else { "PLAIN" };
+                self.mechanism = mechanism_name;
                 self.state = State::Authenticating { mechanism: mechanism_name };
                 match handshake::login(&mechanism, &response)? {
                     Some(step) => out.step(step),

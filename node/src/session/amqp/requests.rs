@@ -2,7 +2,7 @@
 //! client waits for.
 
 use super::arguments;
-use super::channel::{Channel, Consumer};
+use super::channel::{Asked, Channel, Consumer};
 use super::errors::{Fault, ReplyCode};
 use super::replies::ReplyConsumer;
 use super::{Out, Shared};
@@ -46,6 +46,8 @@ pub(super) enum Pending {
         tag: Bytes,
         /// Deliveries need no settling.
         no_ack: bool,
+        /// What else it asked for.
+        asked: Box<Asked>,
         /// No answer.
         nowait: bool,
     },
@@ -167,8 +169,9 @@ impl Channel {
         let tag = if tag.is_empty() { Bytes::from(shared.tags.make()) } else { Bytes::copy_from_slice(&tag) };
         let text: Arc<str> = String::from_utf8_lossy(&tag).into();
         let prefetch = if no_ack { None } else { self.prefetch };
+        let asked = Box::new(Asked { queue: queue.name.clone(), prefetch, arguments: arguments.clone() });
         let request = Request::Consume { queue, tag: text, no_ack, exclusive, prefetch, arguments };
-        Ok((request, Pending::Consume { tag, no_ack, nowait }))
+        Ok((request, Pending::Consume { tag, no_ack, asked, nowait }))
     }
 
     /// The edge answered: tell the client.
@@ -184,12 +187,12 @@ impl Channel {
                 self.say_unless(nowait, &Method::QueueDeleteOk { message_count: count(n) }, out)
             }
             (Pending::Purge { nowait }, Reply::Count(n)) => self.say_unless(nowait, &Method::QueuePurgeOk { message_count: count(n) }, out),
-            (Pending::Consume { tag, no_ack, nowait }, Reply::Consuming { consumer }) => {
-                self.consuming(consumer, tag, (no_ack, nowait), out)
+            (Pending::Consume { tag, no_ack, asked, nowait }, Reply::Consuming { consumer }) => {
+                self.consuming(consumer, Consumer { tag, no_ack, asked }, nowait, out)
             }
-            (Pending::Consume { tag, no_ack, nowait }, Reply::ReplyTo { consumer, address }) => {
+            (Pending::Consume { tag, no_ack, asked, nowait }, Reply::ReplyTo { consumer, address }) => {
                 self.reply_consumer = Some(ReplyConsumer { consumer, address });
-                self.consuming(consumer, tag, (no_ack, nowait), out)
+                self.consuming(consumer, Consumer { tag, no_ack, asked }, nowait, out)
             }
             (Pending::Cancel { tag, nowait }, Reply::Done) => {
                 if let Some(consumer) = self.consumers_by_tag.remove(&tag) {
@@ -211,9 +214,10 @@ impl Channel {
         }
     }
 
-    fn consuming(&mut self, consumer: ConsumerId, tag: Bytes, (no_ack, nowait): (bool, bool), out: &mut Out) -> Result<(), Fault> {
-        self.consumers_by_tag.insert(tag.clone(), consumer);
-        self.consumers.insert(consumer, Consumer { tag: tag.clone(), no_ack });
+    fn consuming(&mut self, id: ConsumerId, consumer: Consumer, nowait: bool, out: &mut Out) -> Result<(), Fault> {
+        let tag = consumer.tag.clone();
+        self.consumers_by_tag.insert(tag.clone(), id);
+        self.consumers.insert(id, consumer);
         self.say_unless(nowait, &Method::BasicConsumeOk { consumer_tag: Short(tag) }, out)
     }
 

@@ -13,6 +13,11 @@ pub(super) struct Unsettled {
 }
 
 impl Unsettled {
+    /// How many the client holds.
+    pub(super) fn len(&self) -> u64 {
+        self.live as u64
+    }
+
     /// The next delivery tag.
     pub(super) fn tag(&mut self) -> u64 {
         self.last_tag += 1;

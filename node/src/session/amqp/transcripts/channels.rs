@@ -222,3 +222,34 @@ fn an_answer_for_a_dead_channel_never_reaches_its_successor() {
     );
     assert_eq!(talk.session.shared.backlog, 0);
 }
+
+#[test]
+fn a_limit_on_channels_closes_the_connection() {
+    let mut talk = Talk::open();
+    talk.say(2, channel_open());
+    let refusal = Refusal::NotAllowed("number of channels opened for user 'u' has reached the maximum allowed user limit of (1)".into());
+    talk.edge(Event::ChannelError { channel: 2, refusal, method: (20, 10) });
+    talk.reads(
+        "> 2 channel.open
+         < 2 channel.open-ok
+         ! ChannelError
+         < 0 connection.close 530 NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (1) (20,10)",
+    );
+}
+
+#[test]
+fn a_report_is_given_whenever_it_is_asked_for() {
+    let mut talk = Talk::open();
+    talk.edge(Event::Report);
+    talk.say(1, close_method());
+    talk.edge(Event::Report);
+    talk.reads(
+        "! Report
+         = report running with 1 channels
+         > 1 channel.close
+         = closed 1 holding
+         < 1 channel.close-ok
+         ! Report
+         = report running with 0 channels",
+    );
+}

@@ -196,7 +196,9 @@ impl Talk {
 
     fn heard(&mut self) {
         while let Some(taken) = self.out.steps.pop_front() {
-            self.record.push(format!("= {}", step(&taken)).trim_end().to_owned());
+            if !matches!(taken, Step::ChannelOpened { .. }) {
+                self.record.push(format!("= {}", step(&taken)).trim_end().to_owned());
+            }
             match taken {
                 Step::ChannelClosed { channel, .. } if !self.slow_edge => self.session.on_channel_closed(channel, &mut self.out),
                 _ => {}
@@ -265,6 +267,8 @@ fn step(step: &Step) -> String {
         Step::Written { consumer, bytes } => format!("written {consumer} {bytes}"),
         Step::ChannelPrefetch { channel, limit } => format!("prefetch {channel} {limit:?}"),
         Step::ChannelClosed { channel, held } => format!("closed {channel} holding {}", seqs(held)),
+        Step::ChannelOpened { channel } => format!("opened {channel}"),
+        Step::Report(report) => format!("report {} with {} channels", report.state, report.channels.len()),
         Step::Leave => "leave".to_owned(),
     }
 }

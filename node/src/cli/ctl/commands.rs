@@ -1,0 +1,251 @@
+//! The commands of `warren ctl`, and who carries each out: a listing, a change, a check.
+
+use super::{CtlArgs, CtlError, print};
+use crate::management::client::AdminClient;
+use clap::Subcommand;
+
+#[derive(Clone, Debug, Subcommand)]
+#[command(rename_all = "snake_case")]
+pub(super) enum CtlCommand {
+    /// Queues of a vhost; columns as rabbitmqctl names them [default: name messages]
+    ListQueues { columns: Vec<String> },
+    /// Exchanges of a vhost [default: name type]
+    ListExchanges { columns: Vec<String> },
+    /// Bindings of a vhost
+    ListBindings { columns: Vec<String> },
+    /// Client connections of all nodes [default: user peer_host peer_port state]
+    ListConnections { columns: Vec<String> },
+    /// Channels of all nodes [default: pid user consumer_count messages_unacknowledged]
+    ListChannels { columns: Vec<String> },
+    /// Consumers of a vhost, on all nodes
+    ListConsumers { columns: Vec<String> },
+    /// Close the connection that list_connections shows with this pid
+    CloseConnection { pid: String, explanation: String },
+    /// Close all connections of a vhost
+    CloseAllConnections {
+        explanation: String,
+        /// Of all vhosts
+        #[arg(long)]
+        global: bool,
+    },
+    /// Remove the ready messages of a queue
+    PurgeQueue { queue: String },
+    /// Delete a queue
+    DeleteQueue {
+        queue: String,
+        /// Only when it is empty
+        #[arg(short = 'e', long = "if-empty")]
+        if_empty: bool,
+        /// Only when it has no consumers
+        #[arg(short = 'u', long = "if-unused")]
+        if_unused: bool,
+    },
+    /// Add a user; the password comes from standard input unless it is given
+    AddUser {
+        username: String,
+        password: Option<String>,
+        /// It is base64(salt, sha256(salt, password)), as hash_password prints it
+        #[arg(long = "pre-hashed-password")]
+        pre_hashed_password: bool,
+    },
+    /// Delete a user; its connections are closed
+    DeleteUser { username: String },
+    /// Change a user's password
+    ChangePassword { username: String, password: Option<String> },
+    /// Nobody can log in as this user with a password
+    ClearPassword { username: String },
+    /// Whether a password is a user's: exit code 65 if not
+    AuthenticateUser { username: String, password: Option<String> },
+    /// The hash of a password, for --pre-hashed-password
+    HashPassword { password: Option<String> },
+    /// Replace a user's tags
+    SetUserTags { username: String, tags: Vec<String> },
+    /// Users and their tags
+    ListUsers,
+    /// Add a vhost
+    AddVhost {
+        vhost_name: String,
+        /// For people
+        #[arg(long, default_value = "")]
+        description: String,
+        /// Words, separated by commas
+        #[arg(long, default_value = "")]
+        tags: String,
+        /// x-queue-type of durable queues that are declared without one: classic or quorum
+        #[arg(long = "default-queue-type")]
+        default_queue_type: Option<String>,
+    },
+    /// Delete a vhost with all that is in it; its connections are closed
+    DeleteVhost { vhost_name: String },
+    /// Vhosts [default: name]
+    ListVhosts { columns: Vec<String> },
+    /// Grant a user rights in a vhost: regular expressions over names
+    SetPermissions { username: String, configure: String, write: String, read: String },
+    /// Take a user's rights in a vhost
+    ClearPermissions { username: String },
+    /// Rights in a vhost
+    ListPermissions,
+    /// Rights of a user
+    ListUserPermissions { username: String },
+    /// Restrict a user on a topic exchange: regular expressions over routing keys
+    SetTopicPermissions { username: String, exchange: String, write: String, read: String },
+    /// Lift such restrictions on one exchange or on all of the vhost
+    ClearTopicPermissions { username: String, exchange: Option<String> },
+    /// Such restrictions in a vhost
+    ListTopicPermissions,
+    /// Such restrictions of a user
+    ListUserTopicPermissions { username: String },
+    /// Set a policy
+    SetPolicy(PolicyArgs),
+    /// Remove a policy
+    ClearPolicy { name: String },
+    /// Policies of a vhost
+    ListPolicies,
+    /// Set an operator policy
+    SetOperatorPolicy(PolicyArgs),
+    /// Remove an operator policy
+    ClearOperatorPolicy { name: String },
+    /// Operator policies of a vhost
+    ListOperatorPolicies,
+    /// Set the limits of a vhost: {"max-connections": N, "max-queues": N}
+    SetVhostLimits { definition: String },
+    /// Remove the limits of a vhost
+    ClearVhostLimits,
+    /// Limits of a vhost
+    ListVhostLimits {
+        /// Of all vhosts
+        #[arg(long)]
+        global: bool,
+    },
+    /// Set limits of a user: {"max-connections": N, "max-channels": N}
+    SetUserLimits { username: String, definition: String },
+    /// Remove a limit of a user, or `all`
+    ClearUserLimits { username: String, limit_type: String },
+    /// Limits of a user
+    ListUserLimits {
+        /// Whose
+        #[arg(long, default_value = "guest")]
+        user: String,
+        /// Of all users
+        #[arg(long)]
+        global: bool,
+    },
+    /// Raft's figures of the replicas of a queue
+    QuorumStatus { queue: String },
+    /// The node, the cluster, who leads which shard
+    Status,
+    /// Nodes, versions, alarms, listeners
+    ClusterStatus,
+    /// Settings of the node
+    Environment,
+    /// Ports that the node serves
+    Listeners,
+    /// Alarms in force
+    Alarms,
+    /// Does the node answer?
+    Ping,
+    /// Wait until the node serves clients
+    AwaitStartup,
+    /// Version of this tool
+    Version,
+    /// Version of the node
+    ServerVersion,
+    /// Does the node serve clients? Exit code 69 if not
+    CheckRunning,
+    /// Says whether the node serves clients
+    IsRunning,
+    /// Says whether the node is starting
+    IsBooting,
+    /// Exit code 69 when an alarm is in force anywhere in the cluster
+    CheckAlarms,
+    /// Exit code 69 when an alarm of this node is in force
+    CheckLocalAlarms,
+    /// Exit code 69 when a port of the node cannot be connected to
+    CheckPortConnectivity {
+        /// Instead of the address that this tool talks to
+        #[arg(short, long)]
+        address: Option<String>,
+    },
+    /// Exit code 69 when the node does not serve this port
+    CheckPortListener { port: u16 },
+    /// Exit code 69 when the node does not serve this protocol: amqp, http, clustering
+    CheckProtocolListener { protocol: String },
+    /// Exit code 69 when a shard has no leader
+    CheckVirtualHosts,
+    /// Exit code 69 when a shard would lose its majority without this node
+    CheckIfNodeIsQuorumCritical,
+}
+
+/// What a policy is made of.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct PolicyArgs {
+    pub(super) name: String,
+    /// Regular expression over names
+    pub(super) pattern: String,
+    /// JSON object
+    pub(super) definition: String,
+    /// The highest one that matches counts
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    pub(super) priority: i64,
+    /// queues, classic_queues, quorum_queues, streams, exchanges or all
+    #[arg(long, default_value = "all")]
+    pub(super) apply_to: String,
+}
+
+impl CtlArgs {
+    pub(super) async fn ask(&self) -> Result<(), CtlError> {
+        match &self.command {
+            CtlCommand::Version => {
+                print(&format!("{}\n", env!("CARGO_PKG_VERSION")));
+                return Ok(());
+            }
+            CtlCommand::HashPassword { password } => return self.hash_password(password.as_deref()),
+            CtlCommand::AwaitStartup => return self.await_startup().await,
+            _ => {}
+        }
+        if let Some(listing) = self.listing() {
+            self.inform_all(&listing.banner);
+            let mut client = self.connect().await?;
+            return self.list(&mut client, listing).await;
+        }
+        if let Some(change) = self.change()? {
+            self.inform(&change.banner);
+            let mut client = self.connect().await?;
+            client.change(&change.command).await?;
+            match change.done {
+                Some(text) => self.say(&text),
+                None => self.done(),
+            }
+            return Ok(());
+        }
+        let mut client = self.connect().await?;
+        if self.act(&mut client).await? { Ok(()) } else { self.check(&mut client).await }
+    }
+
+    fn inform_all(&self, lines: &[String]) {
+        lines.iter().for_each(|line| self.inform(line));
+    }
+
+    /// Commands on queues and connections, and logins. False: it is none of those.
+    async fn act(&self, client: &mut AdminClient) -> Result<bool, CtlError> {
+        match &self.command {
+            CtlCommand::PurgeQueue { queue } => self.purge_queue(client, queue).await?,
+            CtlCommand::DeleteQueue { queue, if_empty, if_unused } => self.delete_queue(client, queue, *if_empty, *if_unused).await?,
+            CtlCommand::CloseConnection { pid, explanation } => {
+                self.inform(&format!("Closing connection {pid}, reason: {explanation}..."));
+                self.close(client, pid, "", explanation).await?;
+            }
+            CtlCommand::CloseAllConnections { explanation, global } => {
+                let vhost = if *global { "" } else { self.vhost.as_str() };
+                self.inform(&match global {
+                    true => format!("Closing all connections (across all vhosts), reason: {explanation}..."),
+                    false => format!("Closing all connections in vhost {vhost}, reason: {explanation}..."),
+                });
+                self.close(client, "", vhost, explanation).await?;
+            }
+            CtlCommand::AuthenticateUser { username, password } => self.authenticate(client, username, password.as_deref()).await?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,263 @@
+//! Rights per operation, limits, and who must leave.
+
+use super::*;
+use crate::model::admin::{AdminCommand, Permission, TopicPermission};
+use crate::model::catalog::Value;
+use crate::model::report::Counted;
+use crate::model::step::DeclareQueue;
+
+const NAMES: [(&str, &str); 3] = [("configure", "c"), ("write", "w"), ("read", "r")];
+
+impl Scene {
+    fn admin(&self, command: AdminCommand) {
+        let reply = self.world.apply(&CatalogCommand::Admin(command)).1;
+        assert_eq!(reply, CatalogReply::Done);
+        self.edge.expel();
+    }
+
+    fn permit(&self, configure: &str, write: &str, read: &str) {
+        let permission = Permission { configure: configure.into(), write: write.into(), read: read.into() };
+        self.admin(AdminCommand::SetPermissions { user: "guest".into(), vhost: "/".into(), permission });
+    }
+
+    fn limit(&self, user: bool, limits: &[(&str, i64)]) {
+        let limits = limits.iter().map(|(name, value)| ((*name).to_owned(), Value::Int(*value))).collect();
+        self.admin(match user {
+            true => AdminCommand::SetUserLimits { user: "guest".into(), limits },
+            false => AdminCommand::SetVhostLimits { vhost: "/".into(), limits },
+        });
+    }
+
+    /// What a login says last.
+    async fn login(&self) -> (Client, Event) {
+        let mut connection = self.edge.connect(ConnectionInfo { peer: "127.0.0.1:4000".parse().expect("an address") });
+        connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
+        connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
+        let mut client = Client { connection, events: Vec::new() };
+        assert_eq!(client.next().await, Event::Authenticated);
+        let last = client.next().await;
+        (client, last)
+    }
+}
+
+fn declare(queue: &str, arguments: &[(&str, &str)]) -> Request {
+    let arguments = arguments.iter().map(|(k, v)| ((*k).to_owned(), Value::Text(v.as_bytes().to_vec()))).collect();
+    let name = name(queue);
+    Request::DeclareQueue(DeclareQueue { name, passive: false, durable: true, exclusive: false, auto_delete: false, arguments })
+}
+
+fn exchange(exchange: &str, arguments: &[(&str, &str)]) -> Request {
+    let arguments = arguments.iter().map(|(k, v)| ((*k).to_owned(), Value::Text(v.as_bytes().to_vec()))).collect();
+    let kind = ExchangeKind::Topic;
+    let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
+    Request::DeclareExchange { spec, passive: false }
+}
+
+fn to_exchange(source: &str, destination: &str) -> BindingSpec {
+    BindingSpec { target: Target::Exchange, ..binding(source, destination) }
+}
+
+fn consume(queue: &str) -> Request {
+    let (tag, arguments) = ("t".into(), Table::new());
+    Request::Consume { queue: name(queue), tag, no_ack: true, exclusive: false, prefetch: None, arguments }
+}
+
+/// Every operation with the rights it needs, in the order in which they are asked for. Names say who they belong to: `cq` may be
+/// configured, and so on; each right is taken away in turn.
+#[tokio::test]
+async fn each_operation_needs_rabbitmqs_rights() {
+    let get = |queue: &str| Request::Get { queue: name(queue), no_ack: true };
+    let matrix: Vec<(Request, Vec<(&str, &str)>)> = vec![
+        (declare("q", &[]), vec![("configure", "queue 'q'")]),
+        (
+            declare("q", &[("x-dead-letter-exchange", "dlx")]),
+            vec![("configure", "queue 'q'"), ("read", "queue 'q'"), ("write", "exchange 'dlx'")],
+        ),
+        (Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: false }, vec![("configure", "queue 'q'")]),
+        (Request::PurgeQueue { name: name("q") }, vec![("read", "queue 'q'")]),
+        (get("q"), vec![("read", "queue 'q'")]),
+        (consume("q"), vec![("read", "queue 'q'")]),
+        (exchange("x", &[]), vec![("configure", "exchange 'x'")]),
+        (
+            exchange("x", &[("alternate-exchange", "ae")]),
+            vec![("configure", "exchange 'x'"), ("read", "exchange 'x'"), ("write", "exchange 'ae'")],
+        ),
+        (Request::DeleteExchange { name: name("x"), if_unused: false }, vec![("configure", "exchange 'x'")]),
+        (Request::Bind(binding("x", "q")), vec![("write", "queue 'q'"), ("read", "exchange 'x'")]),
+        (Request::Unbind(binding("x", "q")), vec![("write", "queue 'q'"), ("read", "exchange 'x'")]),
+        (Request::Bind(to_exchange("x", "y")), vec![("write", "exchange 'y'"), ("read", "exchange 'x'")]),
+        (Request::Unbind(to_exchange("x", "y")), vec![("write", "exchange 'y'"), ("read", "exchange 'x'")]),
+    ];
+    for (request, needed) in matrix {
+        for missing in &needed {
+            let scene = Scene::new(default_config());
+            let pattern = |right: &str| if missing.0 == right { "^never$" } else { ".*" };
+            scene.permit(pattern("configure"), pattern("write"), pattern("read"));
+            let mut client = scene.client();
+            client.ask(request.clone());
+            let text = format!("{} access to {} in vhost '/' refused for user 'guest'", missing.0, missing.1);
+            assert_eq!(client.reply().await, Err(Refusal::Access(text)), "{request:?}");
+        }
+        for (right, _) in NAMES.iter().filter(|(right, _)| needed.iter().all(|n| n.0 != *right)) {
+            let scene = Scene::new(default_config());
+            let pattern = |one: &str| if one == *right { "^never$" } else { ".*" };
+            scene.permit(pattern("configure"), pattern("write"), pattern("read"));
+            let mut client = scene.client();
+            client.ask(request.clone());
+            let refused = timeout(Duration::from_millis(50), client.reply()).await;
+            assert!(!matches!(refused, Ok(Err(Refusal::Access(_)))), "{request:?} without {right}: {refused:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_named_queue_needs_the_right_to_its_name() {
+    let scene = Scene::new(default_config());
+    scene.permit("^mine", ".*", ".*");
+    let mut client = scene.client();
+    client.ask(declare("", &[]));
+    let refusal = client.reply().await.expect_err("refused").to_string();
+    assert!(refusal.starts_with("configure access to queue 'amq.gen-"), "{refusal}");
+    scene.permit("^amq\\.gen-", ".*", ".*");
+    client.ask(declare("", &[]));
+    client.reply().await.expect("allowed");
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_gone_at_once_on_open_connections() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let unroutable = |client: &mut Client, ticket| {
+        client.publish("amq.fanout", "k", ticket);
+        client.now()
+    };
+    let confirmed = |n: u64| [Event::Confirmed { channel: 1, tickets: vec![(n, n)] }];
+    assert_eq!(unroutable(&mut client, 1), confirmed(1));
+    scene.permit(".*", "^other$", ".*");
+    let text = "write access to exchange 'amq.fanout' in vhost '/' refused for user 'guest'";
+    assert_eq!(unroutable(&mut client, 2), [Event::ChannelError { channel: 1, refusal: Refusal::Access(text.into()), method: (60, 40) }]);
+}
+
+#[tokio::test]
+async fn topic_permissions_are_checked_for_each_routing_key() {
+    let scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let permission = TopicPermission { write: "^{username}\\.".into(), read: "^eu\\.".into() };
+    let (user, vhost, exchange) = ("guest".into(), "/".into(), "amq.topic".into());
+    scene.admin(AdminCommand::SetTopicPermissions { user, vhost, exchange, permission });
+    let mut client = scene.client();
+    client.publish("amq.topic", "guest.x", 1);
+    assert_eq!(client.now(), [Event::Confirmed { channel: 1, tickets: vec![(1, 1)] }]);
+    client.publish("amq.direct", "free", 2);
+    assert_eq!(client.now(), [Event::Confirmed { channel: 1, tickets: vec![(2, 2)] }], "not a topic exchange");
+    let bind = |key: &str| Request::Bind(BindingSpec { key: key.into(), ..binding("amq.topic", "q") });
+    client.ask(bind("eu.#"));
+    assert_eq!(client.reply().await, Ok(Reply::Done));
+    client.ask(bind("us.#"));
+    let text = "read access to topic 'us.#' in exchange topic 'amq.topic' in vhost '/' refused for user 'guest'";
+    assert_eq!(client.reply().await, Err(Refusal::Access(text.into())));
+    client.publish("amq.topic", "other.x", 3);
+    let text = "write access to topic 'other.x' in exchange topic 'amq.topic' in vhost '/' refused for user 'guest'";
+    assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal: Refusal::Access(text.into()), method: (60, 40) }]);
+}
+
+#[tokio::test]
+async fn connections_of_a_deleted_user_or_vhost_are_closed_and_of_their_successors_stay() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    scene.admin(AdminCommand::AddVhost { vhost: "v".into(), facts: Default::default() });
+    assert_eq!(client.now(), [], "nothing of it is gone");
+    scene.world.apply(&CatalogCommand::Admin(AdminCommand::DeleteUser { user: "guest".into() }));
+    let password_hash = hash_password(b"guest", [9; 4]);
+    scene.admin(AdminCommand::AddUser { user: "guest".into(), password_hash });
+    assert_eq!(client.now(), [Event::Close("user 'guest' is deleted".into())], "another user of the same name");
+    scene.permit(".*", ".*", ".*");
+    let mut client = scene.client();
+    scene.admin(AdminCommand::DeleteVhost { vhost: "/".into() });
+    assert_eq!(client.now(), [Event::Close("vhost '/' is deleted".into())]);
+}
+
+#[tokio::test]
+async fn a_vhost_and_a_user_have_no_more_connections_than_they_may() {
+    for (user, text) in [
+        (false, "access to vhost '/' refused for user 'guest': connection limit (2) is reached"),
+        (true, "connection refused for user 'guest': user connection limit (2) is reached"),
+    ] {
+        let scene = Scene::new(default_config());
+        let (first, _) = scene.login().await;
+        scene.limit(user, &[("max-connections", 2)]);
+        let (_second, opened) = scene.login().await;
+        assert_eq!(opened, Event::Opened);
+        let (refused, event) = scene.login().await;
+        assert_eq!(event, Event::OpenRefused(Refusal::NotAllowed(text.into())));
+        drop(first);
+        let (_third, opened) = scene.login().await;
+        assert_eq!(opened, Event::Opened, "there is room again, although the refused one has not hung up yet");
+        drop(refused);
+        scene.limit(user, &[("max-connections", -1)]);
+        assert_eq!(scene.login().await.1, Event::Opened, "a negative limit is none");
+    }
+}
+
+/// Other nodes with so many.
+struct Others(u64);
+
+impl Neighbours for Others {
+    fn count(&self, _: Counted) -> BoxFuture<'_, u64> {
+        Box::pin(std::future::ready(self.0))
+    }
+}
+
+#[tokio::test]
+async fn limits_count_the_other_nodes() {
+    let scene = Scene::new(default_config());
+    scene.edge.set_neighbours(Arc::new(Others(2)));
+    scene.limit(false, &[("max-connections", 3)]);
+    let (_client, opened) = scene.login().await;
+    assert_eq!(opened, Event::Opened);
+    assert!(matches!(scene.login().await.1, Event::OpenRefused(_)));
+}
+
+#[tokio::test]
+async fn a_user_has_no_more_channels_than_it_may() {
+    let scene = Scene::new(default_config());
+    scene.limit(true, &[("max-channels", 2)]);
+    let (mut client, _) = scene.login().await;
+    (1..=2).for_each(|channel| client.submit(Step::ChannelOpened { channel }));
+    client.submit(Step::ChannelClosed { channel: 1, held: vec![] });
+    client.submit(Step::ChannelOpened { channel: 3 });
+    assert!(timeout(Duration::from_millis(50), client.next()).await.is_err());
+    client.submit(Step::ChannelOpened { channel: 4 });
+    let text = "number of channels opened for user 'guest' has reached the maximum allowed user limit of (2)";
+    assert_eq!(client.next().await, Event::ChannelError { channel: 4, refusal: Refusal::NotAllowed(text.into()), method: (20, 10) });
+}
+
+#[tokio::test]
+async fn durable_queues_of_a_vhost_get_its_default_type() {
+    let scene = Scene::new(default_config());
+    let facts = crate::model::admin::VhostFacts { default_queue_type: Some("quorum".into()), ..Default::default() };
+    scene.admin(AdminCommand::DeleteVhost { vhost: "/".into() });
+    scene.admin(AdminCommand::AddVhost { vhost: "/".into(), facts });
+    scene.permit(".*", ".*", ".*");
+    let mut client = scene.client();
+    client.ask(declare("plain", &[]));
+    client.reply().await.expect("declared");
+    client.ask(declare("typed", &[("x-queue-type", "classic")]));
+    client.reply().await.expect("declared");
+    let kind = |queue: &str| scene.world.catalog.read().queue(&name(queue)).expect("there").spec.arguments["x-queue-type"].clone();
+    assert_eq!((kind("plain"), kind("typed")), (Value::Text(b"quorum".to_vec()), Value::Text(b"classic".to_vec())));
+}
+
+#[tokio::test]
+async fn reports_are_asked_of_every_session_and_those_that_are_silent_are_listed_too() {
+    let scene = Scene::new(default_config());
+    let (mut told, silent) = (scene.client(), scene.client());
+    let edge = scene.edge.clone();
+    let listed = tokio::spawn(async move { edge.reports().await });
+    assert_eq!(told.next().await, Event::Report);
+    let report = Report { state: "running", channel_max: 9, ..Report::default() };
+    told.submit(Step::Report(Box::new(report.clone())));
+    let listed = listed.await.expect("no panic");
+    assert_eq!(listed.iter().map(|(_, report)| report.clone()).collect::<Vec<_>>(), [Some(report), None]);
+    drop(silent);
+}

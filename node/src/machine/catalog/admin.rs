@@ -1,0 +1,184 @@
+//! What operators' commands do to the catalog: users, vhosts, permissions, policies, limits. Called by `apply`. Refusals use RabbitMQ's
+//! texts and change nothing; every command may be repeated.
+
+use super::apply::{DONE, Outcome};
+use super::bindings::not_found;
+use super::pattern::Pattern;
+use super::policy::{self, Applied, term};
+use super::{Catalog, PREDECLARED, User, Vhost};
+use crate::model::QueueId;
+use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
+use crate::model::catalog::{ExchangeSpec, Name, Refusal, Table, Value};
+use std::sync::Arc;
+
+/// Policies of one kind in one vhost: every declare is compared with all of them.
+const POLICIES_MAX: usize = 10_000;
+const VHOST_LIMITS: [&str; 2] = ["max-connections", "max-queues"];
+const USER_LIMITS: [&str; 2] = ["max-connections", "max-channels"];
+
+impl Catalog {
+    pub(super) fn administer(&mut self, index: u64, command: &AdminCommand) -> Outcome {
+        self.access_version = index;
+        match command {
+            AdminCommand::AddUser { user, password_hash } => return self.add_user(index, user, password_hash),
+            AdminCommand::DeleteUser { user } => drop(self.users.remove(user)),
+            AdminCommand::SetPassword { user, password_hash } => self.user_mut(user)?.password_hash.clone_from(password_hash),
+            AdminCommand::SetUserTags { user, tags } => self.user_mut(user)?.tags.clone_from(tags),
+            AdminCommand::SetUserLimits { user, limits } => {
+                let row = self.user_mut(user)?;
+                row.limits.extend(checked_limits("user-limits", &USER_LIMITS, limits).map_err(Refusal::Precondition)?);
+            }
+            AdminCommand::ClearUserLimits { user, limit } => self.user_mut(user)?.limits.retain(|name, _| limit != "all" && name != limit),
+            AdminCommand::AddVhost { vhost, facts } => self.add_vhost(index, vhost, facts),
+            AdminCommand::DeleteVhost { vhost } => self.delete_vhost(index, vhost),
+            AdminCommand::SetVhostLimits { vhost, limits } => {
+                let row = self.vhost_mut(vhost)?;
+                row.limits = checked_limits("limits", &VHOST_LIMITS, limits)
+                    .map_err(|why| Refusal::Precondition(format!("Validation failed\n\n{why}\n")))?;
+            }
+            AdminCommand::ClearVhostLimits { vhost } => self.vhost_mut(vhost)?.limits.clear(),
+            AdminCommand::SetPermissions { user, vhost, permission } => return self.set_permissions(user, vhost, permission),
+            AdminCommand::ClearPermissions { user, vhost } => drop(self.in_vhost(user, vhost)?.permissions.remove(vhost)),
+            AdminCommand::SetTopicPermissions { user, vhost, exchange, permission } => {
+                return self.set_topic_permissions(user, vhost, exchange, permission);
+            }
+            AdminCommand::ClearTopicPermissions { user, vhost, exchange } => {
+                let rows = &mut self.in_vhost(user, vhost)?.topic_permissions;
+                rows.retain(|(v, x), _| v != vhost || exchange.as_ref().is_some_and(|one| one != x));
+            }
+            AdminCommand::SetPolicy { kind, vhost, policy } => return self.set_policy(*kind, vhost, policy),
+            AdminCommand::ClearPolicy { kind, vhost, name } => return self.clear_policy(*kind, vhost, name),
+        }
+        DONE
+    }
+
+    fn user_mut(&mut self, user: &str) -> Result<&mut User, Refusal> {
+        self.users.get_mut(user).ok_or_else(|| not_found("user", "", user))
+    }
+
+    fn vhost_mut(&mut self, vhost: &str) -> Result<&mut Vhost, Refusal> {
+        self.vhosts.get_mut(vhost).ok_or_else(|| not_found("vhost", vhost, vhost))
+    }
+
+    /// A user, when the vhost is there, too.
+    fn in_vhost(&mut self, user: &str, vhost: &str) -> Result<&mut User, Refusal> {
+        if !self.has_vhost(vhost) {
+            return Err(not_found("vhost", vhost, vhost));
+        }
+        self.user_mut(user)
+    }
+
+    /// The same command again finds the hash with its salt.
+    fn add_user(&mut self, index: u64, user: &str, password_hash: &str) -> Outcome {
+        match self.users.get(user) {
+            Some(known) if known.password_hash != password_hash => {
+                return Err(Refusal::Precondition(format!("User \"{user}\" already exists")));
+            }
+            Some(_) => return DONE,
+            None => {}
+        }
+        let row = User { password_hash: password_hash.to_owned(), created: index, ..User::default() };
+        self.users.insert(user.to_owned(), row);
+        DONE
+    }
+
+    pub(super) fn add_vhost(&mut self, index: u64, vhost: &str, facts: &VhostFacts) {
+        if self.has_vhost(vhost) {
+            return;
+        }
+        let vhost: Arc<str> = Arc::from(vhost);
+        self.vhosts.insert(vhost.clone(), Vhost { created: index, facts: facts.clone(), ..Vhost::default() });
+        for (name, kind, internal) in PREDECLARED {
+            let name = Name { vhost: vhost.clone(), name: Arc::from(name) };
+            self.put_exchange(ExchangeSpec { name, kind, durable: true, auto_delete: false, internal, arguments: Table::new() });
+        }
+    }
+
+    fn delete_vhost(&mut self, index: u64, name: &str) {
+        let Some(vhost) = self.vhosts.get(name) else { return };
+        let mut queues: Vec<QueueId> = vhost.queues.values().map(|q| q.record.id).collect();
+        queues.sort_unstable();
+        queues.into_iter().for_each(|id| self.drop_queue(index, id));
+        for exchange in self.exchanges(name) {
+            self.drop_exchange(&exchange.name);
+        }
+        self.vhosts.remove(name);
+        for user in self.users.values_mut() {
+            user.permissions.remove(name);
+            user.topic_permissions.retain(|(vhost, _), _| vhost != name);
+        }
+    }
+
+    fn set_permissions(&mut self, user: &str, vhost: &str, permission: &Permission) -> Outcome {
+        check_patterns([&permission.configure, &permission.write, &permission.read])?;
+        self.in_vhost(user, vhost)?.permissions.insert(vhost.to_owned(), permission.clone());
+        DONE
+    }
+
+    fn set_topic_permissions(&mut self, user: &str, vhost: &str, exchange: &str, permission: &TopicPermission) -> Outcome {
+        check_patterns([&permission.write, &permission.read])?;
+        let key = (vhost.to_owned(), exchange.to_owned());
+        self.in_vhost(user, vhost)?.topic_permissions.insert(key, permission.clone());
+        DONE
+    }
+
+    fn set_policy(&mut self, kind: PolicyKind, vhost: &str, policy: &Policy) -> Outcome {
+        let row = self.vhost_mut(vhost)?;
+        if row.policies(kind).len() >= POLICIES_MAX && !row.policies(kind).contains_key(&policy.name) {
+            return Err(Refusal::Precondition(format!("a vhost has at most {POLICIES_MAX} policies")));
+        }
+        let compiled = policy::checked(kind, policy)?;
+        row.policies_mut(kind).insert(policy.name.clone(), compiled);
+        self.apply_policies(vhost);
+        DONE
+    }
+
+    fn clear_policy(&mut self, kind: PolicyKind, vhost: &str, name: &str) -> Outcome {
+        if self.vhost_mut(vhost)?.policies_mut(kind).remove(name).is_none() {
+            return Err(Refusal::Precondition("Parameter does not exist".to_owned()));
+        }
+        self.apply_policies(vhost);
+        DONE
+    }
+
+    /// Policies changed: every queue and exchange of the vhost is looked at again.
+    fn apply_policies(&mut self, vhost: &str) {
+        let Some(row) = self.vhosts.get_mut(vhost) else { return };
+        let queues: Vec<(Arc<str>, Applied)> =
+            row.queues.iter().map(|(name, q)| (name.clone(), row.applied_to_queue(&q.record.spec))).collect();
+        let exchanges: Vec<(Arc<str>, Applied)> =
+            row.exchanges.iter().map(|(name, x)| (name.clone(), row.applied_to_exchange(&x.spec))).collect();
+        for (name, applied) in queues {
+            if let Some(queue) = row.queues.get_mut(&name) {
+                queue.policies = applied;
+            }
+        }
+        for (name, applied) in exchanges {
+            if let Some(exchange) = row.exchanges.get_mut(&name) {
+                exchange.set_policies(applied);
+            }
+        }
+    }
+}
+
+fn check_patterns<const N: usize>(patterns: [&String; N]) -> Result<(), Refusal> {
+    for pattern in patterns {
+        Pattern::compile(pattern).map_err(|why| Refusal::Precondition(format!("invalid regular expression '{pattern}': {why}")))?;
+    }
+    Ok(())
+}
+
+/// Whole numbers under the names there are.
+fn checked_limits(what: &str, names: &[&str], limits: &Table) -> Result<Limits, String> {
+    let mut checked = Limits::new();
+    for (name, value) in limits {
+        match value {
+            Value::Int(limit) if names.contains(&name.as_str()) => drop(checked.insert(name.clone(), *limit)),
+            _ if !names.contains(&name.as_str()) => {
+                return Err(format!("Unrecognised terms [{{<<\"{name}\">>,{}}}] in {what}", term(value)));
+            }
+            other => return Err(format!("{name} should be a number, actually was {}", term(other))),
+        }
+    }
+    Ok(checked)
+}

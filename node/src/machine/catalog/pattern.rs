@@ -1,0 +1,58 @@
+//! Regular expressions of permissions and policies, with look-around as RabbitMQ's users write it (`^(?!amq\.)`). Bounded in size and
+//! in steps, so that no pattern stops a node. Used by the catalog and, for rights, by `edge`.
+
+use fancy_regex::{Regex, RegexBuilder};
+
+/// Bytes of a pattern.
+const PATTERN_BYTES: usize = 4096;
+/// Bytes of a compiled one.
+const COMPILED_BYTES: usize = 1 << 20;
+/// Steps of backtracking; a name that needs more does not match.
+const STEPS: usize = 100_000;
+
+/// A compiled pattern.
+#[derive(Clone, Debug)]
+pub struct Pattern(Regex);
+
+impl Pattern {
+    /// The error says what is wrong with it.
+    pub fn compile(text: &str) -> Result<Pattern, String> {
+        if text.len() > PATTERN_BYTES {
+            return Err(format!("longer than {PATTERN_BYTES} bytes"));
+        }
+        let compiled = RegexBuilder::new(text).backtrack_limit(STEPS).delegate_size_limit(COMPILED_BYTES).build();
+        compiled.map(Pattern).map_err(|error| error.to_string())
+    }
+
+    /// Whether it occurs in `name`: anywhere, unless it is anchored.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.is_match(name).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, name: &str) -> bool {
+        Pattern::compile(pattern).unwrap().matches(name)
+    }
+
+    #[test]
+    fn patterns_match_anywhere_unless_anchored() {
+        assert!(matches("orders", "eu.orders.new") && !matches("^orders", "eu.orders"));
+        assert!(matches("^(a|b)$", "a") && matches("", "anything"));
+    }
+
+    #[test]
+    fn look_around_works_as_in_rabbitmqs_own_examples() {
+        assert!(!matches(r"^(?!amq\.).*", "amq.gen-1") && matches(r"^(?!amq\.).*", "orders"));
+    }
+
+    #[test]
+    fn broken_and_huge_patterns_are_errors_and_endless_ones_match_nothing() {
+        assert!(Pattern::compile("(").is_err());
+        assert!(Pattern::compile(&"a".repeat(PATTERN_BYTES + 1)).unwrap_err().contains("4096 bytes"));
+        assert!(!matches(r"^(a|a)*(?=b)c$", &"a".repeat(200)));
+    }
+}

@@ -1,0 +1,271 @@
+//! Policies: which keys there are and what values they take, which policy a queue or exchange has, and what comes of a user's and an
+//! operator's one together. Texts and rules are RabbitMQ's. Used by `admin` when policies change and by declares.
+
+use super::pattern::Pattern;
+use super::{Catalog, Vhost};
+use crate::model::QueueId;
+use crate::model::admin::{ApplyTo, Policy, PolicyKind};
+use crate::model::catalog::{ExchangeSpec, QueueSpec, Refusal, Table, Value};
+use std::sync::Arc;
+
+/// The policies that a queue or an exchange has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// Of users.
+    pub user: Option<Arc<Policy>>,
+    /// Of operators.
+    pub operator: Option<Arc<Policy>>,
+}
+
+/// A policy, ready to be compared with names.
+#[derive(Clone, Debug)]
+pub(super) struct Compiled {
+    pub(super) policy: Arc<Policy>,
+    pattern: Pattern,
+}
+
+impl Compiled {
+    pub(super) fn new(policy: Policy) -> Result<Compiled, String> {
+        let pattern = Pattern::compile(&policy.pattern)?;
+        Ok(Compiled { policy: Arc::new(policy), pattern })
+    }
+}
+
+/// What a policy may be looked for.
+#[derive(Clone, Copy)]
+enum Thing<'a> {
+    Queue(&'a QueueSpec),
+    Exchange(&'a ExchangeSpec),
+}
+
+impl Thing<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Thing::Queue(spec) => &spec.name.name,
+            Thing::Exchange(spec) => &spec.name.name,
+        }
+    }
+
+    fn is_covered(&self, by: ApplyTo) -> bool {
+        match self {
+            Thing::Exchange(_) => matches!(by, ApplyTo::All | ApplyTo::Exchanges),
+            Thing::Queue(spec) => match by {
+                ApplyTo::All | ApplyTo::Queues => true,
+                ApplyTo::ClassicQueues => queue_type(&spec.arguments) == "classic",
+                ApplyTo::QuorumQueues => queue_type(&spec.arguments) == "quorum",
+                ApplyTo::Streams => queue_type(&spec.arguments) == "stream",
+                ApplyTo::Exchanges => false,
+            },
+        }
+    }
+}
+
+/// `x-queue-type` as declared; a durable queue is replicated whatever it says.
+pub fn queue_type(arguments: &Table) -> &str {
+    match arguments.get("x-queue-type") {
+        Some(Value::Text(kind)) => std::str::from_utf8(kind).unwrap_or("classic"),
+        Some(_) | None => "classic",
+    }
+}
+
+impl Vhost {
+    fn policy_of(&self, kind: PolicyKind, thing: Thing<'_>) -> Option<Arc<Policy>> {
+        let fits = |c: &&Compiled| thing.is_covered(c.policy.apply_to) && c.pattern.matches(thing.name());
+        // Of equal ones the first by name.
+        self.policies(kind)
+            .values()
+            .filter(fits)
+            .max_by_key(|c| (c.policy.priority, std::cmp::Reverse(&c.policy.name)))
+            .map(|c| c.policy.clone())
+    }
+
+    fn applied_to(&self, thing: Thing<'_>) -> Applied {
+        Applied { user: self.policy_of(PolicyKind::User, thing), operator: self.policy_of(PolicyKind::Operator, thing) }
+    }
+
+    pub(super) fn applied_to_queue(&self, spec: &QueueSpec) -> Applied {
+        self.applied_to(Thing::Queue(spec))
+    }
+
+    pub(super) fn applied_to_exchange(&self, spec: &ExchangeSpec) -> Applied {
+        self.applied_to(Thing::Exchange(spec))
+    }
+}
+
+impl Applied {
+    /// No policy at all.
+    pub fn is_empty(&self) -> bool {
+        self.user.is_none() && self.operator.is_none()
+    }
+
+    /// What the two say together, by key.
+    pub fn definition(&self) -> Table {
+        let mut merged = self.user.as_ref().map(|p| p.definition.clone()).unwrap_or_default();
+        for (key, theirs) in self.operator.iter().flat_map(|p| &p.definition) {
+            let value = match merged.get(key) {
+                Some(own) => merge(key, own, theirs),
+                None => theirs.clone(),
+            };
+            merged.insert(key.clone(), value);
+        }
+        merged
+    }
+
+    /// What they say about one key.
+    pub fn get(&self, key: &str) -> Option<Value> {
+        let of = |policy: &Option<Arc<Policy>>| policy.as_ref().and_then(|p| p.definition.get(key).cloned());
+        match (of(&self.user), of(&self.operator)) {
+            (Some(own), Some(theirs)) => Some(merge(key, &own, &theirs)),
+            (own, theirs) => own.or(theirs),
+        }
+    }
+}
+
+/// The lower number, but for `delivery-limit`, where a negative one is no limit: then the higher; else what the operator says.
+fn merge(key: &str, own: &Value, theirs: &Value) -> Value {
+    match (own, theirs) {
+        (Value::Int(a), Value::Int(b)) if key == "delivery-limit" && (*a < 0 || *b < 0) => Value::Int(*a.max(b)),
+        (Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
+        _ => theirs.clone(),
+    }
+}
+
+impl Catalog {
+    /// The policies of a queue.
+    pub fn queue_policies(&self, id: QueueId) -> Option<&Applied> {
+        self.queue_by_id(id).and_then(|record| self.queue_entry(&record.spec.name.vhost, &record.spec.name.name)).map(|q| &q.policies)
+    }
+
+    /// The policies of an exchange.
+    pub fn exchange_policies(&self, name: &crate::model::catalog::Name) -> Option<&Applied> {
+        self.exchange_entry(&name.vhost, &name.name).map(|x| &x.policies)
+    }
+}
+
+/// What a key's value must be, and what RabbitMQ says of one that is not.
+struct Key {
+    name: &'static str,
+    is_valid: fn(&Value) -> bool,
+    wrong: &'static str,
+    /// Operators may set it, too.
+    operator: bool,
+}
+
+const fn key(name: &'static str, is_valid: fn(&Value) -> bool, wrong: &'static str, operator: bool) -> Key {
+    Key { name, is_valid, wrong, operator }
+}
+
+fn is_text(value: &Value) -> bool {
+    matches!(value, Value::Text(_))
+}
+
+/// The keys that have an effect. A policy with another one is refused.
+const KEYS: [Key; 1] = [key("alternate-exchange", is_text, "is not a valid alternate exchange name", false)];
+
+/// A policy whose definition makes sense; the error is RabbitMQ's.
+pub(super) fn checked(kind: PolicyKind, policy: &Policy) -> Result<Compiled, Refusal> {
+    let failed = |why: String| Refusal::Precondition(format!("Validation failed\n\n{why}\n"));
+    check_definition(kind, &policy.definition).map_err(failed)?;
+    let wrong = |why: String| failed(format!("pattern should be regular expression but is invalid: {why}"));
+    Compiled::new(policy.clone()).map_err(wrong)
+}
+
+fn check_definition(kind: PolicyKind, definition: &Table) -> Result<(), String> {
+    if definition.is_empty() {
+        return Err("no policy provided".to_owned());
+    }
+    let mut unknown = Vec::new();
+    for (name, value) in definition {
+        match KEYS.iter().find(|key| key.name == name && (key.operator || kind == PolicyKind::User)) {
+            Some(key) if !(key.is_valid)(value) => return Err(format!("{} {}", term(value), key.wrong)),
+            Some(_) => {}
+            None => unknown.push(format!("{{<<\"{name}\">>,{}}}", term(value))),
+        }
+    }
+    if unknown.is_empty() { Ok(()) } else { Err(format!("[{}] are not recognised policy settings", unknown.join(","))) }
+}
+
+/// A value as Erlang prints it.
+pub(super) fn term(value: &Value) -> String {
+    match value {
+        Value::Void => "null".to_owned(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Int(number) => number.to_string(),
+        Value::Float(number) => format!("{number:?}"),
+        Value::Double(number) => format!("{number:?}"),
+        Value::Decimal(scale, digits) => format!("{{{scale},{digits}}}"),
+        Value::Text(bytes) | Value::Bytes(bytes) => format!("<<\"{}\">>", String::from_utf8_lossy(bytes)),
+        Value::Timestamp(seconds) => seconds.to_string(),
+        Value::List(values) => format!("[{}]", values.iter().map(term).collect::<Vec<_>>().join(",")),
+        Value::Table(table) => {
+            format!("#{{{}}}", table.iter().map(|(k, v)| format!("<<\"{k}\">> => {}", term(v))).collect::<Vec<_>>().join(","))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(definition: Table) -> Arc<Policy> {
+        Arc::new(Policy { name: "p".into(), pattern: "".into(), apply_to: ApplyTo::All, definition, priority: 0 })
+    }
+
+    fn ints(pairs: &[(&str, i64)]) -> Table {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), Value::Int(*v))).collect()
+    }
+
+    #[test]
+    fn an_operators_policy_lowers_what_a_users_says() {
+        let user = policy(ints(&[("max-length", 10), ("message-ttl", 5), ("expires", 7)]));
+        let operator = policy(ints(&[("max-length", 4), ("message-ttl", 50), ("delivery-limit", 3)]));
+        let both = Applied { user: Some(user.clone()), operator: Some(operator.clone()) };
+        assert_eq!(both.definition(), ints(&[("max-length", 4), ("message-ttl", 5), ("expires", 7), ("delivery-limit", 3)]));
+        for (key, value) in both.definition() {
+            assert_eq!(both.get(&key), Some(value), "{key}");
+        }
+        assert_eq!(Applied { user: Some(user.clone()), operator: None }.definition(), user.definition);
+        assert_eq!(Applied { user: None, operator: Some(operator.clone()) }.definition(), operator.definition);
+        assert_eq!(Applied::default().get("expires"), None);
+    }
+
+    #[test]
+    fn a_negative_delivery_limit_is_no_limit_and_loses() {
+        for (own, theirs, merged) in [(-1, 5, 5), (5, -1, 5), (3, 5, 3), (-2, -1, -1)] {
+            assert_eq!(merge("delivery-limit", &Value::Int(own), &Value::Int(theirs)), Value::Int(merged));
+        }
+    }
+
+    #[test]
+    fn of_words_the_operators_counts() {
+        let text = |s: &str| Value::Text(s.into());
+        assert_eq!(merge("overflow", &text("drop-head"), &text("reject-publish")), text("reject-publish"));
+    }
+
+    #[test]
+    fn definitions_are_refused_in_rabbitmqs_words() {
+        let text = |s: &str| Value::Text(s.into());
+        let one = |k: &str, v: Value| Table::from([(k.to_owned(), v)]);
+        for (kind, definition, why) in [
+            (PolicyKind::User, Table::new(), "no policy provided"),
+            (PolicyKind::User, one("alternate-exchange", Value::Int(1)), "1 is not a valid alternate exchange name"),
+            (PolicyKind::User, one("colour", text("red")), "[{<<\"colour\">>,<<\"red\">>}] are not recognised policy settings"),
+            (
+                PolicyKind::Operator,
+                one("alternate-exchange", text("x")),
+                "[{<<\"alternate-exchange\">>,<<\"x\">>}] are not recognised policy settings",
+            ),
+        ] {
+            assert_eq!(check_definition(kind, &definition), Err(why.to_owned()));
+        }
+        let policy = Policy {
+            name: "p".into(),
+            pattern: "(".into(),
+            apply_to: ApplyTo::All,
+            definition: one("alternate-exchange", text("x")),
+            priority: 0,
+        };
+        let refused = checked(PolicyKind::User, &policy).expect_err("a broken pattern").to_string();
+        assert!(refused.starts_with("Validation failed\n\npattern should be regular expression but is invalid: "), "{refused}");
+    }
+}

@@ -1,0 +1,265 @@
+//! Columns of connections, channels, consumers, replicas and listeners, as rabbitmqctl shows them. Connections and channels are named
+//! by pids like `<1.7.2>`: node, connection, channel. Used by `admin`.
+
+use super::rows::{Listed, arguments, plain, text, unknown};
+use super::source::{ConnectionRow, ListenerRow, ReplicaRow};
+use crate::model::report::{ChannelReport, ConsumerReport, Report};
+use std::net::SocketAddr;
+use std::time::UNIX_EPOCH;
+use warren_proto::admin::Cell;
+
+impl ConnectionRow {
+    /// How tools name it.
+    pub(super) fn pid(&self) -> String {
+        format!("<{}.{}.0>", self.node.0, self.id.0)
+    }
+
+    fn name(&self) -> String {
+        let local = self.report.as_ref().and_then(|r| r.local);
+        format!("{} -> {}", self.peer, local.map_or_else(|| "?".to_owned(), |local| local.to_string()))
+    }
+
+    fn state(&self) -> &'static str {
+        match &self.report {
+            _ if self.blocked => "blocked",
+            Some(report) => report.state,
+            None => "unresponsive",
+        }
+    }
+
+    fn told(&self, cell: impl Fn(&Report) -> Cell) -> Cell {
+        self.report.as_ref().map_or_else(unknown, cell)
+    }
+
+    fn local(&self, cell: impl Fn(SocketAddr) -> Cell) -> Cell {
+        self.report.as_ref().and_then(|r| r.local).map_or_else(unknown, cell)
+    }
+}
+
+impl Listed for ConnectionRow {
+    const COLUMNS: &'static [&'static str] = &[
+        "pid",
+        "name",
+        "port",
+        "host",
+        "peer_port",
+        "peer_host",
+        "ssl",
+        "state",
+        "channels",
+        "protocol",
+        "auth_mechanism",
+        "user",
+        "vhost",
+        "timeout",
+        "frame_max",
+        "channel_max",
+        "client_properties",
+        "recv_oct",
+        "send_oct",
+        "connected_at",
+        "node",
+    ];
+    const DEFAULT: &'static [&'static str] = &["user", "peer_host", "peer_port", "state"];
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "pid" => text(&self.pid()),
+            "name" => text(&self.name()),
+            "port" => self.local(|local| plain(local.port())),
+            "host" => self.local(|local| text(&local.ip().to_string())),
+            "peer_port" => plain(self.peer.port()),
+            "peer_host" => text(&self.peer.ip().to_string()),
+            "ssl" => plain(false),
+            "state" => text(self.state()),
+            "channels" => self.told(|r| plain(r.channels.len())),
+            "protocol" => text("{0,9,1}"),
+            "auth_mechanism" => self.told(|r| text(r.mechanism)),
+            "user" => text(self.user.as_deref().unwrap_or_default()),
+            "vhost" => text(self.vhost.as_deref().unwrap_or_default()),
+            "timeout" => self.told(|r| plain(r.heartbeat_seconds)),
+            "frame_max" => self.told(|r| plain(r.frame_max)),
+            "channel_max" => self.told(|r| plain(r.channel_max)),
+            "client_properties" => self.told(|r| arguments(&r.client_properties)),
+            "recv_oct" => self.told(|r| plain(r.received_bytes)),
+            "send_oct" => self.told(|r| plain(r.sent_bytes)),
+            "connected_at" => {
+                let since = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+                plain(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+            }
+            "node" => plain(self.node.0),
+            _ => unknown(),
+        }
+    }
+}
+
+/// A channel of a connection.
+pub(super) struct ChannelRow<'a> {
+    connection: &'a ConnectionRow,
+    channel: &'a ChannelReport,
+}
+
+/// All channels of these connections.
+pub(super) fn channels(connections: &[ConnectionRow]) -> Vec<ChannelRow<'_>> {
+    let of = |connection| move |channel| ChannelRow { connection, channel };
+    connections.iter().flat_map(|c| c.report.iter().flat_map(|r| &r.channels).map(of(c))).collect()
+}
+
+impl ChannelRow<'_> {
+    fn pid(&self) -> String {
+        format!("<{}.{}.{}>", self.connection.node.0, self.connection.id.0, self.channel.number)
+    }
+}
+
+impl Listed for ChannelRow<'_> {
+    const COLUMNS: &'static [&'static str] = &[
+        "pid",
+        "connection",
+        "name",
+        "number",
+        "user",
+        "vhost",
+        "confirm",
+        "consumer_count",
+        "messages_unacknowledged",
+        "messages_unconfirmed",
+        "prefetch_count",
+    ];
+    const DEFAULT: &'static [&'static str] = &["pid", "user", "consumer_count", "messages_unacknowledged"];
+
+    fn cell(&self, column: &str) -> Cell {
+        let ChannelRow { connection, channel } = self;
+        match column {
+            "pid" => text(&self.pid()),
+            "connection" => text(&connection.pid()),
+            "name" => text(&format!("{} ({})", connection.name(), channel.number)),
+            "number" => plain(channel.number),
+            "user" => text(connection.user.as_deref().unwrap_or_default()),
+            "vhost" => text(connection.vhost.as_deref().unwrap_or_default()),
+            "confirm" => plain(channel.confirm),
+            "consumer_count" => plain(channel.consumers.len()),
+            "messages_unacknowledged" => plain(channel.unacknowledged),
+            "messages_unconfirmed" => plain(channel.unconfirmed),
+            "prefetch_count" => plain(channel.prefetch),
+            _ => unknown(),
+        }
+    }
+}
+
+/// A consumer of a channel.
+pub(super) struct ConsumerRow<'a> {
+    channel: ChannelRow<'a>,
+    consumer: &'a ConsumerReport,
+}
+
+/// All consumers in a vhost.
+pub(super) fn consumers<'a>(connections: &'a [ConnectionRow], vhost: &str) -> Vec<ConsumerRow<'a>> {
+    let mut rows = Vec::new();
+    for connection in connections.iter().filter(|c| c.vhost.as_deref() == Some(vhost)) {
+        for channel in connection.report.iter().flat_map(|r| &r.channels) {
+            rows.extend(channel.consumers.iter().map(|consumer| ConsumerRow { channel: ChannelRow { connection, channel }, consumer }));
+        }
+    }
+    rows
+}
+
+impl Listed for ConsumerRow<'_> {
+    const COLUMNS: &'static [&'static str] = &["queue_name", "channel_pid", "consumer_tag", "ack_required", "prefetch_count", "arguments"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "queue_name" => text(&self.consumer.queue),
+            "channel_pid" => text(&self.channel.pid()),
+            "consumer_tag" => text(&self.consumer.tag),
+            "ack_required" => plain(!self.consumer.no_ack),
+            "prefetch_count" => plain(self.consumer.prefetch),
+            "arguments" => arguments(&self.consumer.arguments),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for ReplicaRow {
+    const COLUMNS: &'static [&'static str] =
+        &["Node Name", "Raft State", "Membership", "Last Log Index", "Last Applied", "Commit Index", "Snapshot Index", "Term"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "Node Name" => plain(self.node.0),
+            "Raft State" => text(self.state),
+            "Membership" => text("voter"),
+            "Last Log Index" => plain(self.last_index),
+            "Last Applied" => plain(self.applied),
+            "Commit Index" => plain(self.committed),
+            "Snapshot Index" => plain(self.purged),
+            "Term" => plain(self.term),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for ListenerRow {
+    const COLUMNS: &'static [&'static str] = &["node", "interface", "port", "protocol", "purpose"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "node" => plain(self.node.0),
+            "interface" => text(&self.interface),
+            "port" => plain(self.port),
+            "protocol" => text(self.protocol),
+            "purpose" => text(self.purpose),
+            _ => unknown(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::list;
+    use super::*;
+    use crate::model::catalog::Table;
+    use crate::model::{ConnectionId, NodeId};
+
+    fn connection() -> ConnectionRow {
+        let consumer = ConsumerReport { queue: "q".into(), tag: "t".into(), no_ack: false, prefetch: 7, arguments: Table::new() };
+        let channel = ChannelReport { number: 3, unacknowledged: 2, consumers: vec![consumer], ..ChannelReport::default() };
+        let local = Some("127.0.0.1:5672".parse().unwrap());
+        let report = Report { local, state: "running", channels: vec![channel], ..Report::default() };
+        ConnectionRow {
+            node: NodeId(2),
+            id: ConnectionId(9),
+            peer: "10.0.0.1:4000".parse().unwrap(),
+            since: UNIX_EPOCH,
+            user: Some("guest".into()),
+            vhost: Some("/".into()),
+            blocked: false,
+            report: Some(report),
+        }
+    }
+
+    fn texts<T: Listed>(items: &[T], columns: &[&str]) -> Vec<String> {
+        let reply = list(items, columns.iter().map(|c| (*c).to_owned()).collect()).unwrap();
+        reply.rows.iter().flat_map(|row| row.cells.iter().map(|cell| cell.text.clone())).collect()
+    }
+
+    #[test]
+    fn connections_channels_and_consumers_read_as_in_rabbitmqctl() {
+        let all = [connection()];
+        assert_eq!(texts(&all, &[]), ["guest", "10.0.0.1", "4000", "running"]);
+        assert_eq!(texts(&all, &["pid", "name", "channels"]), ["<2.9.0>", "10.0.0.1:4000 -> 127.0.0.1:5672", "1"]);
+        assert_eq!(texts(&channels(&all), &[]), ["<2.9.3>", "guest", "1", "2"]);
+        assert_eq!(texts(&consumers(&all, "/"), &[]), ["q", "<2.9.3>", "t", "true", "7", "[]"]);
+        assert!(consumers(&all, "other").is_empty());
+    }
+
+    #[test]
+    fn a_connection_whose_session_is_silent_is_listed_with_what_is_known() {
+        let all = [ConnectionRow { report: None, ..connection() }];
+        assert_eq!(texts(&all, &["state", "channels", "frame_max"]), ["unresponsive", "", ""]);
+        let all = [ConnectionRow { blocked: true, ..connection() }];
+        assert_eq!(texts(&all, &["state"]), ["blocked"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! Columns of users, vhosts, permissions, policies and limits, as rabbitmqctl shows them. Used by `admin`.
+
+use super::rows::{Listed, plain, text, unknown};
+use super::source::{Granted, PolicyRow, SettingRow, UserRow, VhostRow};
+use super::term;
+use crate::model::admin::{Limits, Permission, TopicPermission};
+use serde_json::json;
+use warren_proto::admin::Cell;
+
+/// A list of words as Erlang's atoms look.
+fn words(words: &[String]) -> Cell {
+    Cell { text: format!("[{}]", words.join(", ")), json: json!(words).to_string() }
+}
+
+impl Listed for UserRow {
+    const COLUMNS: &'static [&'static str] = &["user", "tags"];
+    const DEFAULT: &'static [&'static str] = &["user", "tags"];
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "user" => text(&self.user),
+            "tags" => words(&self.tags),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for VhostRow {
+    const COLUMNS: &'static [&'static str] = &["name", "description", "tags", "default_queue_type"];
+    const DEFAULT: &'static [&'static str] = &["name"];
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "name" => text(&self.name),
+            "description" => text(&self.facts.description),
+            "tags" => words(&self.facts.tags),
+            "default_queue_type" => text(self.facts.default_queue_type.as_deref().unwrap_or("undefined")),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for Granted<Permission> {
+    const COLUMNS: &'static [&'static str] = &["user", "vhost", "configure", "write", "read"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "user" => text(&self.user),
+            "vhost" => text(&self.vhost),
+            "configure" => text(&self.permission.configure),
+            "write" => text(&self.permission.write),
+            "read" => text(&self.permission.read),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for Granted<TopicPermission> {
+    const COLUMNS: &'static [&'static str] = &["user", "vhost", "exchange", "write", "read"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "user" => text(&self.user),
+            "vhost" => text(&self.vhost),
+            "exchange" => text(&self.exchange),
+            "write" => text(&self.permission.write),
+            "read" => text(&self.permission.read),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for PolicyRow {
+    const COLUMNS: &'static [&'static str] = &["vhost", "name", "pattern", "apply-to", "definition", "priority"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "vhost" => text(&self.vhost),
+            "name" => text(&self.policy.name),
+            "pattern" => text(&self.policy.pattern),
+            "apply-to" => text(self.policy.apply_to.text()),
+            "definition" => text(&term::table_json(&self.policy.definition).to_string()),
+            "priority" => plain(self.policy.priority),
+            _ => unknown(),
+        }
+    }
+}
+
+/// Limits of vhosts (`vhost`, `limits`) or of users (`user`, `limits`).
+pub(super) struct LimitsRow {
+    pub(super) of: String,
+    pub(super) limits: Limits,
+}
+
+impl Listed for LimitsRow {
+    const COLUMNS: &'static [&'static str] = &["vhost", "user", "limits"];
+    const DEFAULT: &'static [&'static str] = &["vhost", "limits"];
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "vhost" | "user" => text(&self.of),
+            "limits" => text(&json!(self.limits).to_string()),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Listed for SettingRow {
+    const COLUMNS: &'static [&'static str] = &["name", "value"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        match column {
+            "name" => text(self.name),
+            "value" => text(&self.value),
+            _ => unknown(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::list;
+    use super::*;
+    use crate::model::admin::{ApplyTo, Policy};
+    use crate::model::catalog::{Table, Value};
+
+    fn texts<T: Listed>(item: T, columns: &[&str]) -> Vec<String> {
+        let reply = list(&[item], columns.iter().map(|c| (*c).to_owned()).collect()).unwrap();
+        reply.rows[0].cells.iter().map(|cell| cell.text.clone()).collect()
+    }
+
+    #[test]
+    fn users_and_vhosts_read_as_in_rabbitmqctl() {
+        let user = UserRow { user: "guest".into(), tags: vec!["administrator".into(), "monitoring".into()] };
+        assert_eq!(texts(user, &[]), ["guest", "[administrator, monitoring]"]);
+        assert_eq!(texts(UserRow { user: "x".into(), tags: vec![] }, &[]), ["x", "[]"]);
+        assert_eq!(texts(VhostRow { name: "/".into(), facts: Default::default() }, &["name", "tags"]), ["/", "[]"]);
+    }
+
+    #[test]
+    fn policies_show_their_definition_as_json() {
+        let definition =
+            Table::from([("max-length".to_owned(), Value::Int(5)), ("overflow".to_owned(), Value::Text(b"drop-head".to_vec()))]);
+        let policy = Policy { name: "p".into(), pattern: "^a".into(), apply_to: ApplyTo::Queues, definition, priority: 3 };
+        let row = PolicyRow { vhost: "/".into(), policy: policy.into() };
+        assert_eq!(texts(row, &[]), ["/", "p", "^a", "queues", r#"{"max-length":5,"overflow":"drop-head"}"#, "3"]);
+    }
+
+    #[test]
+    fn limits_are_json() {
+        let row = LimitsRow { of: "/".into(), limits: Limits::from([("max-queues".to_owned(), 5)]) };
+        assert_eq!(texts(row, &[]), ["/", r#"{"max-queues":5}"#]);
+    }
+}

@@ -1,0 +1,75 @@
+//! What a connection says of itself when somebody lists connections, channels or consumers. Made by a session, completed by its
+//! listener, shown by `management`; nothing is kept for it while nobody asks.
+
+use super::catalog::Table;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A client's conversation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// This side's address; filled in by the listener.
+    pub local: Option<SocketAddr>,
+    /// RabbitMQ's word: `running`, `blocked` is the edge's to say, `closing`.
+    pub state: &'static str,
+    /// How it logged in.
+    pub mechanism: &'static str,
+    /// Properties that the client sent of itself.
+    pub client_properties: Table,
+    /// Agreed limits.
+    pub frame_max: u32,
+    /// Agreed limits.
+    pub channel_max: u16,
+    /// Agreed heartbeat, seconds.
+    pub heartbeat_seconds: u16,
+    /// Bytes read from the socket; filled in by the listener, as all four.
+    pub received_bytes: u64,
+    /// Bytes written to it.
+    pub sent_bytes: u64,
+    /// Open channels, by number.
+    pub channels: Vec<ChannelReport>,
+}
+
+/// A channel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChannelReport {
+    /// Its number.
+    pub number: u16,
+    /// Publishes are confirmed.
+    pub confirm: bool,
+    /// Deliveries that wait for an acknowledgement.
+    pub unacknowledged: u64,
+    /// Publishes that wait for a confirm.
+    pub unconfirmed: u64,
+    /// Prefetch for later consumers, 0 = none.
+    pub prefetch: u32,
+    /// Its consumers.
+    pub consumers: Vec<ConsumerReport>,
+}
+
+/// A consumer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConsumerReport {
+    /// Its queue.
+    pub queue: Arc<str>,
+    /// Its tag.
+    pub tag: String,
+    /// Deliveries need no acknowledgement.
+    pub no_ack: bool,
+    /// Messages it may hold, 0 = no limit.
+    pub prefetch: u32,
+    /// Arguments of basic.consume.
+    pub arguments: Table,
+}
+
+/// Something that a vhost or a user may have only so many of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Counted {
+    /// Connections in a vhost.
+    VhostConnections(Arc<str>),
+    /// Connections of a user.
+    UserConnections(Arc<str>),
+    /// Channels of a user.
+    UserChannels(Arc<str>),
+}

@@ -1,0 +1,112 @@
+//! The other nodes, asked over the admin service as an operator's tool asks: what only they know of themselves. Connections are made
+//! when somebody asks and kept; a broken one is made anew at the next question.
+
+use crate::config::ServerConfig;
+use crate::edge;
+use crate::management::client::{AdminClient, ClientError};
+use crate::model::NodeId;
+use crate::model::report::Counted;
+use crate::peer::auth::Secret;
+use crate::peer::client::dial_operator;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+use warren_proto::admin::{CloseRequest, ListReply, ListRequest};
+
+/// For listings: longer than a node waits for its own sessions.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For counts that a client's login waits for.
+const COUNT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// All nodes but this one.
+pub(super) struct Neighbours {
+    addresses: BTreeMap<NodeId, String>,
+    secret: Secret,
+    clients: Mutex<BTreeMap<NodeId, AdminClient>>,
+}
+
+impl Neighbours {
+    pub(super) fn new(config: &ServerConfig) -> Neighbours {
+        let others = config.cluster.iter().filter(|m| m.node != config.node);
+        Neighbours {
+            addresses: others.map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect(),
+            secret: Secret::new(config.secret.bytes()),
+            clients: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn list(&self, request: ListRequest) -> Vec<ListReply> {
+        self.ask_all(PATIENCE, |mut client| {
+            let request = request.clone();
+            async move { client.list(request).await }
+        })
+        .await
+    }
+
+    pub(super) async fn close(&self, request: CloseRequest) -> u64 {
+        let replies = self.ask_all(PATIENCE, |mut client| {
+            let request = request.clone();
+            async move { client.close_connections(request).await }
+        });
+        replies.await.iter().map(|reply| reply.connections).sum()
+    }
+
+    /// The answers of those that answer in time, by node.
+    async fn ask_all<T, F>(&self, patience: Duration, ask: impl Fn(AdminClient) -> F) -> Vec<T>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let asked = self.addresses.iter().map(|(node, address)| {
+            let answer = self.ask_one(*node, address, &ask);
+            async move {
+                match tokio::time::timeout(patience, answer).await {
+                    Ok(Ok(answer)) => Some(answer),
+                    Ok(Err(why)) => {
+                        tracing::debug!(%node, why, "left out: no answer");
+                        None
+                    }
+                    Err(_) => {
+                        tracing::warn!(%node, "left out: no answer in time");
+                        None
+                    }
+                }
+            }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Over the connection there is, then over a new one.
+    async fn ask_one<T, F>(&self, node: NodeId, address: &str, ask: &impl Fn(AdminClient) -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let known = self.clients.lock().get(&node).cloned();
+        if let Some(client) = known {
+            match ask(client).await {
+                Err(ClientError::Unreachable { .. }) => {}
+                answered => return answered.map_err(|error| error.to_string()),
+            }
+        }
+        self.clients.lock().remove(&node);
+        let channel = dial_operator(address, &self.secret).await.map_err(|error| error.to_string())?;
+        let client = AdminClient::new(address, channel, PATIENCE);
+        self.clients.lock().insert(node, client.clone());
+        ask(client).await.map_err(|error| error.to_string())
+    }
+}
+
+impl edge::Neighbours for Neighbours {
+    fn count(&self, counted: Counted) -> BoxFuture<'_, u64> {
+        async move {
+            let counts = self.ask_all(COUNT_PATIENCE, |mut client| {
+                let counted = counted.clone();
+                async move { client.count(&counted).await }
+            });
+            counts.await.into_iter().sum()
+        }
+        .boxed()
+    }
+}

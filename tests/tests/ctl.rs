@@ -1,0 +1,286 @@
+//! `warren ctl` against real nodes: what one node is told holds on all, at once, for clients too.
+#![allow(clippy::unwrap_used)] // all of this file is tests
+
+use std::time::Duration;
+use warren_tests::client::{ClientError, Connection, Dial, Incoming, QueueOptions, encode::Route};
+use warren_tests::cluster::{Told, binary};
+use warren_tests::{Broker, Cluster, eventually, message_event, unique};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A tool, its options given before the command.
+struct Ctl<'a> {
+    cluster: &'a Cluster,
+    at: usize,
+}
+
+impl Ctl<'_> {
+    #[track_caller]
+    fn done(&self, words: &[&str]) -> String {
+        let told = self.told(words);
+        assert_eq!(told.code, Some(0), "{words:?}: {told:?}");
+        told.stdout
+    }
+
+    #[track_caller]
+    fn refused(&self, words: &[&str], code: i32, text: &str) {
+        let told = self.told(words);
+        assert_eq!(told.code, Some(code), "{words:?}: {told:?}");
+        assert!(told.stderr.contains(text), "{words:?}: {told:?}");
+    }
+
+    fn told(&self, words: &[&str]) -> Told {
+        self.cluster.ctl(self.at, words)
+    }
+}
+
+fn dial(cluster: &Cluster, at: usize, user: &str, vhost: &str) -> Dial {
+    Dial { user: user.into(), password: "secret".into(), vhost: vhost.into(), ..Dial::guest(&cluster.amqp(at)) }
+}
+
+/// How the broker closes a connection that does not ask for anything.
+fn end_of(connection: &mut Connection) -> Option<(u16, String)> {
+    match message_event(connection, PATIENCE) {
+        Ok(Some(Incoming::ConnectionClose { code, text })) => Some((code, text)),
+        Err(ClientError::ConnectionClosed { code, text }) => Some((code, text)),
+        _ => None,
+    }
+}
+
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) {
+    match result {
+        Err(ClientError::ConnectionClosed { code, text } | ClientError::ChannelClosed { code, text, .. }) => (code, text),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn users_and_rights_that_one_node_is_told_hold_on_all() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (first, last) = (Ctl { cluster, at: 0 }, Ctl { cluster, at: cluster.len() - 1 });
+    let (user, vhost) = (unique("ann"), unique("v"));
+    assert_eq!(first.done(&["add_vhost", &vhost]), format!("Adding vhost \"{vhost}\" ...\n"));
+    let added = first.done(&["add_user", &user, "secret"]);
+    assert!(added.starts_with(&format!("Adding user \"{user}\" ...\nDone. Don't forget to grant the user permissions")), "{added}");
+    last.refused(&["add_user", &user, "other"], 70, &format!("Error:\nUser \"{user}\" already exists"));
+    let text = format!("NOT_ALLOWED - access to vhost '{vhost}' refused for user '{user}'");
+    for at in 0..cluster.len() {
+        assert_eq!(refusal(Connection::open_with_channel(&dial(cluster, at, &user, &vhost))), (530, text.clone()));
+    }
+    first.done(&["-p", &vhost, "set_permissions", &user, "^mine", ".*", "^mine"]);
+    assert_eq!(last.done(&["-q", "list_permissions", "-p", &vhost]), format!("user\tconfigure\twrite\tread\n{user}\t^mine\t.*\t^mine\n"));
+    assert_eq!(last.done(&["-s", "list_user_permissions", &user]), format!("{vhost}\t^mine\t.*\t^mine\n"));
+    let mut client = Connection::open_with_channel(&dial(cluster, 1 % cluster.len(), &user, &vhost)).unwrap();
+    client.declare(1, "mine", &QueueOptions::durable()).unwrap();
+    let (code, text) = refusal(client.declare(1, "theirs", &QueueOptions::durable()));
+    assert_eq!(
+        (code, text),
+        (403, format!("ACCESS_REFUSED - configure access to queue 'theirs' in vhost '{vhost}' refused for user '{user}'"))
+    );
+    first.done(&["set_user_tags", &user, "monitoring", "policymaker"]);
+    assert!(last.done(&["list_users"]).contains(&format!("\n{user}\t[monitoring, policymaker]\n")));
+    last.done(&["authenticate_user", &user, "secret"]);
+    last.refused(&["authenticate_user", &user, "wrong"], 65, &format!("failed to authenticate user \"{user}\""));
+    let changed = cluster.tool(0, binary(), &["ctl", "change_password", &user], "new secret\n");
+    assert_eq!(changed.code, Some(0), "{changed:?}");
+    last.done(&["authenticate_user", &user, "new secret"]);
+    // An open connection has no right to publish any more, at once.
+    let mut client = Connection::open_with_channel(&Dial { password: "new secret".into(), ..dial(cluster, 0, &user, &vhost) }).unwrap();
+    last.done(&["-p", &vhost, "set_permissions", &user, "", "", ""]);
+    client.publish(1, "mine", b"x").unwrap();
+    let Some(Incoming::ChannelClose { code, text, .. }) = message_event(&mut client, PATIENCE).unwrap() else { panic!("not refused") };
+    assert_eq!(
+        (code, text),
+        (403, format!("ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '{vhost}' refused for user '{user}'"))
+    );
+    last.done(&["delete_user", &user]);
+    assert_eq!(end_of(&mut client), Some((320, format!("CONNECTION_FORCED - user '{user}' is deleted"))));
+    first.refused(&["delete_user", &user], 67, &format!("User \"{user}\" does not exist"));
+    first.done(&["delete_vhost", &vhost]);
+    last.refused(&["list_queues", "-p", &vhost], 65, &format!("Virtual host '{vhost}' does not exist"));
+}
+
+#[test]
+fn a_deleted_vhost_closes_its_connections_on_every_node() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let ctl = Ctl { cluster, at: 0 };
+    let vhost = unique("doomed");
+    ctl.done(&["add_vhost", &vhost]);
+    ctl.done(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let guest = |at| Dial { vhost: vhost.clone(), ..Dial::guest(&cluster.amqp(at)) };
+    let mut clients: Vec<Connection> = (0..cluster.len()).map(|at| Connection::open_with_channel(&guest(at)).unwrap()).collect();
+    ctl.done(&["delete_vhost", &vhost]);
+    for client in &mut clients {
+        assert_eq!(end_of(client), Some((320, format!("CONNECTION_FORCED - vhost '{vhost}' is deleted"))));
+    }
+    let text = format!("NOT_ALLOWED - vhost {vhost} not found");
+    assert_eq!(refusal(Connection::open_with_channel(&guest(1 % cluster.len()))), (530, text));
+}
+
+#[test]
+fn limits_hold_over_all_nodes() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let ctl = Ctl { cluster, at: 0 };
+    let vhost = unique("limited");
+    ctl.done(&["add_vhost", &vhost]);
+    ctl.done(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    ctl.done(&["set_vhost_limits", "-p", &vhost, r#"{"max-connections": 2, "max-queues": 1}"#]);
+    assert_eq!(ctl.done(&["-q", "list_vhost_limits", "-p", &vhost]), "{\"max-connections\":2,\"max-queues\":1}\n");
+    let guest = |at: usize| Dial { vhost: vhost.clone(), ..Dial::guest(&cluster.amqp(at % cluster.len())) };
+    let mut clients: Vec<Connection> = (0..2).map(|at| Connection::open_with_channel(&guest(at)).unwrap()).collect();
+    let text = format!("NOT_ALLOWED - access to vhost '{vhost}' refused for user 'guest': connection limit (2) is reached");
+    assert_eq!(refusal(Connection::open_with_channel(&guest(2))), (530, text));
+    clients[0].declare(1, "one", &QueueOptions::durable()).unwrap();
+    let text = format!("PRECONDITION_FAILED - cannot declare queue 'two': queue limit in vhost '{vhost}' (1) is reached");
+    assert_eq!(refusal(clients[1].declare(1, "two", &QueueOptions::durable())), (406, text));
+    clients.pop().unwrap().close().unwrap();
+    assert!(eventually(PATIENCE, || Connection::open_with_channel(&guest(2)).is_ok()), "there is room again");
+    ctl.refused(&["set_vhost_limits", "-p", &vhost, "nonsense"], 69, "Could not parse JSON document");
+    ctl.done(&["delete_vhost", &vhost]);
+}
+
+#[test]
+fn connections_channels_and_consumers_of_all_nodes_are_listed_by_each() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let queue = unique("listed");
+    broker.declare_durable(0, &queue);
+    let mut consumers: Vec<Connection> = (0..cluster.len()).map(|at| broker.connect(at)).collect();
+    for (at, consumer) in consumers.iter_mut().enumerate() {
+        consumer.qos(1, 7).unwrap();
+        consumer.consume(1, &queue, &format!("tag-{at}"), &[]).unwrap();
+    }
+    for at in 0..cluster.len() {
+        let ctl = Ctl { cluster, at };
+        let rows = ctl.done(&["-q", "list_consumers", "queue_name", "consumer_tag", "ack_required", "prefetch_count", "channel_pid"]);
+        let mine: Vec<Vec<&str>> = rows.lines().map(|row| row.split('\t').collect()).filter(|row: &Vec<&str>| row[0] == queue).collect();
+        let tags: Vec<String> = mine.iter().map(|row| row[1..4].join(" ")).collect();
+        let mut sorted = tags.clone();
+        sorted.sort();
+        assert_eq!(sorted, (0..cluster.len()).map(|at| format!("tag-{at} true 7")).collect::<Vec<_>>(), "asked of node {at}: {rows}");
+        let channels = ctl.done(&["-q", "list_channels", "pid", "user", "consumer_count"]);
+        for row in &mine {
+            assert!(channels.contains(&format!("{}\tguest\t1\n", row[4])), "{channels}");
+        }
+        let connections = ctl.done(&["--formatter", "json", "list_connections", "pid", "state", "node", "vhost"]);
+        let listed: serde_json::Value = serde_json::from_str(&connections).unwrap();
+        let nodes: std::collections::BTreeSet<u64> = listed.as_array().unwrap().iter().filter_map(|row| row["node"].as_u64()).collect();
+        assert_eq!(nodes, (1..=cluster.len() as u64).collect(), "{connections}");
+    }
+    // Closed through another node than its own.
+    let ctl = Ctl { cluster, at: cluster.len() - 1 };
+    let rows = ctl.done(&["-s", "list_consumers", "consumer_tag", "queue_name", "channel_pid"]);
+    let pid = rows.lines().find_map(|row| row.strip_prefix(&format!("tag-0\t{queue}\t"))).unwrap().replace(".1>", ".0>");
+    ctl.done(&["close_connection", &pid, "maintenance"]);
+    assert_eq!(end_of(&mut consumers[0]), Some((320, "CONNECTION_FORCED - maintenance".to_owned())));
+    broker.connect(0).delete(1, &queue).unwrap();
+}
+
+#[test]
+fn policies_take_effect_on_other_nodes_and_are_listed() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (first, last) = (Ctl { cluster, at: 0 }, Ctl { cluster, at: cluster.len() - 1 });
+    let (exchange, queue, policy) = (unique("source"), unique("caught"), unique("policy"));
+    let mut client = broker.connect(cluster.len() - 1);
+    client.declare_exchange(1, &exchange, "direct").unwrap();
+    client.declare(1, &queue, &QueueOptions::durable()).unwrap();
+    client.bind(1, &queue, "amq.fanout", "").unwrap();
+    client.confirm_select(1).unwrap();
+    let mut routed = || {
+        client.publish_to(Route { channel: 1, exchange: &exchange, key: "nowhere", mandatory: true }, b"x").unwrap();
+        let mut returned = false;
+        loop {
+            match message_event(&mut client, PATIENCE).unwrap() {
+                Some(Incoming::Returned { .. }) => returned = true,
+                Some(Incoming::Confirm { nack: false, .. }) => return !returned,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert!(!routed());
+    let definition = r#"{"alternate-exchange":"amq.fanout"}"#;
+    first.done(&["set_policy", &policy, &format!("^{exchange}$"), definition, "--apply-to", "exchanges", "--priority", "5"]);
+    assert!(routed(), "the policy holds on every node when it is answered");
+    let listed = last.done(&["-q", "list_policies"]);
+    assert!(listed.starts_with("vhost\tname\tpattern\tapply-to\tdefinition\tpriority\n"), "{listed}");
+    assert!(listed.contains(&format!("/\t{policy}\t^{exchange}$\texchanges\t{definition}\t5\n")), "{listed}");
+    assert!(last.done(&["-q", "list_exchanges", "name", "policy"]).contains(&format!("{exchange}\t{policy}\n")));
+    last.done(&["clear_policy", &policy]);
+    assert!(!routed());
+    first.refused(&["clear_policy", &policy], 69, "Parameter does not exist");
+    let unknown = ["set_policy", &policy, ".*", r#"{"colour":"red"}"#];
+    first.refused(&unknown, 69, "Validation failed\n\n[{<<\"colour\">>,<<\"red\">>}] are not recognised policy settings");
+    client.delete(1, &queue).unwrap();
+    client.delete_exchange(1, &exchange).unwrap();
+}
+
+#[test]
+fn queues_are_purged_and_deleted() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let ctl = Ctl { cluster, at: cluster.len() - 1 };
+    let queue = unique("cleared");
+    broker.declare_durable(0, &queue);
+    let mut client = broker.connect(0);
+    client.confirm_select(1).unwrap();
+    let mut publish = || {
+        client.publish(1, &queue, b"x").unwrap();
+        message_event(&mut client, PATIENCE).unwrap().expect("a confirm");
+    };
+    publish();
+    ctl.refused(&["delete_queue", &queue, "--if-empty"], 64, "The queue is not empty");
+    ctl.done(&["purge_queue", &queue]);
+    assert!(ctl.done(&["-q", "list_queues"]).contains(&format!("{queue}\t0\n")));
+    publish();
+    let status = ctl.done(&["-q", "quorum_status", &queue]);
+    assert_eq!((status.matches("leader").count(), status.matches("voter").count()), (1, cluster.len().min(3)), "{status}");
+    let deleted = ctl.done(&["-q", "delete_queue", &queue]);
+    assert_eq!(deleted, "Queue was successfully deleted with 1 ready messages\n");
+    ctl.refused(&["delete_queue", &queue], 64, "No such queue was found");
+    ctl.refused(&["purge_queue", &queue], 65, "was not found");
+}
+
+#[test]
+fn health_checks_answer_with_their_exit_codes_also_under_rabbitmqs_names() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let tool = |name: &str, words: &[&str]| {
+        let path = dir.path().join(name);
+        if !path.exists() {
+            std::os::unix::fs::symlink(binary(), &path).unwrap();
+        }
+        cluster.tool(0, &path, words, "")
+    };
+    let (amqp, no_port) = (cluster.ports(0).amqp.to_string(), "1");
+    for (name, words, code) in [
+        ("rabbitmqctl", vec!["-q", "list_queues"], 0),
+        ("rabbitmqctl", vec!["await_startup"], 0),
+        ("rabbitmqctl", vec!["cluster_status"], 0),
+        ("rabbitmqctl", vec!["environment"], 0),
+        ("rabbitmqctl", vec!["no_such_command"], 64),
+        ("rabbitmqctl", vec!["delete_user"], 64),
+        ("rabbitmq-diagnostics", vec!["-q", "ping"], 0),
+        ("rabbitmq-diagnostics", vec!["check_running"], 0),
+        ("rabbitmq-diagnostics", vec!["check_local_alarms"], 0),
+        ("rabbitmq-diagnostics", vec!["check_alarms"], 0),
+        ("rabbitmq-diagnostics", vec!["check_port_connectivity"], 0),
+        ("rabbitmq-diagnostics", vec!["check_port_listener", &amqp], 0),
+        ("rabbitmq-diagnostics", vec!["check_port_listener", no_port], 69),
+        ("rabbitmq-diagnostics", vec!["check_protocol_listener", "amqp"], 0),
+        ("rabbitmq-diagnostics", vec!["check_protocol_listener", "mqtt"], 69),
+        ("rabbitmq-diagnostics", vec!["check_virtual_hosts"], 0),
+        ("rabbitmq-queues", vec!["check_if_node_is_quorum_critical"], if cluster.len() >= 3 { 0 } else { 69 }),
+    ] {
+        let told = tool(name, &words);
+        assert_eq!(told.code, Some(code), "{name} {words:?}: {told:?}");
+        assert_eq!(told.stderr.is_empty(), code == 0, "{name} {words:?}: {told:?}");
+    }
+    let status: serde_json::Value = serde_json::from_str(&tool("rabbitmqctl", &["--formatter", "json", "cluster_status"]).stdout).unwrap();
+    assert_eq!(status["running_nodes"].as_array().unwrap().len(), cluster.len());
+}
