@@ -242,13 +242,21 @@ impl Cluster {
     }
 
     fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
+        self.told(at, queue, "leader")?.parse::<usize>().ok()?.checked_sub(1)
+    }
+
+    /// The shard of a queue, as `warren ctl list_queues name shard` tells.
+    pub fn queue_shard(&self, queue: &str) -> Option<String> {
+        (0..self.len()).find_map(|at| self.told(at, queue, "shard"))
+    }
+
+    fn told(&self, at: usize, queue: &str, column: &str) -> Option<String> {
         self.pid(at)?;
         let node = format!("127.0.0.1:{}", self.nodes[at].ports.peer);
         let mut command = Command::new(binary());
-        command.args(["ctl", "--node", &node, "-q", "list_queues", "name", "leader"]).env("WARREN_CLUSTER_SECRET", SECRET);
+        command.args(["ctl", "--node", &node, "-q", "list_queues", "name", column]).env("WARREN_CLUSTER_SECRET", SECRET);
         let rows = String::from_utf8(command.stdin(Stdio::null()).output().ok()?.stdout).ok()?;
-        let leader: usize = rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t'))?.trim().parse().ok()?;
-        leader.checked_sub(1)
+        rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t')).map(|value| value.trim().to_owned())
     }
 
     /// Resident memory, KiB.
