@@ -66,17 +66,24 @@ impl Polite {
     }
 }
 
-/// A new queue in the same shard as `other`, where that can be known.
+/// A new queue in the same shard as `other`, where that can be known. New queues go where the fewest are, so those elsewhere stay until
+/// one came there.
 fn neighbour(broker: &Broker, other: &str) -> String {
-    for _ in 0..50 {
+    let mut elsewhere = Vec::new();
+    let found = (0..50).find_map(|_| {
         let queue = unique("neighbour");
         broker.declare_durable(0, &queue);
-        match broker.cluster() {
-            Some(cluster) if cluster.queue_shard(&queue) != cluster.queue_shard(other) => drop(broker.connect(0).delete(1, &queue)),
-            Some(_) | None => return queue,
+        let Some(cluster) = broker.cluster() else { return Some(queue) };
+        if cluster.queue_shard(&queue) == cluster.queue_shard(other) {
+            return Some(queue);
         }
+        elsewhere.push(queue);
+        None
+    });
+    for queue in elsewhere {
+        broker.connect(0).delete(1, &queue).unwrap();
     }
-    panic!("no queue gets into the shard of {other}")
+    found.unwrap_or_else(|| panic!("no queue gets into the shard of {other}"))
 }
 
 /// Publishes, gets and acknowledges one message after the other on one connection until told to stop; how many.
