@@ -7,6 +7,7 @@ mod feed;
 mod figures;
 mod ground;
 mod leaders;
+mod presence;
 mod running;
 mod simulated;
 mod start;

@@ -3,6 +3,7 @@
 
 use crate::management::{self, Metrics};
 use crate::ports::{self, Ports};
+use crate::small_disk::SmallDisk;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -50,11 +51,13 @@ pub struct ClusterOptions {
     pub nodes: usize,
     /// More arguments for each `warren server`.
     pub arguments: Vec<String>,
+    /// Each data directory is a file system of its own with so many bytes.
+    pub disk_bytes: Option<u64>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { nodes: 3, arguments: Vec::new() }
+        ClusterOptions { nodes: 3, arguments: Vec::new(), disk_bytes: None }
     }
 }
 
@@ -62,6 +65,8 @@ impl Default for ClusterOptions {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// Unmounted before the directory goes.
+    disks: Vec<SmallDisk>,
     dir: Option<TempDir>,
     _turn: Turn,
 }
@@ -83,17 +88,33 @@ impl Cluster {
 
     /// Nodes that serve.
     pub fn start_with(options: &ClusterOptions) -> Cluster {
+        Cluster::try_start(options).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Nodes that serve, or why there can be no disks for them.
+    ///
+    /// # Errors
+    /// Only about `ClusterOptions::disk_bytes`; all else panics.
+    pub fn try_start(options: &ClusterOptions) -> Result<Cluster, String> {
         let turn = Turn::take();
         let dir = tempfile::Builder::new().prefix("warren-test-").tempdir().expect("a temporary directory");
         let ports = ports::take(options.nodes);
         let list: Vec<String> = ports.iter().enumerate().map(|(at, p)| format!("{}@127.0.0.1:{}", at + 1, p.peer)).collect();
         let nodes = ports.iter().enumerate().map(|(at, ports)| Node::new(at, *ports, dir.path(), &list.join(","), &options.arguments));
-        let cluster = Cluster { nodes: nodes.collect(), dir: Some(dir), _turn: turn };
+        let nodes: Vec<Node> = nodes.collect();
+        let disks = nodes.iter().filter_map(|node| Some(SmallDisk::mount(&node.data_dir, options.disk_bytes?)));
+        let disks = disks.collect::<Result<_, _>>()?;
+        let cluster = Cluster { nodes, disks, dir: Some(dir), _turn: turn };
         let began = Instant::now();
         (0..options.nodes).for_each(|at| cluster.spawn(at));
         (0..options.nodes).for_each(|at| cluster.await_ready(at));
         println!("{} nodes serve after {:.1} s", options.nodes, began.elapsed().as_secs_f64());
-        cluster
+        Ok(cluster)
+    }
+
+    /// The disk of a node of a cluster with `disk_bytes`.
+    pub fn disk(&self, at: usize) -> &SmallDisk {
+        &self.disks[at]
     }
 
     /// Number of nodes.

@@ -12,6 +12,7 @@ pub mod management;
 pub mod oracle;
 pub mod ports;
 pub mod sim;
+pub mod small_disk;
 
 pub use broker::Broker;
 pub use chance::Chance;

@@ -1,7 +1,7 @@
 //! A node's data directory as a resource: who uses it (lock, `pid`), where it listens (`ports`), and the directory of a local
 //! cluster around it. `cli` opens it before anything else, `launcher` and `warren ctl` read it. Its contents belong to `store`.
 
-use super::Environment;
+use super::{Environment, Reserve};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -72,6 +72,7 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(DataDir::in_use(path)),
             Err(TryLockError::Error(error)) => return Err(wrong(error)),
         }
+        Reserve::of(path).release_if_full().map_err(wrong)?;
         write_whole(&path.join(PID), &format!("{}\n", std::process::id())).map_err(wrong)?;
         Ok(DataDir { path: path.to_owned(), _lock: file })
     }

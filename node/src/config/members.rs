@@ -2,7 +2,7 @@
 //! resolved by `peer`, again at every connect.
 
 use super::{ConfigError, NODE_ID_MAX};
-use crate::model::NodeId;
+use crate::model::{NodeId, limits};
 use std::fmt;
 
 /// A node and where its peers find it.
@@ -51,6 +51,9 @@ pub(super) fn parse(list: &str) -> Result<Vec<Member>, ConfigError> {
             return Err(wrong(format!("nodes {} and {} have the same address", other.node, found.node)));
         }
         members.push(found);
+    }
+    if members.len() > limits::NODES {
+        return Err(wrong(format!("{} nodes are listed; a cluster has at most {}", members.len(), limits::NODES)));
     }
     members.sort_by_key(|m| m.node);
     Ok(members)

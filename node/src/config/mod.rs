@@ -5,11 +5,13 @@
 mod data_dir;
 mod members;
 mod quantity;
+mod reserve;
 mod secret;
 mod settings;
 
 pub use data_dir::{DataDir, DataDirError, Ports, default_cluster_dir, default_server_dir};
 pub use members::Member;
+pub use reserve::Reserve;
 pub use secret::{ClusterSecret, SECRET_VARIABLE, Secret};
 pub use settings::{LogFormat, Settings};
 

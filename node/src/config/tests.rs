@@ -74,6 +74,7 @@ fn a_wrong_list_says_how_a_right_one_looks() {
         ("1@a:1,1@b:1", "listed twice"),
         ("1@a:1,2@a:1", "same address"),
         ("2@a:1,3@b:1", "--node-id"),
+        ("1@a:1,2@b:1,3@c:1,4@d:1,5@e:1,6@f:1", "6 nodes are listed; a cluster has at most 5"),
     ] {
         let error = load(&[&format!("--cluster={list}")], &[("WARREN_CLUSTER_SECRET", "long enough")]).unwrap_err().to_string();
         assert!(error.starts_with("cluster: ") && error.contains(word), "{list}: {error}");

@@ -69,6 +69,7 @@ pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
     let step = PERIOD / groups.len().max(1) as u32;
     loop {
         core.away.look(&core);
+        core.journal.forget_unread();
         for group in &groups {
             tokio::time::sleep(step).await;
             group.inner().holding.tidy();
@@ -136,7 +137,9 @@ async fn purge(core: &Core, group: &Shard, durable: LogId) {
     core.floors.raise(group.id(), slowest(core, group).unwrap_or(0));
     let replicas = core.floors.of(group.id());
     let upto = durable.index.min(replicas.max(group.inner().journal.floor(group.id())));
-    if upto < group.purged() + PURGE_STEP {
+    // Without space every log file counts that a few entries keep.
+    let step = if core.journal.is_full() { 1 } else { PURGE_STEP };
+    if upto < group.purged() + step {
         return;
     }
     let raft = &group.inner().raft;

@@ -13,6 +13,8 @@ use tokio::runtime::{self, Handle};
 pub(super) const GRID: Duration = Duration::from_millis(25);
 /// tokio's timers have this resolution; openraft waits 1 us for more completions of the disk to come.
 const SHORTEST: Duration = Duration::from_millis(1);
+/// A deadline so far back has passed whenever the timers were looked at last.
+const LONG_PAST: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Where the grid of a runtime begins: when it first asked. A simulated clock sees the same grid in each of its runs.
@@ -71,7 +73,7 @@ impl AsyncRuntime for CoarseRuntime {
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
         let now = TokioInstant::now();
         let short = deadline < now + SHORTEST;
-        TokioRuntime::sleep_until(if short { now } else { on_grid(origin(now), deadline) })
+        TokioRuntime::sleep_until(if short { now - LONG_PAST } else { on_grid(origin(now), deadline) })
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {

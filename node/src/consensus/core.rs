@@ -1,5 +1,6 @@
 //! What all parts of this room share on one node: who we are, our groups, who leads the others, the way to the other nodes.
 
+use super::bodies::BodyCounters;
 use super::checkpoint::{Away, Floors};
 use super::journal::Journal;
 use super::lease::Leases;
@@ -54,6 +55,7 @@ pub(super) struct Core {
     pub(super) leases: Leases,
     pub(super) floors: Floors,
     pub(super) away: Away,
+    pub(super) bodies: Arc<BodyCounters>,
     pub(super) progress: watch::Sender<Progress>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
@@ -82,6 +84,7 @@ impl Core {
             leases,
             floors: Floors::default(),
             away: Away::default(),
+            bodies: Arc::default(),
             progress: watch::channel(Progress::default()).0,
             hints: Mutex::default(),
         })

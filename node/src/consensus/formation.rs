@@ -38,6 +38,19 @@ pub enum FormationError {
     /// A life of a disk that the group's members do not know.
     #[error("this data directory is of disk generation {0}; rejoining after a wipe is not supported yet")]
     Generation(u32),
+    /// Two nodes were given different numbers of shards.
+    #[error(
+        "node {node} is configured with {theirs} shards and this node with {mine}: every node must be started with the same --shards to \
+         form a cluster"
+    )]
+    Shards {
+        /// The other.
+        node: NodeId,
+        /// Its number.
+        theirs: u16,
+        /// This node's.
+        mine: u16,
+    },
     /// The identity could not be written.
     #[error("the cluster's identity cannot be written: {0}")]
     Io(#[from] io::Error),
@@ -51,27 +64,31 @@ pub enum FormationError {
 struct Report {
     cluster: Option<u128>,
     has_log: bool,
+    shards: u16,
 }
 
 /// Answers `Ask::Formation`.
 pub(super) fn report(core: &Core) -> Frame {
-    let mut head = BytesMut::with_capacity(18);
+    let mut head = BytesMut::with_capacity(20);
     let cluster = core.journal.identity().map(|i| i.cluster);
     head.put_u8(cluster.is_some().into());
     head.put_u128_le(cluster.unwrap_or(0));
     head.put_u8(core.has_log().into());
+    head.put_u16_le(core.shards);
     head_only(head.freeze())
 }
 
 fn read_report(mut head: Bytes) -> Option<Report> {
     let formed = head.try_get_u8().ok()? != 0;
     let cluster = head.try_get_u128_le().ok()?;
-    Some(Report { cluster: formed.then_some(cluster), has_log: head.try_get_u8().ok()? != 0 })
+    let has_log = head.try_get_u8().ok()? != 0;
+    Some(Report { cluster: formed.then_some(cluster), has_log, shards: head.try_get_u16_le().ok()? })
 }
 
 /// Answers `Ask::Adopt`: an empty disk takes the UUID that the lowest node proposes.
 pub(super) async fn adopt(core: &Core, from: Card, mut head: Bytes) -> Result<Frame, PeerError> {
-    let cluster = head.try_get_u128_le().map_err(|_| PeerError::Malformed("adopt"))?;
+    let malformed = |_| PeerError::Malformed("adopt");
+    let (cluster, shards) = (head.try_get_u128_le().map_err(malformed)?, head.try_get_u16_le().map_err(malformed)?);
     match core.journal.identity() {
         Some(identity) if identity.cluster == cluster => return Ok(Frame::default()),
         Some(_) => return Err(PeerError::Refused(format!("node {} belongs to another cluster", core.me))),
@@ -80,13 +97,17 @@ pub(super) async fn adopt(core: &Core, from: Card, mut head: Bytes) -> Result<Fr
     if Some(&from.node) != core.nodes.first() || core.has_log() {
         return Err(PeerError::Refused(format!("node {} forms clusters only with the lowest configured node", core.me)));
     }
+    if shards != core.shards {
+        let differ = FormationError::Shards { node: from.node, theirs: shards, mine: core.shards };
+        return Err(PeerError::Refused(format!("node {}: {differ}", core.me)));
+    }
     save(core, cluster).await.map_err(|e| PeerError::Refused(e.to_string()))?;
     Ok(Frame::default())
 }
 
 async fn save(core: &Core, cluster: u128) -> io::Result<()> {
     let (done, saved) = completion();
-    core.journal.save_identity(Identity { cluster, node: core.me, generation: FIRST_GENERATION }, done);
+    core.journal.save_identity(Identity { cluster, node: core.me, generation: FIRST_GENERATION, shards: core.shards }, done);
     saved.await?;
     tracing::info!(cluster = %format_args!("{cluster:032x}"), node = %core.me, "this disk belongs to the cluster now");
     Ok(())
@@ -109,6 +130,10 @@ pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
             );
         } else if clusters.len() > 1 {
             said.error("the configured nodes belong to different clusters: check --cluster and the data directories");
+        } else if let Some((node, other)) = reports.iter().find(|(_, r)| r.shards != core.shards) {
+            // Not gone before the other one has asked too.
+            tokio::time::sleep(PATIENCE).await;
+            return Err(FormationError::Shards { node: *node, theirs: other.shards, mine: core.shards });
         } else if reports.len() == core.nodes.len() {
             if core.nodes.first() == Some(&core.me) {
                 save(core, clusters.first().copied().unwrap_or_else(rand::random)).await?;
@@ -169,9 +194,10 @@ pub(super) async fn complete(core: Arc<Core>) {
 
 async fn propose(core: &Core, node: NodeId, cluster: Option<u128>) {
     let (Some(cluster), Some(transport)) = (cluster, core.transport()) else { return };
-    let mut head = BytesMut::with_capacity(17);
+    let mut head = BytesMut::with_capacity(19);
     head.put_u8(Ask::Adopt as u8);
     head.put_u128_le(cluster);
+    head.put_u16_le(core.shards);
     if let Err(error) = transport.ask(node, head_only(head.freeze()), PATIENCE).await {
         tracing::info!(%node, %error, "cluster identity not taken yet");
     }

@@ -26,6 +26,12 @@ pub trait Journal: Send + Sync + 'static {
     fn save_committed(&self, shard: ShardId, id: LogId);
     /// Last entry known to be on this disk.
     fn flushed(&self, shard: ShardId) -> Option<LogId>;
+    /// There is hardly any space left on the disk.
+    fn is_full(&self) -> bool {
+        false
+    }
+    /// Now and then: memory that is held for no reader can go.
+    fn forget_unread(&self) {}
     /// An entry from memory.
     fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry>;
     /// Entries of `range` up to `max_bytes`, at least one when the first exists. May read the disk.
@@ -99,6 +105,14 @@ impl Journal for Wal {
 
     fn flushed(&self, shard: ShardId) -> Option<LogId> {
         Wal::flushed(self, shard)
+    }
+
+    fn is_full(&self) -> bool {
+        Wal::is_full(self)
+    }
+
+    fn forget_unread(&self) {
+        Wal::forget_unread(self)
     }
 
     fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {

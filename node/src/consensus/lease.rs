@@ -3,6 +3,7 @@
 //! alarms ride along: each node tells the leader its own and learns all, so that the whole cluster stops publishes.
 
 use super::core::Core;
+use super::hearing::{Heard, Hearing};
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
 use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
@@ -50,6 +51,8 @@ struct Grants {
     /// No lease is given to a node that has applied less: that much was answered.
     floor: u64,
     held: BTreeMap<NodeId, Held>,
+    /// Who asked for a lease, granted or not.
+    hearing: Hearing,
     /// Disk alarms: when they were last told.
     alarms: BTreeMap<NodeId, Instant>,
 }
@@ -99,6 +102,7 @@ impl Leases {
         let until = Instant::now() + self.leader_lease + ROUTING_LEASE;
         grants.leading = Some((Instant::now(), index));
         grants.floor = grants.floor.max(index);
+        grants.hearing = Hearing::default();
         grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0, incarnation: None })).collect();
         // What the leader before knew stays in force until its nodes had time to tell.
         grants.alarms = self.alarms_tx.borrow().iter().map(|n| (*n, Instant::now())).collect();
@@ -116,6 +120,7 @@ impl Leases {
         if grants.leading.is_none() {
             return false;
         }
+        grants.hearing.hear(node, incarnation);
         let enough = applied >= grants.floor;
         let held = grants.held.entry(node).or_insert(Held { until: Instant::now(), applied: 0, incarnation: None });
         if held.incarnation.replace(incarnation) != Some(incarnation) {
@@ -128,6 +133,13 @@ impl Leases {
         drop(grants);
         self.changed.notify_waiters();
         enough
+    }
+
+    /// The processes that asked for a lease while this node leads the catalog; `None`: it does not.
+    pub(super) fn heard(&self) -> Option<Heard> {
+        let grants = self.grants.lock();
+        let (since, _) = grants.leading?;
+        Some(Heard { since, processes: grants.hearing.processes() })
     }
 
     /// A node tells the leader whether its disk is low, and learns of all. A node that is silent for long has no alarm any more.
@@ -189,7 +201,7 @@ impl Leases {
 pub(super) async fn keep(core: Arc<Core>) {
     let mut leadership_rx = core.leadership(ShardId::CATALOG);
     let Some(catalog) = core.group(ShardId::CATALOG) else {
-        tracing::error!("this node holds no catalog: more than five nodes are not supported yet");
+        tracing::error!("this node holds no catalog");
         return;
     };
     let mut applied_rx = catalog.applied();

@@ -1,6 +1,7 @@
 //! The only room that names openraft: all Raft groups of this node over one write-ahead log, forming the cluster, leadership, and the
 //! catalog's commands from any node. Runs on its own runtime, so that client load cannot starve elections.
 
+mod bodies;
 mod catalog;
 mod checkpoint;
 mod clock;
@@ -8,6 +9,7 @@ mod core;
 mod failover;
 mod fetch;
 mod formation;
+mod hearing;
 mod heartbeat;
 pub mod holding;
 pub mod journal;
@@ -26,8 +28,10 @@ mod types;
 mod wire;
 
 pub use self::core::Timing;
+pub use bodies::BodyCounters;
 pub use catalog::{CatalogClient, CatalogError};
 pub use formation::FormationError;
+pub use hearing::Heard;
 pub use machine::{Arrived, Departing, Fault, Machine};
 pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};

@@ -1,17 +1,16 @@
 //! Which node holds which group, from the configuration alone: the same answer on every node. Moving replicas is a later issue.
 
+use crate::model::limits::NODES;
 use crate::model::{Generation, NodeId, ShardId, VoterId};
 
 /// The life of a disk that took part in forming the cluster (rule 1).
 pub const FIRST_GENERATION: Generation = Generation(1);
-/// More replicas of the catalog cost more than they give.
-const CATALOG_REPLICAS: usize = 5;
 /// Replicas of a data shard.
 const REPLICAS: usize = 3;
 
 /// The members of a group, the preferred leader first. `nodes` ascending: shard i is on nodes i, i+1, i+2 mod n.
 pub fn voters(shard: ShardId, nodes: &[NodeId]) -> Vec<VoterId> {
-    let replicas = if shard == ShardId::CATALOG { CATALOG_REPLICAS } else { REPLICAS };
+    let replicas = if shard == ShardId::CATALOG { NODES } else { REPLICAS };
     let place = |k: usize| nodes[(usize::from(shard.0) + k) % nodes.len()];
     (0..replicas.min(nodes.len())).map(|k| VoterId { node: place(k), generation: FIRST_GENERATION }).collect()
 }

@@ -6,7 +6,7 @@ use super::placement::FIRST_GENERATION;
 use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
-use super::{catalog, formation, heartbeat, lease};
+use super::{bodies, catalog, formation, heartbeat, lease};
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::transport::head_only;
@@ -101,7 +101,7 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
     }
 }
 
-fn group(core: &Core, shard: ShardId) -> Result<&super::shard::Shard, PeerError> {
+pub(super) fn group(core: &Core, shard: ShardId) -> Result<&super::shard::Shard, PeerError> {
     core.group(shard).ok_or_else(|| PeerError::Refused(format!("shard {shard} is not (yet) on this node")))
 }
 
@@ -183,7 +183,7 @@ async fn serve_append(core: Arc<Core>, mut rx: Frames, tx: mpsc::Sender<Frame>) 
     }
 }
 
-/// A state comes, or another node lost its own and wants this one.
+/// A state comes, or another node lost its own, or an entry, and wants this one's.
 async fn serve_transfer(core: Arc<Core>, from: NodeId, mut pipe: Pipe) {
     let served = match transfer::first(&mut pipe).await {
         Ok(First::Offered(offer)) => take_state(&core, &mut pipe, offer).await,
@@ -191,6 +191,7 @@ async fn serve_transfer(core: Arc<Core>, from: NodeId, mut pipe: Pipe) {
             Ok(group) => transfer::send(&mut pipe, &group.inner().holding, &Ovote::new(0, 0)).await.map(drop),
             Err(error) => Err(error),
         },
+        Ok(First::Entry(shard, id)) => bodies::give(&core, &mut pipe, shard, id).await,
         Err(error) => Err(error),
     };
     if let Err(error) = served {

@@ -1,5 +1,6 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
+use super::bodies::{self, Others};
 use super::holding::Holding;
 use super::journal::{Journal, Payload};
 use super::machine::GroupMachine;
@@ -52,6 +53,7 @@ pub(super) struct Inner {
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
     /// Campaigns of this node are forced failovers, not ordered transfers.
     pub(super) forced: Arc<AtomicBool>,
+    pub(super) others: Others,
     lease: Duration,
     data_rx: watch_of::Data,
     leadership_tx: watch::Sender<Leadership>,
@@ -85,6 +87,7 @@ impl Shard {
             holding: parts.holding,
             applied_rx: parts.applied_rx,
             forced: parts.forced,
+            others: parts.others,
             lease: parts.lease,
             data_rx,
             leadership_tx,
@@ -197,6 +200,7 @@ pub(super) struct Parts {
     pub(super) holding: Arc<Holding>,
     pub(super) applied_rx: watch::Receiver<Option<LogId>>,
     pub(super) forced: Arc<AtomicBool>,
+    pub(super) others: Others,
     pub(super) lease: Duration,
 }
 
@@ -228,8 +232,8 @@ impl Bodies for Shard {
     }
 
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>> {
-        let (journal, id) = (self.inner.journal.clone(), self.inner.id);
-        Box::pin(async move { tokio::task::spawn_blocking(move || journal.read_body(id, index)).await.map_err(io::Error::other)? })
+        let shard = self.clone();
+        Box::pin(async move { bodies::read(&shard.inner, index).await })
     }
 }
 

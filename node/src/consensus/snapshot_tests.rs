@@ -277,3 +277,48 @@ async fn votes_outlive_their_files_and_lost_state_stores_and_nobody_makes_up_a_s
     let started = tokio::time::timeout(Duration::from_secs(2), futures::future::select_all((1..=3).map(|id| Box::pin(world.start(id)))));
     assert!(started.await.is_err(), "the logs do not reach back: whoever serves has made up its state");
 }
+
+/// Breaks every copy of `text` in the files of a node's log.
+fn rot(world: &World, id: u16, text: &[u8]) {
+    let mut hits = 0;
+    for file in std::fs::read_dir(world.dirs[usize::from(id) - 1].path().join("wal")).expect("a log") {
+        let path = file.expect("a file").path();
+        let mut bytes = std::fs::read(&path).expect("readable");
+        let found: Vec<usize> = bytes.windows(text.len()).enumerate().filter(|(_, at)| *at == text).map(|(at, _)| at).collect();
+        hits += found.len();
+        found.iter().for_each(|at| bytes[*at] ^= 0x20);
+        let file = std::fs::File::options().write(true).open(&path).expect("writable");
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).expect("written");
+    }
+    assert!(hits > 0, "the message is not on the disk of node {id}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_rotted_on_the_leaders_disk_comes_from_another_replica() {
+    use crate::model::ports::Bodies;
+    let world = World::real();
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    publish(&mut nodes, session, 1, 200).await;
+    agree(&nodes, 199 * 5).await;
+    let (leader_at, _) = leader(&nodes).await;
+    let (shard, bodies) = (nodes[leader_at].consensus.shard(DATA).expect("member"), nodes[leader_at].consensus.bodies());
+    let index = nodes[leader_at].replicas.data(DATA).expect("restored").lock().live_entries()[5];
+    let good = nodes[leader_at].wal.read_body(DATA, index).expect("good").flatten();
+    let text = b"message 6.7";
+    assert!(good.windows(text.len()).any(|at| at == text) && nodes[leader_at].wal.cached(DATA, index).is_none(), "or nothing is proved");
+    rot(&world, nodes[leader_at].id.0, text);
+    assert!(nodes[leader_at].wal.read_body(DATA, index).is_err());
+    assert_eq!(shard.read(index).await.expect("from another node").flatten(), good);
+    assert_eq!((bodies.fetched(), bodies.missing(), nodes[leader_at].wal.stats().bad_reads), (1, 0, 2));
+    // One good copy is enough.
+    let others: Vec<u16> = nodes.iter().map(|node| node.id.0).filter(|id| *id != nodes[leader_at].id.0).collect();
+    rot(&world, others[0], text);
+    assert_eq!(shard.read(index).await.expect("from the last good copy").flatten(), good);
+    rot(&world, others[1], text);
+    let error = shard.read(index).await.expect_err("no good copy is left");
+    assert!(others.iter().all(|id| error.to_string().contains(&format!("node {id}"))), "{error}");
+    assert_eq!((bodies.fetched(), bodies.missing()), (2, 1));
+    assert_eq!(shard.read(9_999_999).await.expect_err("never written").kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(bodies.missing(), 1, "what is not in the log is not asked for");
+}

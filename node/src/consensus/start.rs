@@ -1,8 +1,10 @@
 //! Starting this room on a node, and the handle that the composition root keeps.
 
+use super::bodies::{BodyCounters, Others};
 use super::catalog::CatalogClient;
 use super::core::{Core, Timing};
 use super::formation::{self, FormationError};
+use super::hearing::Heard;
 use super::holding::Holding;
 use super::journal::Journal;
 use super::log::GroupLog;
@@ -14,7 +16,7 @@ use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
-use crate::model::ports::{EdgeEnd, Leadership};
+use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
@@ -42,7 +44,7 @@ pub struct ConsensusConfig {
     pub incarnation: Incarnation,
     /// All configured nodes, this one included.
     pub nodes: Vec<NodeId>,
-    /// Data shards: ids 1..=shards; the same on every node.
+    /// Data shards: ids 1..=shards; the same on every node, and what the disk says if it belongs to a cluster already.
     pub shards: u16,
     /// Raft's clock.
     pub timing: Timing,
@@ -129,6 +131,12 @@ impl Consensus {
         self.core.leases.check()
     }
 
+    /// Who is alive, while this node leads the catalog with a quorum behind it.
+    pub fn heard(&self) -> Option<Heard> {
+        let catalog = self.core.group(ShardId::CATALOG)?;
+        if catalog.leadership().borrow().is_me && catalog.lease_valid() { self.core.leases.heard() } else { None }
+    }
+
     /// This node's disk is low, or not any more: the others are told.
     pub fn set_disk_alarm(&self, low: bool) {
         self.core.leases.set_alarm(low);
@@ -156,6 +164,11 @@ impl Consensus {
             let transport = core.transport().ok_or_else(|| io::Error::other("the network is not started"))?;
             paths::connect(transport.as_ref(), core.me, shard, leader).await
         }
+    }
+
+    /// How deliveries fared that this node's disk could not serve.
+    pub fn bodies(&self) -> &BodyCounters {
+        &self.core.bodies
     }
 
     /// The connections to another node.
@@ -263,7 +276,7 @@ async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateSt
     futures::future::try_join_all(held.iter().map(|(holding, voters)| complete_state(core, holding, voters))).await?;
     let mut groups = BTreeMap::new();
     for (holding, voters) in held {
-        groups.insert(holding.shard, build_group(core, &network, holding, me, voters).await?);
+        groups.insert(holding.shard, build_group(core, (transport, &network), holding, me, voters).await?);
     }
     let _ = core.groups.set(groups);
     Ok(())
@@ -300,7 +313,7 @@ async fn complete_state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId])
 
 async fn build_group(
     core: &Arc<Core>,
-    network: &Arc<Network>,
+    (transport, network): (&Arc<dyn Transport>, &Arc<Network>),
     holding: Arc<Holding>,
     me: VoterId,
     voters: Vec<VoterId>,
@@ -313,7 +326,9 @@ async fn build_group(
     let raft = Group::build(me.pack(), Arc::new(config), network.group(holding.clone(), forced.clone()), log, sm);
     let raft = raft.await.map_err(|e| stopped(id)(&e))?;
     let (journal, lease) = (core.journal.clone(), core.timing.lease());
-    Ok(Shard::start(Parts { id, me, voters, raft, journal, holding, applied_rx, forced, lease }))
+    let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
+    let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
+    Ok(Shard::start(Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease }))
 }
 
 /// The newest membership in the log, else what `initialize` wrote as the log's first entry.

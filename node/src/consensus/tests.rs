@@ -419,7 +419,7 @@ async fn formation_waits_for_every_node_and_survives_a_kill_between_its_steps() 
     assert!(tokio::time::timeout(Duration::from_millis(300), formed).await.is_err());
     cluster.kill(NodeId(1));
     // Killed after it had written its identity, before anybody else had.
-    let identity = Identity { cluster: 77, node: NodeId(1), generation: placement::FIRST_GENERATION };
+    let identity = Identity { cluster: 77, node: NodeId(1), generation: placement::FIRST_GENERATION, shards: 1 };
     cluster.journals[&NodeId(1)].save_identity(identity, Box::new(|_| ()));
     cluster.boot(NodeId(3));
     cluster.boot(NodeId(1));
@@ -427,6 +427,36 @@ async fn formation_waits_for_every_node_and_survives_a_kill_between_its_steps() 
     cluster.run_all().await;
     assert!(applied(&cluster.propose(0).await));
     assert!((1..=3).all(|id| cluster.nodes[&NodeId(id)].consensus.cluster() == Some(77)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_different_numbers_of_shards_form_no_cluster_and_say_why() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.boot(NodeId(1));
+    cluster.shards = 5;
+    cluster.boot(NodeId(2));
+    for (id, words) in [(1, ["node 2", "5 shards", "this node with 3"]), (2, ["node 1", "3 shards", "this node with 5"])] {
+        let formed = cluster.nodes[&NodeId(id)].consensus.formed();
+        let error =
+            tokio::time::timeout(Duration::from_secs(10), formed).await.expect("it does not wait").expect_err("refused").to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "node {id}: {error}");
+        assert_eq!(cluster.journals[&NodeId(id)].identity(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_node_with_another_number_of_shards_adopts_no_cluster() {
+    let mut cluster = Cluster::new(3, 1);
+    let identity = Identity { cluster: 77, node: NodeId(1), generation: placement::FIRST_GENERATION, shards: 1 };
+    cluster.journals[&NodeId(1)].save_identity(identity, Box::new(|_| ()));
+    cluster.boot(NodeId(1));
+    cluster.boot(NodeId(2));
+    cluster.shards = 4;
+    cluster.boot(NodeId(3));
+    let formed = cluster.nodes[&NodeId(3)].consensus.formed();
+    let error = tokio::time::timeout(Duration::from_secs(10), formed).await.expect("it does not wait").expect_err("refused").to_string();
+    assert!(error.contains("this node with 4"), "{error}");
+    assert_eq!(cluster.journals[&NodeId(3)].identity(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,6 +26,7 @@ const MANIFEST: u8 = 3;
 const ENTRIES: u8 = 4;
 const END: u8 = 5;
 const PULL: u8 = 6;
+const FETCH: u8 = 7;
 const YES: u8 = 10;
 const WANTED: u8 = 11;
 const NO: u8 = 12;
@@ -218,12 +219,18 @@ pub(super) enum First {
     Offered(Offer),
     /// Somebody wants the state of this shard.
     Wanted(ShardId),
+    /// Somebody wants one entry.
+    Entry(ShardId, LogId),
 }
 
 pub(super) async fn first(pipe: &mut Pipe) -> Result<First, PeerError> {
     match pipe.receive(SNAPSHOT_PATIENCE).await? {
         (OFFER, frame) => read_offer(frame).map(First::Offered),
         (PULL, mut frame) => Ok(First::Wanted(ShardId(frame.head.try_get_u16_le().map_err(malformed("pull"))?))),
+        (FETCH, mut frame) => {
+            let shard = ShardId(frame.head.try_get_u16_le().map_err(malformed("fetch"))?);
+            Ok(First::Entry(shard, from_oid(get_oid(&mut frame.head)?)))
+        }
         _ => Err(PeerError::Malformed("first frame of a transfer")),
     }
 }
@@ -237,6 +244,26 @@ pub(super) async fn pull(pipe: &mut Pipe, shard: ShardId) -> Result<Offer, PeerE
         First::Offered(offer) if offer.shard == shard => Ok(offer),
         _ => Err(PeerError::Malformed("answer to a pull")),
     }
+}
+
+/// Ask the other side for one entry.
+pub(super) async fn fetch(pipe: &mut Pipe, shard: ShardId, id: LogId) -> Result<EntryBytes, PeerError> {
+    let mut head = BytesMut::from(&[FETCH][..]);
+    head.put_u16_le(shard.0);
+    put_oid(&mut head, &to_oid(id));
+    pipe.send(head_only(head.freeze())).await?;
+    let (ENTRIES, frame) = pipe.receive(SNAPSHOT_PATIENCE).await? else {
+        return Err(PeerError::Malformed("an entry was expected"));
+    };
+    match read_entries(frame)?.pop() {
+        Some(LogEntry { id: came, payload: Payload::Normal(entry) }) if came == id => Ok(entry),
+        _ => Err(PeerError::Malformed("another entry than the one that was wanted")),
+    }
+}
+
+/// Answer a `fetch`.
+pub(super) async fn give(pipe: &mut Pipe, id: LogId, entry: EntryBytes) -> Result<(), PeerError> {
+    pipe.send(entries(&[id], vec![entry])).await
 }
 
 fn read_offer(frame: Frame) -> Result<Offer, PeerError> {

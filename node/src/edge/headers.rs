@@ -1,5 +1,5 @@
-//! The headers field of a message's raw property list, for headers exchanges only. The session has checked the form; a list that does
-//! not parse here gives an empty table. Integer widths are not kept apart (as in the catalog).
+//! What routing needs of a message's raw property list: the headers field, for headers exchanges only, and who the publisher says it is.
+//! The session has checked the form; what does not parse here counts as absent. Integer widths are not kept apart (as in the catalog).
 
 use crate::model::catalog::{Table, Value};
 use bytes::Buf;
@@ -7,11 +7,38 @@ use bytes::Buf;
 const CONTENT_TYPE: u16 = 1 << 15;
 const CONTENT_ENCODING: u16 = 1 << 14;
 const HEADERS: u16 = 1 << 13;
+const DELIVERY_MODE: u16 = 1 << 12;
+const PRIORITY: u16 = 1 << 11;
+const TIMESTAMP: u16 = 1 << 6;
+const USER_ID: u16 = 1 << 4;
 const DEPTH_MAX: u8 = 16;
 
 /// The headers table of `properties` (property flags and list, spec 4.2.6.1); empty when there is none.
 pub fn headers(properties: &[u8]) -> Table {
     read_headers(properties).unwrap_or_default()
+}
+
+/// The user-id of `properties`; two bytes are looked at when there is none.
+pub fn user_id(properties: &[u8]) -> Option<&[u8]> {
+    let (flags, mut list) = properties.split_first_chunk::<2>()?;
+    let flags = u16::from_be_bytes(*flags);
+    if flags & USER_ID == 0 {
+        return None;
+    }
+    // The list is in the order of the flags, from the highest bit.
+    for field in (0..16).rev().map(|bit| 1u16 << bit).filter(|field| flags & field != 0) {
+        let len = match field {
+            HEADERS => list.try_get_u32().ok()? as usize,
+            DELIVERY_MODE | PRIORITY => 1,
+            TIMESTAMP => 8,
+            _ => list.try_get_u8().ok()? as usize,
+        };
+        let value = cut(&mut list, len)?;
+        if field == USER_ID {
+            return Some(value);
+        }
+    }
+    None
 }
 
 fn read_headers(mut bytes: &[u8]) -> Option<Table> {
@@ -109,6 +136,16 @@ mod tests {
     }
 
     #[test]
+    fn finds_the_user_behind_everything_that_may_come_before() {
+        assert_eq!(user_id(b"\x00\x10\x03eve"), Some(&b"eve"[..]));
+        let all =
+            b"\xff\xfc\x01t\x01e\x00\x00\x00\x03\x01kV\x02\x05\x01c\x01r\x011\x01m\x00\x00\x00\x00\x00\x00\x00\x07\x01y\x05guest\x01a\x00";
+        assert_eq!(user_id(all), Some(&b"guest"[..]));
+        assert_eq!(user_id(b"\xff\xec\x01t"), None, "not among them");
+        assert_eq!(user_id(b""), None);
+    }
+
+    #[test]
     fn no_headers_is_an_empty_table() {
         assert!(headers(&[]).is_empty());
         assert!(headers(&CONTENT_TYPE.to_be_bytes()).is_empty());
@@ -120,9 +157,10 @@ mod tests {
             headers(&bytes);
             if bytes.len() > 1 {
                 bytes[0] = 0x20;
-                bytes[1] = 0;
+                bytes[1] = 0x10;
             }
             headers(&bytes);
+            user_id(&bytes);
         }
     }
 }

@@ -3,11 +3,11 @@
 
 use super::access::{Kind, Right};
 use super::connection::Connection;
-use super::headers::headers;
+use super::headers::{headers, user_id};
 use super::lane::{Ended, Fate, Home, Lane, Message, Run, Shared};
 use super::mailbox::{Blocker, ChannelRef};
 use super::{Edge, names};
-use crate::machine::catalog::RouteResult;
+use crate::machine::catalog::{Catalog, RouteResult};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::StoredMessage;
 use crate::model::step::{Event, Publish};
@@ -18,6 +18,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
+/// Users with this tag may publish in the name of others.
+const IMPERSONATOR: &str = "impersonator";
 pub(super) const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
 
 /// How often somebody who waits for the routing lease looks again.
@@ -110,7 +112,7 @@ impl Connection {
         }
         let table = || headers(&publish.properties);
         match catalog.route(&identity.vhost, exchange, &publish.routing_key, &table, &mut self.targets) {
-            RouteResult::Routed => Ok(index),
+            RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| index),
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &missing())),
             RouteResult::Internal => {
                 Err(Refusal::Access(format!("cannot publish to internal exchange '{exchange}' in vhost '{}'", identity.vhost)))
@@ -173,6 +175,16 @@ impl Connection {
         self.set_failed(channel);
         self.mailbox.push(Event::ChannelError { channel, refusal, method: PUBLISH });
     }
+}
+
+/// A publisher may name nobody but itself, unless it may speak for others. The refusal is RabbitMQ's.
+fn check_user_id(catalog: &Catalog, user: &str, properties: &[u8]) -> Result<(), Refusal> {
+    let Some(claimed) = user_id(properties).filter(|claimed| *claimed != user.as_bytes()) else { return Ok(()) };
+    if catalog.user(user).is_some_and(|u| u.tags.iter().any(|tag| tag == IMPERSONATOR)) {
+        return Ok(());
+    }
+    let claimed = String::from_utf8_lossy(claimed);
+    Err(Refusal::Precondition(format!("user_id property set to '{claimed}' but authenticated user was '{user}'")))
 }
 
 impl Edge {

@@ -7,6 +7,7 @@ mod process;
 
 use crate::cli::Shutdown;
 use crate::config::{SECRET_VARIABLE, default_cluster_dir};
+use crate::model::limits::NODES;
 use clap::Args;
 use directory::ClusterDir;
 use ports::NodePorts;
@@ -21,13 +22,12 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// A first start takes less; afterwards the launcher says what it waits for and goes on waiting.
 const START_USUAL: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
-const NODES_MAX: u16 = 5;
 
 /// Options of `warren cluster`.
 #[derive(Clone, Debug, Args)]
 pub struct ClusterArgs {
     /// Number of nodes [default: as the directory has, else 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=NODES as i64))]
     nodes: Option<u16>,
     /// Directory for data and logs [default: ~/.local/state/warren/cluster]
     #[arg(long, value_name = "DIR")]

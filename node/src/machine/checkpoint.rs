@@ -1,20 +1,22 @@
 //! A data shard's state as keys and values: what changed since the last checkpoint, or all of it as a snapshot, and the way back.
-//! Called by `consensus`, which hands deltas to `store::state`. The formats of values are with their types.
+//! Called by `consensus`, which hands deltas to `store::state`. How the state is copied out is in `capture`; the formats of values are
+//! with their types.
 //!
 //! key := 'm' | 's' session | 'q' queue | 'x' queue chunk     (numbers u64, big endian, so that keys sort)
 //! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
 
+use super::capture::Image;
 use super::codec::{Reader, Writer};
 use super::queue::Queue;
 use super::shard::{DataMachine, RestoreError};
 use crate::model::{LeaderId, LogId, QueueId, SessionId, ShardId};
 
-const VERSION: u8 = 1;
-const MAGIC: &[u8; 4] = b"WSNP";
-const META: u8 = b'm';
-const SESSION: u8 = b's';
-const QUEUE: u8 = b'q';
-const CHUNK: u8 = b'x';
+pub(super) const VERSION: u8 = 1;
+pub(super) const MAGIC: &[u8; 4] = b"WSNP";
+pub(super) const META: u8 = b'm';
+pub(super) const SESSION: u8 = b's';
+pub(super) const QUEUE: u8 = b'q';
+pub(super) const CHUNK: u8 = b'x';
 
 /// What a checkpoint changes, as one atomic step.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,7 +31,7 @@ pub struct Delta {
     pub deletes: Vec<Vec<u8>>,
 }
 
-fn key(kind: u8, numbers: &[u64]) -> Vec<u8> {
+pub(super) fn key(kind: u8, numbers: &[u64]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + 8 * numbers.len());
     key.push(kind);
     numbers.iter().for_each(|n| key.extend_from_slice(&n.to_be_bytes()));
@@ -48,21 +50,11 @@ fn numbers<const N: usize>(key: &[u8]) -> Result<[u64; N], RestoreError> {
 }
 
 impl DataMachine {
-    /// What changed since the last call; everything after `new`, `from_snapshot` and `forget_checkpoint`.
+    /// What changed since the last call; everything after `new`, `from_snapshot` and `forget_checkpoint`. All at once: for a machine
+    /// that nobody else uses.
     pub fn checkpoint(&mut self) -> Delta {
-        let mut delta = Delta { applied: self.applied, full: std::mem::take(&mut self.full), ..Delta::default() };
-        let (puts, deletes) = (&mut delta.puts, &mut delta.deletes);
-        puts.push((vec![META], self.encode_meta()));
-        deletes.append(&mut self.gone);
-        self.sessions.take_changes(|id, row| puts.push((key(SESSION, &[id.0]), row)), |id| deletes.push(key(SESSION, &[id.0])));
-        for id in std::mem::take(&mut self.dirty) {
-            let Some(queue) = self.queues.get_mut(&id) else { continue };
-            queue.stored = true;
-            puts.push((key(QUEUE, &[id.0]), queue.encode_row()));
-            let put = |chunk, value| puts.push((key(CHUNK, &[id.0, chunk]), value));
-            queue.extents_mut().take_changes(put, |chunk| deletes.push(key(CHUNK, &[id.0, chunk])));
-        }
-        delta
+        let id = self.begin_checkpoint();
+        self.capture_rest(id).map(Image::into_delta).unwrap_or_default()
     }
 
     /// The stored checkpoint is lost: the next one holds everything.
@@ -86,21 +78,10 @@ impl DataMachine {
         DataMachine::import(shard, pairs, true)
     }
 
-    /// All of the state, for another node.
-    pub fn snapshot(&self) -> Vec<u8> {
-        let pairs = self.export();
-        let mut out = Writer::with_capacity(32 + pairs.iter().map(|(k, v)| 8 + k.len() + v.len()).sum::<usize>());
-        MAGIC.iter().for_each(|b| out.u8(*b));
-        out.u8(VERSION);
-        out.u64(pairs.len() as u64);
-        for (key, value) in &pairs {
-            out.bytes(key);
-            out.bytes(value);
-        }
-        let mut bytes = out.finish();
-        let crc = crc32c::crc32c(&bytes);
-        bytes.extend_from_slice(&crc.to_le_bytes());
-        bytes
+    /// All of the state, for another node. All at once: for a machine that nobody else uses.
+    pub fn snapshot(&mut self) -> Vec<u8> {
+        let id = self.begin_snapshot();
+        self.capture_rest(id).map(Image::into_snapshot).unwrap_or_default()
     }
 
     /// The way back from `snapshot`. The next checkpoint holds everything.
@@ -128,16 +109,6 @@ impl DataMachine {
             self.gone.push(key(QUEUE, &[id.0]));
         }
         self.gone.extend(queue.extents().stored().map(|chunk| key(CHUNK, &[id.0, chunk])));
-    }
-
-    fn export(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let mut pairs = vec![(vec![META], self.encode_meta())];
-        self.sessions.export(|id, row| pairs.push((key(SESSION, &[id.0]), row)));
-        for (id, queue) in self.queues() {
-            pairs.push((key(QUEUE, &[id.0]), queue.encode_row()));
-            queue.extents().export(|chunk, value| pairs.push((key(CHUNK, &[id.0, chunk]), value)));
-        }
-        pairs
     }
 
     fn import<K, V>(shard: ShardId, pairs: impl IntoIterator<Item = (K, V)>, stored: bool) -> Result<DataMachine, RestoreError>
@@ -192,7 +163,7 @@ impl DataMachine {
     }
 
     /// meta := version u8 | shard u16 | term u64 | voter u64 | index u64 | catalog index u64 | time_ms u64
-    fn encode_meta(&self) -> Vec<u8> {
+    pub(super) fn encode_meta(&self) -> Vec<u8> {
         let mut out = Writer::with_capacity(43);
         out.u8(VERSION);
         out.u16(self.shard.0);

@@ -8,6 +8,7 @@ use super::queue::Located;
 use super::shard::RestoreError;
 use crate::model::Seq;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A chunk takes no further extent at this many: a change rewrites at most this in a checkpoint.
 const CHUNK_EXTENTS: usize = 64;
@@ -87,7 +88,8 @@ impl Extent {
 
 #[derive(Clone, Debug, Default)]
 struct Chunk {
-    extents: Vec<Extent>,
+    /// Shared with a capture that is not encoded yet; copied when it changes before that.
+    extents: Arc<Vec<Extent>>,
     messages: u64,
     dirty: bool,
     /// A checkpoint holds it, so that its end must be told.
@@ -111,6 +113,31 @@ pub struct Taken {
     pub bytes: u64,
 }
 
+/// Chunks as they were when they were captured.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    chunks: Vec<(u64, Arc<Vec<Extent>>)>,
+    gone: Vec<u64>,
+}
+
+impl Captured {
+    /// How many chunks.
+    pub fn chunks(&self) -> usize {
+        self.chunks.len() + self.gone.len()
+    }
+
+    /// The log index of each extent.
+    pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
+        self.chunks.iter().flat_map(|(_, extents)| extents.iter()).map(|e| e.index)
+    }
+
+    /// Chunks as (key, value), and keys of chunks that are gone.
+    pub fn encode(&self, mut put: impl FnMut(u64, Vec<u8>), delete: impl FnMut(u64)) {
+        self.chunks.iter().for_each(|(key, extents)| put(*key, encode(extents)));
+        self.gone.iter().copied().for_each(delete);
+    }
+}
+
 /// A queue's extents, in chunks by the first seq a chunk was made with.
 #[derive(Clone, Debug, Default)]
 pub struct Extents {
@@ -127,12 +154,12 @@ impl Extents {
             && chunk.extents.len() < CHUNK_EXTENTS
             && chunk.messages < CHUNK_MESSAGES
         {
-            chunk.extents.push(extent);
+            Arc::make_mut(&mut chunk.extents).push(extent);
             chunk.messages += 1;
             mark(&mut self.dirty, key, chunk);
             return;
         }
-        let mut chunk = Chunk { extents: vec![extent], messages: 1, ..Chunk::default() };
+        let mut chunk = Chunk { extents: Arc::new(vec![extent]), messages: 1, ..Chunk::default() };
         mark(&mut self.dirty, seq.0, &mut chunk);
         self.chunks.insert(seq.0, chunk);
     }
@@ -141,7 +168,8 @@ impl Extents {
     pub fn extend(&mut self, tail: Seq, bytes: u32) -> bool {
         let Some(mut entry) = self.chunks.last_entry() else { return false };
         let chunk = entry.get_mut();
-        let Some(extent) = chunk.extents.last_mut().filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
+        let last = Arc::make_mut(&mut chunk.extents).last_mut();
+        let Some(extent) = last.filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
         extent.count += 1;
         extent.bytes = extent.bytes.saturating_add(bytes);
         chunk.messages += 1;
@@ -208,13 +236,13 @@ impl Extents {
 
     /// Messages and bytes that are live, counted afresh.
     pub fn count(&self) -> Taken {
-        let all = self.chunks.values().flat_map(|c| &c.extents);
+        let all = self.chunks.values().flat_map(|c| c.extents.iter());
         all.fold(Taken::default(), |t, e| Taken { count: t.count + u64::from(e.live()), bytes: t.bytes + e.live_bytes() })
     }
 
     /// The log index of each extent.
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        self.chunks.values().flat_map(|c| &c.extents).map(|e| e.index)
+        self.chunks.values().flat_map(|c| c.extents.iter()).map(|e| e.index)
     }
 
     /// Keys of chunks that a checkpoint holds.
@@ -227,21 +255,22 @@ impl Extents {
         self.chunks.values().next_back().and_then(|c| c.extents.last()).map_or(0, Extent::last)
     }
 
-    /// Hands over what changed since the last call: chunks (key, value) and keys of chunks that are gone.
-    pub fn take_changes(&mut self, mut put: impl FnMut(u64, Vec<u8>), delete: impl FnMut(u64)) {
+    /// What changed since the last call, shared: to be encoded later, by somebody who holds no lock.
+    pub fn capture(&mut self) -> Captured {
+        let mut captured = Captured { chunks: Vec::with_capacity(self.dirty.len()), gone: std::mem::take(&mut self.gone) };
         for key in std::mem::take(&mut self.dirty) {
             if let Some(chunk) = self.chunks.get_mut(&key) {
                 chunk.dirty = false;
                 chunk.stored = true;
-                put(key, encode(chunk));
+                captured.chunks.push((key, chunk.extents.clone()));
             }
         }
-        self.gone.drain(..).for_each(delete);
+        captured
     }
 
-    /// All chunks as (key, value).
-    pub fn export(&self, mut put: impl FnMut(u64, Vec<u8>)) {
-        self.chunks.iter().for_each(|(key, chunk)| put(*key, encode(chunk)));
+    /// All of it, shared; what counts as changed stays so.
+    pub fn capture_all(&self) -> Captured {
+        Captured { chunks: self.chunks.iter().map(|(key, chunk)| (*key, chunk.extents.clone())).collect(), gone: Vec::new() }
     }
 
     /// Puts a chunk back. `stored`: it came from the checkpoint that the next one builds on.
@@ -279,7 +308,7 @@ impl Extents {
 
     /// Folds the extents into a state hash; how they are chunked does not matter.
     pub fn hash(&self, hasher: &mut StateHasher) {
-        for extent in self.chunks.values().flat_map(|c| &c.extents) {
+        for extent in self.chunks.values().flat_map(|c| c.extents.iter()) {
             hasher.word(extent.first);
             hasher.word(extent.index);
             hasher.word(u64::from(extent.count) << 32 | u64::from(extent.position));
@@ -308,9 +337,13 @@ fn mark(dirty: &mut BTreeSet<u64>, key: u64, chunk: &mut Chunk) {
 fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64>) -> Taken {
     let touched = chunk.touched(first, last);
     let mut taken = Taken::default();
+    if touched.is_empty() {
+        return taken;
+    }
+    let extents = Arc::make_mut(&mut chunk.extents);
     let mut dead = touched.end..touched.start;
     for at in touched {
-        let extent = &mut chunk.extents[at];
+        let extent = &mut extents[at];
         let (count, bytes) = (extent.live(), extent.live_bytes());
         if first <= extent.first && extent.last() <= last {
             taken.count += u64::from(count);
@@ -327,7 +360,7 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
         dead = dead.start.min(at)..at + 1;
     }
     if dead.start < dead.end {
-        for extent in chunk.extents.drain(dead) {
+        for extent in extents.drain(dead) {
             chunk.messages -= u64::from(extent.count);
             released.push(extent.index);
         }
@@ -336,10 +369,10 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
 }
 
 /// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)*
-fn encode(chunk: &Chunk) -> Vec<u8> {
-    let mut out = Writer::with_capacity(4 + 32 * chunk.extents.len());
-    out.u32(chunk.extents.len() as u32);
-    for extent in &chunk.extents {
+fn encode(extents: &[Extent]) -> Vec<u8> {
+    let mut out = Writer::with_capacity(4 + 32 * extents.len());
+    out.u32(extents.len() as u32);
+    for extent in extents {
         out.u64(extent.first);
         out.u64(extent.index);
         out.u32(extent.count);
@@ -354,13 +387,14 @@ fn encode(chunk: &Chunk) -> Vec<u8> {
 
 fn decode(value: &[u8]) -> Result<Chunk, RestoreError> {
     let mut input = Reader::new(value);
-    let mut chunk = Chunk::default();
+    let (mut chunk, mut extents) = (Chunk::default(), Vec::new());
     for _ in 0..input.u32()? {
         let extent = decode_extent(&mut input)?;
         chunk.messages += u64::from(extent.count);
-        chunk.extents.push(extent);
+        extents.push(extent);
     }
     input.end()?;
+    chunk.extents = Arc::new(extents);
     Ok(chunk)
 }
 

@@ -1,6 +1,9 @@
 //! Replicated state, pure and deterministic: the same log gives the same state on every node. `shard` is a data shard (queues,
 //! messages, edge sessions), `catalog` is shard 0. Driven by `consensus`, read by `serving`, `edge` and `management`.
 
+mod capture;
+#[cfg(test)]
+mod capture_tests;
 pub mod catalog;
 mod checkpoint;
 mod codec;
@@ -14,6 +17,7 @@ pub mod shard;
 #[cfg(test)]
 mod shard_tests;
 
+pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

@@ -42,6 +42,26 @@ pub struct Queue {
     pub(super) stored: bool,
 }
 
+/// A queue without its messages.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    tail: u64,
+    reserved: u64,
+    holders: Vec<SessionId>,
+}
+
+impl Row {
+    /// row := tail u64 | reserved u64 | holders u16 | session u64*
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_capacity(18 + 8 * self.holders.len());
+        out.u64(self.tail);
+        out.u64(self.reserved);
+        out.u16(self.holders.len() as u16);
+        self.holders.iter().for_each(|s| out.u64(s.0));
+        out.finish()
+    }
+}
+
 impl Queue {
     /// The last seq given out; the first is 1, 0 = none yet.
     pub fn tail(&self) -> Seq {
@@ -112,14 +132,9 @@ impl Queue {
         &mut self.extents
     }
 
-    /// row := tail u64 | reserved u64 | holders u16 | session u64*
-    pub(super) fn encode_row(&self) -> Vec<u8> {
-        let mut out = Writer::with_capacity(18 + 8 * self.holders.len());
-        out.u64(self.tail);
-        out.u64(self.reserved);
-        out.u16(self.holders.len() as u16);
-        self.holders.iter().for_each(|s| out.u64(s.0));
-        out.finish()
+    /// What a checkpoint keeps of it beside the extents.
+    pub(super) fn row(&self) -> Row {
+        Row { tail: self.tail, reserved: self.reserved, holders: self.holders.clone() }
     }
 
     pub(super) fn decode_row(&mut self, value: &[u8]) -> Result<(), RestoreError> {

@@ -1,6 +1,7 @@
 //! The replicated state of a data shard: a pure function of its log. Called by `consensus` (apply, checkpoints) and read by `serving`.
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
+use super::capture::Capture;
 use super::hash::StateHasher;
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
@@ -136,6 +137,9 @@ pub struct DataMachine {
     pub(super) gone: Vec<Vec<u8>>,
     /// The next checkpoint stands for itself.
     pub(super) full: bool,
+    /// Under way; not state.
+    pub(super) captures: Vec<Capture>,
+    pub(super) last_capture: u64,
     section: u64,
     references: u32,
     released: Vec<u64>,
@@ -155,6 +159,8 @@ impl DataMachine {
             dirty: BTreeSet::new(),
             gone: Vec::new(),
             full: true,
+            captures: Vec::new(),
+            last_capture: 0,
             section: 0,
             references: 0,
             released: Vec::new(),
@@ -316,6 +322,7 @@ impl DataMachine {
                     ordinal += 1;
                 }
                 Op::Settle { queue: id, reason: _, ranges } => {
+                    self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     let mut any = false;
                     for (first, last) in ranges {
@@ -327,6 +334,7 @@ impl DataMachine {
                     }
                 }
                 Op::Reserve { queue: id, up_to, sessions } => {
+                    self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     queue.reserve(up_to, sessions);
                     if std::mem::replace(&mut queue.reserved_in, index) != index {
@@ -339,10 +347,11 @@ impl DataMachine {
         Ok(refused)
     }
 
-    /// False when none of its queues exists.
+    /// False when none of its queues exists; one into no queue only keeps its ordinal.
     fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> bool {
-        let mut taken = false;
+        let mut taken = op.is_void();
         for id in op.queues() {
+            self.keep_captured(id);
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             taken = true;
             if queue.enqueue(self.section, index, op.position as u32, op.message.len() as u32) {
@@ -374,6 +383,7 @@ impl DataMachine {
             }
         }
         for id in drops {
+            self.keep_captured(*id);
             if let Some(queue) = self.queues.remove(id) {
                 self.dirty.remove(id);
                 self.released.extend(queue.extents().indices());

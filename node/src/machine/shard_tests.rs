@@ -279,7 +279,7 @@ proptest! {
                 0 => store(&mut machine, &mut disk),
                 1 => {
                     store(&mut machine, &mut disk);
-                    let restored = DataMachine::restore(SHARD, &disk).unwrap();
+                    let mut restored = DataMachine::restore(SHARD, &disk).unwrap();
                     prop_assert_eq!(restored.state_hash(), machine.state_hash());
                     prop_assert_eq!(restored.snapshot(), machine.snapshot());
                     machine = restored;
@@ -331,7 +331,7 @@ fn filled(messages: u64, per_batch: u64) -> DataMachine {
     machine
 }
 
-fn leader_entry(build: impl FnOnce(&mut Ops)) -> EntryBytes {
+pub(super) fn leader_entry(build: impl FnOnce(&mut Ops)) -> EntryBytes {
     let mut ops = Ops::default();
     build(&mut ops);
     let mut builder = EntryBuilder::new(0);
@@ -439,6 +439,22 @@ fn faults_are_values() {
 }
 
 #[test]
+fn the_place_of_a_message_that_is_not_stored_has_an_ordinal_and_no_effect() {
+    let mut machine = filled(1, 1);
+    let mut ops = Ops::default();
+    ops.void();
+    assert_eq!(ops.enqueue(&[QueueId(99)], b"", b"q", &[0, 0], b"m"), 1);
+    ops.void();
+    assert_eq!(ops.enqueue(&[QueueId(1)], b"", b"q", &[0, 0], b"m"), 3);
+    let mut builder = EntryBuilder::new(2);
+    let (session, seq) = (SessionId(1), BatchSeq(2));
+    builder.batch(&Batch { session, seq, floor: BatchSeq(1), catalog_index: 1, ops: ops.take() });
+    let applied = machine.apply(id(3), &builder.finish()).unwrap();
+    assert_eq!(applied.replies, [SectionReply::Batch { session, seq, refused: vec![(1, RefusedEnqueue::UnknownQueue)] }]);
+    assert_eq!(machine.queue(QueueId(1)).unwrap().live_count(), 2);
+}
+
+#[test]
 fn a_checkpoint_holds_only_what_changed() {
     let mut machine = filled(6400, 1);
     assert_eq!(machine.checkpoint().puts.iter().filter(|(k, _)| k[0] == b'x').count(), 100);
@@ -451,7 +467,7 @@ fn a_checkpoint_holds_only_what_changed() {
 
 #[test]
 fn a_million_waiting_messages_cost_little_memory() {
-    let machine = filled(1_000_000, 10);
+    let mut machine = filled(1_000_000, 10);
     let bytes = machine.snapshot().len();
     assert!(bytes < 10 << 20, "{bytes}");
     assert_eq!(machine.queue(QueueId(1)).unwrap().live_count(), 1_000_000);

@@ -65,7 +65,7 @@ pub struct ExchangeSpec {
     pub name: Name,
     /// Its kind.
     pub kind: ExchangeKind,
-    /// As declared: compared and listed. All exchanges are replicated, so one that is not durable survives a restart as well.
+    /// Survives a restart of the whole cluster: the moment when no process that serves is left (see `CatalogCommand::NodeDown`).
     pub durable: bool,
     /// Goes with its last binding.
     pub auto_delete: bool,
@@ -170,6 +170,14 @@ pub enum CatalogCommand {
         /// The node.
         node: NodeId,
         /// Its present process.
+        incarnation: Incarnation,
+    },
+    /// A process is gone, or nobody can reach it; its in-memory queues are dropped. With the last process that was up the cluster's run
+    /// ends: exchanges that are not durable are dropped. No effect when that process is not up.
+    NodeDown {
+        /// The node.
+        node: NodeId,
+        /// The process.
         incarnation: Incarnation,
     },
     /// Declare; an equal one changes nothing.

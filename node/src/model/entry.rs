@@ -255,6 +255,13 @@ impl Ops {
         self.enqueues - 1
     }
 
+    /// The place of a message that is not to be stored: it only has an ordinal, so that those behind it keep theirs.
+    pub fn void(&mut self) {
+        self.frame(OP_ENQUEUE, 3);
+        self.buffer.put_slice(&[0; 3]);
+        self.enqueues += 1;
+    }
+
     /// Messages leave a queue.
     pub fn settle(&mut self, queue: QueueId, reason: SettleReason, ranges: &[(Seq, Seq)]) {
         self.frame(OP_SETTLE, 13 + 16 * ranges.len());
@@ -498,6 +505,11 @@ pub struct EnqueueOp {
 }
 
 impl EnqueueOp {
+    /// It stands for a message that is not stored (`Ops::void`).
+    pub fn is_void(&self) -> bool {
+        self.queues.is_empty()
+    }
+
     /// The queues it goes to.
     pub fn queues(&self) -> impl Iterator<Item = QueueId> + '_ {
         self.queues.chunks_exact(8).map(|mut c| QueueId(c.get_u64_le()))
@@ -581,7 +593,7 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
                 _ => body.try_get_u32_le().ok()? as usize,
             };
             let message = body.get(queues.checked_mul(8)?..)?;
-            Some(queues > 0 && StoredView::parse(message).is_some())
+            Some(if queues > 0 { StoredView::parse(message).is_some() } else { message.is_empty() })
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?);

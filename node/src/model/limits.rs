@@ -18,6 +18,8 @@ pub const LANE_BYTES: usize = 16 << 20;
 pub const CONSUMER_BYTES: u64 = 1 << 20;
 /// Tail cache of the WAL, all shards of a node: deliveries of fresh messages never touch the disk.
 pub const TAIL_CACHE_BYTES: usize = 64 << 20;
+/// What the tail cache holds for longer than once to twice this, and nobody reads, goes: a backlog nobody consumes costs no memory.
+pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
 /// Size of one WAL file.
 pub const WAL_FILE_BYTES: u64 = 64 << 20;
 /// Log kept by a node for replicas that lag or are away: beyond it they catch up by snapshot (rule 8).
@@ -52,6 +54,11 @@ pub const CLOSING: Duration = Duration::from_secs(1);
 pub const CONNECTION_OUTPUT_BYTES: usize = 1 << 20;
 /// A routing lease: how long a node may route by its copy of the catalog without hearing from the catalog's leader (rule 28).
 pub const ROUTING_LEASE: Duration = Duration::from_millis(1000);
+/// Nodes of a cluster: each holds a replica of the catalog, and more replicas cost more than they give.
+pub const NODES: usize = 5;
+/// A process that the catalog's leader does not hear for this long is down: its in-memory queues are gone, their names are free. Longer
+/// than failovers and short faults of the network, shorter than a client's patience (rule 29).
+pub const NODE_DOWN: Duration = Duration::from_secs(5);
 /// Messages reserved ahead of the cursor of a queue with consumers (rule on `Reserve`).
 pub const RESERVE_AHEAD: u64 = 4096;
 /// A name on the wire is a short string (spec 4.2.5.3).

@@ -1,6 +1,7 @@
 //! The disk alarm: while any node has less free space than the configured floor, publishes stop on all; consuming and settling go on.
 
 use super::running::Running;
+use crate::config::Reserve;
 use crate::model::NodeId;
 use crate::store::disk::Disk;
 use std::collections::BTreeSet;
@@ -13,11 +14,14 @@ const MIB: u64 = 1 << 20;
 
 /// For ever.
 pub(super) async fn watch_disk(running: Arc<Running>, disk: Arc<dyn Disk>) {
-    let me = running.config.node;
+    let (me, reserve) = (running.config.node, Reserve::of(&running.config.data_dir));
     let mut alarms_rx = running.consensus.disk_alarms();
     loop {
         let low = is_low(&running, &*disk);
         running.consensus.set_disk_alarm(low);
+        if !low && let Err(error) = reserve.renew() {
+            tracing::debug!(%error, "no space is set aside for a start on a full disk");
+        }
         let mut nodes = alarms_rx.borrow_and_update().clone();
         // What this node sees itself counts at once.
         if low {

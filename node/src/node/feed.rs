@@ -3,15 +3,18 @@
 use crate::consensus::{CatalogClient, Consensus, Observer};
 use crate::edge::CatalogPort;
 use crate::machine::Effect;
+use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::ports::{EdgeEnd, LeaderEnd, Paths, path};
-use crate::model::{LogId, NodeId, ShardId};
+use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use crate::serving::ServerHandle;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hashbrown::HashMap;
+use parking_lot::RwLock;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,8 +23,8 @@ use tokio::time::Instant;
 pub(super) struct Port {
     /// The way in.
     pub client: CatalogClient,
-    /// Rule 28.
-    pub lease: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Rule 28: this node has a routing lease, and the catalog says that it is up.
+    pub may_route: Box<dyn Fn() -> bool + Send + Sync>,
     /// How long a command may take before it is refused.
     pub patience: Duration,
 }
@@ -33,7 +36,7 @@ impl CatalogPort for Port {
     }
 
     fn routing_lease(&self) -> bool {
-        (self.lease)()
+        (self.may_route)()
     }
 }
 
@@ -67,12 +70,44 @@ pub(super) struct Applied {
     pub servers: HashMap<ShardId, ServerHandle>,
     /// Counts up whenever the catalog applied something.
     pub moved_tx: watch::Sender<u64>,
+    process: (NodeId, Incarnation),
+    catalog: OnceLock<Arc<RwLock<Catalog>>>,
+    is_up: AtomicBool,
+}
+
+impl Applied {
+    /// For a process of a node.
+    pub fn new(servers: HashMap<ShardId, ServerHandle>, node: NodeId, incarnation: Incarnation) -> Applied {
+        let (moved_tx, is_up) = (watch::channel(0).0, AtomicBool::new(false));
+        Applied { servers, moved_tx, process: (node, incarnation), catalog: OnceLock::new(), is_up }
+    }
+
+    /// Call it before anything is applied.
+    pub fn follow(&self, catalog: Arc<RwLock<Catalog>>) {
+        // A second call would name the same catalog.
+        let _ = self.catalog.set(catalog);
+    }
+
+    /// The catalog, as this node has applied it, lists this process. A node that was cut off finds itself missing before it gets a
+    /// routing lease again, and is missing until its in-memory queues are gone.
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
+    }
+
+    fn catalog_applied(&self) {
+        let (node, incarnation) = self.process;
+        let is_up = self.catalog.get().is_some_and(|catalog| catalog.read().incarnation(node) == Some(incarnation));
+        if self.is_up.swap(is_up, Ordering::AcqRel) && !is_up {
+            tracing::warn!("the cluster has taken this node for down; its in-memory queues are gone");
+        }
+        self.moved_tx.send_modify(|n| *n += 1);
+    }
 }
 
 impl Observer for Applied {
     fn applied(&self, shard: ShardId, id: LogId, effects: Vec<Effect>) {
         if shard == ShardId::CATALOG {
-            self.moved_tx.send_modify(|n| *n += 1);
+            self.catalog_applied();
         } else if let Some(server) = self.servers.get(&shard) {
             server.applied(id, effects);
         }

@@ -1,6 +1,7 @@
 //! What `/metrics` shows of a running node, read when it is scraped.
 
 use super::running::Running;
+use crate::consensus::BodyCounters;
 use crate::edge::{Counter, Counters};
 use crate::management::{Kind, Metrics, Sample};
 use crate::model::ShardId;
@@ -8,6 +9,7 @@ use crate::store::wal::WalStats;
 use std::sync::Arc;
 
 type CounterRow = (&'static str, &'static str, fn(&Counters) -> &Counter);
+type BodyRow = (&'static str, &'static str, fn(&BodyCounters) -> u64);
 type WalRow = (&'static str, &'static str, Kind, fn(&WalStats) -> f64);
 
 const EDGE: &[CounterRow] = &[
@@ -40,7 +42,13 @@ const WAL: &[WalRow] = &[
     ("warren_wal_sync_last_seconds", "Latency of the last fdatasync", Kind::Gauge, |s| s.sync_last.as_secs_f64()),
     ("warren_wal_sync_max_seconds", "Longest fdatasync since the start", Kind::Gauge, |s| s.sync_max.as_secs_f64()),
     ("warren_wal_cache_bytes", "Bytes of recent entries in memory", Kind::Gauge, |s| s.cache_bytes as f64),
+    ("warren_wal_bad_reads", "Entries that the disk gave back damaged", Kind::Counter, |s| s.bad_reads as f64),
     ("warren_wal_queued_bytes", "Bytes that wait to be written", Kind::Gauge, |s| s.queued_bytes as f64),
+];
+
+const BODIES: &[BodyRow] = &[
+    ("warren_bodies_fetched", "Entries that were damaged on this disk and came from another node", BodyCounters::fetched),
+    ("warren_bodies_missing", "Attempts to deliver an entry that no node could read", BodyCounters::missing),
 ];
 
 /// Registers everything; once.
@@ -52,6 +60,10 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
     for (name, help, kind, read) in WAL {
         let wal = running.wal.clone();
         metrics.observe(name, help, *kind, move || vec![Sample::plain(read(&wal.stats()))]);
+    }
+    for (name, help, read) in BODIES {
+        let on = running.clone();
+        metrics.observe(name, help, Kind::Counter, move || vec![Sample::plain(read(on.consensus.bodies()) as f64)]);
     }
     let on = running.clone();
     metrics.observe("warren_shard_is_leader", "1 where this node leads the shard", Kind::Gauge, move || leading(&on));

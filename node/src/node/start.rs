@@ -5,11 +5,11 @@ use super::feed::{Applied, Connector, Port};
 use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
-use super::{StartError, alarm, doing, unused};
+use super::{StartError, alarm, doing, presence, unused};
 use crate::config::ServerConfig;
 use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig};
-use crate::machine::catalog::{Catalog, hash_password};
+use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
 use crate::model::catalog::CatalogCommand;
@@ -28,8 +28,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// One attempt at the catalog's first entries.
-const FIRST_COMMANDS: Duration = Duration::from_secs(10);
+/// One attempt at the catalog's first entry, and between two lines of the log about waiting to be up.
+const FIRST_COMMAND: Duration = Duration::from_secs(10);
 /// Clients are served when every shard has a leader and this node may route, or after this: a shard without a majority must not keep
 /// the others' clients out.
 const LEADERS_WAIT: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
 /// The same on any ground.
 pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Readiness) -> Result<Started, StartError> {
     let incarnation = Incarnation(rand::random());
-    let (mut opened, wire) = open(&config, ground)?;
+    let (mut opened, wire) = open(&config, incarnation, ground)?;
     let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
     consensus.formed().await?;
     readiness.not_serving("waiting for leaders");
@@ -82,8 +82,11 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     let nodes: Vec<NodeId> = config.cluster.iter().map(|m| m.node).collect();
     let moved_rx = opened.applied.moved_tx.subscribe();
     let leaders = Leaders::follow(opened.shards, &nodes, &consensus, catalog.clone(), moved_rx);
-    let port = Port { client: consensus.catalog(), lease: Box::new(consensus.routing_lease()), patience: config.no_quorum_timeout };
+    let (lease, applied) = (consensus.routing_lease(), opened.applied.clone());
+    let may_route = Box::new(move || lease() && applied.is_up());
+    let port = Port { client: consensus.catalog(), may_route, patience: config.no_quorum_timeout };
     let port: Arc<dyn CatalogPort> = Arc::new(port);
+    tasks.spawn(presence::keep(consensus.clone(), catalog.clone()));
     tasks.spawn(unused::delete(port.clone(), catalog.clone(), events_rx));
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
@@ -96,13 +99,14 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let replicas = opened.replicas.clone();
     let running = Arc::new(Running { config, shards, catalog, replicas, consensus, edge, wal, alarm: Mutex::default() });
-    first_commands(&running, incarnation).await;
+    first_command(&running).await;
+    until_up(&opened.applied).await;
     all_led(&running).await;
     tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
 
-fn open(config: &ServerConfig, ground: Ground) -> Result<(Opened, Wire), StartError> {
+fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Result<(Opened, Wire), StartError> {
     let Ground { disk, wal, wire } = ground;
     let wal = Wal::open(disk.clone(), wal)?;
     let (store, report) = StateStore::open(&config.data_dir.join("state"))?;
@@ -112,15 +116,17 @@ fn open(config: &ServerConfig, ground: Ground) -> Result<(Opened, Wire), StartEr
     for lost in &report.rolled_back {
         tracing::error!(shard = %lost.shard, from = lost.from.index, to = ?lost.to, "the newest checkpoint of a shard is lost; the log must reach back");
     }
-    // The number of shards is fixed when the cluster is formed; later the catalog knows it.
-    let known = Catalog::restore(store.load(ShardId::CATALOG)?.pairs).map_or(0, |catalog| catalog.shards().count() as u16);
-    let shards = if known > 0 { known } else { config.shards };
+    let shards = wal.identity().map_or(config.shards, |identity| identity.shards);
+    if shards != config.shards {
+        tracing::warn!(configured = config.shards, shards, "the number of shards was fixed when the cluster was formed");
+    }
     let all = (1..=shards).map(ShardId).chain([ShardId::local(config.node)]);
     let (servers, mailboxes) =
         all.map(|shard| (shard, serving::mailbox())).map(|(s, (handle, mailbox))| ((s, handle), (s, mailbox))).unzip();
-    let applied = Arc::new(Applied { servers, moved_tx: watch::channel(0).0 });
+    let applied = Arc::new(Applied::new(servers, config.node, incarnation));
     let store = Arc::new(store);
     let replicas = Replicas::new(Some(store.clone()), applied.clone());
+    applied.follow(replicas.catalog());
     Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards }, wire))
 }
 
@@ -191,8 +197,8 @@ async fn tell_catalog(mut moved_rx: watch::Receiver<u64>, servers: Vec<ServerHan
     }
 }
 
-/// The catalog's first entry, and that this process is there. Repeated until a majority answers.
-async fn first_commands(running: &Running, incarnation: Incarnation) {
+/// The catalog's first entry. Repeated until a majority answers.
+async fn first_command(running: &Running) {
     let config = &running.config;
     let bootstrap = CatalogCommand::Bootstrap {
         vhost: config.first.vhost.clone(),
@@ -200,10 +206,16 @@ async fn first_commands(running: &Running, incarnation: Incarnation) {
         password_hash: hash_password(config.first.password.expose().as_bytes(), rand::random()),
         shards: running.shards,
     };
-    for command in [bootstrap, CatalogCommand::NodeUp { node: config.node, incarnation }] {
-        while let Err(error) = running.consensus.catalog().submit(&command, Instant::now() + FIRST_COMMANDS).await {
-            tracing::warn!(%error, "waiting for a majority of the nodes");
-        }
+    while let Err(error) = running.consensus.catalog().submit(&bootstrap, Instant::now() + FIRST_COMMAND).await {
+        tracing::warn!(%error, "waiting for a majority of the nodes");
+    }
+}
+
+/// Until the catalog lists this process.
+async fn until_up(applied: &Applied) {
+    let mut moved_rx = applied.moved_tx.subscribe();
+    while tokio::time::timeout(FIRST_COMMAND, moved_rx.wait_for(|_| applied.is_up())).await.is_err() {
+        tracing::warn!("waiting for the leader of the catalog to hear this node, or to know that the processes before are gone");
     }
 }
 

@@ -8,6 +8,8 @@ use super::server::ShardServer;
 use crate::machine::read_run;
 use crate::model::link::{Deliveries, ToEdge};
 use crate::model::{LeaderId, QueueId, Seq};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Bytes handed out before the mailbox is looked at again.
 const TURN_BYTES: usize = 1 << 20;
@@ -19,6 +21,19 @@ const CHUNK_MESSAGES: usize = 1024;
 const READ_AHEAD: usize = 4;
 /// Reads of one shard at a time; with the entries' size this bounds the memory they take.
 const READS: usize = 32;
+
+/// An entry that no replica could read is tried again after so many ticks,
+const UNREADABLE_TICKS: u32 = 10;
+/// and the log says so this often.
+const UNREADABLE_REPEAT: Duration = Duration::from_secs(10);
+
+/// What keeps a queue from delivering.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    index: u64,
+    retry_at: Instant,
+    said_at: Instant,
+}
 
 /// What is there to deliver.
 enum Next {
@@ -234,11 +249,16 @@ impl ShardServer {
     }
 
     fn read_ahead(&mut self, queue: QueueId, source: &mut Source) {
+        let now = Instant::now();
+        let not_yet = self.unreadable.get(&queue).filter(|u| now < u.retry_at).map(|u| u.index);
         let mut reading = source.runs.iter().filter(|r| r.reading).count();
         let mut last = 0;
         for run in source.runs.iter_mut() {
             if reading >= READ_AHEAD {
                 return;
+            }
+            if Some(run.at.index) == not_yet {
+                return self.stalled.push(queue);
             }
             if run.entry.is_some() || run.reading || std::mem::replace(&mut last, run.at.index) == run.at.index {
                 continue;
@@ -261,22 +281,40 @@ impl ShardServer {
     pub(super) fn read_done(&mut self, done: ReadDone) {
         self.reads -= 1;
         let ReadDone { queue, index, result } = done;
-        if let Some(state) = self.queues.get_mut(&queue) {
-            match result {
-                Ok(entry) => {
-                    let runs = state.fresh.runs.iter_mut().chain(&mut state.again.runs);
-                    runs.filter(|run| run.at.index == index).for_each(|run| (run.entry, run.reading) = (Some(entry.clone()), false));
-                }
-                Err(error) => {
-                    tracing::warn!(queue = %queue, index, %error, "cannot read messages");
-                    state.fresh.runs.clear();
-                    state.again.clear();
-                    return self.stalled.push(queue);
-                }
+        match result {
+            Ok(entry) => {
+                let runs = self.queues.get_mut(&queue).into_iter().flat_map(|q| q.fresh.runs.iter_mut().chain(&mut q.again.runs));
+                runs.filter(|run| run.at.index == index).for_each(|run| (run.entry, run.reading) = (Some(entry.clone()), false));
+                self.unreadable.retain(|id, u| *id != queue || index < u.index);
             }
+            Err(error) => self.cannot_read(queue, index, &error),
         }
         self.mark(queue);
         let stalled = std::mem::take(&mut self.stalled);
         stalled.into_iter().for_each(|queue| self.mark(queue));
+    }
+
+    /// No replica could give the entry. The queue delivers what comes before it, then waits: what is confirmed is not passed over. It is
+    /// tried again now and then.
+    fn cannot_read(&mut self, queue: QueueId, index: u64, error: &std::io::Error) {
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        let mut wanted = false;
+        for runs in [&mut state.fresh.runs, &mut state.again.runs] {
+            if let Some(at) = runs.iter().position(|run| run.at.index == index) {
+                runs.truncate(at);
+                wanted = true;
+            }
+        }
+        if !wanted {
+            return; // settled meanwhile
+        }
+        let now = Instant::now();
+        let retry_at = now + self.config.tick * UNREADABLE_TICKS;
+        let said_at = self.unreadable.get(&queue).filter(|u| u.index == index && now < u.said_at + UNREADABLE_REPEAT).map(|u| u.said_at);
+        if said_at.is_none() {
+            let shard = self.config.shard;
+            tracing::error!(%shard, %queue, index, %error, "messages cannot be read on any node: their queue waits until they can, or is purged");
+        }
+        self.unreadable.insert(queue, Unreadable { index, retry_at, said_at: said_at.unwrap_or(now) });
     }
 }

@@ -30,9 +30,9 @@ pub struct QueueFacts {
 pub trait CatalogFeed: Send + Sync + 'static {
     /// The index it has applied.
     fn index(&self) -> u64;
-    /// What a shard at catalog index `from` must do to reach the present index. `known` lists the queues the shard has, for when the
-    /// change log does not reach back to `from`.
-    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges;
+    /// What a shard at catalog index `from` must do to reach the present index. `known` lists the queues that the shard has at `from`,
+    /// for when the change log does not reach back to it. `None`: it does not, and `known` cannot tell yet.
+    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges>;
     /// A queue, unless it is gone.
     fn facts(&self, queue: QueueId) -> Option<QueueFacts>;
 }
@@ -42,17 +42,17 @@ impl CatalogFeed for RwLock<Catalog> {
         self.read().index()
     }
 
-    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
+    fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
         let catalog = self.read();
         if let Some((creates, drops)) = catalog.changes_since(from, shard) {
-            return CatalogChanges { to: catalog.index(), creates, drops };
+            return Some(CatalogChanges { to: catalog.index(), creates, drops });
         }
         // Not under the catalog's lock: `known` takes the shard's.
         drop(catalog);
-        let known = known();
+        let known = known()?;
         let catalog = self.read();
         let (creates, drops) = catalog.difference(shard, known);
-        CatalogChanges { to: catalog.index(), creates, drops }
+        Some(CatalogChanges { to: catalog.index(), creates, drops })
     }
 
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {

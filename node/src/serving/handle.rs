@@ -9,6 +9,7 @@ use crate::model::ports::{LeaderEnd, Leadership, ProposalOutcome};
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub struct ServerConfig {
     pub node: NodeId,
     /// Milliseconds since the epoch, for the entries' stamp.
     pub clock: fn() -> u64,
+    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
+    pub steady_clock: fn() -> u64,
     /// An edge without a path for this long is declared gone.
     pub edge_gone: Duration,
     /// How often waiting things are looked at (edges without a path, full paths, idle windows); nothing ticks while nothing waits.
@@ -36,12 +39,18 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// With the limits' times and the system's clock.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
-        ServerConfig { shard, node, clock: system_time_ms, edge_gone: limits::EDGE_GONE, tick: Duration::from_millis(100), catalog }
+        let (edge_gone, tick) = (limits::EDGE_GONE, Duration::from_millis(100));
+        ServerConfig { shard, node, clock: system_time_ms, steady_clock: boot_time_ms, edge_gone, tick, catalog }
     }
 }
 
 fn system_time_ms() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
+}
+
+fn boot_time_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// What a server asks of the node.

@@ -12,6 +12,7 @@ mod queue;
 mod ranges;
 mod requests;
 mod server;
+mod stamp;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};

@@ -4,6 +4,7 @@
 use super::edges::PathId;
 use super::queue::ReserveState;
 use super::server::ShardServer;
+use super::stamp::Stamp;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
@@ -45,7 +46,7 @@ struct InFlight {
 pub(super) struct Log {
     in_flight: VecDeque<InFlight>,
     next_token: u64,
-    time_ms: u64,
+    stamp: Stamp,
     /// The catalog index that the shard will have once everything in flight is applied.
     catalog_index: u64,
     pub catalog_moved: bool,
@@ -62,7 +63,7 @@ pub(super) struct Log {
 
 impl Log {
     pub fn forget(&mut self) {
-        *self = Log { next_token: next_epoch(self.next_token), time_ms: self.time_ms, ..Log::default() };
+        *self = Log { next_token: next_epoch(self.next_token), stamp: self.stamp, ..Log::default() };
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -76,7 +77,7 @@ impl Log {
 
     pub fn begin(&mut self, catalog_index: u64, time_ms: u64) {
         self.catalog_index = catalog_index;
-        self.time_ms = self.time_ms.max(time_ms);
+        self.stamp.begin(time_ms);
         self.catalog_moved = true;
     }
 }
@@ -134,13 +135,13 @@ impl ShardServer {
         }
         self.log.resume_at = None;
         while self.log.in_flight.len() < limits::ENTRIES_IN_FLIGHT {
-            let time_ms = self.log.time_ms.max((self.config.clock)());
-            let mut entry = EntryBuilder::new(time_ms);
+            let mut stamp = self.log.stamp;
+            let mut entry = EntryBuilder::new(stamp.next((self.config.clock)(), (self.config.steady_clock)()));
             let parts = self.fill(&mut entry);
             if parts.is_empty() {
                 return;
             }
-            self.log.time_ms = time_ms;
+            self.log.stamp = stamp;
             self.log.next_token += 1;
             let token = self.log.next_token;
             self.log.in_flight.push_back(InFlight { token, parts });
@@ -173,9 +174,14 @@ impl ShardServer {
         if !needed && !std::mem::take(&mut self.log.catalog_moved) {
             return;
         }
-        self.log.catalog_moved = false;
-        let known = || self.machine.lock().queues().map(|(id, _)| id).collect();
+        // What an advance on its way makes or drops, the machine does not know yet: then it cannot be compared with the catalog.
+        let known = || {
+            let machine = self.machine.lock();
+            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).collect())
+        };
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
+        self.log.catalog_moved = changes.is_none();
+        let Some(changes) = changes else { return };
         let quiet = changes.creates.is_empty() && changes.drops.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;

@@ -192,6 +192,7 @@ impl ShardServer {
 
     /// The catalog dropped the queue: its consumers end, who waits for it is told.
     pub(super) fn queue_dropped(&mut self, queue: QueueId) {
+        self.unreadable.remove(&queue);
         let Some(state) = self.queues.remove(&queue) else { return };
         for consumer in state.consumers {
             self.consumers.remove(&(consumer.session, consumer.spec.id));

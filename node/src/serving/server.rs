@@ -1,6 +1,7 @@
 //! The actor of one shard: takes what waits in its mailbox and its paths, acts on it, proposes, delivers, and sleeps. All volatile
 //! state of the shard is here and dies with the leadership. One task per shard; it never blocks and never waits for one client.
 
+use super::delivery::Unreadable;
 use super::edges::{Path, PathId, Session};
 use super::handle::{Inbox, Mailbox, ServerConfig, ServerEvent, ServerHandle};
 use super::proposing::Log;
@@ -49,6 +50,8 @@ pub(super) struct ShardServer {
     /// Queues whose read failed or found no slot; tried again at the next tick or when a read ends.
     pub stalled: Vec<QueueId>,
     pub reads: usize,
+    /// Queues whose next messages no replica could read.
+    pub unreadable: BTreeMap<QueueId, Unreadable>,
     /// Requests for queues that the shard does not know and the catalog may: they wait until the shard is at this catalog index.
     pub early: Vec<(u64, PathId, ToLeader)>,
     pub events: VecDeque<ServerEvent>,
@@ -86,6 +89,7 @@ pub fn spawn(
         loaded: Vec::new(),
         stalled: Vec::new(),
         reads: 0,
+        unreadable: BTreeMap::new(),
         early: Vec::new(),
         events: VecDeque::new(),
         located: Vec::new(),
@@ -247,6 +251,7 @@ impl ShardServer {
         self.dirty.clear();
         self.loaded.clear();
         self.stalled.clear();
+        self.unreadable.clear();
         self.early.clear();
         self.events.clear();
         self.log.forget();

@@ -2,10 +2,10 @@
 //! clients that talk to their edges and judges that hear everything. One seed is one run: faults, sizes, choices and delays are drawn
 //! from it; the threads of the system are not, so a seed that failed once may have to run several times to fail again.
 
-mod client;
+pub mod client;
 mod consumer;
 mod faults;
-mod host;
+pub mod host;
 mod lagging;
 mod names;
 mod publisher;

@@ -135,6 +135,25 @@ impl Batches {
         fresh || full
     }
 
+    /// A large message, encoded before the lane was locked: a batch of its own. Settles wait for the next one, so that nothing is added
+    /// to it.
+    pub fn enqueue_alone(&mut self, ops: Bytes, index: u64, run: Run, now: Instant) -> bool {
+        if !self.open.is_empty() {
+            self.close();
+        }
+        self.open_index = self.open_index.max(index);
+        self.push(Closed {
+            ops,
+            runs: vec![Run { first: 0, ..run }],
+            catalog_index: self.open_index,
+            settles: Vec::new(),
+            sent_under: None,
+            nacked: false,
+            since: now,
+        });
+        true
+    }
+
     /// A message leaves its queue. True when the lane's task has something new to do.
     pub fn settle(&mut self, queue: QueueId, reason: SettleReason, seq: Seq, now: Instant) -> bool {
         let fresh = self.settles.is_empty();
@@ -171,6 +190,10 @@ impl Batches {
             nacked: false,
             since,
         };
+        self.push(batch);
+    }
+
+    fn push(&mut self, batch: Closed) {
         self.closed_bytes += batch.bytes();
         self.closed.push_back(batch);
     }
@@ -337,7 +360,8 @@ impl Closed {
         self.ops.len() + self.runs.len() * RUN_BYTES
     }
 
-    /// Leaves only settles and messages without a ticket.
+    /// Leaves only settles and messages without a ticket, which keep their ordinals: the verdict may be one of the batch as it was sent
+    /// before (rule 13).
     fn make_void(&mut self) {
         let mut kept = Ops::default();
         let mut runs = Vec::new();
@@ -348,6 +372,7 @@ impl Closed {
                 Op::Enqueue(enqueue) => {
                     if let (Some(run), Some(m)) = (find(&old, ordinal), StoredMessage::parse(enqueue.message.clone())) {
                         let queues: Vec<_> = enqueue.queues().collect();
+                        (kept.enqueues()..ordinal).for_each(|_| kept.void());
                         let first = kept.enqueue(&queues, &m.exchange, &m.key, &m.properties, &m.body);
                         runs.push(Run { first, count: 1, ..run.clone() });
                     }
@@ -399,4 +424,56 @@ pub(in crate::edge) struct Message<'a> {
     pub key: &'a [u8],
     pub properties: &'a [u8],
     pub body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// As the operations of a batch of its own, when it is so large that copying it must not keep others waiting.
+    pub fn alone(&self, queues: &[QueueId]) -> Option<Bytes> {
+        (self.body.len() >= limits::BATCH_BYTES).then(|| {
+            let mut ops = Ops::default();
+            ops.enqueue(queues, self.exchange, self.key, self.properties, self.body);
+            ops.take()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::mailbox::{ChannelRef, Mailbox};
+    use crate::model::catalog::Owner;
+    use crate::model::{ConnectionId, Incarnation, NodeId};
+    use std::sync::Arc;
+
+    /// Whoever copied a body under the lane's lock would hand out other bytes than those that were encoded before.
+    #[test]
+    fn a_large_message_is_sent_as_it_was_encoded_and_settles_are_not_added_to_it() {
+        let (now, queue) = (Instant::now(), QueueId(1));
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let mailbox = Arc::new(Mailbox::new(Owner { node: NodeId(1), incarnation: Incarnation(1), connection: ConnectionId(1) }, address));
+        let run = Run {
+            mailbox,
+            at: ChannelRef { channel: 1, epoch: 0 },
+            ticket: 1,
+            mandatory: false,
+            rerouted: false,
+            first: 0,
+            count: 1,
+            shared: None,
+        };
+        let body = vec![7; 16 << 20];
+        let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: &body };
+        assert!(Message { body: &body[..1000], ..message }.alone(&[queue]).is_none());
+        let ops = message.alone(&[queue]).unwrap();
+        let encoded = ops.as_ptr();
+        let mut batches = Batches::new(now, true);
+        batches.welcome(SessionId(9), BatchSeq(0), now);
+        batches.settle(queue, SettleReason::Ack, Seq(1), now);
+        assert!(batches.enqueue_alone(ops, 1, run, now));
+        let leader = LeaderId { term: 1, voter: 1 };
+        let sent = batches.next(leader, now).unwrap();
+        assert!(sent.ops.as_ptr() == encoded && !crate::model::entry::has_settles(&sent.ops));
+        batches.verdict(BatchSeq(1), now).unwrap();
+        assert!(crate::model::entry::has_settles(&batches.next(leader, now).unwrap().ops), "the settle comes with the next batch");
+    }
 }

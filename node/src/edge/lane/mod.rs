@@ -142,11 +142,15 @@ impl Lane {
 
     /// A message into queues of this shard. Returns the mark behind it.
     pub fn enqueue(&self, queues: &[QueueId], message: &Message<'_>, catalog_index: u64, run: Run) -> u64 {
+        let alone = message.alone(queues);
         let mut state = self.state.lock();
         if state.stuck {
             state.block(self.shard, &run.mailbox);
         }
-        let wake = state.batches.enqueue(queues, message, catalog_index, run, Instant::now());
+        let wake = match alone {
+            Some(ops) => state.batches.enqueue_alone(ops, catalog_index, run, Instant::now()),
+            None => state.batches.enqueue(queues, message, catalog_index, run, Instant::now()),
+        };
         let mark = state.batches.mark();
         self.unlock(state);
         if wake {

@@ -115,6 +115,7 @@ impl Scene {
             password_hash: hash_password(b"guest", [1, 2, 3, 4]),
             shards: 3,
         });
+        world.apply(&CatalogCommand::NodeUp { node: ME, incarnation: Incarnation(77) });
         let paths = Arc::new(TestPaths(world.clone()));
         let edge = Edge::new(config, world.catalog.clone(), world.clone(), world.clone(), paths);
         Scene { world, edge, paths_rx }

@@ -340,6 +340,55 @@ async fn a_nacked_batch_that_was_sent_is_void_for_the_next_leader() {
     assert!(client.now().is_empty());
 }
 
+/// The old leader's copy may have been applied: its verdict names the messages as they were.
+#[tokio::test]
+async fn the_messages_of_a_void_batch_keep_their_ordinals() {
+    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(1100), ..default_config() });
+    scene.queue("first", 1);
+    scene.queue("second", 1);
+    let mut client = scene.client();
+    for (queue, ticket) in [("first", 1), ("second", 0), ("first", 2), ("second", 0)] {
+        client.publish("", queue, ticket);
+    }
+    let (mut old, _) = scene.leader(leader(1, 2), 9, 0).await;
+    assert_eq!(keys(&old.batch().await), ["first", "second", "first", "second"]);
+    assert!(matches!(client.next().await, Event::Blocked(_)));
+    for ticket in 1..=2 {
+        assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(ticket, ticket)] });
+    }
+    scene.world.set_leader(ShardId(1), Some(leader(2, 3)));
+    let (mut new, _) = scene.leader(leader(2, 3), 9, 0).await;
+    let void = new.batch().await;
+    assert_eq!((void.seq, enqueues(&void).len(), keys(&void)), (BatchSeq(1), 4, vec!["second".to_string(), "second".into()]));
+    assert!(crate::model::entry::is_batch(&void.ops));
+    // Of the copy that was applied the first and the last message were refused: only the last one is still wanted.
+    new.verdict(1, &[0, 3]).await;
+    let again = new.batch().await;
+    assert_eq!((again.seq, keys(&again)), (BatchSeq(2), vec!["second".to_string()]));
+    new.verdict(2, &[]).await;
+    assert_eq!(client.next().await, Event::Unblocked);
+    assert!(client.now().is_empty());
+}
+
+#[tokio::test]
+async fn a_large_message_is_a_batch_of_its_own() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    let large: &'static [u8] = vec![7; limits::BATCH_BYTES].leak();
+    client.publish("", "q", 1);
+    client.submit(Step::Publish(publish("", "q", 2, large)));
+    client.publish("", "q", 3);
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    for (seq, bytes) in [(1, 0), (2, limits::BATCH_BYTES), (3, 0)] {
+        let batch = leader.batch().await;
+        assert_eq!((batch.seq, keys(&batch)), (BatchSeq(seq), vec!["q".to_string()]), "in the order of publishing");
+        assert_eq!(batch.ops.len() >= limits::BATCH_BYTES, bytes > 0);
+        leader.verdict(seq, &[]).await;
+        assert_eq!(client.confirmed().await, [(seq, seq)]);
+    }
+}
+
 #[tokio::test]
 async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     let mut scene = Scene::new(default_config());
@@ -372,6 +421,40 @@ async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     assert_eq!(attach, ToLeader::Attach { leader: back.id, consumers: vec![], loose: vec![] });
     client.publish("", "t", 4);
     assert_eq!(back.batch().await.seq, BatchSeq(3));
+}
+
+#[tokio::test]
+async fn of_a_message_to_several_queues_the_part_of_a_vanished_owner_counts_as_unroutable() {
+    let mut scene = Scene::new(default_config());
+    let spec = QueueSpec { name: name("t"), durable: false, auto_delete: false, exclusive_owner: None, arguments: Table::new() };
+    scene.declare(spec, ShardId(1));
+    scene.queue("q", 1);
+    scene.fanout("x", &["t", "q"]);
+    scene.world.set_leader(ShardId::local(ME), None);
+    let mut client = scene.client();
+    client.submit(Step::Publish(Publish { mandatory: true, ..publish("x", "", 1, b"body") }));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    leader.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)], "taken by the other one: not returned, and not for ever without an answer");
+}
+
+#[tokio::test]
+async fn a_publisher_names_nobody_but_itself() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let named = |properties: &'static [u8]| Publish { properties: Bytes::from_static(properties), ..publish("", "nowhere", 1, b"") };
+    client.submit(Step::Publish(named(b"\x00\x10\x05guest")));
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    client.submit(Step::Publish(named(b"\x00\x10\x03eve")));
+    let refusal = Refusal::Precondition("user_id property set to 'eve' but authenticated user was 'guest'".into());
+    assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal, method: (60, 40) }]);
+    let user = scene.world.catalog.read().user("guest").expect("the first user").clone();
+    let (tags, password_hash) = (vec!["impersonator".to_string()], user.password_hash);
+    scene.world.apply(&CatalogCommand::PutUser { user: "guest".into(), password_hash, tags });
+    let mut other = scene.client();
+    other.submit(Step::Publish(named(b"\x00\x10\x03eve")));
+    assert_eq!(other.confirmed().await, [(1, 1)]);
 }
 
 #[tokio::test]

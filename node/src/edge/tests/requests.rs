@@ -271,6 +271,13 @@ async fn without_a_routing_lease_requests_wait_and_are_refused_in_the_end() {
     assert!(client.now().is_empty());
     scene.world.lease.store(true, Ordering::SeqCst);
     assert!(matches!(client.reply().await, Err(Refusal::NotFound { .. })));
+    scene.world.lease.store(false, Ordering::SeqCst);
+    client.ask(Request::DeclareQueue(DeclareQueue { passive: true, ..declare("made-elsewhere") }));
+    assert!(client.now().is_empty(), "this copy of the catalog does not count");
+    scene.queue("made-elsewhere", 1);
+    client.ask(Request::DeleteQueue { name: name("none"), if_unused: false, if_empty: false });
+    assert!(matches!(client.reply().await, Err(Refusal::Unavailable(_))));
+    assert!(matches!(client.reply().await, Err(Refusal::Unavailable(_))));
 }
 
 fn exchange_spec(exchange: &str) -> ExchangeSpec {

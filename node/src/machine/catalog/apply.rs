@@ -46,6 +46,7 @@ impl Catalog {
         match command {
             CatalogCommand::Bootstrap { vhost, user, password_hash, shards } => self.bootstrap(vhost, user, password_hash, *shards),
             CatalogCommand::NodeUp { node, incarnation } => self.node_up(index, *node, *incarnation),
+            CatalogCommand::NodeDown { node, incarnation } => self.node_down(index, *node, *incarnation),
             CatalogCommand::DeclareExchange(spec) => self.declare_exchange(spec),
             CatalogCommand::DeleteExchange { name, if_unused } => self.delete_exchange(name, *if_unused),
             CatalogCommand::DeclareQueue { spec, node, incarnation, shard } => {
@@ -94,13 +95,30 @@ impl Catalog {
 
     fn node_up(&mut self, index: u64, node: NodeId, incarnation: Incarnation) -> Outcome {
         self.nodes.insert(node, incarnation);
+        self.drop_memory(index, node, |owner| owner != incarnation);
+        DONE
+    }
+
+    fn node_down(&mut self, index: u64, node: NodeId, incarnation: Incarnation) -> Outcome {
+        if self.nodes.get(&node) != Some(&incarnation) {
+            return DONE;
+        }
+        self.nodes.remove(&node);
+        self.drop_memory(index, node, |_| true);
+        if self.nodes.is_empty() {
+            self.transient_exchanges().iter().for_each(|name| self.drop_exchange(name));
+        }
+        DONE
+    }
+
+    /// Drops the in-memory queues of those processes of a node that `which` picks.
+    fn drop_memory(&mut self, index: u64, node: NodeId, which: impl Fn(Incarnation) -> bool) {
         let local: Vec<QueueId> = self.queues_of(ShardId::local(node)).collect();
         for id in local {
-            if self.queues.get(&id).is_some_and(|r| r.incarnation != incarnation) {
+            if self.queues.get(&id).is_some_and(|r| which(r.incarnation)) {
                 self.drop_queue(index, id);
             }
         }
-        DONE
     }
 
     fn declare_exchange(&mut self, spec: &ExchangeSpec) -> Outcome {
@@ -148,17 +166,16 @@ impl Catalog {
         Ok(CatalogReply::Queue { record, created: true })
     }
 
-    /// Durable and not exclusive: the data shard asked for; else the memory of the declaring process, if it is the present one.
+    /// Durable and not exclusive: the data shard asked for; else the memory of the declaring process, if it is up.
     fn place(&self, spec: &QueueSpec, (node, incarnation): (NodeId, Incarnation), shard: ShardId) -> Result<ShardId, Refusal> {
         if spec.durable && spec.exclusive_owner.is_none() {
             let known = (1..=self.shards).contains(&shard.0);
             return if known { Ok(shard) } else { Err(Refusal::Unavailable(format!("there is no data shard {shard}"))) };
         }
         match self.nodes.get(&node) {
-            Some(present) if *present != incarnation => {
-                Err(Refusal::Unavailable(format!("node {node} was restarted; declare the queue again")))
-            }
-            Some(_) | None => Ok(ShardId::local(node)),
+            Some(present) if *present == incarnation => Ok(ShardId::local(node)),
+            Some(_) => Err(Refusal::Unavailable(format!("node {node} was restarted; declare the queue again"))),
+            None => Err(Refusal::Unavailable(format!("node {node} was cut off and counts as down; declare the queue again"))),
         }
     }
 

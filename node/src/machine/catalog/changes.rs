@@ -17,9 +17,15 @@ struct Change {
 }
 
 /// A shard's queues and how they came to be.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ShardQueues {
     pub(super) queues: BTreeSet<QueueId>,
+    pub(super) history: History,
+}
+
+/// The last changes of a shard's queues.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct History {
     log: VecDeque<Change>,
     /// Changes up to this index may be forgotten.
     floor: u64,
@@ -28,16 +34,22 @@ pub(super) struct ShardQueues {
 impl ShardQueues {
     pub(super) fn created(&mut self, index: u64, queue: QueueId) {
         self.queues.insert(queue);
-        self.push(Change { index, queue, created: true });
+        self.history.push(Change { index, queue, created: true });
     }
 
     pub(super) fn dropped(&mut self, index: u64, queue: QueueId) {
         self.queues.remove(&queue);
-        self.push(Change { index, queue, created: false });
+        self.history.push(Change { index, queue, created: false });
     }
 
     /// What changed after `index` as a whole (made and dropped since: neither); `None`: too long ago.
     pub(super) fn since(&self, index: u64) -> Option<(Vec<QueueId>, Vec<QueueId>)> {
+        self.history.since(index)
+    }
+}
+
+impl History {
+    fn since(&self, index: u64) -> Option<(Vec<QueueId>, Vec<QueueId>)> {
         if index < self.floor {
             return None;
         }

@@ -14,7 +14,7 @@ mod tests;
 
 pub use equivalence::{check_owner, exchange_text, kind_text, queue_text};
 pub use password::{hash_password, password_matches};
-pub use persist::{decode_command, encode_command};
+pub use persist::{Image, decode_command, encode_command};
 pub use route::RouteResult;
 
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, Owner, Permission, QueueRecord, Target};
@@ -73,6 +73,7 @@ pub struct Catalog {
     shards: u16,
     vhosts: HashMap<Arc<str>, Vhost>,
     users: BTreeMap<String, User>,
+    /// Processes that are up.
     nodes: BTreeMap<NodeId, Incarnation>,
     queues: HashMap<QueueId, Arc<QueueRecord>>,
     by_shard: BTreeMap<ShardId, ShardQueues>,
@@ -114,12 +115,12 @@ impl Catalog {
         self.shards().min_by_key(|s| self.by_shard.get(s).map_or(0, |q| q.queues.len()))
     }
 
-    /// The present process of a node, as far as the catalog knows.
+    /// The process of a node that is up.
     pub fn incarnation(&self, node: NodeId) -> Option<Incarnation> {
         self.nodes.get(&node).copied()
     }
 
-    /// Nodes that ever served, with their present process.
+    /// Nodes that are up, with their process.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, Incarnation)> + '_ {
         self.nodes.iter().map(|(node, incarnation)| (*node, *incarnation))
     }
@@ -186,6 +187,14 @@ impl Catalog {
         let mut all: Vec<_> = self.vhosts.get(vhost).into_iter().flat_map(|v| v.exchanges.values()).map(|x| x.spec.clone()).collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// Exchanges that go when no process is up any more, by name. O(n).
+    pub fn transient_exchanges(&self) -> Vec<Name> {
+        let all = self.vhosts.values().flat_map(|v| v.exchanges.values());
+        let mut names: Vec<_> = all.filter(|x| !x.spec.durable).map(|x| x.spec.name.clone()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// All bindings that were made, in the order in which they were made. (Those of the default exchange are not among them.)

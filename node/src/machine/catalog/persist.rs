@@ -1,7 +1,7 @@
 //! The catalog as bytes: commands for the log, snapshots, checkpoints, the state hash. MessagePack maps with named fields, so that a
 //! field can be added later. Called by `consensus`.
 
-use super::changes::ShardQueues;
+use super::changes::History;
 use super::{Catalog, User};
 use crate::machine::hash::StateHasher;
 use crate::machine::{Delta, RestoreError};
@@ -18,8 +18,9 @@ const HEAD: usize = 5;
 /// A checkpoint's values stay below the size at which the store keeps each in a file of its own (128 KiB).
 const PIECE_BYTES: usize = 48 << 10;
 
+/// The state as it is written, sharing its parts with the catalog that it was captured from.
 #[derive(Serialize, Deserialize)]
-struct Image {
+pub struct Image {
     applied: LogId,
     shards: u16,
     vhosts: Vec<Arc<str>>,
@@ -27,7 +28,7 @@ struct Image {
     nodes: BTreeMap<NodeId, Incarnation>,
     exchanges: Vec<Arc<ExchangeSpec>>,
     queues: Vec<Arc<QueueRecord>>,
-    by_shard: BTreeMap<ShardId, ShardQueues>,
+    histories: BTreeMap<ShardId, History>,
     bindings: Vec<(u64, Arc<BindingSpec>)>,
 }
 
@@ -41,15 +42,37 @@ pub fn decode_command(bytes: &[u8]) -> Option<CatalogCommand> {
     rmp_serde::from_slice(bytes).ok()
 }
 
-impl Catalog {
-    /// All of the state: magic, version, MessagePack, crc32c.
-    pub fn snapshot(&self) -> Vec<u8> {
+impl Image {
+    /// The state after this entry.
+    pub fn applied(&self) -> LogId {
+        self.applied
+    }
+
+    /// All of the state in one piece: magic, version, MessagePack, crc32c.
+    pub fn into_snapshot(mut self) -> Vec<u8> {
+        self.vhosts.sort_unstable();
+        self.exchanges.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        self.queues.sort_unstable_by_key(|queue| queue.id);
         let mut out = MAGIC.to_vec();
         out.push(VERSION);
-        rmp_serde::encode::write_named(&mut out, &self.image()).expect("plain data, writing to memory cannot fail");
+        rmp_serde::encode::write_named(&mut out, &self).expect("plain data, writing to memory cannot fail");
         let crc = crc32c::crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out
+    }
+
+    /// What the store must hold: all of the state in pieces.
+    pub fn into_delta(self) -> Delta {
+        let applied = self.applied;
+        let puts = self.into_snapshot().chunks(PIECE_BYTES).enumerate().map(|(n, piece)| (piece_key(n as u32), piece.to_vec())).collect();
+        Delta { applied, full: true, puts, deletes: Vec::new() }
+    }
+}
+
+impl Catalog {
+    /// All of the state as bytes.
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.image().into_snapshot()
     }
 
     /// The way back from `snapshot`.
@@ -69,14 +92,14 @@ impl Catalog {
         Catalog::from_image(image)
     }
 
-    /// What a checkpoint must store: the whole catalog in pieces, when it moved since the last call.
-    pub fn checkpoint(&mut self) -> Option<Delta> {
-        if self.checkpointed == Some(self.applied) {
-            return None;
-        }
-        let puts = self.snapshot().chunks(PIECE_BYTES).enumerate().map(|(n, piece)| (piece_key(n as u32), piece.to_vec())).collect();
-        self.checkpointed = Some(self.applied);
-        Some(Delta { applied: self.applied, full: true, puts, deletes: Vec::new() })
+    /// What a checkpoint must store, when the catalog moved since the last one that was `captured`.
+    pub fn capture(&self) -> Option<Image> {
+        (self.checkpointed != Some(self.applied)).then(|| self.image())
+    }
+
+    /// A checkpoint of this state is on its way.
+    pub fn captured(&mut self, applied: LogId) {
+        self.checkpointed = Some(applied);
     }
 
     /// The stored checkpoint is lost: the next call of `checkpoint` gives one.
@@ -107,29 +130,30 @@ impl Catalog {
         hasher.finish()
     }
 
-    fn image(&self) -> Image {
+    /// Only shares: sorted and encoded is it when nobody waits for the catalog.
+    pub fn image(&self) -> Image {
         Image {
             applied: self.applied,
             shards: self.shards,
-            vhosts: self.vhosts(),
+            vhosts: self.vhosts.keys().cloned().collect(),
             users: self.users.clone(),
             nodes: self.nodes.clone(),
-            exchanges: self.vhosts().iter().flat_map(|v| self.exchanges(v)).collect(),
-            queues: self.queues(),
-            by_shard: self.by_shard.clone(),
+            exchanges: self.vhosts.values().flat_map(|v| v.exchanges.values()).map(|x| x.spec.clone()).collect(),
+            queues: self.queues.values().cloned().collect(),
+            histories: self.by_shard.iter().map(|(shard, queues)| (*shard, queues.history.clone())).collect(),
             bindings: self.bindings.iter().map(|(id, spec)| (*id, spec.clone())).collect(),
         }
     }
 
     fn from_image(image: Image) -> Result<Catalog, RestoreError> {
-        let mut catalog = Catalog {
-            applied: image.applied,
-            shards: image.shards,
-            users: image.users,
-            nodes: image.nodes,
-            by_shard: image.by_shard,
-            ..Catalog::default()
-        };
+        let mut catalog =
+            Catalog { applied: image.applied, shards: image.shards, users: image.users, nodes: image.nodes, ..Catalog::default() };
+        for (shard, history) in image.histories {
+            catalog.by_shard.entry(shard).or_default().history = history;
+        }
+        for record in &image.queues {
+            catalog.by_shard.entry(record.shard).or_default().queues.insert(record.id);
+        }
         for vhost in image.vhosts {
             catalog.vhosts.entry(vhost).or_default();
         }

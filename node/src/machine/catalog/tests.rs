@@ -197,6 +197,63 @@ fn a_restarted_node_loses_its_memory_and_late_declares_of_the_old_process_are_re
 }
 
 #[test]
+fn a_node_that_is_down_loses_its_memory_and_its_process_may_be_up_again() {
+    let mut f = Fixture::new();
+    let (up, down) = (
+        |node, incarnation| CatalogCommand::NodeUp { node, incarnation },
+        |node, incarnation| CatalogCommand::NodeDown { node, incarnation },
+    );
+    let mine = QueueSpec { exclusive_owner: Some(owner(1)), ..queue_spec("mine") };
+    f.done(up(NodeId(2), Incarnation(21)));
+    f.done(declare(mine.clone(), 1));
+    f.queue("durable");
+    f.done(CatalogCommand::Bind(binding("amq.fanout", Target::Queue, "mine", "")));
+    f.done(down(NODE, Incarnation(10)));
+    f.done(down(NodeId(2), PROCESS));
+    assert!(f.0.queue(&name("mine")).is_some(), "another process, another node");
+    f.done(down(NODE, PROCESS));
+    assert!(f.0.queue(&name("mine")).is_none() && f.0.queue(&name("durable")).is_some());
+    assert_eq!((f.0.bindings().count(), f.0.incarnation(NODE)), (0, None));
+    let refused = f.refusal(declare(mine.clone(), 1)).to_string();
+    assert_eq!(refused, "node 1 was cut off and counts as down; declare the queue again");
+    let elsewhere = |connection| Owner { node: NodeId(2), incarnation: Incarnation(21), connection: ConnectionId(connection) };
+    let moved = QueueSpec { exclusive_owner: Some(elsewhere(7)), ..queue_spec("mine") };
+    let process = CatalogCommand::DeclareQueue { spec: moved, node: NodeId(2), incarnation: Incarnation(21), shard: ShardId(1) };
+    assert_eq!(f.record(process).shard, ShardId::local(NodeId(2)), "the name is free");
+    f.done(up(NODE, PROCESS));
+    f.done(declare(QueueSpec { exclusive_owner: Some(owner(1)), ..queue_spec("again") }, 1));
+    assert!(f.0.queue(&name("again")).is_some());
+}
+
+#[test]
+fn what_is_not_durable_goes_with_the_last_process_that_was_up() {
+    let mut f = Fixture::new();
+    let (two, next) = ((NodeId(2), Incarnation(21)), Incarnation(12));
+    f.done(CatalogCommand::NodeUp { node: two.0, incarnation: two.1 });
+    f.queue("q");
+    for durable in [true, false] {
+        let exchange = if durable { "kept" } else { "passing" };
+        f.done(CatalogCommand::DeclareExchange(ExchangeSpec { durable, ..exchange_spec(exchange, ExchangeKind::Fanout) }));
+        f.done(CatalogCommand::Bind(binding(exchange, Target::Queue, "q", "")));
+    }
+    f.done(CatalogCommand::Bind(binding("kept", Target::Exchange, "passing", "")));
+    assert_eq!(f.0.transient_exchanges(), [name("passing")]);
+    // One after the other is started again.
+    f.done(CatalogCommand::NodeUp { node: NODE, incarnation: next });
+    f.done(CatalogCommand::NodeDown { node: two.0, incarnation: two.1 });
+    f.done(CatalogCommand::NodeUp { node: two.0, incarnation: Incarnation(22) });
+    assert_eq!(f.0.bindings().count(), 3);
+    f.done(CatalogCommand::NodeDown { node: two.0, incarnation: Incarnation(22) });
+    f.done(CatalogCommand::NodeDown { node: NODE, incarnation: PROCESS });
+    assert!(f.0.exchange(&name("passing")).is_some(), "the present process is up");
+    f.done(CatalogCommand::NodeDown { node: NODE, incarnation: next });
+    assert!(f.0.exchange(&name("passing")).is_none() && f.0.exchange(&name("kept")).is_some());
+    assert_eq!(f.0.exchanges("/").len(), 8, "those that every vhost has stay");
+    assert_eq!(f.0.bindings().map(|b| &*b.source).collect::<Vec<_>>(), ["kept"]);
+    assert!(f.0.queue(&name("q")).is_some());
+}
+
+#[test]
 fn bindings_need_both_ends_and_are_idempotent() {
     let mut f = Fixture::new();
     let q = f.queue("q").0;
@@ -358,14 +415,16 @@ fn command() -> impl Strategy<Value = CatalogCommand> {
         4 => (queue(), any::<bool>(), prop::option::of(0u64..2), 0u16..4).prop_map(|(q, durable, connection, shard)| {
             declare(QueueSpec { durable, exclusive_owner: connection.map(owner), ..queue_spec(q) }, shard)
         }),
-        3 => (exchange(), kind(), any::<bool>())
-            .prop_map(|(x, kind, auto_delete)| CatalogCommand::DeclareExchange(ExchangeSpec { auto_delete, ..exchange_spec(x, kind) })),
+        3 => (exchange(), kind(), any::<bool>(), any::<bool>()).prop_map(|(x, kind, auto_delete, durable)| {
+            CatalogCommand::DeclareExchange(ExchangeSpec { auto_delete, durable, ..exchange_spec(x, kind) })
+        }),
         8 => bind().prop_map(CatalogCommand::Bind),
         3 => bind().prop_map(CatalogCommand::Unbind),
         2 => (0u64..40).prop_map(|id| CatalogCommand::DeleteQueue { id: QueueId(id) }),
         1 => (exchange(), any::<bool>()).prop_map(|(x, if_unused)| CatalogCommand::DeleteExchange { name: name(x), if_unused }),
         1 => (0u64..2).prop_map(|c| CatalogCommand::ConnectionGone(owner(c))),
-        1 => (11u64..14).prop_map(|i| CatalogCommand::NodeUp { node: NODE, incarnation: Incarnation(i) }),
+        2 => (11u64..13).prop_map(|i| CatalogCommand::NodeUp { node: NODE, incarnation: Incarnation(i) }),
+        1 => (11u64..13).prop_map(|i| CatalogCommand::NodeDown { node: NODE, incarnation: Incarnation(i) }),
     ]
 }
 
@@ -428,8 +487,9 @@ proptest! {
             }
             let hash = f.0.state_hash();
             if n % 4 == 0 {
-                let delta = f.0.checkpoint().unwrap();
-                prop_assert!(f.0.checkpoint().is_none());
+                let delta = f.0.capture().unwrap().into_delta();
+                f.0.captured(delta.applied);
+                prop_assert!(f.0.capture().is_none());
                 f.0 = Catalog::restore(delta.puts).unwrap();
             } else if n % 4 == 2 {
                 f.0 = Catalog::from_snapshot(&f.0.snapshot()).unwrap();

@@ -133,6 +133,48 @@ async fn bodies_from_disk_come_in_order_too() {
     assert_eq!(edge.seqs(3).await, [5, 6, 351]);
 }
 
+/// The index of the entry that holds a message.
+fn entry_of(shard: &Shard, queue: QueueId, seq: u64) -> u64 {
+    let mut located = Vec::new();
+    shard.machine.lock().queue(queue).unwrap().locate(Seq(seq), 1, &mut located);
+    located[0].index
+}
+
+#[tokio::test]
+async fn messages_that_no_replica_can_read_stop_their_queue_alone_and_only_until_they_can() {
+    let shard = Shard::cold();
+    shard.declare(&[Q, Q2]);
+    let mut edge = shard.edge(1).await;
+    for n in 0..4 {
+        edge.publish(Q, n * 10..(n + 1) * 10).await;
+        edge.publish(Q2, 0..1).await;
+    }
+    shard.bad.lock().push(entry_of(&shard, Q, 21));
+    edge.consume(1, Q, None).await;
+    assert_eq!(edge.seqs(20).await, (1..=20).collect::<Vec<_>>(), "what comes before them is delivered");
+    edge.nothing().await;
+    edge.consume(2, Q2, None).await;
+    assert_eq!(edge.take(4).await.iter().map(|m| m.0).collect::<Vec<_>>(), [2; 4], "the other queue goes on");
+    edge.settle(Q, 1, 20).await;
+    shard.bad.lock().clear();
+    assert_eq!(edge.seqs(20).await, (21..=40).collect::<Vec<_>>(), "in order, none passed over");
+}
+
+#[tokio::test]
+async fn a_purge_frees_a_queue_whose_messages_cannot_be_read() {
+    let shard = Shard::cold();
+    shard.declare(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..10).await;
+    shard.bad.lock().push(entry_of(&shard, Q, 1));
+    edge.consume(1, Q, None).await;
+    edge.nothing().await;
+    edge.up(ToLeader::Purge { request: 9, queue: Q }).await;
+    assert_eq!(edge.down().await, ToEdge::Purged { request: 9, result: Ok(10) });
+    edge.publish(Q, 10..12).await;
+    assert_eq!(edge.seqs(2).await, [11, 12]);
+}
+
 #[tokio::test]
 async fn a_long_queue_is_delivered_through_renewed_reservations() {
     let shard = Shard::with_queues(&[Q]);

@@ -30,20 +30,25 @@ const Q2: QueueId = QueueId(11);
 const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(60);
 
-/// A catalog of the test's making.
+/// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
         self.0.lock().0
     }
-    fn changes(&self, _shard: ShardId, from: u64, _known: &dyn Fn() -> Vec<QueueId>) -> CatalogChanges {
+    fn changes(&self, _shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
         let state = self.0.lock();
         if from >= state.0 {
-            return CatalogChanges { to: state.0, ..CatalogChanges::default() };
+            return Some(CatalogChanges { to: state.0, ..CatalogChanges::default() });
         }
-        CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() }
+        if !self.1.load(Ordering::Relaxed) {
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() });
+        }
+        let known = known()?;
+        let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
+        Some(CatalogChanges { to: state.0, creates, drops: known.into_iter().filter(|q| !state.1.contains(q)).collect() })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -76,21 +81,28 @@ impl Proposer for Gate {
     }
 }
 
-/// Bodies that are never in memory.
-struct Cold(Arc<LocalBodies>);
+/// Bodies that are never in memory; the entries in `bad` cannot be read.
+struct Cold {
+    bodies: Arc<LocalBodies>,
+    bad: Arc<Mutex<Vec<u64>>>,
+}
 
 impl Bodies for Cold {
     fn cached(&self, _index: u64) -> Option<EntryBytes> {
         None
     }
     fn read(&self, index: u64) -> futures::future::BoxFuture<'static, std::io::Result<EntryBytes>> {
-        self.0.read(index)
+        if self.bad.lock().contains(&index) {
+            return Box::pin(async { Err(std::io::ErrorKind::InvalidData.into()) });
+        }
+        self.bodies.read(index)
     }
 }
 
 struct Shard {
     machine: Arc<Mutex<DataMachine>>,
     bodies: Arc<LocalBodies>,
+    bad: Arc<Mutex<Vec<u64>>>,
     catalog: Arc<TestCatalog>,
     gate: Arc<Gate>,
     server: ServerHandle,
@@ -136,11 +148,13 @@ impl Shard {
         let mut config = ServerConfig::new(ShardId(1), NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
-        let read: Arc<dyn Bodies> = if setup.cold { Arc::new(Cold(bodies.clone())) } else { bodies.clone() };
+        let bad = Arc::<Mutex<Vec<u64>>>::default();
+        let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
+        let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, catalog, gate, server, events, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, term, setup }
     }
 
     /// Another leader over the same replicated state.

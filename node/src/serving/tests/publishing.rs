@@ -172,3 +172,28 @@ async fn a_batch_that_cannot_be_read_ends_its_path_and_is_not_proposed() {
     good.publish(Q, 0..2).await;
     assert_eq!(good.stat(Q).await.ready, 2);
 }
+
+#[tokio::test]
+async fn a_queue_that_comes_and_goes_while_its_advance_is_on_the_way_is_dropped_without_a_change_log_too() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..1).await;
+    shard.catalog.1.store(true, Ordering::Relaxed);
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    shard.declare(&[Q2]);
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(shard.gate.held.lock().as_ref().unwrap().len(), 1, "the advance that makes it");
+    shard.drop_queue(Q2);
+    tokio::time::sleep(QUIET).await;
+    let held = shard.gate.held.lock().take().unwrap();
+    held.into_iter().for_each(|(token, leader, entry)| shard.gate.inner.propose(token, leader, entry));
+    let index = shard.catalog.0.lock().0;
+    let followed = async {
+        while shard.machine.lock().catalog_index() < index {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(SOON, followed).await.expect("the shard follows the catalog");
+    let queues: Vec<_> = shard.machine.lock().queues().map(|(id, _)| id).collect();
+    assert_eq!(queues, [Q]);
+}

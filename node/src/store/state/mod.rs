@@ -76,7 +76,7 @@ impl StateStore {
     }
 
     /// Stores a change. `done` is called on the store's thread once it is durable, or says why not: then the change is lost and the
-    /// shard's next one must be full. Never blocks. Changes of a shard must be given in log order.
+    /// shard's next one must be full. Never blocks. Changes of a shard must be given in log order: an older one is refused.
     pub fn checkpoint(&self, shard: ShardId, change: Change, done: impl FnOnce(Result<LogId, StateError>) + Send + 'static) {
         let request = Request::Checkpoint(shard, change, Box::new(done));
         let refused = match self.requests_tx.as_ref().map(|tx| tx.try_send(request)) {

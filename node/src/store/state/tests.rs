@@ -55,6 +55,20 @@ fn a_full_change_replaces_everything_and_a_partial_one_needs_a_base() {
 }
 
 #[test]
+fn a_state_older_than_the_stored_one_is_refused_full_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("state"));
+    assert_eq!(write(&store, 1, change(9, true, &[("a", "9")], &[])), Ok(id(9)));
+    for full in [false, true] {
+        let older = StateError::Older { shard: ShardId(1), stored: 9, given: 8 };
+        assert_eq!(write(&store, 1, change(8, full, &[("a", "8")], &[])), Err(older));
+    }
+    assert_eq!(store.load(ShardId(1)).unwrap(), Stored { applied: Some(id(9)), pairs: vec![pair("a", "9")] });
+    assert_eq!(write(&store, 1, change(9, true, &[("a", "again")], &[])), Ok(id(9)), "the same state once more is not older");
+    assert_eq!(write(&store, 2, change(3, true, &[], &[])), Ok(id(3)), "other shards have their own");
+}
+
+#[test]
 fn a_deleted_store_starts_empty() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state");

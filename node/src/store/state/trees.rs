@@ -39,6 +39,16 @@ pub enum StateError {
     /// The shard has nothing stored that a partial change could build on.
     #[error("shard {0} needs a full checkpoint")]
     NeedsFull(ShardId),
+    /// The store has a newer state of the shard already: its log may be purged up to there.
+    #[error("shard {shard} is stored up to {stored}, a state of {given} would take it back")]
+    Older {
+        /// Which.
+        shard: ShardId,
+        /// Index of what is stored.
+        stored: u64,
+        /// Index of what was given.
+        given: u64,
+    },
     /// Not taken: too many wait, or the store is closing.
     #[error("state store is busy")]
     Busy,
@@ -325,6 +335,9 @@ impl Open {
     fn write(&self, shard: ShardId, change: &Change) -> Result<(), StateError> {
         let tree = self.tree(shard)?;
         let meta = self.meta(&tree)?;
+        if let Some(stored) = meta.map(|m| m.applied.index).filter(|stored| change.applied.index < *stored) {
+            return Err(StateError::Older { shard, stored, given: change.applied.index });
+        }
         let (mut batch, mut digest) = (sled::Batch::default(), meta.map_or(0, |m| m.digest));
         if change.full {
             digest = 0;

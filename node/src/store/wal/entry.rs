@@ -62,6 +62,8 @@ pub struct Identity {
     pub node: NodeId,
     /// Which life of its disk.
     pub generation: Generation,
+    /// Data shards of the cluster, fixed when it was formed.
+    pub shards: u16,
 }
 
 /// A group's part of the WAL as openraft asks for it.

@@ -88,6 +88,8 @@ pub(super) struct ShardIndex {
     /// First index of each run of entries with one leader.
     pub(super) leaders: VecDeque<(u64, LeaderId)>,
     cache: VecDeque<Cached>,
+    /// Lowest index that was read from the cache since the last look, one more than it; 0: none was.
+    read_from: u64,
     /// Grows with each truncation; an append under way that was issued before one lost what lies behind it.
     pub epoch: u64,
     pub(super) cuts: Vec<(u64, Option<u64>)>,
@@ -150,8 +152,32 @@ impl ShardIndex {
         Some(self.leaders.get(after.checked_sub(1)?)?.1)
     }
 
-    /// From the tail cache.
-    pub fn cached(&self, index: u64) -> Option<&LogEntry> {
+    /// From the tail cache, for somebody who goes on reading behind it.
+    pub fn read_cached(&mut self, index: u64) -> Option<LogEntry> {
+        let entry = self.cached(index)?.clone();
+        self.read_from = if self.read_from == 0 { index + 1 } else { self.read_from.min(index + 1) };
+        Some(entry)
+    }
+
+    /// Cached entries older than `order` that nobody has come near to reading since the last call go. Returns their bytes.
+    pub fn forget_unread(&mut self, order: u64) -> usize {
+        let wanted = std::mem::take(&mut self.read_from).checked_sub(1).unwrap_or(u64::MAX);
+        let mut bytes = 0;
+        while self.evictable().is_some_and(|oldest| oldest < order) && self.cache.front().is_some_and(|c| c.entry.id.index < wanted) {
+            bytes += self.evict();
+        }
+        if self.cache.len() < self.cache.capacity() / 4 && self.cache.capacity() > 1024 {
+            self.cache.shrink_to(self.cache.len() * 2);
+        }
+        bytes
+    }
+
+    #[cfg(test)]
+    pub fn is_cached(&self, index: u64) -> bool {
+        self.cached(index).is_some()
+    }
+
+    fn cached(&self, index: u64) -> Option<&LogEntry> {
         let back = self.cache.back()?.entry.id.index;
         let guess = self.cache.len().checked_sub(1 + back.checked_sub(index)? as usize);
         if let Some(entry) = guess.map(|g| &self.cache[g].entry).filter(|e| e.id.index == index) {

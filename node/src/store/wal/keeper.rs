@@ -125,6 +125,7 @@ impl Keeper {
                 tracing::warn!(%error, spare = state.ready.len(), "cannot prepare another log file");
             }
             state.stats.low_space = true;
+            self.shared.hurry_when_low(&mut state);
             self.shared.work.notify_all();
             if !state.stats.dead {
                 self.shared.keep.wait_for(&mut state, RETRY);

@@ -96,7 +96,7 @@ mod tests {
             pending: Some(Pending { upto: id, membership: Some((id, Bytes::from_static(b"n"))) }),
             installed: Some(id),
         };
-        let identity = Some(Identity { cluster: u128::MAX - 5, node: NodeId(2), generation: Generation(3) });
+        let identity = Some(Identity { cluster: u128::MAX - 5, node: NodeId(2), generation: Generation(3), shards: 3 });
         let groups = Groups::from([(ShardId(0), Group::default()), (ShardId(4), group)]);
         let record = record(&groups, identity);
         let (mut groups_back, mut identity_back) = (Groups::new(), None);

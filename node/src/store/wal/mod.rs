@@ -27,7 +27,7 @@ pub use entry::{Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, Wa
 pub use stats::{SYNC_BUCKETS, WalStats};
 
 use crate::model::entry::EntryBytes;
-use crate::model::{LogId, ShardId};
+use crate::model::{LogId, ShardId, limits};
 use crate::store::disk::Disk;
 use bytes::Bytes;
 use file::{WalFile, prepare};
@@ -40,6 +40,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 use writer::Writer;
 
 /// Handle of the log; clones share it. When the last one is dropped the queue is written out and the threads end.
@@ -169,7 +170,13 @@ impl Wal {
 
     /// From the tail cache only.
     pub fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
-        self.shared.lock().shards.get(&shard)?.cached(index).cloned()
+        self.shared.lock().shards.get_mut(&shard)?.read_cached(index)
+    }
+
+    /// Gives back what the tail cache holds for nobody: entries that have been there for a while and that no reader is close to. Call it
+    /// now and then.
+    pub fn forget_unread(&self) {
+        self.shared.lock().forget_unread(limits::TAIL_CACHE_AGE, Instant::now());
     }
 
     /// Entries of `range` from its start up to the first missing one or `max_bytes`, but at least one when the first exists. May

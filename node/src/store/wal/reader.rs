@@ -60,8 +60,9 @@ impl Shared {
     }
 
     fn plan(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> Vec<Source> {
-        let state = self.lock();
-        let Some(log) = state.shards.get(&shard) else { return Vec::new() };
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(log) = state.shards.get_mut(&shard) else { return Vec::new() };
         let (mut sources, mut bytes) = (Vec::new(), 0);
         for index in range {
             // An entry that is gone may linger in the cache: the index decides.
@@ -70,13 +71,12 @@ impl Shared {
             if bytes > max_bytes && !sources.is_empty() {
                 break;
             }
-            if let Some(entry) = log.cached(index) {
-                sources.push(Source::Cache(entry.clone()));
-            } else if let Some((at, file)) = state.locate(shard, index) {
-                sources.push(Source::Disk(Wanted { index, at, file, leader: log.leader_at(index) }));
-            } else {
-                break;
+            if let Some(entry) = log.read_cached(index) {
+                sources.push(Source::Cache(entry));
+                continue;
             }
+            let Some(file) = state.files.get(&at.file).map(|held| held.file.clone()) else { break };
+            sources.push(Source::Disk(Wanted { index, at, file, leader: log.leader_at(index) }));
         }
         sources
     }

@@ -1,9 +1,9 @@
 //! What the handle, the writer and the file keeper share, behind one lock that is never held across IO.
 
 use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
-use super::file::{Held, ReadyFile, WalFile};
+use super::file::{Held, ReadyFile};
 use super::group::Pending;
-use super::index::{Frees, Location, NOWHERE, ShardIndex};
+use super::index::{Frees, ShardIndex};
 use super::sidecar::Sidecar;
 use super::stats::WalStats;
 use crate::model::{LogId, ShardId};
@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A request in the FIFO.
 pub(super) enum Op {
@@ -78,6 +78,8 @@ pub(super) struct State {
     pub stats: WalStats,
     pub sync_began: Option<Instant>,
     next_order: u64,
+    /// When unread entries were last looked for, and the first order after that.
+    looked: Option<(Instant, u64)>,
     /// Files with data by number; the writer fills the last one.
     pub files: BTreeMap<u32, Held>,
     /// The file that the writer fills.
@@ -102,6 +104,7 @@ impl State {
             stats: WalStats::default(),
             sync_began: None,
             next_order: 0,
+            looked: None,
             files: BTreeMap::new(),
             current: 0,
             ready: VecDeque::new(),
@@ -124,12 +127,6 @@ impl State {
         self.files.range(..self.current).any(|(_, held)| held.needed == 0)
     }
 
-    /// Place and file of an entry on disk.
-    pub fn locate(&self, shard: ShardId, index: u64) -> Option<(Location, Arc<WalFile>)> {
-        let at = self.shards.get(&shard)?.find(index).filter(|at| at.file != NOWHERE)?;
-        Some((at, self.files.get(&at.file)?.file.clone()))
-    }
-
     /// Bring the tail cache within `budget`, oldest entries of all groups first; what is not synced stays.
     pub fn evict(&mut self, budget: usize) {
         while self.stats.cache_bytes > budget {
@@ -137,6 +134,17 @@ impl State {
             let Some((_, shard)) = oldest else { return };
             self.stats.cache_bytes -= shard.evict();
         }
+    }
+
+    /// Cached entries that are older than `age` and that nobody is about to read go; nothing happens when this was asked less than `age`
+    /// ago.
+    pub fn forget_unread(&mut self, age: Duration, now: Instant) {
+        if self.looked.is_some_and(|(at, _)| now < at + age) {
+            return;
+        }
+        let looked = self.looked.replace((now, self.next_order));
+        let order = looked.map_or(0, |(_, order)| order);
+        self.stats.cache_bytes -= self.shards.values_mut().map(|shard| shard.forget_unread(order)).sum::<usize>();
     }
 
     pub fn shard(&mut self, shard: ShardId) -> &mut ShardIndex {
@@ -219,6 +227,15 @@ impl Shared {
         if let Some((frees, bytes)) = state.shard(shard).purge(upto) {
             state.stats.cache_bytes -= bytes;
             state.queue.push_back(Op::Purge { shard, upto, frees });
+            self.hurry_when_low(&mut state);
+        }
+    }
+
+    /// What gives space free rides with the next batch; when space is low it does not wait for one.
+    pub fn hurry_when_low(&self, state: &mut State) {
+        if state.stats.low_space && !state.queue.is_empty() {
+            state.urgent = true;
+            self.work.notify_all();
         }
     }
 
@@ -233,6 +250,7 @@ impl Shared {
             Some(Op::Free(all) | Op::Purge { frees: all, .. }) => all.append(frees),
             _ => state.queue.push_back(Op::Free(frees)),
         }
+        self.hurry_when_low(&mut state);
     }
 
     pub fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {
