@@ -32,7 +32,7 @@ fn start(test: &str) -> Option<Cluster> {
 }
 
 fn alarm(cluster: &Cluster, at: usize) -> bool {
-    cluster.metrics(at).is_some_and(|metrics| metrics.sum("warren_disk_alarm") == Some(1.0))
+    cluster.metrics(at).is_some_and(|metrics| metrics.sum("warren_alarm") == Some(1.0))
 }
 
 /// A client that is told whether it may publish.

@@ -1,4 +1,5 @@
-//! The first five tutorials, in Python with pika, through every node and across each pair of nodes.
+//! Python clients with pika: the first five tutorials through every node and across each pair of nodes, and what RabbitMQ adds to
+//! AMQP 0-9-1 across each pair.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::path::{Path, PathBuf};
@@ -36,5 +37,17 @@ fn pikas_tutorials_work_on_every_node_and_across_nodes() {
             println!("senders on {sender}, receivers on {receiver}");
             run(Command::new(&python).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("pika/tutorials.py")).args([sender, receiver]));
         }
+    }
+}
+
+#[test]
+fn rabbitmqs_extensions_work_across_nodes() {
+    let python = python();
+    let broker = Broker::shared();
+    let uris = broker.uris();
+    for (at, sender) in uris.iter().enumerate() {
+        let receiver = &uris[(at + 1) % uris.len()];
+        println!("publishers on {sender}, consumers on {receiver}");
+        run(Command::new(&python).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("pika/extensions.py")).args([sender, receiver]));
     }
 }

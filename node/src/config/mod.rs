@@ -4,6 +4,7 @@
 
 mod data_dir;
 mod members;
+mod memory;
 mod quantity;
 mod reserve;
 mod secret;
@@ -124,6 +125,8 @@ pub struct ServerConfig {
     pub loopback_users: Vec<String>,
     /// Free bytes on the data disk below which publishes stop.
     pub disk_floor_bytes: u64,
+    /// Resident bytes of the process above which publishes stop.
+    pub memory_limit_bytes: u64,
     /// Bytes of log kept for nodes that lag or are away.
     pub catch_up_log_bytes: u64,
     /// After this long without a majority, publishes are nacked and declarations fail.
@@ -167,6 +170,10 @@ impl ServerConfig {
             first: first_user(&settings)?,
             loopback_users: loopback_users(settings.loopback_users.as_deref()),
             disk_floor_bytes: quantity::bytes("disk-floor", settings.disk_floor.as_deref().unwrap_or("1GiB"))?,
+            memory_limit_bytes: match settings.memory_limit.as_deref() {
+                Some(limit) => quantity::bytes("memory-limit", limit)?,
+                None => memory::default_limit_bytes(),
+            },
             catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {

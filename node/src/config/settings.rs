@@ -71,6 +71,9 @@ pub struct Settings {
     /// Free disk space below which publishes stop [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub disk_floor: Option<String>,
+    /// Memory of the process above which publishes stop [default: 60 % of the machine's or the container's]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<String>,
     /// Log kept for nodes that lag or are away; beyond it they catch up by snapshot [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub catch_up_log: Option<String>,
@@ -169,6 +172,7 @@ impl Settings {
             default_vhost: self.default_vhost.or(lower.default_vhost),
             loopback_users: self.loopback_users.or(lower.loopback_users),
             disk_floor: self.disk_floor.or(lower.disk_floor),
+            memory_limit: self.memory_limit.or(lower.memory_limit),
             catch_up_log: self.catch_up_log.or(lower.catch_up_log),
             no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
             advertised_host: self.advertised_host.or(lower.advertised_host),

@@ -28,6 +28,8 @@ fn without_any_option_a_node_runs_alone_on_the_usual_ports() {
     assert_eq!((config.first.user.as_str(), config.first.password.expose(), config.first.vhost.as_str()), ("guest", "guest", "/"));
     assert_eq!((config.disk_floor_bytes, config.no_quorum_timeout), (1 << 30, Duration::from_secs(10)));
     assert_eq!(config.catch_up_log_bytes, 1 << 30);
+    assert!((1 << 20..1 << 50).contains(&config.memory_limit_bytes), "a part of this machine's memory");
+    assert_eq!(load(&["--memory-limit=3MiB"], &[]).unwrap().memory_limit_bytes, 3 << 20);
     assert_eq!(config.loopback_users, ["guest"]);
 }
 
@@ -195,7 +197,7 @@ fn the_commented_file_has_every_option_and_every_layer_carries_it() {
 #[test]
 fn the_commented_file_shows_the_defaults() {
     let shown = toml::from_str::<toml::Table>(&deployed_file()).unwrap();
-    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file"];
+    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit"];
     let text: String =
         shown.iter().filter(|(key, _)| !differ_on_purpose.contains(&key.as_str())).map(|(k, v)| format!("{k} = {v}\n")).collect();
     let dir = tempfile::tempdir().unwrap();

@@ -1,26 +1,27 @@
 //! Routing leases (rule 28). A node may route by its copy of the catalog only under a lease of the catalog's leader; the leader answers
-//! a catalog command only when every node with an unexpired lease has applied it. So what one node has answered holds on all. Disk
-//! alarms ride along: each node tells the leader its own and learns all, so that the whole cluster stops publishes.
+//! a catalog command only when every node with an unexpired lease has applied it. So what one node has answered holds on all. Alarms
+//! ride along: each node tells the leader what it is short of and learns of all, so that the whole cluster stops publishes.
 
 use super::core::Core;
 use super::hearing::{Heard, Hearing};
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
+use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::transport::head_only;
 use crate::peer::{Frame, PeerError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Renewal period: five chances per lease.
 const RENEW: Duration = Duration::from_millis(200);
-/// A disk alarm that is not told again for so long is over: its node is gone.
+/// An alarm that is not told again for so long is over: its node is gone.
 const ALARM_TIME: Duration = Duration::from_secs(5);
 
 const TOO_OLD: u8 = 0;
@@ -36,10 +37,10 @@ pub(super) struct Leases {
     changed: Notify,
     nodes: Vec<NodeId>,
     leader_lease: Duration,
-    /// This node's disk is low.
-    alarm: AtomicBool,
-    /// Nodes with a disk alarm, as the leader said last.
-    alarms_tx: watch::Sender<BTreeSet<NodeId>>,
+    /// What this node is short of, as bits.
+    alarm: AtomicU8,
+    /// Nodes with an alarm, as the leader said last.
+    alarms_tx: watch::Sender<Shortages>,
 }
 
 #[derive(Default)]
@@ -53,8 +54,8 @@ struct Grants {
     held: BTreeMap<NodeId, Held>,
     /// Who asked for a lease, granted or not.
     hearing: Hearing,
-    /// Disk alarms: when they were last told.
-    alarms: BTreeMap<NodeId, Instant>,
+    /// Alarms, and when they were last told.
+    alarms: BTreeMap<NodeId, (Shortage, Instant)>,
 }
 
 #[derive(Clone, Copy)]
@@ -68,7 +69,7 @@ struct Held {
 impl Leases {
     pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration) -> Leases {
         let (until_us, grants) = (Arc::new(AtomicU64::new(0)), Mutex::default());
-        let (alarm, alarms_tx) = (AtomicBool::new(false), watch::channel(BTreeSet::new()).0);
+        let (alarm, alarms_tx) = (AtomicU8::new(0), watch::channel(Shortages::new()).0);
         Leases { started: Instant::now(), until_us, grants, changed: Notify::new(), nodes, leader_lease, alarm, alarms_tx }
     }
 
@@ -105,7 +106,7 @@ impl Leases {
         grants.hearing = Hearing::default();
         grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0, incarnation: None })).collect();
         // What the leader before knew stays in force until its nodes had time to tell.
-        grants.alarms = self.alarms_tx.borrow().iter().map(|n| (*n, Instant::now())).collect();
+        grants.alarms = self.alarms_tx.borrow().iter().map(|(node, shortage)| (*node, (*shortage, Instant::now()))).collect();
     }
 
     /// This node does not lead the catalog any more.
@@ -142,29 +143,29 @@ impl Leases {
         Some(Heard { since, processes: grants.hearing.processes() })
     }
 
-    /// A node tells the leader whether its disk is low, and learns of all. A node that is silent for long has no alarm any more.
-    fn alarms(&self, node: NodeId, low: bool, now: Instant) -> BTreeSet<NodeId> {
+    /// A node tells the leader what it is short of, and learns of all. A node that is silent for long has no alarm any more.
+    fn alarms(&self, node: NodeId, shortage: Shortage, now: Instant) -> Shortages {
         let mut grants = self.grants.lock();
-        if low {
-            grants.alarms.insert(node, now);
-        } else {
+        if shortage.is_none() {
             grants.alarms.remove(&node);
+        } else {
+            grants.alarms.insert(node, (shortage, now));
         }
-        grants.alarms.retain(|_, told| now < *told + ALARM_TIME);
-        grants.alarms.keys().copied().collect()
+        grants.alarms.retain(|_, (_, told)| now < *told + ALARM_TIME);
+        grants.alarms.iter().map(|(node, (shortage, _))| (*node, *shortage)).collect()
     }
 
-    fn told_alarms(&self, alarms: BTreeSet<NodeId>) {
+    fn told_alarms(&self, alarms: Shortages) {
         self.alarms_tx.send_if_modified(|known| std::mem::replace(known, alarms.clone()) != alarms);
     }
 
-    /// This node's disk is low, or not any more; goes out with the next renewal.
-    pub(super) fn set_alarm(&self, low: bool) {
-        self.alarm.store(low, Ordering::Relaxed);
+    /// What this node is short of now; goes out with the next renewal.
+    pub(super) fn set_alarm(&self, shortage: Shortage) {
+        self.alarm.store(shortage.bits(), Ordering::Relaxed);
     }
 
-    /// Nodes whose disk is low.
-    pub(super) fn watch_alarms(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+    /// Nodes that are short of something.
+    pub(super) fn watch_alarms(&self) -> watch::Receiver<Shortages> {
         self.alarms_tx.subscribe()
     }
 
@@ -228,10 +229,10 @@ pub(super) async fn keep(core: Arc<Core>) {
 
 async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     let sent = Instant::now();
-    let low = core.leases.alarm.load(Ordering::Relaxed);
+    let alarm = core.leases.alarm.load(Ordering::Relaxed);
     let mut head = BytesMut::with_capacity(16);
     head.put_u64_le(applied);
-    head.put_u8(low.into());
+    head.put_u8(alarm);
     let answer = if leader == core.me {
         answer_frame(&core, core.me, core.incarnation, head.freeze())
     } else {
@@ -247,21 +248,25 @@ async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     if granted == GRANTED {
         core.leases.granted(sent);
     }
-    core.leases.told_alarms(std::iter::from_fn(|| head.try_get_u16_le().ok()).map(NodeId).collect());
+    let alarm = || Some((NodeId(head.try_get_u16_le().ok()?), Shortage::from_bits(head.try_get_u8().ok()?)));
+    core.leases.told_alarms(std::iter::from_fn(alarm).collect());
 }
 
 /// The leader's side of a renewal.
 pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, mut head: Bytes) -> Result<Frame, PeerError> {
     use crate::model::ports::Proposer;
     let malformed = |_| PeerError::Malformed("lease");
-    let (applied, low) = (head.try_get_u64_le().map_err(malformed)?, head.try_get_u8().map_err(malformed)? != 0);
+    let (applied, alarm) = (head.try_get_u64_le().map_err(malformed)?, head.try_get_u8().map_err(malformed)?);
     if !core.group(ShardId::CATALOG).is_some_and(|catalog| catalog.lease_valid()) {
         return Ok(head_only(Bytes::from_static(&[NOT_LEADING])));
     }
     let granted = core.leases.grant(node, incarnation, applied);
     let mut answer = BytesMut::with_capacity(16);
     answer.put_u8(if granted { GRANTED } else { TOO_OLD });
-    core.leases.alarms(node, low, Instant::now()).iter().for_each(|node| answer.put_u16_le(node.0));
+    for (node, shortage) in core.leases.alarms(node, Shortage::from_bits(alarm), Instant::now()) {
+        answer.put_u16_le(node.0);
+        answer.put_u8(shortage.bits());
+    }
     Ok(head_only(answer.freeze()))
 }
 
@@ -345,16 +350,17 @@ mod tests {
     fn the_alarm_of_one_node_is_everybodys_until_it_ends_or_the_node_is_gone() {
         let (leases, now) = (leases(), Instant::now());
         leases.lead(5);
-        let only = |node| BTreeSet::from([NodeId(node)]);
-        assert_eq!(leases.alarms(NodeId(2), true, now), only(2));
-        assert_eq!(leases.alarms(NodeId(1), false, now), only(2));
-        assert_eq!(leases.alarms(NodeId(2), false, now), BTreeSet::new());
-        leases.alarms(NodeId(2), true, now);
-        assert_eq!(leases.alarms(NodeId(1), false, now + ALARM_TIME), BTreeSet::new());
+        let (memory, nothing) = (Shortage { disk: false, memory: true }, Shortage::default());
+        let only = |node| Shortages::from([(NodeId(node), memory)]);
+        assert_eq!(leases.alarms(NodeId(2), memory, now), only(2));
+        assert_eq!(leases.alarms(NodeId(1), nothing, now), only(2));
+        assert_eq!(leases.alarms(NodeId(2), nothing, now), Shortages::new());
+        leases.alarms(NodeId(2), memory, now);
+        assert_eq!(leases.alarms(NodeId(1), nothing, now + ALARM_TIME), Shortages::new());
         // A new leader goes on with what it was told as a follower.
         leases.told_alarms(only(2));
         assert_eq!(*leases.watch_alarms().borrow(), only(2));
         leases.lead(9);
-        assert_eq!(leases.alarms(NodeId(1), false, Instant::now()), only(2));
+        assert_eq!(leases.alarms(NodeId(1), nothing, Instant::now()), only(2));
     }
 }

@@ -17,6 +17,7 @@ use super::thread::RaftThread;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
+use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
@@ -137,13 +138,13 @@ impl Consensus {
         if catalog.leadership().borrow().is_me && catalog.lease_valid() { self.core.leases.heard() } else { None }
     }
 
-    /// This node's disk is low, or not any more: the others are told.
-    pub fn set_disk_alarm(&self, low: bool) {
-        self.core.leases.set_alarm(low);
+    /// What this node is short of: the others are told.
+    pub fn set_alarm(&self, shortage: Shortage) {
+        self.core.leases.set_alarm(shortage);
     }
 
-    /// Nodes of the cluster whose disk is low.
-    pub fn disk_alarms(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+    /// Nodes of the cluster that are short of something.
+    pub fn alarms(&self) -> watch::Receiver<Shortages> {
         self.core.leases.watch_alarms()
     }
 

@@ -4,13 +4,12 @@
 use super::access;
 use super::lane::Lane;
 use super::mailbox::{Blocker, ChannelRef, Identity, Mailbox};
-use super::publish::{Hold, LEASE_POLL};
+use super::publish::{Hold, LEASE_POLL, Writable};
 use super::requests::Asking;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
 use crate::model::step::{Event, Held, Outcome, Reply, Request, Step};
 use crate::model::{ConsumerId, QueueId, ShardId};
-use bytes::Bytes;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -29,9 +28,7 @@ pub struct Connection {
     /// Lanes that this connection has used.
     pub(super) lanes: Vec<Entered>,
     pub(super) hold: Option<Hold>,
-    /// Writing to this exchange was allowed at that catalog index.
-    pub(super) writable_exchange: Bytes,
-    pub(super) writable_at: u64,
+    pub(super) writable: Writable,
     // Scratch space of the publish path.
     pub(super) targets: Vec<(QueueId, ShardId)>,
     pub(super) queues: Vec<QueueId>,
@@ -68,8 +65,7 @@ impl Connection {
             channels: Vec::new(),
             lanes: Vec::new(),
             hold: None,
-            writable_exchange: Bytes::new(),
-            writable_at: 0,
+            writable: Writable::default(),
             targets: Vec::new(),
             queues: Vec::new(),
             entered: Vec::new(),
@@ -83,6 +79,8 @@ impl Connection {
     pub fn submit(&mut self, step: Step) -> Result<(), Step> {
         match step {
             Step::Publish(publish) => return self.publish(publish).map_err(Step::Publish),
+            Step::Commit(commit) => return self.commit(commit).map_err(Step::Commit),
+            Step::Check { channel, exchange } => self.check_exchange(channel, &exchange),
             Step::Settle { held, outcome } => self.settle(&held, outcome),
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),
@@ -170,12 +168,17 @@ impl Connection {
         }
     }
 
-    fn settle(&mut self, held: &[Held], outcome: Outcome) {
+    pub(super) fn settle(&mut self, held: &[Held], outcome: Outcome) {
         let mut settled = 0;
         for group in held.chunk_by(|a, b| a.shard == b.shard) {
             let lane = self.lane_at(group[0].shard);
             settled += self.lanes[lane].lane.settle(self.mailbox.id(), group, outcome);
         }
+        self.settled(held, outcome, settled);
+    }
+
+    /// `held` were settled in their lanes, `settled` of them were held there.
+    pub(super) fn settled(&mut self, held: &[Held], outcome: Outcome, settled: u64) {
         for group in held.chunk_by(|a, b| a.consumer == b.consumer) {
             if let Some(consumer) = group[0].consumer {
                 self.mailbox.settled(consumer, group.len() as u32);

@@ -1,62 +1,162 @@
-//! What routing needs of a message's raw property list: the headers field, for headers exchanges only, and who the publisher says it is.
-//! The session has checked the form; what does not parse here counts as absent. Integer widths are not kept apart (as in the catalog).
+//! A message's raw property list (property flags and list, spec 4.2.6.1) as routing reads it: headers, single properties, and the
+//! header entries `CC` and `BCC`, and who the publisher says it is. The session has checked the form; what does not parse here counts as absent. Integer widths are not
+//! kept apart (as in the catalog).
 
 use crate::model::catalog::{Table, Value};
+use crate::routing::{HashProperty, Subject};
 use bytes::Buf;
+use std::cell::OnceCell;
 
-const CONTENT_TYPE: u16 = 1 << 15;
-const CONTENT_ENCODING: u16 = 1 << 14;
-const HEADERS: u16 = 1 << 13;
-const DELIVERY_MODE: u16 = 1 << 12;
-const PRIORITY: u16 = 1 << 11;
-const TIMESTAMP: u16 = 1 << 6;
-const USER_ID: u16 = 1 << 4;
 const DEPTH_MAX: u8 = 16;
 
-/// The headers table of `properties` (property flags and list, spec 4.2.6.1); empty when there is none.
-pub fn headers(properties: &[u8]) -> Table {
-    read_headers(properties).unwrap_or_default()
+/// Positions of properties, counted from the highest flag.
+const HEADERS: u32 = 2;
+const DELIVERY_MODE: u32 = 3;
+const PRIORITY: u32 = 4;
+const CORRELATION_ID: u32 = 5;
+const MESSAGE_ID: u32 = 8;
+const TIMESTAMP: u32 = 9;
+const USER_ID: u32 = 11;
+
+/// A message as exchanges look at it; reads only what it is asked for.
+pub(super) struct MessageSubject<'a> {
+    properties: &'a [u8],
+    headers: OnceCell<Table>,
+}
+
+impl<'a> MessageSubject<'a> {
+    pub fn new(properties: &'a [u8]) -> MessageSubject<'a> {
+        MessageSubject { properties, headers: OnceCell::new() }
+    }
+}
+
+impl Subject for MessageSubject<'_> {
+    fn headers(&self) -> &Table {
+        self.headers.get_or_init(|| headers(self.properties))
+    }
+
+    fn property(&self, property: HashProperty) -> Option<&[u8]> {
+        let at = match property {
+            HashProperty::CorrelationId => CORRELATION_ID,
+            HashProperty::MessageId => MESSAGE_ID,
+            HashProperty::Timestamp => TIMESTAMP,
+        };
+        find(self.properties, at)
+    }
+
+    fn random(&self) -> u64 {
+        rand::random()
+    }
+}
+
+/// The headers table of `properties`; empty when there is none.
+pub(super) fn headers(properties: &[u8]) -> Table {
+    find(properties, HEADERS).and_then(|entries| table(entries, 0)).unwrap_or_default()
 }
 
 /// The user-id of `properties`; two bytes are looked at when there is none.
-pub fn user_id(properties: &[u8]) -> Option<&[u8]> {
-    let (flags, mut list) = properties.split_first_chunk::<2>()?;
-    let flags = u16::from_be_bytes(*flags);
-    if flags & USER_ID == 0 {
-        return None;
-    }
-    // The list is in the order of the flags, from the highest bit.
-    for field in (0..16).rev().map(|bit| 1u16 << bit).filter(|field| flags & field != 0) {
-        let len = match field {
-            HEADERS => list.try_get_u32().ok()? as usize,
-            DELIVERY_MODE | PRIORITY => 1,
-            TIMESTAMP => 8,
-            _ => list.try_get_u8().ok()? as usize,
-        };
-        let value = cut(&mut list, len)?;
-        if field == USER_ID {
-            return Some(value);
-        }
-    }
-    None
+pub(super) fn user_id(properties: &[u8]) -> Option<&[u8]> {
+    find(properties, USER_ID)
 }
 
-fn read_headers(mut bytes: &[u8]) -> Option<Table> {
-    let flags = bytes.try_get_u16().ok()?;
+/// Whether there is a headers table at all.
+pub(super) fn has_headers(properties: &[u8]) -> bool {
+    properties.first().is_some_and(|flags| flags & 0x80 >> HEADERS != 0)
+}
+
+/// The entries of the headers table with their names, each as its whole bytes (name, type and value).
+pub(super) fn raw_headers(properties: &[u8]) -> RawEntries<'_> {
+    RawEntries(find(properties, HEADERS).unwrap_or_default())
+}
+
+/// Walks the entries of a table without building it.
+pub(super) struct RawEntries<'a>(&'a [u8]);
+
+/// An entry of a table.
+pub(super) struct RawEntry<'a> {
+    pub name: &'a [u8],
+    /// Type letter and value.
+    pub value: &'a [u8],
+    /// All of it.
+    pub bytes: &'a [u8],
+}
+
+impl RawEntry<'_> {
+    /// The value.
+    pub fn read(&self) -> Option<Value> {
+        value(&mut { self.value }, 0)
+    }
+}
+
+impl<'a> Iterator for RawEntries<'a> {
+    type Item = RawEntry<'a>;
+
+    fn next(&mut self) -> Option<RawEntry<'a>> {
+        let all = self.0;
+        let len = self.0.try_get_u8().ok()? as usize;
+        let name = cut(&mut self.0, len)?;
+        let before = self.0;
+        let fixed = match self.0.try_get_u8().ok()? {
+            b't' | b'b' | b'B' => 1,
+            b's' | b'u' => 2,
+            b'I' | b'i' | b'f' => 4,
+            b'D' => 5,
+            b'l' | b'L' | b'd' | b'T' => 8,
+            b'V' => 0,
+            b'S' | b'x' | b'F' | b'A' => self.0.try_get_u32().ok()? as usize,
+            _ => return None,
+        };
+        cut(&mut self.0, fixed)?;
+        let value = &before[..before.len() - self.0.len()];
+        Some(RawEntry { name, value, bytes: &all[..all.len() - self.0.len()] })
+    }
+}
+
+/// Where the property list begins: behind the flags.
+fn list(properties: &[u8]) -> Option<(u16, &[u8])> {
+    let mut rest = properties;
+    let flags = rest.try_get_u16().ok()?;
     let mut more = flags;
     while more & 1 != 0 {
-        more = bytes.try_get_u16().ok()?;
+        more = rest.try_get_u16().ok()?;
     }
-    if flags & HEADERS == 0 {
+    Some((flags, rest))
+}
+
+/// The bytes of one property without its length.
+fn find(properties: &[u8], wanted: u32) -> Option<&[u8]> {
+    let (flags, mut rest) = list(properties)?;
+    if flags & 0x8000 >> wanted == 0 {
         return None;
     }
-    for flag in [CONTENT_TYPE, CONTENT_ENCODING] {
-        if flags & flag != 0 {
-            let len = bytes.try_get_u8().ok()? as usize;
-            cut(&mut bytes, len)?;
+    for at in 0..wanted {
+        if flags & 0x8000 >> at != 0 {
+            property(&mut rest, at)?;
         }
     }
-    table(&mut bytes, 0)
+    property(&mut rest, wanted)
+}
+
+fn property<'a>(bytes: &mut &'a [u8], at: u32) -> Option<&'a [u8]> {
+    let len = match at {
+        DELIVERY_MODE | PRIORITY => 1,
+        TIMESTAMP => 8,
+        HEADERS => bytes.try_get_u32().ok()? as usize,
+        _ => bytes.try_get_u8().ok()? as usize,
+    };
+    cut(bytes, len)
+}
+
+/// The same properties without the header entries of that name.
+pub(super) fn without_header(properties: &[u8], name: &[u8]) -> Vec<u8> {
+    let Some(entries) = find(properties, HEADERS) else { return properties.to_vec() };
+    let start = entries.as_ptr() as usize - properties.as_ptr() as usize;
+    let mut out = properties[..start].to_vec();
+    raw_headers(properties).filter(|entry| entry.name != name).for_each(|entry| out.extend_from_slice(entry.bytes));
+    let len = (out.len() - start) as u32;
+    out[start - 4..start].copy_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(&properties[start + entries.len()..]);
+    out
 }
 
 fn cut<'a>(bytes: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
@@ -65,14 +165,14 @@ fn cut<'a>(bytes: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(head)
 }
 
-fn table(bytes: &mut &[u8], depth: u8) -> Option<Table> {
-    let len = bytes.try_get_u32().ok()? as usize;
-    let mut body = cut(bytes, len)?;
+/// The entries of a table; of a repeated name the first counts.
+fn table(mut body: &[u8], depth: u8) -> Option<Table> {
     let mut out = Table::new();
     while !body.is_empty() {
         let len = body.try_get_u8().ok()? as usize;
         let key = String::from_utf8_lossy(cut(&mut body, len)?).into_owned();
-        out.insert(key, value(&mut body, depth + 1)?);
+        let value = value(&mut body, depth + 1)?;
+        out.entry(key).or_insert(value);
     }
     Some(out)
 }
@@ -96,7 +196,7 @@ fn value(bytes: &mut &[u8], depth: u8) -> Option<Value> {
         b'S' => Value::Text(long(bytes)?.to_vec()),
         b'x' => Value::Bytes(long(bytes)?.to_vec()),
         b'T' => Value::Timestamp(bytes.try_get_u64().ok()?),
-        b'F' => Value::Table(table(bytes, depth)?),
+        b'F' => Value::Table(table(long(bytes)?, depth)?),
         b'A' => {
             let mut body = long(bytes)?;
             let mut list = Vec::new();
@@ -121,18 +221,41 @@ mod tests {
     use bytes::BufMut;
     use proptest::prelude::*;
 
-    #[test]
-    fn finds_the_table_behind_the_content_type() {
+    fn with_headers(body: &[u8]) -> Vec<u8> {
         let mut list = vec![];
-        list.put_u16(CONTENT_TYPE | HEADERS);
+        list.put_u16(0x8000 | 0x2000 | 0x0400 | 0x0040);
         list.put_slice(b"\x04text");
-        let body = b"\x01kS\x00\x00\x00\x01v\x01nI\x00\x00\x00\x07\x01vV";
         list.put_u32(body.len() as u32);
         list.put_slice(body);
+        list.put_slice(b"\x03cor");
+        list.put_u64(7);
+        list
+    }
+
+    #[test]
+    fn finds_the_table_behind_the_content_type() {
+        let list = with_headers(b"\x01kS\x00\x00\x00\x01v\x01nI\x00\x00\x00\x07\x01vV\x01nI\x00\x00\x00\x08");
         let table = headers(&list);
         assert_eq!(table["k"], Value::Text(b"v".to_vec()));
-        assert_eq!(table["n"], Value::Int(7));
+        assert_eq!(table["n"], Value::Int(7), "the first of two counts");
         assert_eq!(table["v"], Value::Void);
+    }
+
+    #[test]
+    fn finds_single_properties_behind_the_table() {
+        let list = with_headers(b"\x01vV");
+        let subject = MessageSubject::new(&list);
+        assert_eq!(subject.property(HashProperty::CorrelationId), Some(&b"cor"[..]));
+        assert_eq!(subject.property(HashProperty::Timestamp), Some(&7u64.to_be_bytes()[..]));
+        assert_eq!(subject.property(HashProperty::MessageId), None);
+    }
+
+    #[test]
+    fn takes_an_entry_out_and_leaves_the_rest_as_it_was() {
+        let list = with_headers(b"\x01kS\x00\x00\x00\x01v\x03BCCA\x00\x00\x00\x06S\x00\x00\x00\x01q\x01vV");
+        assert_eq!(without_header(&list, b"BCC"), with_headers(b"\x01kS\x00\x00\x00\x01v\x01vV"));
+        assert_eq!(without_header(&list, b"none"), list);
+        assert_eq!(without_header(&[0, 0], b"none"), [0, 0]);
     }
 
     #[test]
@@ -148,7 +271,8 @@ mod tests {
     #[test]
     fn no_headers_is_an_empty_table() {
         assert!(headers(&[]).is_empty());
-        assert!(headers(&CONTENT_TYPE.to_be_bytes()).is_empty());
+        assert!(headers(&0x8000u16.to_be_bytes()).is_empty());
+        assert!(!has_headers(&[]));
     }
 
     proptest! {
@@ -161,6 +285,8 @@ mod tests {
             }
             headers(&bytes);
             user_id(&bytes);
+            raw_headers(&bytes).for_each(|entry| drop(entry.read()));
+            without_header(&bytes, b"x");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! the other way round.
 
 use super::pool::Pool;
-use crate::model::catalog::{Owner, Refusal};
+use crate::model::catalog::{Name, Owner, Refusal};
 use crate::model::link::Delivery;
 use crate::model::step::{Event, Publish, Reply};
 use crate::model::{ConnectionId, ConsumerId, ShardId};
@@ -48,6 +48,13 @@ pub(super) enum Blocker {
 pub(super) struct Identity {
     pub user: Arc<str>,
     pub vhost: Arc<str>,
+}
+
+impl Identity {
+    /// Something in the vhost.
+    pub fn name(&self, name: &str) -> Name {
+        Name { vhost: self.vhost.clone(), name: name.into() }
+    }
 }
 
 #[derive(Debug)]

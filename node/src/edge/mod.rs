@@ -4,6 +4,7 @@
 
 mod access;
 mod connection;
+mod copies;
 mod counters;
 mod headers;
 mod lane;
@@ -14,9 +15,11 @@ mod ports;
 mod publish;
 mod pulse;
 mod ranges;
+mod replies;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod transaction;
 
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};

@@ -3,11 +3,12 @@
 
 use super::access::{Kind, Right};
 use super::connection::Connection;
-use super::headers::{headers, user_id};
+use super::copies::{Copies, Keys};
+use super::headers::{MessageSubject, user_id};
 use super::lane::{Ended, Fate, Home, Lane, Message, Run, Shared};
-use super::mailbox::{Blocker, ChannelRef};
-use super::{Edge, names};
-use crate::machine::catalog::{Catalog, RouteResult};
+use super::mailbox::{Blocker, ChannelRef, Identity};
+use super::{Edge, names, replies};
+use crate::machine::catalog::{Catalog, Envelope, RouteResult, exchange_text};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::StoredMessage;
 use crate::model::step::{Event, Publish};
@@ -36,16 +37,40 @@ pub(super) enum Hold {
     Room(Arc<Lane>),
 }
 
+/// The exchange that a connection may write to, as it was last asked: at that catalog index.
+#[derive(Debug, Default)]
+pub(super) struct Writable {
+    exchange: Bytes,
+    at: u64,
+}
+
+impl Writable {
+    /// Whether the client may write to that exchange; its name.
+    fn check<'a>(&mut self, edge: &Edge, catalog: &Catalog, identity: &Identity, exchange: &'a [u8]) -> Result<&'a str, Refusal> {
+        let unknown = || names::not_found(Kind::Exchange, &identity.name(&String::from_utf8_lossy(exchange)));
+        let name = str::from_utf8(exchange).map_err(|_| unknown())?;
+        let index = catalog.index();
+        if self.at != index || self.exchange[..] != *exchange {
+            edge.patterns.check(catalog, &identity.user, &identity.vhost, Right::Write, (Kind::Exchange, name))?;
+            self.at = index;
+            if self.exchange[..] != *exchange {
+                self.exchange = Bytes::copy_from_slice(exchange);
+            }
+        }
+        Ok(name)
+    }
+}
+
 impl Connection {
     /// Routes one message, or gives it back when it has to wait.
     #[allow(clippy::result_large_err, reason = "the step is given back as it came; a box would cost every publish")]
-    pub(super) fn publish(&mut self, publish: Publish) -> Result<(), Publish> {
+    pub(super) fn publish(&mut self, mut publish: Publish) -> Result<(), Publish> {
         let at = self.at(publish.channel);
         self.hold = None;
         if self.is_failed(publish.channel) {
             return Ok(());
         }
-        if let Err(hold) = self.check_node(&publish) {
+        if let Err(hold) = self.check_node(publish.ticket.is_some()) {
             match hold {
                 None => self.mailbox.nack(at, publish.ticket.unwrap_or_default(), publish.ticket.unwrap_or_default()),
                 Some(hold) => {
@@ -55,8 +80,9 @@ impl Connection {
             }
             return Ok(());
         }
-        let index = match self.route(&publish) {
-            Ok(index) => index,
+        let routed = Copies::read(&publish.properties).and_then(|copies| Ok((self.route(&publish, &copies)?, copies)));
+        let (index, copies) = match routed {
+            Ok(routed) => routed,
             Err(refusal) => {
                 self.fail(at.channel, refusal);
                 return Ok(());
@@ -68,12 +94,15 @@ impl Connection {
             return Err(publish);
         }
         self.published += 1;
+        if let Some(properties) = copies.stored(&publish.properties) {
+            publish.properties = properties;
+        }
         self.append(at, &publish, index);
         Ok(())
     }
 
-    /// Whether the node takes publishes now; `Err(None)`: nack it.
-    fn check_node(&self, publish: &Publish) -> Result<(), Option<Hold>> {
+    /// Whether the node takes publishes now; `Err(None)`: refuse it, somebody waits for an answer and has waited long enough.
+    pub(super) fn check_node(&self, answered: bool) -> Result<(), Option<Hold>> {
         let edge = &*self.edge;
         if edge.is_blocked.load(Ordering::Acquire) {
             return Err(Some(Hold::Blocked));
@@ -84,45 +113,54 @@ impl Connection {
         self.mailbox.block(Blocker::Routing, NO_LEASE);
         let now = Instant::now();
         let until = edge.lease_missed(now) + edge.config.no_quorum_timeout;
-        match publish.ticket {
-            Some(_) if now >= until => Err(None),
-            Some(_) => Err(Some(Hold::Lease { until: Some(until) })),
-            None => Err(Some(Hold::Lease { until: None })),
+        match answered {
+            true if now >= until => Err(None),
+            true => Err(Some(Hold::Lease { until: Some(until) })),
+            false => Err(Some(Hold::Lease { until: None })),
         }
     }
 
     /// Fills `targets`. Returns the catalog index that it was routed by.
-    fn route(&mut self, publish: &Publish) -> Result<u64, Refusal> {
-        let Some(identity) = self.mailbox.identity.get() else {
-            return Err(Refusal::NotAllowed("publish before a vhost is open".to_string()));
-        };
-        let exchange = std::str::from_utf8(&publish.exchange).ok();
-        let missing = || Name { vhost: identity.vhost.clone(), name: String::from_utf8_lossy(&publish.exchange).into() };
-        let exchange = exchange.ok_or_else(|| names::not_found(Kind::Exchange, &missing()))?;
+    pub(super) fn route(&mut self, publish: &Publish, copies: &Copies) -> Result<u64, Refusal> {
         self.targets.clear();
-        let catalog = self.edge.catalog.read();
-        let index = catalog.index();
-        if self.writable_at != index || self.writable_exchange != publish.exchange {
-            let thing = (Kind::Exchange, exchange);
-            self.edge.patterns.check(&catalog, &identity.user, &identity.vhost, Right::Write, thing)?;
-            self.writable_at = index;
-            if self.writable_exchange != publish.exchange {
-                self.writable_exchange = Bytes::copy_from_slice(&publish.exchange);
-            }
+        let Connection { edge, mailbox, writable, targets, .. } = self;
+        let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
+        let catalog = edge.catalog.read();
+        let exchange = writable.check(edge, &catalog, identity, &publish.exchange)?;
+        let keys = copies.keys(&publish.routing_key);
+        match edge.route(&catalog, &identity.vhost, (exchange, &keys), &publish.properties, targets) {
+            RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index()),
+            RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
+            RouteResult::Internal => Err(internal(&identity.name(exchange))),
         }
-        let table = || headers(&publish.properties);
-        match catalog.route(&identity.vhost, exchange, &publish.routing_key, &table, &mut self.targets) {
-            RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| index),
-            RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &missing())),
-            RouteResult::Internal => {
-                Err(Refusal::Access(format!("cannot publish to internal exchange '{exchange}' in vhost '{}'", identity.vhost)))
-            }
+    }
+
+    /// A message of a transaction was taken in: its exchange is looked at now, its way is found at the commit. Without a routing lease
+    /// this node's catalog may be old, and the commit will tell.
+    pub(super) fn check_exchange(&mut self, channel: u16, exchange: &Bytes) {
+        if self.is_failed(channel) || !self.edge.port.routing_lease() {
+            return;
+        }
+        if let Err(refusal) = self.try_exchange(exchange) {
+            self.fail(channel, refusal);
+        }
+    }
+
+    fn try_exchange(&mut self, exchange: &Bytes) -> Result<(), Refusal> {
+        let Connection { edge, mailbox, writable, .. } = self;
+        let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
+        let catalog = edge.catalog.read();
+        let name = identity.name(writable.check(edge, &catalog, identity, exchange)?);
+        match catalog.exchange(&name) {
+            None => Err(names::not_found(Kind::Exchange, &name)),
+            Some(spec) if spec.internal => Err(internal(&name)),
+            Some(_) => Ok(()),
         }
     }
 
     /// Finds the lanes of `targets`: positions in `lanes` with the end of their stretch of `targets`. Shards that are gone for good
     /// take no part.
-    fn enter_lanes(&mut self) {
+    pub(super) fn enter_lanes(&mut self) {
         self.entered.clear();
         if self.targets.len() > 1 {
             self.targets.sort_unstable_by_key(|t| t.1);
@@ -143,7 +181,8 @@ impl Connection {
     fn append(&mut self, at: ChannelRef, publish: &Publish, index: u64) {
         let mailbox = self.mailbox.clone();
         let ticket = publish.ticket.unwrap_or_default();
-        let mut run = Run { mailbox, at, ticket, mandatory: publish.mandatory, rerouted: false, first: 0, count: 1, shared: None };
+        let mut run =
+            Run { mailbox, at, ticket, mandatory: publish.mandatory, rerouted: false, first: 0, count: 1, shared: None, commit: None };
         if self.entered.is_empty() {
             self.edge.counters.unroutable.add(1);
             let message = StoredMessage {
@@ -177,6 +216,14 @@ impl Connection {
     }
 }
 
+fn no_vhost() -> Refusal {
+    Refusal::NotAllowed("publish before a vhost is open".to_string())
+}
+
+fn internal(name: &Name) -> Refusal {
+    Refusal::Access(format!("cannot publish to internal {}", exchange_text(name)))
+}
+
 /// A publisher may name nobody but itself, unless it may speak for others. The refusal is RabbitMQ's.
 fn check_user_id(catalog: &Catalog, user: &str, properties: &[u8]) -> Result<(), Refusal> {
     let Some(claimed) = user_id(properties).filter(|claimed| *claimed != user.as_bytes()) else { return Ok(()) };
@@ -188,6 +235,34 @@ fn check_user_id(catalog: &Catalog, user: &str, properties: &[u8]) -> Result<(),
 }
 
 impl Edge {
+    /// Appends the queues that take a message: those of the catalog, and those behind direct reply-to addresses.
+    fn route(
+        &self,
+        catalog: &Catalog,
+        vhost: &str,
+        (exchange, keys): (&str, &Keys<'_>),
+        properties: &[u8],
+        out: &mut Vec<(QueueId, ShardId)>,
+    ) -> RouteResult {
+        let near = |shard| self.leads(shard);
+        let subject = MessageSubject::new(properties);
+        let before = out.len();
+        let result = catalog.route(&Envelope { vhost, exchange, keys, subject: &subject, near: &near }, out);
+        if exchange.is_empty() && out.len() - before < keys.len() {
+            let replies = keys.iter().filter_map(|key| replies::parse(key));
+            out.extend(replies.filter(|(_, node)| catalog.incarnation(*node).is_some()).map(|(queue, node)| (queue, ShardId::local(node))));
+        }
+        result
+    }
+
+    /// This node leads the shard.
+    fn leads(&self, shard: ShardId) -> bool {
+        match shard.owner() {
+            Some(owner) => owner == self.config.node,
+            None => self.leaders.leadership(shard).borrow().is_some_and(|leader| leader.node() == self.config.node),
+        }
+    }
+
     /// A publish found no routing lease. Returns since when; a task tells the publishers when it is back.
     fn lease_missed(&self, now: Instant) -> Instant {
         let mut lost = self.lease_lost.lock();
@@ -222,9 +297,9 @@ impl Home for Edge {
         let mut targets: Vec<(QueueId, ShardId)> = Vec::new();
         let index = {
             let catalog = self.catalog.read();
-            let table = || headers(&message.properties);
+            let copies = Copies::read(&message.properties).unwrap_or_default();
             // An exchange that is gone leaves no targets: unroutable then.
-            let _ = catalog.route(&identity.vhost, exchange, &message.key, &table, &mut targets);
+            let _ = self.route(&catalog, &identity.vhost, (exchange, &copies.keys(&message.key)), &message.properties, &mut targets);
             // Other older queues had their chance: some of them took the message in other shards.
             targets.retain(|(queue, _)| queue.0 > routed_at && !queues.contains(queue));
             targets.extend(queues.iter().filter_map(|id| Some((*id, catalog.queue_by_id(*id)?.shard))));

@@ -8,10 +8,13 @@ use super::lane::{Answer, Lane, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
+use super::replies;
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
-use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target};
+use crate::model::catalog::{
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target, Value,
+};
 use crate::model::link::{Consumer, QueueStat};
-use crate::model::step::{DeclareQueue, Reply, Request};
+use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
 use crate::model::{ConsumerId, ShardId};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -154,9 +157,17 @@ impl Asking {
             self.check(&catalog, Right::Configure, (Kind::Exchange, &spec.name.name))?;
             if !exists {
                 check_not_reserved(Kind::Exchange, &spec.name.name)?;
+                self.check_alternate(&catalog, &spec)?;
             }
         }
         self.command(CatalogCommand::DeclareExchange(spec)).await
+    }
+
+    /// Who sends what an exchange cannot route elsewhere reads from it and writes there.
+    fn check_alternate(&self, catalog: &Catalog, spec: &ExchangeSpec) -> Result<(), Refusal> {
+        let Some(Value::Text(alternate)) = spec.arguments.get("alternate-exchange") else { return Ok(()) };
+        self.check(catalog, Right::Read, (Kind::Exchange, &spec.name.name))?;
+        self.check(catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(alternate)))
     }
 
     async fn delete_exchange(&self, name: Name, if_unused: bool) -> Result<Reply, Refusal> {
@@ -169,6 +180,9 @@ impl Asking {
     }
 
     async fn declare_queue(&self, declare: DeclareQueue) -> Result<Reply, Refusal> {
+        if declare.name.name.starts_with(REPLY_TO) {
+            return self.look_for_reply_consumer(declare.name).await;
+        }
         if declare.passive {
             let record = self.queue(&declare.name, None)?;
             return self.counted(&record).await;
@@ -193,6 +207,20 @@ impl Asking {
             arguments: declare.arguments,
         };
         self.declare(spec).await
+    }
+
+    /// A direct reply-to address is a queue that exists while its consumer does.
+    async fn look_for_reply_consumer(&self, name: Name) -> Result<Reply, Refusal> {
+        let known = |node| self.edge.catalog.read().incarnation(node).is_some();
+        let Some((queue, node)) = replies::parse(name.name.as_bytes()).filter(|(_, node)| known(*node)) else {
+            return Err(not_found(Kind::Queue, &name));
+        };
+        let shard = ShardId::local(node);
+        let stats = self.edge.stat(shard, vec![queue], self.mark(shard), self.edge.config.no_quorum_timeout).await;
+        match stats.unwrap_or_default().first() {
+            Some(stat) if stat.consumers > 0 => Ok(Reply::Queue { name: name.name, messages: 0, consumers: 1 }),
+            Some(_) | None => Err(not_found(Kind::Queue, &name)),
+        }
     }
 
     async fn declare(&self, spec: QueueSpec) -> Result<Reply, Refusal> {
@@ -260,8 +288,8 @@ impl Asking {
             Target::Exchange => Kind::Exchange,
         };
         self.check(&catalog, Right::Write, (kind, &binding.destination))?;
-        self.check(&catalog, Right::Read, (Kind::Exchange, &binding.source))?;
         check_not_default(&binding.source)?;
+        self.check(&catalog, Right::Read, (Kind::Exchange, &binding.source))?;
         match binding.target {
             Target::Exchange => check_not_default(&binding.destination),
             Target::Queue => match catalog.queue(&destination) {
@@ -272,19 +300,25 @@ impl Asking {
     }
 
     fn consume(&self, consume: Consume) -> Result<(), Refusal> {
-        let record = self.queue(&consume.queue, Some(Right::Read))?;
-        let lane = self.lane(record.shard)?;
+        let (queue, shard) = match &*consume.queue.name {
+            REPLY_TO => (replies::new_queue(), ShardId::local(self.edge.config.node)),
+            _ => {
+                let record = self.queue(&consume.queue, Some(Right::Read))?;
+                (record.id, record.shard)
+            }
+        };
+        let lane = self.lane(shard)?;
         let id = ConsumerId(self.edge.next_id());
         let spec = Consumer {
             id,
-            queue: record.id,
+            queue,
             no_ack: consume.no_ack,
             exclusive: consume.exclusive,
             prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
             window_bytes: self.edge.config.consumer_bytes,
             tag: consume.tag.to_string(),
         };
-        let place = ConsumerPlace { shard: record.shard, channel: self.at, no_ack: consume.no_ack };
+        let place = ConsumerPlace { shard, channel: self.at, no_ack: consume.no_ack };
         lane.consume(spec, consume.queue, &self.mailbox, place);
         Ok(())
     }

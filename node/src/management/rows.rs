@@ -2,7 +2,7 @@
 
 use super::source::QueueRow;
 use super::term;
-use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Table, Target, Value};
+use crate::model::catalog::{BindingSpec, ExchangeSpec, Table, Target, Value};
 use serde_json::{Value as Json, json};
 use warren_proto::admin::{Cell, ListReply, Row};
 
@@ -110,7 +110,7 @@ impl Listed for ExchangeSpec {
     fn cell(&self, column: &str) -> Cell {
         match column {
             "name" => text(&self.name.name),
-            "type" => text(kind(self.kind)),
+            "type" => text(self.kind.text()),
             "durable" => plain(self.durable),
             "auto_delete" => plain(self.auto_delete),
             "internal" => plain(self.internal),
@@ -119,15 +119,6 @@ impl Listed for ExchangeSpec {
             "vhost" => text(&self.name.vhost),
             _ => unknown(),
         }
-    }
-}
-
-fn kind(kind: ExchangeKind) -> &'static str {
-    match kind {
-        ExchangeKind::Direct => "direct",
-        ExchangeKind::Fanout => "fanout",
-        ExchangeKind::Topic => "topic",
-        ExchangeKind::Headers => "headers",
     }
 }
 

@@ -33,6 +33,42 @@ pub enum Value {
     Table(Table),
 }
 
+impl Value {
+    /// The value as RabbitMQ's error texts write it.
+    pub fn text(&self) -> String {
+        match self {
+            Value::Void => "undefined".to_owned(),
+            Value::Bool(b) => b.to_string(),
+            Value::Int(n) => n.to_string(),
+            Value::Float(x) => format!("{x:?}"),
+            Value::Double(x) => format!("{x:?}"),
+            Value::Decimal(scale, value) => format!("{{{scale},{value}}}"),
+            Value::Text(bytes) | Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Value::Timestamp(t) => t.to_string(),
+            Value::List(values) => format!("[{}]", values.iter().map(Value::text).collect::<Vec<_>>().join(",")),
+            Value::Table(table) => format!("[{}]", table.iter().map(|(k, v)| format!("{k}={}", v.text())).collect::<Vec<_>>().join(",")),
+        }
+    }
+
+    /// The type as RabbitMQ's error texts call it.
+    pub fn type_text(&self) -> &'static str {
+        match self {
+            Value::Void => "void",
+            Value::Bool(_) => "bool",
+            Value::Int(n) if i32::try_from(*n).is_ok() => "signedint",
+            Value::Int(_) => "long",
+            Value::Float(_) => "float",
+            Value::Double(_) => "double",
+            Value::Decimal(..) => "decimal",
+            Value::Text(_) => "longstr",
+            Value::Bytes(_) => "binary",
+            Value::Timestamp(_) => "timestamp",
+            Value::List(_) => "array",
+            Value::Table(_) => "table",
+        }
+    }
+}
+
 /// A field table, ordered by key so that equal tables have equal bytes.
 pub type Table = BTreeMap<String, Value>;
 
@@ -56,6 +92,42 @@ pub enum ExchangeKind {
     Topic,
     /// Header table against binding arguments.
     Headers,
+    /// One binding by a hash of the routing key, a header or a property; binding keys are weights.
+    ConsistentHash,
+    /// One binding by a hash of the routing key modulo their number.
+    ModulusHash,
+    /// Any one binding.
+    Random,
+    /// Any one queue whose leader is the node that the publisher is connected to.
+    LocalRandom,
+}
+
+impl ExchangeKind {
+    /// All of them.
+    pub const ALL: [ExchangeKind; 8] = [
+        ExchangeKind::Direct,
+        ExchangeKind::Fanout,
+        ExchangeKind::Topic,
+        ExchangeKind::Headers,
+        ExchangeKind::ConsistentHash,
+        ExchangeKind::ModulusHash,
+        ExchangeKind::Random,
+        ExchangeKind::LocalRandom,
+    ];
+
+    /// The name that clients use.
+    pub fn text(self) -> &'static str {
+        match self {
+            ExchangeKind::Direct => "direct",
+            ExchangeKind::Fanout => "fanout",
+            ExchangeKind::Topic => "topic",
+            ExchangeKind::Headers => "headers",
+            ExchangeKind::ConsistentHash => "x-consistent-hash",
+            ExchangeKind::ModulusHash => "x-modulus-hash",
+            ExchangeKind::Random => "x-random",
+            ExchangeKind::LocalRandom => "x-local-random",
+        }
+    }
 }
 
 /// An exchange as declared.

@@ -59,6 +59,21 @@ id!(
     ConnectionId(u64)
 );
 
+impl QueueId {
+    const REPLY_BIT: u64 = 1 << 63;
+
+    /// The queue behind a direct reply-to address: it lives as long as its one consumer, in the memory of the consumer's node, and the
+    /// catalog does not know it. `secret`: what makes the address unguessable, 63 bits of it count.
+    pub fn reply(secret: u64) -> QueueId {
+        QueueId(Self::REPLY_BIT | secret)
+    }
+
+    /// Whether it is one of those.
+    pub fn is_reply(self) -> bool {
+        self.0 & Self::REPLY_BIT != 0
+    }
+}
+
 /// A Raft group, or a node's own in-memory queues, which look the same to an edge.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

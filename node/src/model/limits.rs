@@ -44,6 +44,8 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
 /// Bodies that a connection has begun and not finished, all channels together: a body that never ends must not eat the memory.
 pub const CONNECTION_ASSEMBLY_BYTES: usize = 64 << 20;
+/// Messages of one transaction, bytes: they become one entry per shard, and an entry takes what the largest message takes.
+pub const TRANSACTION_BYTES: usize = MESSAGE_BYTES;
 /// Client connections of one listener: beyond it new ones are closed at once (each costs a file descriptor and a task).
 pub const CONNECTIONS: usize = 50_000;
 /// A connection's read buffer grows to this while it is busy, and is given back when it is idle.

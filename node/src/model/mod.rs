@@ -6,6 +6,7 @@ pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod ports;
+pub mod shortage;
 pub mod step;
 
 pub use ids::*;

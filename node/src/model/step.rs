@@ -7,6 +7,9 @@ use super::{ConsumerId, QueueId, Seq, ShardId};
 use bytes::Bytes;
 use std::sync::Arc;
 
+/// The queue name that asks for a direct reply-to consumer, and what its addresses begin with.
+pub const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
 /// Session to edge, in the client's order. Steps of one channel take effect in that order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
@@ -24,6 +27,16 @@ pub enum Step {
     },
     /// A message. No answer unless `ticket` is given or it cannot be routed.
     Publish(Publish),
+    /// A message of a transaction was taken in: is there such an exchange, may this client write to it? No answer but a
+    /// `ChannelError`.
+    Check {
+        /// The channel.
+        channel: u16,
+        /// Exchange, "" for the default one.
+        exchange: Bytes,
+    },
+    /// tx.commit. Answered like a request: `Reply::Done` when all of it took effect.
+    Commit(Box<Commit>),
     /// The client has dealt with these messages. No answer.
     Settle {
         /// Which, in ascending tag order.
@@ -82,6 +95,17 @@ pub struct Publish {
     pub properties: Bytes,
     /// Body.
     pub body: Bytes,
+}
+
+/// Everything a channel did since tx.select or the last commit or rollback.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    /// The channel.
+    pub channel: u16,
+    /// In the client's order, without tickets.
+    pub publishes: Vec<Publish>,
+    /// What the client said of messages it holds.
+    pub settlements: Vec<(Vec<Held>, Outcome)>,
 }
 
 /// A message that the client holds.
@@ -214,6 +238,13 @@ pub enum Reply {
     Consuming {
         /// The id that deliveries and `Cancel` name.
         consumer: ConsumerId,
+    },
+    /// basic.consume-ok of a direct reply-to consumer.
+    ReplyTo {
+        /// The id that deliveries and `Cancel` name.
+        consumer: ConsumerId,
+        /// The address that replies are published to, through the default exchange.
+        address: Arc<str>,
     },
     /// basic.get-ok / get-empty.
     Got(Option<Got>),

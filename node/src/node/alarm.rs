@@ -1,10 +1,11 @@
-//! The disk alarm: while any node has less free space than the configured floor, publishes stop on all; consuming and settling go on.
+//! Alarms: while any node has less free disk than the configured floor or uses more memory than its limit, publishes stop on all;
+//! consuming and settling go on.
 
 use super::running::Running;
 use crate::config::Reserve;
 use crate::model::NodeId;
+use crate::model::shortage::{Shortage, Shortages};
 use crate::store::disk::Disk;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,27 +14,30 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
 /// For ever.
-pub(super) async fn watch_disk(running: Arc<Running>, disk: Arc<dyn Disk>) {
+pub(super) async fn watch(running: Arc<Running>, disk: Arc<dyn Disk>) {
     let (me, reserve) = (running.config.node, Reserve::of(&running.config.data_dir));
-    let mut alarms_rx = running.consensus.disk_alarms();
+    let mut alarms_rx = running.consensus.alarms();
     loop {
-        let low = is_low(&running, &*disk);
-        running.consensus.set_disk_alarm(low);
-        if !low && let Err(error) = reserve.renew() {
+        let memory = resident_bytes().is_some_and(|used| used > running.config.memory_limit_bytes);
+        let shortage = Shortage { disk: is_low(&running, &*disk), memory };
+        running.consensus.set_alarm(shortage);
+        if !shortage.disk
+            && let Err(error) = reserve.renew()
+        {
             tracing::debug!(%error, "no space is set aside for a start on a full disk");
         }
         let mut nodes = alarms_rx.borrow_and_update().clone();
         // What this node sees itself counts at once.
-        if low {
-            nodes.insert(me);
-        } else {
+        if shortage.is_none() {
             nodes.remove(&me);
+        } else {
+            nodes.insert(me, shortage);
         }
         let text = text(&nodes, running.config.disk_floor_bytes);
         if *running.alarm.lock() != text {
             match &text {
-                Some(alarm) => tracing::warn!(alarm, "publishes stop until space is free"),
-                None => tracing::info!("space is free again, publishes go on"),
+                Some(alarm) => tracing::warn!(alarm, "publishes stop"),
+                None => tracing::info!("no node is short of disk or memory any more, publishes go on"),
             }
             (*running.alarm.lock()).clone_from(&text);
             running.edge.set_blocked(text);
@@ -43,6 +47,13 @@ pub(super) async fn watch_disk(running: Arc<Running>, disk: Arc<dyn Disk>) {
             changed = alarms_rx.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Memory of this process (statm of proc(5), its second field, in pages).
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 fn is_low(running: &Running, disk: &dyn Disk) -> bool {
@@ -55,10 +66,23 @@ fn is_low(running: &Running, disk: &dyn Disk) -> bool {
     }
 }
 
-fn text(nodes: &BTreeSet<NodeId>, floor: u64) -> Option<String> {
-    let names: Vec<String> = nodes.iter().map(|node| node.0.to_string()).collect();
-    let on = if names.len() == 1 { "the disk of node" } else { "the disks of nodes" };
-    (!names.is_empty()).then(|| format!("low on disk: less than {} MiB are free on {on} {}", floor / MIB, names.join(", ")))
+/// Why publishers wait, for them: begins as RabbitMQ's reasons do.
+fn text(nodes: &Shortages, floor: u64) -> Option<String> {
+    let names = |short: fn(&Shortage) -> bool| {
+        let nodes = nodes.iter().filter(|(_, s)| short(s)).map(|(node, _): (&NodeId, _)| node.0.to_string());
+        nodes.collect::<Vec<_>>()
+    };
+    let on = |names: &[String], one: &str, more: &str| format!("{} {}", if names.len() == 1 { one } else { more }, names.join(", "));
+    let (disk, memory) = (names(|s| s.disk), names(|s| s.memory));
+    let mut reasons = Vec::new();
+    if !disk.is_empty() {
+        let on = on(&disk, "the disk of node", "the disks of nodes");
+        reasons.push(format!("low on disk: less than {} MiB are free on {on}", floor / MIB));
+    }
+    if !memory.is_empty() {
+        reasons.push(format!("low on memory: {} above the limit", on(&memory, "node", "nodes")));
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 #[cfg(test)]
@@ -67,9 +91,21 @@ mod tests {
 
     #[test]
     fn the_reason_names_the_nodes() {
-        let nodes = |nodes: &[u16]| nodes.iter().map(|n| NodeId(*n)).collect();
-        assert_eq!(text(&nodes(&[]), MIB), None);
-        assert_eq!(text(&nodes(&[2]), MIB).expect("an alarm"), "low on disk: less than 1 MiB are free on the disk of node 2");
-        assert!(text(&nodes(&[3, 1]), MIB).expect("an alarm").ends_with("the disks of nodes 1, 3"));
+        let short = |disk: &[u16], memory: &[u16]| {
+            let mut nodes = Shortages::new();
+            disk.iter().for_each(|n| nodes.entry(NodeId(*n)).or_default().disk = true);
+            memory.iter().for_each(|n| nodes.entry(NodeId(*n)).or_default().memory = true);
+            text(&nodes, MIB)
+        };
+        assert_eq!(short(&[], &[]), None);
+        assert_eq!(short(&[2], &[]).expect("an alarm"), "low on disk: less than 1 MiB are free on the disk of node 2");
+        assert!(short(&[3, 1], &[]).expect("an alarm").ends_with("the disks of nodes 1, 3"));
+        assert_eq!(short(&[], &[2]).expect("an alarm"), "low on memory: node 2 above the limit");
+        assert!(short(&[1], &[1, 2]).expect("an alarm").ends_with("node 1; low on memory: nodes 1, 2 above the limit"));
+    }
+
+    #[test]
+    fn this_process_uses_some_memory() {
+        assert!(resident_bytes().is_some_and(|used| (MIB..1 << 40).contains(&used)));
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
     });
     let on = running.clone();
     let alarm = move || vec![Sample::plain(f64::from(u8::from(on.alarm.lock().is_some())))];
-    metrics.observe("warren_disk_alarm", "1 while publishes stop for lack of disk space", Kind::Gauge, alarm);
+    metrics.observe("warren_alarm", "1 while publishes stop for lack of disk space or memory on some node", Kind::Gauge, alarm);
 }
 
 fn label(shard: ShardId) -> Vec<(&'static str, String)> {

@@ -19,7 +19,7 @@ pub(super) struct Running {
     pub consensus: Arc<Consensus>,
     pub edge: Arc<Edge>,
     pub wal: Wal,
-    /// The disk alarm in force.
+    /// The alarm in force.
     pub alarm: Mutex<Option<String>>,
 }
 

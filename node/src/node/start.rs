@@ -102,7 +102,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     first_command(&running).await;
     until_up(&opened.applied).await;
     all_led(&running).await;
-    tasks.spawn(alarm::watch_disk(running.clone(), opened.disk));
+    tasks.spawn(alarm::watch(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
 }
 

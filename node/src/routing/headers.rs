@@ -64,7 +64,8 @@ pub fn check_arguments(arguments: &Table) -> Result<(), String> {
             "Invalid x-match field value <<\"{}\">>; expected all, any, all-with-x, or any-with-x",
             String::from_utf8_lossy(text)
         )),
-        (None, _) => Err("Invalid x-match field type; expected longstr".to_owned()),
+        (None, Some(other)) => Err(format!("Invalid x-match field type {} (value {}); expected longstr", other.type_text(), other.text())),
+        (None, None) => Ok(()),
         (Some(_), _) => Ok(()),
     }
 }

@@ -33,6 +33,11 @@ impl<T: Ord> Targets<T> {
         self.0.is_empty()
     }
 
+    /// Each once, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.keys()
+    }
+
     /// Each once.
     pub fn visit(&self, visit: &mut dyn FnMut(&T)) {
         self.0.keys().for_each(visit);

@@ -10,6 +10,7 @@ pub mod local;
 mod proposing;
 mod queue;
 mod ranges;
+mod replies;
 mod requests;
 mod server;
 mod stamp;

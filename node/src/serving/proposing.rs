@@ -3,6 +3,7 @@
 
 use super::edges::PathId;
 use super::queue::ReserveState;
+use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
@@ -29,6 +30,7 @@ pub(super) struct Purge {
 #[derive(Debug)]
 enum Part {
     Advance,
+    Replies(Replies),
     Leader { reserves: Vec<QueueId>, purges: Vec<Purge> },
     Gone(SessionId),
     Hello(NodeId, Incarnation),
@@ -55,6 +57,7 @@ pub(super) struct Log {
     pub reserves: Vec<QueueId>,
     pub purges: Vec<Purge>,
     pub gones: Vec<SessionId>,
+    pub replies: Replies,
     pub resume_at: Option<Instant>,
     turn: usize,
     /// Hellos in flight; not proposed twice.
@@ -152,6 +155,7 @@ impl ShardServer {
     fn fill(&mut self, entry: &mut EntryBuilder) -> Vec<Part> {
         let mut parts = Vec::new();
         self.fill_advance(entry, &mut parts);
+        self.fill_replies(entry, &mut parts);
         self.fill_leader_ops(entry, &mut parts);
         for session in std::mem::take(&mut self.log.gones) {
             entry.gone(session);
@@ -177,7 +181,7 @@ impl ShardServer {
         // What an advance on its way makes or drops, the machine does not know yet: then it cannot be compared with the catalog.
         let known = || {
             let machine = self.machine.lock();
-            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).collect())
+            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).filter(|id| !id.is_reply()).collect())
         };
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
@@ -189,6 +193,17 @@ impl ShardServer {
         entry.advance(from, changes.to, &changes.creates, &changes.drops);
         parts.push(Part::Advance);
         self.log.catalog_index = changes.to;
+    }
+
+    /// Queues of direct reply-to consumers come and go without the catalog.
+    fn fill_replies(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+        if self.log.replies.is_empty() {
+            return;
+        }
+        let replies = std::mem::take(&mut self.log.replies);
+        let index = self.log.catalog_index;
+        entry.advance(index, index, &replies.creates, &replies.drops);
+        parts.push(Part::Replies(replies));
     }
 
     fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
@@ -287,6 +302,10 @@ impl ShardServer {
                 }
             }
             (Part::Advance, SectionReply::Advanced { accepted }) => self.advanced(accepted),
+            (Part::Replies(replies), SectionReply::Advanced { accepted: false }) => {
+                self.advanced(false);
+                self.log.replies.add(replies);
+            }
             (Part::Leader { reserves, purges }, _) => {
                 reserves.into_iter().for_each(|queue| self.reserved(queue));
                 for purge in purges {
@@ -298,7 +317,7 @@ impl ShardServer {
                 self.sync_sessions();
             }
             (Part::Gone(_), _) => self.sync_sessions(),
-            (Part::Batch { .. } | Part::Advance, _) => {}
+            (Part::Batch { .. } | Part::Advance | Part::Replies(_), _) => {}
         }
     }
 
@@ -308,6 +327,7 @@ impl ShardServer {
             Part::Batch { void: true, .. } => {}
             Part::Batch { session, seq, .. } => self.send_back(session, seq),
             Part::Advance => self.advanced(false),
+            Part::Replies(replies) => self.log.replies.add(replies),
             Part::Leader { reserves, purges } => {
                 for queue in reserves {
                     if let Some(state) = self.queues.get_mut(&queue) {

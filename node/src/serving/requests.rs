@@ -49,6 +49,9 @@ impl ShardServer {
 
     /// A queue that the shard does not have: waits when the catalog is ahead of the shard, else it does not exist.
     fn too_early(&mut self, id: PathId, queue: QueueId, request: ToLeader) {
+        if self.opens_reply(id, &request) {
+            return self.early.push((0, id, request));
+        }
         let index = self.config.catalog.index();
         if index > self.machine.lock().catalog_index() && self.config.catalog.facts(queue).is_some() {
             self.log.asked_index = self.log.asked_index.max(index);
@@ -136,6 +139,9 @@ impl ShardServer {
             return;
         }
         state.last_gone = false;
+        if queue.is_reply() {
+            return self.log.replies.drops.push(queue);
+        }
         if self.config.catalog.facts(queue).is_some_and(|facts| facts.auto_delete) {
             self.events.push_back(ServerEvent::LastConsumerGone { queue });
         }

@@ -182,13 +182,14 @@ impl ShardServer {
     }
 
     fn take_effects(&mut self, effects: &[Effect]) {
-        let (mut sessions, mut advanced) = (false, false);
+        let (mut sessions, mut advanced, mut opened) = (false, false, Vec::new());
         for effect in effects {
             match effect {
                 Effect::Enqueued { queue } => self.mark(*queue),
                 Effect::Dropped { queue } => self.queue_dropped(*queue),
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
+                Effect::Created { queue } if queue.is_reply() => opened.push(*queue),
                 Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } => {}
             }
         }
@@ -198,6 +199,7 @@ impl ShardServer {
         if advanced {
             self.retry_early();
         }
+        opened.into_iter().for_each(|queue| self.drop_unused_reply(queue));
     }
 
     fn take_paths(&mut self) {

@@ -7,6 +7,7 @@ use super::run::{Ended, Fate, Run};
 use super::{Lane, RETURN_MEMORY, State, no_quorum};
 use crate::edge::access::Kind;
 use crate::edge::names::not_found;
+use crate::edge::replies;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, StoredMessage};
 use crate::model::link::{Deliveries, Delivery, QueueStat, RefusedEnqueue, ToEdge, ToLeader};
@@ -98,6 +99,7 @@ impl Lane {
             let mut ordinals: Vec<u32> = refused.into_iter().map(|(ordinal, RefusedEnqueue::UnknownQueue)| ordinal).collect();
             ordinals.sort_unstable();
             resolve(home, &closed, &ordinals);
+            closed.commits.iter().for_each(|commit| commit.done());
         }
     }
 
@@ -112,7 +114,8 @@ impl Lane {
         let Some(Asked { sink: Sink::Consume { mailbox, at, name }, .. }) = state.requests.take(consumer.0) else { return };
         match result {
             Ok(()) => {
-                mailbox.reply(at, Ok(Reply::Consuming { consumer }));
+                let queue = state.consumers.records.get(&consumer).map(|record| record.spec.queue);
+                mailbox.reply(at, Ok(self.started(queue, consumer)));
                 let Some(record) = state.consumers.records.get_mut(&consumer) else { return };
                 record.running = true;
                 for messages in std::mem::take(&mut record.early) {
@@ -124,6 +127,13 @@ impl Lane {
                 mailbox.drop_consumer(consumer);
                 mailbox.reply(at, Err(named(refusal, &name)));
             }
+        }
+    }
+
+    fn started(&self, queue: Option<QueueId>, consumer: ConsumerId) -> Reply {
+        match (self.shard.owner(), queue) {
+            (Some(node), Some(queue)) if queue.is_reply() => Reply::ReplyTo { consumer, address: replies::address(queue, node) },
+            (_, _) => Reply::Consuming { consumer },
         }
     }
 
@@ -346,6 +356,7 @@ impl Lane {
             for (run, _, message) in batch.messages(all) {
                 home.ended(run.end(Fate::Unroutable, Some(&message)));
             }
+            batch.commits.iter().for_each(|commit| commit.done());
         }
     }
 }

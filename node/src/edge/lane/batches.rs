@@ -1,6 +1,7 @@
 //! What a lane has for its shard and has no verdict for: closed batches in order, the open one, settles that wait for a ride. Pure:
 //! numbers, windows and resends are decided here (rules 12 to 15 and 17), the lane's task only carries them out.
 
+use super::committing::Committing;
 use super::run::Run;
 use crate::edge::ranges::RangeSet;
 use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage};
@@ -9,6 +10,7 @@ use crate::model::link::{Batch, Ranges};
 use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Settles that have no publish to ride with wait this long for one: an entry of their own costs the shard an fsync.
@@ -26,6 +28,8 @@ pub(super) struct Closed {
     pub ops: Bytes,
     pub runs: Vec<Run>,
     pub catalog_index: u64,
+    /// Transactions that have a part here.
+    pub commits: Vec<Arc<Committing>>,
     settles: Vec<(QueueId, SettleReason, Ranges)>,
     sent_under: Option<LeaderId>,
     /// Its tickets were nacked: it must never confirm, and should have no effect if it can still be helped.
@@ -45,6 +49,7 @@ pub(super) struct Batches {
     closed_bytes: usize,
     open: Ops,
     open_runs: Vec<Run>,
+    open_commits: Vec<Arc<Committing>>,
     open_index: u64,
     open_since: Instant,
     settles: BTreeMap<(QueueId, SettleReason), RangeSet>,
@@ -72,6 +77,7 @@ impl Batches {
             closed_bytes: 0,
             open: Ops::default(),
             open_runs: Vec::new(),
+            open_commits: Vec::new(),
             open_index: 0,
             open_since: now,
             settles: BTreeMap::new(),
@@ -117,9 +123,30 @@ impl Batches {
     }
 
     /// One message, copied into the open batch. True when the lane's task has something new to do.
-    pub fn enqueue(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, mut run: Run, now: Instant) -> bool {
+    pub fn enqueue(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, run: Run, now: Instant) -> bool {
         let fresh = self.open.is_empty();
-        if fresh {
+        if let Some(commit) = &run.commit {
+            commit.add();
+            self.open_commits.push(commit.clone());
+        }
+        self.append(queues, message, index, run, now);
+        let full = self.open.len() >= limits::BATCH_BYTES;
+        if full {
+            self.close();
+        }
+        fresh || full
+    }
+
+    /// A transaction's messages; they and the settles since the last batch are in one batch, which is closed with them.
+    pub fn transact(&mut self, messages: Vec<Taken<'_>>, index: u64, commit: &Arc<Committing>, now: Instant) {
+        commit.add();
+        self.open_commits.push(commit.clone());
+        messages.into_iter().for_each(|taken| self.append(taken.queues, &taken.message, index, taken.run, now));
+        self.close();
+    }
+
+    fn append(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, mut run: Run, now: Instant) {
+        if self.open.is_empty() {
             self.open_since = now;
         }
         run.first = self.open.enqueue(queues, message.exchange, message.key, message.properties, message.body);
@@ -128,11 +155,6 @@ impl Batches {
             self.open_runs.push(run);
         }
         self.open_index = self.open_index.max(index);
-        let full = self.open.len() >= limits::BATCH_BYTES;
-        if full {
-            self.close();
-        }
-        fresh || full
     }
 
     /// A large message, encoded before the lane was locked: a batch of its own. Settles wait for the next one, so that nothing is added
@@ -142,10 +164,13 @@ impl Batches {
             self.close();
         }
         self.open_index = self.open_index.max(index);
+        let commits: Vec<_> = run.commit.iter().cloned().collect();
+        commits.iter().for_each(|commit| commit.add());
         self.push(Closed {
             ops,
             runs: vec![Run { first: 0, ..run }],
             catalog_index: self.open_index,
+            commits,
             settles: Vec::new(),
             sent_under: None,
             nacked: false,
@@ -185,6 +210,7 @@ impl Batches {
             ops: self.open.take(),
             runs: std::mem::take(&mut self.open_runs),
             catalog_index: self.open_index,
+            commits: std::mem::take(&mut self.open_commits),
             settles,
             sent_under: None,
             nacked: false,
@@ -417,6 +443,14 @@ fn read_ops(ops: &Bytes) -> impl Iterator<Item = Op> + use<> {
     OpsReader::at(&EntryBytes::from(ops.clone()), 0).map_while(Result::ok)
 }
 
+/// A message of a transaction with its queues in one shard.
+#[derive(Debug)]
+pub(in crate::edge) struct Taken<'a> {
+    pub queues: &'a [QueueId],
+    pub message: Message<'a>,
+    pub run: Run,
+}
+
 /// A message as it comes from a client.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::edge) struct Message<'a> {
@@ -460,6 +494,7 @@ mod tests {
             first: 0,
             count: 1,
             shared: None,
+            commit: None,
         };
         let body = vec![7; 16 << 20];
         let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: &body };

@@ -4,6 +4,7 @@
 
 mod answers;
 mod batches;
+mod committing;
 mod consumers;
 mod requests;
 mod run;
@@ -29,7 +30,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
 pub(super) use self::answers::{Home, complete, named};
-pub(super) use self::batches::Message;
+pub(super) use self::batches::{Message, Taken};
+pub(super) use self::committing::Committing;
 pub(super) use self::requests::Answer;
 pub(super) use self::run::{Ended, Fate, Run, Shared};
 pub(super) use self::task::run;
@@ -163,31 +165,37 @@ impl Lane {
     pub fn settle(&self, connection: ConnectionId, held: &[Held], outcome: Outcome) -> u64 {
         let now = Instant::now();
         let mut state = self.state.lock();
-        let mut back: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
-        let (mut released, mut wake) = (0, false);
-        for h in held {
-            if !state.consumers.release(connection, h.consumer, h.queue, h.seq) {
-                continue;
-            }
-            released += 1;
-            if outcome != Outcome::Requeue && !state.marked.is_empty() {
-                state.settled(h.queue, h.seq);
-            }
-            match outcome {
-                Outcome::Ack => wake |= state.batches.settle(h.queue, SettleReason::Ack, h.seq, now),
-                Outcome::Reject => wake |= state.batches.settle(h.queue, SettleReason::Reject, h.seq, now),
-                Outcome::Requeue => {
-                    back.entry(h.queue).or_default().insert(h.seq);
-                }
-            }
-        }
-        wake |= !back.is_empty() || state.consumers.has_credit();
-        state.give_back(back, true);
+        let (released, wake) = state.settle(connection, held.iter(), outcome, now);
         drop(state);
         if wake {
             self.wake.notify_one();
         }
         released
+    }
+
+    /// The part of a transaction that concerns this shard, in one batch: its messages, and of its settlements those of this shard, whose
+    /// numbers are added up. Returns the mark behind it.
+    pub fn transact(
+        &self,
+        connection: ConnectionId,
+        messages: Vec<Taken<'_>>,
+        (settlements, settled): (&[(Vec<Held>, Outcome)], &mut [u64]),
+        catalog_index: u64,
+        commit: &Arc<Committing>,
+    ) -> u64 {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if let Some(taken) = messages.first().filter(|_| state.stuck) {
+            state.block(self.shard, &taken.run.mailbox);
+        }
+        for ((held, outcome), count) in settlements.iter().zip(settled) {
+            *count += state.settle(connection, held.iter().filter(|h| h.shard == self.shard), *outcome, now).0;
+        }
+        state.batches.transact(messages, catalog_index, commit, now);
+        let mark = state.batches.mark();
+        self.unlock(state);
+        self.wake.notify_one();
+        mark
     }
 
     /// Deliveries of a consumer reached the socket.
@@ -348,6 +356,37 @@ impl Lane {
 }
 
 impl State {
+    /// A client has dealt with messages. Returns how many of them it did hold, and whether the lane's task has something to do.
+    fn settle<'h>(
+        &mut self,
+        connection: ConnectionId,
+        held: impl Iterator<Item = &'h Held>,
+        outcome: Outcome,
+        now: Instant,
+    ) -> (u64, bool) {
+        let mut back: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
+        let (mut released, mut wake) = (0, false);
+        for h in held {
+            if !self.consumers.release(connection, h.consumer, h.queue, h.seq) {
+                continue;
+            }
+            released += 1;
+            if outcome != Outcome::Requeue && !self.marked.is_empty() {
+                self.settled(h.queue, h.seq);
+            }
+            match outcome {
+                Outcome::Ack => wake |= self.batches.settle(h.queue, SettleReason::Ack, h.seq, now),
+                Outcome::Reject => wake |= self.batches.settle(h.queue, SettleReason::Reject, h.seq, now),
+                Outcome::Requeue => {
+                    back.entry(h.queue).or_default().insert(h.seq);
+                }
+            }
+        }
+        wake |= !back.is_empty() || self.consumers.has_credit();
+        self.give_back(back, true);
+        (released, wake)
+    }
+
     /// Ends a consumer at its client's wish; what the session has not seen goes back.
     fn end_consumer(&mut self, id: ConsumerId) -> Option<Arc<Mailbox>> {
         let unseen = self.consumers.records.get(&id)?.mailbox.drop_consumer(id);

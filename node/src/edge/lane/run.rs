@@ -1,6 +1,7 @@
 //! Who waits for what in a batch: runs of messages of one channel with consecutive tickets, so that a thousand publishes of one client
 //! are one record. Made by the publish path, resolved when the batch has its verdict.
 
+use super::committing::Committing;
 use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::entry::StoredMessage;
 use crate::model::step::Publish;
@@ -22,6 +23,8 @@ pub(in crate::edge) struct Run {
     pub count: u32,
     /// Set when the message went to several shards; then the run has one message.
     pub shared: Option<Arc<Shared>>,
+    /// The transaction it is part of.
+    pub commit: Option<Arc<Committing>>,
 }
 
 /// What became of a message in one shard.
@@ -86,6 +89,7 @@ impl Run {
             && self.mandatory == next.mandatory
             && self.rerouted == next.rerouted
             && self.first + self.count == next.first
+            && self.commit.as_ref().map(Arc::as_ptr) == next.commit.as_ref().map(Arc::as_ptr)
             && Arc::ptr_eq(&self.mailbox, &next.mailbox);
         if continues {
             self.count += next.count;
@@ -130,6 +134,7 @@ impl Run {
     }
 
     fn nack(&self) -> Ended {
+        self.commit.iter().for_each(|commit| commit.fail());
         if self.is_ticketed() {
             self.mailbox.nack(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
             return Ended { nacked: self.count.into(), ..Ended::default() };

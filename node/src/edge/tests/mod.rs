@@ -2,7 +2,9 @@
 
 mod consume;
 mod publish;
+mod replies;
 mod requests;
+mod transactions;
 
 use super::*;
 use crate::machine::catalog::hash_password;

@@ -128,7 +128,14 @@ impl EdgeConnection for FakeConnection {
                 self.written.fetch_add(bytes, Ordering::SeqCst);
                 return Ok(());
             }
-            Step::ChannelPrefetch { .. } => return Ok(()),
+            Step::ChannelPrefetch { .. } | Step::Check { .. } => return Ok(()),
+            Step::Commit(commit) => {
+                let channel = commit.channel;
+                commit.publishes.into_iter().for_each(|publish| self.broker.lock().publish(publish, &self.outbox));
+                let settled = commit.settlements.iter().flat_map(|(held, outcome)| held.iter().map(|h| (h, *outcome)));
+                settled.for_each(|(held, outcome)| self.broker.lock().settle(held, outcome));
+                Event::Reply { channel, result: Ok(Reply::Done) }
+            }
             Step::Leave => Event::Left,
             Step::Request { channel, request } => {
                 let result = self.broker.lock().request(channel, request, &self.outbox);
@@ -181,7 +188,12 @@ impl Broker {
         let kind = self.exchanges.get(exchange)?;
         let matches = |bound: &str| match kind {
             ExchangeKind::Direct => bound == key,
-            ExchangeKind::Fanout | ExchangeKind::Headers => true,
+            ExchangeKind::Fanout
+            | ExchangeKind::Headers
+            | ExchangeKind::ConsistentHash
+            | ExchangeKind::ModulusHash
+            | ExchangeKind::Random
+            | ExchangeKind::LocalRandom => true,
             ExchangeKind::Topic => topic(&bound.split('.').collect::<Vec<_>>(), &key.split('.').collect::<Vec<_>>()),
         };
         Some(self.bindings.iter().filter(|(x, k, _)| x == exchange && matches(k)).map(|(_, _, q)| q.clone()).collect())

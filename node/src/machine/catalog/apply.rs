@@ -8,7 +8,7 @@ use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, Permission, QueueRecord, QueueSpec, Refusal, Table,
 };
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
-use crate::routing::check_arguments;
+use crate::routing::{check_arguments, check_hash_arguments, weight};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -134,6 +134,9 @@ impl Catalog {
         if name.name.starts_with("amq.") {
             return Err(Refusal::Access(format!("exchange name '{}' contains reserved prefix 'amq.*'", name.name)));
         }
+        if spec.kind == ExchangeKind::ConsistentHash {
+            check_hash_arguments(&spec.arguments).map_err(Refusal::Precondition)?;
+        }
         self.put_exchange(spec.clone());
         DONE
     }
@@ -188,9 +191,20 @@ impl Catalog {
     fn checked_bind(&mut self, index: u64, spec: &BindingSpec) -> Outcome {
         self.check_ends(spec)?;
         let name = Name { vhost: spec.vhost.clone(), name: spec.source.clone() };
-        if self.exchange(&name).is_some_and(|x| x.kind == ExchangeKind::Headers) {
-            check_arguments(&spec.arguments).map_err(Refusal::Precondition)?;
-        }
+        let checked = match self.exchange(&name).map(|x| x.kind) {
+            Some(ExchangeKind::Headers) => check_arguments(&spec.arguments),
+            Some(ExchangeKind::ConsistentHash) => weight(spec.key.as_bytes()).map(drop),
+            Some(
+                ExchangeKind::Direct
+                | ExchangeKind::Fanout
+                | ExchangeKind::Topic
+                | ExchangeKind::ModulusHash
+                | ExchangeKind::Random
+                | ExchangeKind::LocalRandom,
+            )
+            | None => Ok(()),
+        };
+        checked.map_err(Refusal::Precondition)?;
         self.bind(index, spec)?;
         DONE
     }

@@ -64,7 +64,7 @@ impl Catalog {
         };
         let (vhost, name) = (spec.name.vhost.clone(), spec.name.name.clone());
         let exchange = Exchange {
-            table: RoutingTable::new(spec.kind),
+            table: RoutingTable::new(spec.kind, &spec.arguments),
             spec: Arc::new(spec),
             alternate,
             outgoing: BTreeSet::new(),

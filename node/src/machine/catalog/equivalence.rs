@@ -1,7 +1,7 @@
 //! Declaring what exists already: equal, or a refusal in RabbitMQ's words. Called by the catalog's declares and by the edge's
 //! passive ones (names only).
 
-use crate::model::catalog::{ExchangeKind, ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
+use crate::model::catalog::{ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
 
 /// Arguments of a queue whose change is refused; others are kept as first declared and ignored later, as in RabbitMQ.
 const QUEUE_ARGUMENTS: [&str; 18] = [
@@ -35,16 +35,6 @@ pub fn exchange_text(name: &Name) -> String {
     format!("exchange '{}' in vhost '{}'", name.name, name.vhost)
 }
 
-/// The name clients use.
-pub fn kind_text(kind: ExchangeKind) -> &'static str {
-    match kind {
-        ExchangeKind::Direct => "direct",
-        ExchangeKind::Fanout => "fanout",
-        ExchangeKind::Topic => "topic",
-        ExchangeKind::Headers => "headers",
-    }
-}
-
 /// Who may use a queue: its owner, or everybody when it has none. The refusal is RabbitMQ's.
 pub fn check_owner(spec: &QueueSpec, owner: Option<Owner>) -> Result<(), Refusal> {
     match spec.exclusive_owner {
@@ -73,7 +63,7 @@ pub(super) fn check_queue(current: &QueueSpec, asked: &QueueSpec) -> Result<(), 
 
 pub(super) fn check_exchange(current: &ExchangeSpec, asked: &ExchangeSpec) -> Result<(), Refusal> {
     let what = exchange_text(&current.name);
-    check_field("type", &what, kind_text(current.kind), kind_text(asked.kind))?;
+    check_field("type", &what, current.kind.text(), asked.kind.text())?;
     check_field("durable", &what, current.durable, asked.durable)?;
     check_field("auto_delete", &what, current.auto_delete, asked.auto_delete)?;
     check_field("internal", &what, current.internal, asked.internal)?;
@@ -89,9 +79,7 @@ fn check_argument(key: &str, what: &str, current: &Table, asked: &Table) -> Resu
     match (current.get(key), asked.get(key)) {
         (current, asked) if current == asked => Ok(()),
         (current, asked) if key == "x-queue-type" && classic(current) && classic(asked) => Ok(()),
-        (Some(current), Some(asked)) => {
-            Err(inequivalent(key, what, &format!("'{}'", value_text(asked)), &format!("'{}'", value_text(current))))
-        }
+        (Some(current), Some(asked)) => Err(inequivalent(key, what, &format!("'{}'", asked.text()), &format!("'{}'", current.text()))),
         (current, asked) => Err(inequivalent(key, what, &typed_text(asked), &typed_text(current))),
     }
 }
@@ -101,37 +89,5 @@ fn inequivalent(key: &str, what: &str, asked: &str, current: &str) -> Refusal {
 }
 
 fn typed_text(value: Option<&Value>) -> String {
-    value.map_or("none".to_owned(), |v| format!("the value '{}' of type '{}'", value_text(v), type_text(v)))
-}
-
-fn type_text(value: &Value) -> &'static str {
-    match value {
-        Value::Void => "void",
-        Value::Bool(_) => "bool",
-        Value::Int(n) if i32::try_from(*n).is_ok() => "signedint",
-        Value::Int(_) => "long",
-        Value::Float(_) => "float",
-        Value::Double(_) => "double",
-        Value::Decimal(..) => "decimal",
-        Value::Text(_) => "longstr",
-        Value::Bytes(_) => "binary",
-        Value::Timestamp(_) => "timestamp",
-        Value::List(_) => "array",
-        Value::Table(_) => "table",
-    }
-}
-
-fn value_text(value: &Value) -> String {
-    match value {
-        Value::Void => "undefined".to_owned(),
-        Value::Bool(b) => b.to_string(),
-        Value::Int(n) => n.to_string(),
-        Value::Float(x) => format!("{x:?}"),
-        Value::Double(x) => format!("{x:?}"),
-        Value::Decimal(scale, value) => format!("{{{scale},{value}}}"),
-        Value::Text(bytes) | Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Value::Timestamp(t) => t.to_string(),
-        Value::List(values) => format!("[{}]", values.iter().map(value_text).collect::<Vec<_>>().join(",")),
-        Value::Table(table) => format!("[{}]", table.iter().map(|(k, v)| format!("{k}={}", value_text(v))).collect::<Vec<_>>().join(",")),
-    }
+    value.map_or("none".to_owned(), |v| format!("the value '{}' of type '{}'", v.text(), v.type_text()))
 }

@@ -10,12 +10,14 @@ mod password;
 mod persist;
 mod route;
 #[cfg(test)]
+mod routing_tests;
+#[cfg(test)]
 mod tests;
 
-pub use equivalence::{check_owner, exchange_text, kind_text, queue_text};
+pub use equivalence::{check_owner, exchange_text, queue_text};
 pub use password::{hash_password, password_matches};
 pub use persist::{Image, decode_command, encode_command};
-pub use route::RouteResult;
+pub use route::{Envelope, RouteResult};
 
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, Owner, Permission, QueueRecord, Target};
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};

@@ -2,10 +2,25 @@
 //! several exchanges or needs its headers.
 
 use super::{Catalog, Destination, Exchange, Vhost};
-use crate::model::catalog::Table;
 use crate::model::{QueueId, ShardId};
+use crate::routing::Subject;
 use smallvec::SmallVec;
-use std::cell::OnceCell;
+use std::sync::Arc;
+
+/// What a message is routed by.
+#[derive(Clone, Copy)]
+pub struct Envelope<'a> {
+    /// The publisher's vhost.
+    pub vhost: &'a str,
+    /// "" is the default exchange.
+    pub exchange: &'a str,
+    /// The routing key of the publish, then those of `CC` and `BCC`.
+    pub keys: &'a [&'a [u8]],
+    /// Headers and properties.
+    pub subject: &'a dyn Subject,
+    /// Shards that this node leads, for x-local-random.
+    pub near: &'a dyn Fn(ShardId) -> bool,
+}
 
 /// What became of a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,41 +34,36 @@ pub enum RouteResult {
 }
 
 impl Catalog {
-    /// Appends each queue that takes the message, once, with its shard. `headers` is called at most once, and only when a headers
-    /// exchange is on the way.
-    pub fn route(
-        &self,
-        vhost: &str,
-        exchange: &str,
-        key: &[u8],
-        headers: &dyn Fn() -> Table,
-        out: &mut Vec<(QueueId, ShardId)>,
-    ) -> RouteResult {
-        let Some(vhost) = self.vhosts.get(vhost) else { return RouteResult::NoExchange };
-        if exchange.is_empty() {
-            default_exchange(vhost, key, out);
+    /// Appends each queue that takes the message, once, with its shard.
+    pub fn route(&self, envelope: &Envelope<'_>, out: &mut Vec<(QueueId, ShardId)>) -> RouteResult {
+        let Some(vhost) = self.vhosts.get(envelope.vhost) else { return RouteResult::NoExchange };
+        if envelope.exchange.is_empty() {
+            default_exchange(vhost, envelope.keys, out);
             return RouteResult::Routed;
         }
-        let Some(first) = vhost.exchanges.get(exchange) else { return RouteResult::NoExchange };
+        let Some(first) = vhost.exchanges.get(envelope.exchange) else { return RouteResult::NoExchange };
         if first.spec.internal {
             return RouteResult::Internal;
         }
-        let table = OnceCell::new();
-        Walk { vhost, key, headers: &|| table.get_or_init(headers), out }.from(first);
+        Walk { vhost, envelope, out }.from(first);
         RouteResult::Routed
     }
 }
 
-fn default_exchange(vhost: &Vhost, key: &[u8], out: &mut Vec<(QueueId, ShardId)>) {
-    if let Some(queue) = std::str::from_utf8(key).ok().and_then(|name| vhost.queues.get(name)) {
-        out.push((queue.record.id, queue.record.shard));
+/// Each key is the name of a queue.
+fn default_exchange(vhost: &Vhost, keys: &[&[u8]], out: &mut Vec<(QueueId, ShardId)>) {
+    for (at, key) in keys.iter().enumerate() {
+        if let Some(queue) = std::str::from_utf8(key).ok().and_then(|name| vhost.queues.get(name))
+            && !keys[..at].contains(key)
+        {
+            out.push((queue.record.id, queue.record.shard));
+        }
     }
 }
 
 struct Walk<'a> {
     vhost: &'a Vhost,
-    key: &'a [u8],
-    headers: &'a dyn Fn() -> &'a Table,
+    envelope: &'a Envelope<'a>,
     out: &'a mut Vec<(QueueId, ShardId)>,
 }
 
@@ -63,7 +73,7 @@ impl<'a> Walk<'a> {
         let start = self.out.len();
         let mut seen: SmallVec<[&Exchange; 4]> = SmallVec::new();
         seen.push(first);
-        let mut distinct = first.table.is_distinct();
+        let mut distinct = first.table.is_distinct() && self.envelope.keys.len() == 1;
         let mut at = 0;
         while let Some(exchange) = seen.get(at).copied() {
             let more = self.visit(exchange);
@@ -86,15 +96,20 @@ impl<'a> Walk<'a> {
     }
 
     /// Queues go to `out`, the exchanges to visit next come back: bound ones, or the alternate one when nothing is bound.
-    fn visit(&mut self, exchange: &Exchange) -> SmallVec<[std::sync::Arc<str>; 2]> {
+    fn visit(&mut self, exchange: &Exchange) -> SmallVec<[Arc<str>; 2]> {
+        let Envelope { keys, subject, near, .. } = *self.envelope;
         if exchange.spec.name.name.is_empty() {
-            default_exchange(self.vhost, self.key, self.out);
+            default_exchange(self.vhost, keys, self.out);
             return SmallVec::new();
         }
         let mut more = SmallVec::new();
         let before = self.out.len();
         let out = &mut *self.out;
-        exchange.table.route(self.key, self.headers, &mut |target| match target {
+        let is_near = |target: &Destination| match target {
+            Destination::Queue(_, shard) => near(*shard),
+            Destination::Exchange(_) => true,
+        };
+        exchange.table.route(keys, subject, &is_near, &mut |target| match target {
             Destination::Queue(queue, shard) => out.push((*queue, *shard)),
             Destination::Exchange(name) => more.push(name.clone()),
         });

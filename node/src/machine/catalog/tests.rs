@@ -6,24 +6,24 @@ use proptest::prelude::*;
 const PROCESS: Incarnation = Incarnation(11);
 const NODE: NodeId = NodeId(1);
 
-fn name(name: &str) -> Name {
+pub(super) fn name(name: &str) -> Name {
     Name { vhost: "/".into(), name: name.into() }
 }
 
-fn queue_spec(queue: &str) -> QueueSpec {
+pub(super) fn queue_spec(queue: &str) -> QueueSpec {
     QueueSpec { name: name(queue), durable: true, auto_delete: false, exclusive_owner: None, arguments: Table::new() }
 }
 
-fn exchange_spec(exchange: &str, kind: ExchangeKind) -> ExchangeSpec {
+pub(super) fn exchange_spec(exchange: &str, kind: ExchangeKind) -> ExchangeSpec {
     ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments: Table::new() }
 }
 
-fn binding(source: &str, target: Target, destination: &str, key: &str) -> BindingSpec {
+pub(super) fn binding(source: &str, target: Target, destination: &str, key: &str) -> BindingSpec {
     let vhost: Arc<str> = "/".into();
     BindingSpec { vhost, source: source.into(), target, destination: destination.into(), key: key.into(), arguments: Table::new() }
 }
 
-fn declare(spec: QueueSpec, shard: u16) -> CatalogCommand {
+pub(super) fn declare(spec: QueueSpec, shard: u16) -> CatalogCommand {
     CatalogCommand::DeclareQueue { spec, node: NODE, incarnation: PROCESS, shard: ShardId(shard) }
 }
 
@@ -31,10 +31,10 @@ fn owner(connection: u64) -> Owner {
     Owner { node: NODE, incarnation: PROCESS, connection: ConnectionId(connection) }
 }
 
-struct Fixture(Catalog);
+pub(super) struct Fixture(pub(super) Catalog);
 
 impl Fixture {
-    fn new() -> Fixture {
+    pub(super) fn new() -> Fixture {
         let mut fixture = Fixture(Catalog::new());
         let password_hash = hash_password(b"guest", [1, 2, 3, 4]);
         fixture.done(CatalogCommand::Bootstrap { vhost: "/".into(), user: "guest".into(), password_hash, shards: 3 });
@@ -48,23 +48,23 @@ impl Fixture {
         self.0.apply(LogId { leader: LeaderId { term: 1, voter: 1 }, index }, &command)
     }
 
-    fn done(&mut self, command: CatalogCommand) {
+    pub(super) fn done(&mut self, command: CatalogCommand) {
         let reply = self.apply(command);
         assert!(!matches!(reply, CatalogReply::Refused(_)), "{reply:?}");
     }
 
-    fn queue(&mut self, queue: &str) -> QueueId {
+    pub(super) fn queue(&mut self, queue: &str) -> QueueId {
         self.record(declare(queue_spec(queue), 1)).id
     }
 
-    fn record(&mut self, command: CatalogCommand) -> QueueRecord {
+    pub(super) fn record(&mut self, command: CatalogCommand) -> QueueRecord {
         match self.apply(command) {
             CatalogReply::Queue { record, .. } => record,
             other => panic!("{other:?}"),
         }
     }
 
-    fn refusal(&mut self, command: CatalogCommand) -> Refusal {
+    pub(super) fn refusal(&mut self, command: CatalogCommand) -> Refusal {
         let before = self.0.snapshot().len();
         match self.apply(command) {
             CatalogReply::Refused(refusal) => {
@@ -75,10 +75,10 @@ impl Fixture {
         }
     }
 
-    fn route(&self, exchange: &str, key: &str) -> Vec<u64> {
+    pub(super) fn route(&self, exchange: &str, key: &str) -> Vec<u64> {
         let mut out = Vec::new();
         let headers = || Table::from([("k".into(), Value::Text(key.into()))]);
-        assert_eq!(self.0.route("/", exchange, key.as_bytes(), &headers, &mut out), RouteResult::Routed);
+        assert_eq!(self.0.route_one("/", exchange, key.as_bytes(), &headers, &mut out), RouteResult::Routed);
         out.iter().map(|(id, _)| id.0).collect()
     }
 }
@@ -297,9 +297,9 @@ fn routing_finds_each_queue_once_through_cycles_of_exchanges() {
     assert_eq!(f.route("", "a"), [a]);
     assert_eq!(f.route("", "none"), [0; 0]);
     let mut out = Vec::new();
-    assert_eq!(f.0.route("/", "none", b"", &Table::new, &mut out), RouteResult::NoExchange);
-    assert_eq!(f.0.route("none", "", b"", &Table::new, &mut out), RouteResult::NoExchange);
-    assert_eq!(f.0.route("/", "amq.rabbitmq.trace", b"", &Table::new, &mut out), RouteResult::Internal);
+    assert_eq!(f.0.route_one("/", "none", b"", &Table::new, &mut out), RouteResult::NoExchange);
+    assert_eq!(f.0.route_one("none", "", b"", &Table::new, &mut out), RouteResult::NoExchange);
+    assert_eq!(f.0.route_one("/", "amq.rabbitmq.trace", b"", &Table::new, &mut out), RouteResult::Internal);
 }
 
 #[test]
@@ -443,6 +443,9 @@ fn naive_route(catalog: &Catalog, exchange: &str, key: &str, seen: &mut BTreeSet
                 "k.*" => key.strip_prefix("k.").is_some_and(|rest| !rest.contains('.')),
                 other => other == key,
             },
+            ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash | ExchangeKind::Random | ExchangeKind::LocalRandom => {
+                unreachable!("these pick one target")
+            }
             ExchangeKind::Headers => b.arguments.get("k").is_none_or(|v| *v == Value::Text(key.into())),
         };
         match b.target {
@@ -468,7 +471,7 @@ proptest! {
                     naive_route(&f.0, exchange, key, &mut BTreeSet::new(), &mut wanted);
                     let mut out = Vec::new();
                     let headers = || Table::from([("k".into(), Value::Text(key.into()))]);
-                    f.0.route("/", exchange, key.as_bytes(), &headers, &mut out);
+                    f.0.route_one("/", exchange, key.as_bytes(), &headers, &mut out);
                     prop_assert_eq!(out.len(), wanted.len(), "each once");
                     prop_assert_eq!(out.iter().map(|(id, _)| id.0).collect::<BTreeSet<_>>(), wanted);
                 }
@@ -530,7 +533,7 @@ fn declares_and_routing_are_fast() {
         let start = std::time::Instant::now();
         for _ in 0..1_000_000 {
             out.clear();
-            f.0.route("/", exchange, b"q12345", &Table::new, &mut out);
+            f.0.route_one("/", exchange, b"q12345", &Table::new, &mut out);
         }
         println!("route through '{exchange}': {} ns", start.elapsed().as_nanos() / 1_000_000);
     }

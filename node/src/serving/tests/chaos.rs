@@ -128,7 +128,7 @@ impl SimEdge {
 impl Sim {
     fn new(seed: u64) -> Sim {
         // Living edges are never declared gone here: they could not know what became of their batches.
-        let setup = Setup { edge_gone: Duration::from_secs(60), cold: seed % 3 == 2 };
+        let setup = Setup { edge_gone: Duration::from_secs(60), cold: seed % 3 == 2, ..SETUP };
         let shard = Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, setup);
         shard.declare(&[Q]);
         let edges = (1..=3).map(|n| SimEdge::new(n, 100 + u64::from(n))).collect();

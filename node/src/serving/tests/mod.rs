@@ -7,6 +7,7 @@ mod delivering;
 mod handover;
 mod publishing;
 mod queues;
+mod replies;
 mod throughput;
 
 use super::local::{LocalBodies, LocalProposer};
@@ -115,10 +116,11 @@ struct Shard {
 struct Setup {
     /// Bodies are never in memory.
     cold: bool,
+    shard: ShardId,
     edge_gone: Duration,
 }
 
-const SETUP: Setup = Setup { cold: false, edge_gone: Duration::from_millis(150) };
+const SETUP: Setup = Setup { cold: false, shard: ShardId(1), edge_gone: Duration::from_millis(150) };
 
 impl Shard {
     fn new() -> Shard {
@@ -145,7 +147,7 @@ impl Shard {
             lease: AtomicBool::new(true),
         });
         let (events_tx, events) = mpsc::channel(16);
-        let mut config = ServerConfig::new(ShardId(1), NodeId(1), catalog.clone());
+        let mut config = ServerConfig::new(setup.shard, NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
         let bad = Arc::<Mutex<Vec<u64>>>::default();

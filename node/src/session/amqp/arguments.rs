@@ -22,7 +22,8 @@ const QUEUE_REFUSED: [&str; 16] = [
     "x-overflow",
     "x-single-active-consumer",
 ];
-const EXCHANGE_REFUSED: [&str; 2] = ["alternate-exchange", "x-delayed-type"];
+const EXCHANGE_REFUSED: [&str; 1] = ["x-delayed-type"];
+const ALTERNATE: &str = "alternate-exchange";
 const CONSUMER_REFUSED: [&str; 6] =
     ["x-cancel-on-ha-failover", "x-consumer-timeout", "x-priority", "x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
@@ -51,7 +52,12 @@ pub fn check_queue(queue: &str, vhost: &str, durable: bool, exclusive: bool, arg
 
 /// Checks exchange.declare's arguments.
 pub fn check_exchange(exchange: &str, vhost: &str, arguments: &Table) -> Result<(), Fault> {
-    refuse(&EXCHANGE_REFUSED, arguments, &format!("exchange '{exchange}' in vhost '{vhost}'"))
+    let subject = format!("exchange '{exchange}' in vhost '{vhost}'");
+    refuse(&EXCHANGE_REFUSED, arguments, &subject)?;
+    match arguments.get(ALTERNATE) {
+        None | Some(Value::Text(_)) => Ok(()),
+        Some(other) => Err(Fault::precondition(format!("invalid type '{}' for arg '{ALTERNATE}' in {subject}", other.type_text()))),
+    }
 }
 
 /// Checks basic.consume's arguments. A priority of 0 is what every consumer has, so it is no wish.
@@ -65,16 +71,8 @@ pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(),
 
 /// The kind that exchange.declare names: an unknown one is 503, as in RabbitMQ.
 pub fn exchange_kind(kind: &[u8]) -> Result<ExchangeKind, Fault> {
-    match kind {
-        b"direct" => Ok(ExchangeKind::Direct),
-        b"fanout" => Ok(ExchangeKind::Fanout),
-        b"topic" => Ok(ExchangeKind::Topic),
-        b"headers" => Ok(ExchangeKind::Headers),
-        other => {
-            let kind = String::from_utf8_lossy(other);
-            Err(Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{kind}'")))
-        }
-    }
+    let known = ExchangeKind::ALL.into_iter().find(|known| known.text().as_bytes() == kind);
+    known.ok_or_else(|| Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{}'", String::from_utf8_lossy(kind))))
 }
 
 fn refuse(names: &[&str], arguments: &Table, subject: &str) -> Result<(), Fault> {

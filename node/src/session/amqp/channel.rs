@@ -3,7 +3,9 @@
 
 use super::confirms::Confirms;
 use super::errors::{Fault, ReplyCode};
+use super::replies::ReplyConsumer;
 use super::requests::Pending;
+use super::transaction::Transaction;
 use super::unsettled::Unsettled;
 use super::{Out, Shared};
 use crate::model::step::{Held, Outcome, Publish, Request, Step};
@@ -57,12 +59,14 @@ pub(super) struct Channel {
     backlog: VecDeque<Command>,
     backlog_bytes: usize,
     /// Publishes since the last request: closing must wait for their fate.
-    published: bool,
+    pub(super) published: bool,
     pub(super) unsettled: Unsettled,
     pub(super) consumers: HashMap<ConsumerId, Consumer>,
     pub(super) consumers_by_tag: HashMap<Bytes, ConsumerId>,
     pub(super) prefetch: Option<u32>,
     pub(super) confirms: Option<Confirms>,
+    pub(super) tx: Option<Transaction>,
+    pub(super) reply_consumer: Option<ReplyConsumer>,
     /// Name of the queue declared last; "" = none.
     pub(super) last_queue: Arc<str>,
     /// The client closed it and has its answer.
@@ -84,6 +88,8 @@ impl Channel {
             consumers_by_tag: HashMap::new(),
             prefetch: None,
             confirms: None,
+            tx: None,
+            reply_consumer: None,
             last_queue: "".into(),
             closed: false,
         }
@@ -152,8 +158,7 @@ impl Channel {
         publish.properties = header.properties;
         let missing = header.body_size as usize;
         if missing == 0 {
-            self.accept_publish(publish, shared, out);
-            return Ok(());
+            return self.accept_publish(publish, shared, out);
         }
         self.assembly = Assembly::Body { publish, missing, pieces: BytesMut::new() };
         Ok(())
@@ -187,18 +192,17 @@ impl Channel {
             pieces.extend_from_slice(&piece);
             pieces.freeze()
         };
-        self.accept_publish(publish, shared, out);
-        Ok(())
+        self.accept_publish(publish, shared, out)
     }
 
     /// The hot path: no box, no queue, unless something waits.
-    fn accept_publish(&mut self, publish: Publish, shared: &mut Shared, out: &mut Out) {
+    fn accept_publish(&mut self, publish: Publish, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         if self.is_idle() {
-            self.publish(publish, out);
-        } else {
-            let size = publish.body.len() + publish.properties.len();
-            self.wait(Command::Publish(Box::new(publish)), size, shared);
+            return self.publish(publish, shared, out);
         }
+        let size = publish.body.len() + publish.properties.len();
+        self.wait(Command::Publish(Box::new(publish)), size, shared);
+        Ok(())
     }
 
     fn accept(&mut self, method: Method, size: usize, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
@@ -230,10 +234,7 @@ impl Channel {
 
     fn run(&mut self, command: Command, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         match command {
-            Command::Publish(publish) => {
-                self.publish(*publish, out);
-                Ok(())
-            }
+            Command::Publish(publish) => self.publish(*publish, shared, out),
             Command::Method(method) => {
                 let id = method.id();
                 self.run_method(method, shared, out).map_err(|fault| fault.at(id))
@@ -241,10 +242,15 @@ impl Channel {
         }
     }
 
-    fn publish(&mut self, mut publish: Publish, out: &mut Out) {
+    fn publish(&mut self, mut publish: Publish, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
+        self.address_reply(&mut publish).map_err(|fault| fault.at(BASIC_PUBLISH))?;
+        if self.tx.is_some() {
+            return self.keep_publish(publish, shared, out).map_err(|fault| fault.at(BASIC_PUBLISH));
+        }
         publish.ticket = self.confirms.as_mut().map(Confirms::ticket);
         self.published = true;
         out.step(Step::Publish(publish));
+        Ok(())
     }
 
     fn run_method(&mut self, method: Method, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
@@ -258,6 +264,7 @@ impl Channel {
             }
             Method::BasicRecoverAsync { requeue } => self.recover(requeue, out),
             Method::BasicQos { prefetch_size, prefetch_count, global } => self.qos(prefetch_size, prefetch_count, global, out),
+            Method::ConfirmSelect { .. } if self.tx.is_some() => Err(Fault::precondition("cannot switch from tx to confirm mode")),
             Method::ConfirmSelect { nowait } => {
                 self.confirms.get_or_insert_with(|| Confirms::new(self.epoch));
                 self.say_unless(nowait, &Method::ConfirmSelectOk {}, out)
@@ -271,27 +278,26 @@ impl Channel {
                 Ok(())
             }
             Method::ChannelClose { .. } => {
-                self.finish(out);
+                self.finish(shared, out);
                 Ok(())
             }
             Method::ChannelFlowOk { .. } | Method::BasicCancelOk { .. } => Ok(()),
-            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => {
-                Err(Fault::not_implemented(format!("{} is not supported by this version", method.name())))
-            }
+            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => self.run_tx(&method, shared, out),
             other => self.run_request(other, shared, out),
         }
     }
 
     /// The client closed the channel and all before it is done.
-    pub(super) fn finish(&mut self, out: &mut Out) {
+    pub(super) fn finish(&mut self, shared: &mut Shared, out: &mut Out) {
         self.flush_confirms(out);
-        self.abandon(out);
+        self.abandon(shared, out);
         out.bytes.method(self.number, &Method::ChannelCloseOk {});
         self.closed = true;
     }
 
     /// Gives everything back to the edge.
-    pub(super) fn abandon(&mut self, out: &mut Out) {
+    pub(super) fn abandon(&mut self, shared: &mut Shared, out: &mut Out) {
+        self.drop_tx(shared);
         let mut held = Vec::new();
         self.unsettled.take_all(&mut held);
         self.consumers.clear();
@@ -340,7 +346,10 @@ impl Channel {
     }
 
     fn settle(&mut self, tag: u64, multiple: bool, outcome: Outcome, out: &mut Out) -> Result<(), Fault> {
-        let known = self.unsettled.take(tag, multiple, out.settle(self.number, outcome, tag));
+        let known = match &self.tx {
+            Some(_) => self.keep_settlement(tag, multiple, outcome),
+            None => self.unsettled.take(tag, multiple, out.settle(self.number, outcome, tag)),
+        };
         out.drop_empty_settlement();
         if known { Ok(()) } else { Err(Fault::precondition(format!("unknown delivery tag {tag}"))) }
     }

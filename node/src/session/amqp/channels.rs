@@ -75,7 +75,7 @@ impl Session {
         tracing::info!(channel = number, code = fault.code.parts().0, text = %fault.text, method = ?fault.method, "closing channel");
         channel.flush_confirms(out);
         channel.drop_backlog(&mut self.shared);
-        channel.abandon(out);
+        channel.abandon(&mut self.shared, out);
         let crossed = matches!(channel.waiting, Some(requests::Pending::Close));
         let (class_id, method_id) = fault.method;
         let reply_text = Short::from(fault.reply_text().as_str());
@@ -112,6 +112,7 @@ impl Session {
                 let Some(Slot::Open(channel)) = self.channels.get_mut(&channel) else { return };
                 let Some(gone) = channel.consumers.remove(&consumer) else { return };
                 channel.consumers_by_tag.remove(&gone.tag);
+                channel.forget_reply_consumer(consumer);
                 if self.capabilities.consumer_cancel_notify {
                     out.bytes.method(channel.number, &Method::BasicCancel { consumer_tag: Short(gone.tag), nowait: true });
                 }
@@ -145,7 +146,7 @@ impl Session {
                 };
                 let id = pending.method();
                 let answered = match result {
-                    Ok(reply) => channel.answer(pending, reply, &self.shared, out).map_err(|fault| fault.at(id)),
+                    Ok(reply) => channel.answer(pending, reply, &mut self.shared, out).map_err(|fault| fault.at(id)),
                     Err(refusal) => Err(Fault::from(refusal).at(id)),
                 };
                 let result = answered.and_then(|()| channel.run_backlog(&mut self.shared, out));

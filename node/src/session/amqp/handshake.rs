@@ -50,7 +50,7 @@ pub(super) fn start(options: &Options) -> Method {
         ("consumer_priorities", false),
         ("authentication_failure_close", true),
         ("per_consumer_qos", true),
-        ("direct_reply_to", false),
+        ("direct_reply_to", true),
     ];
     let capabilities = capabilities.into_iter().map(|(name, set)| (name.to_owned(), Value::Bool(set))).collect();
     let server_properties = Table::from([

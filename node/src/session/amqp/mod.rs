@@ -9,8 +9,10 @@ mod deliveries;
 pub mod errors;
 mod handshake;
 mod out;
+mod replies;
 mod requests;
 mod tags;
+mod transaction;
 mod unsettled;
 
 #[cfg(test)]
@@ -65,6 +67,22 @@ enum State {
     Parting,
     Closing,
     Closed,
+}
+
+impl State {
+    /// As RabbitMQ's error texts call it.
+    fn text(self) -> &'static str {
+        match self {
+            State::Header => "pre_init",
+            State::Start => "starting",
+            State::Authenticating { .. } => "securing",
+            State::Tune => "tuning",
+            State::Open | State::Opening => "opening",
+            State::Running | State::Leaving | State::Parting => "running",
+            State::Closing => "closing",
+            State::Closed => "closed",
+        }
+    }
 }
 
 /// What the channels of a connection share.
@@ -332,11 +350,10 @@ impl Session {
                 out.step(Step::Open { vhost: vhost.to_owned() });
                 self.state = State::Opening;
             }
-            (Method::ConnectionUpdateSecret { .. }, State::Running) => {
-                return Err(Fault::not_implemented("connection.update-secret is not supported by this version"));
-            }
-            (other, _) => {
-                return Err(Fault::new(ReplyCode::CommandInvalid, format!("unexpected method {}", other.name())));
+            // Passwords do not expire, so that a new one changes nothing here (as with RabbitMQ's own users).
+            (Method::ConnectionUpdateSecret { .. }, State::Running) => out.bytes.method(0, &Method::ConnectionUpdateSecretOk {}),
+            (_, state) => {
+                return Err(Fault::new(ReplyCode::ChannelError, format!("unexpected method in connection state {}", state.text())));
             }
         }
         Ok(())

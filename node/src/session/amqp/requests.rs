@@ -4,7 +4,9 @@
 use super::arguments;
 use super::channel::{Channel, Consumer};
 use super::errors::{Fault, ReplyCode};
+use super::replies::ReplyConsumer;
 use super::{Out, Shared};
+use crate::model::ConsumerId;
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table, Target};
 use crate::model::step::{DeclareQueue, Reply, Request};
 use crate::wire::amqp::{Method, Short};
@@ -107,6 +109,9 @@ impl Channel {
                 (Request::Unbind(spec), say(Method::ExchangeUnbindOk {}, nowait))
             }
             Method::QueueDeclare { queue, passive, durable, exclusive, auto_delete, nowait, arguments, .. } => {
+                if self.declares_reply_queue(&queue, nowait, out)? {
+                    return Ok(());
+                }
                 let name = self.declared_name(&queue, passive, shared)?;
                 if !passive {
                     arguments::check_queue(&name.name, &name.vhost, durable, exclusive, &arguments)?;
@@ -157,6 +162,7 @@ impl Channel {
             let text = format!("attempt to reuse consumer tag '{}'", String::from_utf8_lossy(&tag));
             return Err(Fault::new(ReplyCode::NotAllowed, text));
         }
+        self.check_reply_consumer(&queue.name, no_ack)?;
         arguments::check_consumer(&queue.name, &queue.vhost, &arguments)?;
         let tag = if tag.is_empty() { Bytes::from(shared.tags.make()) } else { Bytes::copy_from_slice(&tag) };
         let text: Arc<str> = String::from_utf8_lossy(&tag).into();
@@ -166,7 +172,7 @@ impl Channel {
     }
 
     /// The edge answered: tell the client.
-    pub(super) fn answer(&mut self, pending: Pending, reply: Reply, shared: &Shared, out: &mut Out) -> Result<(), Fault> {
+    pub(super) fn answer(&mut self, pending: Pending, reply: Reply, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         match (pending, reply) {
             (Pending::Say { ok, nowait, .. }, Reply::Done) => self.say_unless(nowait, &ok, out),
             (Pending::Declare { nowait }, Reply::Queue { name, messages, consumers }) => {
@@ -179,20 +185,23 @@ impl Channel {
             }
             (Pending::Purge { nowait }, Reply::Count(n)) => self.say_unless(nowait, &Method::QueuePurgeOk { message_count: count(n) }, out),
             (Pending::Consume { tag, no_ack, nowait }, Reply::Consuming { consumer }) => {
-                self.consumers_by_tag.insert(tag.clone(), consumer);
-                self.consumers.insert(consumer, Consumer { tag: tag.clone(), no_ack });
-                self.say_unless(nowait, &Method::BasicConsumeOk { consumer_tag: Short(tag) }, out)
+                self.consuming(consumer, tag, (no_ack, nowait), out)
+            }
+            (Pending::Consume { tag, no_ack, nowait }, Reply::ReplyTo { consumer, address }) => {
+                self.reply_consumer = Some(ReplyConsumer { consumer, address });
+                self.consuming(consumer, tag, (no_ack, nowait), out)
             }
             (Pending::Cancel { tag, nowait }, Reply::Done) => {
                 if let Some(consumer) = self.consumers_by_tag.remove(&tag) {
                     self.consumers.remove(&consumer);
+                    self.forget_reply_consumer(consumer);
                 }
                 self.say_unless(nowait, &Method::BasicCancelOk { consumer_tag: Short(tag) }, out)
             }
             (Pending::Get { .. }, Reply::Got(None)) => self.say(&Method::BasicGetEmpty { cluster_id: Short::default() }, out),
             (Pending::Get { no_ack }, Reply::Got(Some(got))) => self.got(got, no_ack, shared, out),
             (Pending::Close, _) => {
-                self.finish(out);
+                self.finish(shared, out);
                 Ok(())
             }
             (pending, reply) => {
@@ -200,6 +209,12 @@ impl Channel {
                 Err(Fault::new(ReplyCode::InternalError, "reply of the wrong kind"))
             }
         }
+    }
+
+    fn consuming(&mut self, consumer: ConsumerId, tag: Bytes, (no_ack, nowait): (bool, bool), out: &mut Out) -> Result<(), Fault> {
+        self.consumers_by_tag.insert(tag.clone(), consumer);
+        self.consumers.insert(consumer, Consumer { tag: tag.clone(), no_ack });
+        self.say_unless(nowait, &Method::BasicConsumeOk { consumer_tag: Short(tag) }, out)
     }
 
     /// "" stands for the queue declared last on this channel.
@@ -221,16 +236,16 @@ impl Channel {
     fn queue_binding(&self, shared: &Shared, exchange: &Short, queue: &Short, key: &Short, arguments: Table) -> Result<BindingSpec, Fault> {
         let destination = self.queue_name(queue, shared)?.name;
         let key = if queue.is_empty() && key.is_empty() { destination.clone() } else { text(key)? };
-        Ok(BindingSpec { vhost: shared.vhost.clone(), source: text(exchange)?, target: Target::Queue, destination, key, arguments })
+        Ok(BindingSpec { vhost: shared.vhost.clone(), source: plain(exchange)?, target: Target::Queue, destination, key, arguments })
     }
 }
 
 fn exchange_binding(shared: &Shared, source: &Short, destination: &Short, key: &Short, arguments: Table) -> Result<BindingSpec, Fault> {
     Ok(BindingSpec {
         vhost: shared.vhost.clone(),
-        source: text(source)?,
+        source: plain(source)?,
         target: Target::Exchange,
-        destination: text(destination)?,
+        destination: plain(destination)?,
         key: text(key)?,
         arguments,
     })
@@ -239,8 +254,14 @@ fn exchange_binding(shared: &Shared, source: &Short, destination: &Short, key: &
 impl Shared {
     /// A name in the connection's vhost.
     pub(super) fn name(&self, name: &Short) -> Result<Name, Fault> {
-        Ok(Name { vhost: self.vhost.clone(), name: text(name)? })
+        Ok(Name { vhost: self.vhost.clone(), name: plain(name)? })
     }
+}
+
+/// A name: without line ends, which RabbitMQ takes out.
+fn plain(short: &Short) -> Result<Arc<str>, Fault> {
+    let name = text(short)?;
+    Ok(if name.contains(['\r', '\n']) { name.replace(['\r', '\n'], "").into() } else { name })
 }
 
 fn text(short: &Short) -> Result<Arc<str>, Fault> {

@@ -27,21 +27,39 @@ impl Unsettled {
 
     /// Takes what a settlement names into `into`: one tag, all up to it, or all (`multiple` with 0). False: the tag is unknown.
     pub(super) fn take(&mut self, tag: u64, multiple: bool, into: &mut Vec<Held>) -> bool {
+        self.take_into(tag, multiple, into, |_, held| held)
+    }
+
+    /// The same with their tags.
+    pub(super) fn take_tagged(&mut self, tag: u64, multiple: bool, into: &mut Vec<(u64, Held)>) -> bool {
+        self.take_into(tag, multiple, into, |tag, held| (tag, held))
+    }
+
+    fn take_into<T>(&mut self, tag: u64, multiple: bool, into: &mut Vec<T>, make: impl Fn(u64, Held) -> T) -> bool {
         if multiple && tag == 0 {
-            self.take_all(into);
+            into.extend(self.entries.drain(..).filter_map(|(tag, held)| Some(make(tag, held?))));
+            self.live = 0;
             return true;
         }
         let Some(at) = self.find(tag) else { return false };
         if multiple {
             let before = into.len();
-            into.extend(self.entries.drain(..=at).filter_map(|(_, held)| held));
+            into.extend(self.entries.drain(..=at).filter_map(|(tag, held)| Some(make(tag, held?))));
             self.live -= into.len() - before;
         } else {
-            into.extend(self.entries[at].1.take());
+            into.extend(self.entries[at].1.take().map(|held| make(tag, held)));
             self.live -= 1;
         }
         self.tidy();
         true
+    }
+
+    /// The client holds these again under the tags they had (tx.rollback). O(n log n).
+    pub(super) fn restore(&mut self, back: impl Iterator<Item = (u64, Held)>) {
+        self.entries.retain(|(_, held)| held.is_some());
+        self.entries.extend(back.map(|(tag, held)| (tag, Some(held))));
+        self.live = self.entries.len();
+        self.entries.make_contiguous().sort_unstable_by_key(|(tag, _)| *tag);
     }
 
     /// Takes everything.

@@ -95,6 +95,14 @@ impl<'a> Properties<'a> {
         table::read_entries(self.get(Property::Headers)?).ok()
     }
 
+    /// The same properties with another value of a short string that is there.
+    pub fn with_short(self, property: Property, value: &[u8]) -> Vec<u8> {
+        let Some(old) = self.get(property) else { return self.0.to_vec() };
+        let start = old.as_ptr() as usize - self.0.as_ptr() as usize;
+        let (before, after) = (&self.0[..start - 1], &self.0[start + old.len()..]);
+        [before, &[value.len() as u8], value, after].concat()
+    }
+
     /// The text of `expiration`, milliseconds as digits.
     pub fn expiration(self) -> Option<&'a [u8]> {
         self.get(Property::Expiration)

@@ -8,7 +8,7 @@ pub mod output;
 pub mod primitive;
 pub mod table;
 
-pub use content::ContentHeader;
+pub use content::{ContentHeader, Properties, Property};
 pub use frame::{Frame, FrameError, FrameKind, PROTOCOL_HEADER};
 pub use method::Method;
 pub use output::Output;

@@ -153,3 +153,23 @@ fn an_unknown_exchange_type_is_invalid() {
          < 0 connection.close 503 COMMAND_INVALID - unknown exchange type 'odd' (40,10)",
     );
 }
+
+#[test]
+fn line_ends_in_names_are_taken_out() {
+    let mut talk = Talk::open();
+    talk.say(1, declare("a\r\nb\n", &[]));
+    talk.reads(
+        "> 1 queue.declare
+         = request 1 declare ab passive=false",
+    );
+}
+
+#[test]
+fn methods_of_the_handshake_are_unexpected_later() {
+    let mut talk = Talk::open();
+    talk.say(0, tune_ok());
+    talk.reads(
+        "> 0 connection.tune-ok
+         < 0 connection.close 504 CHANNEL_ERROR - unexpected method in connection state running (10,31)",
+    );
+}

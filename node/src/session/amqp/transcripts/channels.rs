@@ -102,11 +102,10 @@ fn bodies_that_never_end_are_bounded() {
 }
 
 #[test]
-fn immediate_and_flow_and_tx_are_not_implemented() {
+fn immediate_and_flow_and_recover_without_requeue_are_not_implemented() {
     let cases = [
         (publish(false, true), "immediate=true (60,40)"),
         (Method::ChannelFlow { active: false }, "active=false (20,20)"),
-        (Method::TxSelect {}, "tx.select is not supported by this version (90,10)"),
         (Method::BasicRecover { requeue: false }, "requeue=false (60,110)"),
         (Method::BasicQos { prefetch_size: 1, prefetch_count: 0, global: false }, "prefetch_size!=0 (1) (60,10)"),
     ];
@@ -116,6 +115,31 @@ fn immediate_and_flow_and_tx_are_not_implemented() {
         talk.say(1, method);
         talk.reads(&format!("> 1 {name}\n< 0 connection.close 540 NOT_IMPLEMENTED - {text}"));
     }
+}
+
+#[test]
+fn small_requests_of_old_and_new_clients_are_answered() {
+    let secret = Method::ConnectionUpdateSecret { new_secret: crate::wire::amqp::Long(Bytes::from_static(b"s")), reason: "r".into() };
+    let access = Method::AccessRequest { realm: "/data".into(), exclusive: false, passive: true, active: true, write: true, read: true };
+    let mut talk = Talk::open();
+    talk.say(0, secret);
+    talk.say(1, access);
+    talk.say(1, Method::ChannelFlow { active: true });
+    talk.say(1, Method::BasicRecover { requeue: true });
+    talk.say(1, Method::BasicRecoverAsync { requeue: true });
+    talk.reads(
+        "> 0 connection.update-secret
+         < 0 connection.update-secret-ok
+         > 1 access.request
+         < 1 access.request-ok
+         > 1 channel.flow
+         < 1 channel.flow-ok
+         > 1 basic.recover
+         = Requeue
+         < 1 basic.recover-ok
+         > 1 basic.recover-async
+         = Requeue",
+    );
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod ending;
 mod garbage;
 mod login;
 mod publishing;
+mod replies;
+mod transactions;
 
 use super::*;
 use crate::model::catalog::{Refusal, Table, Value};
@@ -254,6 +256,11 @@ fn step(step: &Step) -> String {
         Step::Authenticate { user, password } => format!("authenticate {user} {}", String::from_utf8_lossy(password)),
         Step::Open { vhost } => format!("open {vhost}"),
         Step::Publish(p) => format!("publish {} ticket={:?} mandatory={} {} bytes", p.channel, p.ticket, p.mandatory, p.body.len()),
+        Step::Check { channel, exchange } => format!("check {channel} {}", String::from_utf8_lossy(exchange)),
+        Step::Commit(commit) => {
+            let settled = commit.settlements.iter().map(|(held, outcome)| format!(" {outcome:?} {}", seqs(held)));
+            format!("commit {} {} publishes{}", commit.channel, commit.publishes.len(), settled.collect::<String>())
+        }
         Step::Settle { held, outcome } => format!("{outcome:?} {}", seqs(held)),
         Step::Request { channel, request } => format!("request {channel} {}", ask(request)),
         Step::Written { consumer, bytes } => format!("written {consumer} {bytes}"),

@@ -1,0 +1,36 @@
+//! What a node may run short of while it serves: then publishes stop on all nodes. Seen by `node`, told around by `consensus`.
+
+use super::NodeId;
+use std::collections::BTreeMap;
+
+/// What one node is short of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortage {
+    /// Space on the data disk.
+    pub disk: bool,
+    /// Memory.
+    pub memory: bool,
+}
+
+/// Nodes that are short of something.
+pub type Shortages = BTreeMap<NodeId, Shortage>;
+
+impl Shortage {
+    const DISK: u8 = 1;
+    const MEMORY: u8 = 2;
+
+    /// Of nothing.
+    pub fn is_none(self) -> bool {
+        self == Shortage::default()
+    }
+
+    /// As one byte.
+    pub fn bits(self) -> u8 {
+        (if self.disk { Self::DISK } else { 0 }) | (if self.memory { Self::MEMORY } else { 0 })
+    }
+
+    /// The inverse of `bits`; bits that mean nothing yet are passed over.
+    pub fn from_bits(bits: u8) -> Shortage {
+        Shortage { disk: bits & Self::DISK != 0, memory: bits & Self::MEMORY != 0 }
+    }
+}
