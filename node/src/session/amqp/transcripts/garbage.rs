@@ -50,7 +50,8 @@ fn obey(talk: &mut Talk) {
                 talk.session.on_channel_closed(channel, &mut talk.out);
                 continue;
             }
-            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } => continue,
+            Step::Commit(commit) => done(commit.channel),
+            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check { .. } => continue,
             Step::Leave => Event::Left,
         };
         talk.session.on_event(event, &mut talk.out);
