@@ -1,11 +1,14 @@
 //! The nouns that every room shares: ids, specs, messages, the values that cross rooms. Data only: no IO, no clocks.
 
 pub mod catalog;
+pub mod deaths;
 pub mod entry;
 pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod ports;
+pub mod properties;
+pub mod settings;
 pub mod shortage;
 pub mod step;
 
