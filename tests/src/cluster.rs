@@ -306,10 +306,18 @@ impl Cluster {
     }
 
     fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
+        self.told(at, queue, "leader")?.parse::<usize>().ok()?.checked_sub(1)
+    }
+
+    /// The shard of a queue, as `warren ctl list_queues name shard` tells.
+    pub fn queue_shard(&self, queue: &str) -> Option<String> {
+        (0..self.len()).find_map(|at| self.told(at, queue, "shard"))
+    }
+
+    fn told(&self, at: usize, queue: &str, column: &str) -> Option<String> {
         self.pid(at)?;
-        let rows = self.ctl(at, &["-q", "list_queues", "name", "leader"]).stdout;
-        let leader: usize = rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t'))?.trim().parse().ok()?;
-        leader.checked_sub(1)
+        let rows = self.ctl(at, &["-q", "list_queues", "name", column]).stdout;
+        rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t')).map(|value| value.trim().to_owned())
     }
 
     /// What `warren ctl` says when it asks this node.

@@ -1,7 +1,7 @@
 //! Support for tests that start real Warren processes: a cluster of them, clients that never reconnect, and an oracle that judges.
 //!
 //! Variables: `WARREN_TEST_URIS=a,b,c` runs what makes sense against a running broker instead of an own cluster;
-//! `WARREN_TEST_SEED` repeats a run; `WARREN_TEST_SECONDS` is the length of each fault loop (20);
+//! `WARREN_TEST_SEED` repeats a run; `WARREN_TEST_SECONDS` is the length of each fault loop (60);
 //! `WARREN_TEST_BINARY` names a `warren` to use instead of building one; `WARREN_TEST_KEEP=1` keeps data directories and logs.
 
 pub mod backlog;
@@ -23,10 +23,10 @@ pub use warren::bench::client;
 
 use std::time::{Duration, Instant};
 
-/// Length of a fault loop: `WARREN_TEST_SECONDS`, else 20.
+/// Length of a fault loop: `WARREN_TEST_SECONDS`, else 60.
 pub fn fault_seconds() -> Duration {
     let given = std::env::var("WARREN_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(given.unwrap_or(20))
+    Duration::from_secs(given.unwrap_or(60))
 }
 
 /// Ask every 20 ms until it holds; false when it did not within `most`.

@@ -95,6 +95,10 @@ struct Sent {
     holder: Option<u32>,
     settled: bool,
     requeued: bool,
+    /// Had it, neither gave it back nor ended, and then it came to somebody else: whether to allow that is a question of its own.
+    former: Vec<u32>,
+    /// One of those has acknowledged it. The broker may let it go for that at any time, whoever holds it then.
+    stale_settle: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,6 +238,10 @@ impl Oracle {
                 None => false,
                 Some(closed) => !(*closed && sent.settled),
             };
+            if let Some(former) = sent.holder.filter(|holder| *holder != consumer && !let_go && !sent.requeued) {
+                sent.former.push(former);
+                sent.stale_settle |= sent.settled;
+            }
             match (redelivered, let_go || sent.requeued) {
                 (false, _) => history.found.false_fresh.add(message),
                 (true, true) => history.found.redelivered.add(message),
@@ -259,7 +267,16 @@ impl Oracle {
 
     /// This consumer is about to acknowledge it; false when it is no longer its to settle.
     pub fn settled_by(&self, consumer: u32, message: Message) -> bool {
-        self.held_by(consumer, message, "settled by", |sent| sent.settled = true)
+        let holds = self.held_by(consumer, message, "settled by", |sent| sent.settled = true);
+        if !holds {
+            let mut guard = self.lock();
+            let history = &mut *guard;
+            let ended = history.ended.contains_key(&consumer);
+            if let Some(sent) = history.sent.get_mut(&message).filter(|sent| !ended && sent.former.contains(&consumer)) {
+                sent.stale_settle = true;
+            }
+        }
+        holds
     }
 
     /// This consumer is about to give it back; false when it is no longer its to give.
@@ -296,11 +313,11 @@ impl Oracle {
         self.lock().sent.values().filter(|sent| sent.fate == Fate::Confirmed && sent.times == 0).count()
     }
 
-    /// Confirmed messages that nobody has settled, with examples.
+    /// Confirmed messages that nobody who may has settled, with examples.
     pub fn unsettled(&self) -> Found {
         let mut found = Found::default();
         let history = self.lock();
-        let open = history.sent.iter().filter(|(_, sent)| sent.fate == Fate::Confirmed && !sent.settled);
+        let open = history.sent.iter().filter(|(_, sent)| sent.fate == Fate::Confirmed && !sent.settled && !sent.stale_settle);
         open.for_each(|(message, _)| found.add(*message));
         found
     }
@@ -501,6 +518,40 @@ mod tests {
         assert_eq!(oracle.findings().duplicates.count, 0);
         oracle.got(1, (0, 1), true);
         assert_eq!(oracle.findings().duplicates.count, 1);
+    }
+
+    #[test]
+    fn a_former_holder_that_lives_may_settle_what_came_to_another() {
+        let oracle = confirmed(2);
+        for number in 1..=2 {
+            oracle.got(1, (0, number), false);
+        }
+        assert!(oracle.settled_by(1, (0, 2)));
+        for number in 1..=2 {
+            oracle.got(2, (0, number), true);
+            oracle.requeued_by(2, (0, number));
+        }
+        assert_eq!(oracle.unsettled().examples, vec![(0, 1)], "the second was settled by one that had it and lives");
+        assert!(!oracle.settled_by(3, (0, 1)), "never had it");
+        assert_eq!(oracle.unsettled().count, 1);
+        assert!(!oracle.settled_by(1, (0, 1)), "is not its any more");
+        assert_eq!(oracle.unsettled().count, 0);
+        assert_eq!(oracle.findings().duplicates.count, 2, "where no client is taken for gone, that is not allowed all the same");
+    }
+
+    #[test]
+    fn a_former_holder_that_ended_settles_nothing() {
+        let oracle = confirmed(2);
+        oracle.got(1, (0, 1), false);
+        oracle.got(1, (0, 2), false);
+        oracle.settled_by(1, (0, 2));
+        oracle.ended(1);
+        oracle.got(2, (0, 1), true);
+        oracle.got(2, (0, 2), true);
+        oracle.settled_by(1, (0, 1));
+        oracle.requeued_by(2, (0, 1));
+        oracle.closed(2);
+        assert_eq!(oracle.unsettled().examples, vec![(0, 1), (0, 2)]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -65,13 +66,58 @@ impl Polite {
     }
 }
 
+/// A new queue in the same shard as `other`, where that can be known. New queues go where the fewest are, so those elsewhere stay until
+/// one came there.
+fn neighbour(broker: &Broker, other: &str) -> String {
+    let mut elsewhere = Vec::new();
+    let found = (0..50).find_map(|_| {
+        let queue = unique("neighbour");
+        broker.declare_durable(0, &queue);
+        let Some(cluster) = broker.cluster() else { return Some(queue) };
+        if cluster.queue_shard(&queue) == cluster.queue_shard(other) {
+            return Some(queue);
+        }
+        elsewhere.push(queue);
+        None
+    });
+    for queue in elsewhere {
+        broker.connect(0).delete(1, &queue).unwrap();
+    }
+    found.unwrap_or_else(|| panic!("no queue gets into the shard of {other}"))
+}
+
+/// Publishes, gets and acknowledges one message after the other on one connection until told to stop; how many.
+fn talk_to_itself(mut client: Connection, queue: &str, stop: &AtomicBool) -> u32 {
+    client.confirm_select(1).unwrap();
+    client.consume(1, queue, "self", &[]).unwrap();
+    let mut number = 0u32;
+    while !stop.load(Ordering::Relaxed) {
+        client.publish(1, queue, &number.to_be_bytes()).unwrap();
+        let (mut confirmed, mut delivered) = (false, false);
+        while !(confirmed && delivered) {
+            match message_event(&mut client, Duration::from_secs(20)).unwrap() {
+                Some(Incoming::Confirm { nack: false, .. }) => confirmed = true,
+                Some(Incoming::Deliver(_, message)) => {
+                    assert_eq!((message.redelivered, message.body.as_slice()), (false, number.to_be_bytes().as_slice()));
+                    client.ack(1, message.tag, false).unwrap();
+                    delivered = true;
+                }
+                other => panic!("message {number}, confirmed {confirmed}, delivered {delivered}: {other:?}"),
+            }
+        }
+        number += 1;
+    }
+    client.close().unwrap();
+    number
+}
+
 #[test]
 fn a_consumer_that_never_reads_does_not_hurt_others() {
     let _alone = alone();
     let broker = Broker::shared();
-    let (big, small) = (unique("never-reads"), unique("polite"));
+    let big = unique("never-reads");
     broker.declare_durable(0, &big);
-    broker.declare_durable(0, &small);
+    let (small, own) = (neighbour(&broker, &big), neighbour(&broker, &big));
     let at = broker.node_away_from_leader(&big, 0);
     let before = rss(&broker);
     let mut deaf = broker.connect(at);
@@ -79,6 +125,11 @@ fn a_consumer_that_never_reads_does_not_hurt_others() {
     encode::consume(&mut out, 1, &big, "deaf", 0, &[]); // prefetch 0: as much as the broker likes to send
     deaf.send(&out).unwrap();
     let polite = Polite::start(&broker, at, &small, 300);
+    let (stop, client, own_queue) = (Arc::new(AtomicBool::new(false)), broker.connect(at), own.clone());
+    let talking = {
+        let stop = stop.clone();
+        std::thread::spawn(move || talk_to_itself(client, &own_queue, &stop))
+    };
     let oracle = Arc::new(Oracle::default());
     let options = PublisherOptions { size: 1 << 20, rate: 8, window: 4, drain: Duration::from_secs(30) };
     let publisher = load::publish(&oracle, &broker.dial(at), 7, &big, &options);
@@ -89,6 +140,9 @@ fn a_consumer_that_never_reads_does_not_hurt_others() {
     let findings = oracle.findings();
     assert!(findings.confirmed >= 20 && findings.unknown == 0, "publishing to the deaf consumer's queue stood still: {findings}");
     polite.finish(Duration::from_secs(2));
+    stop.store(true, Ordering::Relaxed);
+    let talked = talking.join().expect("unharmed");
+    assert!(talked >= 30, "a client that publishes and acknowledges on one connection came through {talked} times");
     println!("{} MiB published; VmRSS in KiB before {before:?}, during {during:?}", findings.confirmed);
     drop(deaf);
     let mut reader = broker.connect(at);
@@ -106,7 +160,9 @@ fn a_consumer_that_never_reads_does_not_hurt_others() {
         }
     }
     reader.close().unwrap();
-    broker.connect(at).delete(1, &big).unwrap();
+    for queue in [&big, &small, &own] {
+        broker.connect(at).delete(1, queue).unwrap();
+    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ use warren_tests::oracle::Oracle;
 use warren_tests::{Broker, Chance, Cluster, eventually, fault_seconds, unique};
 
 const QUEUES: usize = 6;
+/// Nodes that are killed under load, at least.
+const KILLS: usize = 20;
 /// Publishers of a phase get ids of their own.
 const PHASE_IDS: u32 = 100;
 
@@ -63,16 +65,16 @@ fn busiest_victim(cluster: &Cluster, spared: usize, chance: &mut Chance) -> (usi
     others.map(|at| (at, led[at].len())).reduce(|best, next| if next.1 > best.1 { next } else { best }).expect("there are other nodes")
 }
 
-/// Hit another node again and again while clients work on one; each node is spared in turn. How many leaders were hit.
-fn loop_of_faults(test: &str, cluster: &Cluster, chance: &mut Chance, mut fault: impl FnMut(&Cluster, usize, &mut Chance)) {
+/// Hit another node again and again, `least` times at least, while clients work on one; each node is spared in turn.
+fn loop_of_faults(test: &str, least: usize, cluster: &Cluster, chance: &mut Chance, mut fault: impl FnMut(&Cluster, usize, &mut Chance)) {
     let phase_length = fault_seconds() / cluster.len() as u32;
     let (mut hits, mut leaders_hit, mut gaps) = (0, 0, Vec::new());
     for spared in 0..cluster.len() {
         let queues = declare(cluster, spared);
         let clients = Clients::start(cluster, spared, spared as u32, &queues);
         sleep(Duration::from_millis(500));
-        let until = Instant::now() + phase_length;
-        while Instant::now() < until {
+        let (until, wanted) = (Instant::now() + phase_length, least * (spared + 1) / cluster.len());
+        while Instant::now() < until || hits < wanted {
             eventually(Duration::from_secs(3), || busiest_victim(cluster, spared, chance).1 > 0); // leaders come back to a node that returned
             let (victim, led) = busiest_victim(cluster, spared, chance);
             hits += 1;
@@ -91,7 +93,7 @@ fn loop_of_faults(test: &str, cluster: &Cluster, chance: &mut Chance, mut fault:
 fn clients_of_a_living_node_do_not_notice_that_others_are_killed() {
     let test = "clients_of_a_living_node_do_not_notice_that_others_are_killed";
     let Some(cluster) = Broker::to_harm(test) else { return };
-    loop_of_faults(test, &cluster, &mut Chance::new(test), |cluster, victim, chance| {
+    loop_of_faults(test, KILLS, &cluster, &mut Chance::new(test), |cluster, victim, chance| {
         cluster.kill(victim);
         sleep(Duration::from_millis(chance.between(0, 1500)));
         cluster.restart(victim);
@@ -102,7 +104,7 @@ fn clients_of_a_living_node_do_not_notice_that_others_are_killed() {
 fn clients_of_a_living_node_do_not_notice_that_others_are_frozen() {
     let test = "clients_of_a_living_node_do_not_notice_that_others_are_frozen";
     let Some(cluster) = Broker::to_harm(test) else { return };
-    loop_of_faults(test, &cluster, &mut Chance::new(test), |cluster, victim, chance| {
+    loop_of_faults(test, 0, &cluster, &mut Chance::new(test), |cluster, victim, chance| {
         cluster.freeze(victim);
         sleep(Duration::from_millis(chance.between(300, 3000)));
         cluster.thaw(victim);

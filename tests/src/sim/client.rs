@@ -1,6 +1,6 @@
 //! A client of a simulated node: a connection of its edge, steps in, news out, and the knowledge that the node is dead.
 
-use super::host::{Host, Life};
+use super::host::{Host, Life, while_serving};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,14 +133,21 @@ impl Client {
 
     /// Its node lives.
     pub fn is_alive(&self) -> bool {
-        let life = self.life_rx.borrow();
-        life.number == self.life && life.edge.is_some()
+        self.life_rx.borrow().serves(self.life)
     }
 
     /// Resolves when its node is dead.
     pub async fn dead(&self) {
         let (mut life_rx, mine) = (self.life_rx.clone(), self.life);
-        let _ = life_rx.wait_for(|life| life.number != mine || life.edge.is_none()).await;
+        let _ = life_rx.wait_for(|life| !life.serves(mine)).await;
+    }
+
+    /// Any step but a publish, of which the judge is told by `judge`: both while the node lives, or neither.
+    pub fn tell_with(&mut self, step: Step, judge: impl FnOnce()) {
+        while_serving(&self.life_rx, self.life, || {
+            judge();
+            assert!(self.connection.submit(step).is_ok(), "only publishes wait");
+        });
     }
 
     /// Any step but a publish.

@@ -174,17 +174,19 @@ impl Consumer {
 
     /// Settles the oldest `count`.
     fn settle(&mut self, count: usize, outcome: Outcome) {
-        let mut held = Vec::with_capacity(count);
-        for (one, message) in self.held.drain(..count) {
-            match outcome {
-                Outcome::Ack | Outcome::Reject => self.judge.settled_by(self.id, message),
-                Outcome::Requeue => self.judge.requeued_by(self.id, message),
-            };
-            held.push(one);
+        let (held, messages): (Vec<Held>, Vec<Message>) = self.held.drain(..count).unzip();
+        if held.is_empty() {
+            return;
         }
-        if !held.is_empty() {
-            self.client.tell(Step::Settle { held, outcome });
-        }
+        let (judge, id) = (&self.judge, self.id);
+        self.client.tell_with(Step::Settle { held, outcome }, || {
+            for message in messages {
+                match outcome {
+                    Outcome::Ack | Outcome::Reject => judge.settled_by(id, message),
+                    Outcome::Requeue => judge.requeued_by(id, message),
+                };
+            }
+        });
     }
 
     fn close_channel(&mut self) -> End {

@@ -31,6 +31,23 @@ pub struct Life {
     pub edge: Option<Arc<Edge>>,
 }
 
+impl Life {
+    /// Its start of that number serves.
+    pub fn serves(&self, number: u64) -> bool {
+        self.number == number && self.edge.is_some()
+    }
+}
+
+/// Runs `then` if that start serves, and keeps it from its end meanwhile; whether it did.
+pub fn while_serving(life_rx: &watch::Receiver<Life>, number: u64, then: impl FnOnce()) -> bool {
+    let life = life_rx.borrow();
+    let serves = life.serves(number);
+    if serves {
+        then();
+    }
+    serves
+}
+
 /// A machine.
 pub struct Host {
     pub id: NodeId,
@@ -158,12 +175,15 @@ impl Host {
         }
     }
 
-    /// First of all nobody else may learn of what it still does.
+    /// First of all nobody else may learn of what it still does. For its clients and their judges it ends at one moment: what a client
+    /// says under `while_serving` is said before, or not at all.
     fn fall_silent(&self, state: &mut State) {
-        for (oracle, consumer) in state.consumers.drain(..) {
-            oracle.ended(consumer);
-        }
-        self.life_tx.send_replace(Life { number: state.life, edge: None });
+        self.life_tx.send_modify(|life| {
+            for (oracle, consumer) in state.consumers.drain(..) {
+                oracle.ended(consumer);
+            }
+            *life = Life { number: state.life, edge: None };
+        });
         self.network.kill(self.id);
     }
 
@@ -238,5 +258,34 @@ impl Host {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{client::Client, in_world};
+    use super::*;
+    use warren::model::step::{Outcome, Step};
+
+    #[test]
+    fn what_a_client_says_while_its_node_dies_counts_or_is_not_said() {
+        in_world(1, async |world| {
+            let host = world.hosts[0].clone();
+            let mut client = Client::connect(&host).await;
+            let (judge, message) = (Arc::new(Oracle::default()), (0, 1));
+            judge.published(message);
+            assert!(host.enter(client.life, &judge, 7));
+            judge.got(7, message, false);
+            let settle = || Step::Settle { held: Vec::new(), outcome: Outcome::Ack };
+            let (mut killing, victim) = (None, host.clone());
+            client.tell_with(settle(), || {
+                killing = Some(std::thread::spawn(move || victim.kill(Crash::Process)));
+                crate::eventually(Duration::from_secs(5), || host.state.try_lock().is_err());
+                assert!(judge.settled_by(7, message), "the node was gone before the word was said");
+            });
+            killing.expect("the node served").join().expect("it dies");
+            assert!(!judge.settled_by(7, message));
+            client.tell_with(settle(), || panic!("said to a dead node"));
+        });
     }
 }

@@ -4,6 +4,7 @@ mod asking;
 mod channels;
 mod consuming;
 mod ending;
+mod garbage;
 mod login;
 mod publishing;
 mod replies;
