@@ -105,8 +105,20 @@ impl Cluster {
     /// Nodes that serve, or why there can be no disks for them.
     ///
     /// # Errors
-    /// Only about `ClusterOptions::disk_bytes`; all else panics.
+    /// As `prepare`.
     pub fn try_start(options: &ClusterOptions) -> Result<Cluster, String> {
+        let cluster = Cluster::prepare(options)?;
+        let began = Instant::now();
+        cluster.start_all();
+        println!("{} nodes serve after {:.1} s", options.nodes, began.elapsed().as_secs_f64());
+        Ok(cluster)
+    }
+
+    /// Empty data directories, nothing started.
+    ///
+    /// # Errors
+    /// Only about `ClusterOptions::disk_bytes`; all else panics.
+    pub fn prepare(options: &ClusterOptions) -> Result<Cluster, String> {
         let turn = Turn::take();
         let dir = tempfile::Builder::new().prefix("warren-test-").tempdir().expect("a temporary directory");
         let ports = ports::take(options.nodes);
@@ -115,12 +127,13 @@ impl Cluster {
         let nodes: Vec<Node> = nodes.collect();
         let disks = nodes.iter().filter_map(|node| Some(SmallDisk::mount(&node.data_dir, options.disk_bytes?)));
         let disks = disks.collect::<Result<_, _>>()?;
-        let cluster = Cluster { nodes, disks, dir: Some(dir), _turn: turn };
-        let began = Instant::now();
-        (0..options.nodes).for_each(|at| cluster.spawn(at));
-        (0..options.nodes).for_each(|at| cluster.await_ready(at));
-        println!("{} nodes serve after {:.1} s", options.nodes, began.elapsed().as_secs_f64());
-        Ok(cluster)
+        Ok(Cluster { nodes, disks, dir: Some(dir), _turn: turn })
+    }
+
+    /// Start all nodes, none of which runs, and wait until they serve.
+    pub fn start_all(&self) {
+        (0..self.len()).for_each(|at| self.spawn(at));
+        (0..self.len()).for_each(|at| self.await_ready(at));
     }
 
     /// The disk of a node of a cluster with `disk_bytes`.
@@ -250,6 +263,25 @@ impl Cluster {
         fs::remove_dir_all(&self.nodes[at].data_dir).expect("the data directory can be removed");
     }
 
+    /// Take the data directory of a node that does not run away, so that it starts as an empty one.
+    pub fn set_aside(&self, at: usize) {
+        assert!(self.nodes[at].lock().is_none(), "node {at} runs");
+        fs::rename(&self.nodes[at].data_dir, self.nodes[at].aside()).expect("the data directory can be moved");
+    }
+
+    /// Give a node that does not run the directory that was set aside, in place of what it has made since.
+    pub fn put_back(&self, at: usize) {
+        self.wipe(at);
+        fs::rename(self.nodes[at].aside(), &self.nodes[at].data_dir).expect("the data directory can be moved");
+    }
+
+    /// The identity of the cluster that a node belongs to, as `warren ctl status` tells.
+    pub fn identity(&self, at: usize) -> Option<String> {
+        self.pid(at)?;
+        let status = self.ctl(at, &["status"]).stdout;
+        status.lines().find_map(|line| line.strip_prefix("Cluster: ")).map(str::to_owned)
+    }
+
     /// Its metrics; `None` when it does not answer.
     pub fn metrics(&self, at: usize) -> Option<Metrics> {
         Metrics::of(self.nodes[at].ports.management)
@@ -304,8 +336,17 @@ impl Cluster {
 
     /// Resident memory, KiB.
     pub fn rss_kib(&self, at: usize) -> u64 {
+        self.memory_kib(at, "VmRSS:")
+    }
+
+    /// The most resident memory that its process ever had, KiB.
+    pub fn rss_peak_kib(&self, at: usize) -> u64 {
+        self.memory_kib(at, "VmHWM:")
+    }
+
+    fn memory_kib(&self, at: usize, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid(at).unwrap_or(0))).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
@@ -344,6 +385,10 @@ impl Node {
         arguments.extend(flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
         arguments.extend_from_slice(more);
         Node { ports, data_dir, log: dir.join(format!("node-{}.log", at + 1)), arguments, process: Mutex::new(None) }
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.data_dir.with_extension("aside")
     }
 
     fn command(&self) -> Command {

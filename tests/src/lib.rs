@@ -4,6 +4,7 @@
 //! `WARREN_TEST_SEED` repeats a run; `WARREN_TEST_SECONDS` is the length of each fault loop (20);
 //! `WARREN_TEST_BINARY` names a `warren` to use instead of building one; `WARREN_TEST_KEEP=1` keeps data directories and logs.
 
+pub mod backlog;
 pub mod broker;
 pub mod chance;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod ports;
 pub mod sim;
 pub mod small_disk;
 
+pub use backlog::Backlog;
 pub use broker::Broker;
 pub use chance::Chance;
 pub use cluster::{Cluster, ClusterOptions};

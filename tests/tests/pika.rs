@@ -41,6 +41,15 @@ fn pikas_tutorials_work_on_every_node_and_across_nodes() {
 }
 
 #[test]
+fn queue_arguments_have_their_effect_through_other_nodes() {
+    let python = python();
+    let broker = Broker::shared();
+    let uris = broker.uris();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("pika/queues.py");
+    run(Command::new(&python).arg(script).args([&uris[0], &uris[1]]));
+}
+
+#[test]
 fn rabbitmqs_extensions_work_across_nodes() {
     let python = python();
     let broker = Broker::shared();

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::time::Duration;
-use warren_tests::client::{ClientError, Connection, Field, Incoming, QueueOptions, encode::Route};
+use warren_tests::client::encode::{self, Route};
+use warren_tests::client::{ClientError, Connection, Field, Incoming, QueueOptions};
 use warren_tests::{Broker, eventually, message_event, unique};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -116,6 +117,38 @@ fn a_queue_is_read_with_get_and_counted_on_every_node() {
     }
     assert_eq!(client.get(1, &queue).unwrap(), None);
     client.delete(1, &queue).unwrap();
+}
+
+#[test]
+fn what_is_over_a_channels_common_prefetch_stays_in_the_queue_for_others() {
+    let broker = Broker::shared();
+    let queue = unique("common-prefetch");
+    broker.declare_durable(0, &queue);
+    let at = broker.node_away_from_leader(&queue, 0);
+    let mut publisher = broker.connect(at);
+    publisher.confirm_select(1).unwrap();
+    for number in 1..=8 {
+        publisher.publish(1, &queue, &[number]).unwrap();
+        confirm(&mut publisher);
+    }
+    let mut first = broker.connect(at);
+    let common_prefetch = |client: &mut Connection, count: u16| {
+        let mut out = Vec::new();
+        encode::qos(&mut out, 1, count, true);
+        client.send(&out).unwrap();
+        client.answer((60, 11)).unwrap();
+    };
+    common_prefetch(&mut first, 4);
+    first.consume(1, &queue, "c", &[]).unwrap();
+    let got: Vec<u8> = (0..4).map(|_| delivery(&mut first).body[0]).collect();
+    assert_eq!(got, [1, 2, 3, 4]);
+    common_prefetch(&mut first, 5);
+    assert_eq!(delivery(&mut first).body, [5], "a higher limit holds at once");
+    let mut second = broker.connect((at + 1) % broker.nodes());
+    assert_eq!(second.declare(1, &queue, &QueueOptions::look()).unwrap().messages, 3);
+    second.consume(1, &queue, "c", &[]).unwrap();
+    assert_eq!((0..3).map(|_| delivery(&mut second).body[0]).collect::<Vec<_>>(), [6, 7, 8]);
+    publisher.delete(1, &queue).unwrap();
 }
 
 #[test]

@@ -138,10 +138,11 @@ fn misplaced(core: &Core, group: &Shard) -> Option<NodeId> {
     (last.saturating_sub(matching) <= LAG).then_some(preferred.node)
 }
 
-/// Before a stop: every shard that this node leads goes to another connected member. Waits at most `patience`.
+/// Before a stop: every shard that this node leads goes to another connected member, if there is one. Waits at most `patience`.
 pub(super) async fn hand_over(core: &Core, patience: Duration) {
     let deadline = Instant::now() + patience;
     let Some(transport) = core.transport() else { return };
+    let mut leaving = Vec::new();
     for group in core.all_groups() {
         if !group.leadership().borrow().is_me {
             continue;
@@ -149,9 +150,9 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
         let others = group.voters().iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
         let Some(best) = others.max_by_key(|v| group.matching(**v)) else { continue };
         group.transfer_to(best.node).await;
+        leaving.push(group.leadership());
     }
-    for group in core.all_groups() {
-        let mut leadership_rx = group.leadership();
+    for mut leadership_rx in leaving {
         let _ = tokio::time::timeout_at(deadline, leadership_rx.wait_for(|l| !l.is_me)).await;
     }
 }

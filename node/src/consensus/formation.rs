@@ -140,8 +140,8 @@ pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
                 continue;
             }
         } else {
-            let missing = core.nodes.iter().filter(|n| !reports.contains_key(n)).map(|n| n.0).collect::<Vec<_>>();
-            said.info(&missing);
+            let missing = core.nodes.iter().filter(|n| !reports.contains_key(n)).map(|n| n.0).collect();
+            said.say(Obstacle::Missing(missing));
         }
         tokio::time::sleep(ROUND).await;
     }
@@ -240,28 +240,49 @@ async fn ask_all(core: &Core) -> BTreeMap<NodeId, Report> {
     reports
 }
 
-/// Says the same thing only now and then.
+/// What stands in the way, said at once when it is another thing than before, and again now and then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Obstacle {
+    Error(&'static str),
+    Missing(Vec<u16>),
+}
+
 #[derive(Default)]
-struct Said(Option<Instant>);
+struct Said(Option<(Instant, Obstacle)>);
 
 impl Said {
-    fn due(&mut self) -> bool {
-        let due = self.0.is_none_or(|at| at.elapsed() >= REPEAT);
-        if due {
-            self.0 = Some(Instant::now());
-        }
-        due
+    fn is_due(&self, obstacle: &Obstacle, now: Instant) -> bool {
+        self.0.as_ref().is_none_or(|(at, last)| last != obstacle || now.duration_since(*at) >= REPEAT)
     }
 
-    fn error(&mut self, text: &str) {
-        if self.due() {
-            tracing::error!("{text}");
+    fn say(&mut self, obstacle: Obstacle) {
+        let now = Instant::now();
+        if !self.is_due(&obstacle, now) {
+            return;
         }
+        match &obstacle {
+            Obstacle::Error(text) => tracing::error!("{text}"),
+            Obstacle::Missing(missing) => tracing::info!(?missing, "forming the cluster: waiting for the other configured nodes"),
+        }
+        self.0 = Some((now, obstacle));
     }
 
-    fn info(&mut self, missing: &[u16]) {
-        if self.due() {
-            tracing::info!(?missing, "forming the cluster: waiting for the other configured nodes");
-        }
+    fn error(&mut self, text: &'static str) {
+        self.say(Obstacle::Error(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_obstacle_is_said_at_once_and_the_same_one_now_and_then() {
+        let (now, wiped) = (Instant::now(), Obstacle::Error("wiped"));
+        assert!(Said::default().is_due(&wiped, now));
+        let said = Said(Some((now, Obstacle::Missing(vec![1, 2]))));
+        assert!(!said.is_due(&Obstacle::Missing(vec![1, 2]), now));
+        assert!(said.is_due(&Obstacle::Missing(vec![2]), now) && said.is_due(&wiped, now));
+        assert!(said.is_due(&Obstacle::Missing(vec![1, 2]), now + REPEAT));
     }
 }

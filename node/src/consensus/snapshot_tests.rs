@@ -235,6 +235,15 @@ async fn a_node_without_its_state_store_and_with_a_purged_log_gets_its_state_fro
     all_bodies_are_there(&nodes[2], &nodes[0]);
 }
 
+/// A state of the log, once all of it is on the disk: a vote that is not was told to nobody.
+async fn durable(node: &Node) -> journal::ShardLog {
+    let state = node.wal.state(DATA);
+    let (done, saved) = log::completion();
+    node.wal.save_identity(node.wal.identity().expect("formed"), done);
+    saved.await.expect("behind everything in that state");
+    state
+}
+
 /// Fault test 4 of the rules: the files that held the votes are used again, state stores are deleted, nodes restart inside elections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn votes_outlive_their_files_and_lost_state_stores_and_nobody_makes_up_a_state_that_all_have_lost() {
@@ -250,7 +259,7 @@ async fn votes_outlive_their_files_and_lost_state_stores_and_nobody_makes_up_a_s
             // The second one goes in the middle of the election that the end of the first began.
             let (at, _) = if down.is_empty() { leader(&nodes).await } else { (round % 2, LeaderId::default()) };
             let node = nodes.remove(at);
-            down.push((node.id.0, node.wal.state(DATA)));
+            down.push((node.id.0, durable(&node).await));
             drop(node);
             let (id, _) = down[down.len() - 1];
             world.crash(id, crash);

@@ -520,6 +520,15 @@ async fn leadership_is_handed_over_before_a_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_others_waits_for_nobody_before_a_stop() {
+    let mut cluster = Cluster::started(1, 1).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (only, _) = cluster.leader(DATA).await;
+    let handed_over = cluster.nodes[&only].consensus.hand_over_leadership(Duration::from_secs(600));
+    tokio::time::timeout(Duration::from_secs(20), handed_over).await.expect("nothing to wait for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_nodes_know_the_leaders_of_shards_that_they_do_not_hold() {
     let cluster = Cluster::started(5, 5).await;
     for shard in (1..=5).map(ShardId) {

@@ -233,9 +233,11 @@ impl Connection {
 
     fn channel_prefetch(&mut self, channel: u16, limit: Option<u32>) {
         let consumers = self.mailbox.consumers_of(channel);
-        let counted = consumers.into_iter().filter(|(_, p)| !p.no_ack);
-        let held: Vec<_> = counted.map(|(id, p)| (id, self.edge.lane(p.shard).held(id))).collect();
+        let counted: Vec<_> = consumers.into_iter().filter(|(_, p)| !p.no_ack).collect();
+        let held: Vec<_> = counted.iter().map(|(id, p)| (*id, self.edge.lane(p.shard).held(*id))).collect();
         self.mailbox.set_pool(channel, limit, &held);
+        let limit = self.mailbox.common_prefetch(channel);
+        counted.iter().for_each(|(id, p)| self.edge.lane(p.shard).set_prefetch(*id, p.prefetch_under(limit)));
     }
 
     fn channel_closed(&mut self, channel: u16, held: &[Held]) {

@@ -32,6 +32,18 @@ pub(super) struct ConsumerPlace {
     pub shard: ShardId,
     pub channel: ChannelRef,
     pub no_ack: bool,
+    /// Its own prefetch, whatever the channel's common one is.
+    pub prefetch: Option<u32>,
+}
+
+impl ConsumerPlace {
+    /// Messages that its leader may give it while the channel has a common prefetch: more would only wait on this node.
+    pub fn prefetch_under(&self, common: Option<u32>) -> Option<u32> {
+        match (self.prefetch, common.filter(|_| !self.no_ack)) {
+            (Some(own), Some(common)) => Some(own.min(common)),
+            (own, common) => own.or(common),
+        }
+    }
 }
 
 /// Why publishes of a connection wait.
@@ -238,6 +250,11 @@ impl Mailbox {
             state.pools.remove(&channel);
         }
         self.changed.notify_one();
+    }
+
+    /// The channel's common prefetch.
+    pub fn common_prefetch(&self, channel: u16) -> Option<u32> {
+        self.state.lock().pools.get(&channel).and_then(Pool::limit)
     }
 
     /// Remember a consumer. False when its channel or the connection is gone.

@@ -7,6 +7,7 @@ mod admission;
 mod connection;
 mod copies;
 mod counters;
+mod dead_letters;
 mod headers;
 mod lane;
 mod mailbox;
@@ -24,10 +25,11 @@ mod transaction;
 
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
+pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
 
 use self::access::Patterns;
-use self::lane::{Answer, Lane};
+use self::lane::{Answer, Ask, Lane};
 use self::mailbox::{Blocker, Mailbox};
 use self::pulse::Pulse;
 use crate::machine::catalog::Catalog;
@@ -189,7 +191,7 @@ impl Edge {
             let records = queues.iter().filter_map(|id| catalog.queue_by_id(*id));
             records.map(|r| (shards.entry(r.shard).or_default().push(r.id), r.id).1).collect()
         };
-        let asked = shards.into_iter().map(|(shard, queues)| self.stat(shard, queues, 0, STATS_TIMEOUT));
+        let asked = shards.into_iter().map(|(shard, queues)| self.stat(shard, Ask { queues, used: false }, 0, STATS_TIMEOUT));
         let answers = futures::future::join_all(asked).await;
         let mut found: HashMap<QueueId, QueueStat> = answers.into_iter().flatten().flatten().map(|s| (s.queue, s)).collect();
         known.iter().map(|id| found.remove(id).unwrap_or(QueueStat { queue: *id, ..QueueStat::default() })).collect()
@@ -263,12 +265,13 @@ impl Edge {
         lane.clone()
     }
 
-    async fn stat(&self, shard: ShardId, queues: Vec<QueueId>, after: u64, timeout: Duration) -> Result<Vec<QueueStat>, Refusal> {
+    async fn stat(&self, shard: ShardId, ask: Ask, after: u64, timeout: Duration) -> Result<Vec<QueueStat>, Refusal> {
         let lane = self.lane(shard);
         if lane.is_gone() {
             return Err(Refusal::Unavailable(lane::no_quorum(shard)));
         }
-        let answer = lane.stat(self.next_id(), queues.clone(), after, timeout);
+        let queues = ask.queues.clone();
+        let answer = lane.stat(self.next_id(), ask, after, timeout);
         match answer.await {
             Ok(Ok(Answer::Stats(stats))) => Ok(lane::complete(&queues, &stats)),
             Ok(Err(refusal)) => Err(refusal),

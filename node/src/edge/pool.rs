@@ -1,5 +1,6 @@
 //! The common prefetch of a channel (`basic.qos global=true`): deliveries over the limit wait here until settles make room. They count
-//! as held by their consumers, and go back unseen when the channel closes.
+//! as held by their consumers, and go back unseen when the channel closes. A leader never gives one consumer more than the limit, so only
+//! several consumers of one channel together, and messages on their way when the limit is set, ever wait.
 
 use crate::model::link::Delivery;
 use crate::model::step::Event;
@@ -22,6 +23,10 @@ impl Pool {
 
     pub fn set_limit(&mut self, limit: Option<u32>) {
         self.limit = limit.filter(|l| *l > 0);
+    }
+
+    pub fn limit(&self) -> Option<u32> {
+        self.limit
     }
 
     /// Nothing to count for.

@@ -187,8 +187,13 @@ impl Connection {
         if self.entered.len() > 1 && (run.is_ticketed() || run.mandatory) {
             run.shared = Some(Shared::new(self.entered.len() as u32));
         }
-        let message =
-            Message { exchange: &publish.exchange, key: &publish.routing_key, properties: &publish.properties, body: &publish.body };
+        let message = Message {
+            exchange: &publish.exchange,
+            key: &publish.routing_key,
+            properties: &publish.properties,
+            body: &publish.body,
+            source: None,
+        };
         let mut start = 0;
         for (lane, end) in &self.entered {
             self.queues.clear();
@@ -256,7 +261,7 @@ impl Edge {
     }
 
     /// This node leads the shard.
-    fn leads(&self, shard: ShardId) -> bool {
+    pub(super) fn leads(&self, shard: ShardId) -> bool {
         match shard.owner() {
             Some(owner) => owner == self.config.node,
             None => self.leaders.leadership(shard).borrow().is_some_and(|leader| leader.node() == self.config.node),
@@ -318,7 +323,7 @@ impl Home for Edge {
             None => (parts.len() > 1 && (run.is_ticketed() || run.mandatory)).then(|| Shared::new(parts.len() as u32)),
         };
         let again = Run { rerouted: true, shared, ..run.clone() };
-        let message = Message { exchange: &message.exchange, key: &message.key, properties: &message.properties, body: &message.body };
+        let message = message.view();
         for part in &parts {
             let queues: Vec<_> = part.iter().map(|t| t.0).collect();
             self.lane(part[0].1).enqueue(&queues, &message, index, again.clone());

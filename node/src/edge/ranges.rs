@@ -24,6 +24,11 @@ impl RangeSet {
         self.count == 0
     }
 
+    /// The lowest.
+    pub fn first(&self) -> Option<Seq> {
+        self.ranges.front().map(|r| Seq(r.0))
+    }
+
     /// Add one; false when it was there.
     pub fn insert(&mut self, seq: Seq) -> bool {
         let n = seq.0;

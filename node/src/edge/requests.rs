@@ -2,20 +2,20 @@
 //! queue's leader. Those that wait run in a task of their own: at most one per channel, so channels bound them.
 
 use super::Edge;
-use super::access::{Kind, Right, Who, named as name_in};
+use super::access::{Kind, Right, Who};
 use super::connection::drop_exclusive;
-use super::lane::{Answer, Lane, named, no_quorum};
+use super::lane::{Answer, Ask, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
 use crate::model::catalog::{
-    BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Target, Value,
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target, Value,
 };
 use crate::model::link::{Consumer, QueueStat};
 use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
-use crate::model::{ConsumerId, ShardId};
+use crate::model::{ConsumerId, ShardId, limits};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,6 +42,7 @@ struct Consume {
     no_ack: bool,
     exclusive: bool,
     prefetch: Option<u32>,
+    arguments: Table,
 }
 
 impl Asking {
@@ -66,8 +67,8 @@ impl Asking {
     fn start_now(self, request: Request) {
         match request {
             Request::Barrier => self.answer(Ok(Reply::Done)),
-            Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments: _ } => {
-                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch });
+            Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments } => {
+                let started = self.consume(Consume { queue, tag, no_ack, exclusive, prefetch, arguments });
                 self.answer_refused(started);
             }
             Request::Get { queue, no_ack } => {
@@ -144,8 +145,9 @@ impl Asking {
         self.marks.iter().find(|m| m.0 == shard).map_or(0, |m| m.1)
     }
 
-    async fn stat(&self, record: &QueueRecord, timeout: Duration) -> Result<QueueStat, Refusal> {
-        let stats = self.edge.stat(record.shard, vec![record.id], self.mark(record.shard), timeout).await?;
+    async fn stat(&self, record: &QueueRecord, used: bool, timeout: Duration) -> Result<QueueStat, Refusal> {
+        let ask = Ask { queues: vec![record.id], used };
+        let stats = self.edge.stat(record.shard, ask, self.mark(record.shard), timeout).await?;
         Ok(stats.into_iter().next().unwrap_or_default())
     }
 
@@ -198,14 +200,8 @@ impl Asking {
         {
             let catalog = self.edge.catalog.read();
             self.check(&catalog, Right::Configure, (Kind::Queue, &name.name))?;
-            if catalog.queue(&name).is_none() {
-                if !declare.name.name.is_empty() {
-                    check_not_reserved(Kind::Queue, &name.name)?;
-                }
-                if let Some(dead_letters) = name_in(&arguments, "x-dead-letter-exchange") {
-                    self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
-                    self.check(&catalog, Right::Write, (Kind::Exchange, dead_letters))?;
-                }
+            if !declare.name.name.is_empty() && catalog.queue(&name).is_none() {
+                check_not_reserved(Kind::Queue, &name.name)?;
             }
             let has_default_type = declare.durable && !declare.exclusive && !declare.auto_delete;
             if let Some(kind) = catalog.vhost_facts(&name.vhost).and_then(|facts| facts.default_queue_type.as_ref())
@@ -214,9 +210,21 @@ impl Asking {
                 arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
             }
         }
+        self.check_dead_letters(&name, &arguments)?;
         let owner = declare.exclusive.then_some(self.mailbox.owner);
         let spec = QueueSpec { name, durable: declare.durable, auto_delete: declare.auto_delete, exclusive_owner: owner, arguments };
         self.declare(spec).await
+    }
+
+    /// Who makes a queue with a dead letter exchange must be allowed to read the one and write to the other.
+    fn check_dead_letters(&self, name: &Name, arguments: &Table) -> Result<(), Refusal> {
+        let Some(Value::Text(exchange)) = arguments.get("x-dead-letter-exchange") else { return Ok(()) };
+        let catalog = self.edge.catalog.read();
+        if catalog.queue(name).is_some() {
+            return Ok(());
+        }
+        self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
+        self.check(&catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(exchange)))
     }
 
     /// A direct reply-to address is a queue that exists while its consumer does.
@@ -226,7 +234,8 @@ impl Asking {
             return Err(not_found(Kind::Queue, &name));
         };
         let shard = ShardId::local(node);
-        let stats = self.edge.stat(shard, vec![queue], self.mark(shard), self.edge.config.no_quorum_timeout).await;
+        let stats =
+            self.edge.stat(shard, Ask { queues: vec![queue], used: false }, self.mark(shard), self.edge.config.no_quorum_timeout).await;
         match stats.unwrap_or_default().first() {
             Some(stat) if stat.consumers > 0 => Ok(Reply::Queue { name: name.name, messages: 0, consumers: 1 }),
             Some(_) | None => Err(not_found(Kind::Queue, &name)),
@@ -255,7 +264,7 @@ impl Asking {
     }
 
     async fn counted(&self, record: &QueueRecord) -> Result<Reply, Refusal> {
-        let stat = self.stat(record, self.edge.config.no_quorum_timeout).await?;
+        let stat = self.stat(record, true, self.edge.config.no_quorum_timeout).await?;
         Ok(Reply::Queue { name: record.spec.name.name.clone(), messages: stat.ready, consumers: stat.consumers })
     }
 
@@ -305,17 +314,29 @@ impl Asking {
         };
         let lane = self.lane(shard)?;
         let id = ConsumerId(self.edge.next_id());
+        let prefetch = consume.prefetch.filter(|p| *p > 0 && !consume.no_ack);
+        let place = ConsumerPlace { shard, channel: self.at, no_ack: consume.no_ack, prefetch };
         let spec = Consumer {
             id,
             queue,
             no_ack: consume.no_ack,
             exclusive: consume.exclusive,
-            prefetch: consume.prefetch.filter(|p| *p > 0 && !consume.no_ack),
+            prefetch: place.prefetch_under(self.mailbox.common_prefetch(self.at.channel)),
             window_bytes: self.edge.config.consumer_bytes,
             tag: consume.tag.to_string(),
+            priority: integer(&consume.arguments, "x-priority").unwrap_or(0),
+            order: 0,
         };
-        let place = ConsumerPlace { shard, channel: self.at, no_ack: consume.no_ack };
-        lane.consume(spec, consume.queue, &self.mailbox, place);
+        let of_queue = {
+            let catalog = self.edge.catalog.read();
+            catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms)
+        };
+        let own = integer(&consume.arguments, "x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
+        let wishes = Wishes {
+            timeout: own.or(of_queue).map_or(limits::CONSUMER_TIMEOUT, Duration::from_millis),
+            cancel_on_failover: consume.arguments.get("x-cancel-on-ha-failover") == Some(&Value::Bool(true)),
+        };
+        lane.consume(spec, consume.queue, &self.mailbox, place, wishes);
         Ok(())
     }
 
@@ -353,7 +374,8 @@ impl Edge {
         let name = &record.spec.name;
         let conditional = if_unused || if_empty;
         let timeout = if conditional { self.config.no_quorum_timeout } else { COUNT_TIMEOUT };
-        let stat = match self.stat(record.shard, vec![record.id], after, timeout).await {
+        let ask = Ask { queues: vec![record.id], used: false };
+        let stat = match self.stat(record.shard, ask, after, timeout).await {
             Err(refusal) if conditional => return Err(refusal),
             stats => stats.unwrap_or_default().into_iter().next().unwrap_or_default(),
         };
@@ -375,5 +397,12 @@ impl Edge {
         };
         let mine = |shard| self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
         loads.into_iter().min_by_key(|(queues, shard)| (*queues, !mine(*shard), *shard)).map_or(ShardId(1), |best| best.1)
+    }
+}
+
+fn integer(arguments: &Table, name: &str) -> Option<i64> {
+    match arguments.get(name) {
+        Some(Value::Int(n)) => Some(*n),
+        Some(_) | None => None,
     }
 }

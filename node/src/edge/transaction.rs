@@ -101,8 +101,8 @@ impl Connection {
                 self.unroutable(&run, publish, way);
             }
             for (lane, queues) in &way.parts {
-                let message =
-                    Message { exchange: &publish.exchange, key: &publish.routing_key, properties: &way.properties, body: &publish.body };
+                let (exchange, key, properties, body) = (&publish.exchange, &publish.routing_key, &way.properties, &publish.body);
+                let message = Message { exchange, key, properties, body, source: None };
                 by_lane.entry(*lane).or_default().push(Taken { queues, message, run: run.clone() });
             }
         }

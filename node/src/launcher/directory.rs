@@ -80,18 +80,30 @@ fn marked(path: &Path) -> io::Result<u16> {
     nodes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{}: not understood", DataDir::marker_path(path).display())))
 }
 
-fn node_dirs(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let is_node = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("node-");
-    Ok(fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?.iter().filter(|entry| is_node(entry)).map(fs::DirEntry::path).collect())
+/// The directories and log files of nodes.
+fn node_entries(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_ours = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(is_of_a_node);
+    Ok(fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?.iter().filter(|entry| is_ours(entry)).map(fs::DirEntry::path).collect())
+}
+
+/// `node-N`, `node-N.log`, and `node-N.log.M` after a rotation.
+fn is_of_a_node(name: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u16>().is_ok();
+    let Some(rest) = name.strip_prefix("node-") else { return false };
+    match rest.split_once('.') {
+        None => is_number(rest),
+        Some((node, "log")) => is_number(node),
+        Some((node, kind)) => is_number(node) && kind.strip_prefix("log.").is_some_and(is_number),
+    }
 }
 
 fn refuse_running_nodes(path: &Path) -> Result<(), ClusterError> {
-    Ok(node_dirs(path)?.iter().try_for_each(|node| DataDir::refuse_locked(node))?)
+    Ok(node_entries(path)?.iter().try_for_each(|node| DataDir::refuse_locked(node))?)
 }
 
 /// Delete what a cluster leaves in its directory, and nothing else that may lie there.
 fn clear(path: &Path) -> io::Result<()> {
-    for entry in node_dirs(path)? {
+    for entry in node_entries(path)? {
         match entry.symlink_metadata()?.is_dir() {
             true => fs::remove_dir_all(entry)?,
             false => fs::remove_file(entry)?,
@@ -127,10 +139,13 @@ mod tests {
         fs::create_dir(dir.path().join("node-1")).unwrap();
         fs::write(dir.path().join("node-1/wal"), "x").unwrap();
         fs::write(dir.path().join("node-1.log"), "x").unwrap();
-        fs::write(dir.path().join("notes.txt"), "x").unwrap();
+        fs::write(dir.path().join("node-1.log.3"), "x").unwrap();
+        let others = ["notes.txt", "node-notes", "node-1.txt", "node-1.log.gz"];
+        others.iter().for_each(|name| fs::write(dir.path().join(name), "x").unwrap());
         open(dir.path(), None, true).unwrap();
-        assert!(!dir.path().join("node-1").exists() && !dir.path().join("node-1.log").exists());
-        assert!(dir.path().join("notes.txt").exists());
+        let left = |name: &str| dir.path().join(name).exists();
+        assert!(!["node-1", "node-1.log", "node-1.log.3"].iter().any(|name| left(name)));
+        assert!(others.iter().all(|name| left(name)));
     }
 
     #[test]

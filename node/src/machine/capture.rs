@@ -2,9 +2,9 @@
 //! back in between, and encoded when nothing is locked. It shows the state of its beginning: a queue that is not copied yet when an entry
 //! changes it is copied first. Called by `consensus` through `checkpoint` and for states that go to other nodes.
 
-use super::checkpoint::{CHUNK, Delta, MAGIC, META, QUEUE, SESSION, VERSION, key};
+use super::checkpoint::{DEAD, DEAD_META, Delta, MAGIC, META, QUEUE, SESSION, VERSION, chunk_key, key};
 use super::codec::Writer;
-use super::extents::Captured;
+use super::extents::{Captured, Extents};
 use super::queue::Row;
 use super::shard::DataMachine;
 use crate::model::{LogId, QueueId};
@@ -45,7 +45,10 @@ pub struct Image {
     full: bool,
     rows: Vec<(Vec<u8>, Vec<u8>)>,
     deletes: Vec<Vec<u8>>,
-    queues: Vec<(QueueId, Row, Captured)>,
+    /// Each with its priorities.
+    queues: Vec<(QueueId, Row, Vec<Captured>)>,
+    /// Indices of entries with dead letters; of a whole state.
+    letters: Vec<u64>,
 }
 
 impl DataMachine {
@@ -54,16 +57,27 @@ impl DataMachine {
         let full = std::mem::take(&mut self.full);
         let (mut rows, mut deletes) = (vec![(vec![META], self.encode_meta())], std::mem::take(&mut self.gone));
         self.sessions.take_changes(|id, row| rows.push((key(SESSION, &[id.0]), row)), |id| deletes.push(key(SESSION, &[id.0])));
+        if !self.exits.dead.is_untouched() {
+            rows.push((vec![DEAD_META], self.exits.dead.encode_meta()));
+            self.exits.dead.take_changes(|n, row| rows.push((key(DEAD, &[n]), row)), |n| deletes.push(key(DEAD, &[n])));
+        }
         let pending = std::mem::take(&mut self.dirty);
-        self.begin(false, pending, Image { applied: self.applied, full, rows, deletes, queues: Vec::new() })
+        let (queues, letters) = (Vec::new(), Vec::new());
+        self.begin(false, pending, Image { applied: self.applied, full, rows, deletes, queues, letters })
     }
 
     /// Begins to copy all of the state, for another node.
     pub fn begin_snapshot(&mut self) -> CaptureId {
         let mut rows = vec![(vec![META], self.encode_meta())];
         self.sessions.export(|id, row| rows.push((key(SESSION, &[id.0]), row)));
+        if !self.exits.dead.is_untouched() {
+            rows.push((vec![DEAD_META], self.exits.dead.encode_meta()));
+            self.exits.dead.export(|n, row| rows.push((key(DEAD, &[n]), row)));
+        }
         let pending = self.queues.keys().copied().collect();
-        self.begin(true, pending, Image { applied: self.applied, full: true, rows, deletes: Vec::new(), queues: Vec::new() })
+        let letters = self.exits.dead.indices().collect();
+        let (queues, deletes) = (Vec::new(), Vec::new());
+        self.begin(true, pending, Image { applied: self.applied, full: true, rows, deletes, queues, letters })
     }
 
     fn begin(&mut self, whole: bool, pending: BTreeSet<QueueId>, image: Image) -> CaptureId {
@@ -110,13 +124,13 @@ impl DataMachine {
     fn copy(&mut self, at: usize, id: QueueId) -> usize {
         let Some(queue) = self.queues.get_mut(&id) else { return 0 };
         let capture = &mut self.captures[at];
-        let chunks = if capture.whole {
-            queue.extents().capture_all()
+        let chunks: Vec<Captured> = if capture.whole {
+            queue.extents().map(Extents::capture_all).collect()
         } else {
             queue.stored = true;
-            queue.extents_mut().capture()
+            queue.extents_mut().map(Extents::capture).collect()
         };
-        let copied = chunks.chunks();
+        let copied = chunks.iter().map(Captured::chunks).sum();
         capture.image.queues.push((id, queue.row(), chunks));
         copied
     }
@@ -130,7 +144,8 @@ impl Image {
 
     /// Indices of the entries with live messages, ascending; of a whole state.
     pub fn live_entries(&self) -> Vec<u64> {
-        let mut live: Vec<u64> = self.queues.iter().flat_map(|(_, _, chunks)| chunks.indices()).collect();
+        let mut live: Vec<u64> = self.queues.iter().flat_map(|(_, _, levels)| levels.iter().flat_map(Captured::indices)).collect();
+        live.extend(&self.letters);
         live.sort_unstable();
         live.dedup();
         live
@@ -140,9 +155,12 @@ impl Image {
     pub fn into_delta(self) -> Delta {
         let mut delta = Delta { applied: self.applied, full: self.full, puts: self.rows, deletes: self.deletes };
         let (puts, deletes) = (&mut delta.puts, &mut delta.deletes);
-        for (id, row, chunks) in self.queues {
+        for (id, row, levels) in self.queues {
             puts.push((key(QUEUE, &[id.0]), row.encode()));
-            chunks.encode(|chunk, value| puts.push((key(CHUNK, &[id.0, chunk]), value)), |chunk| deletes.push(key(CHUNK, &[id.0, chunk])));
+            for (level, chunks) in levels.iter().enumerate() {
+                let key = |chunk| chunk_key(id, level, chunk);
+                chunks.encode(|chunk, value| puts.push((key(chunk), value)), |chunk| deletes.push(key(chunk)));
+            }
         }
         delta
     }

@@ -2,11 +2,12 @@
 //! Called by `consensus`, which hands deltas to `store::state`. How the state is copied out is in `capture`; the formats of values are
 //! with their types.
 //!
-//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk     (numbers u64, big endian, so that keys sort)
+//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk | 'n' | 'd' number     (numbers u64, big endian, so that keys sort)
 //! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
 
 use super::capture::Image;
 use super::codec::{Reader, Writer};
+use super::extents::Extents;
 use super::queue::Queue;
 use super::shard::{DataMachine, RestoreError};
 use crate::model::{LeaderId, LogId, QueueId, SessionId, ShardId};
@@ -16,7 +17,17 @@ pub(super) const MAGIC: &[u8; 4] = b"WSNP";
 pub(super) const META: u8 = b'm';
 pub(super) const SESSION: u8 = b's';
 pub(super) const QUEUE: u8 = b'q';
-pub(super) const CHUNK: u8 = b'x';
+pub(super) const DEAD: u8 = b'd';
+pub(super) const DEAD_META: u8 = b'n';
+const CHUNK: u8 = b'x';
+
+/// A chunk's number has its level (priority) on top.
+const LEVEL_SHIFT: u32 = 56;
+const CHUNK_MASK: u64 = (1 << LEVEL_SHIFT) - 1;
+
+pub(super) fn chunk_key(queue: QueueId, level: usize, chunk: u64) -> Vec<u8> {
+    key(CHUNK, &[queue.0, (level as u64) << LEVEL_SHIFT | chunk])
+}
 
 /// What a checkpoint changes, as one atomic step.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,10 +73,11 @@ impl DataMachine {
         self.full = true;
         self.gone.clear();
         self.sessions.forget_stored();
+        self.exits.dead.forget_stored();
         self.dirty = self.queues.keys().copied().collect();
         for queue in self.queues.values_mut() {
             queue.stored = false;
-            queue.extents_mut().forget_stored();
+            queue.extents_mut().for_each(Extents::forget_stored);
         }
     }
 
@@ -108,7 +120,9 @@ impl DataMachine {
         if queue.stored {
             self.gone.push(key(QUEUE, &[id.0]));
         }
-        self.gone.extend(queue.extents().stored().map(|chunk| key(CHUNK, &[id.0, chunk])));
+        for (level, extents) in queue.extents().enumerate() {
+            self.gone.extend(extents.stored().map(|chunk| chunk_key(id, level, chunk)));
+        }
     }
 
     fn import<K, V>(shard: ShardId, pairs: impl IntoIterator<Item = (K, V)>, stored: bool) -> Result<DataMachine, RestoreError>
@@ -129,9 +143,12 @@ impl DataMachine {
         machine.full = !(stored && any);
         for queue in machine.queues.values_mut() {
             queue.complete()?;
-            for index in queue.extents().indices() {
+            for index in queue.extents().flat_map(Extents::indices) {
                 *machine.entries.entry(index).or_insert(0) += 1;
             }
+        }
+        for index in machine.exits.dead.indices() {
+            *machine.entries.entry(index).or_insert(0) += 1;
         }
         if machine.entries.last_key_value().is_some_and(|(index, _)| *index > machine.applied.index) {
             return Err(RestoreError::Malformed("extents beyond the applied entry"));
@@ -147,8 +164,11 @@ impl DataMachine {
             QUEUE => self.imported_queue(QueueId(numbers::<1>(rest)?[0]), stored).decode_row(value),
             CHUNK => {
                 let [queue, chunk] = numbers::<2>(rest)?;
-                self.imported_queue(QueueId(queue), stored).extents_mut().import(chunk, value, stored)
+                let extents = self.imported_queue(QueueId(queue), stored).level_mut((chunk >> LEVEL_SHIFT) as u8);
+                extents.import(chunk & CHUNK_MASK, value, stored)
             }
+            DEAD => self.exits.dead.import(numbers::<1>(rest)?[0], value, stored),
+            DEAD_META => self.exits.dead.decode_meta(value),
             _ => Err(RestoreError::Malformed("kind of key")),
         }
     }

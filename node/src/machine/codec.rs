@@ -88,6 +88,11 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
+    /// Nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Nothing may be left.
     pub fn end(&self) -> Result<(), RestoreError> {
         if self.0.is_empty() { Ok(()) } else { Err(RestoreError::Malformed("bytes left over")) }

@@ -84,7 +84,7 @@ fn a_run_is_read_from_the_middle_of_a_batch_and_stops_at_its_end() {
     builder.gone(SessionId(1));
     for entry in [builder.finish()].into_iter().flat_map(|e| [EntryBytes::from(e.flatten()), e]) {
         let mut out = Vec::new();
-        let run = Located { first: Seq(12), count: 2, index: 1, position: 14, skip: 1 };
+        let run = Located { first: Seq(12), count: 2, index: 1, position: 14, skip: 1, deadline_ms: 0 };
         read_run(&entry, QueueId(0), &run, &mut out);
         let bodies: Vec<_> = out.iter().map(|(seq, m)| (seq.0, StoredMessage::parse(m.clone()).unwrap().body[0])).collect();
         assert_eq!(bodies, [(12, 2), (13, 4)]);
@@ -109,7 +109,7 @@ fn exercise(entry: &EntryBytes) {
     let _ = machine.apply(LogId { leader: LeaderId::default(), index: 1 }, entry);
     let mut out = Vec::new();
     for position in 0..entry.len() as u32 + 2 {
-        read_run(entry, QueueId(1), &Located { first: Seq(1), count: 3, index: 1, position, skip: 0 }, &mut out);
+        read_run(entry, QueueId(1), &Located { first: Seq(1), count: 3, index: 1, position, skip: 0, deadline_ms: 0 }, &mut out);
     }
 }
 

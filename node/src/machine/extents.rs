@@ -4,6 +4,7 @@
 
 use super::codec::{Reader, Writer};
 use super::hash::StateHasher;
+use super::notes::{Note, Notes};
 use super::queue::Located;
 use super::shard::RestoreError;
 use crate::model::Seq;
@@ -90,6 +91,8 @@ impl Extent {
 struct Chunk {
     /// Shared with a capture that is not encoded yet; copied when it changes before that.
     extents: Arc<Vec<Extent>>,
+    /// What is known of single messages, in queues that need it; shared likewise.
+    notes: Option<Arc<Notes>>,
     messages: u64,
     dirty: bool,
     /// A checkpoint holds it, so that its end must be told.
@@ -104,6 +107,36 @@ impl Chunk {
     }
 }
 
+impl Chunk {
+    /// The next live run of an extent at or after `from`, at most `max` long, its messages alike.
+    fn run(&self, extent: &Extent, from: u64, max: u64) -> Option<Located> {
+        let (first, count) = extent.next_run(from, max)?;
+        let (deadline_ms, until) = self.notes.as_ref().map_or((0, u64::MAX), |n| n.deadline(first));
+        Some(Located {
+            first: Seq(first),
+            count: count.min(until - first) as u32,
+            index: extent.index,
+            position: extent.position,
+            skip: (first - extent.first) as u32,
+            deadline_ms,
+        })
+    }
+
+    fn note(&mut self, seq: u64, note: Note) {
+        if self.notes.is_some() || !note.is_empty() {
+            Arc::make_mut(self.notes.get_or_insert_default()).add(seq, note);
+        }
+    }
+
+    /// Body bytes of the live messages of an extent within `first..=last`: noted, or by the mean stored size.
+    fn body_bytes(&self, extent: &Extent, first: u64, last: u64) -> u64 {
+        let live = |seq: &u64| extent.is_live(*seq);
+        let mean = u64::from(extent.bytes / extent.count);
+        let of = |seq| self.notes.as_ref().and_then(|n| n.body_bytes(seq)).map_or(mean, u64::from);
+        (first.max(extent.first)..=last.min(extent.last())).filter(live).map(of).sum()
+    }
+}
+
 /// What a settle took away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -111,12 +144,17 @@ pub struct Taken {
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes of their bodies; 0 in queues that do not note them.
+    pub body_bytes: u64,
 }
+
+/// A chunk's key and content.
+type Shared = (u64, Arc<Vec<Extent>>, Option<Arc<Notes>>);
 
 /// Chunks as they were when they were captured.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
-    chunks: Vec<(u64, Arc<Vec<Extent>>)>,
+    chunks: Vec<Shared>,
     gone: Vec<u64>,
 }
 
@@ -128,12 +166,12 @@ impl Captured {
 
     /// The log index of each extent.
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        self.chunks.iter().flat_map(|(_, extents)| extents.iter()).map(|e| e.index)
+        self.chunks.iter().flat_map(|(_, extents, _)| extents.iter()).map(|e| e.index)
     }
 
     /// Chunks as (key, value), and keys of chunks that are gone.
     pub fn encode(&self, mut put: impl FnMut(u64, Vec<u8>), delete: impl FnMut(u64)) {
-        self.chunks.iter().for_each(|(key, extents)| put(*key, encode(extents)));
+        self.chunks.iter().for_each(|(key, extents, notes)| put(*key, encode(extents, notes.as_deref())));
         self.gone.iter().copied().for_each(delete);
     }
 }
@@ -148,7 +186,7 @@ pub struct Extents {
 
 impl Extents {
     /// A new extent of one message at the end.
-    pub fn push(&mut self, seq: Seq, index: u64, position: u32, bytes: u32) {
+    pub fn push(&mut self, seq: Seq, index: u64, position: u32, bytes: u32, note: Note) {
         let extent = Extent { first: seq.0, index, count: 1, position, bytes, settled: None };
         if let Some((&key, chunk)) = self.chunks.iter_mut().next_back()
             && chunk.extents.len() < CHUNK_EXTENTS
@@ -156,16 +194,18 @@ impl Extents {
         {
             Arc::make_mut(&mut chunk.extents).push(extent);
             chunk.messages += 1;
+            chunk.note(seq.0, note);
             mark(&mut self.dirty, key, chunk);
             return;
         }
         let mut chunk = Chunk { extents: Arc::new(vec![extent]), messages: 1, ..Chunk::default() };
+        chunk.note(seq.0, note);
         mark(&mut self.dirty, seq.0, &mut chunk);
         self.chunks.insert(seq.0, chunk);
     }
 
     /// One more message in the extent pushed last (same queue, same section), if that ends with `tail` and is wholly live.
-    pub fn extend(&mut self, tail: Seq, bytes: u32) -> bool {
+    pub fn extend(&mut self, tail: Seq, bytes: u32, note: Note) -> bool {
         let Some(mut entry) = self.chunks.last_entry() else { return false };
         let chunk = entry.get_mut();
         let last = Arc::make_mut(&mut chunk.extents).last_mut();
@@ -173,6 +213,7 @@ impl Extents {
         extent.count += 1;
         extent.bytes = extent.bytes.saturating_add(bytes);
         chunk.messages += 1;
+        chunk.note(tail.0 + 1, note);
         true
     }
 
@@ -191,6 +232,7 @@ impl Extents {
             if part.count > 0 {
                 taken.count += part.count;
                 taken.bytes += part.bytes;
+                taken.body_bytes += part.body_bytes;
                 mark(&mut self.dirty, key, chunk);
                 if chunk.extents.is_empty() {
                     self.remove(key);
@@ -201,6 +243,15 @@ impl Extents {
         taken
     }
 
+    /// The first live run with seq >= `from`, if any.
+    pub fn locate_run(&self, from: Seq) -> Option<Located> {
+        let start = self.chunks.range(..=from.0).next_back().map_or(from.0, |(key, _)| *key);
+        self.chunks.range(start..).find_map(|(_, chunk)| {
+            let skip = chunk.extents.partition_point(|e| e.last() < from.0);
+            chunk.extents[skip..].iter().find_map(|extent| chunk.run(extent, from.0, u64::from(extent.count)))
+        })
+    }
+
     /// Live runs with seq >= `from`, in order, up to `max` messages in all.
     pub fn locate(&self, from: Seq, max: usize, out: &mut Vec<Located>) {
         let (mut at, mut left) = (from.0, max as u64);
@@ -209,22 +260,26 @@ impl Extents {
             let skip = chunk.extents.partition_point(|e| e.last() < at);
             for extent in &chunk.extents[skip..] {
                 while left > 0 {
-                    let Some((first, count)) = extent.next_run(at, left) else { break };
-                    out.push(Located {
-                        first: Seq(first),
-                        count: count as u32,
-                        index: extent.index,
-                        position: extent.position,
-                        skip: (first - extent.first) as u32,
-                    });
-                    left -= count;
-                    at = first + count;
+                    let Some(run) = chunk.run(extent, at, left) else { break };
+                    out.push(run);
+                    left -= u64::from(run.count);
+                    at = run.first.0 + u64::from(run.count);
                 }
                 if left == 0 {
                     return;
                 }
             }
         }
+    }
+
+    /// Some message has a time to live.
+    pub fn is_timed(&self) -> bool {
+        self.chunks.values().any(|c| c.notes.as_ref().is_some_and(|n| n.is_timed()))
+    }
+
+    /// The live message with the lowest seq.
+    pub fn first_live(&self) -> Option<u64> {
+        self.chunks.values().flat_map(|c| c.extents.iter()).next().and_then(|e| e.next_run(0, 1)).map(|run| run.0)
     }
 
     /// Whether this message is there and not settled.
@@ -236,8 +291,39 @@ impl Extents {
 
     /// Messages and bytes that are live, counted afresh.
     pub fn count(&self) -> Taken {
-        let all = self.chunks.values().flat_map(|c| c.extents.iter());
-        all.fold(Taken::default(), |t, e| Taken { count: t.count + u64::from(e.live()), bytes: t.bytes + e.live_bytes() })
+        let mut all = Taken::default();
+        for chunk in self.chunks.values() {
+            for extent in chunk.extents.iter() {
+                all.count += u64::from(extent.live());
+                all.bytes += extent.live_bytes();
+                if chunk.notes.is_some() {
+                    all.body_bytes += chunk.body_bytes(extent, extent.first, extent.last());
+                }
+            }
+        }
+        all
+    }
+
+    /// Live messages in `first..=last`, and the bytes of their bodies.
+    pub fn count_in(&self, first: u64, last: u64) -> Taken {
+        let mut all = Taken::default();
+        if first > last {
+            return all;
+        }
+        let from = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
+        for chunk in self.chunks.range(from..=last).map(|(_, chunk)| chunk) {
+            for extent in &chunk.extents[chunk.touched(first, last)] {
+                let (from, to) = (first.max(extent.first), last.min(extent.last()));
+                all.count += match &extent.settled {
+                    None => to - from + 1,
+                    Some(_) => (from..=to).filter(|seq| extent.is_live(*seq)).count() as u64,
+                };
+                if chunk.notes.is_some() {
+                    all.body_bytes += chunk.body_bytes(extent, from, to);
+                }
+            }
+        }
+        all
     }
 
     /// The log index of each extent.
@@ -262,7 +348,7 @@ impl Extents {
             if let Some(chunk) = self.chunks.get_mut(&key) {
                 chunk.dirty = false;
                 chunk.stored = true;
-                captured.chunks.push((key, chunk.extents.clone()));
+                captured.chunks.push((key, chunk.extents.clone(), chunk.notes.clone()));
             }
         }
         captured
@@ -270,7 +356,8 @@ impl Extents {
 
     /// All of it, shared; what counts as changed stays so.
     pub fn capture_all(&self) -> Captured {
-        Captured { chunks: self.chunks.iter().map(|(key, chunk)| (*key, chunk.extents.clone())).collect(), gone: Vec::new() }
+        let all = self.chunks.iter().map(|(key, chunk)| (*key, chunk.extents.clone(), chunk.notes.clone()));
+        Captured { chunks: all.collect(), gone: Vec::new() }
     }
 
     /// Puts a chunk back. `stored`: it came from the checkpoint that the next one builds on.
@@ -317,6 +404,7 @@ impl Extents {
                 settled.bits.iter().for_each(|bits| hasher.word(*bits));
             }
         }
+        self.chunks.values().filter_map(|c| c.notes.as_ref()).for_each(|notes| notes.hash(hasher));
     }
 
     fn remove(&mut self, key: u64) {
@@ -339,6 +427,9 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
     let mut taken = Taken::default();
     if touched.is_empty() {
         return taken;
+    }
+    if chunk.notes.is_some() {
+        taken.body_bytes = chunk.extents[touched.clone()].iter().map(|e| chunk.body_bytes(e, first, last)).sum();
     }
     let extents = Arc::make_mut(&mut chunk.extents);
     let mut dead = touched.end..touched.start;
@@ -368,8 +459,8 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
     taken
 }
 
-/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)*
-fn encode(extents: &[Extent]) -> Vec<u8> {
+/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)* | notes?
+fn encode(extents: &[Extent], notes: Option<&Notes>) -> Vec<u8> {
     let mut out = Writer::with_capacity(4 + 32 * extents.len());
     out.u32(extents.len() as u32);
     for extent in extents {
@@ -382,6 +473,9 @@ fn encode(extents: &[Extent]) -> Vec<u8> {
         out.u32(bits.len() as u32);
         bits.iter().for_each(|b| out.u64(*b));
     }
+    if let Some(notes) = notes {
+        notes.encode(&mut out);
+    }
     out.finish()
 }
 
@@ -392,6 +486,9 @@ fn decode(value: &[u8]) -> Result<Chunk, RestoreError> {
         let extent = decode_extent(&mut input)?;
         chunk.messages += u64::from(extent.count);
         extents.push(extent);
+    }
+    if !input.is_empty() {
+        chunk.notes = Some(Arc::new(Notes::decode(&mut input)?));
     }
     input.end()?;
     chunk.extents = Arc::new(extents);

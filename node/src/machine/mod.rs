@@ -7,10 +7,18 @@ mod capture_tests;
 pub mod catalog;
 mod checkpoint;
 mod codec;
+mod dead;
+#[cfg(test)]
+mod dead_tests;
 #[cfg(test)]
 mod entry_tests;
+mod exits;
 mod extents;
 mod hash;
+mod limits;
+#[cfg(test)]
+mod limits_tests;
+mod notes;
 mod queue;
 mod sessions;
 pub mod shard;
@@ -19,5 +27,7 @@ mod shard_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
+pub use dead::Dead;
+pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

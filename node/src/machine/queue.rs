@@ -4,10 +4,14 @@
 use super::codec::{Reader, Writer};
 use super::extents::{Extents, Taken};
 use super::hash::StateHasher;
+use super::notes::Note;
 use super::shard::RestoreError;
 use crate::model::entry::{EntryBytes, Op, OpsReader};
-use crate::model::{QueueId, Seq, SessionId};
+use crate::model::settings::QueueSettings;
+use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
+use std::collections::BTreeMap;
 
 /// A run of live messages and where their bodies lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,24 +26,58 @@ pub struct Located {
     pub position: u32,
     /// Enqueues into this queue to pass over, from `position` on, before the first.
     pub skip: u32,
+    /// When they expire, ms since the epoch; [`super::AT_ONCE`]: unless a consumer takes them now; 0: never.
+    pub deadline_ms: u64,
 }
 
 /// A queue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Queue {
     tail: u64,
     reserved: u64,
     holders: Vec<SessionId>,
-    live: Taken,
-    extents: Extents,
+    pub(super) live: Taken,
+    /// By priority; one in a queue that tells none apart.
+    levels: SmallVec<[Extents; 1]>,
+    /// `None`: a plain queue.
+    settings: Option<Box<QueueSettings>>,
+    /// The single active consumer.
+    active: Option<(SessionId, ConsumerId)>,
+    /// Failed deliveries of live messages, where they are counted.
+    failures: BTreeMap<u64, u32>,
+    /// Some message of it expires, or did; not state.
+    timed: bool,
     /// Section in which the last extent may still grow; not state.
     open: u64,
     /// Entries whose effects name this queue already; not state.
+    pub(super) timed_in: u64,
     pub(super) enqueued_in: u64,
     pub(super) settled_in: u64,
     pub(super) reserved_in: u64,
     /// A checkpoint holds its row.
     pub(super) stored: bool,
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue {
+            tail: 0,
+            reserved: 0,
+            holders: Vec::new(),
+            live: Taken::default(),
+            levels: smallvec![Extents::default()],
+            settings: None,
+            active: None,
+            failures: BTreeMap::new(),
+            timed: false,
+            timed_in: 0,
+            open: 0,
+            enqueued_in: 0,
+            settled_in: 0,
+            reserved_in: 0,
+            stored: false,
+        }
+    }
 }
 
 /// A queue without its messages.
@@ -48,21 +86,77 @@ pub(super) struct Row {
     tail: u64,
     reserved: u64,
     holders: Vec<SessionId>,
+    settings: Option<Box<QueueSettings>>,
+    active: Option<(SessionId, ConsumerId)>,
+    failures: BTreeMap<u64, u32>,
 }
 
 impl Row {
-    /// row := tail u64 | reserved u64 | holders u16 | session u64*
+    /// row := tail u64 | reserved u64 | holders u16 | session u64* | len u32 | settings (MessagePack map; none for a plain queue)
+    ///      | active session u64 | active consumer u64 (0: none) | n u32 | (seq u64, failed deliveries u32)*
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_capacity(18 + 8 * self.holders.len());
+        let mut out = Writer::with_capacity(42 + 8 * self.holders.len());
         out.u64(self.tail);
         out.u64(self.reserved);
         out.u16(self.holders.len() as u16);
         self.holders.iter().for_each(|s| out.u64(s.0));
+        out.bytes(&settings_bytes(self.settings.as_deref()));
+        let (session, consumer) = self.active.unwrap_or_default();
+        out.u64(session.0);
+        out.u64(consumer.0);
+        out.u32(self.failures.len() as u32);
+        for (seq, count) in &self.failures {
+            out.u64(*seq);
+            out.u32(*count);
+        }
         out.finish()
     }
 }
 
 impl Queue {
+    /// What it was declared with beyond a plain queue.
+    pub fn settings(&self) -> Option<&QueueSettings> {
+        self.settings.as_deref()
+    }
+
+    /// The consumer that alone gets messages, if one was chosen.
+    pub fn active(&self) -> Option<(SessionId, ConsumerId)> {
+        self.active
+    }
+
+    /// Messages in it may expire.
+    pub fn is_timed(&self) -> bool {
+        self.timed
+    }
+
+    pub(super) fn activate(&mut self, session: SessionId, consumer: ConsumerId) {
+        self.active = Some((session, consumer));
+    }
+
+    /// The catalog's settings. True when they are others than before.
+    pub(super) fn configure(&mut self, settings: QueueSettings) -> bool {
+        let settings = (!settings.is_plain()).then(|| Box::new(settings));
+        if self.settings == settings {
+            return false;
+        }
+        let wanted = 1 + settings.as_ref().and_then(|s| s.max_priority).map_or(0, usize::from);
+        if wanted > self.levels.len() {
+            self.levels.resize_with(wanted, Extents::default);
+        }
+        self.settings = settings;
+        true
+    }
+
+    /// Priorities that are told apart.
+    pub fn levels(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// The level of a message of this priority.
+    pub(super) fn level(&self, priority: u8) -> usize {
+        usize::from(priority).min(self.levels.len() - 1)
+    }
+
     /// The last seq given out; the first is 1, 0 = none yet.
     pub fn tail(&self) -> Seq {
         Seq(self.tail)
@@ -88,35 +182,124 @@ impl Queue {
         &self.holders
     }
 
-    /// Appends the next live messages with seq >= `from`, in order, as runs, at most `max` messages in all.
-    pub fn locate(&self, from: Seq, max: usize, out: &mut Vec<Located>) {
-        self.extents.locate(from, max, out);
+    /// Bytes in the bodies of live messages, in a queue that counts them.
+    pub fn live_body_bytes(&self) -> u64 {
+        self.live.body_bytes
+    }
+
+    /// Live messages in `ranges`, and the bytes of their bodies.
+    pub fn count_in(&self, ranges: &[(Seq, Seq)]) -> Taken {
+        let mut all = Taken::default();
+        for (first, last) in ranges {
+            for part in self.levels.iter().map(|extents| extents.count_in(first.0, last.0)) {
+                all.count += part.count;
+                all.body_bytes += part.body_bytes;
+            }
+        }
+        all
+    }
+
+    /// Appends the next live messages of a level with seq >= `from`, in order, as runs, at most `max` messages in all.
+    pub fn locate(&self, level: usize, from: Seq, max: usize, out: &mut Vec<Located>) {
+        self.levels[level].locate(from, max, out);
+    }
+
+    /// Appends the live runs in `first..=last`, by priority.
+    pub(super) fn locate_in(&self, first: Seq, last: Seq, out: &mut Vec<Located>) {
+        for extents in self.levels.iter().rev() {
+            let mut from = first;
+            while let Some(mut run) = extents.locate_run(from).filter(|run| run.first <= last) {
+                run.count = run.count.min(u32::try_from(last.0 - run.first.0 + 1).unwrap_or(u32::MAX));
+                from = Seq(run.first.0 + u64::from(run.count));
+                out.push(run);
+            }
+        }
+    }
+
+    /// A message that came next was not taken: what follows it in the entry begins a new extent.
+    pub(super) fn passed_over(&mut self) {
+        self.open = 0;
+    }
+
+    /// Failed deliveries of a message.
+    pub fn failures(&self, seq: Seq) -> u32 {
+        self.failures.get(&seq.0).copied().unwrap_or(0)
+    }
+
+    /// The delivery of messages failed once more. Those that failed too often, ascending.
+    pub(super) fn fail(&mut self, first: Seq, last: Seq) -> Vec<Seq> {
+        let Some(limit) = self.settings.as_ref().and_then(|s| s.delivery_limit) else { return Vec::new() };
+        let (mut runs, mut over) = (Vec::new(), Vec::new());
+        self.locate_in(first, last, &mut runs);
+        for seq in runs.iter().flat_map(|r| r.first.0..r.first.0 + u64::from(r.count)) {
+            let count = self.failures.entry(seq).or_default();
+            *count += 1;
+            if u64::from(*count) > limit {
+                over.push(Seq(seq));
+            }
+        }
+        over.sort_unstable();
+        over
+    }
+
+    /// The live message with the lowest seq; one beyond the tail when there is none.
+    pub fn first_live(&self) -> Seq {
+        Seq(self.levels.iter().filter_map(Extents::first_live).min().unwrap_or(self.tail + 1))
+    }
+
+    /// The first run of a level from `from` on that is not in `checked` (ascending).
+    pub fn first_ready(&self, level: usize, from: Seq, checked: &[(Seq, Seq)]) -> Option<Located> {
+        let mut from = from;
+        loop {
+            let mut run = self.levels[level].locate_run(from)?;
+            let at = checked.partition_point(|range| range.1 < run.first);
+            match checked.get(at) {
+                Some((first, last)) if *first <= run.first => from = Seq(last.0.saturating_add(1)),
+                Some((first, _)) => {
+                    run.count = run.count.min(u32::try_from(first.0 - run.first.0).unwrap_or(u32::MAX));
+                    return Some(run);
+                }
+                None => return Some(run),
+            }
+        }
     }
 
     /// Whether the message is there and not settled.
     pub fn is_live(&self, seq: Seq) -> bool {
-        self.extents.is_live(seq)
+        self.levels.iter().any(|extents| extents.is_live(seq))
     }
 
     /// One more message; true when it began a new extent, which is a reference to the entry.
-    pub(super) fn enqueue(&mut self, section: u64, index: u64, position: u32, bytes: u32) -> bool {
-        let grown = self.open == section && self.extents.extend(Seq(self.tail), bytes);
+    pub(super) fn enqueue(&mut self, section: u64, (index, position): (u64, u32), bytes: u32, level: usize, note: Note) -> bool {
+        let extents = &mut self.levels[level];
+        let grown = self.open == section && extents.extend(Seq(self.tail), bytes, note);
         self.tail += 1;
         self.live.count += 1;
         self.live.bytes += u64::from(bytes);
+        self.live.body_bytes += note.body_bytes.map_or(0, u64::from);
+        self.timed |= note.deadline_ms > 0;
         if !grown {
             self.open = section;
-            self.extents.push(Seq(self.tail), index, position, bytes);
+            extents.push(Seq(self.tail), index, position, bytes, note);
         }
         !grown
     }
 
     /// Messages leave; unknown ones are ignored. Log indices of extents that end go to `released`. True when any left.
     pub(super) fn settle(&mut self, first: Seq, last: Seq, released: &mut Vec<u64>) -> bool {
-        let taken = self.extents.settle(first.0, last.0, released);
-        self.live.count -= taken.count;
-        self.live.bytes -= taken.bytes;
-        taken.count > 0
+        let mut any = false;
+        for extents in &mut self.levels {
+            let taken = extents.settle(first.0, last.0, released);
+            self.live.count -= taken.count;
+            self.live.bytes -= taken.bytes;
+            self.live.body_bytes = self.live.body_bytes.saturating_sub(taken.body_bytes);
+            any |= taken.count > 0;
+        }
+        if any && !self.failures.is_empty() {
+            let mut gone = self.failures.split_off(&first.0);
+            self.failures.append(&mut gone.split_off(&last.0.saturating_add(1)));
+        }
+        any
     }
 
     pub(super) fn reserve(&mut self, up_to: Seq, sessions: Vec<SessionId>) {
@@ -124,17 +307,33 @@ impl Queue {
         self.holders = sessions;
     }
 
-    pub(super) fn extents(&self) -> &Extents {
-        &self.extents
+    pub(super) fn extents(&self) -> impl Iterator<Item = &Extents> {
+        self.levels.iter()
     }
 
-    pub(super) fn extents_mut(&mut self) -> &mut Extents {
-        &mut self.extents
+    pub(super) fn extents_mut(&mut self) -> impl Iterator<Item = &mut Extents> {
+        self.levels.iter_mut()
+    }
+
+    /// The extents of a level, as a checkpoint names it.
+    pub(super) fn level_mut(&mut self, level: u8) -> &mut Extents {
+        let level = usize::from(level);
+        if level >= self.levels.len() {
+            self.levels.resize_with(level + 1, Extents::default);
+        }
+        &mut self.levels[level]
     }
 
     /// What a checkpoint keeps of it beside the extents.
     pub(super) fn row(&self) -> Row {
-        Row { tail: self.tail, reserved: self.reserved, holders: self.holders.clone() }
+        Row {
+            tail: self.tail,
+            reserved: self.reserved,
+            holders: self.holders.clone(),
+            settings: self.settings.clone(),
+            active: self.active,
+            failures: self.failures.clone(),
+        }
     }
 
     pub(super) fn decode_row(&mut self, value: &[u8]) -> Result<(), RestoreError> {
@@ -143,15 +342,33 @@ impl Queue {
         self.reserved = input.u64()?;
         let holders = input.u16()?;
         self.holders = (0..holders).map(|_| input.u64().map(SessionId)).collect::<Result<_, _>>()?;
+        match input.bytes()? {
+            [] => {}
+            bytes => {
+                self.configure(rmp_serde::from_slice(bytes).map_err(|_| RestoreError::Malformed("settings of a queue"))?);
+            }
+        }
+        let active = (SessionId(input.u64()?), ConsumerId(input.u64()?));
+        self.active = (active != Default::default()).then_some(active);
+        for _ in 0..input.u32()? {
+            self.failures.insert(input.u64()?, input.u32()?);
+        }
         input.end()
     }
 
     /// After all rows and chunks are in: counts afresh what is not stored.
     pub(super) fn complete(&mut self) -> Result<(), RestoreError> {
-        if !self.extents.is_sound() || self.extents.last() > self.tail {
-            return Err(RestoreError::Malformed("extents out of order"));
+        self.live = Taken::default();
+        for extents in &self.levels {
+            if !extents.is_sound() || extents.last() > self.tail {
+                return Err(RestoreError::Malformed("extents out of order"));
+            }
+            let part = extents.count();
+            self.live.count += part.count;
+            self.live.bytes += part.bytes;
+            self.live.body_bytes += part.body_bytes;
+            self.timed |= extents.is_timed();
         }
-        self.live = self.extents.count();
         Ok(())
     }
 
@@ -162,8 +379,17 @@ impl Queue {
         self.holders.iter().for_each(|s| hasher.word(s.0));
         hasher.word(self.live.count);
         hasher.word(self.live.bytes);
-        self.extents.hash(hasher);
+        hasher.bytes(&settings_bytes(self.settings()));
+        let (session, consumer) = self.active.unwrap_or_default();
+        [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));
+        self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
+        self.levels.iter().for_each(|extents| extents.hash(hasher));
     }
+}
+
+fn settings_bytes(settings: Option<&QueueSettings>) -> Vec<u8> {
+    let bytes = |s| rmp_serde::to_vec_named(s).expect("plain data, writing to memory cannot fail");
+    settings.map_or(Vec::new(), bytes)
 }
 
 /// Reads the messages of a run out of its entry: slices, no copies. Gives fewer when the entry is not the one the run names.

@@ -157,6 +157,7 @@ impl Sessions {
 fn reason_byte(reason: RefusedEnqueue) -> u8 {
     match reason {
         RefusedEnqueue::UnknownQueue => 1,
+        RefusedEnqueue::Full => 2,
     }
 }
 
@@ -192,6 +193,7 @@ fn decode(value: &[u8]) -> Result<Session, RestoreError> {
             let (first, count) = (input.u32()?, input.u32()?);
             let reason = match input.u8()? {
                 1 => RefusedEnqueue::UnknownQueue,
+                2 => RefusedEnqueue::Full,
                 _ => return Err(RestoreError::Malformed("reason of a refusal")),
             };
             let end = first.checked_add(count).ok_or(RestoreError::Malformed("ordinal of a refusal"))?;

@@ -2,12 +2,18 @@
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
 use super::capture::Capture;
+use super::dead::Dead;
+use super::exits::Exits;
+use super::extents::Extents;
 use super::hash::StateHasher;
+use super::limits::{self, Bases};
+use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
-use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, StoredView, read_entry};
 use crate::model::link::RefusedEnqueue;
-use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId};
+use crate::model::settings::{Overflow, QueueSettings};
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,6 +93,18 @@ pub enum Effect {
         /// Where.
         queue: QueueId,
     },
+    /// `Queue::settings` changed.
+    Configured {
+        /// Where.
+        queue: QueueId,
+    },
+    /// There are new dead letters.
+    Died,
+    /// A message came whose time ends.
+    Timed {
+        /// Where.
+        queue: QueueId,
+    },
     /// A queue is there.
     Created {
         /// Which.
@@ -142,7 +160,12 @@ pub struct DataMachine {
     pub(super) last_capture: u64,
     section: u64,
     references: u32,
-    released: Vec<u64>,
+    /// Dead letters, and what the entry being applied lets go of.
+    pub(super) exits: Exits,
+    /// The enqueue that follows belongs to a dead letter that was routed before.
+    skip_next: bool,
+    /// What the entry being applied says of queues with limits.
+    bases: Bases,
 }
 
 impl DataMachine {
@@ -163,7 +186,9 @@ impl DataMachine {
             last_capture: 0,
             section: 0,
             references: 0,
-            released: Vec::new(),
+            exits: Exits::default(),
+            skip_next: false,
+            bases: Bases::default(),
         }
     }
 
@@ -179,13 +204,18 @@ impl DataMachine {
         }
         let mut out = Applied { replies: Vec::with_capacity(sections.len()), ..Applied::default() };
         self.references = 0;
+        self.bases.clear();
+        self.last_time_ms = self.last_time_ms.max(time_ms);
+        (self.exits.time_ms, self.exits.any_died) = (self.last_time_ms, false);
         for section in sections {
             self.section += 1;
             let reply = self.section(id.index, section, &mut out.effects)?;
             out.replies.push(reply);
         }
+        if self.exits.any_died {
+            out.effects.push(Effect::Died);
+        }
         self.applied = id;
-        self.last_time_ms = self.last_time_ms.max(time_ms);
         self.count_references(id.index, &mut out.freed);
         Ok(out)
     }
@@ -239,6 +269,16 @@ impl DataMachine {
         self.sessions.get(session).map(|row| row.last)
     }
 
+    /// Dead letters from a number on, in order.
+    pub fn dead_from(&self, number: u64) -> impl Iterator<Item = (u64, &Dead)> {
+        self.exits.dead.from(number)
+    }
+
+    /// A dead letter.
+    pub fn dead(&self, number: u64) -> Option<&Dead> {
+        self.exits.dead.get(number)
+    }
+
     /// Indices of entries with live messages, ascending.
     pub fn live_entries(&self) -> Vec<u64> {
         self.entries.keys().copied().collect()
@@ -252,6 +292,7 @@ impl DataMachine {
             .into_iter()
             .for_each(|word| hasher.word(word));
         self.sessions.hash(&mut hasher);
+        self.exits.dead.hash(&mut hasher);
         for (id, queue) in self.queues() {
             hasher.word(id.0);
             queue.hash(&mut hasher);
@@ -286,6 +327,10 @@ impl DataMachine {
                 }
                 SectionReply::Advanced { accepted }
             }
+            Section::Settings { at, queue, settings } => {
+                self.configure(at, queue, *settings, effects);
+                SectionReply::Settings
+            }
         })
     }
 
@@ -316,21 +361,57 @@ impl DataMachine {
         for op in ops {
             match op? {
                 Op::Enqueue(op) => {
-                    if !self.enqueue(index, &op, effects) {
-                        refused.push((ordinal, RefusedEnqueue::UnknownQueue));
+                    if let Some(why) = self.enqueue(index, &op, effects) {
+                        refused.push((ordinal, why));
                     }
                     ordinal += 1;
                 }
-                Op::Settle { queue: id, reason: _, ranges } => {
+                Op::Settle { queue: id, reason, ranges } => {
                     self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
                     let mut any = false;
                     for (first, last) in ranges {
-                        any |= queue.settle(first, last, &mut self.released);
+                        any |= self.exits.leave(id, queue, (first, last), reason);
                     }
-                    if any && std::mem::replace(&mut queue.settled_in, index) != index {
-                        effects.push(Effect::Settled { queue: id });
+                    if any {
+                        self.bases.changed(id);
+                        note_settled(index, (id, queue), effects, &mut self.dirty);
+                    }
+                }
+                Op::Routed { number, local, targets } => {
+                    let routed = self.exits.dead.route(number, targets);
+                    self.skip_next = local && routed.is_none();
+                    self.exits.released.extend(routed.flatten());
+                }
+                Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
+                Op::Return { queue: id, ranges } => {
+                    self.keep_captured(id);
+                    let Some(queue) = self.queues.get_mut(&id) else { continue };
+                    self.dirty.insert(id);
+                    let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
+                    for seq in &over {
+                        self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
+                    }
+                    if !over.is_empty() {
+                        self.bases.changed(id);
+                        note_settled(index, (id, queue), effects, &mut self.dirty);
+                    }
+                }
+                Op::Activate { queue: id, session, consumer } => {
+                    self.keep_captured(id);
+                    if let Some(queue) = self.queues.get_mut(&id) {
+                        queue.activate(session, consumer);
                         self.dirty.insert(id);
+                    }
+                }
+                Op::Tend { queue: id, now_ms, room, checked } => {
+                    self.keep_captured(id);
+                    let Some(queue) = self.queues.get_mut(&id) else { continue };
+                    let basis = self.bases.named(id, queue, room, checked);
+                    let mut any = limits::expire(id, queue, basis, now_ms, &mut self.exits);
+                    any |= limits::trim(id, queue, basis, &mut self.exits);
+                    if any {
+                        note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
                 }
                 Op::Reserve { queue: id, up_to, sessions } => {
@@ -347,22 +428,68 @@ impl DataMachine {
         Ok(refused)
     }
 
-    /// False when none of its queues exists; one into no queue only keeps its ordinal.
-    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> bool {
-        let mut taken = op.is_void();
+    /// Why not, if some queue did not take it that should.
+    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+        let repeated = op.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
+        if std::mem::take(&mut self.skip_next) || repeated {
+            return None;
+        }
+        // One into no queue only keeps its ordinal.
+        let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
+        let mut full = false;
         for id in op.queues() {
             self.keep_captured(id);
             let Some(queue) = self.queues.get_mut(&id) else { continue };
-            taken = true;
-            if queue.enqueue(self.section, index, op.position as u32, op.message.len() as u32) {
+            refused = None;
+            let (level, note) = match queue.settings() {
+                None if op.traits.expiration_ms.is_none() => (0, Note::default()),
+                settings => {
+                    let note = note_of(settings, op, self.last_time_ms);
+                    if refuses(settings, queue, note, id, &mut self.bases) {
+                        full = true;
+                        queue.passed_over();
+                        self.exits.refused(id, queue, index, op.position as u32);
+                        continue;
+                    }
+                    if queue.settings().is_some_and(QueueSettings::is_limited) {
+                        // What was with consumers before this message came.
+                        self.bases.of(id, queue);
+                    }
+                    (queue.level(op.traits.priority), note)
+                }
+            };
+            if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
                 self.references += 1;
+            }
+            if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
+                effects.push(Effect::Timed { queue: id });
             }
             if std::mem::replace(&mut queue.enqueued_in, index) != index {
                 effects.push(Effect::Enqueued { queue: id });
                 self.dirty.insert(id);
             }
+            if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
+                let basis = self.bases.of(id, queue);
+                if limits::trim(id, queue, basis, &mut self.exits) {
+                    note_settled(index, (id, queue), effects, &mut self.dirty);
+                }
+            }
         }
-        taken
+        if full { Some(RefusedEnqueue::Full) } else { refused }
+    }
+
+    /// The catalog's settings of a queue, unless they are of another catalog index than the shard's.
+    fn configure(&mut self, at: u64, id: QueueId, settings: QueueSettings, effects: &mut Vec<Effect>) {
+        if at != self.catalog_index {
+            return;
+        }
+        self.keep_captured(id);
+        if let Some(queue) = self.queues.get_mut(&id)
+            && queue.configure(settings)
+        {
+            self.dirty.insert(id);
+            effects.push(Effect::Configured { queue: id });
+        }
     }
 
     fn hello(&mut self, session: SessionId, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> SectionReply {
@@ -386,7 +513,8 @@ impl DataMachine {
             self.keep_captured(*id);
             if let Some(queue) = self.queues.remove(id) {
                 self.dirty.remove(id);
-                self.released.extend(queue.extents().indices());
+                self.exits.released.extend(queue.extents().flat_map(Extents::indices));
+                self.exits.released.extend(self.exits.dead.queue_dropped(*id));
                 self.forget_queue(*id, &queue);
                 effects.push(Effect::Dropped { queue: *id });
             }
@@ -397,12 +525,18 @@ impl DataMachine {
 
     /// Adds the entry's references, takes off the released ones, says which entries ended.
     fn count_references(&mut self, index: u64, freed: &mut Vec<u64>) {
+        for taken in self.exits.taken.drain(..) {
+            match self.entries.get_mut(&taken) {
+                Some(count) => *count += 1,
+                None => self.references += 1,
+            }
+        }
         if self.references > 0 {
             self.entries.insert(index, self.references);
         } else {
             freed.push(index);
         }
-        for released in self.released.drain(..) {
+        for released in self.exits.released.drain(..) {
             if let Some(count) = self.entries.get_mut(&released) {
                 *count -= 1;
                 if *count == 0 {
@@ -411,5 +545,33 @@ impl DataMachine {
                 }
             }
         }
+    }
+}
+
+fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Vec<Effect>, dirty: &mut BTreeSet<QueueId>) {
+    if std::mem::replace(&mut queue.settled_in, index) != index {
+        effects.push(Effect::Settled { queue: id });
+        dirty.insert(id);
+    }
+}
+
+/// What a queue with these settings notes of a message that comes at `now_ms`.
+fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms.map(u64::from)).min();
+    let deadline_ms = match ttl {
+        None => 0,
+        Some(0) => AT_ONCE,
+        Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
+    };
+    let counted = settings.is_some_and(|s| s.max_length_bytes.is_some());
+    let body_bytes = if counted { StoredView::parse(&op.message).map(|m| (op.message.len() - m.body_at) as u32) } else { None };
+    Note { deadline_ms, body_bytes }
+}
+
+fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: QueueId, bases: &mut Bases) -> bool {
+    let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
+    match settings.overflow {
+        Overflow::DropHead => false,
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), note.body_bytes.unwrap_or(0)),
     }
 }

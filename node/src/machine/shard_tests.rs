@@ -195,7 +195,7 @@ impl Naive {
 
 fn messages(queue: QueueId, state: &Queue, from: u64, max: usize, log: &[EntryBytes]) -> Vec<Message> {
     let mut runs = Vec::new();
-    state.locate(Seq(from), max, &mut runs);
+    state.locate(0, Seq(from), max, &mut runs);
     let mut out = Vec::new();
     for run in runs {
         let mut read = Vec::new();
@@ -574,7 +574,7 @@ fn a_fanout_may_be_wider_than_an_u16() {
         (65_537, "[true]".into())
     );
     let (mut located, mut read) = (Vec::new(), Vec::new());
-    machine.queue(QueueId(65_537)).unwrap().locate(Seq(1), 1, &mut located);
+    machine.queue(QueueId(65_537)).unwrap().locate(0, Seq(1), 1, &mut located);
     read_run(&entry, QueueId(65_537), &located[0], &mut read);
     assert_eq!(read.len(), 1);
 }

@@ -63,6 +63,10 @@ pub const NODES: usize = 5;
 pub const NODE_DOWN: Duration = Duration::from_secs(5);
 /// Messages reserved ahead of the cursor of a queue with consumers (rule on `Reserve`).
 pub const RESERVE_AHEAD: u64 = 4096;
+/// Dead letters that a shard's leader has under way at a time: bounds the memory of their bodies and what a slow target holds.
+pub const DEAD_LETTERS_UNDER_WAY: usize = 256;
+/// How long a consumer may hold a message unless it or its queue says otherwise (RabbitMQ's default).
+pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A name on the wire is a short string (spec 4.2.5.3).
 pub const NAME_BYTES: usize = 255;
 /// An edge with no contact for this long may be declared gone (rule 18).

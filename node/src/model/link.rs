@@ -47,6 +47,15 @@ pub enum ToLeader {
         /// Bytes written to the socket since the last credit.
         bytes: u64,
     },
+    /// Another prefetch for a running consumer (`basic.qos global=true` came after it); not replicated.
+    Prefetch {
+        /// Whose.
+        consumer: ConsumerId,
+        /// Messages it may hold unsettled from now on; `None` = no limit.
+        limit: Option<u32>,
+        /// Messages that the edge knows it to hold.
+        held: u64,
+    },
     /// One message now, or none. Answer: `Got` with the same `request`.
     Get {
         /// Echoed.
@@ -72,6 +81,8 @@ pub enum ToLeader {
         request: u64,
         /// Which; empty = all queues of the shard.
         queues: Vec<QueueId>,
+        /// A client declared them: they count as used.
+        used: bool,
     },
     /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
     Purge {
@@ -114,6 +125,10 @@ pub struct Consumer {
     pub window_bytes: u64,
     /// The client's tag, for listings.
     pub tag: String,
+    /// Those of a higher priority are served first.
+    pub priority: i64,
+    /// Rank among those of its priority: the leader that it was started under gave it, later ones are larger.
+    pub order: u64,
 }
 
 /// A consumer that lives on under a new leader.
@@ -157,8 +172,8 @@ pub enum ToEdge {
     Consuming {
         /// Whose.
         consumer: ConsumerId,
-        /// Or why not.
-        result: Result<(), Refusal>,
+        /// Its order, or why not.
+        result: Result<u64, Refusal>,
     },
     /// The consumer is gone: asked for, or its queue was deleted.
     Cancelled {
@@ -195,6 +210,8 @@ pub enum ToEdge {
 pub enum RefusedEnqueue {
     /// None of its queues exists in the shard: route again, once (rule 27).
     UnknownQueue,
+    /// A queue of it is full and refuses publishes; the other queues have it.
+    Full,
 }
 
 /// Leader to edge: messages for one consumer.
@@ -217,6 +234,8 @@ pub struct Delivery {
     pub seq: Seq,
     /// May have been delivered before; false is never a lie.
     pub redelivered: bool,
+    /// Deliveries of it that failed, where the queue counts them.
+    pub failures: u32,
     /// The stored message (model::entry::StoredMessage).
     pub message: Bytes,
 }

@@ -2,12 +2,15 @@
 
 pub mod admin;
 pub mod catalog;
+pub mod deaths;
 pub mod entry;
 pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod ports;
+pub mod properties;
 pub mod report;
+pub mod settings;
 pub mod shortage;
 pub mod step;
 

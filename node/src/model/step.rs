@@ -136,7 +136,7 @@ pub enum Outcome {
     Ack,
     /// Back to their original places, redelivered.
     Requeue,
-    /// Not wanted (dropped; dead-lettered once that exists).
+    /// Not wanted: dropped, or dead-lettered where the queue says so.
     Reject,
 }
 

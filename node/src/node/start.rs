@@ -8,7 +8,7 @@ use super::running::Running;
 use super::{StartError, alarm, doing, presence, unused};
 use crate::config::ServerConfig;
 use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
-use crate::edge::{CatalogPort, Edge, EdgeConfig};
+use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
 use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
@@ -77,7 +77,8 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
 
     let mut tasks = JoinSet::new();
     let (events_tx, events_rx) = mpsc::channel(EVENTS);
-    start_servers(&config, incarnation, &mut opened, &consensus, &events_tx, &mut tasks);
+    let office = Office::new(opened.replicas.catalog());
+    start_servers((&config, incarnation), &mut opened, &consensus, (&events_tx, &office), &mut tasks);
     consensus.run();
 
     let catalog = opened.replicas.catalog();
@@ -97,6 +98,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
         ..EdgeConfig::new(config.node, incarnation)
     };
     let edge = Edge::new(edge_config, catalog.clone(), port, leaders, Arc::new(connector));
+    office.open(&edge);
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let replicas = opened.replicas.clone();
@@ -166,16 +168,16 @@ fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Ope
 
 /// One server per group of this node and one for its own in-memory queues.
 fn start_servers(
-    config: &ServerConfig,
-    incarnation: Incarnation,
+    (config, incarnation): (&ServerConfig, Incarnation),
     opened: &mut Opened,
     consensus: &Arc<Consensus>,
-    events_tx: &mpsc::Sender<ServerEvent>,
+    (events_tx, office): (&mpsc::Sender<ServerEvent>, &Arc<Office>),
     tasks: &mut JoinSet<()>,
 ) {
     for (shard, mailbox) in opened.mailboxes.drain() {
         let handle = &opened.applied.servers[&shard];
-        let settings = serving::ServerConfig::new(shard, config.node, opened.replicas.catalog());
+        let mut settings = serving::ServerConfig::new(shard, config.node, opened.replicas.catalog());
+        settings.letters = office.clone();
         if shard.owner().is_some() {
             let machine = Arc::new(Mutex::new(DataMachine::new(shard)));
             let bodies = Arc::new(LocalBodies::default());

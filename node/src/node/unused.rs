@@ -1,4 +1,4 @@
-//! Deletes auto-delete queues whose last consumer went, however long the catalog takes to answer. Started by `start`; the shard servers
+//! Deletes auto-delete queues whose last consumer went and queues that expired, however long the catalog takes to answer. Started by `start`; the shard servers
 //! say which queues.
 
 use crate::edge::CatalogPort;
@@ -23,7 +23,9 @@ pub(super) async fn delete(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catal
     loop {
         tokio::select! {
             event = events_rx.recv(), if deletions.len() < DELETIONS => match event {
-                Some(ServerEvent::LastConsumerGone { queue }) => drop(deletions.spawn(delete_one(port.clone(), catalog.clone(), queue))),
+                Some(ServerEvent::LastConsumerGone { queue } | ServerEvent::Unused { queue }) => {
+                    drop(deletions.spawn(delete_one(port.clone(), catalog.clone(), queue)));
+                }
                 None => return,
             },
             Some(_) = deletions.join_next() => {}

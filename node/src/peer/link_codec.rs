@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 const PACKED: u8 = 0;
 const BATCH: u8 = 1;
 const VERDICT: u8 = 2;
+/// Flag of a delivery: how often it failed follows.
+const HAS_FAILURES: u8 = 2;
 const BAD: PeerError = PeerError::Malformed("link value");
 
 /// A stream's first frame: which path it belongs to, and to which shard.
@@ -131,7 +133,10 @@ pub fn write_deliveries(values: impl IntoIterator<Item = Deliveries>) -> Frame {
         for message in deliveries.messages {
             head.put_u64_le(message.queue.0);
             head.put_u64_le(message.seq.0);
-            head.put_u8(message.redelivered.into());
+            head.put_u8(u8::from(message.redelivered) | if message.failures > 0 { HAS_FAILURES } else { 0 });
+            if message.failures > 0 {
+                head.put_u32_le(message.failures);
+            }
             body.push(message.message);
         }
     }
@@ -153,8 +158,12 @@ pub fn read_deliveries(frame: Frame) -> Result<Vec<Deliveries>, PeerError> {
         }
         let mut messages = Vec::with_capacity(n);
         for _ in 0..n {
-            let (queue, seq) = (QueueId(head.get_u64_le()), Seq(head.get_u64_le()));
-            messages.push(Delivery { queue, seq, redelivered: head.get_u8() != 0, message: parts.next().ok_or(BAD)? });
+            let (queue, seq) = (head.try_get_u64_le().map_err(|_| BAD)?, head.try_get_u64_le().map_err(|_| BAD)?);
+            let (queue, seq) = (QueueId(queue), Seq(seq));
+            let flags = head.try_get_u8().map_err(|_| BAD)?;
+            let failures = if flags & HAS_FAILURES == 0 { 0 } else { head.try_get_u32_le().map_err(|_| BAD)? };
+            let message = parts.next().ok_or(BAD)?;
+            messages.push(Delivery { queue, seq, redelivered: flags & 1 != 0, failures, message });
         }
         values.push(Deliveries { leader, consumer, messages });
     }
@@ -171,11 +180,17 @@ mod tests {
 
     fn consumer() -> Consumer {
         let (id, queue, tag) = (ConsumerId(4), QueueId(8), "ctag".to_string());
-        Consumer { id, queue, no_ack: false, exclusive: true, prefetch: Some(3), window_bytes: 1 << 20, tag }
+        Consumer { id, queue, no_ack: false, exclusive: true, prefetch: Some(3), window_bytes: 1 << 20, tag, priority: -3, order: 77 }
     }
 
     fn delivery(seq: u64, message: Vec<u8>) -> Delivery {
-        Delivery { queue: QueueId(8), seq: Seq(seq), redelivered: seq.is_multiple_of(2), message: message.into() }
+        Delivery {
+            queue: QueueId(8),
+            seq: Seq(seq),
+            redelivered: seq.is_multiple_of(2),
+            failures: (seq / 2) as u32,
+            message: message.into(),
+        }
     }
 
     fn ups(ops: Vec<u8>) -> Vec<ToLeader> {
@@ -190,9 +205,10 @@ mod tests {
             ToLeader::Consume(consumer()),
             ToLeader::Cancel { consumer: ConsumerId(4) },
             ToLeader::Credit { consumer: ConsumerId(4), messages: 9, bytes: 1 << 40 },
+            ToLeader::Prefetch { consumer: ConsumerId(4), limit: Some(6), held: 2 },
             ToLeader::Get { request: 5, queue: QueueId(8), no_ack: true },
             ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false },
-            ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)] },
+            ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)], used: true },
             ToLeader::Purge { request: 7, queue: QueueId(8) },
         ]
     }
@@ -203,7 +219,7 @@ mod tests {
             ToEdge::Welcome { leader: LeaderId { term: 7, voter: 1 }, session: SessionId(2), last: BatchSeq(0) },
             ToEdge::NotLeader,
             ToEdge::Verdict { seq: BatchSeq(9), refused: Vec::new() },
-            ToEdge::Verdict { seq: BatchSeq(10), refused: vec![(0, RefusedEnqueue::UnknownQueue)] },
+            ToEdge::Verdict { seq: BatchSeq(10), refused: vec![(0, RefusedEnqueue::UnknownQueue), (1, RefusedEnqueue::Full)] },
             ToEdge::Rewind { from: BatchSeq(11) },
             ToEdge::Consuming { consumer: ConsumerId(1), result: Err(refusal.clone()) },
             ToEdge::Cancelled { consumer: ConsumerId(1), asked: true },

@@ -3,11 +3,13 @@
 
 use super::edges::PathId;
 use super::handle::ReadDone;
-use super::queue::{Choice, QueueState, Source};
+use super::level::Source;
+use super::queue::{Choice, QueueState};
 use super::server::ShardServer;
-use crate::machine::read_run;
-use crate::model::link::{Deliveries, ToEdge};
-use crate::model::{LeaderId, QueueId, Seq};
+use crate::machine::{AT_ONCE, read_run};
+use crate::model::link::{Deliveries, Delivery, ToEdge};
+use crate::model::{LeaderId, QueueId, Seq, SessionId};
+use bytes::Bytes;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -41,8 +43,17 @@ enum Next {
     Nothing,
     /// A body is being read, or cannot be.
     Waiting,
+    /// This message's time has ended.
+    Expired,
     /// This message, at the front of its source.
-    Message(Seq),
+    Message(Place, Seq),
+}
+
+/// Where a message was found.
+#[derive(Clone, Copy)]
+struct Place {
+    level: usize,
+    again: bool,
 }
 
 impl ShardServer {
@@ -63,6 +74,7 @@ impl ShardServer {
             let Some(mut state) = self.queues.remove(&id) else { continue };
             state.dirty = false;
             self.pump_queue(leader, &mut state, &mut budget);
+            self.look_after(&mut state);
             let (again, reserve) = (budget == 0, state.needs_reserve());
             self.queues.insert(id, state);
             if reserve {
@@ -87,21 +99,19 @@ impl ShardServer {
     }
 
     fn pump_queue(&mut self, leader: LeaderId, state: &mut QueueState, budget: &mut usize) {
-        while !state.held && *budget > 0 {
+        while !state.is_still() && *budget > 0 {
             if state.gets.is_empty() && !state.consumers.iter().any(|c| c.wants()) {
                 break;
             }
-            let again = !state.returned.is_empty();
-            let seq = match self.next(state, again) {
-                Next::Message(seq) => seq,
-                Next::Nothing if again => continue,
+            let (place, seq) = match self.next(state) {
+                Next::Message(place, seq) => (place, seq),
                 Next::Nothing => {
                     self.answer_gets_empty(state);
                     break;
                 }
-                Next::Waiting => break,
+                Next::Waiting | Next::Expired => break,
             };
-            if seq > state.reserved || !self.hand_out(leader, state, again, budget) {
+            if seq > state.reserved || !self.hand_out(leader, state, place, budget) {
                 break;
             }
         }
@@ -112,13 +122,13 @@ impl ShardServer {
     }
 
     /// Gives the next message to whoever's turn it is; false when nobody can take it now.
-    fn hand_out(&mut self, leader: LeaderId, state: &mut QueueState, again: bool, budget: &mut usize) -> bool {
+    fn hand_out(&mut self, leader: LeaderId, state: &mut QueueState, place: Place, budget: &mut usize) -> bool {
         if let Some(get) = state.gets.front().copied() {
             if !state.may_hold(get.session) {
                 return false;
             }
             state.gets.pop_front();
-            self.answer_get(state, get.path, (get.session, get.request), again, budget);
+            self.answer_get(state, get.path, (get.session, get.request), place, budget);
             return true;
         }
         let paths = &mut self.paths;
@@ -131,12 +141,13 @@ impl ShardServer {
             true
         });
         let Choice::Consumer(at) = choice else { return false };
-        let Some((seq, message)) = state.pop(again) else { return false };
+        let Some((seq, message)) = state.levels[place.level].pop(place.again) else { return false };
         *budget = budget.saturating_sub(message.len().max(64));
-        let delivery = state.check_out(state.consumers[at].session, seq, message);
+        let session = state.consumers[at].session;
+        let delivery = self.check_out(state, session, (seq, message));
         let consumer = &mut state.consumers[at];
         if consumer.out.is_empty()
-            && let Some(path) = paths.iter_mut().find(|p| p.id == consumer.path)
+            && let Some(path) = self.paths.iter_mut().find(|p| p.id == consumer.path)
         {
             path.room -= 1;
         }
@@ -169,18 +180,27 @@ impl ShardServer {
         state: &mut QueueState,
         path: PathId,
         (session, request): (crate::model::SessionId, u64),
-        again: bool,
+        place: Place,
         budget: &mut usize,
     ) {
         if self.path_mut(path).is_none() {
             return;
         }
-        let Some((seq, message)) = state.pop(again) else { return };
+        let Some((seq, message)) = state.levels[place.level].pop(place.again) else { return };
         *budget = budget.saturating_sub(message.len().max(64));
-        let delivery = state.check_out(session, seq, message);
+        let delivery = self.check_out(state, session, (seq, message));
         let live = self.machine.lock().queue(state.id).map_or(0, |q| q.live_count());
         let remaining = live.saturating_sub(state.checked.count());
         self.send(path, ToEdge::Got { request, result: Ok(Some((delivery, remaining))) });
+    }
+
+    /// Only messages that were delivered before can have failed.
+    fn check_out(&self, state: &mut QueueState, session: SessionId, (seq, message): (Seq, Bytes)) -> Delivery {
+        let mut delivery = state.check_out(session, seq, message);
+        if delivery.redelivered && state.care.as_ref().is_some_and(|c| c.settings.delivery_limit.is_some()) {
+            delivery.failures = self.machine.lock().queue(state.id).map_or(0, |q| q.failures(seq));
+        }
+        delivery
     }
 
     fn answer_gets_empty(&mut self, state: &mut QueueState) {
@@ -191,35 +211,58 @@ impl ShardServer {
 
     fn keep_loaded(&mut self, state: &mut QueueState) {
         state.used = true;
-        let empty = state.fresh.is_empty() && state.again.is_empty();
+        let empty = state.levels.iter().all(|l| l.fresh.is_empty() && l.again.is_empty());
         if !empty && !state.loaded {
             state.loaded = true;
             self.loaded.push(state.id);
         }
     }
 
+    /// The next message of the highest level that has one: given back ones first.
+    fn next(&mut self, state: &mut QueueState) -> Next {
+        for level in (0..state.levels.len()).rev() {
+            for again in [true, false] {
+                let place = Place { level, again };
+                let empty = if again { state.levels[level].returned.is_empty() } else { state.levels[level].exhausted };
+                if empty {
+                    continue;
+                }
+                match self.next_at(state, place) {
+                    Next::Nothing => {}
+                    found => return found,
+                }
+            }
+        }
+        Next::Nothing
+    }
+
     /// Brings the next message of a source to its front.
-    fn next(&mut self, state: &mut QueueState, again: bool) -> Next {
+    fn next_at(&mut self, state: &mut QueueState, place: Place) -> Next {
         loop {
-            let source = if again { &mut state.again } else { &mut state.fresh };
+            let level = &mut state.levels[place.level];
+            let source = level.source(place.again);
             if let Some((seq, _)) = source.front.front().map(|(seq, body)| (*seq, body.len())) {
-                if again || state.checked.highest() < seq || !state.checked.contains(seq) {
-                    return Next::Message(seq);
+                if place.again || state.checked.highest() < seq || !state.checked.contains(seq) {
+                    let deadline_ms = source.deadline_ms;
+                    let expired = deadline_ms > AT_ONCE && deadline_ms <= self.now_ms();
+                    return if expired { Next::Expired } else { Next::Message(place, seq) };
                 }
                 source.front.pop_front();
-                state.cursor = Seq(seq.0 + 1);
+                level.cursor = Seq(seq.0 + 1);
                 continue;
             }
             if source.runs.is_empty() {
                 let machine = self.machine.lock();
-                let found =
-                    if again { state.locate_again(&machine, &mut self.located) } else { state.locate_fresh(&machine, &mut self.located) };
+                let found = machine.queue(state.id).is_some_and(|queue| match place.again {
+                    true => level.locate_again(place.level, queue, &mut self.located),
+                    false => level.locate_fresh(place.level, queue, &state.checked, &mut self.located),
+                });
                 if !found {
                     return Next::Nothing;
                 }
             }
-            let (id, source) = (state.id, if again { &mut state.again } else { &mut state.fresh });
-            if !self.load(id, source) {
+            let id = state.id;
+            if !self.load(id, level.source(place.again)) {
                 return Next::Waiting;
             }
         }
@@ -243,7 +286,7 @@ impl ShardServer {
             self.stalled.push(queue);
             return false;
         }
-        source.runs.pop_front();
+        source.deadline_ms = source.runs.pop_front().map_or(0, |run| run.at.deadline_ms);
         source.front.extend(messages);
         true
     }
@@ -283,7 +326,8 @@ impl ShardServer {
         let ReadDone { queue, index, result } = done;
         match result {
             Ok(entry) => {
-                let runs = self.queues.get_mut(&queue).into_iter().flat_map(|q| q.fresh.runs.iter_mut().chain(&mut q.again.runs));
+                let levels = self.queues.get_mut(&queue).into_iter().flat_map(|q| q.levels.iter_mut());
+                let runs = levels.flat_map(|l| l.fresh.runs.iter_mut().chain(&mut l.again.runs));
                 runs.filter(|run| run.at.index == index).for_each(|run| (run.entry, run.reading) = (Some(entry.clone()), false));
                 self.unreadable.retain(|id, u| *id != queue || index < u.index);
             }
@@ -299,7 +343,7 @@ impl ShardServer {
     fn cannot_read(&mut self, queue: QueueId, index: u64, error: &std::io::Error) {
         let Some(state) = self.queues.get_mut(&queue) else { return };
         let mut wanted = false;
-        for runs in [&mut state.fresh.runs, &mut state.again.runs] {
+        for runs in state.levels.iter_mut().flat_map(|l| [&mut l.fresh.runs, &mut l.again.runs]) {
             if let Some(at) = runs.iter().position(|run| run.at.index == index) {
                 runs.truncate(at);
                 wanted = true;

@@ -324,7 +324,7 @@ impl ShardServer {
         let count = unacked.iter().map(|(first, last)| (last.0 + 1).saturating_sub(first.0)).sum();
         self.consumers.insert((session, spec.id), queue);
         if let Some(state) = self.queues.get_mut(&queue) {
-            state.consumers.push(Consumer::new(spec, session, path, count, unwritten_bytes));
+            state.add_consumer(Consumer::new(spec, session, path, count, unwritten_bytes));
         }
         self.mark(queue);
     }

@@ -3,6 +3,7 @@
 
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::Name;
+use crate::model::settings::QueueSettings;
 use crate::model::{QueueId, ShardId};
 use parking_lot::RwLock;
 
@@ -15,6 +16,8 @@ pub struct CatalogChanges {
     pub creates: Vec<QueueId>,
     /// Queues dropped.
     pub drops: Vec<QueueId>,
+    /// Settings of queues that were made with more than a plain queue has, or whose settings changed.
+    pub settings: Vec<(QueueId, QueueSettings)>,
 }
 
 /// What the catalog says of a queue.
@@ -45,14 +48,15 @@ impl CatalogFeed for RwLock<Catalog> {
     fn changes(&self, shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
         let catalog = self.read();
         if let Some((creates, drops)) = catalog.changes_since(from, shard) {
-            return Some(CatalogChanges { to: catalog.index(), creates, drops });
+            let settings = catalog.settings_since(from, shard, &creates);
+            return Some(CatalogChanges { to: catalog.index(), creates, drops, settings });
         }
         // Not under the catalog's lock: `known` takes the shard's.
         drop(catalog);
         let known = known()?;
         let catalog = self.read();
         let (creates, drops) = catalog.difference(shard, known);
-        Some(CatalogChanges { to: catalog.index(), creates, drops })
+        Some(CatalogChanges { to: catalog.index(), creates, drops, settings: catalog.all_settings(shard) })
     }
 
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {

@@ -5,7 +5,7 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{LeaderEnd, Leadership, ProposalOutcome};
+use crate::model::ports::{DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, RoutedLetter};
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+/// How often waiting things are looked at.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What a shard's server is told once.
 #[derive(Clone)]
@@ -34,13 +37,27 @@ pub struct ServerConfig {
     pub tick: Duration,
     /// The catalog as this node knows it.
     pub catalog: Arc<dyn CatalogFeed>,
+    /// Who routes dead letters.
+    pub letters: Arc<dyn DeadLetterOffice>,
+}
+
+/// No letter goes anywhere.
+struct Closed;
+
+impl DeadLetterOffice for Closed {
+    fn route(&self, _letter: &Letter) -> Option<RoutedLetter> {
+        None
+    }
+
+    fn forward(&self, _letter: (ShardId, u64), _target: ShardId, _queues: &[QueueId], _routed: &RoutedLetter, _done: LetterDone) {}
 }
 
 impl ServerConfig {
-    /// With the limits' times and the system's clock.
+    /// With the limits' times and the system's clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
-        let (edge_gone, tick) = (limits::EDGE_GONE, Duration::from_millis(100));
-        ServerConfig { shard, node, clock: system_time_ms, steady_clock: boot_time_ms, edge_gone, tick, catalog }
+        let edge_gone = limits::EDGE_GONE;
+        let letters = Arc::new(Closed);
+        ServerConfig { shard, node, clock: system_time_ms, steady_clock: boot_time_ms, edge_gone, tick: TICK, catalog, letters }
     }
 }
 
@@ -61,12 +78,23 @@ pub enum ServerEvent {
         /// Which queue.
         queue: QueueId,
     },
+    /// Nobody used the queue for as long as it wants to be there: propose `DeleteQueue` (rule 22).
+    Unused {
+        /// Which queue.
+        queue: QueueId,
+    },
 }
 
 /// A body that was read from disk.
 pub(super) struct ReadDone {
     pub queue: QueueId,
     pub index: u64,
+    pub result: io::Result<EntryBytes>,
+}
+
+/// The entry of a dead letter was read.
+pub(super) struct LetterRead {
+    pub number: u64,
     pub result: io::Result<EntryBytes>,
 }
 
@@ -78,6 +106,8 @@ pub(super) struct Inbox {
     pub outcomes: Vec<(u64, ProposalOutcome)>,
     pub effects: Vec<Effect>,
     pub reads: Vec<ReadDone>,
+    pub letters: Vec<LetterRead>,
+    pub letters_done: Vec<(u64, ShardId)>,
     pub catalog_moved: bool,
     pub stop: bool,
 }
@@ -89,6 +119,8 @@ impl Inbox {
             && self.outcomes.is_empty()
             && self.effects.is_empty()
             && self.reads.is_empty()
+            && self.letters.is_empty()
+            && self.letters_done.is_empty()
             && !self.catalog_moved
             && !self.stop
     }
@@ -176,6 +208,14 @@ impl ServerHandle {
 
     pub(super) fn read_done(&self, done: ReadDone) {
         self.put(|inbox| inbox.reads.push(done));
+    }
+
+    pub(super) fn letter_read(&self, read: LetterRead) {
+        self.put(|inbox| inbox.letters.push(read));
+    }
+
+    pub(super) fn letter_done(&self, number: u64, target: ShardId) {
+        self.put(|inbox| inbox.letters_done.push((number, target)));
     }
 
     fn put(&self, change: impl FnOnce(&mut Inbox)) {

@@ -6,6 +6,8 @@ mod delivery;
 mod edges;
 mod feed;
 mod handle;
+mod letters;
+mod level;
 pub mod local;
 mod proposing;
 mod queue;
@@ -14,6 +16,7 @@ mod replies;
 mod requests;
 mod server;
 mod stamp;
+mod tending;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};

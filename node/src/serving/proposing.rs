@@ -2,14 +2,16 @@
 //! farewells, joined into one entry whenever a slot is free (no linger). And what comes back: verdicts, rewinds (rules 12, 13, 27).
 
 use super::edges::PathId;
-use super::queue::ReserveState;
+use super::letters::Routing;
+use super::queue::Step;
 use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
+use super::tending::Targets;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
-use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, limits};
+use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -30,17 +32,39 @@ pub(super) struct Purge {
 #[derive(Debug)]
 enum Part {
     Advance,
+    Settings,
     Replies(Replies),
-    Leader { reserves: Vec<QueueId>, purges: Vec<Purge> },
+    Leader(Own),
     Gone(SessionId),
     Hello(NodeId, Incarnation),
     Batch { session: SessionId, seq: BatchSeq, settles: Vec<(QueueId, Ranges)>, void: bool },
+}
+
+/// Messages whose delivery failed, where that is counted.
+#[derive(Debug)]
+pub(super) struct Return {
+    pub session: SessionId,
+    pub queue: QueueId,
+    pub ranges: Ranges,
+}
+
+/// The leader's own operations in an entry.
+#[derive(Debug, Default)]
+struct Own {
+    reserves: Vec<QueueId>,
+    purges: Vec<Purge>,
+    tends: Vec<QueueId>,
+    activations: Vec<QueueId>,
+    letters: Vec<Routing>,
+    dones: Vec<(u64, ShardId)>,
+    returns: Vec<Return>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     token: u64,
     parts: Vec<Part>,
+    targets: Targets,
 }
 
 /// What waits for the log and what is in it without an outcome.
@@ -56,6 +80,10 @@ pub(super) struct Log {
     pub asked_index: u64,
     pub reserves: Vec<QueueId>,
     pub purges: Vec<Purge>,
+    pub tends: Vec<QueueId>,
+    pub activations: Vec<QueueId>,
+    pub dones: Vec<(u64, ShardId)>,
+    pub returns: Vec<Return>,
     pub gones: Vec<SessionId>,
     pub replies: Replies,
     pub resume_at: Option<Instant>,
@@ -67,6 +95,12 @@ pub(super) struct Log {
 impl Log {
     pub fn forget(&mut self) {
         *self = Log { next_token: next_epoch(self.next_token), stamp: self.stamp, ..Log::default() };
+    }
+
+    /// The time that an entry would carry now.
+    pub fn time_ms(&self, clock_ms: u64, steady_ms: u64) -> u64 {
+        let mut stamp = self.stamp;
+        stamp.next(clock_ms, steady_ms)
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -139,24 +173,27 @@ impl ShardServer {
         self.log.resume_at = None;
         while self.log.in_flight.len() < limits::ENTRIES_IN_FLIGHT {
             let mut stamp = self.log.stamp;
-            let mut entry = EntryBuilder::new(stamp.next((self.config.clock)(), (self.config.steady_clock)()));
-            let parts = self.fill(&mut entry);
+            let time_ms = stamp.next((self.config.clock)(), (self.config.steady_clock)());
+            let mut entry = EntryBuilder::new(time_ms);
+            let mut targets = Targets::new();
+            let parts = self.fill(&mut entry, time_ms, &mut targets);
             if parts.is_empty() {
                 return;
             }
             self.log.stamp = stamp;
             self.log.next_token += 1;
             let token = self.log.next_token;
-            self.log.in_flight.push_back(InFlight { token, parts });
+            self.log.in_flight.push_back(InFlight { token, parts, targets });
             self.proposer.propose(token, leader, entry.finish());
         }
     }
 
-    fn fill(&mut self, entry: &mut EntryBuilder) -> Vec<Part> {
+    fn fill(&mut self, entry: &mut EntryBuilder, time_ms: u64, targets: &mut Targets) -> Vec<Part> {
         let mut parts = Vec::new();
         self.fill_advance(entry, &mut parts);
         self.fill_replies(entry, &mut parts);
-        self.fill_leader_ops(entry, &mut parts);
+        let batches = self.take_batches(entry.len(), targets);
+        self.fill_leader_ops(entry, time_ms, targets, &mut parts);
         for session in std::mem::take(&mut self.log.gones) {
             entry.gone(session);
             parts.push(Part::Gone(session));
@@ -166,7 +203,10 @@ impl ShardServer {
             self.log.greeting.push((node, incarnation));
             parts.push(Part::Hello(node, incarnation));
         }
-        self.fill_batches(entry, &mut parts);
+        for batch in batches {
+            entry.batch(&batch);
+            parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
+        }
         parts
     }
 
@@ -186,12 +226,16 @@ impl ShardServer {
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
         let Some(changes) = changes else { return };
-        let quiet = changes.creates.is_empty() && changes.drops.is_empty();
+        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;
         }
         entry.advance(from, changes.to, &changes.creates, &changes.drops);
         parts.push(Part::Advance);
+        for (queue, settings) in &changes.settings {
+            entry.settings(changes.to, *queue, settings);
+            parts.push(Part::Settings);
+        }
         self.log.catalog_index = changes.to;
     }
 
@@ -206,68 +250,99 @@ impl ShardServer {
         parts.push(Part::Replies(replies));
     }
 
-    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
-        if self.log.reserves.is_empty() && self.log.purges.is_empty() {
+    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, now_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
+        let letters = self.letter_targets(targets);
+        let log = &mut self.log;
+        let wanted = [&log.reserves, &log.tends, &log.activations].iter().any(|list| !list.is_empty());
+        let waiting = !log.purges.is_empty() || !log.dones.is_empty() || !log.returns.is_empty();
+        if !wanted && !waiting && letters == 0 && targets.is_empty() {
             return;
         }
-        let (wanted, asked) = (std::mem::take(&mut self.log.reserves), std::mem::take(&mut self.log.purges));
-        let (mut reserves, mut purges, mut ops) = (Vec::new(), Vec::new(), Ops::default());
-        let shared = self.machine.clone();
-        let machine = shared.lock();
+        let (mut own, mut ops) = (Own::default(), Ops::default());
+        own.dones = std::mem::take(&mut log.dones);
+        own.dones.iter().for_each(|(number, shard)| ops.done(*number, *shard));
+        own.returns = std::mem::take(&mut log.returns);
+        own.returns.iter().for_each(|r| ops.returned(r.queue, &r.ranges));
+        self.write_reserves(&mut own, &mut ops);
+        self.write_purges(&mut own, &mut ops);
+        for id in std::mem::take(&mut self.log.tends) {
+            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, now_ms, &mut ops)) {
+                own.tends.push(id);
+            }
+        }
+        for id in std::mem::take(&mut self.log.activations) {
+            if let Some((session, consumer)) = self.queues.get_mut(&id).and_then(|state| ShardServer::next_active(state)) {
+                ops.activate(id, session, consumer);
+                own.activations.push(id);
+            }
+        }
+        self.brace(targets, now_ms, &mut ops);
+        own.letters = self.write_letters(letters, &mut ops);
+        if !ops.is_empty() {
+            entry.leader_ops(&ops.take());
+            parts.push(Part::Leader(own));
+        }
+    }
+
+    fn write_reserves(&mut self, own: &mut Own, ops: &mut Ops) {
+        let wanted = std::mem::take(&mut self.log.reserves);
+        if wanted.is_empty() {
+            return;
+        }
+        let machine = self.machine.lock();
         for id in wanted {
             let (Some(state), Some(queue)) = (self.queues.get_mut(&id), machine.queue(id)) else { continue };
             let (up_to, sessions) = state.reservation(queue);
             ops.reserve(id, up_to, &sessions);
-            state.reserve = ReserveState::InFlight;
-            reserves.push(id);
+            state.reserve = Step::InFlight;
+            own.reserves.push(id);
         }
-        let mut unknown = Vec::new();
-        for mut purge in asked {
+    }
+
+    fn write_purges(&mut self, own: &mut Own, ops: &mut Ops) {
+        for mut purge in std::mem::take(&mut self.log.purges) {
+            let machine = self.machine.lock();
             let (Some(state), Some(queue)) = (self.queues.get_mut(&purge.queue), machine.queue(purge.queue)) else {
-                unknown.push(purge);
+                drop(machine);
+                let result = Err(self.not_found(purge.queue));
+                self.send(purge.path, ToEdge::Purged { request: purge.request, result });
                 continue;
             };
             let (ranges, count) = state.purge(queue);
             ops.settle(purge.queue, SettleReason::Purge, &ranges);
             // After a failure everything is counted again.
             purge.count = purge.count.max(count);
-            purges.push(purge);
-        }
-        drop(machine);
-        for purge in unknown {
-            let result = Err(self.not_found(purge.queue));
-            self.send(purge.path, ToEdge::Purged { request: purge.request, result });
-        }
-        if !ops.is_empty() {
-            entry.leader_ops(&ops.take());
-            parts.push(Part::Leader { reserves, purges });
+            own.purges.push(purge);
         }
     }
 
-    /// Batches of all paths in turn, each path's in order, as many as fit; one of any size always fits alone.
-    fn fill_batches(&mut self, entry: &mut EntryBuilder, parts: &mut Vec<Part>) {
+    /// Batches of all paths in turn, each path's in order, as many as fit behind `len` bytes; one of any size always fits alone.
+    fn take_batches(&mut self, mut len: usize, targets: &mut Targets) -> Vec<Batch> {
         let (n, index) = (self.paths.len(), self.log.catalog_index);
-        let mut first = true;
+        let mut taken = Vec::new();
         let mut idle = 0;
         while idle < n {
             let at = self.log.turn % n;
             self.log.turn = at + 1;
-            let path = &mut self.paths[at];
-            let fits = |b: &Batch| b.catalog_index <= index && (first || entry.len() + b.ops.len() <= limits::ENTRY_BYTES);
-            let ready = !path.closed && path.batches.front().is_some_and(fits);
-            let Some(batch) = ready.then(|| path.batches.pop_front()).flatten() else {
+            let path = &self.paths[at];
+            let fits = |b: &Batch| b.catalog_index <= index && (taken.is_empty() || len + b.ops.len() <= limits::ENTRY_BYTES);
+            let front = path.batches.front().filter(|b| !path.closed && fits(b));
+            let ready = front.is_some_and(|b| self.limited_targets(b, targets));
+            let Some(batch) = ready.then(|| self.paths[at].batches.pop_front()).flatten() else {
                 idle += 1;
                 continue;
             };
-            (first, idle) = (false, 0);
-            entry.batch(&batch);
-            parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
+            idle = 0;
+            len += batch.ops.len();
+            taken.push(batch);
         }
+        taken
     }
 
     pub(super) fn outcome(&mut self, token: u64, outcome: ProposalOutcome) {
         let Some(at) = self.log.in_flight.iter().position(|f| f.token == token) else { return };
         let Some(entry) = self.log.in_flight.remove(at) else { return };
+        self.relax(&entry.targets);
         match outcome {
             ProposalOutcome::Applied(_, replies) => {
                 for (part, reply) in entry.parts.into_iter().zip(replies) {
@@ -306,19 +381,37 @@ impl ShardServer {
                 self.advanced(false);
                 self.log.replies.add(replies);
             }
-            (Part::Leader { reserves, purges }, _) => {
-                reserves.into_iter().for_each(|queue| self.reserved(queue));
-                for purge in purges {
-                    self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
-                }
-            }
+            (Part::Leader(own), _) => self.applied_own(own),
             (Part::Hello(node, incarnation), _) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));
                 self.sync_sessions();
             }
             (Part::Gone(_), _) => self.sync_sessions(),
-            (Part::Batch { .. } | Part::Advance | Part::Replies(_), _) => {}
+            (Part::Batch { .. } | Part::Advance | Part::Settings | Part::Replies(_), _) => {}
         }
+    }
+
+    fn applied_own(&mut self, own: Own) {
+        own.reserves.into_iter().for_each(|queue| self.reserved(queue));
+        own.tends.into_iter().for_each(|queue| self.tended(queue));
+        own.activations.into_iter().for_each(|queue| self.activated(queue));
+        own.returns.into_iter().for_each(|r| self.returned(r));
+        self.letters_routed(own.letters, true);
+        for purge in own.purges {
+            self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
+        }
+    }
+
+    /// The machine counted: what is still alive waits again.
+    fn returned(&mut self, counted: Return) {
+        let Return { session, queue, ranges } = counted;
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+        if let Some(care) = &mut state.care {
+            care.frozen = care.frozen.saturating_sub(1);
+        }
+        self.thawed = true;
+        self.mark(queue);
     }
 
     /// Not in the log as far as anybody knows: batches are the edge's to repeat, the rest is proposed again.
@@ -327,15 +420,21 @@ impl ShardServer {
             Part::Batch { void: true, .. } => {}
             Part::Batch { session, seq, .. } => self.send_back(session, seq),
             Part::Advance => self.advanced(false),
+            Part::Settings => {}
             Part::Replies(replies) => self.log.replies.add(replies),
-            Part::Leader { reserves, purges } => {
-                for queue in reserves {
+            Part::Leader(own) => {
+                for queue in own.reserves {
                     if let Some(state) = self.queues.get_mut(&queue) {
-                        state.reserve = ReserveState::Wanted;
+                        state.reserve = Step::Wanted;
                         self.log.reserves.push(queue);
                     }
                 }
-                self.log.purges.extend(purges);
+                own.tends.into_iter().for_each(|queue| self.tended(queue));
+                own.activations.into_iter().for_each(|queue| self.activated(queue));
+                self.log.purges.extend(own.purges);
+                self.log.dones.extend(own.dones);
+                self.log.returns.extend(own.returns);
+                self.letters_routed(own.letters, false);
             }
             Part::Hello(node, incarnation) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));
@@ -371,7 +470,7 @@ impl ShardServer {
         let (Some(state), Some(applied)) = (self.queues.get_mut(&queue), machine.queue(queue)) else { return };
         state.reserved = applied.reserved();
         state.holders = applied.holders().into();
-        state.reserve = ReserveState::Idle;
+        state.reserve = Step::Idle;
         drop(machine);
         self.mark(queue);
     }

@@ -1,22 +1,21 @@
-//! The volatile side of one queue while this node leads: cursor, what is checked out, given back or seen before, consumers in turn,
-//! and a small window of located runs. No messages are kept beyond the run being delivered. Driven by `delivery` and `requests`.
+//! The volatile side of one queue while this node leads: its levels, what is checked out or seen before, consumers in turn, and what
+//! is due (expiry, limits). Driven by `delivery`, `requests` and `tending`.
 
 use super::edges::PathId;
+use super::level::Level;
 use super::ranges::{RangeMap, RangeSet};
-use crate::machine::shard::DataMachine;
-use crate::machine::{Located, Queue};
-use crate::model::entry::EntryBytes;
-use crate::model::link::{Consumer as Spec, Delivery, ToLeader};
-use crate::model::{QueueId, Seq, SessionId, limits};
+use crate::machine::Queue;
+use crate::model::link::{Consumer as Spec, Delivery, Ranges, ToLeader};
+use crate::model::settings::QueueSettings;
+use crate::model::{ConsumerId, QueueId, Seq, SessionId, limits};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
+use tokio::time::Instant;
 
 /// Holder that never attaches: some message up to the reserved mark was seen by a client that does not hold it any more, so a later
 /// leader must call the unattached ones redelivered.
 pub(super) const SEEN_MARK: SessionId = SessionId(0);
-/// Messages located at once.
-const WINDOW_MESSAGES: usize = 2048;
 
 /// A consumer and its credit.
 #[derive(Debug)]
@@ -45,11 +44,30 @@ impl Consumer {
         self.bytes > 0 && self.credit.is_none_or(|left| left > 0)
     }
 
+    /// Messages it can take at once.
+    pub fn room(&self) -> u32 {
+        if !self.wants() {
+            return 0;
+        }
+        self.credit.map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX))
+    }
+
     pub fn add_credit(&mut self, messages: u32, bytes: u64) {
         if let (Some(credit), Some(limit)) = (&mut self.credit, self.spec.prefetch) {
             *credit = (*credit + i64::from(messages)).min(i64::from(limit));
         }
         self.bytes = self.bytes.saturating_add_unsigned(bytes).min(self.spec.window_bytes.max(1) as i64);
+    }
+
+    /// Another prefetch. A limit moves the credit with it, so that what is on the way in both directions stays counted; a first limit
+    /// counts what the edge holds, not what is on the way to it.
+    pub fn set_prefetch(&mut self, limit: Option<u32>, held: u64) {
+        self.credit = match (self.credit, self.spec.prefetch, limit) {
+            (_, _, None) => None,
+            (Some(credit), Some(before), Some(limit)) => Some(credit + i64::from(limit) - i64::from(before)),
+            (_, _, Some(limit)) => Some(i64::from(limit) - held as i64),
+        };
+        self.spec.prefetch = limit;
     }
 
     pub fn push(&mut self, delivery: Delivery) {
@@ -61,36 +79,6 @@ impl Consumer {
     }
 }
 
-/// A run of live messages and, once read from disk, its entry.
-#[derive(Debug)]
-pub(super) struct Run {
-    pub at: Located,
-    pub entry: Option<EntryBytes>,
-    pub reading: bool,
-}
-
-/// Where the next messages come from: located runs, and the messages of the first one.
-#[derive(Debug, Default)]
-pub(super) struct Source {
-    pub runs: VecDeque<Run>,
-    pub front: VecDeque<(Seq, Bytes)>,
-}
-
-impl Source {
-    pub fn clear(&mut self) {
-        self.runs.clear();
-        self.front.clear();
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.front.is_empty()
-    }
-
-    fn fill(&mut self, located: &mut Vec<Located>) {
-        self.runs.extend(located.drain(..).map(|at| Run { at, entry: None, reading: false }));
-    }
-}
-
 /// A basic.get that waits for its turn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Get {
@@ -99,9 +87,9 @@ pub(super) struct Get {
     pub request: u64,
 }
 
-/// Where the queue's Reserve stands.
+/// Where an operation of the leader's own stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReserveState {
+pub(super) enum Step {
     /// Nothing to do.
     Idle,
     /// Goes into the next entry.
@@ -114,11 +102,8 @@ pub(super) enum ReserveState {
 #[derive(Debug)]
 pub(super) struct QueueState {
     pub id: QueueId,
-    /// Everything below was delivered or is in `returned`.
-    pub cursor: Seq,
-    pub fresh: Source,
-    pub again: Source,
-    pub returned: RangeSet,
+    /// By priority.
+    pub levels: SmallVec<[Level; 1]>,
     /// May have been seen by a client before.
     pub seen: RangeSet,
     pub checked: RangeMap<SessionId>,
@@ -130,7 +115,7 @@ pub(super) struct QueueState {
     /// As applied.
     pub reserved: Seq,
     pub holders: SmallVec<[SessionId; 4]>,
-    pub reserve: ReserveState,
+    pub reserve: Step,
     /// Not delivered until every holder attached or is gone (rule 18).
     pub held: bool,
     /// Requests that wait for the end of `held`.
@@ -143,20 +128,60 @@ pub(super) struct QueueState {
     pub loaded: bool,
     /// Pumped since the last tick.
     pub used: bool,
+    /// What it has beyond a plain queue, also while messages in it expire.
+    pub care: Option<Box<Care>>,
+}
+
+/// What a queue needs of its leader beyond delivery.
+#[derive(Debug)]
+pub(super) struct Care {
+    pub settings: QueueSettings,
+    /// Where its `Tend` stands.
+    pub tend: Step,
+    /// Entries in flight that may take messages away: nothing is delivered meanwhile.
+    pub frozen: u32,
+    /// Messages on their way into it in entries in flight.
+    pub coming: u64,
+    /// Where the choice of its single active consumer stands.
+    pub activate: Step,
+    /// As applied.
+    pub active: Option<(SessionId, ConsumerId)>,
+    /// When it is to be looked at again.
+    pub alarm: Option<Instant>,
+    /// Last consumer, get or declare.
+    pub last_used: Instant,
+    /// The node was told to delete it.
+    pub unused_told: bool,
+}
+
+impl Care {
+    fn new(queue: &Queue) -> Care {
+        Care {
+            settings: queue.settings().cloned().unwrap_or_default(),
+            tend: Step::Idle,
+            frozen: 0,
+            coming: 0,
+            activate: Step::Idle,
+            active: queue.active(),
+            alarm: None,
+            last_used: Instant::now(),
+            unused_told: false,
+        }
+    }
+
+    /// Messages leave it by themselves when it is full.
+    pub fn drops_head(&self) -> bool {
+        self.settings.is_limited() && self.settings.overflow == crate::model::settings::Overflow::DropHead
+    }
 }
 
 impl QueueState {
     /// As a new leader finds it: all holders may still hold messages up to the reserved mark.
     pub fn new(id: QueueId, queue: &Queue) -> QueueState {
-        let mut first = Vec::new();
-        queue.locate(Seq(0), 1, &mut first);
-        let first = first.first().map_or(Seq(queue.tail().0 + 1), |run| run.first);
+        let care = queue.settings().is_some() || queue.is_timed();
         QueueState {
             id,
-            cursor: first,
-            fresh: Source::default(),
-            again: Source::default(),
-            returned: RangeSet::default(),
+            levels: (0..queue.levels()).map(|level| Level::new(level, queue)).collect(),
             seen: RangeSet::default(),
             checked: RangeMap::default(),
             consumers: Vec::new(),
@@ -165,21 +190,76 @@ impl QueueState {
             gets: VecDeque::new(),
             reserved: queue.reserved(),
             holders: SmallVec::from_slice(queue.holders()),
-            reserve: ReserveState::Idle,
-            held: first <= queue.reserved(),
+            reserve: Step::Idle,
+            held: queue.first_live() <= queue.reserved(),
             parked: Vec::new(),
             last_gone: false,
             dirty: false,
             loaded: false,
             used: false,
+            care: care.then(|| Box::new(Care::new(queue))),
         }
+    }
+
+    /// The machine has other settings for it, or messages that expire.
+    pub fn configure(&mut self, queue: &Queue) {
+        match &mut self.care {
+            Some(care) => care.settings = queue.settings().cloned().unwrap_or_default(),
+            None => self.care = Some(Box::new(Care::new(queue))),
+        }
+        while self.levels.len() < queue.levels() {
+            self.levels.push(Level::new(self.levels.len(), queue));
+        }
+    }
+
+    /// Everything below was delivered or waits again.
+    fn cursor(&self) -> Seq {
+        self.levels.iter().map(|l| l.cursor).max().unwrap_or_default()
+    }
+
+    /// Messages came.
+    pub fn news(&mut self) {
+        self.levels.iter_mut().for_each(|l| l.exhausted = false);
+    }
+
+    /// The machine took messages away.
+    pub fn forget_window(&mut self) {
+        self.levels.iter_mut().for_each(Level::forget_window);
+    }
+
+    /// Nothing is to be delivered for now.
+    pub fn is_still(&self) -> bool {
+        self.held || self.care.as_ref().is_some_and(|c| c.frozen > 0)
+    }
+
+    /// What consumers hold.
+    pub fn checked_ranges(&self) -> Ranges {
+        let mut ranges = Ranges::new();
+        for (first, last, _) in self.checked.ranges() {
+            match ranges.last_mut() {
+                Some(before) if before.1.0 + 1 == first.0 => before.1 = last,
+                _ => ranges.push((first, last)),
+            }
+        }
+        ranges
+    }
+
+    /// Messages that consumers take at once.
+    pub fn room(&self) -> u32 {
+        if self.held {
+            return 0;
+        }
+        let only = self.care.as_ref().filter(|c| c.settings.single_active_consumer).map(|c| c.active);
+        let takes = |c: &&Consumer| only.is_none_or(|active| active == Some((c.session, c.spec.id)));
+        self.consumers.iter().filter(takes).fold(0, |all, c| all.saturating_add(c.room()))
     }
 
     /// The hold ends; `lost` = some holder is gone, so the unattached may have been seen.
     pub fn release(&mut self, lost: bool) {
         self.held = false;
         if lost {
-            self.seen.insert(self.cursor.min(self.reserved), self.reserved, ());
+            let first = self.levels.iter().map(|l| l.cursor).min().unwrap_or_default();
+            self.seen.insert(first.min(self.reserved), self.reserved, ());
         }
     }
 
@@ -187,32 +267,45 @@ impl QueueState {
         self.holders.contains(&session)
     }
 
-    /// The next consumer in turn that can take a message; `open` says whether its path has room.
+    /// The next consumer in turn that can take a message, those of a higher priority first; `open` says whether its path has room.
     pub fn choose(&mut self, mut open: impl FnMut(&Consumer) -> bool) -> Choice {
-        let n = self.consumers.len();
+        let only = self.care.as_ref().filter(|c| c.settings.single_active_consumer).map(|c| c.active);
         let mut unlisted = false;
-        for step in 0..n {
-            let at = (self.turn + step) % n;
-            let consumer = &self.consumers[at];
-            if !consumer.wants() || !open(consumer) {
-                continue;
+        let mut start = 0;
+        for group in self.consumers.chunk_by(|a, b| a.spec.priority == b.spec.priority) {
+            let n = group.len();
+            for step in 0..n {
+                let at = (self.turn + step) % n;
+                let consumer = &group[at];
+                let silent = only.is_some_and(|active| active != Some((consumer.session, consumer.spec.id)));
+                if silent || !consumer.wants() || !open(consumer) {
+                    continue;
+                }
+                if !self.holders.contains(&consumer.session) {
+                    unlisted = true;
+                    continue;
+                }
+                self.turn = at + 1;
+                return Choice::Consumer(start + at);
             }
-            if !self.holders.contains(&consumer.session) {
-                unlisted = true;
-                continue;
-            }
-            self.turn = (at + 1) % n;
-            return Choice::Consumer(at);
+            start += n;
         }
         if unlisted { Choice::Unlisted } else { Choice::Nobody }
+    }
+
+    /// One more consumer, behind those of its priority that came before it.
+    pub fn add_consumer(&mut self, consumer: Consumer) {
+        let rank = |c: &Consumer| (std::cmp::Reverse(c.spec.priority), c.spec.order);
+        let at = self.consumers.partition_point(|c| rank(c) <= rank(&consumer));
+        self.consumers.insert(at, consumer);
     }
 
     /// Whether the reserved mark or the list of holders must be renewed.
     pub fn needs_reserve(&self) -> bool {
         let active = !self.consumers.is_empty() || !self.gets.is_empty();
-        let short = self.reserved.0 + 1 < self.cursor.0 + limits::RESERVE_AHEAD / 2;
+        let short = self.reserved.0 + 1 < self.cursor().0 + limits::RESERVE_AHEAD / 2;
         let mark = !self.seen.is_empty() && self.reserved.0 > 0 && !self.may_hold(SEEN_MARK);
-        self.reserve == ReserveState::Idle && !self.held && ((active && short) || mark || self.has_unlisted())
+        self.reserve == Step::Idle && !self.held && ((active && short) || mark || self.has_unlisted())
     }
 
     fn has_unlisted(&self) -> bool {
@@ -232,27 +325,30 @@ impl QueueState {
         sessions.dedup();
         // From now on the old list or the new one may count: whoever is not in both gets nothing until the outcome is known.
         self.holders.retain(|s| sessions.contains(s));
-        (self.reserved.max(Seq(self.cursor.0 - 1 + limits::RESERVE_AHEAD)), sessions)
+        (self.reserved.max(Seq(self.cursor().0 - 1 + limits::RESERVE_AHEAD)), sessions)
     }
 
     fn forget_seen(&mut self, queue: &Queue) {
         if self.seen.is_empty() {
             return;
         }
-        let mut first = Vec::new();
-        queue.locate(Seq(0), 1, &mut first);
-        let floor = first.first().map_or(queue.tail().0 + 1, |run| run.first.0);
-        self.seen.remove(Seq(0), Seq(floor - 1), |_, _, _| {});
+        self.seen.remove(Seq(0), Seq(queue.first_live().0 - 1), |_, _, _| {});
     }
 
     /// Checks out what a session says it holds; what another one holds stays with that one.
     pub fn check_out_held(&mut self, session: SessionId, first: Seq, last: Seq) {
         self.checked.insert_free(first, last, session);
         self.unlisted_held |= !self.may_hold(session);
-        if !self.returned.is_empty() {
-            self.returned.remove(first, last, |_, _, _| {});
+        self.forget_returned(first, last);
+    }
+
+    fn forget_returned(&mut self, first: Seq, last: Seq) {
+        for level in &mut self.levels {
+            if !level.returned.is_empty() {
+                level.returned.remove(first, last, |_, _, _| {});
+            }
+            level.again.clear();
         }
-        self.again.clear();
     }
 
     /// A session gives messages back. Those it does not hold are left alone, but a client saw them.
@@ -262,7 +358,7 @@ impl QueueState {
             self.put_back(*a, *b, seen);
         }
         if seen {
-            let last = Seq(last.0.min(self.cursor.0.max(self.reserved.0)));
+            let last = Seq(last.0.min(self.cursor().0.max(self.reserved.0)));
             let unheld = self.checked.gaps(first, last);
             unheld.into_iter().for_each(|(a, b)| self.seen.insert(a, b, ()));
         }
@@ -280,10 +376,7 @@ impl QueueState {
         if seen {
             self.seen.insert(first, last, ());
         }
-        if first < self.cursor {
-            self.returned.insert(first, last.min(Seq(self.cursor.0 - 1)), ());
-            self.again.clear();
-        }
+        self.levels.iter_mut().for_each(|level| level.put_back(first, last));
     }
 
     /// The machine settled these.
@@ -294,84 +387,26 @@ impl QueueState {
             self.seen.remove(first, last, |_, _, _| {});
         }
         if held < (last.0 - first.0).saturating_add(1) {
-            self.returned.remove(first, last, |_, _, _| {});
-            self.again.clear();
+            self.forget_returned(first, last);
         }
         // The window may hold messages at or after the cursor that were attached, and passed over only while checked out.
-        if last >= self.cursor {
-            self.fresh.clear();
+        for level in self.levels.iter_mut().filter(|l| last >= l.cursor) {
+            level.fresh.clear();
         }
     }
 
     /// Everything that waits, as ranges to settle, and how many messages that is; they are not delivered any more.
     pub fn purge(&mut self, queue: &Queue) -> (Vec<(Seq, Seq)>, u64) {
-        let mut first = Vec::new();
-        queue.locate(Seq(0), 1, &mut first);
-        let ranges = first.first().map_or(Vec::new(), |run| self.checked.gaps(run.first, queue.tail()));
-        self.cursor = Seq(queue.tail().0 + 1);
-        self.returned = RangeSet::default();
-        self.fresh.clear();
-        self.again.clear();
+        let ranges = if queue.live_count() > 0 { self.checked.gaps(queue.first_live(), queue.tail()) } else { Vec::new() };
+        self.levels.iter_mut().for_each(|level| level.skip_to(queue.tail()));
         (ranges, queue.live_count().saturating_sub(self.checked.count()))
-    }
-
-    /// Locates what comes next from given-back messages; false when none is left.
-    pub fn locate_again(&mut self, machine: &DataMachine, located: &mut Vec<Located>) -> bool {
-        let Some(queue) = machine.queue(self.id) else {
-            self.returned = RangeSet::default();
-            return false;
-        };
-        while let Some((first, last)) = self.returned.first() {
-            located.clear();
-            let count = (last.0 - first.0 + 1).min(WINDOW_MESSAGES as u64);
-            queue.locate(first, count as usize, located);
-            located.retain_mut(|run| {
-                let room = (last.0 + 1).saturating_sub(run.first.0);
-                run.count = run.count.min(u32::try_from(room).unwrap_or(u32::MAX));
-                run.count > 0
-            });
-            let live = located.first().map_or(last.0 + 1, |run| run.first.0);
-            self.returned.remove(first, Seq(live - 1), |_, _, _| {});
-            if !located.is_empty() {
-                self.again.fill(located);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Locates what comes next from the cursor on; false when there is nothing.
-    pub fn locate_fresh(&mut self, machine: &DataMachine, located: &mut Vec<Located>) -> bool {
-        let Some(queue) = machine.queue(self.id) else { return false };
-        if self.checked.highest() >= self.cursor
-            && let Some((free, _)) = self.checked.gaps(self.cursor, Seq(u64::MAX)).first()
-        {
-            self.cursor = *free;
-        }
-        located.clear();
-        queue.locate(self.cursor, WINDOW_MESSAGES, located);
-        self.cursor = located.first().map_or(Seq(queue.tail().0 + 1), |run| run.first).max(self.cursor);
-        self.fresh.fill(located);
-        !self.fresh.runs.is_empty()
-    }
-
-    /// Takes the next message, which the caller has seen in the front of its source.
-    pub fn pop(&mut self, again: bool) -> Option<(Seq, Bytes)> {
-        if again {
-            let (seq, message) = self.again.front.pop_front()?;
-            self.returned.remove(seq, seq, |_, _, _| {});
-            return Some((seq, message));
-        }
-        let (seq, message) = self.fresh.front.pop_front()?;
-        self.cursor = Seq(seq.0 + 1);
-        Some((seq, message))
     }
 
     /// Checks a message out and makes it a delivery.
     pub fn check_out(&mut self, session: SessionId, seq: Seq, message: Bytes) -> Delivery {
         self.checked.insert(seq, seq, session);
         let redelivered = !self.seen.is_empty() && self.seen.contains(seq);
-        Delivery { queue: self.id, seq, redelivered, message }
+        Delivery { queue: self.id, seq, redelivered, failures: 0, message }
     }
 }
 

@@ -3,12 +3,15 @@
 
 use super::edges::PathId;
 use super::handle::ServerEvent;
-use super::proposing::Purge;
-use super::queue::{Consumer, Get, ReserveState};
+use super::proposing::{Purge, Return};
+use super::queue::{Consumer, Get, Step};
 use super::server::ShardServer;
 use crate::model::catalog::Refusal;
 use crate::model::link::{Consumer as Spec, QueueStat, Ranges, ToEdge, ToLeader};
 use crate::model::{ConsumerId, QueueId, SessionId};
+
+/// Consumers that can start between two entries without taking the order of a later leader's.
+const ORDER_SHIFT: u32 = 16;
 
 /// The queue a request cannot do without.
 fn needs(request: &ToLeader) -> Option<QueueId> {
@@ -20,6 +23,7 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
         | ToLeader::Attach { .. }
         | ToLeader::Cancel { .. }
         | ToLeader::Credit { .. }
+        | ToLeader::Prefetch { .. }
         | ToLeader::Return { .. }
         | ToLeader::Stat { .. } => None,
     }
@@ -39,9 +43,13 @@ impl ShardServer {
             ToLeader::Consume(spec) => self.consume(id, session, spec),
             ToLeader::Cancel { consumer } => self.cancel(id, session, consumer),
             ToLeader::Credit { consumer, messages, bytes } => self.credit(id, session, consumer, messages, bytes),
+            ToLeader::Prefetch { consumer, limit, held } => self.with_consumer(session, consumer, |c| c.set_prefetch(limit, held)),
             ToLeader::Get { request, queue, no_ack: _ } => self.get(Get { path: id, session, request }, queue),
             ToLeader::Return { queue, ranges, seen } => self.give_back(session, queue, &ranges, seen),
-            ToLeader::Stat { request, queues } => self.stat(id, request, &queues),
+            ToLeader::Stat { request, queues, used } => {
+                queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
+                self.stat(id, request, &queues);
+            }
             ToLeader::Purge { request, queue } => self.log.purges.push(Purge { path: id, request, queue, count: 0 }),
             ToLeader::Hello { .. } | ToLeader::Batch(_) | ToLeader::Attach { .. } => {}
         }
@@ -67,6 +75,7 @@ impl ShardServer {
             | ToLeader::Attach { .. }
             | ToLeader::Cancel { .. }
             | ToLeader::Credit { .. }
+            | ToLeader::Prefetch { .. }
             | ToLeader::Return { .. }
             | ToLeader::Stat { .. } => {}
         }
@@ -95,19 +104,36 @@ impl ShardServer {
         let (consumer, queue) = (spec.id, spec.queue);
         let Some(state) = self.queues.get_mut(&queue) else { return };
         let twin = state.consumers.iter().any(|c| c.session == session && c.spec.id == consumer);
-        let locked = state.consumers.iter().any(|c| c.spec.exclusive) || (spec.exclusive && !state.consumers.is_empty());
+        let single = state.care.as_ref().is_some_and(|c| c.settings.single_active_consumer);
+        let locked = state.consumers.iter().any(|c| c.spec.exclusive) || (spec.exclusive && (single || !state.consumers.is_empty()));
         if locked && !twin {
             let (name, vhost) = self.name_of(queue);
             let refusal = Refusal::Access(format!("queue '{name}' in vhost '{vhost}' in exclusive use"));
             return self.send(id, ToEdge::Consuming { consumer, result: Err(refusal) });
         }
-        if !twin {
-            state.consumers.push(Consumer::new(spec, session, id, 0, 0));
-            self.consumers.insert((session, consumer), queue);
-            self.session_used(session);
-        }
-        self.send(id, ToEdge::Consuming { consumer, result: Ok(()) });
+        let order = match state.consumers.iter().find(|c| c.session == session && c.spec.id == consumer) {
+            Some(twin) => twin.spec.order,
+            None => {
+                let order = self.next_order();
+                let started = Consumer::new(Spec { order, ..spec }, session, id, 0, 0);
+                if let Some(state) = self.queues.get_mut(&queue) {
+                    state.add_consumer(started);
+                }
+                self.consumers.insert((session, consumer), queue);
+                self.session_used(session);
+                order
+            }
+        };
+        self.send(id, ToEdge::Consuming { consumer, result: Ok(order) });
+        self.touch(queue);
         self.mark(queue);
+    }
+
+    /// Later ones are larger, under later leaders too: those have applied more.
+    fn next_order(&mut self) -> u64 {
+        let floor = self.machine.lock().applied().index << ORDER_SHIFT;
+        self.last_order = floor.max(self.last_order + 1);
+        self.last_order
     }
 
     fn session_used(&mut self, session: SessionId) {
@@ -139,6 +165,7 @@ impl ShardServer {
             return;
         }
         state.last_gone = false;
+        self.touch(queue);
         if queue.is_reply() {
             return self.log.replies.drops.push(queue);
         }
@@ -149,10 +176,15 @@ impl ShardServer {
 
     fn credit(&mut self, id: PathId, session: SessionId, consumer: ConsumerId, messages: u32, bytes: u64) {
         self.path_has_room(id);
+        self.with_consumer(session, consumer, |consumer| consumer.add_credit(messages, bytes));
+    }
+
+    /// Change what a consumer may get; its queue is looked at again.
+    fn with_consumer(&mut self, session: SessionId, consumer: ConsumerId, change: impl FnOnce(&mut Consumer)) {
         let Some(queue) = self.consumers.get(&(session, consumer)).copied() else { return };
         let Some(state) = self.queues.get_mut(&queue) else { return };
         if let Some(consumer) = state.consumers.iter_mut().find(|c| c.session == session && c.spec.id == consumer) {
-            consumer.add_credit(messages, bytes);
+            change(consumer);
             self.mark(queue);
         }
     }
@@ -161,12 +193,18 @@ impl ShardServer {
         self.session_used(get.session);
         if let Some(state) = self.queues.get_mut(&queue) {
             state.gets.push_back(get);
+            self.touch(queue);
             self.mark(queue);
         }
     }
 
     fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: bool) {
         if let Some(state) = self.queue_state(queue) {
+            if let Some(care) = state.care.as_mut().filter(|c| seen && c.settings.delivery_limit.is_some()) {
+                // They come before what is behind them: nothing is delivered until they are counted.
+                care.frozen += 1;
+                return self.log.returns.push(Return { session, queue, ranges: ranges.clone() });
+            }
             ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen));
             self.mark(queue);
         }
@@ -200,6 +238,8 @@ impl ShardServer {
     pub(super) fn queue_dropped(&mut self, queue: QueueId) {
         self.unreadable.remove(&queue);
         let Some(state) = self.queues.remove(&queue) else { return };
+        self.limited.remove(&queue);
+        state.care.and_then(|c| c.alarm).map(|at| self.alarms.remove(&(at, queue)));
         for consumer in state.consumers {
             self.consumers.remove(&(consumer.session, consumer.spec.id));
             self.send(consumer.path, ToEdge::Cancelled { consumer: consumer.spec.id, asked: false });
@@ -216,9 +256,9 @@ impl ShardServer {
     /// Asks for a place in the next entry.
     pub(super) fn want_reserve(&mut self, queue: QueueId) {
         if let Some(state) = self.queues.get_mut(&queue)
-            && state.reserve == ReserveState::Idle
+            && state.reserve == Step::Idle
         {
-            state.reserve = ReserveState::Wanted;
+            state.reserve = Step::Wanted;
             self.log.reserves.push(queue);
         }
     }

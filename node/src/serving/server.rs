@@ -4,6 +4,7 @@
 use super::delivery::Unreadable;
 use super::edges::{Path, PathId, Session};
 use super::handle::{Inbox, Mailbox, ServerConfig, ServerEvent, ServerHandle};
+use super::letters::Letters;
 use super::proposing::Log;
 use super::queue::QueueState;
 use crate::machine::Located;
@@ -11,9 +12,9 @@ use crate::machine::shard::{DataMachine, Effect};
 use crate::model::link::ToLeader;
 use crate::model::ports::{Bodies, Leadership, PATH_CAPACITY, Proposer};
 use crate::model::{ConsumerId, LeaderId, QueueId, SessionId, limits};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -56,6 +57,16 @@ pub(super) struct ShardServer {
     pub early: Vec<(u64, PathId, ToLeader)>,
     pub events: VecDeque<ServerEvent>,
     pub located: Vec<Located>,
+    /// Queues to look at again, by time.
+    pub alarms: BTreeSet<(Instant, QueueId)>,
+    /// Queues that drop messages when they are full.
+    pub limited: HashSet<QueueId>,
+    /// A queue that nothing was delivered from is free again: deliver before the next entry.
+    pub thawed: bool,
+    /// Dead letters.
+    pub letters: Letters,
+    /// Given to the consumer started last.
+    pub last_order: u64,
     mailbox: Mailbox,
     events_tx: mpsc::Sender<ServerEvent>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -93,6 +104,11 @@ pub fn spawn(
         early: Vec::new(),
         events: VecDeque::new(),
         located: Vec::new(),
+        alarms: BTreeSet::new(),
+        limited: HashSet::new(),
+        thawed: false,
+        letters: Letters::default(),
+        last_order: 0,
         mailbox,
         events_tx: events,
         timer: None,
@@ -129,6 +145,11 @@ impl ShardServer {
         self.take_paths();
         if woken.tick {
             self.tick();
+        }
+        self.ring_alarms();
+        self.work_on_letters();
+        if std::mem::take(&mut self.thawed) {
+            self.pump();
         }
         self.propose();
         let more = self.pump();
@@ -179,13 +200,19 @@ impl ShardServer {
         for done in inbox.reads {
             self.read_done(done);
         }
+        if self.lead.is_some() {
+            inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
+            self.log.dones.extend(inbox.letters_done);
+        }
     }
 
     fn take_effects(&mut self, effects: &[Effect]) {
         let (mut sessions, mut advanced, mut opened) = (false, false, Vec::new());
         for effect in effects {
             match effect {
-                Effect::Enqueued { queue } => self.mark(*queue),
+                Effect::Enqueued { queue } => self.news(*queue),
+                Effect::Configured { queue } | Effect::Timed { queue } => self.take_care_of(*queue),
+                Effect::Died => self.letters.news = true,
                 Effect::Dropped { queue } => self.queue_dropped(*queue),
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
@@ -256,6 +283,10 @@ impl ShardServer {
         self.unreadable.clear();
         self.early.clear();
         self.events.clear();
+        self.alarms.clear();
+        self.limited.clear();
+        self.letters = Letters::default();
+        self.letters.news = true;
         self.log.forget();
     }
 
@@ -272,7 +303,9 @@ impl ShardServer {
             going: false,
         };
         self.sessions = machine.sessions().map(|(id, node, incarnation, _)| (id, away(node, incarnation))).collect();
+        let special: Vec<QueueId> = machine.queues().filter(|(_, q)| q.settings().is_some() || q.is_timed()).map(|(id, _)| id).collect();
         drop(machine);
+        special.into_iter().for_each(|queue| self.take_care_of(queue));
         self.greet_waiting();
     }
 
@@ -301,6 +334,7 @@ impl ShardServer {
         let stalled = std::mem::take(&mut self.stalled);
         stalled.into_iter().for_each(|queue| self.mark(queue));
         self.unload_idle();
+        self.letters.news |= std::mem::take(&mut self.letters.stalled);
         let paths: Vec<PathId> = self.paths.iter().filter(|p| p.full).map(|p| p.id).collect();
         paths.into_iter().for_each(|id| self.path_has_room(id));
     }
@@ -339,12 +373,11 @@ impl ShardServer {
         let queues = &mut self.queues;
         self.loaded.retain(|id| {
             let Some(state) = queues.get_mut(id) else { return false };
-            let reading = state.fresh.runs.iter().chain(&state.again.runs).any(|run| run.reading);
+            let reading = state.levels.iter().any(|l| l.fresh.runs.iter().chain(&l.again.runs).any(|run| run.reading));
             if std::mem::take(&mut state.used) || reading {
                 return true;
             }
-            state.fresh.clear();
-            state.again.clear();
+            state.forget_window();
             state.loaded = false;
             false
         });
@@ -366,9 +399,11 @@ impl ShardServer {
                 || self.paths.iter().any(|p| p.full || !p.backlog.is_empty())
                 || !self.loaded.is_empty()
                 || !self.stalled.is_empty()
+                || self.letters.stalled
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
-        let at = [self.next_tick, self.log.resume_at].into_iter().flatten().min();
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        let at = [self.next_tick, self.log.resume_at, alarm].into_iter().flatten().min();
         match (at, &mut self.timer) {
             (None, timer) => *timer = None,
             (Some(at), Some(timer)) if timer.deadline() == at => {}

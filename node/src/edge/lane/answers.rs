@@ -80,6 +80,9 @@ impl Lane {
         }
         let mut state = self.state.lock();
         tracing::debug!(shard = %self.shard, ?leader, %session, %last, "welcomed by a leader");
+        if state.former.is_some_and(|former| former != leader) {
+            state.cancel_on_failover();
+        }
         state.leader = Some(leader);
         state.former = Some(leader);
         state.unreachable = None;
@@ -96,14 +99,14 @@ impl Lane {
         }
         self.unlock_with_room(state);
         if let Some(closed) = closed {
-            let mut ordinals: Vec<u32> = refused.into_iter().map(|(ordinal, RefusedEnqueue::UnknownQueue)| ordinal).collect();
-            ordinals.sort_unstable();
-            resolve(home, &closed, &ordinals);
+            let mut refused = refused;
+            refused.sort_unstable_by_key(|r| r.0);
+            resolve(home, &closed, &refused);
             closed.commits.iter().for_each(|commit| commit.done());
         }
     }
 
-    fn consuming(&self, home: &dyn Home, consumer: ConsumerId, result: Result<(), Refusal>) {
+    fn consuming(&self, home: &dyn Home, consumer: ConsumerId, result: Result<u64, Refusal>) {
         let mut state = self.state.lock();
         if let Err(Refusal::NotFound { .. }) = &result {
             let known = state.requests.queue_of(consumer.0).is_some_and(|q| home.knows(q));
@@ -113,10 +116,11 @@ impl Lane {
         }
         let Some(Asked { sink: Sink::Consume { mailbox, at, name }, .. }) = state.requests.take(consumer.0) else { return };
         match result {
-            Ok(()) => {
+            Ok(order) => {
                 let queue = state.consumers.records.get(&consumer).map(|record| record.spec.queue);
                 mailbox.reply(at, Ok(self.started(queue, consumer)));
                 let Some(record) = state.consumers.records.get_mut(&consumer) else { return };
+                record.spec.order = order;
                 record.running = true;
                 for messages in std::mem::take(&mut record.early) {
                     record.mailbox.deliver(consumer, record.place, messages);
@@ -260,10 +264,7 @@ impl Lane {
     pub(super) fn due(&self) -> Option<Instant> {
         let state = self.state.lock();
         state.leader?;
-        match (state.batches.due(), state.requests.due()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [state.batches.due(), state.requests.due(), state.consumers.sweep_at].into_iter().flatten().min()
     }
 
     /// Somebody waits for something: ticks are needed.
@@ -295,6 +296,9 @@ impl Lane {
         }
         for (_, late) in state.consumers.cancelling.extract_if(|_, c| c.deadline <= now) {
             late.mailbox.reply(late.at, Ok(Reply::Done));
+        }
+        for id in state.consumers.sweep(now) {
+            state.timed_out(id);
         }
         let unheard = state.leader.is_none() && state.unreachable.is_some_and(|since| now >= since + UNHEARD);
         let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes());
@@ -362,6 +366,31 @@ impl Lane {
 }
 
 impl State {
+    /// A consumer holds a message for too long: its channel ends, in RabbitMQ's words.
+    fn timed_out(&mut self, id: ConsumerId) {
+        let Some(record) = self.consumers.records.get(&id) else { return };
+        let (place, timeout_ms) = (record.place, record.wishes.timeout.as_millis());
+        tracing::warn!(consumer = %id, tag = record.spec.tag, timeout_ms, "no acknowledgement in time; the channel is closed");
+        record.mailbox.push_at(place.channel, |channel| {
+            let text = format!(
+                "delivery acknowledgement on channel {channel} timed out. Timeout value used: {timeout_ms} ms. This timeout value can be \
+                 configured, see consumers doc guide to learn more"
+            );
+            Event::ChannelError { channel, refusal: Refusal::Precondition(text), method: (0, 0) }
+        });
+    }
+
+    /// Another leader took over: consumers that do not want that end.
+    fn cancel_on_failover(&mut self) {
+        let ending = self.consumers.records.values().filter(|r| r.running && r.wishes.cancel_on_failover);
+        let ending: Vec<_> = ending.map(|r| (r.spec.id, r.place)).collect();
+        for (consumer, place) in ending {
+            if let Some(mailbox) = self.end_consumer(consumer) {
+                mailbox.push_at(place.channel, |channel| Event::ConsumerGone { channel, consumer });
+            }
+        }
+    }
+
     fn refuse(&mut self, id: u64, asked: Asked, refusal: Refusal) {
         match asked.sink {
             Sink::Task(answer_tx) => {
@@ -391,8 +420,8 @@ pub(in crate::edge) fn named(refusal: Refusal, name: &Name) -> Refusal {
     }
 }
 
-/// A batch took effect except for the messages of the `refused` ordinals (ascending), whose queues are gone.
-fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
+/// A batch took effect except for the `refused` messages (ascending): their queues are gone, or full.
+fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) {
     let mut ended = Ended::default();
     if refused.is_empty() {
         closed.runs.iter().for_each(|run| ended += run.end(Fate::Taken, None));
@@ -401,9 +430,12 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
     for run in &closed.runs {
         let mut from = run.first;
         let end = run.first + run.count;
-        for ordinal in refused.iter().copied().filter(|o| (run.first..end).contains(o)) {
+        for (ordinal, why) in refused.iter().copied().filter(|r| (run.first..end).contains(&r.0)) {
             if from < ordinal {
                 ended += run.slice(from, ordinal).end(Fate::Taken, None);
+            }
+            if why == RefusedEnqueue::Full {
+                ended += run.one(ordinal).end(Fate::Nacked, None);
             }
             from = ordinal + 1;
         }
@@ -411,7 +443,8 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[u32]) {
             ended += run.slice(from, end).end(Fate::Taken, None);
         }
     }
-    for (run, queues, message) in closed.messages(refused.iter().copied()) {
+    let unknown = refused.iter().filter(|r| r.1 == RefusedEnqueue::UnknownQueue).map(|r| r.0);
+    for (run, queues, message) in closed.messages(unknown) {
         if let Some(fate) = home.reroute(&run, &message, &queues, closed.catalog_index) {
             ended += run.end(fate, Some(&message));
         }

@@ -7,7 +7,7 @@ use crate::edge::ranges::RangeSet;
 use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage};
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
-use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId};
+use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, ShardId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -149,7 +149,8 @@ impl Batches {
         if self.open.is_empty() {
             self.open_since = now;
         }
-        run.first = self.open.enqueue(queues, message.exchange, message.key, message.properties, message.body);
+        let parts = (message.exchange, message.key, message.properties, message.body);
+        run.first = self.open.enqueue_from(message.source, queues, parts);
         let joined = self.open_runs.last_mut().is_some_and(|last| last.extend(&run));
         if !joined {
             self.open_runs.push(run);
@@ -399,13 +400,14 @@ impl Closed {
                     if let (Some(run), Some(m)) = (find(&old, ordinal), StoredMessage::parse(enqueue.message.clone())) {
                         let queues: Vec<_> = enqueue.queues().collect();
                         (kept.enqueues()..ordinal).for_each(|_| kept.void());
-                        let first = kept.enqueue(&queues, &m.exchange, &m.key, &m.properties, &m.body);
+                        let first = kept.enqueue_from(enqueue.source, &queues, (&m.exchange, &m.key, &m.properties, &m.body));
                         runs.push(Run { first, count: 1, ..run.clone() });
                     }
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
-                Op::Reserve { .. } => {}
+                Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } => {}
             }
         }
         self.ops = kept.take();
@@ -419,7 +421,7 @@ impl Closed {
         let mut found = Vec::new();
         let enqueues = read_ops(&self.ops).filter_map(|op| match op {
             Op::Enqueue(enqueue) => Some(enqueue),
-            Op::Settle { .. } | Op::Reserve { .. } => None,
+            _ => None,
         });
         for (ordinal, enqueue) in (0..).zip(enqueues) {
             if wanted.next_if_eq(&ordinal).is_none() {
@@ -458,6 +460,15 @@ pub(in crate::edge) struct Message<'a> {
     pub key: &'a [u8],
     pub properties: &'a [u8],
     pub body: &'a [u8],
+    /// A dead letter: its source's shard and number.
+    pub source: Option<(ShardId, u64)>,
+}
+
+impl StoredMessage {
+    /// As it was published.
+    pub(in crate::edge) fn view(&self) -> Message<'_> {
+        Message { exchange: &self.exchange, key: &self.key, properties: &self.properties, body: &self.body, source: None }
+    }
 }
 
 impl Message<'_> {
@@ -465,7 +476,7 @@ impl Message<'_> {
     pub fn alone(&self, queues: &[QueueId]) -> Option<Bytes> {
         (self.body.len() >= limits::BATCH_BYTES).then(|| {
             let mut ops = Ops::default();
-            ops.enqueue(queues, self.exchange, self.key, self.properties, self.body);
+            ops.enqueue_from(self.source, queues, (self.exchange, self.key, self.properties, self.body));
             ops.take()
         })
     }
@@ -497,7 +508,7 @@ mod tests {
             commit: None,
         };
         let body = vec![7; 16 << 20];
-        let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: &body };
+        let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: &body, source: None };
         assert!(Message { body: &body[..1000], ..message }.alone(&[queue]).is_none());
         let ops = message.alone(&[queue]).unwrap();
         let encoded = ops.as_ptr();

@@ -7,7 +7,7 @@ use crate::model::link::{Attached, Consumer, Delivery, Ranges, ToLeader};
 use crate::model::{ConnectionId, ConsumerId, QueueId, Seq};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(super) struct Record {
@@ -21,9 +21,23 @@ pub(super) struct Record {
     unwritten: u64,
     credit_messages: u32,
     credit_bytes: u64,
+    /// The prefetch that the leader knows.
+    told_prefetch: Option<u32>,
     dirty: bool,
+    pub wishes: Wishes,
+    /// The lowest message it holds, and since when at least.
+    oldest: Option<(Seq, Instant)>,
     /// Came before the answer to its start.
     pub early: Vec<Vec<Delivery>>,
+}
+
+/// What a consumer asks of its own edge.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::edge) struct Wishes {
+    /// How long it may hold a message.
+    pub timeout: Duration,
+    /// It ends when another leader takes over.
+    pub cancel_on_failover: bool,
 }
 
 /// A cancel that the leader has not confirmed.
@@ -41,10 +55,14 @@ pub(super) struct Consumers {
     loose: BTreeMap<(ConnectionId, QueueId), RangeSet>,
     pub cancelling: HashMap<ConsumerId, Cancelling>,
     dirty: Vec<ConsumerId>,
+    /// When consumers are looked at for messages held too long.
+    pub sweep_at: Option<Instant>,
 }
 
 impl Consumers {
-    pub fn add(&mut self, spec: Consumer, mailbox: Arc<Mailbox>, place: ConsumerPlace) {
+    pub fn add(&mut self, spec: Consumer, mailbox: Arc<Mailbox>, place: ConsumerPlace, wishes: Wishes) {
+        let sweep = Instant::now() + pause(wishes.timeout);
+        self.sweep_at = Some(self.sweep_at.map_or(sweep, |at| at.min(sweep)));
         let record = Record {
             mailbox,
             place,
@@ -53,7 +71,10 @@ impl Consumers {
             unwritten: 0,
             credit_messages: 0,
             credit_bytes: 0,
+            told_prefetch: spec.prefetch,
             dirty: false,
+            wishes,
+            oldest: None,
             early: Vec::new(),
             spec,
         };
@@ -76,6 +97,9 @@ impl Consumers {
             if !record.unacked.remove(seq) {
                 return false;
             }
+            if record.oldest.is_some_and(|oldest| oldest.0 == seq) {
+                record.oldest = None;
+            }
             if record.spec.prefetch.is_some() {
                 record.credit_messages += 1;
                 mark(&mut self.dirty, record);
@@ -88,6 +112,31 @@ impl Consumers {
             self.loose.remove(&(connection, queue));
         }
         held
+    }
+
+    /// Consumers that have held a message for longer than they may: seen at two looks at least, so up to half as long again.
+    pub fn sweep(&mut self, now: Instant) -> Vec<ConsumerId> {
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let mut late = Vec::new();
+        let mut next = None;
+        for record in self.records.values_mut().filter(|r| !r.spec.no_ack) {
+            let first = record.unacked.first();
+            record.oldest = match (record.oldest, first) {
+                (_, None) => None,
+                (Some((seq, since)), Some(first)) if seq == first => Some((seq, since)),
+                (_, Some(first)) => Some((first, now)),
+            };
+            if record.oldest.is_some_and(|(_, since)| now >= since + record.wishes.timeout) {
+                record.oldest = None;
+                late.push(record.spec.id);
+            }
+            let at = now + pause(record.wishes.timeout);
+            next = Some(next.map_or(at, |next: Instant| next.min(at)));
+        }
+        self.sweep_at = next;
+        late
     }
 
     /// Bytes of deliveries reached the socket. True when it is worth telling the leader at once.
@@ -103,6 +152,14 @@ impl Consumers {
         worth
     }
 
+    /// Another prefetch, from now on. True when the leader has to be told.
+    pub fn set_prefetch(&mut self, id: ConsumerId, prefetch: Option<u32>) -> bool {
+        let Some(record) = self.records.get_mut(&id).filter(|r| r.spec.prefetch != prefetch) else { return false };
+        record.spec.prefetch = prefetch;
+        mark(&mut self.dirty, record);
+        true
+    }
+
     pub fn has_credit(&self) -> bool {
         !self.dirty.is_empty()
     }
@@ -115,8 +172,18 @@ impl Consumers {
             if !record.running {
                 continue;
             }
+            let (told, limit) = (record.told_prefetch, record.spec.prefetch);
+            if told != limit {
+                out.push(ToLeader::Prefetch { consumer: id, limit, held: record.unacked.count() });
+                record.told_prefetch = limit;
+                if told.is_none() || limit.is_none() {
+                    record.credit_messages = 0; // in `held`, or not counted at all
+                }
+            }
             let (messages, bytes) = (std::mem::take(&mut record.credit_messages), std::mem::take(&mut record.credit_bytes));
-            out.push(ToLeader::Credit { consumer: id, messages, bytes });
+            if messages > 0 || bytes > 0 {
+                out.push(ToLeader::Credit { consumer: id, messages, bytes });
+            }
         }
     }
 
@@ -158,6 +225,7 @@ impl Consumers {
         let (mut attached, mut loose) = (Vec::new(), settling);
         for record in self.records.values_mut() {
             (record.credit_messages, record.credit_bytes, record.dirty) = (0, 0, false);
+            record.told_prefetch = record.spec.prefetch;
             if record.running {
                 let (consumer, unacked) = (record.spec.clone(), record.unacked.to_ranges());
                 attached.push(Attached { consumer, unacked, unwritten_bytes: record.unwritten });
@@ -181,6 +249,11 @@ impl Consumers {
         let loose = std::mem::take(&mut self.loose).into_iter().map(|((_, queue), set)| (queue, set)).collect();
         (self.records.drain().map(|r| r.1).collect(), loose)
     }
+}
+
+/// Between two looks at what a consumer holds.
+fn pause(timeout: Duration) -> Duration {
+    (timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(60))
 }
 
 fn mark(dirty: &mut Vec<ConsumerId>, record: &mut Record) {

@@ -11,6 +11,7 @@ mod run;
 mod task;
 
 use self::batches::Batches;
+pub(super) use self::consumers::Wishes;
 use self::consumers::{Cancelling, Consumers};
 use self::requests::{Requests, Sink};
 use super::EdgeConfig;
@@ -73,6 +74,15 @@ struct State {
     unreachable: Option<Instant>,
     stuck: bool,
     blocked: Vec<Arc<Mailbox>>,
+}
+
+/// A question about queues.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    /// Which.
+    pub queues: Vec<QueueId>,
+    /// A client declares them.
+    pub used: bool,
 }
 
 /// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
@@ -205,8 +215,15 @@ impl Lane {
         }
     }
 
+    /// Another prefetch for a consumer.
+    pub fn set_prefetch(&self, consumer: ConsumerId, prefetch: Option<u32>) {
+        if self.state.lock().consumers.set_prefetch(consumer, prefetch) {
+            self.wake.notify_one();
+        }
+    }
+
     /// Start a consumer; the lane answers on its channel.
-    pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace) {
+    pub fn consume(&self, spec: Consumer, name: Name, mailbox: &Arc<Mailbox>, place: ConsumerPlace, wishes: Wishes) {
         let mut state = self.state.lock();
         if !mailbox.add_consumer(spec.id, place) {
             return;
@@ -214,7 +231,7 @@ impl Lane {
         let (id, queue) = (spec.id.0, spec.queue);
         let sink = Sink::Consume { mailbox: mailbox.clone(), at: place.channel, name };
         state.requests.add(id, ToLeader::Consume(spec.clone()), Some(queue), sink, 0, self.config.no_quorum_timeout);
-        state.consumers.add(spec, mailbox.clone(), place);
+        state.consumers.add(spec, mailbox.clone(), place, wishes);
         drop(state);
         self.wake.notify_one();
     }
@@ -228,9 +245,9 @@ impl Lane {
         self.wake.notify_one();
     }
 
-    /// Ask for counts of `queues` (empty: all of the shard).
-    pub fn stat(&self, id: u64, queues: Vec<QueueId>, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        self.ask(id, ToLeader::Stat { request: id, queues }, None, after, timeout)
+    /// Ask for counts (of no queues: of all of the shard).
+    pub fn stat(&self, id: u64, ask: Ask, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        self.ask(id, ToLeader::Stat { request: id, queues: ask.queues, used: ask.used }, None, after, timeout)
     }
 
     /// Drop all ready messages of a queue.

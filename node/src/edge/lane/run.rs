@@ -4,6 +4,7 @@
 use super::committing::Committing;
 use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::entry::StoredMessage;
+use crate::model::ports::LetterDone;
 use crate::model::step::Publish;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -39,29 +40,49 @@ pub(in crate::edge) enum Fate {
 }
 
 /// A message that went to several shards: its ticket is answered when all have answered.
-#[derive(Debug)]
-pub(in crate::edge) struct Shared(Mutex<(u32, Fate)>);
+pub(in crate::edge) struct Shared {
+    parts: Mutex<(u32, Fate)>,
+    /// Told when the last part has answered.
+    then: Option<LetterDone>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Shared").field(&self.parts).finish()
+    }
+}
 
 impl Shared {
     pub fn new(parts: u32) -> Arc<Shared> {
-        Arc::new(Shared(Mutex::new((parts, Fate::Unroutable))))
+        Arc::new(Shared { parts: Mutex::new((parts, Fate::Unroutable)), then: None })
+    }
+
+    /// One part, whatever becomes of it.
+    pub fn letter(then: LetterDone) -> Arc<Shared> {
+        Arc::new(Shared { parts: Mutex::new((1, Fate::Unroutable)), then: Some(then) })
     }
 
     /// One part became `1 + more` parts.
     pub fn add_parts(&self, more: u32) {
-        self.0.lock().0 += more;
+        self.parts.lock().0 += more;
     }
 
     /// One part's fate; the whole's when it was the last part. Nacked beats taken beats unroutable.
     fn part(&self, fate: Fate) -> Option<Fate> {
-        let mut state = self.0.lock();
+        let mut state = self.parts.lock();
         state.0 -= 1;
         state.1 = match (state.1, fate) {
             (Fate::Nacked, _) | (_, Fate::Nacked) => Fate::Nacked,
             (Fate::Taken, _) | (_, Fate::Taken) => Fate::Taken,
             (Fate::Unroutable, Fate::Unroutable) => Fate::Unroutable,
         };
-        (state.0 == 0).then_some(state.1)
+        if state.0 > 0 {
+            return None;
+        }
+        if let Some(then) = &self.then {
+            then();
+        }
+        Some(state.1)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Deliveries: what clients hold, credit, settles, returns, attach under a new leader.
 
 use super::*;
+use crate::model::catalog::Value;
 use crate::model::entry::SettleReason;
 use crate::model::link::{Attached, Consumer};
 
@@ -14,24 +15,22 @@ struct Consuming {
 
 /// A client that consumes from queue `q` of shard 1.
 async fn consuming(prefetch: Option<u32>) -> Consuming {
+    consuming_with(prefetch, Table::new()).await
+}
+
+async fn consuming_with(prefetch: Option<u32>, arguments: Table) -> Consuming {
     let mut scene = Scene::new(default_config());
     let queue = scene.queue("q", 1);
     let mut client = scene.client();
-    client.ask(Request::Consume {
-        queue: name("q"),
-        tag: "tag".into(),
-        no_ack: false,
-        exclusive: false,
-        prefetch,
-        arguments: Table::new(),
-    });
+    client.ask(Request::Consume { queue: name("q"), tag: "tag".into(), no_ack: false, exclusive: false, prefetch, arguments });
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
     let window_bytes = limits::CONSUMER_BYTES;
-    let expected = Consumer { id: spec.id, queue, no_ack: false, exclusive: false, prefetch, window_bytes, tag: "tag".into() };
+    let expected =
+        Consumer { id: spec.id, queue, no_ack: false, exclusive: false, prefetch, window_bytes, tag: "tag".into(), priority: 0, order: 0 };
     assert_eq!(spec, expected);
     let consumer = spec.id;
-    leader.say(ToEdge::Consuming { consumer, result: Ok(()) }).await;
+    leader.say(ToEdge::Consuming { consumer, result: Ok(1) }).await;
     assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer }));
     Consuming { scene, client, leader, queue, consumer }
 }
@@ -39,7 +38,7 @@ async fn consuming(prefetch: Option<u32>) -> Consuming {
 fn settles(batch: &Batch) -> Vec<(SettleReason, Vec<(u64, u64)>)> {
     let settle = |op| match op {
         Op::Settle { reason, ranges, .. } => Some((reason, ranges.iter().map(|r| (r.0.0, r.1.0)).collect())),
-        Op::Enqueue(_) | Op::Reserve { .. } => None,
+        _ => None,
     };
     ops(batch).into_iter().filter_map(settle).collect()
 }
@@ -122,7 +121,7 @@ async fn deliveries_that_overtake_the_consume_answer_wait_for_it() {
     leader.deliver(spec.id, queue, &[1]).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(client.now().is_empty());
-    leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(()) }).await;
+    leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
     assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
     assert_eq!(client.delivered().await.len(), 1);
 }
@@ -230,7 +229,7 @@ async fn a_return_that_no_leader_heard_is_said_before_the_next_attach() {
 #[tokio::test]
 async fn what_came_redelivered_goes_back_as_seen_whoever_saw_it() {
     let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
-    let delivery = |seq, redelivered| Delivery { queue, seq: Seq(seq), redelivered, message: stored() };
+    let delivery = |seq, redelivered| Delivery { queue, seq: Seq(seq), redelivered, failures: 0, message: stored() };
     let messages = vec![delivery(1, true), delivery(2, false), delivery(3, true)];
     leader.end.deliveries_tx.send(Deliveries { leader: leader.id, consumer, messages }).await.expect("the edge listens");
     timeout(PATIENCE, client.connection.changed()).await.expect("an event");
@@ -278,18 +277,45 @@ async fn a_deleted_queue_ends_its_consumers() {
 async fn the_channels_common_prefetch_parks_what_is_over_it() {
     let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(None).await;
     client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(2) });
-    leader.deliver(consumer, queue, &[1, 2, 3, 4, 5]).await;
+    assert_eq!(leader.next().await, ToLeader::Prefetch { consumer, limit: Some(2), held: 0 });
+    leader.deliver(consumer, queue, &[1, 2, 3, 4, 5]).await; // three were on the way
     let held = client.delivered().await;
     assert_eq!(held.len(), 2);
     assert!(client.now().is_empty());
     client.settle(&held[..1], Outcome::Ack);
     let next = client.delivered().await;
     assert_eq!(next.iter().map(|h| h.seq.0).collect::<Vec<_>>(), [3]);
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 1, bytes: 0 });
     assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
     client.submit(Step::ChannelClosed { channel: 1, held: vec![held[1], next[0]] });
     assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 5)]), seen: false });
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true });
+}
+
+#[tokio::test]
+async fn a_leader_gives_a_consumer_no_more_than_the_channels_common_prefetch() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
+    let limited = |limit, held| ToLeader::Prefetch { consumer, limit: Some(limit), held };
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(3) });
+    assert_eq!(leader.next().await, limited(3, 0));
+    leader.deliver(consumer, queue, &[1, 2, 3]).await;
+    let held = client.delivered().await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(50) });
+    assert_eq!(leader.next().await, limited(10, 3), "its own prefetch is less");
+    client.settle(&held, Outcome::Ack);
+    assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 3, bytes: 0 });
+    leader.batch().await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(4) });
+    assert_eq!(leader.next().await, limited(4, 0));
+    for (no_ack, prefetch) in [(false, Some(4)), (true, None)] {
+        let (queue, tag) = (name("q"), "later".into());
+        client.ask(Request::Consume { queue, tag, no_ack, exclusive: false, prefetch: None, arguments: Table::new() });
+        let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
+        assert_eq!(spec.prefetch, prefetch, "no_ack: {no_ack}");
+        leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(0) }).await;
+        client.reply().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -305,7 +331,7 @@ async fn get_holds_its_message_until_it_is_settled() {
     leader.verdict(1, &[]).await;
     let ToLeader::Get { request, queue: asked, .. } = leader.next().await else { panic!("no get") };
     assert_eq!(asked, queue, "asked once the client's own publish is in");
-    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, message: stored() };
+    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
     leader.say(ToEdge::Got { request, result: Ok(Some((delivery.clone(), 6))) }).await;
     client.confirmed().await;
     let Ok(Reply::Got(Some(got))) = client.reply().await else { panic!("not got") };
@@ -332,7 +358,7 @@ async fn a_message_fetched_for_a_lost_client_goes_back_unseen() {
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
     drop(client);
-    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, message: stored() };
+    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
     leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 6))) }).await;
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: false });
 }
@@ -399,4 +425,46 @@ async fn returns_of_a_queue_are_remembered_as_one() {
     drop(leader);
     let (_new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
     assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(1, 3)]), seen: true });
+}
+
+#[tokio::test]
+async fn a_message_held_for_too_long_ends_its_channel() {
+    let arguments = Table::from([("x-consumer-timeout".to_owned(), Value::Int(60))]);
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming_with(Some(10), arguments).await;
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    client.delivered().await;
+    let Event::ChannelError { channel: 1, refusal: Refusal::Precondition(text), method: (0, 0) } = client.next().await else {
+        panic!("no channel error")
+    };
+    assert_eq!(
+        text,
+        "delivery acknowledgement on channel 1 timed out. Timeout value used: 60 ms. This timeout value can be configured, see consumers \
+         doc guide to learn more"
+    );
+}
+
+#[tokio::test]
+async fn messages_that_are_settled_in_time_end_no_channel() {
+    let arguments = Table::from([("x-consumer-timeout".to_owned(), Value::Int(1500))]);
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming_with(Some(10), arguments).await;
+    for seq in 1..=10 {
+        leader.deliver(consumer, queue, &[seq]).await;
+        let held = client.delivered().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        client.settle(&held, Outcome::Ack);
+    }
+    assert_eq!(client.now(), []);
+}
+
+#[tokio::test]
+async fn a_consumer_that_wants_so_ends_when_another_leader_takes_over() {
+    let arguments = Table::from([("x-cancel-on-ha-failover".to_owned(), Value::Bool(true))]);
+    let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming_with(Some(10), arguments).await;
+    leader.deliver(consumer, queue, &[1]).await;
+    client.delivered().await;
+    drop(leader);
+    let (_leader, attach) = scene.leader(crate::edge::tests::leader(2, 3), 9, 0).await;
+    assert_eq!(client.next().await, Event::ConsumerGone { channel: 1, consumer });
+    let ToLeader::Attach { consumers, loose, .. } = attach else { panic!("no attach") };
+    assert_eq!((consumers, loose), (vec![], vec![(queue, ranges(&[(1, 1)]))]), "what its client holds stays held");
 }

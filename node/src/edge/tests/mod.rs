@@ -280,7 +280,7 @@ impl Client {
             arguments: Table::new(),
         });
         let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
-        leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(()) }).await;
+        leader.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
         assert_eq!(self.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
         spec.id
     }
@@ -328,7 +328,7 @@ impl Leader {
     }
 
     async fn deliver(&mut self, consumer: ConsumerId, queue: QueueId, seqs: &[u64]) {
-        let delivery = |seq: &u64| Delivery { queue, seq: Seq(*seq), redelivered: false, message: stored() };
+        let delivery = |seq: &u64| Delivery { queue, seq: Seq(*seq), redelivered: false, failures: 0, message: stored() };
         let deliveries = Deliveries { leader: self.id, consumer, messages: seqs.iter().map(delivery).collect() };
         self.end.deliveries_tx.send(deliveries).await.expect("the edge listens");
     }
@@ -351,7 +351,7 @@ fn ops(batch: &Batch) -> Vec<Op> {
 fn enqueues(batch: &Batch) -> Vec<EnqueueOp> {
     let enqueue = |op| match op {
         Op::Enqueue(enqueue) => Some(enqueue),
-        Op::Settle { .. } | Op::Reserve { .. } => None,
+        _ => None,
     };
     ops(batch).into_iter().filter_map(enqueue).collect()
 }

@@ -499,3 +499,23 @@ async fn an_edge_that_was_declared_gone_resends_under_the_old_numbers() {
     assert_eq!(client.confirmed().await, [(2, 2)]);
     assert_eq!(again.batch().await.seq, BatchSeq(3));
 }
+
+#[tokio::test]
+async fn a_message_that_a_full_queue_refuses_is_nacked_and_not_routed_again() {
+    let mut scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    (1..=3).for_each(|ticket| client.publish("", "q", ticket));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    leader.batch().await;
+    leader.say(ToEdge::Verdict { seq: BatchSeq(1), refused: vec![(1, RefusedEnqueue::Full)] }).await;
+    let nacked = loop {
+        match client.next().await {
+            Event::Nacked { tickets, .. } => break tickets,
+            Event::Confirmed { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(nacked, [(2, 2)]);
+    leader.quiet().await;
+}

@@ -76,7 +76,7 @@ async fn a_reply_consumer_gets_an_address_that_routes_to_its_node() {
     assert_eq!(local.shard, ShardId::local(ME));
     let ToLeader::Consume(spec) = local.next().await else { panic!("no consume") };
     assert!(spec.queue.is_reply() && spec.no_ack);
-    local.say(ToEdge::Consuming { consumer: spec.id, result: Ok(()) }).await;
+    local.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
     let Ok(Reply::ReplyTo { consumer, address }) = client.reply().await else { panic!("no address") };
     assert_eq!(consumer, spec.id);
     client.publish("", &address, 1);
@@ -113,7 +113,7 @@ async fn an_address_exists_while_its_consumer_does() {
     client.ask(ask("amq.rabbitmq.reply-to.1.80000000000000ff"));
     let (mut local, _) = scene.leader(leader(77, 1), 9, 0).await;
     for consumers in [1, 0] {
-        let ToLeader::Stat { request, queues } = local.next().await else { panic!("no stat") };
+        let ToLeader::Stat { request, queues, .. } = local.next().await else { panic!("no stat") };
         let stats = vec![QueueStat { queue: queues[0], consumers, ..QueueStat::default() }];
         local.say(ToEdge::Stats { request, stats }).await;
         let found = client.reply().await;

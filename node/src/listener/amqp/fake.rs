@@ -225,7 +225,8 @@ impl Broker {
         for name in &queues {
             let queue = self.queues.get_mut(name).expect("a bound queue exists");
             queue.last += 1;
-            let delivery = Delivery { queue: QueueId(queue.id), seq: Seq(queue.last), redelivered: false, message: message.clone() };
+            let delivery =
+                Delivery { queue: QueueId(queue.id), seq: Seq(queue.last), redelivered: false, failures: 0, message: message.clone() };
             queue.ready.push_back(delivery);
         }
         if queues.is_empty() && publish.mandatory {

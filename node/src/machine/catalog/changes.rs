@@ -8,12 +8,20 @@ use std::collections::{BTreeSet, VecDeque};
 /// Changes remembered per shard; a shard that is further behind compares whole sets instead. 8192 * 24 B = 192 KiB.
 const REMEMBERED: usize = 8192;
 
-/// One queue made or dropped.
+/// One queue made, dropped or set differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Change {
     index: u64,
     queue: QueueId,
-    created: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    Created,
+    Dropped,
+    /// Its settings are others than before.
+    Configured,
 }
 
 /// A shard's queues and how they came to be.
@@ -34,12 +42,23 @@ pub(super) struct History {
 impl ShardQueues {
     pub(super) fn created(&mut self, index: u64, queue: QueueId) {
         self.queues.insert(queue);
-        self.history.push(Change { index, queue, created: true });
+        self.history.push(Change { index, queue, kind: Kind::Created });
     }
 
     pub(super) fn dropped(&mut self, index: u64, queue: QueueId) {
         self.queues.remove(&queue);
-        self.history.push(Change { index, queue, created: false });
+        self.history.push(Change { index, queue, kind: Kind::Dropped });
+    }
+
+    pub(super) fn configured(&mut self, index: u64, queue: QueueId) {
+        self.history.push(Change { index, queue, kind: Kind::Configured });
+    }
+
+    /// Queues whose settings changed after `index`, as far back as `since` reaches.
+    pub(super) fn configured_since(&self, index: u64) -> impl Iterator<Item = QueueId> + '_ {
+        let log = &self.history.log;
+        let changes = log.range(log.partition_point(|c| c.index <= index)..);
+        changes.filter(|c| c.kind == Kind::Configured).map(|c| c.queue)
     }
 
     /// What changed after `index` as a whole (made and dropped since: neither); `None`: too long ago.
@@ -55,10 +74,11 @@ impl History {
         }
         let (mut creates, mut drops) = (BTreeSet::new(), Vec::new());
         for change in self.log.range(self.log.partition_point(|c| c.index <= index)..) {
-            if change.created {
-                creates.insert(change.queue);
-            } else if !creates.remove(&change.queue) {
-                drops.push(change.queue);
+            match change.kind {
+                Kind::Created => drop(creates.insert(change.queue)),
+                Kind::Dropped if creates.remove(&change.queue) => {}
+                Kind::Dropped => drops.push(change.queue),
+                Kind::Configured => {}
             }
         }
         Some((creates.into_iter().collect(), drops))

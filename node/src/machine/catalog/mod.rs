@@ -28,6 +28,7 @@ pub use route::{Envelope, RouteResult};
 
 use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, Target, Value};
+use crate::model::settings::QueueSettings;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::RoutingTable;
 use changes::ShardQueues;
@@ -269,6 +270,36 @@ impl Catalog {
     /// use `difference`.
     pub fn changes_since(&self, index: u64, shard: ShardId) -> Option<(Vec<QueueId>, Vec<QueueId>)> {
         self.by_shard.get(&shard).map_or_else(|| Some(Default::default()), |s| s.since(index))
+    }
+
+    /// What the shard of a queue must know of it: its arguments, with the policy that applies.
+    pub fn settings(&self, record: &QueueRecord) -> QueueSettings {
+        let policy = self.queue_policies(record.id).filter(|p| !p.is_empty()).map(Applied::definition).unwrap_or_default();
+        QueueSettings::effective(&record.spec.arguments, &policy)
+    }
+
+    /// What a queue that is new or set differently since catalog index `index` asks for: of new ones only when that is more than a plain
+    /// queue. Reaches as far back as `changes_since`.
+    pub fn settings_since(&self, index: u64, shard: ShardId, creates: &[QueueId]) -> Vec<(QueueId, QueueSettings)> {
+        let settings = |id: QueueId| Some((id, self.settings(self.queues.get(&id)?)));
+        let made = creates.iter().filter_map(|id| settings(*id)).filter(|(_, s)| !s.is_plain());
+        let configured = self.by_shard.get(&shard).into_iter().flat_map(|s| s.configured_since(index));
+        let mut all: Vec<_> = made.chain(configured.filter(|id| !creates.contains(id)).filter_map(settings)).collect();
+        all.sort_by_key(|(id, _)| *id);
+        all.dedup_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// The settings of a queue changed (a policy): its shard is to be told.
+    pub fn configured(&mut self, index: u64, queue: QueueId) {
+        if let Some(record) = self.queues.get(&queue) {
+            self.by_shard.entry(record.shard).or_default().configured(index, queue);
+        }
+    }
+
+    /// The settings of all queues of a shard, for one that is too far behind for `settings_since`.
+    pub fn all_settings(&self, shard: ShardId) -> Vec<(QueueId, QueueSettings)> {
+        self.queues_of(shard).filter_map(|id| Some((id, self.settings(self.queues.get(&id)?)))).collect()
     }
 
     /// The same by comparing whole sets: `known` are the shard machine's queues.

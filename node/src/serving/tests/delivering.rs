@@ -35,6 +35,31 @@ async fn prefetch_bounds_what_a_consumer_holds() {
 }
 
 #[tokio::test]
+async fn another_prefetch_counts_from_what_is_held_already() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(3)).await;
+    edge.publish(Q, 0..20).await;
+    assert_eq!(edge.seqs(3).await, [1, 2, 3]);
+    let prefetch = |limit, held| ToLeader::Prefetch { consumer: ConsumerId(1), limit, held };
+    edge.up(prefetch(Some(5), 3)).await;
+    assert_eq!(edge.seqs(2).await, [4, 5]);
+    edge.up(prefetch(Some(2), 5)).await;
+    edge.credit(1, 3, 0).await;
+    edge.nothing().await;
+    edge.credit(1, 1, 0).await;
+    assert_eq!(edge.seqs(1).await, [6], "it holds two, as many as it may");
+    edge.up(prefetch(None, 2)).await;
+    assert_eq!(edge.seqs(14).await, (7..=20).collect::<Vec<_>>());
+    edge.publish(Q, 20..30).await;
+    assert_eq!(edge.seqs(10).await, (21..=30).collect::<Vec<_>>());
+    edge.up(prefetch(Some(27), 26)).await;
+    edge.publish(Q, 30..40).await;
+    assert_eq!(edge.seqs(1).await, [31], "a first limit counts what the edge holds");
+    edge.nothing().await;
+}
+
+#[tokio::test]
 async fn byte_credit_bounds_what_is_on_the_way() {
     let shard = Shard::with_queues(&[Q]);
     let mut edge = shard.edge(1).await;
@@ -136,7 +161,7 @@ async fn bodies_from_disk_come_in_order_too() {
 /// The index of the entry that holds a message.
 fn entry_of(shard: &Shard, queue: QueueId, seq: u64) -> u64 {
     let mut located = Vec::new();
-    shard.machine.lock().queue(queue).unwrap().locate(Seq(seq), 1, &mut located);
+    shard.machine.lock().queue(queue).unwrap().locate(0, Seq(seq), 1, &mut located);
     located[0].index
 }
 

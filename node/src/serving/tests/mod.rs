@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod chaos;
+mod dead_letters;
 mod delivering;
 mod handover;
 mod publishing;
 mod queues;
 mod replies;
+mod tending;
 mod throughput;
 
 use super::local::{LocalBodies, LocalProposer};
@@ -17,6 +19,7 @@ use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{EntryBytes, Ops, SettleReason, StoredMessage};
 use crate::model::link::*;
 use crate::model::ports::{Bodies, EdgeEnd, Leadership, ProposalOutcome, Proposer, path};
+use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::*;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -33,7 +36,7 @@ const QUIET: Duration = Duration::from_millis(60);
 
 /// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool, Mutex<Vec<(QueueId, QueueSettings)>>);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
@@ -44,12 +47,14 @@ impl CatalogFeed for TestCatalog {
         if from >= state.0 {
             return Some(CatalogChanges { to: state.0, ..CatalogChanges::default() });
         }
+        let settings = self.2.lock().clone();
         if !self.1.load(Ordering::Relaxed) {
-            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone() });
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings });
         }
         let known = known()?;
         let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
-        Some(CatalogChanges { to: state.0, creates, drops: known.into_iter().filter(|q| !state.1.contains(q)).collect() })
+        let drops = known.into_iter().filter(|q| !state.1.contains(q)).collect();
+        Some(CatalogChanges { to: state.0, creates, drops, settings })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -108,6 +113,7 @@ struct Shard {
     gate: Arc<Gate>,
     server: ServerHandle,
     events: mpsc::Receiver<ServerEvent>,
+    office: Arc<dead_letters::TestOffice>,
     term: u64,
     setup: Setup,
 }
@@ -137,6 +143,14 @@ impl Shard {
         shard
     }
 
+    /// Q with these settings.
+    fn with(settings: QueueSettings) -> Shard {
+        let shard = Shard::new();
+        shard.catalog.2.lock().push((Q, settings));
+        shard.declare(&[Q]);
+        shard
+    }
+
     fn over(machine: Arc<Mutex<DataMachine>>, bodies: Arc<LocalBodies>, catalog: Arc<TestCatalog>, term: u64, setup: Setup) -> Shard {
         let (server, mailbox) = mailbox();
         let gate = Arc::new(Gate {
@@ -150,13 +164,15 @@ impl Shard {
         let mut config = ServerConfig::new(setup.shard, NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
         config.tick = Duration::from_millis(15);
+        let office = Arc::new(dead_letters::TestOffice::default());
+        config.letters = office.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
         let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, office, term, setup }
     }
 
     /// Another leader over the same replicated state.
@@ -259,7 +275,13 @@ impl Edge {
 
     async fn consume(&mut self, id: u64, queue: QueueId, prefetch: Option<u32>) {
         self.up(ToLeader::Consume(consumer(id, queue, prefetch))).await;
-        assert_eq!(self.down().await, ToEdge::Consuming { consumer: ConsumerId(id), result: Ok(()) });
+        self.started(id).await;
+    }
+
+    /// A consumer's start is answered.
+    async fn started(&mut self, id: u64) {
+        let ToEdge::Consuming { consumer, result: Ok(_) } = self.down().await else { panic!("consumer {id} does not start") };
+        assert_eq!(consumer, ConsumerId(id));
     }
 
     async fn credit(&self, id: u64, messages: u32, bytes: u64) {
@@ -305,7 +327,7 @@ impl Edge {
     }
 
     async fn stat(&mut self, queue: QueueId) -> QueueStat {
-        self.up(ToLeader::Stat { request: 8, queues: vec![queue] }).await;
+        self.up(ToLeader::Stat { request: 8, queues: vec![queue], used: false }).await;
         match self.down().await {
             ToEdge::Stats { request: 8, stats } => stats[0].clone(),
             other => panic!("{other:?}"),
@@ -322,6 +344,8 @@ fn consumer(id: u64, queue: QueueId, prefetch: Option<u32>) -> Consumer {
         prefetch,
         window_bytes: limits::CONSUMER_BYTES,
         tag: format!("c{id}"),
+        priority: 0,
+        order: id,
     }
 }
 

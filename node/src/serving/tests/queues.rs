@@ -60,7 +60,7 @@ async fn an_exclusive_consumer_is_alone() {
     let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
     let exclusive = |id| Consumer { exclusive: true, ..consumer(id, Q, None) };
     one.up(ToLeader::Consume(exclusive(1))).await;
-    assert_eq!(one.down().await, ToEdge::Consuming { consumer: ConsumerId(1), result: Ok(()) });
+    one.started(1).await;
     two.up(ToLeader::Consume(consumer(1, Q, None))).await;
     let refusal = Refusal::Access("queue 'q10' in vhost '/' in exclusive use".into());
     assert_eq!(two.down().await, ToEdge::Consuming { consumer: ConsumerId(1), result: Err(refusal) });
@@ -141,7 +141,35 @@ fn the_catalog_says_which_queues_a_shard_should_have() {
     apply(CatalogCommand::DeleteQueue { id: QueueId(2) });
     let feed = parking_lot::RwLock::new(catalog);
     let changes = feed.changes(ShardId(1), 2, &|| panic!("the change log reaches back"));
-    assert_eq!(changes, Some(CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)] }));
+    let changes_made = CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)], settings: vec![] };
+    assert_eq!(changes, Some(changes_made));
     assert_eq!(feed.facts(QueueId(3)), Some(QueueFacts { name: name("b"), auto_delete: true }));
     assert_eq!(feed.facts(QueueId(2)), None);
+}
+
+#[test]
+fn a_shard_is_told_the_settings_of_new_queues_and_of_those_set_differently() {
+    use crate::machine::catalog::Catalog;
+    use crate::model::catalog::{CatalogCommand, QueueSpec, Table, Value};
+    let name = |name: &str| Name { vhost: "/".into(), name: name.into() };
+    let mut catalog = Catalog::new();
+    let mut index = 0;
+    let mut apply = |catalog: &mut Catalog, command: CatalogCommand| {
+        index += 1;
+        catalog.apply(LogId { leader: LeaderId::default(), index }, &command);
+    };
+    let bootstrap = CatalogCommand::Bootstrap { vhost: "/".into(), user: "guest".into(), password_hash: String::new(), shards: 1 };
+    apply(&mut catalog, bootstrap);
+    let limit = Table::from([("x-max-length".to_owned(), Value::Int(7))]);
+    for (queue, arguments) in [("plain", Table::new()), ("limited", limit)] {
+        let spec = QueueSpec { name: name(queue), durable: true, auto_delete: false, exclusive_owner: None, arguments };
+        apply(&mut catalog, CatalogCommand::DeclareQueue { spec, node: NodeId(1), incarnation: Incarnation(1), shard: ShardId(1) });
+    }
+    catalog.configured(3, QueueId(2));
+    let feed = parking_lot::RwLock::new(catalog);
+    let settings = |from| feed.changes(ShardId(1), from, &|| None).unwrap().settings;
+    let limited = (QueueId(3), QueueSettings { max_length: Some(7), ..QueueSettings::default() });
+    assert_eq!(settings(1), std::slice::from_ref(&limited));
+    assert_eq!(settings(2), [(QueueId(2), QueueSettings::default()), limited]);
+    assert_eq!(settings(3), []);
 }

@@ -3,49 +3,38 @@
 
 use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{ExchangeKind, Table, Value};
+use crate::model::settings::QueueSettings;
 
-const QUEUE_REFUSED: [&str; 16] = [
-    "x-consumer-timeout",
-    "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
-    "x-dead-letter-strategy",
-    "x-delayed-retry-max",
-    "x-delayed-retry-min",
-    "x-delayed-retry-type",
-    "x-delivery-limit",
-    "x-expires",
-    "x-max-age",
-    "x-max-length",
-    "x-max-length-bytes",
-    "x-max-priority",
-    "x-message-ttl",
-    "x-overflow",
-    "x-single-active-consumer",
-];
+const QUEUE_REFUSED: [&str; 4] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-max-age"];
 const EXCHANGE_REFUSED: [&str; 1] = ["x-delayed-type"];
 const ALTERNATE: &str = "alternate-exchange";
-const CONSUMER_REFUSED: [&str; 6] =
-    ["x-cancel-on-ha-failover", "x-consumer-timeout", "x-priority", "x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
+const CONSUMER_REFUSED: [&str; 3] = ["x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
 /// Checks queue.declare's arguments.
 pub fn check_queue(queue: &str, vhost: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
-    refuse(&QUEUE_REFUSED, arguments, &format!("queue '{queue}' in vhost '{vhost}'"))?;
-    let invalid = |what: &str| Fault::precondition(format!("invalid property '{what}' for queue '{queue}' in vhost '{vhost}'"));
+    let subject = format!("queue '{queue}' in vhost '{vhost}'");
+    refuse(&QUEUE_REFUSED, arguments, &subject)?;
+    check_queue_type(&subject, durable, exclusive, arguments)?;
+    QueueSettings::check(&subject, arguments).map_err(|invalid| Fault::precondition(invalid.to_string()))
+}
+
+fn check_queue_type(subject: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
+    let invalid = |what: &str| Fault::precondition(format!("invalid property '{what}' for {subject}"));
     match arguments.get("x-queue-type") {
         None => Ok(()),
         Some(Value::Text(kind)) => match kind.as_slice() {
-            b"classic" => Ok(()),
+            b"classic" | b"" | b"undefined" => Ok(()),
             b"quorum" if exclusive => Err(invalid("exclusive-owner")),
             b"quorum" if !durable => Err(invalid("non-durable")),
             b"quorum" => Ok(()),
-            b"stream" => Err(not_yet("x-queue-type' = 'stream", &format!("queue '{queue}' in vhost '{vhost}'"))),
+            b"stream" => Err(not_yet("x-queue-type' = 'stream", subject)),
             other => Err(Fault::precondition(format!(
-                "invalid arg 'x-queue-type' for queue '{queue}' in vhost '{vhost}': unsupported queue type '{}'",
+                "invalid arg 'x-queue-type' for {subject}: \"unsupported queue type '{}'\"",
                 String::from_utf8_lossy(other)
             ))),
         },
-        Some(_) => {
-            Err(Fault::precondition(format!("invalid arg 'x-queue-type' for queue '{queue}' in vhost '{vhost}': expected a long string")))
+        Some(other) => {
+            Err(Fault::precondition(format!("invalid arg 'x-queue-type' for {subject}: {{unacceptable_type,{}}}", other.type_text())))
         }
     }
 }
@@ -60,12 +49,23 @@ pub fn check_exchange(exchange: &str, vhost: &str, arguments: &Table) -> Result<
     }
 }
 
-/// Checks basic.consume's arguments. A priority of 0 is what every consumer has, so it is no wish.
+/// Checks basic.consume's arguments.
 pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(), Fault> {
-    let wishes = CONSUMER_REFUSED.into_iter().filter(|name| !matches!((*name, arguments.get(*name)), ("x-priority", Some(Value::Int(0)))));
-    match wishes.into_iter().find(|name| arguments.contains_key(*name)) {
-        Some(name) => Err(not_yet(name, &format!("consumer of queue '{queue}' in vhost '{vhost}'"))),
-        None => Ok(()),
+    let subject = format!("queue '{queue}' in vhost '{vhost}'");
+    if let Some(name) = CONSUMER_REFUSED.into_iter().find(|name| arguments.contains_key(*name)) {
+        return Err(not_yet(name, &format!("consumer of {subject}")));
+    }
+    let invalid = |name: &str, why: String| Err(Fault::precondition(format!("invalid arg '{name}' for {subject}: {why}")));
+    for name in ["x-priority", "x-consumer-timeout"] {
+        match arguments.get(name) {
+            Some(Value::Int(n)) if *n < 0 && name == "x-consumer-timeout" => return invalid(name, format!("{{value_negative,{n}}}")),
+            None | Some(Value::Int(_)) => {}
+            Some(other) => return invalid(name, format!("\"expected integer, got {}\"", other.type_text())),
+        }
+    }
+    match arguments.get("x-cancel-on-ha-failover") {
+        None | Some(Value::Bool(_)) => Ok(()),
+        Some(other) => invalid("x-cancel-on-ha-failover", format!("{{unacceptable_type,{}}}", other.type_text())),
     }
 }
 

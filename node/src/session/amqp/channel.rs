@@ -10,7 +10,7 @@ use super::unsettled::Unsettled;
 use super::{Out, Shared};
 use crate::model::catalog::Table;
 use crate::model::step::{Held, Outcome, Publish, Request, Step};
-use crate::model::{ConsumerId, limits};
+use crate::model::{ConsumerId, limits, properties};
 use crate::wire::amqp::{ContentHeader, Frame, FrameKind, Method, content};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
@@ -166,6 +166,7 @@ impl Channel {
             return Err(Fault::precondition(text).at(BASIC_PUBLISH));
         }
         publish.properties = header.properties;
+        check_expiration(&publish.properties)?;
         let missing = header.body_size as usize;
         if missing == 0 {
             return self.accept_publish(publish, shared, out);
@@ -385,6 +386,18 @@ impl Channel {
             self.prefetch = limit;
         }
         self.say(&Method::BasicQosOk {}, out)
+    }
+}
+
+/// A time to live that is none closes the channel, as in RabbitMQ.
+fn check_expiration(list: &[u8]) -> Result<(), Fault> {
+    let Some(text) = properties::field(list, properties::EXPIRATION) else { return Ok(()) };
+    match properties::check_expiration(text) {
+        Ok(_) => Ok(()),
+        Err(why) => {
+            let text = String::from_utf8_lossy(text);
+            Err(Fault::precondition(format!("invalid expiration '{text}': {why}")).at(BASIC_PUBLISH))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::channel::Channel;
 use super::errors::{Fault, ReplyCode};
 use super::{Out, Shared};
+use crate::model::deaths::Headers;
 use crate::model::entry::StoredView;
 use crate::model::link::Delivery;
 use crate::model::step::{Got, Held, Outcome, Publish, Step};
@@ -23,7 +24,9 @@ impl Channel {
             };
             let tag = self.unsettled.tag();
             out.bytes.deliver(self.number, &to.tag, tag, delivery.redelivered, stored.exchange, stored.key);
-            let content = Content { properties: stored.properties, body: &delivery.message, body_at: stored.body_at };
+            let counted = counted(stored.properties, delivery.failures);
+            let properties = counted.as_deref().unwrap_or(stored.properties);
+            let content = Content { properties, body: &delivery.message, body_at: stored.body_at };
             out.bytes.content(self.number, &content, shared.frame_max);
             if to.no_ack {
                 settled.push(held);
@@ -52,7 +55,9 @@ impl Channel {
             message_count: u32::try_from(got.remaining).unwrap_or(u32::MAX),
         };
         out.bytes.method(self.number, &get_ok);
-        let content = Content { properties: stored.properties, body: &got.delivery.message, body_at: stored.body_at };
+        let counted = counted(stored.properties, got.delivery.failures);
+        let properties = counted.as_deref().unwrap_or(stored.properties);
+        let content = Content { properties, body: &got.delivery.message, body_at: stored.body_at };
         out.bytes.content(self.number, &content, shared.frame_max);
         // Without acknowledgement the edge has settled it already.
         if !no_ack {
@@ -73,6 +78,15 @@ impl Channel {
         out.bytes.method(self.number, &method);
         out.bytes.content(self.number, &Content { properties: &publish.properties, body: &publish.body, body_at: 0 }, shared.frame_max);
     }
+}
+
+/// The properties with `x-delivery-count`, of a message whose delivery failed before.
+fn counted(properties: &[u8], failures: u32) -> Option<Vec<u8>> {
+    (failures > 0).then(|| {
+        let mut headers = Headers::of(properties);
+        headers.set_delivery_count(failures);
+        headers.write(true)
+    })
 }
 
 /// Messages that reached the session for a consumer or channel that has ended: back to their places, and their credit with them.

@@ -107,10 +107,10 @@ fn arguments_without_effect_yet_are_refused_by_name() {
         talk.say(1, method);
         talk.record.pop().expect("answer")
     };
-    let text = refused(declare("q", &[("x-message-ttl", Value::Int(1))]));
+    let text = refused(declare("q", &[("x-delayed-retry-min", Value::Int(1))]));
     assert_eq!(
         text,
-        "< 1 channel.close 406 PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': not supported by this version (50,10)"
+        "< 1 channel.close 406 PRECONDITION_FAILED - invalid arg 'x-delayed-retry-min' for queue 'q' in vhost '/': not supported by this version (50,10)"
     );
     assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"stream".to_vec()))])).contains("406"));
     assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"odd".to_vec()))])).contains("406"));
@@ -122,9 +122,37 @@ fn arguments_without_effect_yet_are_refused_by_name() {
     let Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, .. } = consume("q", "", false) else {
         panic!("consume")
     };
-    let arguments = Table::from([("x-priority".to_owned(), Value::Int(10))]);
+    let arguments = Table::from([("x-stream-offset".to_owned(), Value::Int(10))]);
     let consume = Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
-    assert!(refused(consume).contains("invalid arg 'x-priority' for consumer of queue 'q'"));
+    assert!(refused(consume).contains("invalid arg 'x-stream-offset' for consumer of queue 'q'"));
+}
+
+#[test]
+fn arguments_of_the_wrong_kind_are_refused_in_rabbitmqs_words() {
+    let refused = |name: &str, value| {
+        let mut talk = Talk::open();
+        talk.say(1, declare("q", &[(name, value)]));
+        talk.record.pop().expect("answer")
+    };
+    let text = |name: &str, why: &str| {
+        format!("< 1 channel.close 406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/': {why} (50,10)")
+    };
+    assert_eq!(refused("x-max-length", Value::Int(-5)), text("x-max-length", "{value_negative,-5}"));
+    assert_eq!(refused("x-overflow", Value::Text(b"later".to_vec())), text("x-overflow", "invalid_overflow"));
+    assert_eq!(refused("x-message-ttl", Value::Text(b"1".to_vec())), text("x-message-ttl", "\"expected integer, got longstr\""));
+    assert_eq!(refused("x-queue-type", Value::Int(1)), text("x-queue-type", "{unacceptable_type,signedint}"));
+}
+
+#[test]
+fn an_expiration_that_is_none_closes_the_channel() {
+    let mut talk = Talk::open();
+    talk.say(1, publish(false, false));
+    let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3][..], b"abc"].concat();
+    talk.frame(FrameKind::Header, 1, &header);
+    talk.session.end_batch(&mut talk.out);
+    talk.heard();
+    let text = "< 1 channel.close 406 PRECONDITION_FAILED - invalid expiration 'abc': no_integer (60,40)";
+    assert_eq!(talk.record.last().expect("answer"), text);
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn delivery(seq: u64, body: &[u8]) -> Delivery {
     let Some(Section::Batch { ops, .. }) = sections.into_iter().next() else { panic!("no batch") };
     let ops: OpsReader = ops;
     let Some(Ok(Op::Enqueue(op))) = ops.into_iter().next() else { panic!("no message") };
-    Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, message: op.message }
+    Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, message: op.message }
 }
 
 fn deliver(seqs: &[u64]) -> Event {

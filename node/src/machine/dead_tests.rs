@@ -1,0 +1,221 @@
+//! Dead letters: what dies when, that it keeps its entry, that it goes to each target once.
+
+use super::*;
+use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SettleReason, StoredMessage};
+use crate::model::settings::{DeadLetter, Overflow, QueueSettings};
+use crate::model::{LeaderId, LogId, QueueId, Seq, ShardId};
+
+const Q: QueueId = QueueId(1);
+const TARGET: QueueId = QueueId(2);
+const OTHER: ShardId = ShardId(7);
+
+fn id(index: u64) -> LogId {
+    LogId { leader: LeaderId { term: 1, voter: 7 }, index }
+}
+
+fn buried() -> QueueSettings {
+    let dead_letter = Some(DeadLetter { exchange: "dlx".into(), routing_key: None });
+    QueueSettings { dead_letter, ..QueueSettings::default() }
+}
+
+/// A machine and its log; after each entry the state is what its snapshot and its checkpoint say.
+struct Scene {
+    machine: DataMachine,
+    disk: std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
+    log: Vec<EntryBytes>,
+}
+
+impl Scene {
+    fn new(settings: &QueueSettings) -> Scene {
+        let mut scene = Scene { machine: DataMachine::new(ShardId(3)), disk: Default::default(), log: vec![EntryBytes::default()] };
+        let mut first = EntryBuilder::new(100);
+        first.advance(0, 1, &[Q, TARGET], &[]);
+        first.settings(1, Q, settings);
+        scene.apply(first);
+        scene
+    }
+
+    fn apply(&mut self, entry: EntryBuilder) -> Applied {
+        let entry = entry.finish();
+        let applied = self.machine.apply(id(self.log.len() as u64), &entry).unwrap();
+        self.log.push(entry);
+        let delta = self.machine.checkpoint();
+        if delta.full {
+            self.disk.clear();
+        }
+        delta.deletes.iter().for_each(|key| drop(self.disk.remove(key)));
+        self.disk.extend(delta.puts);
+        let restored = DataMachine::restore(ShardId(3), &self.disk).unwrap();
+        assert_eq!(restored.state_hash(), self.machine.state_hash());
+        assert_eq!(restored.live_entries(), self.machine.live_entries());
+        let copied = DataMachine::from_snapshot(ShardId(3), &self.machine.snapshot()).unwrap();
+        assert_eq!(copied.state_hash(), self.machine.state_hash());
+        self.machine = restored;
+        applied
+    }
+
+    fn ops(&mut self, build: impl FnOnce(&mut Ops)) -> Applied {
+        let mut ops = Ops::default();
+        build(&mut ops);
+        let mut entry = EntryBuilder::new(100);
+        entry.leader_ops(&ops.take());
+        self.apply(entry)
+    }
+
+    fn publish(&mut self, bodies: &[&str]) -> Applied {
+        self.ops(|ops| {
+            bodies.iter().for_each(|body| {
+                ops.enqueue(&[Q], b"x", b"k", &[0, 0], body.as_bytes());
+            })
+        })
+    }
+
+    /// Number, body, reason.
+    fn dead(&self) -> Vec<(u64, String, SettleReason)> {
+        let body = |dead: &Dead| {
+            let mut found = Vec::new();
+            read_run(&self.log[dead.at.index as usize], dead.queue, &dead.at, &mut found);
+            let message = StoredMessage::parse(found.pop().unwrap().1).unwrap();
+            String::from_utf8(message.body.to_vec()).unwrap()
+        };
+        self.machine.dead_from(0).map(|(number, dead)| (number, body(dead), dead.reason)).collect()
+    }
+
+    fn live(&self, queue: QueueId) -> u64 {
+        self.machine.queue(queue).unwrap().live_count()
+    }
+}
+
+fn seqs(first: u64, last: u64) -> [(Seq, Seq); 1] {
+    [(Seq(first), Seq(last))]
+}
+
+#[test]
+fn what_is_rejected_dies_in_order_and_what_is_acked_does_not() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a", "b", "c", "d"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Ack, &seqs(1, 1)));
+    let applied = scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(2, 3)));
+    assert!(applied.effects.contains(&Effect::Died));
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(2, 3)));
+    let (b, c) = ((1, "b".to_owned(), SettleReason::Reject), (2, "c".to_owned(), SettleReason::Reject));
+    assert_eq!(scene.dead(), [b, c]);
+    assert_eq!(scene.live(Q), 1);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Purge, &seqs(4, 4)));
+    assert_eq!(scene.machine.live_entries(), [2], "dead letters keep their entry");
+}
+
+#[test]
+fn a_queue_without_a_dead_letter_exchange_buries_nothing() {
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(1), ..QueueSettings::default() });
+    scene.publish(&["a", "b"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(2, 2)));
+    assert_eq!((scene.dead(), scene.machine.live_entries()), (vec![], vec![]));
+}
+
+#[test]
+fn a_letter_for_the_same_shard_moves_in_one_entry_and_once() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 1)));
+    let route = |ops: &mut Ops| {
+        ops.routed(1, true, &[]);
+        ops.enqueue(&[TARGET], b"dlx", b"k", &[0, 0], b"a");
+    };
+    let applied = scene.ops(route);
+    assert_eq!(applied.freed, [2]);
+    assert_eq!((scene.live(TARGET), scene.dead()), (1, vec![]));
+    scene.ops(route);
+    assert_eq!(scene.live(TARGET), 1, "routed twice, taken once");
+    scene.ops(|ops| {
+        ops.enqueue(&[TARGET], b"", b"k", &[0, 0], b"other");
+    });
+    assert_eq!(scene.live(TARGET), 2);
+}
+
+#[test]
+fn a_letter_for_other_shards_stays_until_all_have_it() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 1)));
+    let targets = vec![(OTHER, vec![QueueId(50)]), (ShardId(9), vec![QueueId(51), QueueId(52)])];
+    scene.ops(|ops| ops.routed(1, false, &targets));
+    assert_eq!(scene.machine.dead(1).unwrap().targets, Some(targets.clone()));
+    scene.ops(|ops| ops.done(1, OTHER));
+    scene.ops(|ops| ops.done(1, OTHER));
+    assert_eq!(scene.machine.dead(1).unwrap().targets, Some(targets[1..].to_vec()));
+    assert_eq!(scene.ops(|ops| ops.done(1, ShardId(9))).freed, [7, 2]);
+    assert_eq!(scene.dead(), []);
+}
+
+#[test]
+fn a_target_takes_each_number_of_a_source_once() {
+    let mut scene = Scene::new(&QueueSettings::default());
+    let mut letter = |source, number| {
+        scene.ops(|ops| {
+            ops.enqueue_from(Some((source, number)), &[TARGET], (b"dlx", b"k", &[0, 0], b"a"));
+        });
+        scene.live(TARGET)
+    };
+    assert_eq!([letter(OTHER, 3), letter(OTHER, 3), letter(OTHER, 2), letter(OTHER, 4), letter(ShardId(8), 3)], [1, 1, 1, 2, 3]);
+}
+
+#[test]
+fn a_full_queue_buries_its_oldest_or_what_it_refuses() {
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(1), ..buried() });
+    scene.publish(&["a", "b", "c"]);
+    assert_eq!(scene.dead(), [(1, "a".into(), SettleReason::MaxLength), (2, "b".into(), SettleReason::MaxLength)]);
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(1), overflow: Overflow::RejectPublishDlx, ..buried() });
+    scene.publish(&["a", "b"]);
+    scene.publish(&["c"]);
+    assert_eq!(scene.dead(), [(1, "b".into(), SettleReason::MaxLength), (2, "c".into(), SettleReason::MaxLength)]);
+    assert_eq!(scene.machine.live_entries(), [2, 3]);
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(1), overflow: Overflow::RejectPublish, ..buried() });
+    scene.publish(&["a", "b"]);
+    assert_eq!(scene.dead(), []);
+}
+
+#[test]
+fn a_refused_message_does_not_shift_the_bodies_of_those_behind_it() {
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(2), overflow: Overflow::RejectPublish, ..QueueSettings::default() });
+    scene.ops(|ops| {
+        for body in [b"a", b"b", b"c"] {
+            ops.enqueue(&[Q], b"", b"k", &[0, 0], body);
+        }
+        ops.settle(Q, SettleReason::Ack, &seqs(1, 1));
+        ops.enqueue(&[Q], b"", b"k", &[0, 0], b"d");
+    });
+    let mut runs = Vec::new();
+    scene.machine.queue(Q).unwrap().locate(0, Seq(0), 9, &mut runs);
+    let mut found = Vec::new();
+    runs.iter().for_each(|run| read_run(&scene.log[2], Q, run, &mut found));
+    let bodies: Vec<_> = found.iter().map(|(seq, m)| (seq.0, StoredMessage::parse(m.clone()).unwrap().body[0])).collect();
+    assert_eq!(bodies, [(2, b'b'), (3, b'd')]);
+}
+
+#[test]
+fn a_message_that_fails_too_often_dies_and_expired_ones_do() {
+    let mut scene = Scene::new(&QueueSettings { delivery_limit: Some(1), message_ttl_ms: Some(50), ..buried() });
+    scene.publish(&["a", "b"]);
+    scene.ops(|ops| ops.returned(Q, &seqs(1, 1)));
+    assert_eq!((scene.machine.queue(Q).unwrap().failures(Seq(1)), scene.dead()), (1, vec![]));
+    scene.ops(|ops| ops.returned(Q, &seqs(1, 2)));
+    assert_eq!(scene.dead(), [(1, "a".into(), SettleReason::DeliveryLimit)]);
+    scene.ops(|ops| ops.tend(Q, 149, 0, &[]));
+    assert_eq!(scene.live(Q), 1);
+    scene.ops(|ops| ops.tend(Q, 150, 0, &[]));
+    assert_eq!(scene.dead()[1..], [(2, "b".into(), SettleReason::Expired)]);
+}
+
+#[test]
+fn a_dropped_queue_takes_its_unrouted_letters_along() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a", "b"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
+    scene.ops(|ops| ops.routed(1, false, &[(OTHER, vec![QueueId(50)])]));
+    let mut entry = EntryBuilder::new(100);
+    entry.advance(1, 2, &[], &[Q]);
+    scene.apply(entry);
+    assert_eq!(scene.machine.dead_from(0).map(|(number, _)| number).collect::<Vec<_>>(), [1]);
+    assert_eq!(scene.machine.live_entries(), [2]);
+}

@@ -1,0 +1,515 @@
+//! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
+
+use super::{EntryBytes, FRAME_HEAD, Malformed};
+use crate::model::link::Ranges;
+use crate::model::properties::Traits;
+use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+const OP_ENQUEUE: u8 = 1;
+/// Flag of an enqueue: the number of its queues is an u32, not an u16.
+const MANY_QUEUES: u8 = 1;
+/// Flag of an enqueue: its time to live follows.
+const HAS_EXPIRATION: u8 = 2;
+/// Flag of an enqueue: its priority follows.
+const HAS_PRIORITY: u8 = 4;
+/// Flag of an enqueue: a dead letter of another shard; that shard and the number follow.
+const HAS_SOURCE: u8 = 8;
+const OP_SETTLE: u8 = 2;
+const OP_RESERVE: u8 = 3;
+const OP_TEND: u8 = 4;
+const OP_ACTIVATE: u8 = 5;
+const OP_ROUTED: u8 = 6;
+const OP_DONE: u8 = 7;
+const OP_RETURN: u8 = 8;
+
+/// Why messages leave a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum SettleReason {
+    /// Acknowledged, or delivered without acknowledgement.
+    Ack = 1,
+    /// Rejected without requeue.
+    Reject = 2,
+    /// Purged.
+    Purge = 3,
+    /// Its time to live ended.
+    Expired = 4,
+    /// The queue was full.
+    MaxLength = 5,
+    /// Its delivery failed too often.
+    DeliveryLimit = 6,
+}
+
+impl SettleReason {
+    /// The reason of this number.
+    pub fn from_byte(byte: u8) -> Option<SettleReason> {
+        let all = [Self::Ack, Self::Reject, Self::Purge, Self::Expired, Self::MaxLength, Self::DeliveryLimit];
+        all.into_iter().find(|r| *r as u8 == byte)
+    }
+}
+
+/// A dead letter's source shard and its number there.
+pub type Source = (ShardId, u64);
+
+/// Builds operations: the content of a batch (edge) or of a leader section.
+#[derive(Debug, Default)]
+pub struct Ops {
+    buffer: BytesMut,
+    enqueues: u32,
+}
+
+impl Ops {
+    /// With room for `bytes`.
+    pub fn with_capacity(bytes: usize) -> Ops {
+        Ops { buffer: BytesMut::with_capacity(bytes), enqueues: 0 }
+    }
+
+    /// One message into `queues` (not empty, all of this shard). Returns its ordinal among the batch's enqueues.
+    pub fn enqueue(&mut self, queues: &[QueueId], exchange: &[u8], key: &[u8], properties: &[u8], body: &[u8]) -> u32 {
+        self.enqueue_from(None, queues, (exchange, key, properties, body))
+    }
+
+    /// The same; `source`: a dead letter of that shard with that number, taken once.
+    pub fn enqueue_from(
+        &mut self,
+        source: Option<Source>,
+        queues: &[QueueId],
+        (exchange, key, properties, body): (&[u8], &[u8], &[u8], &[u8]),
+    ) -> u32 {
+        let message = 2 + exchange.len() + key.len() + 4 + properties.len() + body.len();
+        self.enqueue_head(queues.len(), Traits::of(properties), source, message);
+        queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
+        self.buffer.put_u8(exchange.len() as u8);
+        self.buffer.put_slice(exchange);
+        self.buffer.put_u8(key.len() as u8);
+        self.buffer.put_slice(key);
+        self.buffer.put_u32_le(properties.len() as u32);
+        self.buffer.put_slice(properties);
+        self.buffer.put_slice(body);
+        self.enqueues += 1;
+        self.enqueues - 1
+    }
+
+    /// The place of a message that is not to be stored: it only has an ordinal, so that those behind it keep theirs.
+    pub fn void(&mut self) {
+        self.frame(OP_ENQUEUE, 3);
+        self.buffer.put_slice(&[0; 3]);
+        self.enqueues += 1;
+    }
+
+    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u32? | priority u8? | (source shard u16, number u64)?
+    fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<Source>, message: usize) {
+        let (mut flags, mut head) = (0, 3);
+        if u16::try_from(queues).is_err() {
+            (flags, head) = (MANY_QUEUES, 5);
+        }
+        if traits.expiration_ms.is_some() {
+            (flags, head) = (flags | HAS_EXPIRATION, head + 4);
+        }
+        if traits.priority > 0 {
+            (flags, head) = (flags | HAS_PRIORITY, head + 1);
+        }
+        if source.is_some() {
+            (flags, head) = (flags | HAS_SOURCE, head + 10);
+        }
+        self.buffer.reserve(FRAME_HEAD + head + 8 * queues + message);
+        self.frame(OP_ENQUEUE, head + 8 * queues + message);
+        self.buffer.put_u8(flags);
+        match u16::try_from(queues) {
+            Ok(count) => self.buffer.put_u16_le(count),
+            Err(_) => self.buffer.put_u32_le(queues as u32),
+        }
+        if let Some(ms) = traits.expiration_ms {
+            self.buffer.put_u32_le(ms);
+        }
+        if traits.priority > 0 {
+            self.buffer.put_u8(traits.priority);
+        }
+        if let Some((shard, number)) = source {
+            self.buffer.put_u16_le(shard.0);
+            self.buffer.put_u64_le(number);
+        }
+    }
+
+    /// What is due in a queue is done: messages whose time ended by `now_ms` leave from its front, then those beyond its limit. Those in
+    /// `checked` are with consumers and stay; `room` more messages than the limit may wait, consumers take them at once. Also the
+    /// basis for the enqueues that follow in the same entry (rule 24).
+    pub fn tend(&mut self, queue: QueueId, now_ms: u64, room: u32, checked: &[(Seq, Seq)]) {
+        self.frame(OP_TEND, 24 + 16 * checked.len());
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u64_le(now_ms);
+        self.buffer.put_u32_le(room);
+        self.buffer.put_u32_le(checked.len() as u32);
+        self.put_ranges(checked);
+    }
+
+    /// From now on only this consumer gets messages of the queue (rule 21).
+    pub fn activate(&mut self, queue: QueueId, session: SessionId, consumer: ConsumerId) {
+        self.frame(OP_ACTIVATE, 24);
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u64_le(session.0);
+        self.buffer.put_u64_le(consumer.0);
+    }
+
+    /// A dead letter's targets in other shards (rule 25). `local`: the enqueue that follows puts it into queues of this shard, unless
+    /// the letter was routed before.
+    pub fn routed(&mut self, number: u64, local: bool, targets: &[(ShardId, Vec<QueueId>)]) {
+        let len = targets.iter().map(|(_, queues)| 6 + 8 * queues.len()).sum::<usize>();
+        self.frame(OP_ROUTED, 11 + len);
+        self.buffer.put_u64_le(number);
+        self.buffer.put_u8(local.into());
+        self.buffer.put_u16_le(targets.len() as u16);
+        for (shard, queues) in targets {
+            self.buffer.put_u16_le(shard.0);
+            self.buffer.put_u32_le(queues.len() as u32);
+            queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
+        }
+    }
+
+    /// A shard has a dead letter.
+    pub fn done(&mut self, number: u64, shard: ShardId) {
+        self.frame(OP_DONE, 10);
+        self.buffer.put_u64_le(number);
+        self.buffer.put_u16_le(shard.0);
+    }
+
+    /// The delivery of these messages failed; each counts once more (rule 23).
+    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq)]) {
+        self.frame(OP_RETURN, 12 + 16 * ranges.len());
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u32_le(ranges.len() as u32);
+        self.put_ranges(ranges);
+    }
+
+    fn put_ranges(&mut self, ranges: &[(Seq, Seq)]) {
+        for (first, last) in ranges {
+            self.buffer.put_u64_le(first.0);
+            self.buffer.put_u64_le(last.0);
+        }
+    }
+
+    /// Messages leave a queue.
+    pub fn settle(&mut self, queue: QueueId, reason: SettleReason, ranges: &[(Seq, Seq)]) {
+        self.frame(OP_SETTLE, 13 + 16 * ranges.len());
+        self.buffer.put_u8(reason as u8);
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u32_le(ranges.len() as u32);
+        self.put_ranges(ranges);
+    }
+
+    /// Messages up to `up_to` may be delivered, to these sessions only.
+    pub fn reserve(&mut self, queue: QueueId, up_to: Seq, sessions: &[SessionId]) {
+        self.frame(OP_RESERVE, 18 + 8 * sessions.len());
+        self.buffer.put_u64_le(queue.0);
+        self.buffer.put_u64_le(up_to.0);
+        self.buffer.put_u16_le(sessions.len() as u16);
+        sessions.iter().for_each(|s| self.buffer.put_u64_le(s.0));
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Nothing yet.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Enqueues so far.
+    pub fn enqueues(&self) -> u32 {
+        self.enqueues
+    }
+
+    /// Take the bytes; the builder starts anew.
+    pub fn take(&mut self) -> Bytes {
+        self.enqueues = 0;
+        self.buffer.split().freeze()
+    }
+
+    fn frame(&mut self, kind: u8, len: usize) {
+        self.buffer.put_u8(kind);
+        self.buffer.put_u32_le(len as u32);
+    }
+}
+
+/// Walks operations that lie in one part of an entry; cheap to clone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpsReader {
+    bytes: Bytes,
+    position: usize,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A message into queues.
+    Enqueue(EnqueueOp),
+    /// Messages leave.
+    Settle {
+        /// Whose.
+        queue: QueueId,
+        /// Why.
+        reason: SettleReason,
+        /// Which.
+        ranges: Ranges,
+    },
+    /// May be delivered.
+    Reserve {
+        /// Whose.
+        queue: QueueId,
+        /// Up to and with.
+        up_to: Seq,
+        /// To whom.
+        sessions: Vec<SessionId>,
+    },
+    /// What is due is done.
+    Tend {
+        /// Where.
+        queue: QueueId,
+        /// The leader's time.
+        now_ms: u64,
+        /// Messages that consumers take at once.
+        room: u32,
+        /// With consumers.
+        checked: Ranges,
+    },
+    /// A dead letter has its targets.
+    Routed {
+        /// Its number.
+        number: u64,
+        /// Queues of this shard get it by the next operation.
+        local: bool,
+        /// Other shards that get it.
+        targets: Vec<(ShardId, Vec<QueueId>)>,
+    },
+    /// A shard has a dead letter.
+    Done {
+        /// Its number.
+        number: u64,
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// The delivery of messages failed.
+    Return {
+        /// Of which queue.
+        queue: QueueId,
+        /// Which.
+        ranges: Ranges,
+    },
+    /// Only this consumer gets messages.
+    Activate {
+        /// Of which queue.
+        queue: QueueId,
+        /// The consumer's edge.
+        session: SessionId,
+        /// The consumer.
+        consumer: ConsumerId,
+    },
+}
+
+/// A message into queues; parsed lazily, nothing is copied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EnqueueOp {
+    /// Position of the operation in the entry: what an extent remembers.
+    pub position: usize,
+    queues: Bytes,
+    /// What the message asks for.
+    pub traits: Traits,
+    /// It is a dead letter of that shard, with that number.
+    pub source: Option<Source>,
+    /// The stored message.
+    pub message: Bytes,
+}
+
+impl EnqueueOp {
+    /// It stands for a message that is not stored (`Ops::void`).
+    pub fn is_void(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// The queues it goes to.
+    pub fn queues(&self) -> impl Iterator<Item = QueueId> + '_ {
+        self.queues.chunks_exact(8).map(|mut c| QueueId(c.get_u64_le()))
+    }
+}
+
+impl OpsReader {
+    pub(super) fn new(entry: &EntryBytes, start: usize, end: usize) -> Result<OpsReader, Malformed> {
+        let bytes = match entry.tail(start) {
+            Some(tail) if tail.len() >= end - start => tail.slice(..end - start),
+            None if start == end => Bytes::new(),
+            _ if start == end => Bytes::new(),
+            _ => {
+                return Err(Malformed { position: start, why: "operations across parts" });
+            }
+        };
+        Ok(OpsReader { bytes, position: start })
+    }
+
+    /// Operations from the position of one (an extent's first) to the end of the part that holds it. The caller stops after its count.
+    pub fn at(entry: &EntryBytes, position: usize) -> OpsReader {
+        OpsReader { bytes: entry.tail(position).unwrap_or_default(), position }
+    }
+}
+
+impl Iterator for OpsReader {
+    type Item = Result<Op, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.bytes.is_empty() {
+            return None;
+        }
+        let position = self.position;
+        let bad = |why| Some(Err(Malformed { position, why }));
+        if self.bytes.len() < FRAME_HEAD {
+            return bad("operation head");
+        }
+        let kind = self.bytes.get_u8();
+        let len = self.bytes.get_u32_le() as usize;
+        if self.bytes.len() < len {
+            return bad("operation longer than its section");
+        }
+        let body = self.bytes.split_to(len);
+        self.position += FRAME_HEAD + len;
+        Some(read_op(kind, body, position).ok_or(Malformed { position, why: "operation" }))
+    }
+}
+
+/// Whether a batch's operations settle anything: walks their heads only.
+pub fn has_settles(mut ops: &[u8]) -> bool {
+    while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
+        if head[0] == OP_SETTLE {
+            return true;
+        }
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        ops = rest.get(len..).unwrap_or(&[]);
+    }
+    false
+}
+
+/// The queues that a batch's enqueues go to, once for each message; walks the heads of operations only.
+pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {
+    while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let Some((mut body, rest)) = rest.split_at_checked(len) else { return };
+        ops = rest;
+        if head[0] != OP_ENQUEUE {
+            continue;
+        }
+        let Some((n, ..)) = read_enqueue_head(&mut body) else { return };
+        body.chunks_exact(8).take(n).for_each(|mut c| each(QueueId(c.get_u64_le())));
+    }
+}
+
+/// Whether these are operations as an edge may send them: an entry that a machine cannot read would stop the shard everywhere.
+/// Walks the heads and copies nothing.
+pub fn is_batch(mut ops: &[u8]) -> bool {
+    while !ops.is_empty() {
+        let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() else { return false };
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let Some((body, rest)) = rest.split_at_checked(len) else { return false };
+        if !is_edge_op(head[0], body).unwrap_or(false) {
+            return false;
+        }
+        ops = rest;
+    }
+    true
+}
+
+fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
+    match kind {
+        OP_ENQUEUE => {
+            let (queues, ..) = read_enqueue_head(&mut body)?;
+            let message = body.get(queues.checked_mul(8)?..)?;
+            Some(if queues > 0 { super::StoredView::parse(message).is_some() } else { message.is_empty() })
+        }
+        OP_SETTLE => {
+            let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
+            let (_queue, ranges) = (body.try_get_u64_le().ok()?, body.try_get_u32_le().ok()? as usize);
+            Some(reason.is_some() && body.len() == ranges.checked_mul(16)?)
+        }
+        _ => None,
+    }
+}
+
+/// Takes the head off: the number of queues, what the message asks for, where it died.
+fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Source>)> {
+    let flags = body.try_get_u8().ok()?;
+    let queues = match flags & MANY_QUEUES {
+        0 => usize::from(body.try_get_u16_le().ok()?),
+        _ => body.try_get_u32_le().ok()? as usize,
+    };
+    let mut traits = Traits::default();
+    if flags & HAS_EXPIRATION != 0 {
+        traits.expiration_ms = Some(body.try_get_u32_le().ok()?);
+    }
+    if flags & HAS_PRIORITY != 0 {
+        traits.priority = body.try_get_u8().ok()?;
+    }
+    let mut source = None;
+    if flags & HAS_SOURCE != 0 {
+        source = Some((ShardId(body.try_get_u16_le().ok()?), body.try_get_u64_le().ok()?));
+    }
+    Some((queues, traits, source))
+}
+
+fn read_routed(mut body: Bytes) -> Option<Op> {
+    let (number, local) = (body.try_get_u64_le().ok()?, body.try_get_u8().ok()? != 0);
+    let mut targets = Vec::new();
+    for _ in 0..body.try_get_u16_le().ok()? {
+        let (shard, n) = (ShardId(body.try_get_u16_le().ok()?), body.try_get_u32_le().ok()? as usize);
+        if body.len() < n.checked_mul(8)? {
+            return None;
+        }
+        targets.push((shard, (0..n).map(|_| QueueId(body.get_u64_le())).collect()));
+    }
+    body.is_empty().then_some(Op::Routed { number, local, targets })
+}
+
+fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {
+    let ranges = body.chunks_exact(16).take(n).map(|mut c| (Seq(c.get_u64_le()), Seq(c.get_u64_le())));
+    (body.len() == n.checked_mul(16)?).then(|| ranges.collect())
+}
+
+fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
+    match kind {
+        OP_ENQUEUE => {
+            let (n, traits, source) = read_enqueue_head(&mut body)?;
+            if body.len() < n.checked_mul(8)? {
+                return None;
+            }
+            let queues = body.split_to(n * 8);
+            Some(Op::Enqueue(EnqueueOp { position, queues, traits, source, message: body }))
+        }
+        OP_SETTLE => {
+            let reason = SettleReason::from_byte(body.try_get_u8().ok()?)?;
+            let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
+            Some(Op::Settle { queue, reason, ranges: read_ranges(&body, n)? })
+        }
+        OP_TEND => {
+            let (queue, now_ms) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?);
+            let (room, n) = (body.try_get_u32_le().ok()?, body.try_get_u32_le().ok()? as usize);
+            Some(Op::Tend { queue, now_ms, room, checked: read_ranges(&body, n)? })
+        }
+        OP_ROUTED => read_routed(body),
+        OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
+        OP_RETURN => {
+            let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
+            Some(Op::Return { queue, ranges: read_ranges(&body, n)? })
+        }
+        OP_ACTIVATE => Some(Op::Activate {
+            queue: QueueId(body.try_get_u64_le().ok()?),
+            session: SessionId(body.try_get_u64_le().ok()?),
+            consumer: ConsumerId(body.try_get_u64_le().ok()?),
+        }),
+        OP_RESERVE => {
+            let (queue, up_to) = (QueueId(body.try_get_u64_le().ok()?), Seq(body.try_get_u64_le().ok()?));
+            let n = body.try_get_u16_le().ok()? as usize;
+            let sessions = body.chunks_exact(8).map(|mut c| SessionId(c.get_u64_le()));
+            (body.len() == n * 8).then(|| Op::Reserve { queue, up_to, sessions: sessions.collect() })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,336 @@
+//! What a queue's arguments (and, merged in, a policy) ask for, parsed and checked once: by the session at a declare, by the catalog
+//! when it tells a shard of a queue. The refusals are RabbitMQ's texts (`rabbit_amqqueue:check_declare_arguments`).
+
+use super::catalog::{Table, Value};
+use serde::{Deserialize, Serialize};
+
+/// Largest time to live or expiry, ms (RabbitMQ's `MAX_EXPIRY_TIMER`: 2^32 - 1).
+pub const EXPIRY_MAX_MS: i64 = 4_294_967_295;
+/// Largest `x-max-priority`.
+pub const PRIORITY_MAX: i64 = 255;
+/// Failed deliveries of a message in a queue declared `quorum` that names no limit (RabbitMQ 4's default).
+pub const QUORUM_DELIVERY_LIMIT: u64 = 20;
+
+/// What happens to a message that finds the queue full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Overflow {
+    /// The oldest ready messages go.
+    #[default]
+    DropHead,
+    /// It is refused.
+    RejectPublish,
+    /// It is refused, and dead-lettered.
+    RejectPublishDlx,
+}
+
+/// Where messages go that leave a queue unconsumed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// The exchange, in the queue's vhost.
+    pub exchange: String,
+    /// Instead of the message's own keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing_key: Option<String>,
+}
+
+/// A queue's settings as its shard knows them. The default is a plain queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueueSettings {
+    /// Most ready messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<u64>,
+    /// Most bytes in the bodies of ready messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length_bytes: Option<u64>,
+    /// What a full queue does.
+    #[serde(skip_serializing_if = "is_default")]
+    pub overflow: Overflow,
+    /// How long a message may wait, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_ttl_ms: Option<u64>,
+    /// How long the queue may be unused, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// Where dead letters go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetter>,
+    /// Failed deliveries of a message that are counted are replicated; at one more than this it is a dead letter. `None`: no count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery_limit: Option<u64>,
+    /// One consumer at a time gets messages.
+    #[serde(skip_serializing_if = "is_default")]
+    pub single_active_consumer: bool,
+    /// Highest priority that is told apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_priority: Option<u8>,
+    /// How long a consumer may hold a message, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumer_timeout_ms: Option<u64>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Why an argument is refused: its name, and RabbitMQ's words after the subject.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid arg '{name}' for {subject}: {why}")]
+pub struct InvalidArgument {
+    /// Which.
+    pub name: &'static str,
+    /// `queue 'q' in vhost '/'`.
+    pub subject: String,
+    /// As RabbitMQ prints it.
+    pub why: String,
+}
+
+type Check = Result<(), String>;
+
+impl QueueSettings {
+    /// Nothing asked for: the queue costs nothing beyond its messages.
+    pub fn is_plain(&self) -> bool {
+        *self == QueueSettings::default()
+    }
+
+    /// Ready messages are counted against a limit.
+    pub fn is_limited(&self) -> bool {
+        self.max_length.is_some() || self.max_length_bytes.is_some()
+    }
+
+    /// Checks the arguments of a declare; `subject` is `queue 'q' in vhost '/'`.
+    pub fn check(subject: &str, arguments: &Table) -> Result<(), InvalidArgument> {
+        for (name, check) in CHECKS {
+            if let Some(value) = arguments.get(name) {
+                check(value, arguments).map_err(|why| InvalidArgument { name, subject: subject.to_owned(), why })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings that checked arguments ask for. What does not check counts as absent.
+    pub fn from_arguments(arguments: &Table) -> QueueSettings {
+        QueueSettings::effective(arguments, &Table::new())
+    }
+
+    /// Arguments and the policy that applies to the queue (keys without `x-`), merged as RabbitMQ does: the lower of two numbers, an
+    /// argument before the policy for everything else. Priorities and the single active consumer are arguments only.
+    pub fn effective(arguments: &Table, policy: &Table) -> QueueSettings {
+        let own = |name: &str| arguments.get(&format!("x-{name}"));
+        let lowest = |name: &str| own(name).and_then(number).into_iter().chain(policy.get(name).and_then(number)).min();
+        let first = |name: &str| own(name).or_else(|| policy.get(name)).and_then(text);
+        let quorum = own("queue-type").and_then(text).as_deref() == Some("quorum");
+        // A limit of -1 switches the default of a quorum queue off.
+        let unlimited = [own("delivery-limit"), policy.get("delivery-limit")].into_iter().flatten().any(|v| *v == Value::Int(-1));
+        let exchange = first("dead-letter-exchange");
+        QueueSettings {
+            max_length: lowest("max-length"),
+            max_length_bytes: lowest("max-length-bytes"),
+            overflow: match first("overflow").as_deref() {
+                Some("reject-publish") => Overflow::RejectPublish,
+                Some("reject-publish-dlx") => Overflow::RejectPublishDlx,
+                Some(_) | None => Overflow::DropHead,
+            },
+            message_ttl_ms: lowest("message-ttl"),
+            expires_ms: lowest("expires"),
+            dead_letter: exchange.map(|exchange| DeadLetter { exchange, routing_key: first("dead-letter-routing-key") }),
+            delivery_limit: lowest("delivery-limit").or_else(|| (quorum && !unlimited).then_some(QUORUM_DELIVERY_LIMIT)),
+            single_active_consumer: own("single-active-consumer") == Some(&Value::Bool(true)),
+            max_priority: own("max-priority").and_then(number).map(|n| n.min(PRIORITY_MAX as u64) as u8),
+            consumer_timeout_ms: lowest("consumer-timeout"),
+        }
+    }
+}
+
+fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::Text(bytes) => String::from_utf8(bytes.clone()).ok(),
+        _ => None,
+    }
+}
+
+/// How an argument's value is checked; some depend on other arguments.
+type Checker = fn(&Value, &Table) -> Check;
+
+const CHECKS: [(&str, Checker); 20] = [
+    ("x-expires", |v, _| check_expiry(v, false)),
+    ("x-message-ttl", |v, _| check_expiry(v, true)),
+    ("x-dead-letter-exchange", |v, _| check_text(v)),
+    ("x-dead-letter-routing-key", check_dead_letter_key),
+    ("x-dead-letter-strategy", |v, _| check_one_of(v, &["at-most-once", "at-least-once"], "invalid_dlx_strategy")),
+    ("x-max-length", |v, _| check_count(v).map(drop)),
+    ("x-max-length-bytes", |v, _| check_count(v).map(drop)),
+    ("x-max-in-memory-length", |v, _| check_count(v).map(drop)),
+    ("x-max-in-memory-bytes", |v, _| check_count(v).map(drop)),
+    ("x-max-priority", |v, _| check_priority(v)),
+    ("x-overflow", |v, _| check_one_of(v, &["drop-head", "reject-publish", "reject-publish-dlx"], "invalid_overflow")),
+    ("x-queue-mode", |v, _| check_one_of(v, &["default", "lazy"], "invalid_queue_mode")),
+    ("x-queue-version", |v, _| check_count(v).map(drop)),
+    ("x-single-active-consumer", |v, _| check_bool(v)),
+    ("x-consumer-timeout", |v, _| check_count(v).map(drop)),
+    ("x-delivery-limit", |v, _| check_integer(v).map(drop)),
+    ("x-quorum-initial-group-size", |v, _| check_size(v)),
+    ("x-initial-cluster-size", |v, _| check_size(v)),
+    ("x-queue-leader-locator", |v, _| check_one_of(v, LOCATORS, "invalid_queue_locator_arg")),
+    ("x-queue-master-locator", |v, _| check_text(v)),
+];
+const LOCATORS: &[&str] = &["client-local", "balanced", "random", "least-leaders"];
+
+fn unacceptable(value: &Value) -> String {
+    format!("{{unacceptable_type,{}}}", value.type_text())
+}
+
+fn check_integer(value: &Value) -> Result<i64, String> {
+    match value {
+        Value::Int(n) => Ok(*n),
+        other => Err(format!("\"expected integer, got {}\"", other.type_text())),
+    }
+}
+
+fn check_count(value: &Value) -> Result<i64, String> {
+    match check_integer(value)? {
+        n if n < 0 => Err(format!("{{value_negative,{n}}}")),
+        n => Ok(n),
+    }
+}
+
+fn check_size(value: &Value) -> Check {
+    match check_count(value)? {
+        0 => Err("{value_zero,0}".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn check_expiry(value: &Value, zero: bool) -> Check {
+    match check_integer(value)? {
+        0 if !zero => Err("{value_zero,0}".to_owned()),
+        n if n < 0 => Err(format!("{{value_negative,{n}}}")),
+        n if n > EXPIRY_MAX_MS => Err(format!("{{value_too_big,{n}}}")),
+        _ => Ok(()),
+    }
+}
+
+fn check_priority(value: &Value) -> Check {
+    match check_count(value)? {
+        n if n > PRIORITY_MAX => Err(format!("{{max_value_exceeded,{n}}}")),
+        _ => Ok(()),
+    }
+}
+
+fn check_bool(value: &Value) -> Check {
+    match value {
+        Value::Bool(_) => Ok(()),
+        other => Err(unacceptable(other)),
+    }
+}
+
+fn check_text(value: &Value) -> Check {
+    match value {
+        Value::Text(_) => Ok(()),
+        other => Err(unacceptable(other)),
+    }
+}
+
+fn check_dead_letter_key(value: &Value, arguments: &Table) -> Check {
+    check_text(value)?;
+    match arguments.contains_key("x-dead-letter-exchange") {
+        true => Ok(()),
+        false => Err("routing_key_but_no_dlx_defined".to_owned()),
+    }
+}
+
+fn check_one_of(value: &Value, known: &[&str], otherwise: &str) -> Check {
+    match value {
+        Value::Text(bytes) if known.iter().any(|k| k.as_bytes() == bytes) => Ok(()),
+        Value::Text(_) => Err(otherwise.to_owned()),
+        other => Err(unacceptable(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(pairs: &[(&str, Value)]) -> Table {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect()
+    }
+
+    fn words(text: &str) -> Value {
+        Value::Text(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn refusals_are_rabbitmqs_texts() {
+        let refused = |name: &str, value: Value| {
+            let check = QueueSettings::check("queue 'q' in vhost '/'", &table(&[(name, value)]));
+            check.expect_err("refused").to_string()
+        };
+        let starts = |name: &str| format!("invalid arg '{name}' for queue 'q' in vhost '/': ");
+        let cases = [
+            ("x-message-ttl", Value::Int(-1), "{value_negative,-1}"),
+            ("x-message-ttl", words("abc"), "\"expected integer, got longstr\""),
+            ("x-message-ttl", Value::Int(4_294_967_296), "{value_too_big,4294967296}"),
+            ("x-expires", Value::Int(0), "{value_zero,0}"),
+            ("x-max-length", Value::Int(-5), "{value_negative,-5}"),
+            ("x-max-priority", Value::Int(256), "{max_value_exceeded,256}"),
+            ("x-overflow", words("drop-tail"), "invalid_overflow"),
+            ("x-overflow", Value::Int(1), "{unacceptable_type,signedint}"),
+            ("x-dead-letter-exchange", Value::Bool(true), "{unacceptable_type,bool}"),
+            ("x-dead-letter-routing-key", words("k"), "routing_key_but_no_dlx_defined"),
+            ("x-single-active-consumer", words("true"), "{unacceptable_type,longstr}"),
+            ("x-queue-mode", words("eager"), "invalid_queue_mode"),
+            ("x-quorum-initial-group-size", Value::Int(0), "{value_zero,0}"),
+        ];
+        for (name, value, why) in cases {
+            assert_eq!(refused(name, value), starts(name) + why);
+        }
+        let fine = table(&[("x-message-ttl", Value::Int(0)), ("x-overflow", words("reject-publish")), ("x-unknown", Value::Void)]);
+        assert_eq!(QueueSettings::check("queue 'q' in vhost '/'", &fine), Ok(()));
+    }
+
+    #[test]
+    fn a_policy_lowers_numbers_and_fills_what_arguments_leave_open() {
+        let arguments = table(&[("x-max-length", Value::Int(10)), ("x-message-ttl", Value::Int(5)), ("x-overflow", words("drop-head"))]);
+        let policy = table(&[
+            ("max-length", Value::Int(7)),
+            ("message-ttl", Value::Int(50)),
+            ("overflow", words("reject-publish")),
+            ("dead-letter-exchange", words("dlx")),
+            ("max-priority", Value::Int(9)),
+        ]);
+        let merged = QueueSettings::effective(&arguments, &policy);
+        let expected = QueueSettings {
+            max_length: Some(7),
+            message_ttl_ms: Some(5),
+            dead_letter: Some(DeadLetter { exchange: "dlx".into(), routing_key: None }),
+            ..QueueSettings::default()
+        };
+        assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn a_quorum_queue_counts_deliveries_unless_told_not_to() {
+        let quorum = ("x-queue-type", words("quorum"));
+        let limit = |arguments: &[(&str, Value)]| QueueSettings::from_arguments(&table(arguments)).delivery_limit;
+        assert_eq!(limit(std::slice::from_ref(&quorum)), Some(20));
+        assert_eq!(limit(&[quorum.clone(), ("x-delivery-limit", Value::Int(3))]), Some(3));
+        assert_eq!(limit(&[quorum, ("x-delivery-limit", Value::Int(-1))]), None);
+        assert_eq!(limit(&[("x-delivery-limit", Value::Int(3))]), Some(3));
+        assert!(QueueSettings::from_arguments(&Table::new()).is_plain());
+    }
+
+    #[test]
+    fn settings_survive_their_bytes_and_a_plain_queue_has_few() {
+        let settings = QueueSettings { max_length: Some(7), overflow: Overflow::RejectPublish, ..QueueSettings::default() };
+        let bytes = rmp_serde::to_vec_named(&settings).expect("plain data");
+        assert_eq!(rmp_serde::from_slice::<QueueSettings>(&bytes).expect("the same"), settings);
+        assert_eq!(rmp_serde::to_vec_named(&QueueSettings::default()).expect("plain data").len(), 1);
+    }
+}

@@ -1,0 +1,262 @@
+//! What queues need of their leader beyond delivery: messages whose time ends, limits, an own end when nobody uses them, one active
+//! consumer. Decided here, carried out by the machine: each decision is an operation that names what consumers hold (rule 24), and
+//! nothing that an operation in flight may take away is delivered. Called by `server` and `proposing`.
+
+use super::handle::ServerEvent;
+use super::queue::{QueueState, Step};
+use super::server::ShardServer;
+use crate::machine::{AT_ONCE, Queue};
+use crate::model::entry::{Ops, each_target};
+use crate::model::link::Batch;
+use crate::model::{ConsumerId, QueueId, Seq, SessionId};
+use smallvec::SmallVec;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// An alarm is set at most this far ahead: clocks that are set are noticed.
+const ALARM_MAX: Duration = Duration::from_secs(10);
+/// A queue whose users may not all have been heard of is looked at again after this time.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+/// What an entry brings to queues that drop messages: queue, messages, and whether it may make them drop some.
+pub(super) type Targets = SmallVec<[(QueueId, u64, bool); 2]>;
+
+impl ShardServer {
+    /// The leader's time, never going back.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.log.time_ms((self.config.clock)(), (self.config.steady_clock)())
+    }
+
+    /// Messages came.
+    pub(super) fn news(&mut self, queue: QueueId) {
+        if let Some(state) = self.queues.get_mut(&queue) {
+            state.news();
+            self.mark(queue);
+        }
+    }
+
+    /// The queue is, or has become, more than a plain one.
+    pub(super) fn take_care_of(&mut self, id: QueueId) {
+        if self.queue_state(id).is_none() {
+            return;
+        }
+        let machine = self.machine.lock();
+        let (Some(state), Some(queue)) = (self.queues.get_mut(&id), machine.queue(id)) else { return };
+        state.configure(queue);
+        match state.care.as_ref().is_some_and(|c| c.drops_head()) {
+            true => self.limited.insert(id),
+            false => self.limited.remove(&id),
+        };
+        drop(machine);
+        self.mark(id);
+    }
+
+    /// Alarms that are due.
+    pub(super) fn ring_alarms(&mut self) {
+        let now = Instant::now();
+        while let Some((_, queue)) = self.alarms.first().filter(|(at, _)| *at <= now).copied() {
+            self.alarms.pop_first();
+            if let Some(care) = self.queues.get_mut(&queue).and_then(|s| s.care.as_mut()) {
+                care.alarm = None;
+            }
+            self.mark(queue);
+        }
+    }
+
+    /// Somebody used the queue.
+    pub(super) fn touch(&mut self, queue: QueueId) {
+        if let Some(care) = self.queues.get_mut(&queue).and_then(|s| s.care.as_mut())
+            && care.settings.expires_ms.is_some()
+        {
+            care.last_used = Instant::now();
+            self.mark(queue);
+        }
+    }
+
+    /// After each look at a queue: is something due, and when will it be?
+    pub(super) fn look_after(&mut self, state: &mut QueueState) {
+        if state.care.is_none() || state.held {
+            return;
+        }
+        self.choose_active(state);
+        let unused = self.unused_at(state);
+        let due = self.due_at(state);
+        let Some(care) = &mut state.care else { return };
+        let now = Instant::now();
+        if due.is_some_and(|at| at <= now) && care.tend == Step::Idle {
+            care.tend = Step::Wanted;
+            self.log.tends.push(state.id);
+        }
+        let later = due.filter(|at| *at > now);
+        let next = [later, unused].into_iter().flatten().min().map(|at| at.min(now + ALARM_MAX));
+        if care.alarm != next {
+            care.alarm.take().map(|at| self.alarms.remove(&(at, state.id)));
+            care.alarm = next;
+            next.map(|at| self.alarms.insert((at, state.id)));
+        }
+    }
+
+    /// When the queue wants a `Tend`; now when it is too full.
+    fn due_at(&self, state: &QueueState) -> Option<Instant> {
+        let machine = self.machine.lock();
+        let queue = machine.queue(state.id)?;
+        let now = Instant::now();
+        let mut checked = None;
+        if state.care.as_ref().is_some_and(|c| c.drops_head()) && is_over(state, queue) {
+            return Some(now);
+        }
+        if !queue.is_timed() {
+            return None;
+        }
+        let checked = checked.get_or_insert_with(|| state.checked_ranges());
+        let heads = (0..queue.levels()).filter_map(|level| queue.first_ready(level, Seq(0), checked));
+        let deadline = heads.map(|run| run.deadline_ms).filter(|ms| *ms > 0).min()?;
+        Some(if deadline == AT_ONCE { now } else { now + Duration::from_millis(deadline.saturating_sub(self.now_ms())) })
+    }
+
+    /// When the queue ends for want of use; tells the node when it does.
+    fn unused_at(&mut self, state: &mut QueueState) -> Option<Instant> {
+        let used = !state.consumers.is_empty() || !state.gets.is_empty() || !state.parked.is_empty();
+        let care = state.care.as_mut()?;
+        let after = care.settings.expires_ms.filter(|_| !used && !care.unused_told)?;
+        let now = Instant::now();
+        let at = care.last_used + Duration::from_millis(after);
+        if at > now {
+            return Some(at);
+        }
+        // An edge that is still to attach may bring consumers (rule 22).
+        if self.sessions.values().any(|s| !s.resolved) {
+            return Some(now + UNHEARD);
+        }
+        care.unused_told = true;
+        self.events.push_back(ServerEvent::Unused { queue: state.id });
+        None
+    }
+
+    /// Rule 21: the next active consumer is chosen when the present one is known to be gone.
+    fn choose_active(&mut self, state: &mut QueueState) {
+        let Some(care) = state.care.as_mut().filter(|c| c.settings.single_active_consumer && c.activate == Step::Idle) else { return };
+        let present = care.active.is_some_and(|(session, consumer)| {
+            let unheard = self.sessions.get(&session).is_some_and(|s| !s.resolved);
+            unheard || state.consumers.iter().any(|c| (c.session, c.spec.id) == (session, consumer))
+        });
+        if !present && !state.consumers.is_empty() {
+            care.activate = Step::Wanted;
+            self.log.activations.push(state.id);
+        }
+    }
+
+    /// The consumer that a queue asks to be active: the first of the highest priority.
+    pub(super) fn next_active(state: &mut QueueState) -> Option<(SessionId, ConsumerId)> {
+        let care = state.care.as_mut()?;
+        let chosen = state.consumers.first().map(|c| (c.session, c.spec.id));
+        care.activate = if chosen.is_some() { Step::InFlight } else { Step::Idle };
+        chosen
+    }
+
+    /// What a batch brings to queues that drop messages; `None`: one of them is not to be added to now.
+    pub(super) fn limited_targets(&self, batch: &Batch, targets: &mut Targets) -> bool {
+        if self.limited.is_empty() {
+            return true;
+        }
+        let before = targets.clone();
+        let mut free = true;
+        each_target(&batch.ops, |queue| {
+            if !free || !self.limited.contains(&queue) {
+                return;
+            }
+            free = self.queues.get(&queue).and_then(|s| s.care.as_ref()).is_none_or(|c| c.frozen == 0);
+            match targets.iter_mut().find(|t| t.0 == queue) {
+                Some(target) => target.1 += 1,
+                None => targets.push((queue, 1, false)),
+            }
+        });
+        if !free {
+            *targets = before;
+        }
+        free
+    }
+
+    /// The entry to be proposed has these messages for queues that drop some when they are full: their basis goes before them, and
+    /// nothing is delivered from a queue that may drop some.
+    pub(super) fn brace(&mut self, targets: &mut Targets, now_ms: u64, ops: &mut Ops) {
+        let machine = self.machine.lock();
+        for (id, count, risky) in targets.iter_mut() {
+            let (Some(state), Some(queue)) = (self.queues.get_mut(id), machine.queue(*id)) else { continue };
+            if !state.held && queue.reserved() > Seq(0) {
+                ops.tend(*id, now_ms, state.room(), &state.checked_ranges());
+            }
+            let Some(care) = &mut state.care else { continue };
+            care.coming += *count;
+            let long = care.settings.max_length.is_some_and(|max| queue.live_count() + care.coming > max);
+            *risky = long || care.settings.max_length_bytes.is_some();
+            care.frozen += u32::from(*risky);
+        }
+    }
+
+    /// The entry has its outcome.
+    pub(super) fn relax(&mut self, targets: &Targets) {
+        for (id, count, risky) in targets {
+            let Some(state) = self.queues.get_mut(id) else { continue };
+            if *risky {
+                state.forget_window();
+            }
+            let Some(care) = &mut state.care else { continue };
+            care.coming = care.coming.saturating_sub(*count);
+            care.frozen = care.frozen.saturating_sub(u32::from(*risky));
+            self.thawed |= *risky;
+            self.mark(*id);
+        }
+    }
+
+    /// Writes a `Tend`; true when it goes out.
+    pub(super) fn write_tend(state: &mut QueueState, now_ms: u64, ops: &mut Ops) -> bool {
+        let (room, checked) = (state.room(), state.checked_ranges());
+        let Some(care) = state.care.as_mut() else { return false };
+        if state.held {
+            care.tend = Step::Idle;
+            return false;
+        }
+        care.tend = Step::InFlight;
+        care.frozen += 1;
+        ops.tend(state.id, now_ms, room, &checked);
+        true
+    }
+
+    /// A `Tend` has its outcome.
+    pub(super) fn tended(&mut self, id: QueueId) {
+        let Some(state) = self.queues.get_mut(&id) else { return };
+        state.forget_window();
+        if let Some(care) = &mut state.care {
+            care.tend = Step::Idle;
+            care.frozen = care.frozen.saturating_sub(1);
+        }
+        self.thawed = true;
+        self.mark(id);
+    }
+
+    /// The machine was asked for another active consumer.
+    pub(super) fn activated(&mut self, id: QueueId) {
+        let active = self.machine.lock().queue(id).and_then(Queue::active);
+        if let Some(care) = self.queues.get_mut(&id).and_then(|s| s.care.as_mut()) {
+            care.activate = Step::Idle;
+            care.active = active;
+            self.mark(id);
+        }
+    }
+}
+
+/// More messages are ready than may be, and consumers do not take them at once.
+fn is_over(state: &QueueState, queue: &Queue) -> bool {
+    let Some(settings) = queue.settings() else { return false };
+    let long = settings.max_length.is_some_and(|max| queue.live_count() > max);
+    let heavy = settings.max_length_bytes.is_some_and(|max| queue.live_body_bytes() > max);
+    if !long && !heavy {
+        return false;
+    }
+    let out = queue.count_in(&state.checked_ranges());
+    let (count, bytes) = (queue.live_count() - out.count, queue.live_body_bytes().saturating_sub(out.body_bytes));
+    let room = u64::from(state.room());
+    settings.max_length.is_some_and(|max| count > max.saturating_add(room))
+        || (count > room && settings.max_length_bytes.is_some_and(|max| bytes > max))
+}

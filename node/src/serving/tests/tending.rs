@@ -1,0 +1,242 @@
+//! Queues that are more than plain ones: limits, times to live, expiry, priorities, consumers that take precedence.
+
+use super::*;
+use crate::model::properties::{EXPIRATION, PRIORITY};
+
+fn limit(max_length: u64) -> QueueSettings {
+    QueueSettings { max_length: Some(max_length), ..QueueSettings::default() }
+}
+
+fn ttl(ms: u64) -> QueueSettings {
+    QueueSettings { message_ttl_ms: Some(ms), ..QueueSettings::default() }
+}
+
+impl Edge {
+    /// Until the queue has this many ready messages.
+    async fn until_ready(&mut self, ready: u64) -> QueueStat {
+        for _ in 0..500 {
+            let stat = self.stat(Q).await;
+            if stat.ready == ready {
+                return stat;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {ready} ready messages: {:?}", self.stat(Q).await);
+    }
+
+    async fn publish_with(&mut self, properties: &[u8], body: &str) {
+        let batch = self.batch(|ops| {
+            ops.enqueue(&[Q], b"", b"key", properties, body.as_bytes());
+        });
+        let seq = batch.seq;
+        self.up(ToLeader::Batch(batch)).await;
+        assert_eq!(self.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    }
+
+    async fn start(&mut self, spec: Consumer) {
+        let id = spec.id.0;
+        self.up(ToLeader::Consume(spec)).await;
+        self.started(id).await;
+    }
+
+    async fn cancel(&mut self, id: u64) {
+        self.up(ToLeader::Cancel { consumer: ConsumerId(id) }).await;
+        assert_eq!(self.down().await, ToEdge::Cancelled { consumer: ConsumerId(id), asked: true });
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_its_oldest_messages() {
+    let shard = Shard::with(limit(3));
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..10).await;
+    assert_eq!(edge.stat(Q).await.ready, 3);
+    assert_eq!(edge.get(Q).await, Ok(Some((8, false, 2))));
+    edge.publish(Q, 10..12).await;
+    assert_eq!(edge.stat(Q).await.ready, 3);
+    assert_eq!(edge.get(Q).await, Ok(Some((10, false, 2))));
+}
+
+#[tokio::test]
+async fn what_consumers_hold_does_not_count_and_is_not_dropped() {
+    let shard = Shard::with(limit(3));
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(2)).await;
+    edge.publish(Q, 0..2).await;
+    assert_eq!(edge.seqs(2).await, [1, 2]);
+    edge.publish(Q, 2..10).await;
+    let stat = edge.stat(Q).await;
+    assert_eq!((stat.ready, stat.unacked), (3, 2));
+    // What comes back finds the queue full: the oldest goes, which is itself.
+    edge.give_back(Q, 1, 1, true).await;
+    assert_eq!(edge.until_ready(3).await.unacked, 1);
+    edge.settle(Q, 2, 2).await;
+    edge.credit(1, 2, 0).await;
+    assert_eq!(edge.seqs(2).await, [8, 9]);
+}
+
+#[tokio::test]
+async fn a_consumer_that_takes_messages_at_once_loses_none_to_a_short_limit() {
+    let shard = Shard::with(limit(1));
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(10)).await;
+    edge.publish(Q, 0..1).await;
+    assert_eq!(edge.seqs(1).await, [1]);
+    edge.publish(Q, 1..10).await;
+    assert_eq!(edge.seqs(9).await, (2..=10).collect::<Vec<_>>());
+    edge.publish(Q, 10..14).await;
+    assert_eq!(edge.until_ready(1).await.unacked, 10);
+}
+
+#[tokio::test]
+async fn a_full_queue_that_refuses_says_which_messages() {
+    let shard = Shard::with(QueueSettings { overflow: Overflow::RejectPublish, ..limit(3) });
+    let mut edge = shard.edge(1).await;
+    let batch = edge.messages(Q, 0..5);
+    let seq = batch.seq;
+    edge.up(ToLeader::Batch(batch)).await;
+    let refused = vec![(3, RefusedEnqueue::Full), (4, RefusedEnqueue::Full)];
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused });
+    assert_eq!(edge.stat(Q).await.ready, 3);
+    assert_eq!(edge.get(Q).await, Ok(Some((1, false, 2))));
+    edge.publish(Q, 5..6).await;
+}
+
+#[tokio::test]
+async fn a_message_whose_time_ended_goes_and_is_not_delivered_any_more() {
+    let shard = Shard::with(ttl(300));
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..3).await;
+    assert_eq!(edge.get(Q).await.unwrap().unwrap().0, 1);
+    let stat = edge.until_ready(0).await;
+    assert_eq!(stat.unacked, 1, "who holds a message keeps it");
+    assert_eq!(edge.get(Q).await, Ok(None));
+    // Given back it is over as well.
+    edge.give_back(Q, 1, 1, true).await;
+    assert_eq!(edge.until_ready(0).await.unacked, 0);
+}
+
+#[tokio::test]
+async fn an_expiration_of_its_own_ends_a_message_of_a_plain_queue_at_the_head_only() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    let soon = [&EXPIRATION.to_be_bytes()[..], b"\x0220"].concat();
+    edge.publish_with(&[0, 0], "stays").await;
+    edge.publish_with(&soon, "behind").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(edge.stat(Q).await.ready, 2, "only the head expires");
+    assert_eq!(edge.get(Q).await.unwrap().unwrap().0, 1);
+    assert_eq!(edge.until_ready(0).await.unacked, 1);
+}
+
+#[tokio::test]
+async fn a_message_without_time_goes_to_a_waiting_consumer_or_nowhere() {
+    let shard = Shard::with(ttl(0));
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..2).await;
+    edge.until_ready(0).await;
+    assert_eq!(edge.get(Q).await, Ok(None));
+    edge.consume(1, Q, Some(2)).await;
+    edge.publish(Q, 2..3).await;
+    assert_eq!(edge.seqs(1).await, [3]);
+}
+
+#[tokio::test]
+async fn messages_that_expired_before_a_leader_change_go_under_the_next_leader() {
+    let shard = Shard::with(ttl(30));
+    shard.edge(1).await.publish(Q, 0..2).await;
+    let shard = shard.fail_over();
+    let mut edge = shard.edge(1).await;
+    edge.until_ready(0).await;
+}
+
+#[tokio::test]
+async fn an_unused_queue_asks_for_its_end_and_a_used_one_does_not() {
+    let mut shard = Shard::with(QueueSettings { expires_ms: Some(60), ..QueueSettings::default() });
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, None).await;
+    assert!(timeout(Duration::from_millis(150), shard.events.recv()).await.is_err(), "it has a consumer");
+    edge.cancel(1).await;
+    let event = timeout(SOON, shard.events.recv()).await.expect("it expires").unwrap();
+    assert_eq!(event, ServerEvent::Unused { queue: Q });
+}
+
+#[tokio::test]
+async fn higher_priorities_come_first_also_when_given_back() {
+    let shard = Shard::with(QueueSettings { max_priority: Some(5), ..QueueSettings::default() });
+    let mut edge = shard.edge(1).await;
+    for priority in [0u8, 5, 3, 9, 5] {
+        let list = [&PRIORITY.to_be_bytes()[..], &[priority]].concat();
+        edge.publish_with(&list, "m").await;
+    }
+    // Beyond the highest counts as the highest.
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        order.push(edge.get(Q).await.unwrap().unwrap().0);
+    }
+    assert_eq!(order, [2, 4, 5]);
+    edge.give_back(Q, 4, 4, true).await;
+    assert_eq!(edge.get(Q).await, Ok(Some((4, true, 2))));
+    assert_eq!(edge.get(Q).await, Ok(Some((3, false, 1))));
+    let shard = shard.fail_over();
+    let mut edge = shard.arriving(1, 101).await;
+    edge.attach(vec![], vec![(Q, vec![(Seq(2), Seq(2))])]).await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.push(edge.get(Q).await.unwrap().unwrap().0);
+    }
+    assert_eq!(order, [4, 5, 3, 1]);
+}
+
+#[tokio::test]
+async fn consumers_of_a_higher_priority_are_served_first() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.start(Consumer { priority: 0, ..consumer(1, Q, Some(10)) }).await;
+    edge.start(Consumer { priority: 5, ..consumer(2, Q, Some(2)) }).await;
+    edge.start(Consumer { priority: -1, ..consumer(3, Q, Some(10)) }).await;
+    edge.publish(Q, 0..4).await;
+    let mut got: Vec<_> = edge.take(4).await.into_iter().map(|m| (m.1, m.0)).collect();
+    got.sort_unstable();
+    assert_eq!(got, [(1, 2), (2, 2), (3, 1), (4, 1)]);
+}
+
+fn single() -> QueueSettings {
+    QueueSettings { single_active_consumer: true, ..QueueSettings::default() }
+}
+
+#[tokio::test]
+async fn one_consumer_is_active_and_the_next_follows_when_it_goes() {
+    let shard = Shard::with(single());
+    let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    two.consume(2, Q, None).await;
+    one.publish(Q, 0..4).await;
+    assert_eq!(one.seqs(4).await, [1, 2, 3, 4]);
+    two.nothing().await;
+    one.cancel(1).await;
+    one.publish(Q, 4..5).await;
+    assert_eq!(two.seqs(1).await, [5]);
+    one.up(ToLeader::Consume(Consumer { exclusive: true, ..consumer(9, Q, None) })).await;
+    let ToEdge::Consuming { result: Err(Refusal::Access(_)), .. } = one.down().await else { panic!("exclusive and single active") };
+}
+
+#[tokio::test]
+async fn the_active_consumer_stays_active_under_another_leader_until_its_edge_is_gone() {
+    let shard = Shard::with(single());
+    let mut one = shard.edge(1).await;
+    one.consume(1, Q, Some(1)).await;
+    one.publish(Q, 0..3).await;
+    assert_eq!(one.seqs(1).await, [1]);
+    let shard = shard.fail_over();
+    let mut one = shard.arriving(1, 101).await;
+    one.attach(vec![attached(1, Q, Some(1), vec![(Seq(1), Seq(1))])], vec![]).await;
+    let mut two = shard.edge(2).await;
+    two.start(Consumer { priority: 9, ..consumer(2, Q, None) }).await;
+    two.nothing().await;
+    one.settle(Q, 1, 1).await;
+    one.credit(1, 1, 0).await;
+    assert_eq!(one.seqs(1).await, [2]);
+    drop(one);
+    assert_eq!(two.seqs(2).await, [2, 3]);
+}
