@@ -3,7 +3,7 @@
 
 use crate::machine::catalog::{Catalog, Pattern};
 use crate::model::admin::Permission;
-use crate::model::catalog::{Refusal, Table, Value};
+use crate::model::catalog::Refusal;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::borrow::Cow;
@@ -144,14 +144,6 @@ impl Patterns {
         }
         known.insert(pattern.to_string(), compiled);
         matches
-    }
-}
-
-/// The name in an argument such as `x-dead-letter-exchange`.
-pub(super) fn named<'a>(arguments: &'a Table, argument: &str) -> Option<&'a str> {
-    match arguments.get(argument) {
-        Some(Value::Text(name)) => std::str::from_utf8(name).ok(),
-        Some(_) | None => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //! queue's leader. Those that wait run in a task of their own: at most one per channel, so channels bound them.
 
 use super::Edge;
-use super::access::{Kind, Right, Who, named as name_in};
+use super::access::{Kind, Right, Who};
 use super::connection::drop_exclusive;
 use super::lane::{Answer, Ask, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
@@ -200,14 +200,8 @@ impl Asking {
         {
             let catalog = self.edge.catalog.read();
             self.check(&catalog, Right::Configure, (Kind::Queue, &name.name))?;
-            if catalog.queue(&name).is_none() {
-                if !declare.name.name.is_empty() {
-                    check_not_reserved(Kind::Queue, &name.name)?;
-                }
-                if let Some(dead_letters) = name_in(&arguments, "x-dead-letter-exchange") {
-                    self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
-                    self.check(&catalog, Right::Write, (Kind::Exchange, dead_letters))?;
-                }
+            if !declare.name.name.is_empty() && catalog.queue(&name).is_none() {
+                check_not_reserved(Kind::Queue, &name.name)?;
             }
             let has_default_type = declare.durable && !declare.exclusive && !declare.auto_delete;
             if let Some(kind) = catalog.vhost_facts(&name.vhost).and_then(|facts| facts.default_queue_type.as_ref())
@@ -216,9 +210,21 @@ impl Asking {
                 arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
             }
         }
+        self.check_dead_letters(&name, &arguments)?;
         let owner = declare.exclusive.then_some(self.mailbox.owner);
         let spec = QueueSpec { name, durable: declare.durable, auto_delete: declare.auto_delete, exclusive_owner: owner, arguments };
         self.declare(spec).await
+    }
+
+    /// Who makes a queue with a dead letter exchange must be allowed to read the one and write to the other.
+    fn check_dead_letters(&self, name: &Name, arguments: &Table) -> Result<(), Refusal> {
+        let Some(Value::Text(exchange)) = arguments.get("x-dead-letter-exchange") else { return Ok(()) };
+        let catalog = self.edge.catalog.read();
+        if catalog.queue(name).is_some() {
+            return Ok(());
+        }
+        self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
+        self.check(&catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(exchange)))
     }
 
     /// A direct reply-to address is a queue that exists while its consumer does.

@@ -46,8 +46,8 @@ impl Catalog {
                 let rows = &mut self.in_vhost(user, vhost)?.topic_permissions;
                 rows.retain(|(v, x), _| v != vhost || exchange.as_ref().is_some_and(|one| one != x));
             }
-            AdminCommand::SetPolicy { kind, vhost, policy } => return self.set_policy(*kind, vhost, policy),
-            AdminCommand::ClearPolicy { kind, vhost, name } => return self.clear_policy(*kind, vhost, name),
+            AdminCommand::SetPolicy { kind, vhost, policy } => return self.set_policy(index, *kind, vhost, policy),
+            AdminCommand::ClearPolicy { kind, vhost, name } => return self.clear_policy(index, *kind, vhost, name),
         }
         DONE
     }
@@ -122,34 +122,38 @@ impl Catalog {
         DONE
     }
 
-    fn set_policy(&mut self, kind: PolicyKind, vhost: &str, policy: &Policy) -> Outcome {
+    fn set_policy(&mut self, index: u64, kind: PolicyKind, vhost: &str, policy: &Policy) -> Outcome {
         let row = self.vhost_mut(vhost)?;
         if row.policies(kind).len() >= POLICIES_MAX && !row.policies(kind).contains_key(&policy.name) {
             return Err(Refusal::Precondition(format!("a vhost has at most {POLICIES_MAX} policies")));
         }
         let compiled = policy::checked(kind, policy)?;
         row.policies_mut(kind).insert(policy.name.clone(), compiled);
-        self.apply_policies(vhost);
+        self.apply_policies(index, vhost);
         DONE
     }
 
-    fn clear_policy(&mut self, kind: PolicyKind, vhost: &str, name: &str) -> Outcome {
+    fn clear_policy(&mut self, index: u64, kind: PolicyKind, vhost: &str, name: &str) -> Outcome {
         if self.vhost_mut(vhost)?.policies_mut(kind).remove(name).is_none() {
             return Err(Refusal::Precondition("Parameter does not exist".to_owned()));
         }
-        self.apply_policies(vhost);
+        self.apply_policies(index, vhost);
         DONE
     }
 
-    /// Policies changed: every queue and exchange of the vhost is looked at again.
-    fn apply_policies(&mut self, vhost: &str) {
+    /// Policies changed: every queue and exchange of the vhost is looked at again. Shards are told of queues that are set differently now.
+    fn apply_policies(&mut self, index: u64, vhost: &str) {
         let Some(row) = self.vhosts.get_mut(vhost) else { return };
         let queues: Vec<(Arc<str>, Applied)> =
             row.queues.iter().map(|(name, q)| (name.clone(), row.applied_to_queue(&q.record.spec))).collect();
         let exchanges: Vec<(Arc<str>, Applied)> =
             row.exchanges.iter().map(|(name, x)| (name.clone(), row.applied_to_exchange(&x.spec))).collect();
+        let mut changed = Vec::new();
         for (name, applied) in queues {
             if let Some(queue) = row.queues.get_mut(&name) {
+                if queue.policies.definition() != applied.definition() {
+                    changed.push(queue.record.id);
+                }
                 queue.policies = applied;
             }
         }
@@ -158,6 +162,8 @@ impl Catalog {
                 exchange.set_policies(applied);
             }
         }
+        changed.sort_unstable();
+        changed.into_iter().for_each(|id| self.configured(index, id));
     }
 }
 

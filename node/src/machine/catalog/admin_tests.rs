@@ -299,3 +299,27 @@ fn what_was_allowed_holds_until_the_access_version_moves() {
     f.done(grant("guest", "/", all()));
     assert!(f.0.access_version() > version);
 }
+
+#[test]
+fn policies_set_queues_and_their_shards_are_told_once() {
+    let mut f = Fixture::new();
+    let (hit, missed) = (f.queue("orders", ints(&[("x-max-length", 50)])).unwrap(), f.queue("other", Table::new()).unwrap());
+    let settings = |f: &Fixture, id: QueueId| f.0.settings(f.0.queue_by_id(id).unwrap());
+    let before = f.0.index();
+    let definition = ints(&[("max-length", 10), ("message-ttl", 60)]);
+    f.policy(PolicyKind::User, Policy { definition, ..policy("p", "^orders$", 0) });
+    assert_eq!((settings(&f, hit).max_length, settings(&f, hit).message_ttl_ms), (Some(10), Some(60)));
+    assert!(settings(&f, missed).is_plain());
+    assert_eq!(f.0.settings_since(before, ShardId(1), &[]), [(hit, settings(&f, hit))]);
+    f.policy(PolicyKind::Operator, Policy { definition: ints(&[("max-length", 4)]), ..policy("op", "^orders$", 0) });
+    assert_eq!(settings(&f, hit).max_length, Some(4), "the operator's is lower");
+    let told = f.0.index();
+    f.policy(PolicyKind::User, policy("elsewhere", "^nothing", 0));
+    assert!(f.0.settings_since(told, ShardId(1), &[]).is_empty(), "nothing changed for any queue");
+    f.restarted();
+    assert_eq!(settings(&f, hit).max_length, Some(4));
+    for (kind, name) in [(PolicyKind::User, "p"), (PolicyKind::Operator, "op")] {
+        f.done(AdminCommand::ClearPolicy { kind, vhost: "/".into(), name: name.into() });
+    }
+    assert_eq!(settings(&f, hit).max_length, Some(50));
+}

@@ -274,7 +274,8 @@ impl Catalog {
 
     /// What the shard of a queue must know of it: its arguments, with the policy that applies.
     pub fn settings(&self, record: &QueueRecord) -> QueueSettings {
-        QueueSettings::from_arguments(&record.spec.arguments)
+        let policy = self.queue_policies(record.id).filter(|p| !p.is_empty()).map(Applied::definition).unwrap_or_default();
+        QueueSettings::effective(&record.spec.arguments, &policy)
     }
 
     /// What a queue that is new or set differently since catalog index `index` asks for: of new ones only when that is more than a plain

@@ -6,6 +6,7 @@ use super::{Catalog, Vhost};
 use crate::model::QueueId;
 use crate::model::admin::{ApplyTo, Policy, PolicyKind};
 use crate::model::catalog::{ExchangeSpec, QueueSpec, Refusal, Table, Value};
+use crate::model::settings::EXPIRY_MAX_MS;
 use std::sync::Arc;
 
 /// The policies that a queue or an exchange has.
@@ -159,8 +160,40 @@ fn is_text(value: &Value) -> bool {
     matches!(value, Value::Text(_))
 }
 
-/// The keys that have an effect. A policy with another one is refused.
-const KEYS: [Key; 1] = [key("alternate-exchange", is_text, "is not a valid alternate exchange name", false)];
+fn is_integer(value: &Value) -> bool {
+    matches!(value, Value::Int(_))
+}
+
+fn is_count(value: &Value) -> bool {
+    matches!(value, Value::Int(n) if *n >= 0)
+}
+
+/// Milliseconds as queues take them.
+fn is_time(value: &Value) -> bool {
+    matches!(value, Value::Int(n) if (0..=EXPIRY_MAX_MS).contains(n))
+}
+
+fn is_expiry(value: &Value) -> bool {
+    is_time(value) && *value != Value::Int(0)
+}
+
+fn is_overflow(value: &Value) -> bool {
+    matches!(value, Value::Text(word) if [&b"drop-head"[..], b"reject-publish", b"reject-publish-dlx"].contains(&word.as_slice()))
+}
+
+/// The keys that have an effect: on exchanges here, on queues by `QueueSettings::effective`. A policy with another one is refused.
+const KEYS: [Key; 10] = [
+    key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
+    key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
+    key("dead-letter-exchange", is_text, "is not a valid dead letter exchange name", false),
+    key("dead-letter-routing-key", is_text, "is not a valid dead letter routing key", false),
+    key("delivery-limit", is_integer, "is not a valid delivery limit", true),
+    key("expires", is_expiry, "is not a valid queue expiry", true),
+    key("max-length", is_count, "is not a valid maximum length", true),
+    key("max-length-bytes", is_count, "is not a valid maximum length in bytes", true),
+    key("message-ttl", is_time, "is not a valid message TTL", true),
+    key("overflow", is_overflow, "is not a valid overflow value", true),
+];
 
 /// A policy whose definition makes sense; the error is RabbitMQ's.
 pub(super) fn checked(kind: PolicyKind, policy: &Policy) -> Result<Compiled, Refusal> {

@@ -51,7 +51,12 @@ fn obey(talk: &mut Talk) {
                 continue;
             }
             Step::Commit(commit) => done(commit.channel),
-            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check { .. } => continue,
+            Step::Settle { .. }
+            | Step::Written { .. }
+            | Step::ChannelOpened { .. }
+            | Step::ChannelPrefetch { .. }
+            | Step::Check { .. }
+            | Step::Report(_) => continue,
             Step::Leave => Event::Left,
         };
         talk.session.on_event(event, &mut talk.out);
