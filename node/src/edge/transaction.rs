@@ -7,10 +7,10 @@ use super::copies::Copies;
 use super::lane::{Committing, Fate, Home, Message, Run, Shared, Taken};
 use super::mailbox::ChannelRef;
 use super::publish::{Hold, NO_LEASE};
-use crate::model::QueueId;
 use crate::model::catalog::Refusal;
 use crate::model::entry::StoredMessage;
 use crate::model::step::{Commit, Outcome, Publish};
+use crate::model::{QueueId, limits};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -68,6 +68,10 @@ impl Connection {
                 properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()),
                 parts: parts.collect(),
             });
+        }
+        if let Some(bytes) = largest(commit, &ways).filter(|bytes| *bytes > limits::TRANSACTION_ENTRY_BYTES) {
+            let most = limits::TRANSACTION_ENTRY_BYTES;
+            return Err(Some(Refusal::Precondition(format!("transaction takes {bytes} bytes in one shard, more than {most}"))));
         }
         let full = ways.iter().flat_map(|way| &way.parts).find(|(lane, _)| !self.lanes[*lane].lane.has_room());
         if let Some((lane, _)) = full {
@@ -132,4 +136,19 @@ impl Connection {
     fn give_up(&mut self, commit: &Commit) {
         commit.settlements.iter().for_each(|(held, _)| self.settle(held, Outcome::Requeue));
     }
+}
+
+/// What one message takes in an entry besides its texts and queues, bytes at most.
+const MESSAGE_HEAD: usize = 64;
+
+/// The most that any lane gets of it, bytes: names and queues count, a small message to many queues is a large one.
+fn largest(commit: &Commit, ways: &[Way]) -> Option<usize> {
+    let mut lanes: BTreeMap<usize, usize> = BTreeMap::new();
+    for (publish, way) in commit.publishes.iter().zip(ways) {
+        let message = MESSAGE_HEAD + publish.exchange.len() + publish.routing_key.len() + way.properties.len() + publish.body.len();
+        for (lane, queues) in &way.parts {
+            *lanes.entry(*lane).or_default() += message + size_of::<QueueId>() * queues.len();
+        }
+    }
+    lanes.into_values().max()
 }

@@ -185,12 +185,30 @@ fn a_refused_message_does_not_shift_the_bodies_of_those_behind_it() {
         ops.settle(Q, SettleReason::Ack, &seqs(1, 1));
         ops.enqueue(&[Q], b"", b"k", &[0, 0], b"d");
     });
-    let mut runs = Vec::new();
-    scene.machine.queue(Q).unwrap().locate(0, Seq(0), 9, &mut runs);
-    let mut found = Vec::new();
-    runs.iter().for_each(|run| read_run(&scene.log[2], Q, run, &mut found));
-    let bodies: Vec<_> = found.iter().map(|(seq, m)| (seq.0, StoredMessage::parse(m.clone()).unwrap().body[0])).collect();
-    assert_eq!(bodies, [(2, b'b'), (3, b'd')]);
+    assert_eq!(bodies(&scene, Q, 2), [(2, b'b'), (3, b'd')]);
+}
+
+/// What each live message of an entry reads as.
+fn bodies(scene: &Scene, queue: QueueId, entry: usize) -> Vec<(u64, u8)> {
+    let (mut runs, mut found) = (Vec::new(), Vec::new());
+    scene.machine.queue(queue).unwrap().locate(0, Seq(0), 9, &mut runs);
+    runs.iter().filter(|run| run.index == entry as u64).for_each(|run| read_run(&scene.log[entry], queue, run, &mut found));
+    found.iter().map(|(seq, m)| (seq.0, StoredMessage::parse(m.clone()).unwrap().body[0])).collect()
+}
+
+#[test]
+fn a_letter_that_was_taken_before_does_not_shift_the_bodies_of_those_behind_it() {
+    let mut scene = Scene::new(&QueueSettings::default());
+    let letter = |ops: &mut Ops, number| ops.enqueue_from(Some((OTHER, number)), &[TARGET], (b"dlx", b"k", &[0, 0], b"l"));
+    scene.ops(|ops| {
+        letter(ops, 5);
+    });
+    scene.ops(|ops| {
+        ops.enqueue(&[TARGET], b"", b"k", &[0, 0], b"a");
+        letter(ops, 5);
+        ops.enqueue(&[TARGET], b"", b"k", &[0, 0], b"b");
+    });
+    assert_eq!(bodies(&scene, TARGET, 3), [(2, b'a'), (3, b'b')]);
 }
 
 #[test]

@@ -432,6 +432,10 @@ impl DataMachine {
     fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
         let repeated = op.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
         if std::mem::take(&mut self.skip_next) || repeated {
+            // It takes no place in its queues: what comes behind it does not continue what was before.
+            for id in op.queues() {
+                self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
+            }
             return None;
         }
         // One into no queue only keeps its ordinal.

@@ -181,7 +181,7 @@ impl Past {
         let entries = self.table.strip_prefix(b"F").and_then(|b| b.get(4..)).and_then(entries).unwrap_or_default();
         let mut out = Vec::new();
         for (name, value) in &entries {
-            let counted = (*name == b"count").then(|| long(count(value) + 1));
+            let counted = (*name == b"count").then(|| long(count(value).saturating_add(1)));
             put(&mut out, name, counted.as_ref().unwrap_or(value));
         }
         table(&out)

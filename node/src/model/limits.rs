@@ -46,6 +46,8 @@ pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
 pub const CONNECTION_ASSEMBLY_BYTES: usize = 64 << 20;
 /// Messages of one transaction, bytes: they become one entry per shard, and an entry takes what the largest message takes.
 pub const TRANSACTION_BYTES: usize = MESSAGE_BYTES;
+/// What of a transaction may come to one shard, with names and queues, bytes: it is one entry, and an entry fits into half a log file.
+pub const TRANSACTION_ENTRY_BYTES: usize = 24 << 20;
 /// Client connections of one listener: beyond it new ones are closed at once (each costs a file descriptor and a task).
 pub const CONNECTIONS: usize = 50_000;
 /// A connection's read buffer grows to this while it is busy, and is given back when it is idle.

@@ -156,6 +156,9 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
+/// Longest short string of AMQP, bytes.
+const NAME_BYTES: usize = 255;
+
 /// How an argument's value is checked; some depend on other arguments.
 type Checker = fn(&Value, &Table) -> Check;
 
@@ -231,8 +234,14 @@ fn check_bool(value: &Value) -> Check {
     }
 }
 
+/// A name: AMQP carries those of exchanges and routing keys in 255 bytes.
+pub fn is_name(value: &Value) -> bool {
+    matches!(value, Value::Text(bytes) if bytes.len() <= NAME_BYTES)
+}
+
 fn check_text(value: &Value) -> Check {
     match value {
+        Value::Text(bytes) if bytes.len() > NAME_BYTES => Err(format!("{{too_long,{}}}", bytes.len())),
         Value::Text(_) => Ok(()),
         other => Err(unacceptable(other)),
     }

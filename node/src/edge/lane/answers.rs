@@ -301,7 +301,7 @@ impl Lane {
             state.timed_out(id);
         }
         let unheard = state.leader.is_none() && state.unreachable.is_some_and(|since| now >= since + UNHEARD);
-        let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes());
+        let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes() || state.batches.has_commits());
         let lost = lost && state.unreachable.is_some_and(|since| now >= since + OWNER_GONE);
         let stuck = state.batches.stuck_since().is_some_and(|since| now >= since + STUCK);
         let mut nacked = Vec::new();

@@ -112,6 +112,11 @@ impl Batches {
         !self.open_runs.is_empty() || self.closed.iter().any(|b| !b.runs.is_empty())
     }
 
+    /// Transactions wait, if only with settles.
+    pub fn has_commits(&self) -> bool {
+        !self.open_commits.is_empty() || self.closed.iter().any(|b| !b.commits.is_empty())
+    }
+
     /// A mark behind everything enqueued so far: reached when `is_past(mark)`.
     pub fn mark(&self) -> u64 {
         self.done + self.closed.len() as u64 + u64::from(!self.open.is_empty())

@@ -10,6 +10,19 @@ const COMPILED_BYTES: usize = 1 << 20;
 /// Steps of backtracking; a name that needs more does not match.
 const STEPS: usize = 100_000;
 
+/// Product of all counted repeats (`{n}`) of a pattern: they may be nested, and what they repeat may be empty and never count as a step.
+const REPEATS: u64 = 1000;
+
+fn repeats(text: &str) -> u64 {
+    let counts = text.split('{').skip(1).filter_map(|rest| {
+        let inside = rest.split('}').next()?;
+        let is_count = !inside.is_empty() && inside.bytes().all(|b| b.is_ascii_digit() || b == b',' || b == b' ');
+        let highest = |n: &str| n.trim().parse::<u64>().unwrap_or(if n.trim().is_empty() { 0 } else { u64::MAX });
+        is_count.then(|| inside.split(',').map(highest).max().unwrap_or(0).max(1))
+    });
+    counts.fold(1, u64::saturating_mul)
+}
+
 /// A compiled pattern.
 #[derive(Clone, Debug)]
 pub struct Pattern(Regex);
@@ -19,6 +32,9 @@ impl Pattern {
     pub fn compile(text: &str) -> Result<Pattern, String> {
         if text.len() > PATTERN_BYTES {
             return Err(format!("longer than {PATTERN_BYTES} bytes"));
+        }
+        if repeats(text) > REPEATS {
+            return Err(format!("counted repeats of more than {REPEATS} in all"));
         }
         let compiled = RegexBuilder::new(text).backtrack_limit(STEPS).delegate_size_limit(COMPILED_BYTES).build();
         compiled.map(Pattern).map_err(|error| error.to_string())
@@ -54,5 +70,9 @@ mod tests {
         assert!(Pattern::compile("(").is_err());
         assert!(Pattern::compile(&"a".repeat(PATTERN_BYTES + 1)).unwrap_err().contains("4096 bytes"));
         assert!(!matches(r"^(a|a)*(?=b)c$", &"a".repeat(200)));
+        for endless in ["(?:(?=)(?=)){99999999999999}", "(?:(?:(?=)){100}){,100}", "(?:(?=)){99999999999999999999999}", "a{1, 2000}"] {
+            assert!(Pattern::compile(endless).is_err(), "{endless}");
+        }
+        assert!(matches("^[0-9]{1,3}$", "123") && !matches("^[0-9]{2}$", "123") && matches(r"^x\{$", "x{"));
     }
 }

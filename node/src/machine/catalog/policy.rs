@@ -6,7 +6,7 @@ use super::{Catalog, Vhost};
 use crate::model::QueueId;
 use crate::model::admin::{ApplyTo, Policy, PolicyKind};
 use crate::model::catalog::{ExchangeSpec, QueueSpec, Refusal, Table, Value};
-use crate::model::settings::EXPIRY_MAX_MS;
+use crate::model::settings::{EXPIRY_MAX_MS, is_name};
 use std::sync::Arc;
 
 /// The policies that a queue or an exchange has.
@@ -185,8 +185,8 @@ fn is_overflow(value: &Value) -> bool {
 const KEYS: [Key; 10] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
-    key("dead-letter-exchange", is_text, "is not a valid dead letter exchange name", false),
-    key("dead-letter-routing-key", is_text, "is not a valid dead letter routing key", false),
+    key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
+    key("dead-letter-routing-key", is_name, "is not a valid dead letter routing key", false),
     key("delivery-limit", is_integer, "is not a valid delivery limit", true),
     key("expires", is_expiry, "is not a valid queue expiry", true),
     key("max-length", is_count, "is not a valid maximum length", true),
