@@ -71,7 +71,7 @@ fn connection_limits(catalog: &Catalog, identity: &Identity) -> Vec<(Counted, u6
 
 impl Edge {
     /// Lets a client into a vhost, or not: at once where nothing is limited, else after the other nodes were asked. It is counted
-    /// before anybody asks, so a limit is never exceeded; of several who come at the same moment for the last place all may be refused.
+    /// before anybody asks, so a limit is not exceeded while all nodes answer; of several who come at the same moment for the last place all may be refused.
     pub(super) fn admit(self: &Arc<Self>, mailbox: &Arc<Mailbox>, identity: Identity) {
         let limits = connection_limits(&self.catalog.read(), &identity);
         // A second open finds it set: the session asks once.

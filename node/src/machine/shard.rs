@@ -384,19 +384,7 @@ impl DataMachine {
                     self.exits.released.extend(routed.flatten());
                 }
                 Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
-                Op::Return { queue: id, ranges } => {
-                    self.keep_captured(id);
-                    let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    self.dirty.insert(id);
-                    let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
-                    for seq in &over {
-                        self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
-                    }
-                    if !over.is_empty() {
-                        self.bases.changed(id);
-                        note_settled(index, (id, queue), effects, &mut self.dirty);
-                    }
-                }
+                Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);
                     if let Some(queue) = self.queues.get_mut(&id) {
@@ -426,6 +414,21 @@ impl DataMachine {
             }
         }
         Ok(refused)
+    }
+
+    /// Deliveries failed; what failed too often dies.
+    fn failed(&mut self, index: u64, id: QueueId, ranges: crate::model::link::Ranges, effects: &mut Vec<Effect>) {
+        self.keep_captured(id);
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        self.dirty.insert(id);
+        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
+        for seq in &over {
+            self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
+        }
+        if !over.is_empty() {
+            self.bases.changed(id);
+            note_settled(index, (id, queue), effects, &mut self.dirty);
+        }
     }
 
     /// Why not, if some queue did not take it that should.

@@ -1,5 +1,6 @@
 //! Dead letters of this shard, in order: read, routed by the node, put into queues of this shard with the entry that routes them, handed
-//! on to other shards, and done when those have them (rule 25). A letter that cannot go on stops those behind it, nothing is dropped.
+//! on to other shards, and done when those have answered (rule 25; what is missing of it is in the README). A letter whose way is not
+//! known stops those behind it.
 //! What is known of them is in the machine; here is only how far this leader got.
 
 use super::handle::LetterRead;
