@@ -8,6 +8,7 @@ pub mod backlog;
 pub mod broker;
 pub mod chance;
 pub mod cluster;
+pub mod ctl;
 pub mod load;
 pub mod management;
 pub mod oracle;
@@ -19,6 +20,7 @@ pub use backlog::Backlog;
 pub use broker::Broker;
 pub use chance::Chance;
 pub use cluster::{Cluster, ClusterOptions};
+pub use ctl::{Ctl, refusal};
 pub use warren::bench::client;
 
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
     let broker = Broker::Given(cluster.uris());
     let queue = unique("alarm");
     broker.declare_durable(0, &queue);
+    let mut idle = broker.connect(0);
     for at in 0..cluster.len() {
         let mut client = broker.connect(at);
         client.confirm_select(1).unwrap();
@@ -31,4 +32,5 @@ fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
         assert!(told && why.starts_with("low on memory"), "node {at}: {why:?}");
         assert!(broker.connect(at).get(1, &queue).unwrap().is_none(), "consuming goes on, and nothing was taken in");
     }
+    assert!(idle.event_within(Duration::from_millis(200)).unwrap().is_none(), "only those who publish are told");
 }
