@@ -7,6 +7,7 @@ use super::lease::Leases;
 use super::placement;
 use super::shard::Shard;
 use super::start::Progress;
+use super::time::ClusterClock;
 use crate::model::ports::Leadership;
 use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
@@ -68,10 +69,11 @@ impl Core {
         shards: u16,
         timing: Timing,
         journal: Arc<dyn Journal>,
+        clock: ClusterClock,
     ) -> Arc<Core> {
         nodes.sort_unstable();
         nodes.dedup();
-        let leases = Leases::new(nodes.clone(), timing.lease());
+        let leases = Leases::new(nodes.clone(), timing.lease(), clock);
         Arc::new(Core {
             me,
             incarnation,

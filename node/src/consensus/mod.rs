@@ -23,6 +23,7 @@ mod service;
 pub mod shard;
 mod start;
 mod thread;
+mod time;
 mod transfer;
 mod types;
 mod wire;
@@ -36,6 +37,7 @@ pub use machine::{Arrived, Departing, Fault, Machine};
 pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
+pub use time::{ClusterClock, Sources};
 pub use types::Reply;
 
 #[cfg(test)]

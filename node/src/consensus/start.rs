@@ -14,6 +14,7 @@ use super::placement::FIRST_GENERATION;
 use super::service::Service;
 use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
+use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
@@ -49,6 +50,8 @@ pub struct ConsensusConfig {
     pub shards: u16,
     /// Raft's clock.
     pub timing: Timing,
+    /// Learns the cluster's time.
+    pub clock: ClusterClock,
     /// The node's write-ahead log.
     pub journal: Arc<dyn Journal>,
     /// Makes machines.
@@ -72,8 +75,8 @@ impl Consensus {
     /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
     pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
         let thread = RaftThread::start()?;
-        let ConsensusConfig { node, incarnation, nodes, shards, timing, journal, machines, store, acceptor, wire } = config;
-        let core = Core::new(node, incarnation, nodes, shards, timing, journal);
+        let ConsensusConfig { node, incarnation, nodes, shards, timing, clock, journal, machines, store, acceptor, wire } = config;
+        let core = Core::new(node, incarnation, nodes, shards, timing, journal, clock);
         let service = Arc::new(Service::new(core.clone(), acceptor));
         let transport = {
             let _on_our_runtime = thread.handle().enter();

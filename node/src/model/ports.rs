@@ -44,6 +44,24 @@ pub trait Proposer: Send + Sync + 'static {
     fn lease_valid(&self) -> bool;
 }
 
+/// What time it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Milliseconds since the epoch as far as the cluster agrees; `None` while that is not known.
+    pub clock_ms: Option<u64>,
+    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
+    pub steady_ms: u64,
+    /// This node's own clock is right: what ends by time may end (rule 24).
+    pub is_sure: bool,
+}
+
+/// The time that entries carry and messages end by. Implemented by `consensus` (what the members' clocks agree on) and by `serving` for
+/// queues that no other node has.
+pub trait Clock: Send + Sync + 'static {
+    /// Now; cheap enough for every entry.
+    fn read(&self) -> Reading;
+}
+
 /// Bodies by log index.
 pub trait Bodies: Send + Sync + 'static {
     /// From memory, at once.

@@ -124,6 +124,7 @@ impl Host {
             disk: Arc::new(state.disk.clone()),
             wal: WalConfig { file_bytes: WAL_FILE_BYTES, budget_bytes: 64 << 20, fatal: Some(Arc::new(died)), ..WalConfig::default() },
             wire: Box::new(move |handler| Ok(network.join(id, handler))),
+            clocks: warren::consensus::Sources::default(),
         };
         runtime.spawn(self.clone().run(life, ground));
         runtime.spawn(super::world::watch_clock(self.starved.clone()));
