@@ -8,6 +8,7 @@ use super::placement;
 use super::shard::Shard;
 use super::start::Progress;
 use super::time::ClusterClock;
+use super::watch::Watch;
 use crate::model::ports::Leadership;
 use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
@@ -58,6 +59,7 @@ pub(super) struct Core {
     pub(super) away: Away,
     pub(super) bodies: Arc<BodyCounters>,
     pub(super) progress: watch::Sender<Progress>,
+    pub(super) watch: Arc<Watch>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
 
@@ -88,6 +90,7 @@ impl Core {
             away: Away::default(),
             bodies: Arc::default(),
             progress: watch::channel(Progress::default()).0,
+            watch: Arc::default(),
             hints: Mutex::default(),
         })
     }

@@ -5,7 +5,7 @@
 
 use super::core::Core;
 use super::hearing::{Heard, Hearing};
-use super::time::{ClusterClock, Clocks, Verdict};
+use super::time::{Clocks, ClusterClock, Verdict};
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
 use crate::model::shortage::{Shortage, Shortages};

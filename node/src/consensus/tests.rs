@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -26,6 +26,12 @@ type MemoryLog = (ShardLog, BTreeMap<u64, LogEntry>);
 pub(super) struct MemoryJournal {
     shards: Mutex<HashMap<ShardId, MemoryLog>>,
     identity: Mutex<Option<Identity>>,
+    read_bytes: AtomicUsize,
+    /// What the disk has, where the test says so.
+    pub(super) flushed: Mutex<Option<LogId>>,
+    pub(super) lags: AtomicBool,
+    /// So many writes of an installation find no space.
+    pub(super) full: AtomicUsize,
 }
 
 impl MemoryJournal {
@@ -33,6 +39,16 @@ impl MemoryJournal {
         let mut shards = self.shards.lock();
         let (state, entries) = shards.entry(shard).or_default();
         f(state, entries)
+    }
+
+    /// Of all entries read so far.
+    pub(super) fn bytes_read(&self) -> usize {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    fn write(&self, done: Done) {
+        let full = self.full.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+        done(if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) });
     }
 }
 
@@ -68,15 +84,32 @@ impl Journal for MemoryJournal {
     }
 
     fn flushed(&self, shard: ShardId) -> Option<LogId> {
-        self.state(shard).last
+        if self.lags.load(Ordering::Relaxed) { *self.flushed.lock() } else { self.state(shard).last }
+    }
+
+    fn prepare_install(&self, _: ShardId, _: LogId, _: Option<(LogId, Bytes)>, done: Done) {
+        self.write(done);
+    }
+
+    fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
+        self.purge(shard, upto);
+        self.write(done);
     }
 
     fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
         self.with(shard, |_, entries| entries.get(&index).cloned())
     }
 
-    fn read(&self, shard: ShardId, range: Range<u64>, _max_bytes: usize) -> io::Result<Vec<LogEntry>> {
-        Ok(self.with(shard, |_, entries| entries.range(range).map(|(_, e)| e.clone()).collect()))
+    fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        let found: Vec<LogEntry> = self.with(shard, |_, entries| entries.range(range).map(|(_, e)| e.clone()).collect());
+        let mut read = 0;
+        let fits = |entry: &LogEntry| {
+            read += entry.payload.len();
+            read == entry.payload.len() || read <= max_bytes
+        };
+        let taken: Vec<LogEntry> = found.into_iter().take_while(fits).collect();
+        self.read_bytes.fetch_add(taken.iter().map(|e| e.payload.len()).sum(), Ordering::Relaxed);
+        Ok(taken)
     }
 
     fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
@@ -375,17 +408,17 @@ async fn a_group_whose_machine_fails_stops_on_that_node_alone_and_says_so() {
     let mut cluster = Cluster::started(3, 1).await;
     assert!(applied(&cluster.propose(0).await));
     let (old, _) = cluster.leader(DATA).await;
-    assert!(cluster.nodes.values().all(|node| node.consensus.stopped_group().is_none()));
+    assert!(cluster.nodes.values().all(|node| node.consensus.fault().is_none()));
     cluster.nodes[&old].tapes.lock()[&DATA].faulty.store(true, Ordering::SeqCst);
     assert!(!applied(&cluster.propose(1).await), "its proposer is told");
     let mut leadership_rx = cluster.nodes[&old].consensus.leadership(DATA);
     let ended = leadership_rx.wait_for(|now| *now == Leadership::default());
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("it does not believe to lead any more").expect("told");
-    let (shard, why) = cluster.nodes[&old].consensus.stopped_group().expect("a group has stopped");
-    assert!(shard == DATA && why.contains("told so"), "{shard}: {why}");
+    let why = cluster.nodes[&old].consensus.fault().expect("a group has stopped");
+    assert!(why.contains("shard 1") && why.contains("told so"), "{why}");
     assert_ne!(cluster.leader(DATA).await.0, old);
     assert!(applied(&cluster.propose(next_epoch(1)).await), "the others serve on");
-    assert!(cluster.nodes.iter().all(|(id, node)| *id == old || node.consensus.stopped_group().is_none()));
+    assert!(cluster.nodes.iter().all(|(id, node)| *id == old || node.consensus.fault().is_none()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
