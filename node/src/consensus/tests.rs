@@ -635,7 +635,7 @@ async fn a_commit_point_beyond_the_log_of_this_disk_is_learnt_again_and_missing_
     let whole: Vec<_> = log.entries_stream(1..5).await.collect().await;
     assert!(whole.len() == 4 && whole.iter().all(Result::is_ok));
     let short: Vec<_> = log.entries_stream(3..7).await.collect().await;
-    assert!(matches!(short.as_slice(), [Err(_)]), "a short read must not pass for a whole one");
+    assert!(matches!(short.as_slice(), [Ok(_), Ok(_), Err(_)]), "a short read must not pass for a whole one");
 }
 
 /// The machine's clock, `ahead` ms ahead.

@@ -255,7 +255,7 @@ async fn a_leader_that_is_not_sure_of_the_time_lets_nothing_end_and_writes_no_gu
     };
     set(None, false);
     let shard = shard.fail_over();
-    assert!(timeout(QUIET, shard.arriving(1, 101)).await.is_err(), "the time is waited for");
+    assert!(timeout(QUIET, shard.arriving(2, 102)).await.is_err(), "the time is waited for");
     set(Some(MINUTE), false);
     let mut edge = shard.edge(1).await;
     assert_eq!(edge.stat(Q).await.ready, 2);
