@@ -114,9 +114,6 @@ async fn a_checkpoint_that_ends_on_its_way_leaves_a_machine_that_knows_that_noth
     bench.machine.panics.store(true, Ordering::SeqCst);
     assert_eq!(bench.start().await.expect("runs"), Err(Failed::GivenUp));
     assert_eq!(bench.machine.lost.load(Ordering::SeqCst), 2);
-    bench.machine.panics.store(false, Ordering::SeqCst);
-    bench.journal.lags.store(false, Ordering::SeqCst);
-    *bench.holding.checkpointed.lock() = None;
 }
 
 #[tokio::test]

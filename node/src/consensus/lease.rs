@@ -102,12 +102,29 @@ impl Leases {
     /// As whom this node leads the catalog, if it does, having applied it up to `applied`. Compared by the full id: a leadership that was
     /// lost and won again between two looks is a new one, for another leader may have granted and answered meanwhile.
     fn led_as(&self, led: Option<LeaderId>, applied: u64) {
-        let before = std::mem::replace(&mut self.grants.lock().led, led);
+        let before = {
+            let known = &mut self.grants.lock().led;
+            // Whoever looks may see later what another has seen.
+            if led.is_some() && led < *known {
+                return;
+            }
+            std::mem::replace(known, led)
+        };
         match led {
             Some(_) if led != before => self.lead(applied),
             None if before.is_some() => self.follow(),
             Some(_) | None => {}
         }
+    }
+
+    /// This node leads, or has led just now, as `leader`, whether or not anybody looked since it was elected: what earlier leaderships
+    /// knew must not count. False: it has led as somebody newer.
+    pub(super) fn caught_up(&self, leader: LeaderId, applied: u64) -> bool {
+        let led = self.grants.lock().led;
+        if led < Some(leader) {
+            self.led_as(Some(leader), applied);
+        }
+        led <= Some(leader)
     }
 
     /// This node leads the catalog since now; everything up to `index` may have been answered by earlier leaders.
@@ -251,7 +268,7 @@ pub(super) async fn keep(core: Arc<Core>) {
     loop {
         let leadership = *leadership_rx.borrow_and_update();
         let applied = applied_rx.borrow_and_update().map_or(0, |id| id.index);
-        core.leases.led_as(leadership.leader.filter(|_| leadership.is_me), applied);
+        core.leases.led_as(leadership.as_me(), applied);
         if let Some(leader) = leadership.leader {
             let renew = renew(core.clone(), leader.node(), applied);
             if leadership.is_me {
@@ -309,11 +326,15 @@ async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
 
 /// The leader's side of a renewal.
 pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, mut head: Bytes) -> Result<Frame, PeerError> {
-    use crate::model::ports::Proposer;
     let malformed = |_| PeerError::Malformed("lease");
     let (applied, alarm) = (head.try_get_u64_le().map_err(malformed)?, head.try_get_u8().map_err(malformed)?);
     let (knows, ahead) = (head.try_get_u8().map_err(malformed)? != 0, head.try_get_i64_le().map_err(malformed)?);
-    if !core.group(ShardId::CATALOG).is_some_and(|catalog| catalog.lease_valid()) {
+    let leads = core.group(ShardId::CATALOG).is_some_and(|catalog| {
+        let leader = catalog.leadership().borrow().as_me();
+        let index = catalog.applied().borrow().map_or(0, |id| id.index);
+        leader.is_some_and(|leader| catalog.leased_as() == Some(leader) && core.leases.caught_up(leader, index))
+    });
+    if !leads {
         return Ok(head_only(Bytes::from_static(&[NOT_LEADING])));
     }
     let granted = core.leases.grant(node, incarnation, applied);
@@ -398,6 +419,20 @@ mod tests {
         assert!(!leases.grant(NodeId(2), Incarnation(1), 7), "the leader between may have answered with 8");
         leases.led_as(None, 9);
         assert!(!leases.grant(NodeId(2), Incarnation(1), 9), "it does not lead");
+    }
+
+    #[tokio::test]
+    async fn a_command_of_a_leadership_that_nobody_has_looked_at_waits_as_a_new_leaders_does() {
+        let leases = leases();
+        let in_term = |term| LeaderId { term, voter: 1 };
+        leases.led_as(Some(in_term(3)), 5);
+        assert!([1, 2].iter().all(|node| leases.grant(NodeId(*node), Incarnation(1), 8)));
+        // Between, another leader may have given leases to those who had applied 5.
+        let begun = Instant::now();
+        assert!(leases.caught_up(in_term(5), 8));
+        assert!(leases.visible(8).await);
+        assert!(begun.elapsed() >= ROUTING_LEASE);
+        assert!(leases.caught_up(in_term(5), 9) && !leases.caught_up(in_term(3), 9), "one's own past is over");
     }
 
     #[test]

@@ -185,6 +185,21 @@ impl Shard {
         self.inner.raft.trigger().transfer_leader(voter.pack()).await.is_ok()
     }
 
+    /// The leader id under which a majority acknowledged this node within the lease.
+    pub(super) fn leased_as(&self) -> Option<LeaderId> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        if self.inner.voters.len() == 1 {
+            return self.inner.leadership_tx.borrow().as_me();
+        }
+        let leader = {
+            let server = self.inner.server_rx.borrow_watched();
+            let leads = server.state == ServerState::Leader && server.vote.committed;
+            leads.then(|| from_lid(server.vote.leader_id)).filter(|leader| leader.voter == self.inner.me)
+        }?;
+        let acked = self.inner.contact.quorum(leader)?;
+        (tokio::time::Instant::now() < acked + self.inner.lease).then_some(leader)
+    }
+
     /// Write an entry and wait for its reply, without a leader id: for the catalog, whose commands are idempotent.
     pub(super) async fn write(&self, entry: EntryBytes) -> Result<(LogId, Reply), WriteError> {
         let (tx, rx) = oneshot::channel();
@@ -260,17 +275,7 @@ impl Proposer for Shard {
     }
 
     fn lease_valid(&self) -> bool {
-        use openraft::async_runtime::watch::WatchReceiver;
-        if self.inner.voters.len() == 1 {
-            return self.inner.leadership_tx.borrow().is_me;
-        }
-        let leader = {
-            let server = self.inner.server_rx.borrow_watched();
-            let leads = server.state == ServerState::Leader && server.vote.committed;
-            leads.then(|| from_lid(server.vote.leader_id)).filter(|leader| leader.voter == self.inner.me)
-        };
-        let acked = leader.and_then(|leader| self.inner.contact.quorum(leader));
-        acked.is_some_and(|acked| tokio::time::Instant::now() < acked + self.inner.lease)
+        self.leased_as().is_some()
     }
 }
 

@@ -18,6 +18,13 @@ pub struct Leadership {
     pub is_me: bool,
 }
 
+impl Leadership {
+    /// The id that this node leads under, if it does.
+    pub fn as_me(&self) -> Option<LeaderId> {
+        self.leader.filter(|_| self.is_me)
+    }
+}
+
 /// What became of a proposal.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ProposalOutcome {
