@@ -315,7 +315,7 @@ async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     if leader != core.me {
         let verdict = match verdict {
             AGREED => Verdict::Agreed(median),
-            DISPUTED => Verdict::Disputed,
+            DISPUTED => Verdict::Disputed(median),
             _ => Verdict::Unheard,
         };
         core.leases.told_clock(leader, clock_ms, verdict, sent.elapsed());
@@ -341,7 +341,7 @@ pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, 
     let (verdict, median) = match core.leases.clocks(node, knows.then_some(ahead), Instant::now()) {
         Verdict::Unheard => (UNHEARD, 0),
         Verdict::Agreed(median) => (AGREED, median),
-        Verdict::Disputed => (DISPUTED, 0),
+        Verdict::Disputed(lowest) => (DISPUTED, lowest),
     };
     let mut answer = BytesMut::with_capacity(32);
     answer.put_u8(if granted { GRANTED } else { TOO_OLD });

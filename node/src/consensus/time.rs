@@ -54,8 +54,8 @@ pub(super) enum Verdict {
     Unheard,
     /// A majority is close to the median, which is so far ahead of the leader's clock, ms.
     Agreed(i64),
-    /// No majority is.
-    Disputed,
+    /// No majority is; the lowest clock is so far ahead of the leader's, ms.
+    Disputed(i64),
 }
 
 /// The cluster's time on this node. Cheap to clone.
@@ -72,6 +72,8 @@ struct Inner {
 struct Cluster {
     /// A time, and the steady clock then.
     known: Option<(u64, u64)>,
+    /// A majority agreed on it; else it is the lowest of the clocks that differ, the guess that ends least too early for what is there.
+    agreed: bool,
     disputed: bool,
     /// What the log said last.
     said_off: bool,
@@ -102,12 +104,18 @@ impl ClusterClock {
     /// The catalog's leader said this, whose clock this machine's is `ahead` of.
     pub(super) fn told(&self, verdict: Verdict, ahead: i64) {
         let cluster = &mut *self.0.cluster.lock();
+        let time = |of_leader: i64| Some((self.system_ms().saturating_add_signed(of_leader - ahead), self.steady_ms()));
         match verdict {
             Verdict::Unheard => return,
-            Verdict::Disputed => cluster.disputed = true,
             Verdict::Agreed(median) => {
-                cluster.disputed = false;
-                cluster.known = Some((self.system_ms().saturating_add_signed(median - ahead), self.steady_ms()));
+                (cluster.agreed, cluster.disputed) = (true, false);
+                cluster.known = time(median);
+            }
+            Verdict::Disputed(lowest) => {
+                cluster.disputed = true;
+                if !cluster.agreed {
+                    cluster.known = time(lowest);
+                }
             }
         }
         let (off, offset_ms) = (self.off(cluster), self.offset(cluster));
@@ -120,7 +128,7 @@ impl ClusterClock {
     }
 
     fn offset(&self, cluster: &Cluster) -> Option<i64> {
-        let (time, at) = cluster.known?;
+        let (time, at) = cluster.known.filter(|_| cluster.agreed)?;
         Some(difference(self.system_ms(), time + self.steady_ms().saturating_sub(at)))
     }
 
@@ -143,11 +151,11 @@ impl Clock for ClusterClock {
     /// This machine's clock while it is close to the cluster's time, so that what is uncertain about that does not show.
     fn read(&self) -> Reading {
         let (own, steady_ms) = (self.system_ms(), self.steady_ms());
-        let known = self.0.cluster.lock().known;
+        let Cluster { known, agreed, .. } = *self.0.cluster.lock();
         let Some(time) = known.map(|(time, at)| time + steady_ms.saturating_sub(at)) else {
             return Reading { clock_ms: None, steady_ms, is_sure: false };
         };
-        let is_sure = own.abs_diff(time) <= CLOCK_SLACK_MS;
+        let is_sure = agreed && own.abs_diff(time) <= CLOCK_SLACK_MS;
         Reading { clock_ms: Some(if is_sure { own } else { time }), steady_ms, is_sure }
     }
 }
@@ -176,7 +184,7 @@ impl Clocks {
         let (low, high) = (ahead[(ahead.len() - 1) / 2], ahead[ahead.len() / 2]);
         let median = low + (high - low) / 2;
         let close = ahead.iter().filter(|a| (*a - median).unsigned_abs() <= CLOCK_SLACK_MS).count();
-        if close * 2 > members { Verdict::Agreed(median) } else { Verdict::Disputed }
+        if close * 2 > members { Verdict::Agreed(median) } else { Verdict::Disputed(ahead[0]) }
     }
 }
 
@@ -200,9 +208,9 @@ mod tests {
         assert_eq!(verdict(&[0, 40], 3), Verdict::Agreed(20));
         assert_eq!(verdict(&[0, HOUR, 30], 3), Verdict::Agreed(30), "one is ahead");
         assert_eq!(verdict(&[0, -HOUR, -HOUR - 70], 3), Verdict::Agreed(-HOUR), "the leader itself is ahead");
-        assert_eq!(verdict(&[0, HOUR], 3), Verdict::Disputed, "nobody can say which");
-        assert_eq!(verdict(&[0, HOUR], 2), Verdict::Disputed);
-        assert_eq!(verdict(&[0, HOUR, 2 * HOUR], 3), Verdict::Disputed);
+        assert_eq!(verdict(&[0, HOUR], 3), Verdict::Disputed(0), "nobody can say which");
+        assert_eq!(verdict(&[0, -HOUR], 2), Verdict::Disputed(-HOUR));
+        assert_eq!(verdict(&[0, HOUR, 2 * HOUR], 3), Verdict::Disputed(0));
         assert_eq!(verdict(&[0, HOUR, 10, -HOUR, -900], 5), Verdict::Agreed(0));
     }
 
@@ -246,10 +254,11 @@ mod tests {
     #[test]
     fn without_agreement_a_node_that_knew_the_time_knows_it_and_a_new_one_does_not() {
         let (clock, system, _) = machine(9000);
-        clock.told(Verdict::Disputed, 0);
-        assert!(clock.is_off() && clock.read().clock_ms.is_none());
+        clock.told(Verdict::Disputed(0), 0);
+        assert!(clock.is_off() && clock.offset_ms().is_none());
+        assert_eq!(clock.read(), Reading { clock_ms: Some(9000), steady_ms: 7, is_sure: false }, "its own clock is the lowest: a guess");
         clock.told(Verdict::Agreed(0), 0);
-        clock.told(Verdict::Disputed, 0);
+        clock.told(Verdict::Disputed(-5000), 0);
         assert!(!clock.is_off() && clock.read().is_sure);
         system.store(20_000, Ordering::Relaxed);
         assert!(clock.is_off() && !clock.read().is_sure);

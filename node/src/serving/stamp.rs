@@ -22,14 +22,15 @@ impl Stamp {
     }
 
     /// The time of an entry, ms since the epoch. It stands still while nobody knows the time: a guess would stay in the log.
-    pub fn next(&mut self, Reading { clock_ms, steady_ms, .. }: Reading) -> u64 {
+    pub fn next(&mut self, Reading { clock_ms, steady_ms, is_sure }: Reading) -> u64 {
         let Some(mut time) = clock_ms else { return self.last_ms };
         if let Some((from, at)) = self.anchor {
             let expected = from + steady_ms.saturating_sub(at);
             time = time.clamp(expected.saturating_sub(CLOCK_SLACK_MS), expected + CLOCK_SLACK_MS);
         }
         time = time.max(self.last_ms);
-        if self.anchor.is_none_or(|(_, at)| steady_ms >= at + ANCHOR_MS) {
+        // A guess is followed and not held on to.
+        if is_sure && self.anchor.is_none_or(|(_, at)| steady_ms >= at + ANCHOR_MS) {
             self.anchor = Some((time, steady_ms));
         }
         self.last_ms = time;
@@ -96,6 +97,7 @@ mod tests {
         let mut stamp = Stamp::default();
         stamp.begin(HOUR);
         assert_eq!(stamp.next(Reading { clock_ms: None, steady_ms: 5, is_sure: false }), HOUR, "nobody knows better");
+        assert_eq!(stamp.next(Reading { clock_ms: Some(24 * HOUR), steady_ms: 6, is_sure: false }), 24 * HOUR, "a guess");
         assert_eq!(stamp.at(25 * HOUR, 7), 25 * HOUR, "the cluster was off for a day");
     }
 }
