@@ -351,7 +351,7 @@ impl Running {
             shards: (0..=self.shards).map(|n| shard(ShardId(n))).collect(),
             connections: self.edge.connections().len() as u64,
             queues: self.catalog.read().queue_count() as u64,
-            alarms: self.alarm.lock().iter().cloned().collect(),
+            alarms: self.alarm.lock().iter().chain(self.clock_alarm.lock().iter()).cloned().collect(),
             local_alarm: self.is_low.load(Ordering::Relaxed),
         }
     }
