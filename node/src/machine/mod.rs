@@ -17,6 +17,8 @@ mod extents;
 mod hash;
 mod inlets;
 mod letter_rows;
+#[cfg(test)]
+mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
