@@ -15,6 +15,10 @@ mod entry_tests;
 mod exits;
 mod extents;
 mod hash;
+mod inlets;
+mod letter_rows;
+#[cfg(test)]
+mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
@@ -27,7 +31,7 @@ mod shard_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
-pub use dead::Dead;
+pub use dead::{Dead, Routed};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod deaths;
 pub mod entry;
 pub mod ids;
+pub mod letters;
 pub mod limits;
 pub mod link;
 pub mod ports;

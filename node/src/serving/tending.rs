@@ -20,7 +20,7 @@ const UNSURE: Duration = Duration::from_secs(1);
 /// A queue whose users may not all have been heard of is looked at again after this time.
 const UNHEARD: Duration = Duration::from_secs(1);
 
-/// What an entry brings to queues that drop messages: queue, messages, and whether it may make them drop some.
+/// What an entry brings to queues with limits: queue, messages, and whether it may make them drop some.
 pub(super) type Targets = SmallVec<[(QueueId, u64, bool); 2]>;
 
 impl ShardServer {
@@ -46,7 +46,7 @@ impl ShardServer {
         let machine = self.machine.lock();
         let (Some(state), Some(queue)) = (self.queues.get_mut(&id), machine.queue(id)) else { return };
         state.configure(queue);
-        match state.care.as_ref().is_some_and(|c| c.drops_head()) {
+        match state.care.as_ref().is_some_and(|c| c.settings.is_limited()) {
             true => self.limited.insert(id),
             false => self.limited.remove(&id),
         };
@@ -84,8 +84,9 @@ impl ShardServer {
         self.choose_active(state);
         let unused = self.unused_at(state);
         let due = self.due_at(state);
-        let Some(care) = &mut state.care else { return };
         let now = Instant::now();
+        let due = due.filter(|at| *at > now || self.may_leave(state));
+        let Some(care) = &mut state.care else { return };
         if due.is_some_and(|at| at <= now) && care.tend == Step::Idle {
             care.tend = Step::Wanted;
             self.log.tends.push(state.id);
@@ -97,6 +98,16 @@ impl ShardServer {
             care.alarm = next;
             next.map(|at| self.alarms.insert((at, state.id)));
         }
+    }
+
+    /// Whether messages can leave the queue of their own accord; if its outbox is full they stay until it is not (rule 25).
+    fn may_leave(&mut self, state: &QueueState) -> bool {
+        let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some());
+        let may = !buries || self.machine.lock().buries(state.id);
+        if !may {
+            self.letters.kept.insert(state.id);
+        }
+        may
     }
 
     /// When the queue wants a `Tend`; now when it is too full.
@@ -160,7 +171,7 @@ impl ShardServer {
         chosen
     }
 
-    /// What a batch brings to queues that drop messages; `None`: one of them is not to be added to now.
+    /// What a batch brings to queues with limits; false: one of them is not to be added to now.
     pub(super) fn limited_targets(&self, batch: &Batch, targets: &mut Targets) -> bool {
         if self.limited.is_empty() {
             return true;
@@ -183,19 +194,20 @@ impl ShardServer {
         free
     }
 
-    /// The entry to be proposed has these messages for queues that drop some when they are full: their basis goes before them, and
-    /// nothing is delivered from a queue that may drop some.
-    pub(super) fn brace(&mut self, targets: &mut Targets, now_ms: u64, ops: &mut Ops) {
+    /// The entry to be proposed has these messages for queues with limits: their basis goes before them, and nothing is delivered from a
+    /// queue that may drop some.
+    pub(super) fn brace(&mut self, targets: &mut Targets, ops: &mut Ops) {
         let machine = self.machine.lock();
         for (id, count, risky) in targets.iter_mut() {
             let (Some(state), Some(queue)) = (self.queues.get_mut(id), machine.queue(*id)) else { continue };
             if !state.held && queue.reserved() > Seq(0) {
-                ops.tend(*id, now_ms, state.room(), &state.checked_ranges());
+                // The basis only: nothing expires by it that may be delivered meanwhile.
+                ops.tend(*id, 0, state.room(), &state.checked_ranges());
             }
             let Some(care) = &mut state.care else { continue };
             care.coming += *count;
             let long = care.settings.max_length.is_some_and(|max| queue.live_count() + care.coming > max);
-            *risky = long || care.settings.max_length_bytes.is_some();
+            *risky = care.drops_head() && (long || care.settings.max_length_bytes.is_some());
             care.frozen += u32::from(*risky);
         }
     }

@@ -48,6 +48,16 @@ impl Catalog {
         Walk { vhost, envelope, out }.from(first);
         RouteResult::Routed
     }
+
+    /// The same for what no client publishes: through internal exchanges too, and to nobody without an exchange.
+    pub fn route_any(&self, envelope: &Envelope<'_>, out: &mut Vec<(QueueId, ShardId)>) {
+        let Some(vhost) = self.vhosts.get(envelope.vhost) else { return };
+        match vhost.exchanges.get(envelope.exchange) {
+            _ if envelope.exchange.is_empty() => default_exchange(vhost, envelope.keys, out),
+            Some(first) => Walk { vhost, envelope, out }.from(first),
+            None => {}
+        }
+    }
 }
 
 /// Each key is the name of a queue.
