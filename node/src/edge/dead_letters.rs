@@ -8,7 +8,7 @@ use super::mailbox::{ChannelRef, Mailbox};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
-use crate::model::entry::{SettleReason, StoredView};
+use crate::model::entry::{SettleReason, StoredMessage, StoredView};
 use crate::model::ports::{DeadLetterOffice, Letter, LetterDone, RoutedLetter};
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
 use bytes::Bytes;
@@ -81,6 +81,9 @@ impl DeadLetterOffice for Office {
 /// `None`: nothing takes it, its queue's exchange or the queue itself is gone.
 fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
     let record = catalog.queue_by_id(letter.queue)?;
+    if let Some(exchange) = &record.backs {
+        return route_kept(catalog, letter, (&record.spec.name.vhost, exchange), near);
+    }
     let dead_letter = catalog.settings(record).dead_letter?;
     let name = &record.spec.name;
     let message = StoredView::parse(&letter.message)?;
@@ -106,14 +109,44 @@ fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> 
     if letter.reason != SettleReason::Reject {
         found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| written.is_cycle(&q.spec.name.name)));
     }
-    let by_shard = found.chunk_by(|a, b| a.1 == b.1);
     Some(RoutedLetter {
         exchange: Bytes::from(dead_letter.exchange.into_bytes()),
         key: Bytes::from(keys.swap_remove(0)),
         properties: Bytes::from(properties),
         body: letter.message.slice(message.body_at..),
-        targets: by_shard.map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect(),
+        targets: by_shard(&found),
     })
+}
+
+/// A message that an exchange kept: its delay is over, or a new binding gets it. It goes as it was published, but for the delay.
+fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
+    let message = StoredMessage::parse(letter.message.clone())?;
+    let mut headers = Headers::of(&message.properties);
+    let mut keys = vec![message.key.to_vec()];
+    keys.extend(headers.keys("CC"));
+    let due = letter.reason == SettleReason::Due;
+    let properties = if due {
+        headers.end_delay();
+        Bytes::from(headers.write(true))
+    } else {
+        message.properties.clone()
+    };
+    let subject = MessageSubject::new(&properties);
+    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
+    let mut found = Vec::new();
+    match due {
+        true => catalog.route_kept(&envelope, &mut found),
+        false => catalog.route_replay(letter.time_ms, &envelope, &mut found),
+    }
+    found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
+    found.dedup();
+    let targets = by_shard(&found);
+    Some(RoutedLetter { exchange: message.exchange, key: message.key, properties, body: message.body, targets })
+}
+
+fn by_shard(sorted: &[(QueueId, ShardId)]) -> Vec<(ShardId, Vec<QueueId>)> {
+    sorted.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub struct Dead {
     pub at: Located,
     /// Why it left.
     pub reason: SettleReason,
-    /// When, ms since the epoch.
+    /// When, ms since the epoch; of a replay: the number of the binding that it is for.
     pub time_ms: u64,
     /// Other shards that are still to get it, with the queues there; `None`: not routed yet.
     pub targets: Option<Vec<(ShardId, Vec<QueueId>)>>,
@@ -47,6 +47,11 @@ impl DeadLetters {
     /// From a number on.
     pub fn from(&self, number: u64) -> impl Iterator<Item = (u64, &Dead)> {
         self.rows.range(number..).map(|(number, dead)| (*number, dead))
+    }
+
+    /// How many.
+    pub fn len(&self) -> u64 {
+        self.rows.len() as u64
     }
 
     /// One.

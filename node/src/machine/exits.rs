@@ -5,7 +5,8 @@ use super::dead::{Dead, DeadLetters};
 use super::queue::{Located, Queue};
 use crate::model::entry::SettleReason;
 use crate::model::settings::Overflow;
-use crate::model::{QueueId, Seq};
+use crate::model::store::Store;
+use crate::model::{QueueId, Seq, limits};
 
 /// Dead letters, and what the entry being applied lets go of.
 #[derive(Clone, Debug, Default)]
@@ -44,16 +45,37 @@ impl Exits {
 
     /// One message is a dead letter.
     pub fn bury(&mut self, queue: QueueId, at: Located, reason: SettleReason) {
-        self.taken.push(at.index);
+        self.send(Dead { queue, at, reason, time_ms: self.time_ms, targets: None });
+    }
+
+    /// Copies of live messages go to where a binding leads.
+    pub fn replay(&mut self, id: QueueId, queue: &Queue, binding: u64) {
+        let mut runs = Vec::new();
+        queue.locate_in(Seq(0), queue.tail(), &mut runs);
+        for run in runs {
+            for at in (0..run.count).map(|n| one(&run, n)) {
+                self.send(Dead { queue: id, at, reason: SettleReason::Replay, time_ms: binding, targets: None });
+            }
+        }
+    }
+
+    /// How many more letters a queue may add of its own accord.
+    pub fn room(&self) -> u64 {
+        limits::LETTERS_AHEAD.saturating_sub(self.dead.len())
+    }
+
+    fn send(&mut self, dead: Dead) {
+        self.taken.push(dead.at.index);
         self.any_died = true;
-        self.dead.add(Dead { queue, at, reason, time_ms: self.time_ms, targets: None });
+        self.dead.add(dead);
     }
 }
 
 /// Whether messages that leave this queue so become dead letters.
 fn dies(queue: &Queue, reason: SettleReason) -> bool {
     match reason {
-        SettleReason::Ack | SettleReason::Purge => false,
+        SettleReason::Ack | SettleReason::Purge | SettleReason::Replay => false,
+        SettleReason::Due => queue.settings().is_some_and(|s| s.store == Some(Store::Delayed)),
         SettleReason::Reject | SettleReason::Expired | SettleReason::MaxLength | SettleReason::DeliveryLimit => {
             queue.settings().is_some_and(|s| s.dead_letter.is_some())
         }

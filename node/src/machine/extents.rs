@@ -16,6 +16,9 @@ const CHUNK_EXTENTS: usize = 64;
 /// ... or at this many messages: bounds the settled bits of a chunk's checkpoint value (2 KiB).
 const CHUNK_MESSAGES: u64 = 16_384;
 
+/// ... or at this many notes of messages that differ (64 KiB): delayed messages each have their own time.
+const CHUNK_NOTES: usize = 4096;
+
 /// A run of messages of one queue in one section of one entry.
 #[derive(Clone, Debug)]
 struct Extent {
@@ -191,6 +194,7 @@ impl Extents {
         if let Some((&key, chunk)) = self.chunks.iter_mut().next_back()
             && chunk.extents.len() < CHUNK_EXTENTS
             && chunk.messages < CHUNK_MESSAGES
+            && chunk.notes.as_ref().is_none_or(|notes| notes.steps() < CHUNK_NOTES)
         {
             Arc::make_mut(&mut chunk.extents).push(extent);
             chunk.messages += 1;

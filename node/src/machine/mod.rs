@@ -24,6 +24,9 @@ mod sessions;
 pub mod shard;
 #[cfg(test)]
 mod shard_tests;
+mod stores;
+#[cfg(test)]
+mod stores_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;

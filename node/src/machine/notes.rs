@@ -46,6 +46,11 @@ impl Notes {
         }
     }
 
+    /// How many steps there are.
+    pub fn steps(&self) -> usize {
+        self.deadlines.len() + self.sizes.len()
+    }
+
     /// A message's deadline, and the first later message with another.
     pub fn deadline(&self, seq: u64) -> (u64, u64) {
         let at = self.deadlines.partition_point(|step| step.0 <= seq);

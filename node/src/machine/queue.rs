@@ -6,8 +6,10 @@ use super::extents::{Extents, Taken};
 use super::hash::StateHasher;
 use super::notes::Note;
 use super::shard::RestoreError;
+use super::stores::Schedule;
 use crate::model::entry::{EntryBytes, Op, OpsReader};
 use crate::model::settings::QueueSettings;
+use crate::model::store::Store;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
@@ -47,6 +49,8 @@ pub struct Queue {
     failures: BTreeMap<u64, u32>,
     /// Some message of it expires, or did; not state.
     timed: bool,
+    /// Of a queue of delayed messages.
+    schedule: Option<Box<Schedule>>,
     /// Section in which the last extent may still grow; not state.
     open: u64,
     /// Entries whose effects name this queue already; not state.
@@ -70,6 +74,7 @@ impl Default for Queue {
             active: None,
             failures: BTreeMap::new(),
             timed: false,
+            schedule: None,
             timed_in: 0,
             open: 0,
             enqueued_in: 0,
@@ -129,6 +134,31 @@ impl Queue {
         self.timed
     }
 
+    /// When the first delayed message is due, ms since the epoch.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.schedule.as_ref().and_then(|schedule| schedule.next_ms())
+    }
+
+    /// Whether it keeps the messages of a delayed exchange.
+    pub fn is_delayed(&self) -> bool {
+        self.settings.as_ref().is_some_and(|s| s.store == Some(Store::Delayed))
+    }
+
+    /// The first delayed message, if it is due; the caller settles it.
+    pub(super) fn take_due(&mut self, now_ms: u64) -> Option<Seq> {
+        self.schedule.as_mut()?.take(now_ms)
+    }
+
+    fn set_schedule(&mut self) {
+        let mut runs = Vec::new();
+        self.locate_in(Seq(0), Seq(self.tail), &mut runs);
+        let mut schedule = Box::<Schedule>::default();
+        for run in runs {
+            (run.first.0..run.first.0 + u64::from(run.count)).for_each(|seq| schedule.add(run.deadline_ms, seq));
+        }
+        self.schedule = Some(schedule);
+    }
+
     pub(super) fn activate(&mut self, session: SessionId, consumer: ConsumerId) {
         self.active = Some((session, consumer));
     }
@@ -144,6 +174,9 @@ impl Queue {
             self.levels.resize_with(wanted, Extents::default);
         }
         self.settings = settings;
+        if self.is_delayed() && self.schedule.is_none() {
+            self.set_schedule();
+        }
         true
     }
 
@@ -278,6 +311,9 @@ impl Queue {
         self.live.bytes += u64::from(bytes);
         self.live.body_bytes += note.body_bytes.map_or(0, u64::from);
         self.timed |= note.deadline_ms > 0;
+        if let Some(schedule) = &mut self.schedule {
+            schedule.add(note.deadline_ms, self.tail);
+        }
         if !grown {
             self.open = section;
             extents.push(Seq(self.tail), index, position, bytes, note);
@@ -368,6 +404,9 @@ impl Queue {
             self.live.bytes += part.bytes;
             self.live.body_bytes += part.body_bytes;
             self.timed |= extents.is_timed();
+        }
+        if self.is_delayed() {
+            self.set_schedule();
         }
         Ok(())
     }

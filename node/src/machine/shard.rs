@@ -10,6 +10,7 @@ use super::limits::{self, Bases};
 use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
+use super::stores;
 use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, StoredView, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
@@ -274,6 +275,11 @@ impl DataMachine {
         self.exits.dead.from(number)
     }
 
+    /// A queue of delayed messages may let more of them go.
+    pub fn has_letter_room(&self) -> bool {
+        self.exits.room() > 0
+    }
+
     /// A dead letter.
     pub fn dead(&self, number: u64) -> Option<&Dead> {
         self.exits.dead.get(number)
@@ -320,10 +326,13 @@ impl DataMachine {
                 }
                 SectionReply::Gone
             }
-            Section::Advance { from, to, creates, drops } => {
+            Section::Advance { from, to, creates, drops, replays } => {
                 let accepted = from == self.catalog_index && to >= from;
                 if accepted {
                     self.advance(to, &creates, &drops, effects);
+                    for (id, binding) in replays {
+                        self.queues.get(&id).into_iter().for_each(|queue| self.exits.replay(id, queue, binding));
+                    }
                 }
                 SectionReply::Advanced { accepted }
             }
@@ -395,9 +404,12 @@ impl DataMachine {
                 Op::Tend { queue: id, now_ms, room, checked } => {
                     self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    let basis = self.bases.named(id, queue, room, checked);
-                    let mut any = limits::expire(id, queue, basis, now_ms, &mut self.exits);
-                    any |= limits::trim(id, queue, basis, &mut self.exits);
+                    let any = if queue.is_delayed() {
+                        stores::let_go(id, queue, now_ms, &mut self.exits)
+                    } else {
+                        let basis = self.bases.named(id, queue, room, checked);
+                        limits::expire(id, queue, basis, now_ms, &mut self.exits) | limits::trim(id, queue, basis, &mut self.exits)
+                    };
                     if any {
                         note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
@@ -480,6 +492,9 @@ impl DataMachine {
                 if limits::trim(id, queue, basis, &mut self.exits) {
                     note_settled(index, (id, queue), effects, &mut self.dirty);
                 }
+            }
+            if stores::forget_oldest(id, queue, &mut self.exits) {
+                note_settled(index, (id, queue), effects, &mut self.dirty);
             }
         }
         if full { Some(RefusedEnqueue::Full) } else { refused }
@@ -564,6 +579,9 @@ fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Ve
 
 /// What a queue with these settings notes of a message that comes at `now_ms`.
 fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+    if let Some(store) = settings.and_then(|s| s.store) {
+        return stores::note(store, op, now_ms);
+    }
     let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms.map(u64::from)).min();
     let deadline_ms = match ttl {
         None => 0,

@@ -67,6 +67,12 @@ pub const NODE_DOWN: Duration = Duration::from_secs(5);
 pub const RESERVE_AHEAD: u64 = 4096;
 /// Dead letters that a shard's leader has under way at a time: bounds the memory of their bodies and what a slow target holds.
 pub const DEAD_LETTERS_UNDER_WAY: usize = 256;
+/// Letters that wait in a shard, beyond which no delayed message is let go: they would only wait elsewhere.
+pub const LETTERS_AHEAD: u64 = 4096;
+/// Delayed messages that are let go in one entry: the rest follows in the next ones, so that no entry stops its shard.
+pub const DUE_PER_ENTRY: usize = 1024;
+/// How long delayed messages wait for room among the letters before the next look.
+pub const DUE_PAUSE: Duration = Duration::from_millis(5);
 /// How long a consumer may hold a message unless it or its queue says otherwise (RabbitMQ's default).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A name on the wire is a short string (spec 4.2.5.3).

@@ -13,5 +13,6 @@ pub mod report;
 pub mod settings;
 pub mod shortage;
 pub mod step;
+pub mod store;
 
 pub use ids::*;

@@ -2,6 +2,7 @@
 //! when it tells a shard of a queue. The refusals are RabbitMQ's texts (`rabbit_amqqueue:check_declare_arguments`).
 
 use super::catalog::{Table, Value};
+use super::store::Store;
 use serde::{Deserialize, Serialize};
 
 /// Largest time to live or expiry, ms (RabbitMQ's `MAX_EXPIRY_TIMER`: 2^32 - 1).
@@ -67,6 +68,9 @@ pub struct QueueSettings {
     /// How long a consumer may hold a message, ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumer_timeout_ms: Option<u64>,
+    /// It is the queue of an exchange that keeps messages; clients have no part in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<Store>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -88,6 +92,11 @@ pub struct InvalidArgument {
 type Check = Result<(), String>;
 
 impl QueueSettings {
+    /// Of the queue behind an exchange.
+    pub fn of_store(store: Store) -> QueueSettings {
+        QueueSettings { store: Some(store), ..QueueSettings::default() }
+    }
+
     /// Nothing asked for: the queue costs nothing beyond its messages.
     pub fn is_plain(&self) -> bool {
         *self == QueueSettings::default()
@@ -138,6 +147,7 @@ impl QueueSettings {
             single_active_consumer: own("single-active-consumer") == Some(&Value::Bool(true)),
             max_priority: own("max-priority").and_then(number).map(|n| n.min(PRIORITY_MAX as u64) as u8),
             consumer_timeout_ms: lowest("consumer-timeout"),
+            store: None,
         }
     }
 }

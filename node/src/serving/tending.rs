@@ -5,10 +5,10 @@
 use super::handle::ServerEvent;
 use super::queue::{QueueState, Step};
 use super::server::ShardServer;
-use crate::machine::{AT_ONCE, Queue};
+use crate::machine::{AT_ONCE, DataMachine, Queue};
 use crate::model::entry::{Ops, each_target};
 use crate::model::link::Batch;
-use crate::model::{ConsumerId, QueueId, Seq, SessionId};
+use crate::model::{ConsumerId, QueueId, Seq, SessionId, limits};
 use smallvec::SmallVec;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -105,6 +105,9 @@ impl ShardServer {
         if state.care.as_ref().is_some_and(|c| c.drops_head()) && is_over(state, queue) {
             return Some(now);
         }
+        if queue.is_delayed() {
+            return self.delayed_at(queue, &machine);
+        }
         if !queue.is_timed() {
             return None;
         }
@@ -112,6 +115,14 @@ impl ShardServer {
         let heads = (0..queue.levels()).filter_map(|level| queue.first_ready(level, Seq(0), checked));
         let deadline = heads.map(|run| run.deadline_ms).filter(|ms| *ms > 0).min()?;
         Some(if deadline == AT_ONCE { now } else { now + Duration::from_millis(deadline.saturating_sub(self.now_ms())) })
+    }
+
+    /// When the first delayed message is due; a little later when it would only wait among the letters.
+    fn delayed_at(&self, queue: &Queue, machine: &DataMachine) -> Option<Instant> {
+        let due_ms = queue.next_due_ms()?;
+        let wait = Duration::from_millis(due_ms.saturating_sub(self.now_ms()));
+        let wait = if machine.has_letter_room() { wait } else { wait.max(limits::DUE_PAUSE) };
+        Some(Instant::now() + wait)
     }
 
     /// When the queue ends for want of use; tells the node when it does.

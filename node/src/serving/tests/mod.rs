@@ -4,6 +4,7 @@
 
 mod chaos;
 mod dead_letters;
+mod delayed;
 mod delivering;
 mod handover;
 mod publishing;
@@ -49,12 +50,12 @@ impl CatalogFeed for TestCatalog {
         }
         let settings = self.2.lock().clone();
         if !self.1.load(Ordering::Relaxed) {
-            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings });
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings, replays: vec![] });
         }
         let known = known()?;
         let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
         let drops = known.into_iter().filter(|q| !state.1.contains(q)).collect();
-        Some(CatalogChanges { to: state.0, creates, drops, settings })
+        Some(CatalogChanges { to: state.0, creates, drops, settings, replays: vec![] })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -124,9 +125,11 @@ struct Setup {
     cold: bool,
     shard: ShardId,
     edge_gone: Duration,
+    /// Instead of the system's, for all times.
+    clock: Option<fn() -> u64>,
 }
 
-const SETUP: Setup = Setup { cold: false, shard: ShardId(1), edge_gone: Duration::from_millis(150) };
+const SETUP: Setup = Setup { cold: false, shard: ShardId(1), edge_gone: Duration::from_millis(150), clock: None };
 
 impl Shard {
     fn new() -> Shard {
@@ -163,6 +166,9 @@ impl Shard {
         let (events_tx, events) = mpsc::channel(16);
         let mut config = ServerConfig::new(setup.shard, NodeId(1), catalog.clone());
         config.edge_gone = setup.edge_gone;
+        if let Some(clock) = setup.clock {
+            (config.clock, config.steady_clock) = (clock, clock);
+        }
         config.tick = Duration::from_millis(15);
         let office = Arc::new(dead_letters::TestOffice::default());
         config.letters = office.clone();
