@@ -1,4 +1,5 @@
-//! Exchanges that keep messages, on real clusters: delayed ones across nodes and over kills, histories that new queues get.
+//! Exchanges that keep messages, on real clusters: delayed ones across nodes and over kills, histories that new queues get. And messages that
+//! are published twice because a leader died.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::collections::BTreeMap;
@@ -222,4 +223,79 @@ fn a_history_survives_the_kill_of_each_node_and_of_all() {
     cluster.kill_all();
     cluster.start_all();
     all_get(1);
+}
+
+/// Publishes these numbers with what says what they are; some twice in a row.
+fn publish_marked(client: &mut Connection, exchange: &str, key: &str, numbers: std::ops::Range<i64>, publisher: bool) -> u64 {
+    let mut publishes = 0;
+    for n in numbers {
+        let name = ("x-publisher-reference".to_owned(), Field::Text("p".into()));
+        let headers = if publisher {
+            vec![name, ("x-publishing-id".to_owned(), Field::Int(n))]
+        } else {
+            vec![("x-deduplication-header".to_owned(), Field::Text(n.to_string()))]
+        };
+        for _ in 0..1 + n % 2 {
+            client.publish_with(Route { channel: 1, exchange, key, mandatory: false }, &headers, n.to_string().as_bytes()).unwrap();
+            publishes += 1;
+        }
+    }
+    publishes
+}
+
+fn unique_queue(client: &mut Connection) -> String {
+    let queue = unique("unique");
+    let arguments = vec![("x-message-deduplication".to_owned(), Field::Bool(true)), ("x-cache-size".to_owned(), Field::Int(5000))];
+    client.declare(1, &queue, &QueueOptions { arguments, ..QueueOptions::durable() }).unwrap();
+    queue
+}
+
+#[test]
+fn what_is_published_again_after_the_kill_of_a_leader_is_confirmed_and_stored_once() {
+    let Some(cluster) = Broker::to_harm("what_is_published_again_after_the_kill_of_a_leader_is_confirmed_and_stored_once") else { return };
+    let broker = Broker::Given(cluster.uris());
+    for publisher in [false, true] {
+        let queue = unique_queue(&mut broker.connect(0));
+        let mut leader = None;
+        assert!(eventually(PATIENCE, || (leader = cluster.queue_leader(&queue), leader.is_some()).1));
+        let leader = leader.unwrap();
+        // The publisher's own node dies with the leader: it knows of no confirm behind the first, and says all of it again.
+        let mut client = broker.connect(leader);
+        client.confirm_select(1).unwrap();
+        publish_marked(&mut client, "", &queue, 0..400, publisher);
+        assert!(matches!(message_event(&mut client, PATIENCE).unwrap(), Some(Incoming::Confirm { nack: false, .. })));
+        cluster.kill(leader);
+        drop(client);
+        let mut client = broker.connect((leader + 1) % cluster.len());
+        client.confirm_select(1).unwrap();
+        let publishes = publish_marked(&mut client, "", &queue, 0..600, publisher);
+        confirmed(&mut client, publishes);
+        cluster.restart(leader);
+        let mut bodies: Vec<i64> = got(&mut client, &queue, 600).iter().map(|body| body.parse().unwrap()).collect();
+        bodies.sort_unstable();
+        assert_eq!(bodies, (0..600).collect::<Vec<_>>());
+        client.delete(1, &queue).unwrap();
+    }
+}
+
+#[test]
+fn an_exchange_lets_each_value_through_once_from_all_nodes() {
+    let broker = Broker::shared();
+    let mut client = broker.connect(0);
+    let (exchange, queue) = (unique("once"), unique("once"));
+    client.declare_exchange_with(1, &exchange, "x-message-deduplication", &[("x-cache-size".to_owned(), Field::Int(1000))]).unwrap();
+    broker.declare_durable(0, &queue);
+    client.bind(1, &queue, &exchange, "").unwrap();
+    for at in 0..broker.nodes() {
+        let mut client = broker.connect(at);
+        client.confirm_select(1).unwrap();
+        let publishes = publish_marked(&mut client, &exchange, "k", 0..100, false);
+        confirmed(&mut client, publishes);
+    }
+    client.publish_to(to(&exchange), b"100").unwrap();
+    let mut bodies: Vec<i64> = got(&mut client, &queue, 101).iter().map(|body| body.parse().unwrap()).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, (0..101).collect::<Vec<_>>());
+    client.delete_exchange(1, &exchange).unwrap();
+    client.delete(1, &queue).unwrap();
 }

@@ -9,7 +9,9 @@ use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
 use crate::model::entry::{SettleReason, StoredMessage, StoredView};
-use crate::model::ports::{DeadLetterOffice, Letter, LetterDone, RoutedLetter};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
+use crate::model::limits::NAME_BYTES;
+use crate::model::ports::{DeadLetterOffice, LetterAnswered};
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -47,21 +49,38 @@ impl DeadLetterOffice for Office {
     fn route(&self, letter: &Letter) -> Option<RoutedLetter> {
         let edge = self.edge()?;
         // Without a lease this node's catalog may be old (rule 28).
-        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)).unwrap_or_default())
+        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)))
     }
 
-    fn forward(&self, (source, number): (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone) {
-        let Some(edge) = self.edge() else { return };
+    fn write(&self, letter: &Letter, address: &Address) -> LetterMessage {
+        match letter.reason {
+            SettleReason::Due | SettleReason::Replay | SettleReason::First => kept(letter),
+            SettleReason::Ack
+            | SettleReason::Reject
+            | SettleReason::Purge
+            | SettleReason::Expired
+            | SettleReason::MaxLength
+            | SettleReason::DeliveryLimit => Draft::of(letter, address).message,
+        }
+    }
+
+    fn forward(
+        &self,
+        source: Source,
+        (target, queues): (ShardId, &[QueueId]),
+        catalog_index: u64,
+        message: &LetterMessage,
+        answered: LetterAnswered,
+    ) {
+        let Some(edge) = self.edge() else { return answered(LetterFate::Refused) };
         let lane = edge.lane(target);
         if lane.is_gone() {
-            return done();
+            return answered(LetterFate::Taken);
         }
-        // The numbers of a shard in memory begin anew with its process: no other shard may remember them.
-        let source = source.owner().is_none().then_some((source, number));
-        let (exchange, key, properties, body) = (&routed.exchange, &routed.key, &routed.properties, &routed.body);
-        let message = Message { exchange, key, properties, body, source };
+        let LetterMessage { exchange, key, properties, body } = message;
+        let message = Message { exchange, key, properties, body, source: Some(source) };
         let at = ChannelRef { channel: 0, epoch: 0 };
-        let shared = Some(Shared::letter(done));
+        let shared = Some(Shared::letter(answered));
         let run = Run {
             mailbox: self.mailbox.clone(),
             at,
@@ -73,80 +92,102 @@ impl DeadLetterOffice for Office {
             shared,
             commit: None,
         };
-        let index = self.catalog.read().index();
-        lane.enqueue(queues, &message, index, run);
+        lane.enqueue(queues, &message, catalog_index, run);
     }
 }
 
-/// `None`: nothing takes it, its queue's exchange or the queue itself is gone.
-fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
-    let record = catalog.queue_by_id(letter.queue)?;
-    if let Some(exchange) = &record.backs {
+/// A letter written anew.
+struct Draft<'a> {
+    message: LetterMessage,
+    /// It is routed by these.
+    keys: Vec<Vec<u8>>,
+    headers: Headers<'a>,
+}
+
+impl<'a> Draft<'a> {
+    /// What can not be read as a message is empty.
+    fn of(letter: &'a Letter, address: &Address) -> Draft<'a> {
+        let empty = StoredView { exchange: b"", key: b"", properties: &[0, 0], body_at: letter.message.len() };
+        let message = StoredView::parse(&letter.message).unwrap_or(empty);
+        let mut headers = Headers::of(message.properties);
+        let mut keys = vec![message.key.to_vec()];
+        keys.extend(headers.keys("CC"));
+        keys.extend(headers.keys("BCC"));
+        let (exchange, key) = (message.exchange, message.key);
+        headers.record(&Death { queue: &address.queue, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
+        if let Some(own) = &address.routing_key {
+            let key = own.as_bytes();
+            keys = vec![key[..key.len().min(NAME_BYTES)].to_vec()];
+            headers.remove("CC");
+        }
+        let message = LetterMessage {
+            exchange: Bytes::copy_from_slice(address.exchange.as_bytes()),
+            key: Bytes::copy_from_slice(&keys[0]),
+            properties: Bytes::from(headers.write(false)),
+            body: letter.message.slice(message.body_at..),
+        };
+        Draft { message, keys, headers }
+    }
+}
+
+/// To no queue when its queue's exchange, or the queue itself, is gone.
+fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let catalog_index = catalog.index();
+    let record = catalog.queue_by_id(letter.queue);
+    if let Some((record, exchange)) = record.and_then(|record| Some((record, record.backs.as_ref()?))) {
         return route_kept(catalog, letter, (&record.spec.name.vhost, exchange), near);
     }
-    let dead_letter = catalog.settings(record).dead_letter?;
+    let Some((record, dead_letter)) = record.and_then(|record| Some((record, catalog.settings(record).dead_letter?))) else {
+        return RoutedLetter { catalog_index, ..RoutedLetter::default() };
+    };
     let name = &record.spec.name;
-    let message = StoredView::parse(&letter.message)?;
-    let mut written = Headers::of(message.properties);
-    let mut keys = vec![message.key.to_vec()];
-    keys.extend(written.keys("CC"));
-    keys.extend(written.keys("BCC"));
-    let (exchange, key) = (message.exchange, message.key);
-    written.record(&Death { queue: &name.name, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
-    if let Some(own) = &dead_letter.routing_key {
-        keys = vec![own.clone().into_bytes()];
-        written.remove("CC");
-    }
-    let properties = written.write(false);
-    let subject = MessageSubject::new(&properties);
+    let address = Address { queue: name.name.to_string(), exchange: dead_letter.exchange, routing_key: dead_letter.routing_key };
+    let Draft { message, keys, headers } = Draft::of(letter, &address);
+    let subject = MessageSubject::new(&message.properties);
     let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let mut found = Vec::new();
-    // A missing exchange takes nothing.
-    let envelope = Envelope { vhost: &name.vhost, exchange: &dead_letter.exchange, keys: &slices, subject: &subject, near };
-    let _ = catalog.route(&envelope, &mut found);
-    found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
-    found.dedup();
+    // A missing exchange takes nothing; an internal one takes letters, it only refuses clients.
+    let envelope = Envelope { vhost: &name.vhost, exchange: &address.exchange, keys: &slices, subject: &subject, near };
+    catalog.route_any(&envelope, &mut found);
     if letter.reason != SettleReason::Reject {
-        found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| written.is_cycle(&q.spec.name.name)));
+        found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
     }
-    Some(RoutedLetter {
-        exchange: Bytes::from(dead_letter.exchange.into_bytes()),
-        key: Bytes::from(keys.swap_remove(0)),
-        properties: Bytes::from(properties),
-        body: letter.message.slice(message.body_at..),
-        targets: by_shard(&found),
-    })
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
 }
 
-/// A message that an exchange kept: its delay is over, or a new binding gets it. It goes as it was published, but for the delay.
-fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
-    let message = StoredMessage::parse(letter.message.clone())?;
-    let mut headers = Headers::of(&message.properties);
+/// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
+fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let (catalog_index, address) = (catalog.index(), Address::default());
+    let message = kept(letter);
     let mut keys = vec![message.key.to_vec()];
-    keys.extend(headers.keys("CC"));
-    let due = letter.reason == SettleReason::Due;
-    let properties = if due {
-        headers.end_delay();
-        Bytes::from(headers.write(true))
-    } else {
-        message.properties.clone()
-    };
-    let subject = MessageSubject::new(&properties);
+    keys.extend(Headers::of(&message.properties).keys("CC"));
+    let subject = MessageSubject::new(&message.properties);
     let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
     let mut found = Vec::new();
-    match due {
-        true => catalog.route_kept(&envelope, &mut found),
-        false => catalog.route_replay(letter.time_ms, &envelope, &mut found),
+    match letter.reason == SettleReason::Replay {
+        true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
+        false => catalog.route_released(&envelope, &mut found),
     }
-    found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
-    found.dedup();
-    let targets = by_shard(&found);
-    Some(RoutedLetter { exchange: message.exchange, key: message.key, properties, body: message.body, targets })
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
 }
 
-fn by_shard(sorted: &[(QueueId, ShardId)]) -> Vec<(ShardId, Vec<QueueId>)> {
-    sorted.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
+/// It goes as it was published, but for its delay.
+fn kept(letter: &Letter) -> LetterMessage {
+    let empty = || StoredMessage { exchange: Bytes::new(), key: Bytes::new(), properties: Bytes::from_static(&[0, 0]), body: Bytes::new() };
+    let StoredMessage { exchange, key, mut properties, body } = StoredMessage::parse(letter.message.clone()).unwrap_or_else(empty);
+    if letter.reason == SettleReason::Due {
+        let mut headers = Headers::of(&properties);
+        headers.end_delay();
+        properties = Bytes::from(headers.write(true));
+    }
+    LetterMessage { exchange, key, properties, body }
+}
+
+fn by_shard(mut found: Vec<(QueueId, ShardId)>) -> Targets {
+    found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
+    found.dedup();
+    found.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
 }
 
 #[cfg(test)]
@@ -203,7 +244,7 @@ mod tests {
         }
 
         fn route(&self, queue: QueueId, reason: SettleReason, message: Bytes) -> RoutedLetter {
-            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false).unwrap_or_default()
+            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false)
         }
     }
 
@@ -227,11 +268,14 @@ mod tests {
         scene.bound_exchange("dlx", &[("k", "one"), ("other", "one"), ("other", "two")]);
         let expiring = [&EXPIRATION.to_be_bytes()[..], b"\x0210"].concat();
         let routed = scene.route(plain, SettleReason::Expired, stored(b"k", &expiring));
-        assert_eq!((&routed.exchange[..], &routed.key[..], &routed.body[..]), (&b"dlx"[..], &b"k"[..], &b"body"[..]));
+        assert_eq!(
+            (&routed.message.exchange[..], &routed.message.key[..], &routed.message.body[..]),
+            (&b"dlx"[..], &b"k"[..], &b"body"[..])
+        );
         assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
-        assert_eq!(field(&routed.properties, EXPIRATION), None, "it does not expire again");
+        assert_eq!(field(&routed.message.properties, EXPIRATION), None, "it does not expire again");
         let routed = scene.route(keyed, SettleReason::Reject, stored(b"k", &[0, 0]));
-        assert_eq!(&routed.key[..], b"other");
+        assert_eq!(&routed.message.key[..], b"other");
         assert_eq!(routed.targets, [(ShardId(2), vec![one]), (ShardId(3), vec![two])]);
         assert_eq!(scene.route(plain, SettleReason::Reject, stored(b"nobody", &[0, 0])).targets, []);
     }

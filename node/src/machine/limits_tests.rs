@@ -93,7 +93,8 @@ impl Naive {
     }
 
     fn default_basis(&mut self) {
-        let reserved = self.reserved.min(self.tail);
+        let drops = self.settings.overflow == Overflow::DropHead;
+        let reserved = if drops { self.reserved.min(self.tail) } else { 0 };
         self.basis.get_or_insert_with(|| (0, if reserved > 0 { vec![(1, reserved)] } else { vec![] }));
     }
 
@@ -102,7 +103,7 @@ impl Naive {
     }
 
     fn trim(&mut self) {
-        loop {
+        while self.settings.overflow == Overflow::DropHead {
             let ready = self.ready();
             let (count, bytes) = (ready.len() as u64, ready.iter().map(|m| m.body).sum::<u64>());
             let long = self.settings.max_length.is_some_and(|max| count > max + self.room());

@@ -10,11 +10,16 @@ mod codec;
 mod dead;
 #[cfg(test)]
 mod dead_tests;
+mod dedup;
+#[cfg(test)]
+mod dedup_tests;
 #[cfg(test)]
 mod entry_tests;
 mod exits;
 mod extents;
 mod hash;
+mod inlets;
+mod letter_rows;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
@@ -30,7 +35,7 @@ mod stores_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
-pub use dead::Dead;
+pub use dead::{Dead, Routed};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

@@ -2,12 +2,14 @@
 //! for delivery and to whom. Called by `shard` (changes) and by `serving` (reads). Consumers and credit are not here.
 
 use super::codec::{Reader, Writer};
+use super::dedup::Dedup;
 use super::extents::{Extents, Taken};
 use super::hash::StateHasher;
 use super::notes::Note;
 use super::shard::RestoreError;
 use super::stores::Schedule;
-use crate::model::entry::{EntryBytes, Op, OpsReader};
+use crate::model::deduplication::Marks;
+use crate::model::entry::{EntryBytes, Op, OpsReader, StoredView};
 use crate::model::settings::QueueSettings;
 use crate::model::store::Store;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
@@ -51,6 +53,8 @@ pub struct Queue {
     timed: bool,
     /// Of a queue of delayed messages.
     schedule: Option<Box<Schedule>>,
+    /// Of a queue that takes no message twice.
+    dedup: Option<Box<Dedup>>,
     /// Section in which the last extent may still grow; not state.
     open: u64,
     /// Entries whose effects name this queue already; not state.
@@ -75,6 +79,7 @@ impl Default for Queue {
             failures: BTreeMap::new(),
             timed: false,
             schedule: None,
+            dedup: None,
             timed_in: 0,
             open: 0,
             enqueued_in: 0,
@@ -139,9 +144,37 @@ impl Queue {
         self.schedule.as_ref().and_then(|schedule| schedule.next_ms())
     }
 
-    /// Whether it keeps the messages of a delayed exchange.
-    pub fn is_delayed(&self) -> bool {
-        self.settings.as_ref().is_some_and(|s| s.store == Some(Store::Delayed))
+    /// Whether messages leave it by themselves for where an exchange routes them, each at its time.
+    pub fn is_scheduled(&self) -> bool {
+        self.settings.as_ref().is_some_and(|s| s.store.and_then(Store::leaving).is_some())
+    }
+
+    /// What a message says of itself; `None`: nothing, or the queue does not care.
+    pub(super) fn marks(&self, message: &[u8]) -> Option<Marks> {
+        self.dedup.as_ref()?;
+        StoredView::parse(message).and_then(|message| Marks::of(message.properties))
+    }
+
+    /// Whether a message with these marks came before.
+    pub(super) fn came_before(&self, marks: &Marks, now_ms: u64) -> bool {
+        self.dedup.as_ref().is_some_and(|dedup| dedup.has(marks, now_ms))
+    }
+
+    /// The message that came last has these marks.
+    pub(super) fn remember(&mut self, marks: &Marks, now_ms: u64) {
+        if let Some(dedup) = &mut self.dedup {
+            dedup.put(marks, self.tail, now_ms);
+        }
+    }
+
+    /// What it remembers, if anything.
+    pub(super) fn dedup(&self) -> Option<&Dedup> {
+        self.dedup.as_deref()
+    }
+
+    /// What it remembers, made when it is not there: checkpoints may bring it before the settings.
+    pub(super) fn dedup_mut(&mut self) -> &mut Dedup {
+        self.dedup.get_or_insert_default()
     }
 
     /// The first delayed message, if it is due; the caller settles it.
@@ -174,7 +207,10 @@ impl Queue {
             self.levels.resize_with(wanted, Extents::default);
         }
         self.settings = settings;
-        if self.is_delayed() && self.schedule.is_none() {
+        if let Some(deduplication) = self.settings.as_ref().and_then(|s| s.deduplication) {
+            self.dedup_mut().configure(deduplication);
+        }
+        if self.is_scheduled() && self.schedule.is_none() {
             self.set_schedule();
         }
         true
@@ -331,6 +367,9 @@ impl Queue {
             self.live.body_bytes = self.live.body_bytes.saturating_sub(taken.body_bytes);
             any |= taken.count > 0;
         }
+        if let Some(dedup) = self.dedup.as_mut().filter(|_| any) {
+            dedup.settled(first.0, last.0);
+        }
         if any && !self.failures.is_empty() {
             let mut gone = self.failures.split_off(&first.0);
             self.failures.append(&mut gone.split_off(&last.0.saturating_add(1)));
@@ -405,7 +444,7 @@ impl Queue {
             self.live.body_bytes += part.body_bytes;
             self.timed |= extents.is_timed();
         }
-        if self.is_delayed() {
+        if self.is_scheduled() {
             self.set_schedule();
         }
         Ok(())
@@ -423,6 +462,7 @@ impl Queue {
         [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));
         self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
         self.levels.iter().for_each(|extents| extents.hash(hasher));
+        self.dedup.iter().for_each(|dedup| dedup.hash(hasher));
     }
 }
 

@@ -2,7 +2,7 @@
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
 use super::capture::Capture;
-use super::dead::Dead;
+use super::dead::{Dead, Routed};
 use super::exits::Exits;
 use super::extents::Extents;
 use super::hash::StateHasher;
@@ -163,8 +163,6 @@ pub struct DataMachine {
     references: u32,
     /// Dead letters, and what the entry being applied lets go of.
     pub(super) exits: Exits,
-    /// The enqueue that follows belongs to a dead letter that was routed before.
-    skip_next: bool,
     /// What the entry being applied says of queues with limits.
     bases: Bases,
 }
@@ -188,7 +186,6 @@ impl DataMachine {
             section: 0,
             references: 0,
             exits: Exits::default(),
-            skip_next: false,
             bases: Bases::default(),
         }
     }
@@ -207,7 +204,7 @@ impl DataMachine {
         self.references = 0;
         self.bases.clear();
         self.last_time_ms = self.last_time_ms.max(time_ms);
-        (self.exits.time_ms, self.exits.any_died) = (self.last_time_ms, false);
+        (self.exits.time_ms, self.exits.any_died, self.exits.leaving) = (self.last_time_ms, false, crate::model::limits::LEAVING_PER_ENTRY);
         for section in sections {
             self.section += 1;
             let reply = self.section(id.index, section, &mut out.effects)?;
@@ -270,19 +267,29 @@ impl DataMachine {
         self.sessions.get(session).map(|row| row.last)
     }
 
-    /// Dead letters from a number on, in order.
-    pub fn dead_from(&self, number: u64) -> impl Iterator<Item = (u64, &Dead)> {
-        self.exits.dead.from(number)
+    /// Queues with letters that have no way yet.
+    pub fn letter_sources(&self) -> impl Iterator<Item = QueueId> + '_ {
+        self.exits.dead.sources()
     }
 
-    /// A queue of delayed messages may let more of them go.
-    pub fn has_letter_room(&self) -> bool {
-        self.exits.room() > 0
+    /// The first letters of a queue without a way, from a number on.
+    pub fn waiting_letters(&self, queue: QueueId, from: u64) -> Option<(u64, Dead)> {
+        self.exits.dead.waiting(queue, from)
     }
 
-    /// A dead letter.
-    pub fn dead(&self, number: u64) -> Option<&Dead> {
-        self.exits.dead.get(number)
+    /// Letters with a way that are not everywhere yet, by number.
+    pub fn routed_letters(&self) -> impl Iterator<Item = (u64, &Routed)> {
+        self.exits.dead.all_routed()
+    }
+
+    /// A letter with a way that is not everywhere yet.
+    pub fn routed_letter(&self, number: u64) -> Option<&Routed> {
+        self.exits.dead.routed(number)
+    }
+
+    /// A queue may add dead letters of its own accord: its outbox is not full.
+    pub fn buries(&self, queue: QueueId) -> bool {
+        self.exits.dead.room(queue) > 0
     }
 
     /// Indices of entries with live messages, ascending.
@@ -387,10 +394,11 @@ impl DataMachine {
                         note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
                 }
-                Op::Routed { number, local, targets } => {
-                    let routed = self.exits.dead.route(number, targets);
-                    self.skip_next = local && routed.is_none();
-                    self.exits.released.extend(routed.flatten());
+                Op::Routed { queue, number, catalog_index, address, targets } => {
+                    // Queues that this shard has not heard of yet are not gone (rule 27).
+                    if catalog_index <= self.catalog_index {
+                        self.exits.route((queue, number), (catalog_index, address, targets));
+                    }
                 }
                 Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
@@ -404,7 +412,7 @@ impl DataMachine {
                 Op::Tend { queue: id, now_ms, room, checked } => {
                     self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    let any = if queue.is_delayed() {
+                    let any = if queue.is_scheduled() {
                         stores::let_go(id, queue, now_ms, &mut self.exits)
                     } else {
                         let basis = self.bases.named(id, queue, room, checked);
@@ -445,59 +453,95 @@ impl DataMachine {
 
     /// Why not, if some queue did not take it that should.
     fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
-        let repeated = op.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
-        if std::mem::take(&mut self.skip_next) || repeated {
-            // It takes no place in its queues: what comes behind it does not continue what was before.
-            for id in op.queues() {
-                self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
-            }
-            return None;
-        }
         // One into no queue only keeps its ordinal.
         let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
         let mut full = false;
-        for id in op.queues() {
-            self.keep_captured(id);
-            let Some(queue) = self.queues.get_mut(&id) else { continue };
+        for (n, id) in (0..).zip(op.queues()) {
+            if !self.is_wanted(op, n, id) {
+                // It takes no place in its queue: what comes behind it does not continue what was before.
+                self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
+                refused = None;
+                continue;
+            }
+            match self.put(index, op, id, effects) {
+                Some(RefusedEnqueue::Full) => full = true,
+                // A letter's queue that this shard does not have is gone.
+                Some(RefusedEnqueue::UnknownQueue) if op.source.is_none() => continue,
+                Some(RefusedEnqueue::UnknownQueue) | None => self.took(op, n, id),
+            }
             refused = None;
-            let (level, note) = match queue.settings() {
-                None if op.traits.expiration_ms.is_none() => (0, Note::default()),
-                settings => {
-                    let note = note_of(settings, op, self.last_time_ms);
-                    if refuses(settings, queue, note, id, &mut self.bases) {
-                        full = true;
-                        queue.passed_over();
-                        self.exits.refused(id, queue, index, op.position as u32);
-                        continue;
+        }
+        if let Some(source) = op.source.filter(|source| source.shard == self.shard) {
+            self.exits.released.extend(self.exits.dead.end(source.number));
+        }
+        if full { Some(RefusedEnqueue::Full) } else { refused }
+    }
+
+    /// Whether the copy for the `n`th queue is to be put there: a letter's only once (rule 25).
+    fn is_wanted(&self, op: &EnqueueOp, n: u64, queue: QueueId) -> bool {
+        match op.source {
+            None => true,
+            Some(source) if source.shard == self.shard => self.exits.dead.is_due(source.number, self.shard, queue),
+            Some(source) => self.exits.dead.inlets.wants(source, n),
+        }
+    }
+
+    fn took(&mut self, op: &EnqueueOp, n: u64, queue: QueueId) {
+        match op.source {
+            None => {}
+            Some(source) if source.shard == self.shard => self.exits.dead.taken_here(source.number, self.shard, queue),
+            Some(source) => self.exits.dead.inlets.took(source, n),
+        }
+    }
+
+    /// Puts a message into a queue, or says why not.
+    fn put(&mut self, index: u64, op: &EnqueueOp, id: QueueId, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+        self.keep_captured(id);
+        let Some(queue) = self.queues.get_mut(&id) else { return Some(RefusedEnqueue::UnknownQueue) };
+        let marks = queue.marks(&op.message);
+        if marks.is_some_and(|marks| queue.came_before(&marks, self.last_time_ms)) {
+            queue.passed_over();
+            return None;
+        }
+        let (level, note) = match queue.settings() {
+            None if op.traits.expiration_ms.is_none() => (0, Note::default()),
+            settings => {
+                let note = note_of(settings, op, self.last_time_ms);
+                if refuses(settings, queue, note, id, &mut self.bases) || self.exits.is_stuck(id, queue) {
+                    queue.passed_over();
+                    if op.source.is_none() {
+                        self.exits.refused(id, queue, (index, op.position as u32), note.body_bytes.unwrap_or(0));
                     }
-                    if queue.settings().is_some_and(QueueSettings::is_limited) {
-                        // What was with consumers before this message came.
-                        self.bases.of(id, queue);
-                    }
-                    (queue.level(op.traits.priority), note)
+                    return Some(RefusedEnqueue::Full);
                 }
-            };
-            if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
-                self.references += 1;
-            }
-            if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
-                effects.push(Effect::Timed { queue: id });
-            }
-            if std::mem::replace(&mut queue.enqueued_in, index) != index {
-                effects.push(Effect::Enqueued { queue: id });
-                self.dirty.insert(id);
-            }
-            if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
-                let basis = self.bases.of(id, queue);
-                if limits::trim(id, queue, basis, &mut self.exits) {
-                    note_settled(index, (id, queue), effects, &mut self.dirty);
+                if queue.settings().is_some_and(QueueSettings::is_limited) {
+                    // What was with consumers before this message came.
+                    self.bases.of(id, queue);
                 }
+                (queue.level(op.traits.priority), note)
             }
-            if stores::forget_oldest(id, queue, &mut self.exits) {
+        };
+        if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
+            self.references += 1;
+        }
+        marks.iter().for_each(|marks| queue.remember(marks, self.last_time_ms));
+        if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
+            effects.push(Effect::Timed { queue: id });
+        }
+        if std::mem::replace(&mut queue.enqueued_in, index) != index {
+            effects.push(Effect::Enqueued { queue: id });
+            self.dirty.insert(id);
+        }
+        if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
+            let basis = self.bases.of(id, queue);
+            if limits::trim(id, queue, basis, &mut self.exits) {
                 note_settled(index, (id, queue), effects, &mut self.dirty);
             }
         }
-        if full { Some(RefusedEnqueue::Full) } else { refused }
+        if stores::forget_oldest(id, queue, &mut self.exits) {
+            note_settled(index, (id, queue), effects, &mut self.dirty);
+        }
+        None
     }
 
     /// The catalog's settings of a queue, unless they are of another catalog index than the shard's.

@@ -6,12 +6,13 @@ use super::notes::Note;
 use super::queue::Queue;
 use crate::model::entry::{EnqueueOp, SettleReason, StoredView};
 use crate::model::store::{Store, delay_ms};
-use crate::model::{QueueId, Seq, limits};
+use crate::model::{QueueId, Seq};
 
 /// What such a queue notes of a message that comes at `now_ms`: when it is due.
 pub(super) fn note(store: Store, op: &EnqueueOp, now_ms: u64) -> Note {
     let deadline_ms = match store {
         Store::History { .. } => 0,
+        Store::Unique(_) => now_ms.max(1),
         Store::Delayed => {
             let delay = StoredView::parse(&op.message).and_then(|message| delay_ms(message.properties));
             now_ms.saturating_add(delay.unwrap_or(0).into()).max(1)
@@ -31,17 +32,17 @@ pub(super) fn forget_oldest(id: QueueId, queue: &mut Queue, exits: &mut Exits) -
     any
 }
 
-/// Messages whose time has come by `now_ms` leave in the order of their times, as many as one entry may let go. True when any went.
+/// Messages whose time has come by `now_ms` leave in the order of their times, as many as one entry and the queue's letters have room for.
+/// True when any went.
 pub(super) fn let_go(id: QueueId, queue: &mut Queue, now_ms: u64, exits: &mut Exits) -> bool {
-    let mut any = false;
-    for _ in 0..limits::DUE_PER_ENTRY {
-        if exits.room() == 0 {
-            break;
-        }
+    let Some(reason) = queue.settings().and_then(|s| s.store?.leaving()) else { return false };
+    let mut left = 0;
+    for _ in 0..exits.may_leave(id, queue, reason) {
         let Some(seq) = queue.take_due(now_ms) else { break };
-        any |= exits.leave(id, queue, (seq, seq), SettleReason::Due);
+        left += u64::from(exits.leave(id, queue, (seq, seq), reason));
     }
-    any
+    exits.left(left);
+    left > 0
 }
 
 /// Delayed messages by their time. It follows from what the queue notes of its messages and is not state.

@@ -9,22 +9,26 @@ use crate::model::{LeaderId, LogId, QueueId, ShardId, limits};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-const Q: QueueId = QueueId(1);
-const START: u64 = 1000;
+pub(super) const Q: QueueId = QueueId(1);
+pub(super) const START: u64 = 1000;
 
 /// A machine with one such queue and its log; after each entry the state is what its snapshot and its checkpoint say.
-struct Scene {
-    machine: DataMachine,
+pub(super) struct Scene {
+    pub machine: DataMachine,
     disk: BTreeMap<Vec<u8>, Vec<u8>>,
     log: Vec<EntryBytes>,
 }
 
 impl Scene {
     fn new(store: Store) -> Scene {
+        Scene::with(&QueueSettings::of_store(store))
+    }
+
+    pub fn with(settings: &QueueSettings) -> Scene {
         let mut scene = Scene { machine: DataMachine::new(ShardId(3)), disk: BTreeMap::new(), log: vec![EntryBytes::default()] };
         scene.entry(START, |entry| {
             entry.advance(0, 1, &[Q], &[]);
-            entry.settings(1, Q, &QueueSettings::of_store(store));
+            entry.settings(1, Q, settings);
         });
         scene
     }
@@ -51,7 +55,7 @@ impl Scene {
         applied
     }
 
-    fn ops(&mut self, time_ms: u64, build: impl FnOnce(&mut Ops)) -> Applied {
+    pub fn ops(&mut self, time_ms: u64, build: impl FnOnce(&mut Ops)) -> Applied {
         let mut ops = Ops::default();
         build(&mut ops);
         self.entry(time_ms, |entry| entry.leader_ops(&ops.take()))
@@ -65,25 +69,30 @@ impl Scene {
         })
     }
 
-    fn tend(&mut self, now_ms: u64) -> Applied {
+    pub fn tend(&mut self, now_ms: u64) -> Applied {
         self.ops(now_ms, |ops| ops.tend(Q, now_ms, 0, &[]))
     }
 
     /// Bodies of the letters, with why they are some and for which binding.
-    fn letters(&self) -> Vec<(String, SettleReason, u64)> {
+    pub fn letters(&self) -> Vec<(String, SettleReason, u64)> {
         let body = |dead: &Dead| {
             let mut found = Vec::new();
             read_run(&self.log[dead.at.index as usize], dead.queue, &dead.at, &mut found);
             found.into_iter().map(|(_, m)| String::from_utf8(StoredMessage::parse(m).unwrap().body.to_vec()).unwrap()).collect::<Vec<_>>()
         };
-        self.machine.dead_from(0).flat_map(|(_, dead)| body(dead).into_iter().map(|b| (b, dead.reason, dead.time_ms))).collect()
+        let (mut all, mut from) = (Vec::new(), 0);
+        while let Some((number, dead)) = self.machine.waiting_letters(Q, from) {
+            all.extend(body(&dead).into_iter().map(|body| (body, dead.reason, dead.time_ms)));
+            from = number + u64::from(dead.at.count);
+        }
+        all
     }
 
     fn due(&self) -> Vec<String> {
         self.letters().into_iter().map(|(body, reason, _)| (reason == SettleReason::Due).then_some(body).expect("only these")).collect()
     }
 
-    fn live(&self) -> u64 {
+    pub fn live(&self) -> u64 {
         self.machine.queue(Q).unwrap().live_count()
     }
 
@@ -119,13 +128,18 @@ fn delayed_messages_leave_when_their_time_has_come_and_in_the_order_of_their_tim
 #[test]
 fn an_entry_lets_a_bounded_number_go_and_no_more_than_the_letters_have_room_for() {
     let mut scene = Scene::new(Store::Delayed);
-    let many: Vec<(i32, &str)> = (0..6000).map(|n| (1 + n % 7, "m")).collect();
+    let most = limits::LEAVING_PER_ENTRY as usize;
+    let many: Vec<(i32, &str)> = (0..most as i32 + 100).map(|n| (1 + n % 7, "m")).collect();
     scene.publish(START, &many);
     scene.tend(START + 50);
-    assert_eq!(scene.letters().len(), limits::DUE_PER_ENTRY);
-    (0..9).for_each(|_| drop(scene.tend(START + 50)));
-    assert_eq!(scene.letters().len() as u64, limits::LETTERS_AHEAD.min(6000));
-    assert_eq!(scene.machine.has_letter_room(), limits::LETTERS_AHEAD > 6000);
+    assert_eq!(scene.letters().len(), most);
+    scene.tend(START + 50);
+    assert_eq!(scene.letters().len(), many.len());
+    let room = limits::OUTBOX_LETTERS as usize - many.len();
+    scene.publish(START, &vec![(1, "n"); room + 50]);
+    (0..20).for_each(|_| drop(scene.tend(START + 50)));
+    assert_eq!((scene.letters().len() as u64, scene.live()), (limits::OUTBOX_LETTERS, 50));
+    assert!(!scene.machine.buries(Q));
 }
 
 #[test]

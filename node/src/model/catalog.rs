@@ -105,11 +105,13 @@ pub enum ExchangeKind {
     Delayed,
     /// Every binding; a new one gets the last messages.
     RecentHistory,
+    /// Every binding, but for messages that came before.
+    Deduplication,
 }
 
 impl ExchangeKind {
     /// All of them.
-    pub const ALL: [ExchangeKind; 10] = [
+    pub const ALL: [ExchangeKind; 11] = [
         ExchangeKind::Direct,
         ExchangeKind::Fanout,
         ExchangeKind::Topic,
@@ -120,6 +122,7 @@ impl ExchangeKind {
         ExchangeKind::LocalRandom,
         ExchangeKind::Delayed,
         ExchangeKind::RecentHistory,
+        ExchangeKind::Deduplication,
     ];
 
     /// The name that clients use.
@@ -135,6 +138,7 @@ impl ExchangeKind {
             ExchangeKind::LocalRandom => "x-local-random",
             ExchangeKind::Delayed => "x-delayed-message",
             ExchangeKind::RecentHistory => "x-recent-history",
+            ExchangeKind::Deduplication => "x-message-deduplication",
         }
     }
 
@@ -145,7 +149,7 @@ impl ExchangeKind {
 
     /// Whether an exchange of this kind keeps messages, in a queue of its own ([`QueueRecord::backs`]).
     pub fn keeps_messages(self) -> bool {
-        matches!(self, ExchangeKind::Delayed | ExchangeKind::RecentHistory)
+        matches!(self, ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication)
     }
 }
 
@@ -170,7 +174,7 @@ impl ExchangeSpec {
     /// The kind that says how it finds the targets of a message: its own, unless that only says when.
     pub fn routes_as(&self) -> ExchangeKind {
         match self.kind {
-            ExchangeKind::RecentHistory => ExchangeKind::Fanout,
+            ExchangeKind::RecentHistory | ExchangeKind::Deduplication => ExchangeKind::Fanout,
             // One that was not checked routes to nothing.
             ExchangeKind::Delayed => store::delayed_kind(&self.arguments).unwrap_or(ExchangeKind::Direct),
             ExchangeKind::Direct

@@ -33,7 +33,9 @@ pub fn reason_name(reason: SettleReason) -> &'static str {
         SettleReason::Expired => "expired",
         SettleReason::MaxLength => "maxlen",
         SettleReason::DeliveryLimit => "delivery_limit",
-        SettleReason::Ack | SettleReason::Reject | SettleReason::Purge | SettleReason::Due | SettleReason::Replay => "rejected",
+        SettleReason::Ack | SettleReason::Reject | SettleReason::Purge | SettleReason::Due | SettleReason::Replay | SettleReason::First => {
+            "rejected"
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 pub mod admin;
 pub mod catalog;
 pub mod deaths;
+pub mod deduplication;
 pub mod entry;
 pub mod ids;
+pub mod letters;
 pub mod limits;
 pub mod link;
 pub mod ports;

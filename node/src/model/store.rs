@@ -3,6 +3,9 @@
 //! Semantics and texts are those of RabbitMQ's plugins for x-delayed-message and x-recent-history.
 
 use super::catalog::{ExchangeKind, Table, Value};
+use super::deduplication::{self, Deduplication};
+use super::entry::SettleReason;
+use super::limits;
 use super::properties::header;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +19,19 @@ pub enum Store {
         /// So many, at least 1.
         length: u64,
     },
+    /// Lets each go at once, unless it came before.
+    Unique(Deduplication),
+}
+
+impl Store {
+    /// Why messages leave it by themselves; `None`: they do not.
+    pub fn leaving(self) -> Option<SettleReason> {
+        match self {
+            Store::Delayed => Some(SettleReason::Due),
+            Store::Unique(_) => Some(SettleReason::First),
+            Store::History { .. } => None,
+        }
+    }
 }
 
 /// Argument: how a delayed exchange routes.
@@ -61,6 +77,7 @@ pub fn of_exchange(kind: ExchangeKind, arguments: &Table) -> Result<Option<Store
                 Err(Invalid::Argument(why))
             }
         },
+        ExchangeKind::Deduplication => deduplication(arguments).map(|unique| Some(Store::Unique(unique))),
         ExchangeKind::Direct
         | ExchangeKind::Fanout
         | ExchangeKind::Topic
@@ -70,6 +87,33 @@ pub fn of_exchange(kind: ExchangeKind, arguments: &Table) -> Result<Option<Store
         | ExchangeKind::Random
         | ExchangeKind::LocalRandom => Ok(None),
     }
+}
+
+/// What an exchange that lets no message through twice remembers. The plugin's texts; numbers may be texts.
+fn deduplication(arguments: &Table) -> Result<Deduplication, Invalid> {
+    let positive = |name: &str, invalid: &str| {
+        let number = match arguments.get(name) {
+            Some(Value::Int(n)) => Some(*n),
+            Some(Value::Text(text)) => std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
+            _ => None,
+        };
+        let why = || Invalid::Argument(format!("{invalid} argument, '{name}' must be an integer greater than 0"));
+        number.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).ok_or_else(why)
+    };
+    let size = positive(deduplication::SIZE, "Missing or invalid")?;
+    if size > limits::DEDUPLICATION_VALUES {
+        let most = limits::DEDUPLICATION_VALUES;
+        return Err(Invalid::Argument(format!("Invalid argument, '{}' must be {most} at most", deduplication::SIZE)));
+    }
+    match arguments.get("x-cache-persistence") {
+        None => {}
+        Some(Value::Text(text)) if [&b"disk"[..], b"memory"].contains(&text.as_slice()) => {}
+        Some(_) => {
+            return Err(Invalid::Argument("Invalid argument, 'x-cache-persistence' must be either 'disk' or 'memory'".to_owned()));
+        }
+    }
+    let ttl_ms = if arguments.contains_key(deduplication::TTL) { Some(positive(deduplication::TTL, "Invalid")?) } else { None };
+    Ok(Deduplication { size: Some(size), ttl_ms })
 }
 
 /// How long a message with these properties is to wait, ms; `None`: not at all. Numbers may be texts or floats, as in the plugin.

@@ -83,7 +83,9 @@ impl<T: Ord + Clone> RoutingTable<T> {
     pub fn new(kind: ExchangeKind, arguments: &Table) -> RoutingTable<T> {
         match kind {
             ExchangeKind::Direct => RoutingTable::Direct(Direct::default()),
-            ExchangeKind::Fanout | ExchangeKind::Delayed | ExchangeKind::RecentHistory => RoutingTable::Fanout(Fanout::default()),
+            ExchangeKind::Fanout | ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication => {
+                RoutingTable::Fanout(Fanout::default())
+            }
             ExchangeKind::Topic => RoutingTable::Topic(Topic::default()),
             ExchangeKind::Headers => RoutingTable::Headers(Headers::default()),
             ExchangeKind::ConsistentHash => RoutingTable::ConsistentHash(ConsistentHash::new(arguments)),

@@ -242,7 +242,9 @@ fn naive(kind: ExchangeKind, binding: &str, key: &str) -> bool {
         ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash | ExchangeKind::Random | ExchangeKind::LocalRandom => {
             unreachable!("these pick one target: tested below")
         }
-        ExchangeKind::Delayed | ExchangeKind::RecentHistory => unreachable!("these have tables of other kinds"),
+        ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication => {
+            unreachable!("these have tables of other kinds")
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! farewells, joined into one entry whenever a slot is free (no linger). And what comes back: verdicts, rewinds (rules 12, 13, 27).
 
 use super::edges::PathId;
-use super::letters::Routing;
+use super::posting::Routing;
 use super::queue::Step;
 use super::replies::Replies;
 use super::server::ShardServer;
@@ -95,6 +95,11 @@ pub(super) struct Log {
 impl Log {
     pub fn forget(&mut self) {
         *self = Log { next_token: next_epoch(self.next_token), stamp: self.stamp, ..Log::default() };
+    }
+
+    /// The catalog index that the shard will have once everything in flight is applied.
+    pub fn catalog_index(&self) -> u64 {
+        self.catalog_index
     }
 
     /// The time that an entry would carry now.
@@ -276,7 +281,7 @@ impl ShardServer {
                 own.activations.push(id);
             }
         }
-        self.brace(targets, now_ms, &mut ops);
+        self.brace(targets, &mut ops);
         own.letters = self.write_letters(letters, &mut ops);
         if !ops.is_empty() {
             entry.leader_ops(&ops.take());
@@ -396,7 +401,11 @@ impl ShardServer {
         own.tends.into_iter().for_each(|queue| self.tended(queue));
         own.activations.into_iter().for_each(|queue| self.activated(queue));
         own.returns.into_iter().for_each(|r| self.returned(r));
-        self.letters_routed(own.letters, true);
+        let shrank = !own.letters.is_empty() || !own.dones.is_empty();
+        self.letters_posted(own.letters, true);
+        if shrank {
+            self.outboxes_shrank();
+        }
         for purge in own.purges {
             self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
         }
@@ -434,7 +443,7 @@ impl ShardServer {
                 self.log.purges.extend(own.purges);
                 self.log.dones.extend(own.dones);
                 self.log.returns.extend(own.returns);
-                self.letters_routed(own.letters, false);
+                self.letters_posted(own.letters, false);
             }
             Part::Hello(node, incarnation) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));

@@ -5,10 +5,10 @@
 use super::handle::ServerEvent;
 use super::queue::{QueueState, Step};
 use super::server::ShardServer;
-use crate::machine::{AT_ONCE, DataMachine, Queue};
+use crate::machine::{AT_ONCE, Queue};
 use crate::model::entry::{Ops, each_target};
 use crate::model::link::Batch;
-use crate::model::{ConsumerId, QueueId, Seq, SessionId, limits};
+use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 use smallvec::SmallVec;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ const ALARM_MAX: Duration = Duration::from_secs(10);
 /// A queue whose users may not all have been heard of is looked at again after this time.
 const UNHEARD: Duration = Duration::from_secs(1);
 
-/// What an entry brings to queues that drop messages: queue, messages, and whether it may make them drop some.
+/// What an entry brings to queues with limits: queue, messages, and whether it may make them drop some.
 pub(super) type Targets = SmallVec<[(QueueId, u64, bool); 2]>;
 
 impl ShardServer {
@@ -43,7 +43,7 @@ impl ShardServer {
         let machine = self.machine.lock();
         let (Some(state), Some(queue)) = (self.queues.get_mut(&id), machine.queue(id)) else { return };
         state.configure(queue);
-        match state.care.as_ref().is_some_and(|c| c.drops_head()) {
+        match state.care.as_ref().is_some_and(|c| c.settings.is_limited()) {
             true => self.limited.insert(id),
             false => self.limited.remove(&id),
         };
@@ -81,8 +81,9 @@ impl ShardServer {
         self.choose_active(state);
         let unused = self.unused_at(state);
         let due = self.due_at(state);
-        let Some(care) = &mut state.care else { return };
         let now = Instant::now();
+        let due = due.filter(|at| *at > now || self.may_leave(state));
+        let Some(care) = &mut state.care else { return };
         if due.is_some_and(|at| at <= now) && care.tend == Step::Idle {
             care.tend = Step::Wanted;
             self.log.tends.push(state.id);
@@ -96,6 +97,16 @@ impl ShardServer {
         }
     }
 
+    /// Whether messages can leave the queue of their own accord; if its outbox is full they stay until it is not (rule 25).
+    fn may_leave(&mut self, state: &QueueState) -> bool {
+        let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some() || c.settings.store.is_some());
+        let may = !buries || self.machine.lock().buries(state.id);
+        if !may {
+            self.letters.kept.insert(state.id);
+        }
+        may
+    }
+
     /// When the queue wants a `Tend`; now when it is too full.
     fn due_at(&self, state: &QueueState) -> Option<Instant> {
         let machine = self.machine.lock();
@@ -105,8 +116,9 @@ impl ShardServer {
         if state.care.as_ref().is_some_and(|c| c.drops_head()) && is_over(state, queue) {
             return Some(now);
         }
-        if queue.is_delayed() {
-            return self.delayed_at(queue, &machine);
+        if queue.is_scheduled() {
+            let wait = Duration::from_millis(queue.next_due_ms()?.saturating_sub(self.now_ms()));
+            return Some(now + wait);
         }
         if !queue.is_timed() {
             return None;
@@ -115,14 +127,6 @@ impl ShardServer {
         let heads = (0..queue.levels()).filter_map(|level| queue.first_ready(level, Seq(0), checked));
         let deadline = heads.map(|run| run.deadline_ms).filter(|ms| *ms > 0).min()?;
         Some(if deadline == AT_ONCE { now } else { now + Duration::from_millis(deadline.saturating_sub(self.now_ms())) })
-    }
-
-    /// When the first delayed message is due; a little later when it would only wait among the letters.
-    fn delayed_at(&self, queue: &Queue, machine: &DataMachine) -> Option<Instant> {
-        let due_ms = queue.next_due_ms()?;
-        let wait = Duration::from_millis(due_ms.saturating_sub(self.now_ms()));
-        let wait = if machine.has_letter_room() { wait } else { wait.max(limits::DUE_PAUSE) };
-        Some(Instant::now() + wait)
     }
 
     /// When the queue ends for want of use; tells the node when it does.
@@ -165,7 +169,7 @@ impl ShardServer {
         chosen
     }
 
-    /// What a batch brings to queues that drop messages; `None`: one of them is not to be added to now.
+    /// What a batch brings to queues with limits; false: one of them is not to be added to now.
     pub(super) fn limited_targets(&self, batch: &Batch, targets: &mut Targets) -> bool {
         if self.limited.is_empty() {
             return true;
@@ -188,19 +192,20 @@ impl ShardServer {
         free
     }
 
-    /// The entry to be proposed has these messages for queues that drop some when they are full: their basis goes before them, and
-    /// nothing is delivered from a queue that may drop some.
-    pub(super) fn brace(&mut self, targets: &mut Targets, now_ms: u64, ops: &mut Ops) {
+    /// The entry to be proposed has these messages for queues with limits: their basis goes before them, and nothing is delivered from a
+    /// queue that may drop some.
+    pub(super) fn brace(&mut self, targets: &mut Targets, ops: &mut Ops) {
         let machine = self.machine.lock();
         for (id, count, risky) in targets.iter_mut() {
             let (Some(state), Some(queue)) = (self.queues.get_mut(id), machine.queue(*id)) else { continue };
             if !state.held && queue.reserved() > Seq(0) {
-                ops.tend(*id, now_ms, state.room(), &state.checked_ranges());
+                // The basis only: nothing expires by it that may be delivered meanwhile.
+                ops.tend(*id, 0, state.room(), &state.checked_ranges());
             }
             let Some(care) = &mut state.care else { continue };
             care.coming += *count;
             let long = care.settings.max_length.is_some_and(|max| queue.live_count() + care.coming > max);
-            *risky = long || care.settings.max_length_bytes.is_some();
+            *risky = care.drops_head() && (long || care.settings.max_length_bytes.is_some());
             care.frozen += u32::from(*risky);
         }
     }

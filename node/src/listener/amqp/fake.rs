@@ -208,7 +208,8 @@ impl Broker {
             | ExchangeKind::Random
             | ExchangeKind::LocalRandom
             | ExchangeKind::Delayed
-            | ExchangeKind::RecentHistory => true,
+            | ExchangeKind::RecentHistory
+            | ExchangeKind::Deduplication => true,
             ExchangeKind::Topic => topic(&bound.split('.').collect::<Vec<_>>(), &key.split('.').collect::<Vec<_>>()),
         };
         Some(self.bindings.iter().filter(|(x, k, _)| x == exchange && matches(k)).map(|(_, _, q)| q.clone()).collect())

@@ -213,7 +213,8 @@ impl Catalog {
                 | ExchangeKind::Random
                 | ExchangeKind::LocalRandom
                 | ExchangeKind::Delayed
-                | ExchangeKind::RecentHistory,
+                | ExchangeKind::RecentHistory
+                | ExchangeKind::Deduplication,
             )
             | None => Ok(()),
         };

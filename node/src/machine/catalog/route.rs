@@ -3,6 +3,7 @@
 
 use super::{Catalog, Destination, Exchange, Vhost};
 use crate::model::catalog::{ExchangeKind, Target};
+use crate::model::deduplication::Marks;
 use crate::model::{QueueId, ShardId, store};
 use crate::routing::Subject;
 use smallvec::SmallVec;
@@ -48,14 +49,24 @@ impl Catalog {
         if first.spec.internal {
             return RouteResult::Internal;
         }
-        Walk { vhost, envelope, out, remembered: 0 }.from(first)
+        Walk::new(vhost, envelope, out).from(first)
     }
 
-    /// Where a message goes that an exchange kept until now: the exchange may be internal.
-    pub fn route_kept(&self, envelope: &Envelope<'_>, out: &mut Vec<(QueueId, ShardId)>) {
+    /// The same for what no client publishes: through internal exchanges too, and to nobody without an exchange.
+    pub fn route_any(&self, envelope: &Envelope<'_>, out: &mut Vec<(QueueId, ShardId)>) {
+        let Some(vhost) = self.vhosts.get(envelope.vhost) else { return };
+        match vhost.exchanges.get(envelope.exchange) {
+            _ if envelope.exchange.is_empty() => default_exchange(vhost, envelope.keys, out),
+            Some(first) => drop(Walk::new(vhost, envelope, out).from(first)),
+            None => {}
+        }
+    }
+
+    /// The same for what the exchange kept until now: it does not keep it again.
+    pub fn route_released(&self, envelope: &Envelope<'_>, out: &mut Vec<(QueueId, ShardId)>) {
         let Some(vhost) = self.vhosts.get(envelope.vhost) else { return };
         if let Some(first) = vhost.exchanges.get(envelope.exchange) {
-            Walk { vhost, envelope, out, remembered: 0 }.from(first);
+            Walk { released: true, ..Walk::new(vhost, envelope, out) }.from(first);
         }
     }
 
@@ -67,7 +78,7 @@ impl Catalog {
             Target::Queue => {
                 out.extend(self.queue_entry(&spec.vhost, &spec.destination).map(|q| (q.record.id, q.record.shard)));
             }
-            Target::Exchange => self.route_kept(&Envelope { exchange: &spec.destination, ..*envelope }, out),
+            Target::Exchange => self.route_any(&Envelope { exchange: &spec.destination, ..*envelope }, out),
         }
     }
 }
@@ -84,8 +95,10 @@ enum Keeps {
 fn keeps(kind: ExchangeKind, subject: &dyn Subject) -> Keeps {
     match kind {
         ExchangeKind::Delayed if store::delay_ms(subject.properties()).is_some() => Keeps::Only,
+        ExchangeKind::Deduplication if Marks::has_header(subject.properties()) => Keeps::Only,
         ExchangeKind::RecentHistory if store::is_remembered(subject.properties()) => Keeps::Too,
         ExchangeKind::Delayed
+        | ExchangeKind::Deduplication
         | ExchangeKind::RecentHistory
         | ExchangeKind::Direct
         | ExchangeKind::Fanout
@@ -115,9 +128,15 @@ struct Walk<'a> {
     out: &'a mut Vec<(QueueId, ShardId)>,
     /// Targets in which exchanges only remember the message.
     remembered: usize,
+    /// The first exchange kept it already.
+    released: bool,
 }
 
 impl<'a> Walk<'a> {
+    fn new(vhost: &'a Vhost, envelope: &'a Envelope<'a>, out: &'a mut Vec<(QueueId, ShardId)>) -> Walk<'a> {
+        Walk { vhost, envelope, out, remembered: 0, released: false }
+    }
+
     /// Visits an exchange and all it leads to; each exchange once.
     fn from(mut self, first: &'a Exchange) -> RouteResult {
         let start = self.out.len();
@@ -154,7 +173,8 @@ impl<'a> Walk<'a> {
             default_exchange(self.vhost, keys, self.out);
             return SmallVec::new();
         }
-        let kept = exchange.store.map(|store| (store, keeps(exchange.spec.kind, subject)));
+        let released = std::mem::take(&mut self.released);
+        let kept = exchange.store.filter(|_| !released).map(|store| (store, keeps(exchange.spec.kind, subject)));
         if let Some((store, Keeps::Only)) = kept {
             self.out.push(store);
             return SmallVec::new();

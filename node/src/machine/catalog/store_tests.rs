@@ -123,6 +123,8 @@ fn what_an_exchange_cannot_keep_by_is_refused() {
         spec(ExchangeKind::Delayed, &[("x-delayed-type", text("x-delayed-message"))]),
         spec(ExchangeKind::Delayed, &[("x-delayed-type", text("odd"))]),
         spec(ExchangeKind::RecentHistory, &[("x-recent-history-length", Value::Int(0))]),
+        spec(ExchangeKind::Deduplication, &[]),
+        spec(ExchangeKind::Deduplication, &[("x-cache-size", Value::Int(9)), ("x-cache-ttl", Value::Int(0))]),
     ] {
         assert!(matches!(f.refusal(command), Refusal::Precondition(_)));
     }
@@ -218,4 +220,20 @@ fn each_new_binding_of_a_history_is_named_once_with_where_it_leads() {
     assert_eq!(f.0.replays_since(start, shard), [(store, second)]);
     f.done(CatalogCommand::DeleteExchange { name: name("h"), if_unused: false });
     assert_eq!(f.0.replays_since(start, shard), []);
+}
+
+#[test]
+fn an_exchange_without_duplicates_keeps_what_says_what_it_is_and_does_not_keep_it_again() {
+    let mut f = Fixture::new();
+    let q = f.queue("q");
+    let (store, _) = f.keeper("u", ExchangeKind::Deduplication, &[("x-cache-size", text("9"))]);
+    f.bind_to("u", Target::Queue, "q", "any");
+    let marked = header("x-deduplication-header", b"S\0\0\0\x01a");
+    for f in [&f, &f.reloaded()] {
+        assert_eq!(f.to("u", "", &marked), (RouteResult::Routed, vec![store]));
+        assert_eq!(f.to("u", "", &bare()), (RouteResult::Routed, vec![q]));
+        let (mut out, keys) = (Vec::new(), [&b""[..]]);
+        f.0.route_released(&Envelope { vhost: "/", exchange: "u", keys: &keys, subject: &marked, near: &|_| true }, &mut out);
+        assert_eq!(out.iter().map(|t| t.0).collect::<Vec<_>>(), [q]);
+    }
 }

@@ -91,10 +91,10 @@ async fn what_was_delayed_under_one_leader_comes_under_the_next() {
 }
 
 #[tokio::test]
-async fn many_due_at_once_all_come_each_once_while_there_is_room_for_few() {
+async fn many_due_at_once_all_come_and_each_once() {
     let shard = shard();
     let mut edge = shard.edge(1).await;
-    let many = limits::LETTERS_AHEAD as usize + 1500;
+    let many = limits::LEAVING_PER_ENTRY as usize + 1500;
     let batch = edge.batch(|ops| {
         for n in 0..many {
             ops.enqueue(&[Q], b"", b"key", &delayed(1 + n as u32 % 3), n.to_string().as_bytes());
