@@ -15,7 +15,8 @@ pub(super) fn note(store: Store, op: &EnqueueOp, now_ms: u64) -> Note {
         Store::Unique(_) => now_ms.max(1),
         Store::Delayed => {
             let delay = StoredView::parse(&op.message).and_then(|message| delay_ms(message.properties));
-            now_ms.saturating_add(delay.unwrap_or(0).into()).max(1)
+            // The time is cut to whole milliseconds: the one that has begun counts when it is over, or the message would be early.
+            now_ms.saturating_add(delay.map_or(0, |ms| u64::from(ms) + 1)).max(1)
         }
     };
     Note { deadline_ms, body_bytes: None }

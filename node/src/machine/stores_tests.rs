@@ -113,12 +113,12 @@ fn delayed_messages_leave_when_their_time_has_come_and_in_the_order_of_their_tim
     let applied = scene.publish(START, &[(300, "c"), (100, "a"), (200, "b")]);
     assert!(applied.effects.contains(&Effect::Enqueued { queue: Q }));
     scene.publish(START + 1, &[(99, "a too")]);
-    assert_eq!((scene.live(), scene.next()), (4, Some(START + 100)));
-    scene.tend(START + 99);
+    assert_eq!((scene.live(), scene.next()), (4, Some(START + 101)));
+    scene.tend(START + 100);
     assert_eq!((scene.due(), scene.live()), (vec![], 4), "never early");
-    let applied = scene.tend(START + 100);
+    let applied = scene.tend(START + 101);
     assert!(applied.effects.contains(&Effect::Died));
-    assert_eq!((scene.due(), scene.live(), scene.next()), (vec!["a".into(), "a too".into()], 2, Some(START + 200)));
+    assert_eq!((scene.due(), scene.live(), scene.next()), (vec!["a".into(), "a too".into()], 2, Some(START + 201)));
     scene.tend(START + 1000);
     assert_eq!(scene.due(), ["a", "a too", "b", "c"]);
     assert_eq!((scene.live(), scene.next()), (0, None));
@@ -205,7 +205,7 @@ proptest! {
         for (pause, delays) in steps {
             now += pause;
             let bodies: Vec<(i32, String)> = delays.iter().map(|delay| { n += 1; (*delay, n.to_string()) }).collect();
-            waiting.extend(bodies.iter().map(|(delay, body)| (now + *delay as u64, body.parse::<u64>().unwrap())));
+            waiting.extend(bodies.iter().map(|(delay, body)| (now + *delay as u64 + 1, body.parse::<u64>().unwrap())));
             let messages: Vec<(i32, &str)> = bodies.iter().map(|(delay, body)| (*delay, body.as_str())).collect();
             scene.publish(now, &messages);
             scene.tend(now);

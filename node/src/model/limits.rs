@@ -81,6 +81,8 @@ pub const LEAVING_PER_ENTRY: u64 = 4096;
 pub const LETTER_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// and up to this, doubled each time.
 pub const LETTER_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Messages that an exchange with history remembers at most: each new binding makes letters of all of them in one entry.
+pub const HISTORY_MESSAGES: i64 = 100_000;
 /// Deduplication values that a queue or an exchange remembers: some 100 bytes of memory each, on each replica.
 pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
 /// Publishers whose publishing ids a queue remembers; the one that was silent for longest is forgotten first.

@@ -71,6 +71,10 @@ pub fn of_exchange(kind: ExchangeKind, arguments: &Table) -> Result<Option<Store
         ExchangeKind::Delayed => delayed_kind(arguments).map(|_| Some(Store::Delayed)),
         ExchangeKind::RecentHistory => match arguments.get(HISTORY_LENGTH) {
             None => Ok(Some(Store::History { length: HISTORY_LENGTH_DEFAULT })),
+            Some(Value::Int(length)) if *length > limits::HISTORY_MESSAGES => {
+                let most = limits::HISTORY_MESSAGES;
+                Err(Invalid::Argument(format!("Invalid argument {length}, '{HISTORY_LENGTH}' must be {most} at most")))
+            }
             Some(Value::Int(length)) if *length > 0 => Ok(Some(Store::History { length: *length as u64 })),
             Some(other) => {
                 let why = format!("Invalid argument {}, '{HISTORY_LENGTH}' must be a positive integer", other.text());
@@ -188,6 +192,7 @@ mod tests {
         let why = "Invalid argument 0, 'x-recent-history-length' must be a positive integer";
         assert_eq!(of(&one(HISTORY_LENGTH, Value::Int(0))), Err(Invalid::Argument(why.into())));
         assert!(of(&one(HISTORY_LENGTH, text("7"))).is_err());
+        assert!(of(&one(HISTORY_LENGTH, Value::Int(100_001))).is_err());
     }
 
     #[test]

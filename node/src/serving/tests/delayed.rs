@@ -57,10 +57,10 @@ async fn a_message_waits_for_the_leaders_clock_and_not_for_anything_else() {
     let mut edge = shard.edge(1).await;
     edge.consume(1, Q2, None).await;
     edge.delay(60, "m").await;
-    TIME.store(1_000_059, Ordering::Relaxed);
+    TIME.store(1_000_060, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(250)).await;
     edge.nothing().await;
-    TIME.store(1_000_060, Ordering::Relaxed);
+    TIME.store(1_000_061, Ordering::Relaxed);
     assert_eq!(bodies(&mut edge, 1).await, ["m"]);
 }
 
