@@ -197,7 +197,7 @@ mod tests {
         BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueSpec, Table, Target, Value,
     };
     use crate::model::entry::Ops;
-    use crate::model::properties::{EXPIRATION, field};
+    use crate::model::properties::{EXPIRATION, HEADERS, field};
     use crate::model::{LeaderId, LogId};
 
     struct Scene(Catalog);
@@ -227,7 +227,16 @@ mod tests {
         }
 
         fn bound_exchange(&mut self, exchange: &str, bindings: &[(&str, &str)]) {
-            let (kind, arguments) = (ExchangeKind::Direct, Table::new());
+            self.exchange(exchange, ExchangeKind::Direct, Table::new(), bindings);
+        }
+
+        /// The queue behind an exchange.
+        fn store(&self) -> QueueId {
+            let all = self.0.shards().flat_map(|shard| self.0.queues_of(shard).collect::<Vec<_>>());
+            all.into_iter().find(|id| self.0.queue_by_id(*id).is_some_and(|r| r.backs.is_some())).expect("one keeps messages")
+        }
+
+        fn exchange(&mut self, exchange: &str, kind: ExchangeKind, arguments: Table, bindings: &[(&str, &str)]) {
             let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
             self.apply(CatalogCommand::DeclareExchange(spec));
             for (key, queue) in bindings {
@@ -278,6 +287,50 @@ mod tests {
         assert_eq!(&routed.message.key[..], b"other");
         assert_eq!(routed.targets, [(ShardId(2), vec![one]), (ShardId(3), vec![two])]);
         assert_eq!(scene.route(plain, SettleReason::Reject, stored(b"nobody", &[0, 0])).targets, []);
+    }
+
+    #[test]
+    fn a_message_whose_delay_is_over_goes_where_its_exchange_routes_it_as_it_came_but_for_the_delay() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 2, &[]);
+        let arguments = Table::from([("x-delayed-type".to_owned(), Value::Text(b"topic".to_vec()))]);
+        scene.exchange("d", ExchangeKind::Delayed, arguments, &[("a.*", "one")]);
+        let entry = b"\x07x-delayI\0\0\0\x05";
+        let properties = [&(HEADERS | EXPIRATION).to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..], b"\x0210"].concat();
+        let letter = |key| Letter { queue: scene.store(), reason: SettleReason::Due, time_ms: 9, message: stored(key, &properties) };
+        let routed = route(&scene.0, &letter(b"a.b"), &|_| false);
+        assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
+        let LetterMessage { exchange, key, properties: written, body } = &routed.message;
+        assert_eq!((&exchange[..], &key[..], &body[..]), (&b"x"[..], &b"a.b"[..], &b"body"[..]));
+        assert_eq!(field(written, HEADERS), Some(&b"\x07x-delayI\xff\xff\xff\xfb"[..]));
+        assert_eq!(field(written, EXPIRATION), Some(&b"10"[..]), "its time to live begins now");
+        let office = Office::new(Arc::new(RwLock::new(Catalog::new())));
+        assert_eq!(office.write(&letter(b"a.b"), &routed.address), routed.message, "whoever sends it again sends the same");
+        assert_eq!(route(&scene.0, &letter(b"nobody"), &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_is_remembered_goes_to_the_new_binding_alone_and_unchanged() {
+        let mut scene = Scene::new();
+        let (one, _two) = (scene.queue("one", 2, &[]), scene.queue("two", 3, &[]));
+        scene.exchange("h", ExchangeKind::RecentHistory, Table::new(), &[("", "two"), ("", "one")]);
+        let (reason, message) = (SettleReason::Replay, stored(b"k", &[0, 0]));
+        let letter = Letter { queue: scene.store(), reason, time_ms: scene.0.index(), message };
+        let routed = route(&scene.0, &letter, &|_| false);
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(2), vec![one])], &[0, 0][..]));
+        let gone = Letter { time_ms: 1, ..letter };
+        assert_eq!(route(&scene.0, &gone, &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_came_for_the_first_time_is_not_kept_again() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 1, &[]);
+        scene.exchange("u", ExchangeKind::Deduplication, Table::from([("x-cache-size".to_owned(), Value::Int(5))]), &[("", "one")]);
+        let entry = b"\x16x-deduplication-headerI\0\0\0\x05";
+        let properties = [&HEADERS.to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..]].concat();
+        let routed = scene.route(scene.store(), SettleReason::First, stored(b"k", &properties));
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(1), vec![one])], &properties[..]));
     }
 
     #[test]
