@@ -137,7 +137,7 @@ fn an_entry_lets_a_bounded_number_go_and_no_more_than_the_letters_have_room_for(
     assert_eq!(scene.letters().len(), many.len());
     let room = limits::OUTBOX_LETTERS as usize - many.len();
     scene.publish(START, &vec![(1, "n"); room + 50]);
-    (0..20).for_each(|_| drop(scene.tend(START + 50)));
+    (0..20).for_each(|_| drop(scene.tend(START + 100)));
     assert_eq!((scene.letters().len() as u64, scene.live()), (limits::OUTBOX_LETTERS, 50));
     assert!(!scene.machine.buries(Q));
 }
