@@ -2,7 +2,7 @@
 //! Whatever leaves goes the way of dead letters, which is replicated and takes each message to its targets once. Called by `shard`.
 
 use super::exits::Exits;
-use super::notes::Note;
+use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use crate::model::entry::{EnqueueOp, SettleReason, StoredView};
 use crate::model::store::{Store, delay_ms};
@@ -12,11 +12,11 @@ use crate::model::{QueueId, Seq};
 pub(super) fn note(store: Store, op: &EnqueueOp, now_ms: u64) -> Note {
     let deadline_ms = match store {
         Store::History { .. } => 0,
-        Store::Unique(_) => now_ms.max(1),
+        Store::Unique(_) => AT_ONCE,
         Store::Delayed => {
             let delay = StoredView::parse(&op.message).and_then(|message| delay_ms(message.properties));
             // The time is cut to whole milliseconds: the one that has begun counts when it is over, or the message would be early.
-            now_ms.saturating_add(delay.map_or(0, |ms| u64::from(ms) + 1)).max(1)
+            delay.map_or(AT_ONCE, |ms| now_ms.saturating_add(u64::from(ms) + 1))
         }
     };
     Note { deadline_ms, body_bytes: None }

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::model::store::Store;
-use std::sync::atomic::AtomicU64;
 
 fn delayed(ms: u32) -> Vec<u8> {
     let entry = [&b"\x07x-delayI"[..], &ms.to_be_bytes()].concat();
@@ -48,19 +47,23 @@ async fn messages_come_in_the_order_of_their_times_and_none_before_its_time() {
 
 #[tokio::test]
 async fn a_message_waits_for_the_leaders_clock_and_not_for_anything_else() {
-    static TIME: AtomicU64 = AtomicU64::new(1_000_000);
-    let setup = Setup { clock: Some(|| TIME.load(Ordering::Relaxed)), ..SETUP };
-    let machine = Arc::new(Mutex::new(DataMachine::new(ShardId(1))));
-    let shard = Shard::over(machine, Arc::default(), Arc::default(), 1, setup);
-    shard.catalog.2.lock().push((Q, QueueSettings::of_store(Store::Delayed)));
-    shard.declare(&[Q, Q2]);
+    let shard = shard();
     let mut edge = shard.edge(1).await;
     edge.consume(1, Q2, None).await;
+    let began = shard.clock.read();
+    let set = |after: u64, is_sure: bool| {
+        let clock_ms = began.clock_ms.map(|ms| ms + after);
+        *shard.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure });
+    };
+    set(0, true);
     edge.delay(60, "m").await;
-    TIME.store(1_000_060, Ordering::Relaxed);
+    set(60, true);
     tokio::time::sleep(Duration::from_millis(250)).await;
     edge.nothing().await;
-    TIME.store(1_000_061, Ordering::Relaxed);
+    set(61, false);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    edge.nothing().await;
+    set(61, true);
     assert_eq!(bodies(&mut edge, 1).await, ["m"]);
 }
 
