@@ -321,9 +321,10 @@ fn a_letter_that_was_taken_before_does_not_shift_the_bodies_of_those_behind_it()
 fn a_message_that_fails_too_often_dies_and_expired_ones_do() {
     let mut scene = Scene::new(&QueueSettings { delivery_limit: Some(1), message_ttl_ms: Some(50), ..buried() });
     scene.publish(&["a", "b"]);
-    scene.ops(|ops| ops.returned(Q, &seqs(1, 1)));
+    scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 0)]));
+    scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 0)]));
     assert_eq!((scene.machine.queue(Q).unwrap().failures(Seq(1)), scene.dead()), (1, vec![]));
-    scene.ops(|ops| ops.returned(Q, &seqs(1, 2)));
+    scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 1), (Seq(2), Seq(2), 0)]));
     assert_eq!(scene.dead(), [(1, "a".into(), SettleReason::DeliveryLimit)]);
     scene.ops(|ops| ops.tend(Q, 149, 0, &[]));
     assert_eq!(scene.live(Q), 1);

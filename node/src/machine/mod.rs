@@ -20,6 +20,8 @@ mod extents;
 mod hash;
 mod inlets;
 mod letter_rows;
+#[cfg(test)]
+mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;

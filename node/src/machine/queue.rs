@@ -251,7 +251,7 @@ impl Queue {
         &self.holders
     }
 
-    /// Bytes in the bodies of live messages, in a queue that counts them.
+    /// Bytes in the bodies of live messages.
     pub fn live_body_bytes(&self) -> u64 {
         self.live.body_bytes
     }
@@ -295,12 +295,16 @@ impl Queue {
         self.failures.get(&seq.0).copied().unwrap_or(0)
     }
 
-    /// The delivery of messages failed once more. Those that failed too often, ascending.
-    pub(super) fn fail(&mut self, first: Seq, last: Seq) -> Vec<Seq> {
+    /// The delivery of messages failed that had failed `before` times when they were given out: each counts once (rule 23). Those that
+    /// failed too often, ascending.
+    pub(super) fn fail(&mut self, first: Seq, last: Seq, before: u32) -> Vec<Seq> {
         let Some(limit) = self.settings.as_ref().and_then(|s| s.delivery_limit) else { return Vec::new() };
         let (mut runs, mut over) = (Vec::new(), Vec::new());
         self.locate_in(first, last, &mut runs);
         for seq in runs.iter().flat_map(|r| r.first.0..r.first.0 + u64::from(r.count)) {
+            if self.failures(Seq(seq)) != before {
+                continue;
+            }
             let count = self.failures.entry(seq).or_default();
             *count += 1;
             if u64::from(*count) > limit {
@@ -345,7 +349,7 @@ impl Queue {
         self.tail += 1;
         self.live.count += 1;
         self.live.bytes += u64::from(bytes);
-        self.live.body_bytes += note.body_bytes.map_or(0, u64::from);
+        self.live.body_bytes += u64::from(note.body_bytes);
         self.timed |= note.deadline_ms > 0;
         if let Some(schedule) = &mut self.schedule {
             schedule.add(note.deadline_ms, self.tail);
@@ -364,16 +368,17 @@ impl Queue {
             let taken = extents.settle(first.0, last.0, released);
             self.live.count -= taken.count;
             self.live.bytes -= taken.bytes;
-            self.live.body_bytes = self.live.body_bytes.saturating_sub(taken.body_bytes);
+            self.live.body_bytes -= taken.body_bytes;
             any |= taken.count > 0;
         }
         if let Some(dedup) = self.dedup.as_mut().filter(|_| any) {
             dedup.settled(first.0, last.0);
         }
-        if any && !self.failures.is_empty() {
-            let mut gone = self.failures.split_off(&first.0);
-            self.failures.append(&mut gone.split_off(&last.0.saturating_add(1)));
+        while any && let Some((seq, _)) = self.failures.range(first.0..=last.0).next() {
+            let seq = *seq;
+            self.failures.remove(&seq);
         }
+        self.timed &= self.live.count > 0;
         any
     }
 
@@ -457,6 +462,7 @@ impl Queue {
         self.holders.iter().for_each(|s| hasher.word(s.0));
         hasher.word(self.live.count);
         hasher.word(self.live.bytes);
+        hasher.word(self.live.body_bytes);
         hasher.bytes(&settings_bytes(self.settings()));
         let (session, consumer) = self.active.unwrap_or_default();
         [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));

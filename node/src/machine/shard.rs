@@ -11,7 +11,7 @@ use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
-use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, StoredView, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId};
@@ -437,11 +437,11 @@ impl DataMachine {
     }
 
     /// Deliveries failed; what failed too often dies.
-    fn failed(&mut self, index: u64, id: QueueId, ranges: crate::model::link::Ranges, effects: &mut Vec<Effect>) {
+    fn failed(&mut self, index: u64, id: QueueId, ranges: Vec<(Seq, Seq, u32)>, effects: &mut Vec<Effect>) {
         self.keep_captured(id);
         let Some(queue) = self.queues.get_mut(&id) else { return };
         self.dirty.insert(id);
-        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
+        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last, before)| queue.fail(first, last, before)).collect();
         for seq in &over {
             self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
         }
@@ -504,13 +504,13 @@ impl DataMachine {
             return None;
         }
         let (level, note) = match queue.settings() {
-            None if op.traits.expiration_ms.is_none() => (0, Note::default()),
+            None if op.traits.expiration_ms.is_none() => (0, Note { deadline_ms: 0, body_bytes: op.body_bytes() }),
             settings => {
                 let note = note_of(settings, op, self.last_time_ms);
                 if refuses(settings, queue, note, id, &mut self.bases) || self.exits.is_stuck(id, queue) {
                     queue.passed_over();
                     if op.source.is_none() {
-                        self.exits.refused(id, queue, (index, op.position as u32), note.body_bytes.unwrap_or(0));
+                        self.exits.refused(id, queue, (index, op.position as u32), note.body_bytes);
                     }
                     return Some(RefusedEnqueue::Full);
                 }
@@ -534,6 +534,7 @@ impl DataMachine {
         }
         if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
             let basis = self.bases.of(id, queue);
+            self.exits.leaving += 1; // one comes, one may go
             if limits::trim(id, queue, basis, &mut self.exits) {
                 note_settled(index, (id, queue), effects, &mut self.dirty);
             }
@@ -632,15 +633,13 @@ fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Not
         Some(0) => AT_ONCE,
         Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
     };
-    let counted = settings.is_some_and(|s| s.max_length_bytes.is_some());
-    let body_bytes = if counted { StoredView::parse(&op.message).map(|m| (op.message.len() - m.body_at) as u32) } else { None };
-    Note { deadline_ms, body_bytes }
+    Note { deadline_ms, body_bytes: op.body_bytes() }
 }
 
 fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: QueueId, bases: &mut Bases) -> bool {
     let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
     match settings.overflow {
         Overflow::DropHead => false,
-        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), note.body_bytes.unwrap_or(0)),
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), note.body_bytes),
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn note(store: Store, op: &EnqueueOp, now_ms: u64) -> Note {
             delay.map_or(AT_ONCE, |ms| now_ms.saturating_add(u64::from(ms) + 1))
         }
     };
-    Note { deadline_ms, body_bytes: None }
+    Note { deadline_ms, body_bytes: op.body_bytes() }
 }
 
 /// After a message came: the oldest goes when the history is too long. True when any went.

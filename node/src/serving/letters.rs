@@ -78,6 +78,12 @@ impl Letters {
         letters >= limits::LETTERS_UNDER_WAY || (letters > 0 && before + bytes > limits::LETTER_BYTES)
     }
 
+    /// Whether a target that had enough has still more than three quarters of it.
+    fn is_crowded(&self, shard: ShardId) -> bool {
+        let (letters, bytes) = self.windows.get(&shard).copied().unwrap_or_default();
+        letters * 4 > limits::LETTERS_UNDER_WAY * 3 || (letters > 0 && bytes * 4 > limits::LETTER_BYTES * 3)
+    }
+
     /// It goes to these shards.
     fn begin(&mut self, number: u64, queue: QueueId, bytes: usize, shards: impl Iterator<Item = ShardId>) {
         let under_way = self.under_way.entry(number).or_insert(UnderWay { queue, bytes, shards: SmallVec::new() });
@@ -186,7 +192,7 @@ impl ShardServer {
         if out.probe.is_some() {
             return;
         }
-        if let Some(shard) = waits_for.filter(|shard| self.letters.is_full(*shard, 0)) {
+        if let Some(shard) = waits_for.filter(|shard| self.letters.is_crowded(*shard)) {
             self.letters.queues.entry(id).or_default().waits_for = Some(shard);
             return;
         }

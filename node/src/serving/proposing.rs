@@ -50,7 +50,8 @@ enum Part {
 pub(super) struct Return {
     pub session: SessionId,
     pub queue: QueueId,
-    pub ranges: Ranges,
+    /// With how often they had failed before.
+    pub ranges: Vec<(Seq, Seq, u32)>,
 }
 
 /// The leader's own operations in an entry.
@@ -431,7 +432,7 @@ impl ShardServer {
     fn returned(&mut self, counted: Return) {
         let Return { session, queue, ranges } = counted;
         let Some(state) = self.queues.get_mut(&queue) else { return };
-        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+        ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
         if let Some(care) = &mut state.care {
             care.frozen = care.frozen.saturating_sub(1);
         }

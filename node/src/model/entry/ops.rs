@@ -1,6 +1,6 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
-use super::{EntryBytes, FRAME_HEAD, Malformed};
+use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
 use crate::model::letters::{Address, Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
@@ -201,12 +201,16 @@ impl Ops {
         self.buffer.put_u16_le(shard.0);
     }
 
-    /// The delivery of these messages failed; each counts once more (rule 23).
-    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq)]) {
-        self.frame(OP_RETURN, 12 + 16 * ranges.len());
+    /// The delivery of these messages failed, which had failed so often before: each counts once more, once for that delivery (rule 23).
+    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq, u32)]) {
+        self.frame(OP_RETURN, 12 + 20 * ranges.len());
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u32_le(ranges.len() as u32);
-        self.put_ranges(ranges);
+        for (first, last, before) in ranges {
+            self.buffer.put_u64_le(first.0);
+            self.buffer.put_u64_le(last.0);
+            self.buffer.put_u32_le(*before);
+        }
     }
 
     fn put_ranges(&mut self, ranges: &[(Seq, Seq)]) {
@@ -326,8 +330,8 @@ pub enum Op {
     Return {
         /// Of which queue.
         queue: QueueId,
-        /// Which.
-        ranges: Ranges,
+        /// Which, and how often they had failed before.
+        ranges: Vec<(Seq, Seq, u32)>,
     },
     /// Only this consumer gets messages.
     Activate {
@@ -358,6 +362,11 @@ impl EnqueueOp {
     /// It stands for a message that is not stored (`Ops::void`).
     pub fn is_void(&self) -> bool {
         self.queues.is_empty()
+    }
+
+    /// Bytes of its body.
+    pub fn body_bytes(&self) -> u32 {
+        StoredView::parse(&self.message).map_or(0, |view| (self.message.len() - view.body_at) as u32)
     }
 
     /// The queues it goes to.
@@ -454,7 +463,7 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
-            Some(if queues > 0 { super::StoredView::parse(message).is_some() } else { message.is_empty() })
+            Some(if queues > 0 { StoredView::parse(message).is_some() } else { message.is_empty() })
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
@@ -539,7 +548,8 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
         OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
         OP_RETURN => {
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
-            Some(Op::Return { queue, ranges: read_ranges(&body, n)? })
+            let range = |mut c: &[u8]| (Seq(c.get_u64_le()), Seq(c.get_u64_le()), c.get_u32_le());
+            (body.len() == n.checked_mul(20)?).then(|| Op::Return { queue, ranges: body.chunks_exact(20).map(range).collect() })
         }
         OP_ACTIVATE => Some(Op::Activate {
             queue: QueueId(body.try_get_u64_le().ok()?),

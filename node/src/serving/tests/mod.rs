@@ -314,7 +314,7 @@ impl Edge {
     }
 
     async fn give_back(&self, queue: QueueId, first: u64, last: u64, seen: bool) {
-        self.up(ToLeader::Return { queue, ranges: vec![(Seq(first), Seq(last))], seen }).await;
+        self.up(ToLeader::Return { queue, ranges: vec![(Seq(first), Seq(last))], seen, failures: vec![] }).await;
     }
 
     /// The next `n` messages: consumer, seq, redelivered, body.
