@@ -568,7 +568,7 @@ mod tests {
             extents.push(Seq(first), first, 0, 9, note(first));
             (first + 1..first + 100).for_each(|seq| assert!(extents.extend(Seq(seq - 1), 9, note(seq))));
         }
-        let steps = |extents: &Extents| extents.chunks.values().filter_map(|c| c.notes.as_ref()).map(|n| n.len()).sum::<usize>();
+        let steps = |extents: &Extents| extents.chunks.values().filter_map(|c| c.notes.as_ref()).map(|n| n.steps()).sum::<usize>();
         assert!(steps(&extents) > 7000, "{}", steps(&extents));
         let bytes = |from: u64| (from..=4000).map(|seq| seq % 7).sum::<u64>();
         assert_eq!(extents.count_in(1950, 4000).body_bytes, bytes(1950));

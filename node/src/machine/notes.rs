@@ -135,12 +135,6 @@ impl Notes {
         self.deadlines.iter().flat_map(|step| [step.0, step.1]).for_each(|word| hasher.word(word));
         self.sizes.iter().flat_map(|step| [step.0, u64::from(step.1)]).for_each(|word| hasher.word(word));
     }
-
-    /// Steps in memory.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.deadlines.len() + self.sizes.len()
-    }
 }
 
 #[cfg(test)]
