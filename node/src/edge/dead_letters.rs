@@ -160,7 +160,9 @@ fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str
     let (catalog_index, address) = (catalog.index(), Address::default());
     let message = kept(letter);
     let mut keys = vec![message.key.to_vec()];
-    keys.extend(Headers::of(&message.properties).keys("CC"));
+    let headers = Headers::of(&message.properties);
+    keys.extend(headers.keys("CC"));
+    keys.extend(headers.keys("BCC"));
     let subject = MessageSubject::new(&message.properties);
     let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
