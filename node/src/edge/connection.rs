@@ -33,6 +33,8 @@ pub struct Connection {
     pub(super) writable: Writable,
     // Scratch space of the publish path.
     pub(super) targets: Vec<(QueueId, ShardId)>,
+    /// Only exchanges that remember it take what was routed last.
+    pub(super) unseen: bool,
     pub(super) queues: Vec<QueueId>,
     pub(super) entered: Vec<(usize, usize)>,
     /// Publishes that the counters do not know yet.
@@ -69,6 +71,7 @@ impl Connection {
             hold: None,
             writable: Writable::default(),
             targets: Vec::new(),
+            unseen: false,
             queues: Vec::new(),
             entered: Vec::new(),
             published: 0,

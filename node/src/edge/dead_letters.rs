@@ -8,8 +8,8 @@ use super::mailbox::{ChannelRef, Mailbox};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
-use crate::model::entry::{SettleReason, StoredView};
-use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use crate::model::entry::{SettleReason, StoredMessage, StoredView};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
 use crate::model::limits::NAME_BYTES;
 use crate::model::ports::{DeadLetterOffice, LetterAnswered};
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
@@ -53,7 +53,15 @@ impl DeadLetterOffice for Office {
     }
 
     fn write(&self, letter: &Letter, address: &Address) -> LetterMessage {
-        Draft::of(letter, address).message
+        match letter.reason {
+            SettleReason::Due | SettleReason::Replay | SettleReason::First => kept(letter),
+            SettleReason::Ack
+            | SettleReason::Reject
+            | SettleReason::Purge
+            | SettleReason::Expired
+            | SettleReason::MaxLength
+            | SettleReason::DeliveryLimit => Draft::of(letter, address).message,
+        }
     }
 
     fn forward(
@@ -126,6 +134,9 @@ impl<'a> Draft<'a> {
 fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
     let catalog_index = catalog.index();
     let record = catalog.queue_by_id(letter.queue);
+    if let Some((record, exchange)) = record.and_then(|record| Some((record, record.backs.as_ref()?))) {
+        return route_kept(catalog, letter, (&record.spec.name.vhost, exchange), near);
+    }
     let Some((record, dead_letter)) = record.and_then(|record| Some((record, catalog.settings(record).dead_letter?))) else {
         return RoutedLetter { catalog_index, ..RoutedLetter::default() };
     };
@@ -138,14 +149,47 @@ fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> 
     // A missing exchange takes nothing; an internal one takes letters, it only refuses clients.
     let envelope = Envelope { vhost: &name.vhost, exchange: &address.exchange, keys: &slices, subject: &subject, near };
     catalog.route_any(&envelope, &mut found);
-    found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
-    found.dedup();
     if letter.reason != SettleReason::Reject {
         found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
     }
-    let by_shard = found.chunk_by(|a, b| a.1 == b.1);
-    let targets = by_shard.map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect();
-    RoutedLetter { catalog_index, address, message, targets }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+}
+
+/// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
+fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let (catalog_index, address) = (catalog.index(), Address::default());
+    let message = kept(letter);
+    let mut keys = vec![message.key.to_vec()];
+    let headers = Headers::of(&message.properties);
+    keys.extend(headers.keys("CC"));
+    keys.extend(headers.keys("BCC"));
+    let subject = MessageSubject::new(&message.properties);
+    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
+    let mut found = Vec::new();
+    match letter.reason == SettleReason::Replay {
+        true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
+        false => catalog.route_released(&envelope, &mut found),
+    }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+}
+
+/// It goes as it was published, but for its delay.
+fn kept(letter: &Letter) -> LetterMessage {
+    let empty = || StoredMessage { exchange: Bytes::new(), key: Bytes::new(), properties: Bytes::from_static(&[0, 0]), body: Bytes::new() };
+    let StoredMessage { exchange, key, mut properties, body } = StoredMessage::parse(letter.message.clone()).unwrap_or_else(empty);
+    if letter.reason == SettleReason::Due {
+        let mut headers = Headers::of(&properties);
+        headers.end_delay();
+        properties = Bytes::from(headers.write(true));
+    }
+    LetterMessage { exchange, key, properties, body }
+}
+
+fn by_shard(mut found: Vec<(QueueId, ShardId)>) -> Targets {
+    found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
+    found.dedup();
+    found.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
 }
 
 #[cfg(test)]
@@ -155,7 +199,7 @@ mod tests {
         BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueSpec, Table, Target, Value,
     };
     use crate::model::entry::Ops;
-    use crate::model::properties::{EXPIRATION, field};
+    use crate::model::properties::{EXPIRATION, HEADERS, field};
     use crate::model::{LeaderId, LogId};
 
     struct Scene(Catalog);
@@ -185,7 +229,16 @@ mod tests {
         }
 
         fn bound_exchange(&mut self, exchange: &str, bindings: &[(&str, &str)]) {
-            let (kind, arguments) = (ExchangeKind::Direct, Table::new());
+            self.exchange(exchange, ExchangeKind::Direct, Table::new(), bindings);
+        }
+
+        /// The queue behind an exchange.
+        fn store(&self) -> QueueId {
+            let all = self.0.shards().flat_map(|shard| self.0.queues_of(shard).collect::<Vec<_>>());
+            all.into_iter().find(|id| self.0.queue_by_id(*id).is_some_and(|r| r.backs.is_some())).expect("one keeps messages")
+        }
+
+        fn exchange(&mut self, exchange: &str, kind: ExchangeKind, arguments: Table, bindings: &[(&str, &str)]) {
             let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
             self.apply(CatalogCommand::DeclareExchange(spec));
             for (key, queue) in bindings {
@@ -236,6 +289,50 @@ mod tests {
         assert_eq!(&routed.message.key[..], b"other");
         assert_eq!(routed.targets, [(ShardId(2), vec![one]), (ShardId(3), vec![two])]);
         assert_eq!(scene.route(plain, SettleReason::Reject, stored(b"nobody", &[0, 0])).targets, []);
+    }
+
+    #[test]
+    fn a_message_whose_delay_is_over_goes_where_its_exchange_routes_it_as_it_came_but_for_the_delay() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 2, &[]);
+        let arguments = Table::from([("x-delayed-type".to_owned(), Value::Text(b"topic".to_vec()))]);
+        scene.exchange("d", ExchangeKind::Delayed, arguments, &[("a.*", "one")]);
+        let entry = b"\x07x-delayI\0\0\0\x05";
+        let properties = [&(HEADERS | EXPIRATION).to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..], b"\x0210"].concat();
+        let letter = |key| Letter { queue: scene.store(), reason: SettleReason::Due, time_ms: 9, message: stored(key, &properties) };
+        let routed = route(&scene.0, &letter(b"a.b"), &|_| false);
+        assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
+        let LetterMessage { exchange, key, properties: written, body } = &routed.message;
+        assert_eq!((&exchange[..], &key[..], &body[..]), (&b"x"[..], &b"a.b"[..], &b"body"[..]));
+        assert_eq!(field(written, HEADERS), Some(&b"\x07x-delayI\xff\xff\xff\xfb"[..]));
+        assert_eq!(field(written, EXPIRATION), Some(&b"10"[..]), "its time to live begins now");
+        let office = Office::new(Arc::new(RwLock::new(Catalog::new())));
+        assert_eq!(office.write(&letter(b"a.b"), &routed.address), routed.message, "whoever sends it again sends the same");
+        assert_eq!(route(&scene.0, &letter(b"nobody"), &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_is_remembered_goes_to_the_new_binding_alone_and_unchanged() {
+        let mut scene = Scene::new();
+        let (one, _two) = (scene.queue("one", 2, &[]), scene.queue("two", 3, &[]));
+        scene.exchange("h", ExchangeKind::RecentHistory, Table::new(), &[("", "two"), ("", "one")]);
+        let (reason, message) = (SettleReason::Replay, stored(b"k", &[0, 0]));
+        let letter = Letter { queue: scene.store(), reason, time_ms: scene.0.index(), message };
+        let routed = route(&scene.0, &letter, &|_| false);
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(2), vec![one])], &[0, 0][..]));
+        let gone = Letter { time_ms: 1, ..letter };
+        assert_eq!(route(&scene.0, &gone, &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_came_for_the_first_time_is_not_kept_again() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 1, &[]);
+        scene.exchange("u", ExchangeKind::Deduplication, Table::from([("x-cache-size".to_owned(), Value::Int(5))]), &[("", "one")]);
+        let entry = b"\x16x-deduplication-headerI\0\0\0\x05";
+        let properties = [&HEADERS.to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..]].concat();
+        let routed = scene.route(scene.store(), SettleReason::First, stored(b"k", &properties));
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(1), vec![one])], &properties[..]));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Dead {
     pub bytes: u64,
     /// Why they left.
     pub reason: SettleReason,
-    /// When, ms since the epoch.
+    /// When, ms since the epoch; of a replay: the number of the binding that it is for.
     pub time_ms: u64,
 }
 

@@ -49,6 +49,17 @@ impl Exits {
         }
     }
 
+    /// Copies of live messages go to where a binding leads.
+    pub fn replay(&mut self, id: QueueId, queue: &Queue, binding: u64) {
+        let mut runs = Vec::new();
+        queue.locate_in(Seq(0), queue.tail(), &mut runs);
+        for at in runs {
+            let end = Seq(at.first.0 + u64::from(at.count) - 1);
+            let bytes = queue.count_in(&[(at.first, end)]).body_bytes;
+            self.bury(Dead { queue: id, at, bytes, reason: SettleReason::Replay, time_ms: binding });
+        }
+    }
+
     /// A queue with a limit that refuses has too many letters waiting: they count as if they were in it.
     pub fn is_stuck(&self, id: QueueId, queue: &Queue) -> bool {
         let refuses = queue.settings().is_some_and(|s| s.is_limited() && s.overflow != Overflow::DropHead && s.dead_letter.is_some());
@@ -85,7 +96,8 @@ impl Exits {
 /// Whether messages that leave this queue so become dead letters.
 pub(super) fn dies(queue: &Queue, reason: SettleReason) -> bool {
     match reason {
-        SettleReason::Ack | SettleReason::Purge => false,
+        SettleReason::Ack | SettleReason::Purge | SettleReason::Replay => false,
+        SettleReason::Due | SettleReason::First => queue.settings().and_then(|s| s.store?.leaving()) == Some(reason),
         SettleReason::Reject | SettleReason::Expired | SettleReason::MaxLength | SettleReason::DeliveryLimit => {
             queue.settings().is_some_and(|s| s.dead_letter.is_some())
         }

@@ -16,6 +16,9 @@ const CHUNK_EXTENTS: usize = 64;
 /// ... or at this many messages: bounds the settled bits of a chunk's checkpoint value (2 KiB).
 const CHUNK_MESSAGES: u64 = 16_384;
 
+/// ... or at this many notes of messages that differ (64 KiB): delayed messages each have their own time.
+const CHUNK_NOTES: usize = 4096;
+
 /// A run of messages of one queue in one section of one entry.
 #[derive(Clone, Debug)]
 struct Extent {
@@ -231,6 +234,7 @@ impl Extents {
         if let Some((&key, chunk)) = self.chunks.iter_mut().next_back()
             && chunk.extents.len() < CHUNK_EXTENTS
             && chunk.messages < CHUNK_MESSAGES
+            && chunk.notes.as_ref().is_none_or(|notes| notes.steps() < CHUNK_NOTES)
         {
             Arc::make_mut(&mut chunk.extents).push(extent);
             chunk.messages += 1;
@@ -564,7 +568,7 @@ mod tests {
             extents.push(Seq(first), first, 0, 9, note(first));
             (first + 1..first + 100).for_each(|seq| assert!(extents.extend(Seq(seq - 1), 9, note(seq))));
         }
-        let steps = |extents: &Extents| extents.chunks.values().filter_map(|c| c.notes.as_ref()).map(|n| n.len()).sum::<usize>();
+        let steps = |extents: &Extents| extents.chunks.values().filter_map(|c| c.notes.as_ref()).map(|n| n.steps()).sum::<usize>();
         assert!(steps(&extents) > 7000, "{}", steps(&extents));
         let bytes = |from: u64| (from..=4000).map(|seq| seq % 7).sum::<u64>();
         assert_eq!(extents.count_in(1950, 4000).body_bytes, bytes(1950));

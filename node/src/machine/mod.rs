@@ -10,6 +10,9 @@ mod codec;
 mod dead;
 #[cfg(test)]
 mod dead_tests;
+mod dedup;
+#[cfg(test)]
+mod dedup_tests;
 #[cfg(test)]
 mod entry_tests;
 mod exits;
@@ -28,6 +31,9 @@ mod sessions;
 pub mod shard;
 #[cfg(test)]
 mod shard_tests;
+mod stores;
+#[cfg(test)]
+mod stores_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;

@@ -88,6 +88,11 @@ impl Notes {
         }
     }
 
+    /// How many steps there are.
+    pub fn steps(&self) -> usize {
+        self.deadlines.len() + self.sizes.len()
+    }
+
     /// A message's deadline, and the first later message with another.
     pub fn deadline(&self, seq: u64) -> (u64, u64) {
         let until = self.deadlines.get(behind(&self.deadlines, seq)).map_or(u64::MAX, |step| step.0);
@@ -129,12 +134,6 @@ impl Notes {
     pub fn hash(&self, hasher: &mut StateHasher) {
         self.deadlines.iter().flat_map(|step| [step.0, step.1]).for_each(|word| hasher.word(word));
         self.sizes.iter().flat_map(|step| [step.0, u64::from(step.1)]).for_each(|word| hasher.word(word));
-    }
-
-    /// Steps in memory.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.deadlines.len() + self.sizes.len()
     }
 }
 

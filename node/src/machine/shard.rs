@@ -10,6 +10,7 @@ use super::limits::{self, Bases};
 use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
+use super::stores;
 use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
@@ -332,10 +333,13 @@ impl DataMachine {
                 }
                 SectionReply::Gone
             }
-            Section::Advance { from, to, creates, drops } => {
+            Section::Advance { from, to, creates, drops, replays } => {
                 let accepted = from == self.catalog_index && to >= from;
                 if accepted {
                     self.advance(to, &creates, &drops, effects);
+                    for (id, binding) in replays {
+                        self.queues.get(&id).into_iter().for_each(|queue| self.exits.replay(id, queue, binding));
+                    }
                 }
                 SectionReply::Advanced { accepted }
             }
@@ -408,9 +412,12 @@ impl DataMachine {
                 Op::Tend { queue: id, now_ms, room, checked } => {
                     self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    let basis = self.bases.named(id, queue, room, checked);
-                    let mut any = limits::expire(id, queue, basis, now_ms, &mut self.exits);
-                    any |= limits::trim(id, queue, basis, &mut self.exits);
+                    let any = if queue.is_scheduled() {
+                        stores::let_go(id, queue, now_ms, &mut self.exits)
+                    } else {
+                        let basis = self.bases.named(id, queue, room, checked);
+                        limits::expire(id, queue, basis, now_ms, &mut self.exits) | limits::trim(id, queue, basis, &mut self.exits)
+                    };
                     if any {
                         note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
@@ -491,6 +498,11 @@ impl DataMachine {
     fn put(&mut self, index: u64, op: &EnqueueOp, id: QueueId, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
         self.keep_captured(id);
         let Some(queue) = self.queues.get_mut(&id) else { return Some(RefusedEnqueue::UnknownQueue) };
+        let marks = queue.marks(&op.message);
+        if marks.is_some_and(|marks| queue.came_before(&marks, self.last_time_ms)) {
+            queue.passed_over();
+            return None;
+        }
         let (level, note) = match queue.settings() {
             None if op.traits.expiration_ms.is_none() => (0, Note { deadline_ms: 0, body_bytes: op.body_bytes() }),
             settings => {
@@ -512,6 +524,7 @@ impl DataMachine {
         if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
             self.references += 1;
         }
+        marks.iter().for_each(|marks| queue.remember(marks, self.last_time_ms));
         if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
             effects.push(Effect::Timed { queue: id });
         }
@@ -525,6 +538,9 @@ impl DataMachine {
             if limits::trim(id, queue, basis, &mut self.exits) {
                 note_settled(index, (id, queue), effects, &mut self.dirty);
             }
+        }
+        if stores::forget_oldest(id, queue, &mut self.exits) {
+            note_settled(index, (id, queue), effects, &mut self.dirty);
         }
         None
     }
@@ -608,6 +624,9 @@ fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Ve
 
 /// What a queue with these settings notes of a message that comes at `now_ms`.
 fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+    if let Some(store) = settings.and_then(|s| s.store) {
+        return stores::note(store, op, now_ms);
+    }
     let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms.map(u64::from)).min();
     let deadline_ms = match ttl {
         None => 0,

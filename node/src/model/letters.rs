@@ -49,7 +49,7 @@ pub struct Letter {
     pub queue: QueueId,
     /// Why.
     pub reason: SettleReason,
-    /// When, ms since the epoch.
+    /// When, ms since the epoch; of a replay: the number of the binding that it is for.
     pub time_ms: u64,
     /// The stored message.
     pub message: Bytes,

@@ -83,6 +83,14 @@ pub const LEAVING_PER_ENTRY: u64 = 4096;
 pub const LETTER_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// and up to this, doubled each time.
 pub const LETTER_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Messages that an exchange with history remembers at most: each new binding makes letters of all of them in one entry.
+pub const HISTORY_MESSAGES: i64 = 100_000;
+/// Deduplication values that a queue or an exchange remembers: some 100 bytes of memory each, on each replica.
+pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
+/// Publishers whose publishing ids a queue remembers; the one that was silent for longest is forgotten first.
+pub const PUBLISHERS: usize = 1024;
+/// Gaps in the publishing ids of a publisher that a queue remembers: ids missing further back count as having come.
+pub const PUBLISHER_GAPS: usize = 64;
 /// How long a consumer may hold a message unless it or its queue says otherwise (RabbitMQ's default).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A name on the wire is a short string (spec 4.2.5.3).

@@ -247,11 +247,11 @@ impl ShardServer {
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
         let Some(changes) = changes else { return };
-        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty();
+        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty() && changes.replays.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;
         }
-        entry.advance(from, changes.to, &changes.creates, &changes.drops);
+        entry.advance_with(from, changes.to, &changes.creates, &changes.drops, &changes.replays);
         parts.push(Part::Advance);
         for (queue, settings) in &changes.settings {
             entry.settings(changes.to, *queue, settings);

@@ -102,7 +102,7 @@ impl ShardServer {
 
     /// Whether messages can leave the queue of their own accord; if its outbox is full they stay until it is not (rule 25).
     fn may_leave(&mut self, state: &QueueState) -> bool {
-        let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some());
+        let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some() || c.settings.store.is_some());
         let may = !buries || self.machine.lock().buries(state.id);
         if !may {
             self.letters.kept.insert(state.id);
@@ -119,16 +119,25 @@ impl ShardServer {
         if state.care.as_ref().is_some_and(|c| c.drops_head()) && is_over(state, queue) {
             return Some(now);
         }
+        if queue.is_scheduled() {
+            return queue.next_due_ms().map(|due_ms| self.at(due_ms));
+        }
         if !queue.is_timed() {
             return None;
         }
         let checked = checked.get_or_insert_with(|| state.checked_ranges());
         let heads = (0..queue.levels()).filter_map(|level| queue.first_ready(level, Seq(0), checked));
         let deadline = heads.map(|run| run.deadline_ms).filter(|ms| *ms > 0).min()?;
-        if deadline == AT_ONCE {
-            return Some(now);
+        Some(self.at(deadline))
+    }
+
+    /// When this time has come; [`AT_ONCE`] needs no clock.
+    fn at(&self, time_ms: u64) -> Instant {
+        let now = Instant::now();
+        if time_ms == AT_ONCE {
+            return now;
         }
-        Some(self.end_ms().map_or(now + UNSURE, |end_ms| now + Duration::from_millis(deadline.saturating_sub(end_ms))))
+        self.end_ms().map_or(now + UNSURE, |end_ms| now + Duration::from_millis(time_ms.saturating_sub(end_ms)))
     }
 
     /// When the queue ends for want of use; tells the node when it does.

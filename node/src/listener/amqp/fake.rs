@@ -206,7 +206,10 @@ impl Broker {
             | ExchangeKind::ConsistentHash
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
-            | ExchangeKind::LocalRandom => true,
+            | ExchangeKind::LocalRandom
+            | ExchangeKind::Delayed
+            | ExchangeKind::RecentHistory
+            | ExchangeKind::Deduplication => true,
             ExchangeKind::Topic => topic(&bound.split('.').collect::<Vec<_>>(), &key.split('.').collect::<Vec<_>>()),
         };
         Some(self.bindings.iter().filter(|(x, k, _)| x == exchange && matches(k)).map(|(_, _, q)| q.clone()).collect())

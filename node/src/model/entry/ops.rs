@@ -40,12 +40,28 @@ pub enum SettleReason {
     MaxLength = 5,
     /// Its delivery failed too often.
     DeliveryLimit = 6,
+    /// It was delayed, and its time has come.
+    Due = 7,
+    /// It did not leave: a queue that was bound later gets a copy.
+    Replay = 8,
+    /// No message like it came before.
+    First = 9,
 }
 
 impl SettleReason {
     /// The reason of this number.
     pub fn from_byte(byte: u8) -> Option<SettleReason> {
-        let all = [Self::Ack, Self::Reject, Self::Purge, Self::Expired, Self::MaxLength, Self::DeliveryLimit];
+        let all = [
+            Self::Ack,
+            Self::Reject,
+            Self::Purge,
+            Self::Expired,
+            Self::MaxLength,
+            Self::DeliveryLimit,
+            Self::Due,
+            Self::Replay,
+            Self::First,
+        ];
         all.into_iter().find(|r| *r as u8 == byte)
     }
 }
