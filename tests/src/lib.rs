@@ -6,6 +6,7 @@
 
 pub mod backlog;
 pub mod broker;
+pub mod certificates;
 pub mod chance;
 pub mod cluster;
 pub mod load;

@@ -29,10 +29,17 @@ pub(super) struct NodeProcess {
 
 impl NodeProcess {
     /// Start the node. What it prints besides its log lines goes into the same file.
-    pub(super) fn start(ports: &NodePorts, cluster: &str, directory: &ClusterDir, secret: Option<&Path>) -> io::Result<NodeProcess> {
+    pub(super) fn start(
+        ports: &NodePorts,
+        cluster: &str,
+        directory: &ClusterDir,
+        secret: Option<&Path>,
+        more: Vec<String>,
+    ) -> io::Result<NodeProcess> {
         let log = directory.log(ports.node);
         let program = std::env::current_exe()?;
-        let arguments = arguments(ports, cluster, &directory.node(ports.node), &log, secret);
+        let mut arguments = arguments(ports, cluster, &directory.node(ports.node), &log, secret);
+        arguments.extend(more);
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(&program)
             .args(&arguments)
@@ -131,6 +138,7 @@ fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secr
         format!("--cluster={cluster}"),
         format!("--log-file={}", log.display()),
     ];
+    arguments.extend(ports.amqps.map(|port| format!("--amqps-port={port}")));
     arguments.extend(secret.map(|path| format!("--cluster-secret-file={}", path.display())));
     arguments
 }
