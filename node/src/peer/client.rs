@@ -267,8 +267,8 @@ pub enum DialError {
     /// TCP or TLS.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// HTTP/2; over TLS also that the other side refuses our certificate.
-    #[error("{}", causes(.0))]
+    /// HTTP/2.
+    #[error(transparent)]
     Http(#[from] tonic::transport::Error),
     /// Refused by the other side.
     #[error("{0}")]
@@ -279,17 +279,6 @@ pub enum DialError {
     /// Too slow.
     #[error("no answer in {DIAL_TIME:?}")]
     Late,
-}
-
-/// The library's own text only says that something failed.
-fn causes(error: &tonic::transport::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A connection for an operator's tool: authenticated by the secret, and by certificates with `tls`; good for the additional services.

@@ -2,7 +2,7 @@
 //! connections and the edges' to different runtimes, and that nodes which disagree about TLS say so instead of failing strangely. Then
 //! comes TLS, if both have it, then HTTP/2. The client learns at once when a connection is gone.
 //!
-//! `> "WARREN\x02" | class u8, 0x80 for TLS` `< 0 go on, 1 TLS is demanded, 2 there is no TLS here`
+//! `> "WARREN\x02" | class u8, 0x80 for TLS` `< 0 go on, 1 TLS is demanded, 2 there is no TLS here`, and over TLS once more `< 0`
 
 use super::auth::Gate;
 use crate::tls::Mutual;
@@ -94,8 +94,12 @@ pub(super) async fn dial(address: &str, class: Class, tls: Option<&Mutual>) -> R
     match (socket.read_u8().await?, tls) {
         (GO_ON, None) => Ok(Pipe::Plain(socket)),
         (GO_ON, Some(tls)) => {
-            let stream = tls.connect(host(address), socket).await.map_err(SocketError::Tls)?;
-            Ok(Pipe::Tls(Box::new(stream.into())))
+            let mut stream = tls.connect(host(address), socket).await.map_err(SocketError::Tls)?;
+            // Our handshake is complete before the other side has seen our certificate: hear what it thinks of it.
+            match stream.read_u8().await.map_err(SocketError::Tls)? {
+                GO_ON => Ok(Pipe::Tls(Box::new(stream.into()))),
+                _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a node of this product").into()),
+            }
         }
         (TLS_DEMANDED, _) => Err(SocketError::TlsDemanded),
         (NO_TLS, _) => Err(SocketError::NoTls),
@@ -140,7 +144,10 @@ pub(super) async fn accept(socket: &mut TcpStream, demands_tls: bool) -> Result<
 pub(super) async fn secured(socket: TcpStream, tls: Option<&Mutual>) -> Result<Pipe, SocketError> {
     let Some(tls) = tls else { return Ok(Pipe::Plain(socket)) };
     let stream = tokio::time::timeout(PREFACE_TIME, tls.accept(socket)).await.map_err(io::Error::from)?;
-    Ok(Pipe::Tls(Box::new(stream.map_err(SocketError::Tls)?.into())))
+    let mut stream = stream.map_err(SocketError::Tls)?;
+    stream.write_u8(GO_ON).await?;
+    stream.flush().await?;
+    Ok(Pipe::Tls(Box::new(stream.into())))
 }
 
 /// A socket, plain or under TLS.

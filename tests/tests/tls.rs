@@ -1,0 +1,144 @@
+//! Real nodes with TLS on a port for clients and mutual TLS among themselves.
+#![allow(clippy::unwrap_used)] // all of this file is tests
+
+use std::sync::Arc;
+use std::time::Duration;
+use warren_tests::certificates::Authority;
+use warren_tests::client::Dial;
+use warren_tests::load::{self, ConsumerOptions, PublisherOptions};
+use warren_tests::oracle::Oracle;
+use warren_tests::secured::Secured;
+use warren_tests::{Broker, eventually, unique};
+
+/// Files are looked at every two seconds; a busy machine may need longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn own_processes(test: &str) -> bool {
+    let own = std::env::var_os("WARREN_TEST_URIS").is_none();
+    if !own {
+        println!("{test}: left out, it needs processes of its own");
+    }
+    own
+}
+
+#[test]
+fn nodes_form_a_cluster_over_mutual_tls_and_refuse_operators_without_certificates() {
+    if !own_processes("nodes_form_a_cluster_over_mutual_tls") {
+        return;
+    }
+    let secured = Secured::start();
+    let cluster = &secured.cluster;
+    let status = cluster.ctl(0, &["status"]);
+    assert_eq!(status.stdout.matches("\ttrue\n").count(), 3, "{status:?}");
+    let listeners = cluster.ctl(0, &["listeners"]).stdout;
+    let amqps = format!("Interface: 127.0.0.1, port: {}, protocol: amqp/ssl, purpose: AMQP 0-9-1 over TLS", cluster.ports(0).amqps);
+    assert!(listeners.contains(&amqps), "{listeners}");
+    // The secret without a certificate.
+    let bare = cluster.ctl_with(1, &["status"], &[]);
+    assert_eq!(bare.code, Some(69), "{bare:?}");
+    assert!(bare.stderr.contains("demands TLS"), "{bare:?}");
+    // A certificate of somebody else's authority.
+    let theirs = secured.client_files(&Authority::new("theirs"), "stranger");
+    let ca = cluster.ctl_environment().iter().find(|(name, _)| name.ends_with("_CA")).unwrap().1.clone();
+    let files = [("CERT", theirs.certificate), ("KEY", theirs.key), ("CA", ca.into())];
+    let environment = files.map(|(what, path)| (format!("WARREN_PEER_TLS_{what}"), path.display().to_string()));
+    let stranger = cluster.ctl_with(1, &["status"], &environment);
+    assert_eq!(stranger.code, Some(69), "{stranger:?}");
+    assert!(stranger.stderr.contains("UnknownCA"), "{stranger:?}");
+    assert!(eventually(PATIENCE, || cluster.logged(1, "WARN").iter().any(|line| line.contains("refused"))), "the node says it, too");
+    // What the nodes leave in their directories is enough on the same machine.
+    let local = cluster.ctl_in_dir(2, &["ping"]);
+    assert_eq!(local.code, Some(0), "{local:?}");
+}
+
+#[test]
+fn clients_over_tls_are_served_by_every_node_and_listed_as_such() {
+    if !own_processes("clients_over_tls_are_served_by_every_node") {
+        return;
+    }
+    let secured = Secured::start();
+    let cluster = &secured.cluster;
+    let queue = unique("tls");
+    Broker::Given(cluster.uris()).declare_durable(0, &queue);
+    let leader = cluster.queue_leader(&queue).unwrap();
+    let (near, far) = ((leader + 1) % 3, (leader + 2) % 3);
+    let oracle = Arc::new(Oracle::default());
+    let (publisher, consumer) = (secured.relay(near), secured.relay(far));
+    let consumer = (load::consume(&oracle, &Dial::parse(&consumer.address()), 1, &queue, &ConsumerOptions::default()), consumer);
+    let options = PublisherOptions { rate: 500, size: 20_000, ..PublisherOptions::default() };
+    let publisher = (load::publish(&oracle, &Dial::parse(&publisher.address()), 1, &queue, &options), publisher);
+    assert!(eventually(PATIENCE, || publisher.0.count() >= 500), "confirms come");
+    let rows = cluster.ctl(leader, &["-s", "list_connections", "node", "ssl", "ssl_protocol", "ssl_hash", "peer_cert_subject"]).stdout;
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.sort_unstable();
+    let mut expected = [near, far].map(|at| format!("{}\ttrue\ttlsv1.3\taead\t", at + 1));
+    expected.sort_unstable();
+    assert_eq!(rows, expected);
+    // A leader that dies is not noticed over TLS either; its node finds the others again with its certificate.
+    cluster.kill(leader);
+    let before = publisher.0.count();
+    assert!(eventually(PATIENCE, || publisher.0.count() >= before + 500), "a new leader confirms");
+    cluster.restart(leader);
+    let closes = publisher.0.stop().closes;
+    assert!(load::drained(&oracle, PATIENCE));
+    let closes = [closes, consumer.0.stop().closes].concat();
+    assert!(closes.is_empty(), "{closes:?}");
+    oracle.assert_unnoticed();
+}
+
+#[test]
+fn certificates_and_authorities_are_replaced_under_load_without_a_lost_connection() {
+    if !own_processes("certificates_and_authorities_are_replaced_under_load") {
+        return;
+    }
+    let secured = Secured::start();
+    let cluster = &secured.cluster;
+    let queue = unique("rotate");
+    Broker::Given(cluster.uris()).declare_durable(0, &queue);
+    let oracle = Arc::new(Oracle::default());
+    let relay = secured.relay(0);
+    let dial = Dial::parse(&relay.address());
+    let consumer = load::consume(&oracle, &dial, 1, &queue, &ConsumerOptions::default());
+    let publisher = load::publish(&oracle, &dial, 1, &queue, &PublisherOptions::default());
+
+    // What clients are shown: twice a new certificate, after each one that is no good.
+    for name in ["server-1", "server-2"] {
+        secured.show_clients(&secured.server(name));
+        let is_shown = |at| eventually(PATIENCE, || secured.shown(at).is_some_and(|shown| shown.starts_with(&format!("CN={name},"))));
+        assert!((0..3).all(is_shown), "{name}");
+        let good = secured.server(name);
+        secured.show_clients(&warren_tests::certificates::Issued { certificate: "garbage".into(), ..good });
+        let is_told = |at| eventually(PATIENCE, || cluster.logged(at, "ERROR").iter().any(|line| line.contains("the old one stays")));
+        assert!((0..3).all(is_told));
+        assert!((0..3).all(is_shown), "{name} after garbage");
+    }
+    // SIGHUP asks for a look and ends nobody.
+    cluster.hang_up(0);
+    let told = || cluster.logged(0, "INFO").iter().any(|line| line.contains("have not changed"));
+    assert!(eventually(PATIENCE, told), "SIGHUP is answered in the log");
+
+    // What nodes show each other, with another authority: first all believe both, then all show the new one's, then the old one goes.
+    let loaded = || [0, 1, 2].map(|at| cluster.logged(at, "INFO").iter().filter(|line| line.contains("certificate loaded")).count());
+    let step = |change: &dyn Fn()| {
+        let before = loaded();
+        change();
+        assert!(eventually(PATIENCE, || loaded().iter().zip(before).all(|(now, before)| *now > before)), "all nodes have looked");
+    };
+    let (old, new) = (&secured.nodes, Authority::new("new"));
+    step(&|| secured.trust_peers(&[old, &new]));
+    step(&|| secured.issue_peers(&new));
+    step(&|| secured.trust_peers(&[&new]));
+    // New connections between nodes are made with it, and no others: a node is killed and comes back.
+    cluster.kill(2);
+    cluster.restart(2);
+    let status = cluster.ctl(1, &["status"]);
+    assert_eq!(status.stdout.matches("\ttrue\n").count(), 3, "{status:?}");
+    let before = publisher.count();
+    assert!(eventually(PATIENCE, || publisher.count() >= before + 200), "confirms go on");
+
+    let closes = publisher.stop().closes;
+    assert!(load::drained(&oracle, PATIENCE));
+    let closes = [closes, consumer.stop().closes].concat();
+    assert!(closes.is_empty(), "{closes:?}");
+    oracle.assert_unnoticed();
+}
