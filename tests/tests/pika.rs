@@ -74,7 +74,7 @@ fn tls_works_with_openssl_and_external_logs_in_by_certificate() {
     let (ours, theirs) = (secured.client_files(&secured.clients, "ours"), secured.client_files(&secured.clients, "theirs"));
     let stranger = secured.client_files(&Authority::new("another"), "stranger");
     let user = "CN=ours,O=Warren\\, tests";
-    for words in [&["add_user", user, ""][..], &["clear_password", user], &["set_permissions", user, ".*", ".*", ".*"]] {
+    for words in [&["add_user", user, "unused"][..], &["clear_password", user], &["set_permissions", user, ".*", ".*", ".*"]] {
         let told = secured.cluster.ctl(0, words);
         assert_eq!(told.code, Some(0), "{words:?}: {told:?}");
     }
