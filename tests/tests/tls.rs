@@ -1,6 +1,8 @@
 //! Real nodes with TLS on a port for clients and mutual TLS among themselves.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 use warren_tests::certificates::Authority;
@@ -46,6 +48,18 @@ fn nodes_form_a_cluster_over_mutual_tls_and_refuse_operators_without_certificate
     assert_eq!(stranger.code, Some(69), "{stranger:?}");
     assert!(stranger.stderr.contains("UnknownCA"), "{stranger:?}");
     assert!(eventually(PATIENCE, || cluster.logged(1, "WARN").iter().any(|line| line.contains("refused"))), "the node says it, too");
+    // Clients on the wrong port hear an end, and the log says what is wrong with them.
+    let mut plain = TcpStream::connect(secured.amqps(2)).unwrap();
+    plain.write_all(b"AMQP\0\0\x09\x01").unwrap();
+    assert_eq!(plain.read_to_end(&mut Vec::new()).unwrap(), 0);
+    let mut over_tls = TcpStream::connect(cluster.amqp(2)).unwrap();
+    over_tls.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).unwrap();
+    let mut answer = Vec::new();
+    over_tls.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"AMQP\0\0\x09\x01");
+    for text in ["a client without TLS on the TLS port", "a TLS client on the AMQP port"] {
+        assert!(eventually(PATIENCE, || cluster.logged(2, "WARN").iter().any(|line| line.contains(text))), "{text}");
+    }
     // What the nodes leave in their directories is enough on the same machine.
     let local = cluster.ctl_in_dir(2, &["ping"]);
     assert_eq!(local.code, Some(0), "{local:?}");

@@ -9,8 +9,9 @@ use std::net::TcpListener;
 pub(super) struct NodePorts {
     pub(super) node: u16,
     pub(super) amqp: u16,
-    /// Where there is a certificate.
-    pub(super) amqps: Option<u16>,
+    pub(super) amqps: u16,
+    /// There is a certificate for that port.
+    pub(super) has_tls: bool,
     pub(super) stream: u16,
     pub(super) management: u16,
     pub(super) peer: u16,
@@ -18,15 +19,15 @@ pub(super) struct NodePorts {
 
 impl NodePorts {
     /// Node `node`, from 1, with all ports moved by `offset`.
-    pub(super) fn new(node: u16, offset: u16, tls: bool) -> NodePorts {
+    pub(super) fn new(node: u16, offset: u16, has_tls: bool) -> NodePorts {
         let port = |base: u16| base + node + offset;
-        NodePorts { node, amqp: port(5671), amqps: tls.then(|| port(5680)), stream: port(5551), management: port(15671), peer: port(7670) }
+        NodePorts { node, amqp: port(5671), amqps: port(5680), has_tls, stream: port(5551), management: port(15671), peer: port(7670) }
     }
 
     /// Whether the ports that will be bound are free, so that the error names the port and not just a node that ended.
     pub(super) fn check(&self) -> Result<(), ClusterError> {
         let always = [(self.amqp, "AMQP"), (self.management, "management"), (self.peer, "peers")];
-        for (port, role) in always.into_iter().chain(self.amqps.map(|port| (port, "AMQP over TLS"))) {
+        for (port, role) in always.into_iter().chain(self.has_tls.then_some((self.amqps, "AMQP over TLS"))) {
             TcpListener::bind(("127.0.0.1", port)).map_err(|error| ClusterError::Port { port, role, node: self.node, error })?;
         }
         Ok(())
@@ -47,8 +48,8 @@ pub(super) fn table(nodes: &[NodePorts], directory: &ClusterDir) -> String {
         let peer = format!("127.0.0.1:{}", n.peer);
         let data = directory.node(n.node);
         text += &format!("{:<6}{amqp:<25}{management:<26}{peer:<18}{}\n", n.node, data.display());
-        if let Some(amqps) = n.amqps {
-            text += &format!("{:<6}amqps://127.0.0.1:{amqps}\n", "");
+        if n.has_tls {
+            text += &format!("{:<6}amqps://127.0.0.1:{}\n", "", n.amqps);
         }
     }
     text
@@ -62,9 +63,8 @@ mod tests {
     fn node_one_has_the_protocols_own_ports() {
         let ports = NodePorts::new(1, 0, false);
         assert_eq!((ports.amqp, ports.stream, ports.management, ports.peer), (5672, 5552, 15672, 7671));
-        assert_eq!(ports.amqps, None);
         let ports = NodePorts::new(3, 100, true);
-        assert_eq!((ports.amqp, ports.amqps), (5774, Some(5783)));
+        assert_eq!((ports.amqp, ports.amqps), (5774, 5783));
     }
 
     #[test]

@@ -132,13 +132,13 @@ fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secr
         format!("--data-dir={}", data_dir.display()),
         "--host=127.0.0.1".to_owned(),
         format!("--amqp-port={}", ports.amqp),
+        format!("--amqps-port={}", ports.amqps),
         format!("--stream-port={}", ports.stream),
         format!("--management-port={}", ports.management),
         format!("--peer-port={}", ports.peer),
         format!("--cluster={cluster}"),
         format!("--log-file={}", log.display()),
     ];
-    arguments.extend(ports.amqps.map(|port| format!("--amqps-port={port}")));
     arguments.extend(secret.map(|path| format!("--cluster-secret-file={}", path.display())));
     arguments
 }

@@ -28,12 +28,14 @@ pub(super) struct Secure {
     cipher: BytesMut,
     /// There may be input that the socket does not tell of any more.
     has_input: bool,
+    /// The client has said that it sends no more.
+    ended: bool,
 }
 
 impl Socket {
     pub(super) fn secure(tcp: TcpStream, session: ServerConnection) -> Socket {
         // What came with the end of the handshake is in the session already.
-        Socket::Tls(Box::new(Secure { tcp, session, cipher: BytesMut::new(), has_input: true }))
+        Socket::Tls(Box::new(Secure { tcp, session, cipher: BytesMut::new(), has_input: true, ended: false }))
     }
 
     fn tcp(&self) -> &TcpStream {
@@ -127,22 +129,17 @@ impl Secure {
         let before = to.len();
         loop {
             self.take_plaintext(to)?;
-            self.has_input = to.len() == to.capacity();
-            if self.has_input {
+            self.has_input = self.ended || to.len() == to.capacity();
+            if self.has_input || (self.cipher.is_empty() && to.len() > before) {
                 return Ok(to.len() - before);
             }
             if self.cipher.is_empty() {
-                if to.len() > before {
-                    return Ok(to.len() - before);
-                }
                 self.cipher.reserve(CIPHER_BYTES);
                 if self.tcp.try_read_buf(&mut self.cipher)? == 0 {
                     return Ok(0);
                 }
             }
-            if !self.decrypt()? {
-                return Ok(to.len() - before);
-            }
+            self.decrypt()?;
         }
     }
 
@@ -166,16 +163,22 @@ impl Secure {
         Ok(())
     }
 
-    /// Some of the ciphertext at hand to the session. False: the client has said that it sends no more.
-    fn decrypt(&mut self) -> io::Result<bool> {
+    /// Some of the ciphertext at hand to the session.
+    fn decrypt(&mut self) -> io::Result<()> {
         let taken = self.session.read_tls(&mut &self.cipher[..])?;
         self.cipher.advance(taken);
-        if let Err(error) = self.session.process_new_packets() {
-            // The alert that says why, if the socket takes it.
-            let _ = self.flush();
-            return Err(io::Error::new(ErrorKind::InvalidData, error));
+        match self.session.process_new_packets() {
+            Ok(state) => {
+                // It takes nothing more after close_notify.
+                self.ended = taken == 0 || state.peer_has_closed();
+                Ok(())
+            }
+            Err(error) => {
+                // The alert that says why, if the socket takes it.
+                let _ = self.flush();
+                Err(io::Error::new(ErrorKind::InvalidData, error))
+            }
         }
-        Ok(taken > 0)
     }
 
     fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {

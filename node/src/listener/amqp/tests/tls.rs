@@ -108,6 +108,20 @@ async fn messages_of_all_sizes_pass_over_tls_and_the_connection_says_how() {
 }
 
 #[tokio::test]
+async fn a_client_that_ends_its_tls_is_gone_with_its_consumers() {
+    let secured = Secured::start(Verify::None, PATIENCE).await;
+    let mut client = secured.client().await;
+    client.declare("q").await;
+    client.consume("q").await;
+    client.publish("q", b"held").await;
+    client.delivery().await;
+    // close_notify, while TCP stays open.
+    client.socket.get_mut().1.send_close_notify();
+    client.socket.flush().await.expect("sent");
+    eventually("the message is back", || secured.server.edge.broker.lock().ready("q") > 0).await;
+}
+
+#[tokio::test]
 async fn bytes_that_dribble_in_over_tls_are_understood() {
     let secured = Secured::start(Verify::None, PATIENCE).await;
     let mut client = secured.client().await;
