@@ -97,7 +97,7 @@ fn clients_over_tls_are_served_by_every_node_and_listed_as_such() {
     assert!(load::drained(&oracle, PATIENCE));
     let closes = [closes, consumer.0.stop().closes].concat();
     assert!(closes.is_empty(), "{closes:?}");
-    oracle.assert_unnoticed();
+    oracle.findings().assert_unnoticed();
 }
 
 #[test]
@@ -154,5 +154,5 @@ fn certificates_and_authorities_are_replaced_under_load_without_a_lost_connectio
     assert!(load::drained(&oracle, PATIENCE));
     let closes = [closes, consumer.stop().closes].concat();
     assert!(closes.is_empty(), "{closes:?}");
-    oracle.assert_unnoticed();
+    oracle.findings().assert_unnoticed();
 }
