@@ -97,6 +97,7 @@ impl Connection {
             Step::Report(report) => self.mailbox.report(&report),
             Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
             Step::Authenticate { user, password } => self.authenticate(&user, &password),
+            Step::AuthenticateByCertificate { user } => self.authenticate_by_certificate(user),
             Step::Open { vhost } => self.open(&vhost),
             Step::Leave => self.leave(),
         }
@@ -149,9 +150,21 @@ impl Connection {
         let edge = &*self.edge;
         let from = self.mailbox.peer.ip();
         let result = admission::authenticate(&edge.catalog.read(), user, password, from, &edge.config.loopback_users);
+        self.authenticated(user.into(), result);
+    }
+
+    fn authenticate_by_certificate(&mut self, user: Arc<str>) {
+        let edge = &*self.edge;
+        let from = self.mailbox.peer.ip();
+        let result = admission::vouched(&edge.catalog.read(), &user, from, &edge.config.loopback_users);
+        self.authenticated(user, result);
+    }
+
+    /// `result`: which user of that name it is.
+    fn authenticated(&mut self, user: Arc<str>, result: Result<u64, String>) {
         match result {
             Ok(created) => {
-                self.user = Some((user.into(), created));
+                self.user = Some((user, created));
                 self.mailbox.push(Event::Authenticated);
             }
             Err(why) => {

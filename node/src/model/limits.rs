@@ -40,6 +40,11 @@ pub const FRAME_MAX_BEFORE_TUNE: u32 = 8192;
 pub const HEARTBEAT_SECONDS: u16 = 60;
 /// A client must get through connection.open within this time (RabbitMQ's default handshake timeout).
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Of it, what the TLS handshake may take (RabbitMQ's default `ssl_handshake_timeout`).
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
+/// TLS handshakes under way on a port: what a client may make the TLS library hold before it is known (64 KiB each) stays bounded.
+/// Beyond it newcomers wait in the system's queue.
+pub const TLS_HANDSHAKES: usize = 4096;
 /// Frames of channels that wait for a reply are kept up to this many bytes, then the socket is not read.
 pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
 /// Bodies that a connection has begun and not finished, all channels together: a body that never ends must not eat the memory.
