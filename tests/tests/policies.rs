@@ -121,7 +121,7 @@ impl Drop for Scene<'_> {
 type Effect = fn(&mut Scene<'_>);
 
 /// Each key's test.
-const KEYS: [(&str, Effect); 9] = [
+const KEYS: [(&str, Effect); 10] = [
     ("alternate-exchange", alternate_exchange),
     ("consumer-timeout", consumer_timeout),
     ("dead-letter-exchange", dead_letter_exchange),
@@ -129,6 +129,7 @@ const KEYS: [(&str, Effect); 9] = [
     ("delivery-limit", delivery_limit),
     ("expires", expires),
     ("max-length", max_length),
+    ("max-length-bytes", max_length_bytes),
     ("message-ttl", message_ttl),
     ("overflow", overflow),
 ];
@@ -152,6 +153,11 @@ fn max_length(scene: &mut Scene<'_>) {
     assert_eq!(scene.keeps(5), 2);
     let (oldest, left) = scene.client.get(1, &scene.queue).unwrap().unwrap();
     assert_eq!((oldest.body.as_slice(), left), (&b"3"[..], 1), "the newest stay");
+}
+
+fn max_length_bytes(scene: &mut Scene<'_>) {
+    scene.policy(false, r#"{"max-length-bytes":2}"#, &[]);
+    assert_eq!(scene.keeps(5), 2, "of one byte each");
 }
 
 fn overflow(scene: &mut Scene<'_>) {
