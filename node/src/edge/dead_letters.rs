@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn a_letter_that_is_written_again_is_the_same_whatever_became_of_its_queue() {
         let mut scene = Scene::new();
-        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx"), ("x-dead-letter-routing-key", &"k".repeat(300))]);
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx"), ("x-dead-letter-routing-key", "k".repeat(300).as_str())]);
         let letter = Letter { queue, reason: SettleReason::Expired, time_ms: 5_000, message: stored(b"own", &[0, 0]) };
         let routed = route(&scene.0, &letter, &|_| false);
         assert_eq!(routed.catalog_index, scene.0.index());

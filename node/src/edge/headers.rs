@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn renames_an_entry_and_leaves_the_rest_as_it_was() {
         let list = |name: &[u8; 3]| {
-            let blind = [b"\x01kS\0\0\0\x01v\x03", &name[..], b"A\0\0\0\x06S\0\0\0\x01q\x01vV"].concat();
+            let blind = [&b"\x01kS\0\0\0\x01v\x03"[..], name, b"A\0\0\0\x06S\0\0\0\x01q\x01vV"].concat();
             with_headers(&blind)
         };
         assert_eq!(renamed_header(&list(b"BCC"), b"BCC", b"\0CC"), list(b"\0CC"));
