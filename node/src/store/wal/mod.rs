@@ -3,6 +3,9 @@
 
 #[cfg(test)]
 mod crash_tests;
+mod damage;
+#[cfg(test)]
+mod damage_tests;
 mod entry;
 mod file;
 mod format;
@@ -23,7 +26,7 @@ mod stats;
 mod tests;
 mod writer;
 
-pub use entry::{Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, WalConfig, WalError};
+pub use entry::{Damage, Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, WalConfig, WalError};
 pub use stats::{SYNC_BUCKETS, WalStats};
 
 use crate::model::entry::EntryBytes;
@@ -77,9 +80,9 @@ impl Drop for Threads {
 }
 
 impl Wal {
-    /// Recover what is in `disk`, make the tail durable again (rule 4), start the writer.
+    /// Recover what is in `disk`, make the tail durable again (rule 4), start the writer. Groups that lost something are told by `damage`.
     ///
-    /// Errors: `WalError::Corrupt` when synced data is damaged: nothing was changed then.
+    /// Errors: `WalError::Corrupt` when not even whose disk this is can be read: nothing was changed then.
     pub fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
         config.check()?;
         let mut recovered = recover(&*disk, &config)?;
@@ -88,10 +91,10 @@ impl Wal {
             Some(tail) => (tail, false),
             None => (first_file(&*disk, &config, &mut recovered).map_err(io_error)?, true),
         };
-        let Recovered { state, groups, identity, .. } = recovered;
+        let Recovered { state, meta, .. } = recovered;
         let shared = Shared::new(config, state);
         let Tail { file, position, closed, next_batch, items } = tail;
-        let mut writer = Writer { shared: shared.clone(), file, position, closed, next_batch, groups, identity, items, heads: Vec::new() };
+        let mut writer = Writer { shared: shared.clone(), file, position, closed, next_batch, meta, items, heads: Vec::new() };
         if fresh {
             writer.begin(writer.file.clone()).map_err(io_error)?;
         }
@@ -248,6 +251,20 @@ impl Wal {
     /// The last index of the group's log that lies before the newest `catch_up_bytes` of the WAL; 0: none.
     pub fn floor(&self, shard: ShardId) -> u64 {
         self.shared.floor(shard)
+    }
+
+    /// What this disk has lost of the group, which must not vote or acknowledge anything before it is rebuilt.
+    pub fn damage(&self, shard: ShardId) -> Option<Damage> {
+        self.shared.lock().shards.get(&shard)?.group.damaged
+    }
+
+    /// The group is rebuilt: what it may have acknowledged is here again, and its vote is not older than any it may have given.
+    pub fn mended(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let done: Done = Box::new(done);
+        self.shared.submit(done, |state, done| {
+            state.shard(shard).group.damaged = None;
+            Ok(Op::Note { record: meta::mended_record(shard), done })
+        });
     }
 
     /// Save whose disk this is.
