@@ -65,9 +65,9 @@ pub(super) fn slowest(core: &Core, group: &Shard) -> Option<u64> {
 
 /// Runs until the store is gone.
 pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
-    let groups: Vec<Shard> = core.all_groups().cloned().collect();
-    let step = PERIOD / groups.len().max(1) as u32;
     loop {
+        let groups: Vec<Shard> = core.all_groups().cloned().collect();
+        let step = PERIOD / groups.len().max(1) as u32;
         core.away.look(&core);
         core.journal.forget_unread();
         for group in &groups {

@@ -18,6 +18,7 @@ mod log;
 pub mod machine;
 mod network;
 pub mod placement;
+mod rebuild;
 pub mod replica;
 mod service;
 pub mod shard;
@@ -38,6 +39,8 @@ pub use shard::{OutcomeSink, Shard};
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use types::Reply;
 
+#[cfg(test)]
+mod rebuild_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

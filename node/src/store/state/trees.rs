@@ -164,7 +164,7 @@ fn contained<R>(work: impl FnOnce() -> Result<R, StateError>) -> Result<R, State
 impl Trees {
     /// Opens and checks; a damaged store is set aside.
     pub fn open(path: &Path) -> Result<(Trees, OpenReport), StateError> {
-        let mut trees = Trees { path: path.to_owned(), marks: Marks::read(path), open: None, needs_full: BTreeSet::new() };
+        let mut trees = Trees { path: path.to_owned(), marks: Marks::default(), open: None, needs_full: BTreeSet::new() };
         let report = trees.reopen()?;
         trees.needs_full.clear();
         Ok((trees, report))
@@ -196,7 +196,6 @@ impl Trees {
 
     fn opened(&mut self) -> Result<(), StateError> {
         if self.open.is_none() {
-            self.marks = Marks::read(&self.path);
             self.reopen()?;
         }
         Ok(())
@@ -225,6 +224,7 @@ impl Trees {
 
     fn reopen(&mut self) -> Result<OpenReport, StateError> {
         let path = &self.path;
+        let marks = Marks::read(path);
         let (open, set_aside) = match contained(|| Open::checked(path)) {
             Ok(open) => (open, None),
             Err(StateError::Damaged(why)) => {
@@ -235,6 +235,16 @@ impl Trees {
             }
             Err(other) => return Err(other),
         };
+        let mut stored = Vec::new();
+        for shard in open.shards() {
+            stored.extend(open.applied(shard)?.map(|_| shard));
+        }
+        if set_aside.is_none() && marks.is_none() && !stored.is_empty() {
+            // Whether these are the newest checkpoints cannot be told: nothing is built on them.
+            tracing::error!(path = %path.display(), "the state store's marks cannot be read; it may have lost checkpoints");
+            self.needs_full.extend(stored);
+        }
+        self.marks = marks.unwrap_or_default();
         let rolled_back = if set_aside.is_none() { self.marks.behind(|shard| open.applied(shard))? } else { Vec::new() };
         if !rolled_back.is_empty() {
             tracing::error!(path = %path.display(), ?rolled_back, "state store lost checkpoints");
@@ -270,7 +280,9 @@ fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
         PathBuf::from(name)
     };
     let mut to = name(0);
-    if to.exists() && Marks::read(path).cover(&Marks::read(&to)) {
+    // Marks that cannot be read cover nothing and are covered by nothing.
+    let covered = || Some(Marks::read(path)?.cover(&Marks::read(&to)?));
+    if to.exists() && covered() == Some(true) {
         std::fs::remove_dir_all(&to)?;
     }
     for number in 1.. {
@@ -304,12 +316,19 @@ impl Open {
         let db = open_patiently(path)?;
         let file = File::options().read(true).write(true).open(path.join("db"))?;
         let open = Open { db, file };
-        for name in open.db.tree_names() {
-            if let [b't', high, low] = *name {
-                open.check(ShardId(u16::from_be_bytes([high, low])))?;
-            }
+        for shard in open.shards() {
+            open.check(shard)?;
         }
         Ok(open)
+    }
+
+    /// That have a tree.
+    fn shards(&self) -> Vec<ShardId> {
+        let shard = |name: &[u8]| match name {
+            [b't', high, low] => Some(ShardId(u16::from_be_bytes([*high, *low]))),
+            _ => None,
+        };
+        self.db.tree_names().iter().filter_map(|name| shard(name)).collect()
     }
 
     fn check(&self, shard: ShardId) -> Result<(), StateError> {
@@ -445,12 +464,41 @@ mod tests {
             shards.iter().for_each(|(shard, index)| marks.set(ShardId(*shard), id(*index)));
             marks
         };
-        assert_eq!(Marks::read(&first), marks(&[(1, 5), (2, 5)]), "shard 2 is nowhere else");
+        assert_eq!(Marks::read(&first), Some(marks(&[(1, 5), (2, 5)])), "shard 2 is nowhere else");
         assert!(dir.path().join("state.damaged.1").exists());
         (1..3).for_each(|shard| trees.write(ShardId(shard), &change(8, true)).unwrap());
         trees.flush().unwrap();
         break_it(&mut trees);
         trees.load(ShardId(1)).unwrap();
-        assert_eq!(Marks::read(&first), marks(&[(1, 8), (2, 8)]), "the older one was not needed any more");
+        assert_eq!(Marks::read(&first), Some(marks(&[(1, 8), (2, 8)])), "the older one was not needed any more");
+        // Of one whose marks rotted nobody knows whether it is needed.
+        std::fs::write(first.join("marks"), b"rot").unwrap();
+        (1..3).for_each(|shard| trees.write(ShardId(shard), &change(9, true)).unwrap());
+        trees.flush().unwrap();
+        break_it(&mut trees);
+        trees.load(ShardId(1)).unwrap();
+        assert_eq!(std::fs::read(first.join("marks")).unwrap(), b"rot");
+        assert!(dir.path().join("state.damaged.2").exists());
+    }
+
+    #[test]
+    fn a_store_whose_marks_rotted_opens_and_builds_on_nothing_it_cannot_prove() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (mut trees, _) = Trees::open(&path).unwrap();
+        trees.write(ShardId(1), &change(5, true)).unwrap();
+        trees.flush().unwrap();
+        std::fs::write(path.join("marks"), b"rot").unwrap();
+        fail(&mut trees, StateError::Disk("closes it".into()));
+        assert_eq!(trees.load(ShardId(1)).unwrap().applied, Some(id(5)), "it is whole, whether or not it is the newest");
+        assert_eq!(trees.write(ShardId(1), &change(6, false)), Err(StateError::NeedsFull(ShardId(1))));
+        trees.write(ShardId(1), &change(6, true)).unwrap();
+        trees.flush().unwrap();
+        drop(trees);
+        std::fs::write(path.join("marks"), b"rot").unwrap();
+        let (mut trees, report) = Trees::open(&path).unwrap();
+        assert_eq!((report, trees.load(ShardId(1)).unwrap().applied), (OpenReport::default(), Some(id(6))));
+        // What is loaded at a start is what the next change builds on.
+        trees.write(ShardId(1), &change(7, false)).unwrap();
     }
 }

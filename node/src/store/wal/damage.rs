@@ -75,7 +75,9 @@ impl Recovery<'_> {
                 return Ok(None);
             };
             let Some(records) = batch.records(scan.bytes(SECTOR, batch.len as usize)?) else { return Ok(None) };
-            let Some((head, _, body)) = records.first().filter(|(head, _, _)| head.kind == super::format::Kind::Meta) else { return Ok(None) };
+            let Some((head, _, body)) = records.first().filter(|(head, _, _)| head.kind == super::format::Kind::Meta) else {
+                return Ok(None);
+            };
             let mut meta = Meta::default();
             Ok(meta::apply(&mut meta, head, &Bytes::copy_from_slice(body).into()).then_some(meta))
         };

@@ -256,10 +256,27 @@ fn what_could_not_be_read_back_is_looked_for_at_the_next_start() {
     drop(wal);
     let wal = open(&disk);
     assert_eq!(wal.damage(DATA), None, "the sidecar hides it");
+    wal.verify(DATA, 40).unwrap();
+    assert_eq!(wal.damage(DATA), None, "it lies before that");
     let bad: Vec<u64> = (1..=80).filter(|index| wal.read(DATA, *index..index + 1, 0).is_err()).collect();
     assert_eq!(bad.len(), 1);
     drop(wal);
     let wal = open(&disk);
+    assert_eq!(wal.damage(DATA), Some(Damage { votes: None }));
+}
+
+#[test]
+fn what_a_group_is_made_from_is_read_before_and_is_damage_when_it_cannot_be() {
+    let (disk, names) = filled(8, 80);
+    let (from, _) = batches(&disk, &names[0])[6];
+    disk.flip_bit(&names[0], (from + 64 + 40 + 7) * 8);
+    let wal = open(&disk);
+    if wal.damage(DATA).is_none() {
+        // There was a sidecar.
+        wal.verify(DATA, 0).unwrap();
+    }
+    assert_eq!(wal.damage(DATA), Some(Damage { votes: None }));
+    let (wal, _) = after_power_cut(wal, disk);
     assert_eq!(wal.damage(DATA), Some(Damage { votes: None }));
 }
 

@@ -258,6 +258,30 @@ impl Wal {
         self.shared.lock().shards.get(&shard)?.group.damaged
     }
 
+    /// Reads what the log holds behind `after`, which the group is about to be made from. A sidecar tells that an entry is there, not
+    /// that it can be read: when one cannot, the group is damaged. Blocks on the disk.
+    pub fn verify(&self, shard: ShardId, after: u64) -> io::Result<()> {
+        const STEP: usize = 1 << 20;
+        let state = self.state(shard);
+        let mut next = after.max(state.purged.map_or(0, |id| id.index)) + 1;
+        while state.last.is_some_and(|last| next <= last.index) {
+            match self.read(shard, next..u64::MAX, STEP) {
+                Ok(read) if read.is_empty() => return Ok(()),
+                Ok(read) => next += read.len() as u64,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    let damage = Damage { votes: None };
+                    self.shared.submit(Box::new(|_| ()), |state, done| {
+                        state.shard(shard).group.damaged = Some(damage);
+                        Ok(Op::Note { record: meta::damaged_record(shard, damage), done })
+                    });
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// The group is rebuilt: what it may have acknowledged is here again, and its vote is not older than any it may have given.
     pub fn mended(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
         let done: Done = Box::new(done);
