@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
-use warren_tests::load::{self, ConsumerOptions, PublisherOptions, Running};
+use warren_tests::load::{self, ConsumerOptions, ConsumerReport, PublisherOptions, Running};
 use warren_tests::oracle::{self, Oracle};
 use warren_tests::{Broker, Cluster, ClusterOptions, eventually, unique};
 
@@ -29,7 +29,7 @@ fn consume(broker: &Broker, oracle: &Arc<Oracle>, at: usize, queues: &[String]) 
     let consumers: Vec<_> = queues.iter().enumerate().map(consumer).collect();
     assert!(load::drained(oracle, Duration::from_secs(20)), "{} confirmed messages do not come", oracle.due());
     sleep(Duration::from_millis(200));
-    let closes: Vec<String> = consumers.into_iter().flat_map(|running: Running<_>| running.stop().closes).collect();
+    let closes: Vec<String> = consumers.into_iter().flat_map(|running: Running<ConsumerReport>| running.stop().closes).collect();
     assert!(closes.is_empty(), "{closes:?}");
     let findings = oracle.findings();
     println!("{findings}");
@@ -74,11 +74,7 @@ fn a_damaged_replica_is_rebuilt_and_counts_again_without_anything_lost() {
     assert!(says.iter().any(|line| line.contains("takes part in nothing until it is rebuilt")), "{says:?}");
 
     // With the rebuilt one and one other everything is there, and the shard is served.
-    let leads = eventually(Duration::from_secs(20), || cluster.queue_leader(&queues[0]).is_some());
-    assert!(leads);
-    let present = cluster.queue_leader(&queues[0]).filter(|at| *at != client_at && *at != former);
-    let gone = present.unwrap_or_else(|| (0..3).find(|at| *at != former && *at != client_at).unwrap());
-    cluster.kill(gone);
+    cluster.kill((0..3).find(|at| *at != former && *at != client_at).unwrap());
     publish(&broker, &oracle, client_at, 20, &queues);
     consume(&broker, &oracle, former, &queues);
 }
@@ -109,7 +105,7 @@ fn with_two_damaged_replicas_a_shard_is_not_served_and_the_log_says_why() {
     // Queues of the other shards are served by all nodes.
     let other = (0..20).find_map(|_| {
         let queue = unique("other");
-        broker.connect(0).declare(1, &queue, &warren_tests::client::QueueOptions::durable()).unwrap();
+        broker.connect(0).declare(1, &queue, &warren_tests::client::QueueOptions::durable()).ok()?;
         cluster.queue_leader(&queue).map(|_| queue)
     });
     let oracle = Arc::new(Oracle::default());

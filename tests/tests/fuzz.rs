@@ -14,6 +14,9 @@ const BURST: usize = 400;
 /// Frames, and how long the test goes on even if not all were sent, unless a number is asked for.
 const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
 
+/// Memory that a node may keep when all is over.
+const RSS_SLACK_KIB: u64 = 5 * 1024;
+
 const KINDS: [&str; 5] = ["direct", "fanout", "topic", "headers", "no-kind"];
 
 fn frames_wanted() -> (u64, Duration) {
@@ -197,8 +200,9 @@ fn garbage_at_the_socket_hurts_nobody_else() {
     let mut after = Vec::new();
     let back = warren_tests::eventually(Duration::from_secs(20), || {
         after = memory(&broker);
-        after.iter().zip(&before).all(|(after, before)| *after <= before + 10 * 1024)
+        after.iter().zip(&before).all(|(after, before)| *after <= before + RSS_SLACK_KIB)
     });
+    println!("{test}: VmRSS in KiB after 200 connections {before:?}, at the end {after:?}");
     assert!(back, "VmRSS in KiB after 200 connections {before:?}, at the end {after:?}, seed {}", chance.seed());
 }
 

@@ -299,7 +299,8 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     formation::complete(core).await;
 }
 
-/// Groups of which this disk lacks something join when another replica gave it; the catalog is waited for.
+/// Groups of which this disk lacks something join when another replica gave it; the catalog is waited for, and without other replicas
+/// nothing can be given.
 async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateStore>>) -> Result<(), FormationError> {
     let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
     let builder = Builder { network: Network::new(transport.clone()), me: VoterId { node: core.me, generation: FIRST_GENERATION } };
@@ -321,9 +322,9 @@ async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateSt
     }
     let builder = Arc::new(builder);
     for (holding, voters) in late {
-        let shard = holding.shard;
+        let (shard, alone) = (holding.shard, voters.len() == 1);
         let made = complete_and_join(core.clone(), builder.clone(), holding, voters);
-        if shard == ShardId::CATALOG {
+        if shard == ShardId::CATALOG || alone {
             made.await?;
         } else {
             tokio::spawn(async move {
