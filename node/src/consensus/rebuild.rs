@@ -1,5 +1,5 @@
 //! A replica whose log was damaged has forgotten things that it confirmed: it takes part in nothing until it has again all that it may
-//! have acknowledged, and a vote that is not older than any it may have given (rules 1, 5; docs/decisions/0010). It asks who leads; the
+//! have acknowledged, and a vote that is not older than any it may have given (rules 1, 5; docs/decisions/0011). It asks who leads; the
 //! leader has itself confirmed by a majority without the asker, and answers when all that its log holds then is applied. The state from
 //! there on is what the asker goes on with.
 

@@ -102,6 +102,7 @@ pub(super) async fn boot_partly(
         nodes: (1..=n).map(NodeId).collect(),
         shards: 1,
         timing,
+        clock: ClusterClock::new(Sources::default()),
         journal: journal.clone(),
         machines: replicas.machines(journal),
         store,

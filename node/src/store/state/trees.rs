@@ -97,6 +97,10 @@ pub struct Trees {
     path: PathBuf,
     /// Last checkpoint of each shard.
     marks: Marks,
+    /// Of these what was durable, whether or not the file could be written that says so.
+    durable: Marks,
+    /// The file says less.
+    unmarked: bool,
     /// `None` after a failure, until the next call opens what is on disk.
     open: Option<Open>,
     /// Shards that were found older than their mark: a partial change would build on the wrong base.
@@ -164,9 +168,15 @@ fn contained<R>(work: impl FnOnce() -> Result<R, StateError>) -> Result<R, State
 impl Trees {
     /// Opens and checks; a damaged store is set aside.
     pub fn open(path: &Path) -> Result<(Trees, OpenReport), StateError> {
-        let mut trees = Trees { path: path.to_owned(), marks: Marks::default(), open: None, needs_full: BTreeSet::new() };
+        let marks = Marks::read(path);
+        let (unknown, marks) = (marks.is_none(), marks.unwrap_or_default());
+        let (durable, needs_full) = (marks.clone(), BTreeSet::new());
+        let mut trees = Trees { path: path.to_owned(), marks, durable, unmarked: false, open: None, needs_full };
         let report = trees.reopen()?;
         trees.needs_full.clear();
+        if unknown && report.set_aside.is_none() && trees.has_checkpoints()? {
+            tracing::error!(path = %path.display(), "the state store's marks cannot be read: whether it lost checkpoints, the logs must show");
+        }
         Ok((trees, report))
     }
 
@@ -182,10 +192,18 @@ impl Trees {
         Ok(())
     }
 
-    /// Makes all writes durable.
+    /// Makes all writes durable. The file of marks follows: a checkpoint is none the less for it, since this process knows what was durable
+    /// and the next one builds on what it finds.
     pub fn flush(&mut self) -> Result<(), StateError> {
         self.with(Open::flush)?;
-        self.marks.write(&self.path)?;
+        self.durable = self.marks.clone();
+        let marked = self.durable.write(&self.path);
+        if let Err(error) = &marked
+            && !self.unmarked
+        {
+            tracing::warn!(path = %self.path.display(), %error, "what was checkpointed cannot be written down beside the state store");
+        }
+        self.unmarked = marked.is_err();
         Ok(())
     }
 
@@ -194,8 +212,19 @@ impl Trees {
         self.with(|open| open.load(shard))
     }
 
+    fn has_checkpoints(&self) -> Result<bool, StateError> {
+        let Some(open) = &self.open else { return Ok(false) };
+        for shard in open.shards() {
+            if open.applied(shard)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn opened(&mut self) -> Result<(), StateError> {
         if self.open.is_none() {
+            self.marks = self.durable.clone();
             self.reopen()?;
         }
         Ok(())
@@ -224,7 +253,6 @@ impl Trees {
 
     fn reopen(&mut self) -> Result<OpenReport, StateError> {
         let path = &self.path;
-        let marks = Marks::read(path);
         let (open, set_aside) = match contained(|| Open::checked(path)) {
             Ok(open) => (open, None),
             Err(StateError::Damaged(why)) => {
@@ -235,16 +263,6 @@ impl Trees {
             }
             Err(other) => return Err(other),
         };
-        let mut stored = Vec::new();
-        for shard in open.shards() {
-            stored.extend(open.applied(shard)?.map(|_| shard));
-        }
-        if set_aside.is_none() && marks.is_none() && !stored.is_empty() {
-            // Whether these are the newest checkpoints cannot be told: nothing is built on them.
-            tracing::error!(path = %path.display(), "the state store's marks cannot be read; it may have lost checkpoints");
-            self.needs_full.extend(stored);
-        }
-        self.marks = marks.unwrap_or_default();
         let rolled_back = if set_aside.is_none() { self.marks.behind(|shard| open.applied(shard))? } else { Vec::new() };
         if !rolled_back.is_empty() {
             tracing::error!(path = %path.display(), ?rolled_back, "state store lost checkpoints");
@@ -256,6 +274,7 @@ impl Trees {
             self.marks.remove(lost.shard);
             self.needs_full.insert(lost.shard);
         }
+        self.durable = self.marks.clone();
         self.open = Some(open);
         Ok(OpenReport { set_aside, rolled_back })
     }
@@ -436,6 +455,23 @@ mod tests {
         assert_eq!(trees.load(ShardId(1)).unwrap().applied, Some(id(6)));
     }
 
+    #[test]
+    fn a_checkpoint_is_one_although_its_mark_cannot_be_written_and_is_missed_when_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (mut trees, _) = Trees::open(&path).unwrap();
+        std::fs::create_dir(path.join("marks")).unwrap();
+        trees.write(ShardId(1), &change(5, true)).unwrap();
+        assert_eq!(trees.flush(), Ok(()));
+        fail(&mut trees, StateError::Disk("closes it".into()));
+        open_patiently(&path).unwrap().drop_tree(tree_name(ShardId(1))).unwrap();
+        assert_eq!(trees.write(ShardId(1), &change(6, false)), Err(StateError::NeedsFull(ShardId(1))));
+        trees.write(ShardId(1), &change(6, true)).unwrap();
+        std::fs::remove_dir(path.join("marks")).unwrap();
+        assert_eq!(trees.flush(), Ok(()));
+        assert_eq!(Marks::read(&path), Some(trees.durable), "made up for");
+    }
+
     /// Breaks the content so that the next open sees it.
     fn break_it(trees: &mut Trees) {
         fail(trees, StateError::Disk("closes it".into()));
@@ -482,23 +518,19 @@ mod tests {
     }
 
     #[test]
-    fn a_store_whose_marks_rotted_opens_and_builds_on_nothing_it_cannot_prove() {
+    fn a_store_whose_marks_rotted_opens_as_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let (mut trees, _) = Trees::open(&path).unwrap();
         trees.write(ShardId(1), &change(5, true)).unwrap();
         trees.flush().unwrap();
-        std::fs::write(path.join("marks"), b"rot").unwrap();
-        fail(&mut trees, StateError::Disk("closes it".into()));
-        assert_eq!(trees.load(ShardId(1)).unwrap().applied, Some(id(5)), "it is whole, whether or not it is the newest");
-        assert_eq!(trees.write(ShardId(1), &change(6, false)), Err(StateError::NeedsFull(ShardId(1))));
-        trees.write(ShardId(1), &change(6, true)).unwrap();
-        trees.flush().unwrap();
         drop(trees);
         std::fs::write(path.join("marks"), b"rot").unwrap();
         let (mut trees, report) = Trees::open(&path).unwrap();
-        assert_eq!((report, trees.load(ShardId(1)).unwrap().applied), (OpenReport::default(), Some(id(6))));
-        // What is loaded at a start is what the next change builds on.
-        trees.write(ShardId(1), &change(7, false)).unwrap();
+        assert_eq!((report, trees.load(ShardId(1)).unwrap().applied), (OpenReport::default(), Some(id(5))));
+        // What is loaded at a start is what the next change builds on, and marks are there again.
+        trees.write(ShardId(1), &change(6, false)).unwrap();
+        trees.flush().unwrap();
+        assert!(Marks::read(&path).is_some());
     }
 }

@@ -14,7 +14,7 @@ use crate::model::ShardId;
 use crate::model::entry::EntryBytes;
 use crate::store::disk::{Disk, DiskFile};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -33,6 +33,8 @@ pub(super) struct Tail {
 pub(super) struct Recovered {
     pub state: State,
     pub meta: Meta,
+    /// About damage, to be written before anything else.
+    pub notes: VecDeque<Op>,
     /// `None`: no file has data.
     pub tail: Option<Tail>,
 }
@@ -300,12 +302,10 @@ impl Recovery<'_> {
         state.shards = self.shards;
         state.identity = self.meta.identity;
         state.stats.damages = self.findings.holes.len() as u64;
-        state.urgent = !notes.is_empty();
-        state.queue = notes.into();
         state.files = self.files;
         state.current = current;
         state.sidecars = self.sidecars;
-        Ok(Recovered { state, meta: self.meta, tail: end.map(|e| e.tail) })
+        Ok(Recovered { state, meta: self.meta, notes: notes.into(), tail: end.map(|e| e.tail) })
     }
 
     /// Prepared files that come after the open one are ready; other leftovers go.
