@@ -11,6 +11,10 @@ const NO_QUORUM_TIMEOUT: Duration = Duration::from_secs(8);
 /// `connection.blocked` comes well before: a routing lease lasts a second.
 const AT_ONCE: Duration = Duration::from_secs(4);
 
+fn mandatory(key: &str) -> Route<'_> {
+    Route { channel: 1, exchange: "amq.direct", key, mandatory: true }
+}
+
 fn cluster(test: &str) -> Option<Arc<Cluster>> {
     if std::env::var("WARREN_TEST_URIS").is_ok() {
         println!("{test}: left out, processes behind WARREN_TEST_URIS cannot be harmed");
@@ -93,7 +97,6 @@ fn a_node_that_was_cut_off_calls_nothing_unroutable_by_what_it_knew_before() {
     let queue = broker.declare_led_elsewhere(0, "unbound");
     let mut lonely = broker.connect(0);
     lonely.confirm_select(1).unwrap();
-    let mandatory = |key| Route { channel: 1, exchange: "amq.direct", key, mandatory: true };
     lonely.publish_to(mandatory("nobody"), b"x").unwrap();
     assert!(matches!(message_event(&mut lonely, Duration::from_secs(10)).unwrap(), Some(Incoming::Returned { .. })));
     assert!(matches!(message_event(&mut lonely, Duration::from_secs(10)).unwrap(), Some(Incoming::Confirm { nack: false, .. })));
