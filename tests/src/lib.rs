@@ -6,6 +6,7 @@
 
 pub mod backlog;
 pub mod broker;
+pub mod certificates;
 pub mod chance;
 pub mod cluster;
 pub mod load;
@@ -13,6 +14,7 @@ pub mod management;
 pub mod oracle;
 pub mod ports;
 pub mod proxy;
+pub mod secured;
 pub mod sim;
 pub mod small_disk;
 

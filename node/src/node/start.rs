@@ -19,6 +19,7 @@ use crate::serving::{self, Mailbox, ServerEvent, ServerHandle};
 use crate::store::disk::Disk;
 use crate::store::state::StateStore;
 use crate::store::wal::Wal;
+use crate::tls::Mutual;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -59,9 +60,14 @@ struct Opened {
 }
 
 /// Everything up to the moment when clients can be served.
-pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Arc<Readiness>) -> Result<Started, StartError> {
-    let admin = Admin::new(&config);
-    let ground = Ground::real(&config, peer, &admin, &readiness)?;
+pub(super) async fn start(
+    config: ServerConfig,
+    peer: TcpListener,
+    tls: Option<Mutual>,
+    readiness: Arc<Readiness>,
+) -> Result<Started, StartError> {
+    let admin = Admin::new(&config, tls.clone());
+    let ground = Ground::real(&config, (peer, tls), &admin, &readiness)?;
     let started = compose(config, ground, &readiness).await?;
     started.running.edge.set_neighbours(admin.neighbours.clone());
     let _ = admin.running.set(started.running.clone());

@@ -5,7 +5,8 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{Clock, DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, Reading, RoutedLetter};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use crate::model::ports::{Clock, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading};
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -47,7 +48,11 @@ impl DeadLetterOffice for Closed {
         None
     }
 
-    fn forward(&self, _letter: (ShardId, u64), _target: ShardId, _queues: &[QueueId], _routed: &RoutedLetter, _done: LetterDone) {}
+    fn write(&self, _letter: &Letter, _address: &Address) -> LetterMessage {
+        LetterMessage::default()
+    }
+
+    fn forward(&self, _: Source, _: (ShardId, &[QueueId]), _catalog_index: u64, _: &LetterMessage, _answered: LetterAnswered) {}
 }
 
 impl ServerConfig {
@@ -96,9 +101,10 @@ pub(super) struct ReadDone {
     pub result: io::Result<EntryBytes>,
 }
 
-/// The entry of a dead letter was read.
+/// An entry with letters of a queue was read.
 pub(super) struct LetterRead {
-    pub number: u64,
+    pub queue: QueueId,
+    pub index: u64,
     pub result: io::Result<EntryBytes>,
 }
 
@@ -111,7 +117,7 @@ pub(super) struct Inbox {
     pub effects: Vec<Effect>,
     pub reads: Vec<ReadDone>,
     pub letters: Vec<LetterRead>,
-    pub letters_done: Vec<(u64, ShardId)>,
+    pub letters_answered: Vec<(u64, ShardId, LetterFate)>,
     pub catalog_moved: bool,
     pub stop: bool,
 }
@@ -124,7 +130,7 @@ impl Inbox {
             && self.effects.is_empty()
             && self.reads.is_empty()
             && self.letters.is_empty()
-            && self.letters_done.is_empty()
+            && self.letters_answered.is_empty()
             && !self.catalog_moved
             && !self.stop
     }
@@ -218,8 +224,8 @@ impl ServerHandle {
         self.put(|inbox| inbox.letters.push(read));
     }
 
-    pub(super) fn letter_done(&self, number: u64, target: ShardId) {
-        self.put(|inbox| inbox.letters_done.push((number, target)));
+    pub(super) fn letter_answered(&self, number: u64, target: ShardId, fate: LetterFate) {
+        self.put(|inbox| inbox.letters_answered.push((number, target, fate)));
     }
 
     fn put(&self, change: impl FnOnce(&mut Inbox)) {

@@ -103,6 +103,28 @@ async fn a_full_queue_that_refuses_says_which_messages() {
 }
 
 #[tokio::test]
+async fn a_queue_that_refuses_holds_its_limit_exactly_while_consumers_hold_messages() {
+    let shard = Shard::with(QueueSettings { overflow: Overflow::RejectPublish, ..limit(3) });
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(2)).await;
+    edge.publish(Q, 0..2).await;
+    assert_eq!(edge.seqs(2).await, [1, 2]);
+    let batch = edge.messages(Q, 2..9);
+    let seq = batch.seq;
+    edge.up(ToLeader::Batch(batch)).await;
+    let refused = (3..7).map(|ordinal| (ordinal, RefusedEnqueue::Full)).collect();
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused });
+    let stat = edge.stat(Q).await;
+    assert_eq!((stat.ready, stat.unacked), (3, 2));
+    // What comes back is over the limit, and stays: nothing leaves a queue that refuses.
+    edge.cancel(1).await;
+    edge.give_back(Q, 1, 2, true).await;
+    assert_eq!(edge.until_ready(5).await.unacked, 0);
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(edge.stat(Q).await.ready, 5);
+}
+
+#[tokio::test]
 async fn a_message_whose_time_ended_goes_and_is_not_delivered_any_more() {
     let shard = Shard::with(ttl(300));
     let mut edge = shard.edge(1).await;
