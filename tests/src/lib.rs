@@ -14,6 +14,7 @@ pub mod load;
 pub mod management;
 pub mod oracle;
 pub mod ports;
+pub mod proxy;
 pub mod secured;
 pub mod sim;
 pub mod small_disk;

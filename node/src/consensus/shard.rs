@@ -124,6 +124,11 @@ impl Shard {
         let _ = self.inner.outbox.sink.set(sink);
     }
 
+    /// Starts a group that became whole after `Consensus::run`: call it when `on_outcome` is set. No effect on one that runs.
+    pub fn run(&self) {
+        self.inner.raft.run();
+    }
+
     /// Who leads. `is_me` only once an entry of this node's own leader id is applied (rule 24).
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership_tx.subscribe()
