@@ -4,16 +4,24 @@ import time
 
 from celery import Celery
 from celery.exceptions import Reject
-from kombu import Queue
+from kombu import Exchange, Queue
 
 NODES, QUEUE, NOTES = (os.environ[name] for name in ("WARREN_TEST_NODES", "WARREN_TEST_QUEUE", "WARREN_TEST_NOTES"))
+KIND = os.environ.get("WARREN_TEST_QUEUE_TYPE", "classic")
 PRIORITIES = 10
+# A quorum queue makes Celery leave ETA tasks to the broker: in a ladder of queues with times to live and dead letters.
+QUEUES = {
+    "classic": Queue(QUEUE, routing_key=QUEUE, durable=True, queue_arguments={"x-max-priority": PRIORITIES}),
+    "quorum": Queue(QUEUE, Exchange(QUEUE, "topic"), routing_key=QUEUE, durable=True, queue_arguments={"x-queue-type": "quorum"}),
+}
 
 app = Celery("celery_tasks", broker=NODES.split(), backend="rpc://")
 app.conf.update(
-    task_queues=[Queue(QUEUE, routing_key=QUEUE, durable=True, queue_arguments={"x-max-priority": PRIORITIES})],
+    task_queues=[QUEUES[KIND]],
     task_default_queue=QUEUE,
-    task_default_exchange="",
+    task_default_queue_type=KIND,
+    task_default_exchange=QUEUES[KIND].exchange.name,
+    task_default_exchange_type=QUEUES[KIND].exchange.type,
     task_default_routing_key=QUEUE,
     task_acks_late=True,
     worker_prefetch_multiplier=1,

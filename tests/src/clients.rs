@@ -100,7 +100,8 @@ pub fn go_client(built_into: &Path) -> Result<Command, String> {
 }
 
 fn require(programs: &[&str]) -> Result<(), String> {
-    let is_there = |program: &str| std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file());
+    let is_there =
+        |program: &str| std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file());
     match programs.iter().find(|program| !is_there(program)) {
         Some(program) => Err(format!("there is no {program}")),
         None => Ok(()),
@@ -194,10 +195,10 @@ impl Scene {
         self.stage.cluster.spawn(FIRST);
     }
 
-    /// Let a program play, to its end. It must show these steps and no more.
-    pub fn play(&self, mut program: Command, steps: &[&str]) {
+    /// Let a program play, to its end, with these arguments after the usual ones. It must show these steps.
+    pub fn play(&self, mut program: Command, more: &[&str], steps: &[&str]) {
         let began = Instant::now();
-        program.args(self.nodes()).arg(&self.queue);
+        program.args(self.nodes()).arg(&self.queue).args(more);
         let mut child = Player::start(program);
         let mut shown = Vec::new();
         while let Some(line) = child.line(PATIENCE.saturating_sub(began.elapsed())) {

@@ -10,7 +10,7 @@ use warren_tests::clients::{STEPS, Scene, go_client, leave_out, node_client, pyt
 fn play_python(test: &str, program: &str) {
     let program = python_client(program);
     let Some(scene) = Scene::start(test, &[]) else { return };
-    scene.play(program, &STEPS);
+    scene.play(program, &[], &STEPS);
     scene.finish();
 }
 
@@ -38,7 +38,18 @@ fn rabbitpy_works() {
 fn celery_works() {
     let program = python_client("with_celery.py");
     let Some(scene) = Scene::start("celery_works", &[("x-max-priority", Field::Int(10))]) else { return };
-    scene.play(program, &[STEPS.as_slice(), &["result", "priority", "eta", "beat"]].concat());
+    scene.play(program, &[], &[STEPS.as_slice(), &["result", "priority", "eta", "beat"]].concat());
+    scene.finish();
+}
+
+/// There Celery builds its delays from queues: 28 of them, with times to live of up to four years, each the dead letter target of the next.
+#[test]
+fn celery_delays_work_on_quorum_queues() {
+    let program = python_client("with_celery.py");
+    let Some(scene) = Scene::start("celery_delays_work_on_quorum_queues", &[("x-queue-type", Field::Text("quorum".into()))]) else {
+        return;
+    };
+    scene.play(program, &["quorum"], &["result", "eta", "requeue"]);
     scene.finish();
 }
 
@@ -49,7 +60,7 @@ fn amqplib_works() {
         Err(why) => return leave_out("amqplib_works", &why),
     };
     let Some(scene) = Scene::start("amqplib_works", &[]) else { return };
-    scene.play(program, &STEPS);
+    scene.play(program, &[], &STEPS);
     scene.finish();
 }
 
@@ -61,7 +72,7 @@ fn amqp091_go_works() {
         Err(why) => return leave_out("amqp091_go_works", &why),
     };
     let Some(scene) = Scene::start("amqp091_go_works", &[]) else { return };
-    scene.play(program, &STEPS);
+    scene.play(program, &[], &STEPS);
     scene.finish();
 }
 

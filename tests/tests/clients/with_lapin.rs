@@ -2,7 +2,9 @@
 
 use futures::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use std::collections::BTreeSet;
@@ -16,7 +18,8 @@ const PREFETCH: u16 = 4;
 const AFTER: usize = 10;
 
 async fn publish(channel: &Channel, key: &str, body: &str) -> lapin::Result<Confirmation> {
-    let (options, persistent) = (BasicPublishOptions { mandatory: true, ..Default::default() }, BasicProperties::default().with_delivery_mode(2));
+    let (options, persistent) =
+        (BasicPublishOptions { mandatory: true, ..Default::default() }, BasicProperties::default().with_delivery_mode(2));
     channel.basic_publish("".into(), key.into(), options, body.as_bytes(), persistent).await?.await
 }
 
@@ -42,7 +45,8 @@ pub async fn act(scene: &Scene) {
     let ([first, _], queue) = (scene.nodes(), scene.queue());
     let address = format!("amqp://guest:guest@{first}/%2f");
     // The node takes a moment to come back: lapin may ask it more often than it does by itself.
-    let properties = ConnectionProperties::default().configure_backoff(|backoff| backoff.with_max_delay(Duration::from_millis(500)).with_max_times(100));
+    let properties =
+        ConnectionProperties::default().configure_backoff(|backoff| backoff.with_max_delay(Duration::from_millis(500)).with_max_times(100));
     let connection = Connection::connect(&address, properties.enable_auto_recover()).await.unwrap();
     let (out, into) = (connection.create_channel().await.unwrap(), connection.create_channel().await.unwrap());
     out.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
