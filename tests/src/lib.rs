@@ -7,6 +7,7 @@
 
 pub mod backlog;
 pub mod broker;
+pub mod certificates;
 pub mod chance;
 pub mod clients;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod load;
 pub mod management;
 pub mod oracle;
 pub mod ports;
+pub mod secured;
 pub mod sim;
 pub mod small_disk;
 

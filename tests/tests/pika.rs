@@ -4,7 +4,9 @@
 
 use std::process::Command;
 use warren_tests::Broker;
+use warren_tests::certificates::{Authority, Written};
 use warren_tests::clients::{here, python, run};
+use warren_tests::secured::Secured;
 
 #[test]
 fn pikas_tutorials_work_on_every_node_and_across_nodes() {
@@ -34,5 +36,30 @@ fn rabbitmqs_extensions_work_across_nodes() {
         let receiver = &uris[(at + 1) % uris.len()];
         println!("publishers on {sender}, consumers on {receiver}");
         run(Command::new(python()).arg(here().join("pika/extensions.py")).args([sender, receiver]));
+    }
+}
+
+#[test]
+fn tls_works_with_openssl_and_external_logs_in_by_certificate() {
+    if std::env::var_os("WARREN_TEST_URIS").is_some() {
+        println!("tls_works_with_openssl: left out, it needs processes of its own");
+        return;
+    }
+    let secured = Secured::start();
+    let (ours, theirs) = (secured.client_files(&secured.clients, "ours"), secured.client_files(&secured.clients, "theirs"));
+    let stranger = secured.client_files(&Authority::new("another"), "stranger");
+    let user = "CN=ours,O=Warren\\, tests";
+    for words in [&["add_user", user, "unused"][..], &["clear_password", user], &["set_permissions", user, ".*", ".*", ".*"]] {
+        let told = secured.cluster.ctl(0, words);
+        assert_eq!(told.code, Some(0), "{words:?}: {told:?}");
+    }
+    let name = |written: &Written| written.certificate.with_extension("");
+    for at in 0..3 {
+        let script = here().join("pika/tls.py");
+        let (sender, receiver) = (secured.amqps(at), secured.amqps((at + 1) % 3));
+        println!("publishers on {sender}, consumers on {receiver}");
+        let mut command = Command::new(python());
+        command.arg(script).args([sender, receiver]).arg(secured.ca());
+        run(command.args([name(&ours), name(&theirs), name(&stranger)]));
     }
 }

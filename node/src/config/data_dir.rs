@@ -2,6 +2,7 @@
 //! cluster around it. `cli` opens it before anything else, `launcher` and `warren ctl` read it. Its contents belong to `store`.
 
 use super::{Environment, Reserve};
+use crate::tls::Files;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ const LOCK: &str = "lock";
 const PID: &str = "pid";
 const PORTS: &str = "ports";
 const SECRET: &str = "secret";
+const PEER_TLS: &str = "peer-tls";
 /// In a directory that `warren cluster` made, and in no other.
 const MARKER: &str = "warren-cluster";
 /// How long a lock may stay held before its holder counts as running. A killed process keeps its lock until the system has taken its
@@ -43,6 +45,8 @@ pub enum DataDirError {
 pub struct Ports {
     /// AMQP 0-9-1.
     pub amqp: u16,
+    /// The same over TLS (0: not served).
+    pub amqps: u16,
     /// RabbitMQ streams (0: not served).
     pub stream: u16,
     /// HTTP.
@@ -115,8 +119,9 @@ impl DataDir {
     /// # Errors
     /// What the system says.
     pub fn write_ports(path: &Path, ports: Ports) -> io::Result<()> {
-        let Ports { amqp, stream, management, peer } = ports;
-        write_whole(&path.join(PORTS), &format!("amqp={amqp}\nstream={stream}\nmanagement={management}\npeer={peer}\n"))
+        let Ports { amqp, amqps, stream, management, peer } = ports;
+        let text = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nmanagement={management}\npeer={peer}\n");
+        write_whole(&path.join(PORTS), &text)
     }
 
     /// The ports of the server that ran here last.
@@ -127,6 +132,7 @@ impl DataDir {
             let port = port.parse().ok()?;
             match name {
                 "amqp" => ports.amqp = port,
+                "amqps" => ports.amqps = port,
                 "stream" => ports.stream = port,
                 "management" => ports.management = port,
                 "peer" => ports.peer = port,
@@ -134,6 +140,36 @@ impl DataDir {
             }
         }
         Some(ports)
+    }
+
+    /// Write `peer-tls`, or remove it: where the certificate and the key are that this node shows other nodes, so that `warren ctl` on
+    /// the same machine finds them. One `name=path` line each.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_peer_tls(path: &Path, files: Option<&Files>) -> io::Result<()> {
+        let place = path.join(PEER_TLS);
+        let Some(Files { certificate, key, ca }) = files else {
+            return match fs::remove_file(place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        };
+        let mut text = String::new();
+        for (name, file) in [("cert", Some(certificate)), ("key", Some(key)), ("ca", ca.as_ref())] {
+            if let Some(file) = file {
+                text += &format!("{name}={}\n", std::path::absolute(file)?.display());
+            }
+        }
+        write_whole(&place, &text)
+    }
+
+    /// What the node that ran here last showed other nodes.
+    pub fn read_peer_tls(path: &Path) -> Option<Files> {
+        let text = fs::read_to_string(path.join(PEER_TLS)).ok()?;
+        let file =
+            |name| text.lines().filter_map(|line| line.split_once('=')).find(|line| line.0 == name).map(|line| PathBuf::from(line.1));
+        Some(Files { certificate: file("cert")?, key: file("key")?, ca: file("ca") })
     }
 
     /// Where a directory keeps a cluster secret.

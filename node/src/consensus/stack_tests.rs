@@ -71,6 +71,7 @@ pub(super) async fn boot_with(
         nodes: (1..=n).map(NodeId).collect(),
         shards: 1,
         timing,
+        clock: ClusterClock::new(Sources::default()),
         journal: journal.clone(),
         machines: replicas.machines(journal),
         store,
@@ -207,7 +208,7 @@ pub(super) fn loopback(id: u16, listener: std::net::TcpListener, peers: Vec<(Nod
     Box::new(move |handler| -> std::io::Result<Arc<dyn Transport>> {
         let routes = tonic::service::Routes::default();
         let secret = Secret::new(b"test");
-        TonicNetwork::start(PeerConfig { node: NodeId(id), listener, peers, secret, edge_runtime, routes }, handler)
+        TonicNetwork::start(PeerConfig { node: NodeId(id), listener, peers, secret, tls: None, edge_runtime, routes }, handler)
     })
 }
 

@@ -33,6 +33,8 @@ pub struct Connection {
     pub(super) writable: Writable,
     // Scratch space of the publish path.
     pub(super) targets: Vec<(QueueId, ShardId)>,
+    /// Only exchanges that remember it take what was routed last.
+    pub(super) unseen: bool,
     pub(super) queues: Vec<QueueId>,
     pub(super) entered: Vec<(usize, usize)>,
     /// Publishes that the counters do not know yet.
@@ -69,6 +71,7 @@ impl Connection {
             hold: None,
             writable: Writable::default(),
             targets: Vec::new(),
+            unseen: false,
             queues: Vec::new(),
             entered: Vec::new(),
             published: 0,
@@ -94,6 +97,7 @@ impl Connection {
             Step::Report(report) => self.mailbox.report(&report),
             Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
             Step::Authenticate { user, password } => self.authenticate(&user, &password),
+            Step::AuthenticateByCertificate { user } => self.authenticate_by_certificate(user),
             Step::Open { vhost } => self.open(&vhost),
             Step::Leave => self.leave(),
         }
@@ -146,9 +150,21 @@ impl Connection {
         let edge = &*self.edge;
         let from = self.mailbox.peer.ip();
         let result = admission::authenticate(&edge.catalog.read(), user, password, from, &edge.config.loopback_users);
+        self.authenticated(user.into(), result);
+    }
+
+    fn authenticate_by_certificate(&mut self, user: Arc<str>) {
+        let edge = &*self.edge;
+        let from = self.mailbox.peer.ip();
+        let result = admission::vouched(&edge.catalog.read(), &user, from, &edge.config.loopback_users);
+        self.authenticated(user, result);
+    }
+
+    /// `result`: which user of that name it is.
+    fn authenticated(&mut self, user: Arc<str>, result: Result<u64, String>) {
         match result {
             Ok(created) => {
-                self.user = Some((user.into(), created));
+                self.user = Some((user, created));
                 self.mailbox.push(Event::Authenticated);
             }
             Err(why) => {

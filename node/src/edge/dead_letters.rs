@@ -8,8 +8,10 @@ use super::mailbox::{ChannelRef, Mailbox};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
-use crate::model::entry::{SettleReason, StoredView};
-use crate::model::ports::{DeadLetterOffice, Letter, LetterDone, RoutedLetter};
+use crate::model::entry::{SettleReason, StoredMessage, StoredView};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
+use crate::model::limits::NAME_BYTES;
+use crate::model::ports::{DeadLetterOffice, LetterAnswered};
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -47,21 +49,38 @@ impl DeadLetterOffice for Office {
     fn route(&self, letter: &Letter) -> Option<RoutedLetter> {
         let edge = self.edge()?;
         // Without a lease this node's catalog may be old (rule 28).
-        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)).unwrap_or_default())
+        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)))
     }
 
-    fn forward(&self, (source, number): (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone) {
-        let Some(edge) = self.edge() else { return };
+    fn write(&self, letter: &Letter, address: &Address) -> LetterMessage {
+        match letter.reason {
+            SettleReason::Due | SettleReason::Replay | SettleReason::First => kept(letter),
+            SettleReason::Ack
+            | SettleReason::Reject
+            | SettleReason::Purge
+            | SettleReason::Expired
+            | SettleReason::MaxLength
+            | SettleReason::DeliveryLimit => Draft::of(letter, address).message,
+        }
+    }
+
+    fn forward(
+        &self,
+        source: Source,
+        (target, queues): (ShardId, &[QueueId]),
+        catalog_index: u64,
+        message: &LetterMessage,
+        answered: LetterAnswered,
+    ) {
+        let Some(edge) = self.edge() else { return answered(LetterFate::Refused) };
         let lane = edge.lane(target);
         if lane.is_gone() {
-            return done();
+            return answered(LetterFate::Taken);
         }
-        // The numbers of a shard in memory begin anew with its process: no other shard may remember them.
-        let source = source.owner().is_none().then_some((source, number));
-        let (exchange, key, properties, body) = (&routed.exchange, &routed.key, &routed.properties, &routed.body);
-        let message = Message { exchange, key, properties, body, source };
+        let LetterMessage { exchange, key, properties, body } = message;
+        let message = Message { exchange, key, properties, body, source: Some(source) };
         let at = ChannelRef { channel: 0, epoch: 0 };
-        let shared = Some(Shared::letter(done));
+        let shared = Some(Shared::letter(answered));
         let run = Run {
             mailbox: self.mailbox.clone(),
             at,
@@ -73,47 +92,104 @@ impl DeadLetterOffice for Office {
             shared,
             commit: None,
         };
-        let index = self.catalog.read().index();
-        lane.enqueue(queues, &message, index, run);
+        lane.enqueue(queues, &message, catalog_index, run);
     }
 }
 
-/// `None`: nothing takes it, its queue's exchange or the queue itself is gone.
-fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
-    let record = catalog.queue_by_id(letter.queue)?;
-    let dead_letter = catalog.settings(record).dead_letter?;
-    let name = &record.spec.name;
-    let message = StoredView::parse(&letter.message)?;
-    let mut written = Headers::of(message.properties);
-    let mut keys = vec![message.key.to_vec()];
-    keys.extend(written.keys("CC"));
-    keys.extend(written.keys("BCC"));
-    let (exchange, key) = (message.exchange, message.key);
-    written.record(&Death { queue: &name.name, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
-    if let Some(own) = &dead_letter.routing_key {
-        keys = vec![own.clone().into_bytes()];
-        written.remove("CC");
+/// A letter written anew.
+struct Draft<'a> {
+    message: LetterMessage,
+    /// It is routed by these.
+    keys: Vec<Vec<u8>>,
+    headers: Headers<'a>,
+}
+
+impl<'a> Draft<'a> {
+    /// What can not be read as a message is empty.
+    fn of(letter: &'a Letter, address: &Address) -> Draft<'a> {
+        let empty = StoredView { exchange: b"", key: b"", properties: &[0, 0], body_at: letter.message.len() };
+        let message = StoredView::parse(&letter.message).unwrap_or(empty);
+        let mut headers = Headers::of(message.properties);
+        let mut keys = vec![message.key.to_vec()];
+        keys.extend(headers.keys("CC"));
+        keys.extend(headers.keys("BCC"));
+        let (exchange, key) = (message.exchange, message.key);
+        headers.record(&Death { queue: &address.queue, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
+        if let Some(own) = &address.routing_key {
+            let key = own.as_bytes();
+            keys = vec![key[..key.len().min(NAME_BYTES)].to_vec()];
+            headers.remove("CC");
+        }
+        let message = LetterMessage {
+            exchange: Bytes::copy_from_slice(address.exchange.as_bytes()),
+            key: Bytes::copy_from_slice(&keys[0]),
+            properties: Bytes::from(headers.write(false)),
+            body: letter.message.slice(message.body_at..),
+        };
+        Draft { message, keys, headers }
     }
-    let properties = written.write(false);
-    let subject = MessageSubject::new(&properties);
+}
+
+/// To no queue when its queue's exchange, or the queue itself, is gone.
+fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let catalog_index = catalog.index();
+    let record = catalog.queue_by_id(letter.queue);
+    if let Some((record, exchange)) = record.and_then(|record| Some((record, record.backs.as_ref()?))) {
+        return route_kept(catalog, letter, (&record.spec.name.vhost, exchange), near);
+    }
+    let Some((record, dead_letter)) = record.and_then(|record| Some((record, catalog.settings(record).dead_letter?))) else {
+        return RoutedLetter { catalog_index, ..RoutedLetter::default() };
+    };
+    let name = &record.spec.name;
+    let address = Address { queue: name.name.to_string(), exchange: dead_letter.exchange, routing_key: dead_letter.routing_key };
+    let Draft { message, keys, headers } = Draft::of(letter, &address);
+    let subject = MessageSubject::new(&message.properties);
     let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let mut found = Vec::new();
-    // A missing exchange takes nothing.
-    let envelope = Envelope { vhost: &name.vhost, exchange: &dead_letter.exchange, keys: &slices, subject: &subject, near };
-    let _ = catalog.route(&envelope, &mut found);
+    // A missing exchange takes nothing; an internal one takes letters, it only refuses clients.
+    let envelope = Envelope { vhost: &name.vhost, exchange: &address.exchange, keys: &slices, subject: &subject, near };
+    catalog.route_any(&envelope, &mut found);
+    if letter.reason != SettleReason::Reject {
+        found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
+    }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+}
+
+/// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
+fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let (catalog_index, address) = (catalog.index(), Address::default());
+    let message = kept(letter);
+    let mut keys = vec![message.key.to_vec()];
+    let headers = Headers::of(&message.properties);
+    keys.extend(headers.keys("CC"));
+    keys.extend(headers.keys("BCC"));
+    let subject = MessageSubject::new(&message.properties);
+    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
+    let mut found = Vec::new();
+    match letter.reason == SettleReason::Replay {
+        true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
+        false => catalog.route_released(&envelope, &mut found),
+    }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+}
+
+/// It goes as it was published, but for its delay.
+fn kept(letter: &Letter) -> LetterMessage {
+    let empty = || StoredMessage { exchange: Bytes::new(), key: Bytes::new(), properties: Bytes::from_static(&[0, 0]), body: Bytes::new() };
+    let StoredMessage { exchange, key, mut properties, body } = StoredMessage::parse(letter.message.clone()).unwrap_or_else(empty);
+    if letter.reason == SettleReason::Due {
+        let mut headers = Headers::of(&properties);
+        headers.end_delay();
+        properties = Bytes::from(headers.write(true));
+    }
+    LetterMessage { exchange, key, properties, body }
+}
+
+fn by_shard(mut found: Vec<(QueueId, ShardId)>) -> Targets {
     found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
     found.dedup();
-    if letter.reason != SettleReason::Reject {
-        found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| written.is_cycle(&q.spec.name.name)));
-    }
-    let by_shard = found.chunk_by(|a, b| a.1 == b.1);
-    Some(RoutedLetter {
-        exchange: Bytes::from(dead_letter.exchange.into_bytes()),
-        key: Bytes::from(keys.swap_remove(0)),
-        properties: Bytes::from(properties),
-        body: letter.message.slice(message.body_at..),
-        targets: by_shard.map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect(),
-    })
+    found.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
 }
 
 #[cfg(test)]
@@ -123,7 +199,7 @@ mod tests {
         BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueSpec, Table, Target, Value,
     };
     use crate::model::entry::Ops;
-    use crate::model::properties::{EXPIRATION, field};
+    use crate::model::properties::{EXPIRATION, HEADERS, field};
     use crate::model::{LeaderId, LogId};
 
     struct Scene(Catalog);
@@ -153,7 +229,16 @@ mod tests {
         }
 
         fn bound_exchange(&mut self, exchange: &str, bindings: &[(&str, &str)]) {
-            let (kind, arguments) = (ExchangeKind::Direct, Table::new());
+            self.exchange(exchange, ExchangeKind::Direct, Table::new(), bindings);
+        }
+
+        /// The queue behind an exchange.
+        fn store(&self) -> QueueId {
+            let all = self.0.shards().flat_map(|shard| self.0.queues_of(shard).collect::<Vec<_>>());
+            all.into_iter().find(|id| self.0.queue_by_id(*id).is_some_and(|r| r.backs.is_some())).expect("one keeps messages")
+        }
+
+        fn exchange(&mut self, exchange: &str, kind: ExchangeKind, arguments: Table, bindings: &[(&str, &str)]) {
             let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
             self.apply(CatalogCommand::DeclareExchange(spec));
             for (key, queue) in bindings {
@@ -170,7 +255,7 @@ mod tests {
         }
 
         fn route(&self, queue: QueueId, reason: SettleReason, message: Bytes) -> RoutedLetter {
-            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false).unwrap_or_default()
+            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false)
         }
     }
 
@@ -194,13 +279,60 @@ mod tests {
         scene.bound_exchange("dlx", &[("k", "one"), ("other", "one"), ("other", "two")]);
         let expiring = [&EXPIRATION.to_be_bytes()[..], b"\x0210"].concat();
         let routed = scene.route(plain, SettleReason::Expired, stored(b"k", &expiring));
-        assert_eq!((&routed.exchange[..], &routed.key[..], &routed.body[..]), (&b"dlx"[..], &b"k"[..], &b"body"[..]));
+        assert_eq!(
+            (&routed.message.exchange[..], &routed.message.key[..], &routed.message.body[..]),
+            (&b"dlx"[..], &b"k"[..], &b"body"[..])
+        );
         assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
-        assert_eq!(field(&routed.properties, EXPIRATION), None, "it does not expire again");
+        assert_eq!(field(&routed.message.properties, EXPIRATION), None, "it does not expire again");
         let routed = scene.route(keyed, SettleReason::Reject, stored(b"k", &[0, 0]));
-        assert_eq!(&routed.key[..], b"other");
+        assert_eq!(&routed.message.key[..], b"other");
         assert_eq!(routed.targets, [(ShardId(2), vec![one]), (ShardId(3), vec![two])]);
         assert_eq!(scene.route(plain, SettleReason::Reject, stored(b"nobody", &[0, 0])).targets, []);
+    }
+
+    #[test]
+    fn a_message_whose_delay_is_over_goes_where_its_exchange_routes_it_as_it_came_but_for_the_delay() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 2, &[]);
+        let arguments = Table::from([("x-delayed-type".to_owned(), Value::Text(b"topic".to_vec()))]);
+        scene.exchange("d", ExchangeKind::Delayed, arguments, &[("a.*", "one")]);
+        let entry = b"\x07x-delayI\0\0\0\x05";
+        let properties = [&(HEADERS | EXPIRATION).to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..], b"\x0210"].concat();
+        let letter = |key| Letter { queue: scene.store(), reason: SettleReason::Due, time_ms: 9, message: stored(key, &properties) };
+        let routed = route(&scene.0, &letter(b"a.b"), &|_| false);
+        assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
+        let LetterMessage { exchange, key, properties: written, body } = &routed.message;
+        assert_eq!((&exchange[..], &key[..], &body[..]), (&b"x"[..], &b"a.b"[..], &b"body"[..]));
+        assert_eq!(field(written, HEADERS), Some(&b"\x07x-delayI\xff\xff\xff\xfb"[..]));
+        assert_eq!(field(written, EXPIRATION), Some(&b"10"[..]), "its time to live begins now");
+        let office = Office::new(Arc::new(RwLock::new(Catalog::new())));
+        assert_eq!(office.write(&letter(b"a.b"), &routed.address), routed.message, "whoever sends it again sends the same");
+        assert_eq!(route(&scene.0, &letter(b"nobody"), &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_is_remembered_goes_to_the_new_binding_alone_and_unchanged() {
+        let mut scene = Scene::new();
+        let (one, _two) = (scene.queue("one", 2, &[]), scene.queue("two", 3, &[]));
+        scene.exchange("h", ExchangeKind::RecentHistory, Table::new(), &[("", "two"), ("", "one")]);
+        let (reason, message) = (SettleReason::Replay, stored(b"k", &[0, 0]));
+        let letter = Letter { queue: scene.store(), reason, time_ms: scene.0.index(), message };
+        let routed = route(&scene.0, &letter, &|_| false);
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(2), vec![one])], &[0, 0][..]));
+        let gone = Letter { time_ms: 1, ..letter };
+        assert_eq!(route(&scene.0, &gone, &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_came_for_the_first_time_is_not_kept_again() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 1, &[]);
+        scene.exchange("u", ExchangeKind::Deduplication, Table::from([("x-cache-size".to_owned(), Value::Int(5))]), &[("", "one")]);
+        let entry = b"\x16x-deduplication-headerI\0\0\0\x05";
+        let properties = [&HEADERS.to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..]].concat();
+        let routed = scene.route(scene.store(), SettleReason::First, stored(b"k", &properties));
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(1), vec![one])], &properties[..]));
     }
 
     #[test]

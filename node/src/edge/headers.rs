@@ -44,6 +44,10 @@ impl Subject for MessageSubject<'_> {
         find(self.properties, at)
     }
 
+    fn properties(&self) -> &[u8] {
+        self.properties
+    }
+
     fn random(&self) -> u64 {
         rand::random()
     }

@@ -109,17 +109,20 @@ impl Connection {
         }
     }
 
-    /// Fills `targets`. Returns the catalog index that it was routed by.
+    /// Fills `targets` and `unseen`. Returns the catalog index that it was routed by.
     pub(super) fn route(&mut self, publish: &Publish, copies: &Copies) -> Result<u64, Refusal> {
         self.targets.clear();
-        let Connection { edge, mailbox, writable, targets, .. } = self;
+        let Connection { edge, mailbox, writable, targets, unseen, .. } = self;
         let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
         let catalog = edge.catalog.read();
         let exchange = writable.check(edge, &catalog, identity, &publish.exchange)?;
         let keys = copies.keys(&publish.routing_key);
         check_topics(edge, &catalog, identity, exchange, &keys)?;
         match edge.route(&catalog, &identity.vhost, (exchange, &keys), &publish.properties, targets) {
-            RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index()),
+            result @ (RouteResult::Routed | RouteResult::OnlyRemembered) => {
+                *unseen = result == RouteResult::OnlyRemembered;
+                check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index())
+            }
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
             RouteResult::Internal => Err(internal(&identity.name(exchange))),
         }
@@ -183,6 +186,11 @@ impl Connection {
             };
             self.edge.ended(run.end(Fate::Unroutable, Some(&message)));
             return;
+        }
+        if run.mandatory && self.unseen {
+            self.edge.counters.returned.add(1);
+            self.mailbox.returned(at, publish.clone());
+            run.mandatory = false;
         }
         if self.entered.len() > 1 && (run.is_ticketed() || run.mandatory) {
             run.shared = Some(Shared::new(self.entered.len() as u32));

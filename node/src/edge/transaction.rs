@@ -19,6 +19,8 @@ struct Way {
     properties: Bytes,
     /// Positions in the connection's lanes, with the queues there.
     parts: Vec<(usize, Vec<QueueId>)>,
+    /// No queue that clients see is among them.
+    unseen: bool,
 }
 
 impl Connection {
@@ -67,6 +69,7 @@ impl Connection {
             ways.push(Way {
                 properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()),
                 parts: parts.collect(),
+                unseen: self.unseen,
             });
         }
         if let Some(bytes) = largest(commit, &ways).filter(|bytes| *bytes > limits::TRANSACTION_ENTRY_BYTES) {
@@ -89,12 +92,17 @@ impl Connection {
             by_lane.entry(self.lane_at(held.shard)).or_default();
         }
         for (publish, way) in commit.publishes.iter().zip(&ways) {
-            let shared = (way.parts.len() > 1 && publish.mandatory).then(|| Shared::new(way.parts.len() as u32));
+            let mandatory = publish.mandatory && (!way.unseen || way.parts.is_empty());
+            if publish.mandatory && !mandatory {
+                self.edge.counters.returned.add(1);
+                self.mailbox.returned(at, Publish { properties: way.properties.clone(), ..publish.clone() });
+            }
+            let shared = (way.parts.len() > 1 && mandatory).then(|| Shared::new(way.parts.len() as u32));
             let run = Run {
                 mailbox: self.mailbox.clone(),
                 at,
                 ticket: 0,
-                mandatory: publish.mandatory,
+                mandatory,
                 rerouted: false,
                 first: 0,
                 count: 1,

@@ -10,11 +10,18 @@ mod codec;
 mod dead;
 #[cfg(test)]
 mod dead_tests;
+mod dedup;
+#[cfg(test)]
+mod dedup_tests;
 #[cfg(test)]
 mod entry_tests;
 mod exits;
 mod extents;
 mod hash;
+mod inlets;
+mod letter_rows;
+#[cfg(test)]
+mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
@@ -24,10 +31,13 @@ mod sessions;
 pub mod shard;
 #[cfg(test)]
 mod shard_tests;
+mod stores;
+#[cfg(test)]
+mod stores_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
-pub use dead::Dead;
+pub use dead::{Dead, Routed};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

@@ -3,7 +3,7 @@
 
 use super::rows::{Listed, arguments, plain, text, unknown};
 use super::source::{ConnectionRow, ListenerRow, ReplicaRow};
-use crate::model::report::{ChannelReport, ConsumerReport, Report};
+use crate::model::report::{CertificateReport, ChannelReport, ConsumerReport, Encryption, Report};
 use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 use warren_proto::admin::Cell;
@@ -31,6 +31,16 @@ impl ConnectionRow {
         self.report.as_ref().map_or_else(unknown, cell)
     }
 
+    /// Empty without TLS.
+    fn encrypted(&self, word: impl Fn(&Encryption) -> &str) -> Cell {
+        self.told(|r| text(r.encryption.as_deref().map(&word).unwrap_or_default()))
+    }
+
+    /// Empty without a client's certificate.
+    fn certified(&self, word: impl Fn(&CertificateReport) -> &str) -> Cell {
+        self.encrypted(|e| e.certificate.as_ref().map(&word).unwrap_or_default())
+    }
+
     fn local(&self, cell: impl Fn(SocketAddr) -> Cell) -> Cell {
         self.report.as_ref().and_then(|r| r.local).map_or_else(unknown, cell)
     }
@@ -45,6 +55,13 @@ impl Listed for ConnectionRow {
         "peer_port",
         "peer_host",
         "ssl",
+        "ssl_protocol",
+        "ssl_key_exchange",
+        "ssl_cipher",
+        "ssl_hash",
+        "peer_cert_subject",
+        "peer_cert_issuer",
+        "peer_cert_validity",
         "state",
         "channels",
         "protocol",
@@ -70,7 +87,14 @@ impl Listed for ConnectionRow {
             "host" => self.local(|local| text(&local.ip().to_string())),
             "peer_port" => plain(self.peer.port()),
             "peer_host" => text(&self.peer.ip().to_string()),
-            "ssl" => plain(false),
+            "ssl" => self.told(|r| plain(r.encryption.is_some())),
+            "ssl_protocol" => self.encrypted(|e| e.protocol),
+            "ssl_key_exchange" => self.encrypted(|e| e.key_exchange),
+            "ssl_cipher" => self.encrypted(|e| e.cipher),
+            "ssl_hash" => self.encrypted(|e| e.hash),
+            "peer_cert_subject" => self.certified(|c| &c.subject),
+            "peer_cert_issuer" => self.certified(|c| &c.issuer),
+            "peer_cert_validity" => self.certified(|c| &c.validity),
             "state" => text(self.state()),
             "channels" => self.told(|r| plain(r.channels.len())),
             "protocol" => text("{0,9,1}"),
@@ -253,6 +277,23 @@ mod tests {
         assert_eq!(texts(&channels(&all), &[]), ["<2.9.3>", "guest", "1", "2"]);
         assert_eq!(texts(&consumers(&all, "/"), &[]), ["q", "<2.9.3>", "t", "true", "7", "[]"]);
         assert!(consumers(&all, "other").is_empty());
+    }
+
+    #[test]
+    fn what_tls_agreed_on_is_shown_and_nothing_without_it() {
+        let columns = ["ssl", "ssl_protocol", "ssl_key_exchange", "ssl_cipher", "ssl_hash", "peer_cert_subject", "peer_cert_validity"];
+        assert_eq!(texts(&[connection()], &columns), ["false", "", "", "", "", "", ""]);
+        let certificate = CertificateReport { subject: "CN=c".into(), issuer: "CN=ca".into(), validity: "a - b".into() };
+        let (protocol, key_exchange, cipher, hash) = ("tlsv1.2", "ecdhe_rsa", "aes_256_gcm", "aead");
+        let mut encryption = Encryption { protocol, key_exchange, cipher, hash, certificate: None };
+        let with = |encryption: &Encryption| {
+            let mut row = connection();
+            row.report.as_mut().unwrap().encryption = Some(encryption.clone().into());
+            [row]
+        };
+        assert_eq!(texts(&with(&encryption), &columns), ["true", protocol, key_exchange, cipher, hash, "", ""]);
+        encryption.certificate = Some(certificate);
+        assert_eq!(texts(&with(&encryption), &["peer_cert_subject", "peer_cert_issuer", "peer_cert_validity"]), ["CN=c", "CN=ca", "a - b"]);
     }
 
     #[test]

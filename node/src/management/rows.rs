@@ -165,7 +165,7 @@ mod tests {
             arguments: Table::from([("x-queue-type".into(), Value::Text(b"quorum".to_vec()))]),
         };
         QueueRow {
-            record: QueueRecord { id: QueueId(9), spec, shard: ShardId(2), incarnation: Incarnation(0) },
+            record: QueueRecord { id: QueueId(9), spec, shard: ShardId(2), incarnation: Incarnation(0), backs: None },
             messages_ready: Some(3),
             messages_unacknowledged: Some(1),
             consumers: Some(2),

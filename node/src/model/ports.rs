@@ -1,10 +1,10 @@
 //! The seams between rooms that must not know each other: what `serving` needs from whoever replicates, and the paths between an
 //! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
 
-use super::entry::{EntryBytes, SectionReply, SettleReason};
+use super::entry::{EntryBytes, SectionReply};
+use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
 use super::link::{Deliveries, ToEdge, ToLeader};
 use super::{LeaderId, LogId, NodeId, QueueId, ShardId};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::io;
 use tokio::sync::mpsc;
@@ -16,6 +16,13 @@ pub struct Leadership {
     pub leader: Option<LeaderId>,
     /// This node leads under that id.
     pub is_me: bool,
+}
+
+impl Leadership {
+    /// The id that this node leads under, if it does.
+    pub fn as_me(&self) -> Option<LeaderId> {
+        self.leader.filter(|_| self.is_me)
+    }
 }
 
 /// What became of a proposal.
@@ -42,6 +49,24 @@ pub trait Proposer: Send + Sync + 'static {
     fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes);
     /// Whether a quorum acknowledged this leader within the lease (rule 20); always true for a local shard.
     fn lease_valid(&self) -> bool;
+}
+
+/// What time it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Milliseconds since the epoch as far as the cluster agrees; `None` while that is not known.
+    pub clock_ms: Option<u64>,
+    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
+    pub steady_ms: u64,
+    /// This node's own clock is right: what ends by time may end (rule 24).
+    pub is_sure: bool,
+}
+
+/// The time that entries carry and messages end by. Implemented by `consensus` (what the members' clocks agree on) and by `serving` for
+/// queues that no other node has.
+pub trait Clock: Send + Sync + 'static {
+    /// Now; cheap enough for every entry.
+    fn read(&self) -> Reading;
 }
 
 /// Bodies by log index.
@@ -87,45 +112,19 @@ pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
     (EdgeEnd { up_tx, down_rx, deliveries_rx }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
 }
 
-/// A message that left its queue unconsumed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Letter {
-    /// The queue.
-    pub queue: QueueId,
-    /// Why.
-    pub reason: SettleReason,
-    /// When, ms since the epoch.
-    pub time_ms: u64,
-    /// The stored message.
-    pub message: Bytes,
-}
-
-/// A dead letter as it goes on: the message with its deaths recorded, and where to.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RoutedLetter {
-    /// Exchange it is published to.
-    pub exchange: Bytes,
-    /// Routing key.
-    pub key: Bytes,
-    /// Property flags and list.
-    pub properties: Bytes,
-    /// Body.
-    pub body: Bytes,
-    /// The queues that take it, by shard; none: it is dropped.
-    pub targets: Vec<(ShardId, Vec<QueueId>)>,
-}
-
-/// Routes dead letters of the shards that this node leads and carries them to other shards. Implemented by `edge`.
+/// Routes letters of the shards that this node leads and carries them to other shards. Implemented by `edge`. No call waits.
 pub trait DeadLetterOffice: Send + Sync + 'static {
-    /// Where a letter goes; `None`: not now, ask again. Short, waits for nothing.
+    /// Where a letter goes, and what it becomes; `None`: not now, ask again.
     fn route(&self, letter: &Letter) -> Option<RoutedLetter>;
-    /// Sends a letter, with its source's shard and number, to queues of another shard, behind those sent there before. `done` is called once:
-    /// the shard has it, or never can have it.
-    fn forward(&self, letter: (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone);
+    /// What a letter becomes that was routed before, by the address it was routed with: always the same.
+    fn write(&self, letter: &Letter, address: &Address) -> LetterMessage;
+    /// Sends a letter to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
+    /// `answered` is called once, unless the node ends before.
+    fn forward(&self, letter: Source, target: (ShardId, &[QueueId]), catalog_index: u64, message: &LetterMessage, answered: LetterAnswered);
 }
 
-/// Told once that a letter arrived.
-pub type LetterDone = Box<dyn Fn() + Send + Sync>;
+/// Told once what became of a letter.
+pub type LetterAnswered = Box<dyn Fn(LetterFate) + Send + Sync>;
 
 /// Opens paths to leaders, in process or over the network. The composition root implements it.
 pub trait Paths: Send + Sync + 'static {

@@ -21,6 +21,9 @@ pub const REPLY_TO: u16 = 1 << 9;
 /// Flag of expiration.
 pub const EXPIRATION: u16 = 1 << 8;
 
+/// Nesting of tables and arrays that is looked through.
+const DEPTH_MAX: u8 = 32;
+
 /// What a message asks of the queues it goes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
@@ -67,6 +70,36 @@ pub fn field(mut list: &[u8], wanted: u16) -> Option<&[u8]> {
         list = rest;
     }
     None
+}
+
+/// A header's value with its type in front, as the client wrote it; builds nothing.
+pub fn header<'a>(properties: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut rest = field(properties, HEADERS)?;
+    while let Ok(len) = rest.try_get_u8() {
+        let (key, value) = rest.split_at_checked(usize::from(len))?;
+        let (value, next) = value.split_at_checked(value_len(value, 0)?)?;
+        if key == name.as_bytes() {
+            return Some(value);
+        }
+        rest = next;
+    }
+    None
+}
+
+/// Bytes of a field table's value with its type (spec 4.2.5.5 and its errata); `depth`: nesting of those around it.
+pub(super) fn value_len(bytes: &[u8], depth: u8) -> Option<usize> {
+    let (kind, rest) = bytes.split_first()?;
+    let len = match kind {
+        b'V' => 0,
+        b't' | b'b' | b'B' => 1,
+        b's' | b'u' => 2,
+        b'I' | b'i' | b'f' => 4,
+        b'D' => 5,
+        b'l' | b'L' | b'd' | b'T' => 8,
+        b'S' | b'x' | b'F' | b'A' if depth < DEPTH_MAX => 4 + u32::from_be_bytes(*rest.first_chunk::<4>()?) as usize,
+        _ => return None,
+    };
+    (rest.len() >= len).then_some(1 + len)
 }
 
 /// An expiration in ms, or why not, in RabbitMQ's words (`rabbit_basic:parse_expiration`).

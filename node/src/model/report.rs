@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub struct Report {
     /// This side's address; filled in by the listener.
     pub local: Option<SocketAddr>,
+    /// What TLS agreed on, if it is spoken; filled in by the listener.
+    pub encryption: Option<Arc<Encryption>>,
     /// RabbitMQ's word: `running`, `blocked` is the edge's to say, `closing`.
     pub state: &'static str,
     /// How it logged in.
@@ -29,6 +31,32 @@ pub struct Report {
     pub sent_bytes: u64,
     /// Open channels, by number.
     pub channels: Vec<ChannelReport>,
+}
+
+/// TLS of a connection, in RabbitMQ's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encryption {
+    /// `tlsv1.2`, `tlsv1.3`.
+    pub protocol: &'static str,
+    /// `ecdhe_rsa`, `ecdhe_ecdsa`, `any`.
+    pub key_exchange: &'static str,
+    /// `aes_256_gcm` and the like.
+    pub cipher: &'static str,
+    /// How records are authenticated.
+    pub hash: &'static str,
+    /// The client's certificate, verified.
+    pub certificate: Option<CertificateReport>,
+}
+
+/// What a certificate says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CertificateReport {
+    /// Whose, by RFC 4514.
+    pub subject: String,
+    /// By whom.
+    pub issuer: String,
+    /// From when to when.
+    pub validity: String,
 }
 
 /// A channel.

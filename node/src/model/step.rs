@@ -21,6 +21,11 @@ pub enum Step {
         /// Password in the clear as the client sent it.
         password: Vec<u8>,
     },
+    /// The listener has verified a certificate that stands for this user; answers as above.
+    AuthenticateByCertificate {
+        /// User name.
+        user: Arc<str>,
+    },
     /// Enter a vhost after authentication. Answer: `Event::Opened` or `Event::OpenRefused`.
     Open {
         /// The vhost.

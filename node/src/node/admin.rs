@@ -16,6 +16,7 @@ use crate::model::limits::NAME_BYTES;
 use crate::model::link::QueueStat;
 use crate::model::report::{Counted, Report};
 use crate::model::{NodeId, ShardId};
+use crate::tls::{Files, Mutual};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -36,8 +37,8 @@ fn not_found(kind: &str, name: &str) -> Refusal {
 }
 
 impl Admin {
-    pub(super) fn new(config: &ServerConfig) -> Admin {
-        Admin { running: Arc::default(), neighbours: Arc::new(Neighbours::new(config)) }
+    pub(super) fn new(config: &ServerConfig, tls: Option<Mutual>) -> Admin {
+        Admin { running: Arc::default(), neighbours: Arc::new(Neighbours::new(config, tls)) }
     }
 
     fn running(&self) -> Result<&Arc<Running>, Refusal> {
@@ -193,11 +194,14 @@ impl AdminSource for Admin {
             let interface = config.host.clone();
             ListenerRow { node: config.node, protocol, interface, port, purpose }
         };
-        vec![
+        let amqps = config.amqps.as_ref().map(|amqps| row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"));
+        let mut rows = vec![
             row("amqp", config.amqp_port, "AMQP 0-9-1"),
             row("http", config.management_port, "readiness and metrics"),
             row("clustering", config.peer_port, "inter-node and CLI tool communication"),
-        ]
+        ];
+        rows.extend(amqps);
+        rows
     }
 
     fn settings(&self) -> Vec<SettingRow> {
@@ -286,18 +290,23 @@ fn connection_row(node: NodeId, stat: ConnectionStat, report: Option<Report>) ->
 
 fn settings(config: &ServerConfig) -> Vec<SettingRow> {
     let row = |name, value: String| SettingRow { name, value };
+    let file = |files: Option<&Files>| files.map_or_else(|| "none".into(), |files| files.certificate.display().to_string());
     let cluster: Vec<String> = config.cluster.iter().map(|m| format!("{}@{}:{}", m.node.0, m.host, m.port)).collect();
     vec![
         row("node-id", config.node.0.to_string()),
         row("data-dir", config.data_dir.display().to_string()),
         row("host", config.host.clone()),
         row("amqp-port", config.amqp_port.to_string()),
+        row("amqps-port", config.amqps.as_ref().map_or_else(|| "none".into(), |amqps| amqps.port.to_string())),
+        row("tls-cert", file(config.amqps.as_ref().map(|amqps| &amqps.files))),
+        row("peer-tls-cert", file(config.peer_tls.as_ref())),
         row("management-port", config.management_port.to_string()),
         row("peer-port", config.peer_port.to_string()),
         row("cluster", cluster.join(",")),
         row("loopback-users", config.loopback_users.join(",")),
         row("disk-floor", config.disk_floor_bytes.to_string()),
         row("catch-up-log", config.catch_up_log_bytes.to_string()),
+        row("workers", config.workers.to_string()),
         row("no-quorum-timeout", format!("{:?}", config.no_quorum_timeout)),
     ]
 }
@@ -350,7 +359,7 @@ impl Running {
             shards: (0..=self.shards).map(|n| shard(ShardId(n))).collect(),
             connections: self.edge.connections().len() as u64,
             queues: self.catalog.read().queue_count() as u64,
-            alarms: self.alarm.lock().iter().cloned().collect(),
+            alarms: self.alarm.lock().iter().chain(self.clock_alarm.lock().iter()).cloned().collect(),
             local_alarm: self.is_low.load(Ordering::Relaxed),
         }
     }

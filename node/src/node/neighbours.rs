@@ -8,6 +8,7 @@ use crate::model::NodeId;
 use crate::model::report::Counted;
 use crate::peer::auth::Secret;
 use crate::peer::client::dial_operator;
+use crate::tls::Mutual;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
@@ -25,15 +26,17 @@ const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Neighbours {
     addresses: BTreeMap<NodeId, String>,
     secret: Secret,
+    tls: Option<Mutual>,
     clients: Mutex<BTreeMap<NodeId, AdminClient>>,
 }
 
 impl Neighbours {
-    pub(super) fn new(config: &ServerConfig) -> Neighbours {
+    pub(super) fn new(config: &ServerConfig, tls: Option<Mutual>) -> Neighbours {
         let others = config.cluster.iter().filter(|m| m.node != config.node);
         Neighbours {
             addresses: others.map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect(),
             secret: Secret::new(config.secret.bytes()),
+            tls,
             clients: Mutex::default(),
         }
     }
@@ -91,7 +94,7 @@ impl Neighbours {
             }
         }
         self.clients.lock().remove(&node);
-        let channel = dial_operator(address, &self.secret).await.map_err(|error| error.to_string())?;
+        let channel = dial_operator(address, &self.secret, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
         let client = AdminClient::new(address, channel, PATIENCE);
         self.clients.lock().insert(node, client.clone());
         ask(client).await.map_err(|error| error.to_string())

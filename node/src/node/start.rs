@@ -7,7 +7,7 @@ use super::leaders::Leaders;
 use super::running::Running;
 use super::{StartError, alarm, doing, presence, unused};
 use crate::config::ServerConfig;
-use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
+use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
 use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
@@ -19,6 +19,7 @@ use crate::serving::{self, Mailbox, ServerEvent, ServerHandle};
 use crate::store::disk::Disk;
 use crate::store::state::StateStore;
 use crate::store::wal::Wal;
+use crate::tls::Mutual;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -55,12 +56,18 @@ struct Opened {
     applied: Arc<Applied>,
     mailboxes: HashMap<ShardId, Mailbox>,
     shards: u16,
+    clock: ClusterClock,
 }
 
 /// Everything up to the moment when clients can be served.
-pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Arc<Readiness>) -> Result<Started, StartError> {
-    let admin = Admin::new(&config);
-    let ground = Ground::real(&config, peer, &admin, &readiness)?;
+pub(super) async fn start(
+    config: ServerConfig,
+    peer: TcpListener,
+    tls: Option<Mutual>,
+    readiness: Arc<Readiness>,
+) -> Result<Started, StartError> {
+    let admin = Admin::new(&config, tls.clone());
+    let ground = Ground::real(&config, (peer, tls), &admin, &readiness)?;
     let started = compose(config, ground, &readiness).await?;
     started.running.edge.set_neighbours(admin.neighbours.clone());
     let _ = admin.running.set(started.running.clone());
@@ -112,6 +119,8 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
         wal,
         alarm: Mutex::default(),
         is_low: AtomicBool::new(false),
+        clock: opened.clock.clone(),
+        clock_alarm: Mutex::default(),
     });
     first_command(&running).await;
     until_up(&opened.applied).await;
@@ -122,7 +131,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
 }
 
 fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Result<(Opened, Wire), StartError> {
-    let Ground { disk, wal, wire } = ground;
+    let Ground { disk, wal, wire, clocks } = ground;
     let wal = Wal::open(disk.clone(), wal)?;
     let (store, report) = StateStore::open(&config.data_dir.join("state"))?;
     if let Some(aside) = &report.set_aside {
@@ -142,7 +151,7 @@ fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Resu
     let store = Arc::new(store);
     let replicas = Replicas::new(Some(store.clone()), applied.clone());
     applied.follow(replicas.catalog());
-    Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards }, wire))
+    Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards, clock: ClusterClock::new(clocks) }, wire))
 }
 
 fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Opened, wire: Wire) -> Result<Consensus, StartError> {
@@ -153,6 +162,7 @@ fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Ope
         nodes: config.cluster.iter().map(|m| m.node).collect(),
         shards: opened.shards,
         timing: Timing::default(),
+        clock: opened.clock.clone(),
         journal: Arc::new(opened.wal.clone()),
         machines: opened.replicas.machines(Arc::new(opened.wal.clone())),
         store: Some(opened.store.clone()),
@@ -186,6 +196,7 @@ fn start_servers(
             handle.leadership(local_leadership(config.node, incarnation));
         } else if let (Some(machine), Some(raft)) = (opened.replicas.data(shard), consensus.shard(shard)) {
             let outcomes = handle.clone();
+            settings.clock = Arc::new(opened.clock.clone());
             raft.on_outcome(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
             serving::spawn(settings, mailbox, machine, Arc::new(raft.clone()), Arc::new(raft.clone()), events_tx.clone());
             tasks.spawn(tell_leadership(raft, handle.clone()));

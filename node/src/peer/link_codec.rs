@@ -207,7 +207,7 @@ mod tests {
             ToLeader::Credit { consumer: ConsumerId(4), messages: 9, bytes: 1 << 40 },
             ToLeader::Prefetch { consumer: ConsumerId(4), limit: Some(6), held: 2 },
             ToLeader::Get { request: 5, queue: QueueId(8), no_ack: true },
-            ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false },
+            ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false, failures: vec![] },
             ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)], used: true },
             ToLeader::Purge { request: 7, queue: QueueId(8) },
         ]

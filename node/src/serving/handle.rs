@@ -5,7 +5,8 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, RoutedLetter};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use crate::model::ports::{Clock, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading};
 use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often waiting things are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -27,10 +28,8 @@ pub struct ServerConfig {
     pub shard: ShardId,
     /// This node.
     pub node: NodeId,
-    /// Milliseconds since the epoch, for the entries' stamp.
-    pub clock: fn() -> u64,
-    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
-    pub steady_clock: fn() -> u64,
+    /// For the entries' stamp, and for what ends by time.
+    pub clock: Arc<dyn Clock>,
     /// An edge without a path for this long is declared gone.
     pub edge_gone: Duration,
     /// How often waiting things are looked at (edges without a path, full paths, idle windows); nothing ticks while nothing waits.
@@ -49,25 +48,35 @@ impl DeadLetterOffice for Closed {
         None
     }
 
-    fn forward(&self, _letter: (ShardId, u64), _target: ShardId, _queues: &[QueueId], _routed: &RoutedLetter, _done: LetterDone) {}
+    fn write(&self, _letter: &Letter, _address: &Address) -> LetterMessage {
+        LetterMessage::default()
+    }
+
+    fn forward(&self, _: Source, _: (ShardId, &[QueueId]), _catalog_index: u64, _: &LetterMessage, _answered: LetterAnswered) {}
 }
 
 impl ServerConfig {
-    /// With the limits' times and the system's clock; dead letters wait.
+    /// With the limits' times and this machine's own clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
         let edge_gone = limits::EDGE_GONE;
         let letters = Arc::new(Closed);
-        ServerConfig { shard, node, clock: system_time_ms, steady_clock: boot_time_ms, edge_gone, tick: TICK, catalog, letters }
+        ServerConfig { shard, node, clock: Arc::new(OwnClock), edge_gone, tick: TICK, catalog, letters }
     }
 }
 
-fn system_time_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
-}
+/// This machine's: nobody else's time matters to what only this node has.
+pub(super) struct OwnClock;
 
-fn boot_time_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+impl Clock for OwnClock {
+    fn read(&self) -> Reading {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let boot = clock_gettime(ClockId::Boottime);
+        Reading {
+            clock_ms: Some(since_epoch.map_or(0, |t| t.as_millis() as u64)),
+            steady_ms: boot.tv_sec.unsigned_abs() * 1000 + boot.tv_nsec.unsigned_abs() / 1_000_000,
+            is_sure: true,
+        }
+    }
 }
 
 /// What a server asks of the node.
@@ -92,9 +101,10 @@ pub(super) struct ReadDone {
     pub result: io::Result<EntryBytes>,
 }
 
-/// The entry of a dead letter was read.
+/// An entry with letters of a queue was read.
 pub(super) struct LetterRead {
-    pub number: u64,
+    pub queue: QueueId,
+    pub index: u64,
     pub result: io::Result<EntryBytes>,
 }
 
@@ -107,7 +117,7 @@ pub(super) struct Inbox {
     pub effects: Vec<Effect>,
     pub reads: Vec<ReadDone>,
     pub letters: Vec<LetterRead>,
-    pub letters_done: Vec<(u64, ShardId)>,
+    pub letters_answered: Vec<(u64, ShardId, LetterFate)>,
     pub catalog_moved: bool,
     pub stop: bool,
 }
@@ -120,7 +130,7 @@ impl Inbox {
             && self.effects.is_empty()
             && self.reads.is_empty()
             && self.letters.is_empty()
-            && self.letters_done.is_empty()
+            && self.letters_answered.is_empty()
             && !self.catalog_moved
             && !self.stop
     }
@@ -214,8 +224,8 @@ impl ServerHandle {
         self.put(|inbox| inbox.letters.push(read));
     }
 
-    pub(super) fn letter_done(&self, number: u64, target: ShardId) {
-        self.put(|inbox| inbox.letters_done.push((number, target)));
+    pub(super) fn letter_answered(&self, number: u64, target: ShardId, fate: LetterFate) {
+        self.put(|inbox| inbox.letters_answered.push((number, target, fate)));
     }
 
     fn put(&self, change: impl FnOnce(&mut Inbox)) {

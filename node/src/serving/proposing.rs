@@ -2,15 +2,16 @@
 //! farewells, joined into one entry whenever a slot is free (no linger). And what comes back: verdicts, rewinds (rules 12, 13, 27).
 
 use super::edges::PathId;
-use super::letters::Routing;
+use super::posting::Routing;
 use super::queue::Step;
 use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
+use crate::machine::AT_ONCE;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
-use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
+use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
 use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,6 +19,10 @@ use tokio::time::Instant;
 
 /// Pause after a failed proposal, so that an edge and a leader that does not know it is deposed do not spin.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A process that does not know the time yet holds what it would write into the log for as long: no edge has a routing lease from a
+/// leader of the catalog that this node cannot hear for longer.
+const TIME_PATIENCE: Duration = limits::ROUTING_LEASE;
 
 /// A purge that waits or is proposed.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +50,8 @@ enum Part {
 pub(super) struct Return {
     pub session: SessionId,
     pub queue: QueueId,
-    pub ranges: Ranges,
+    /// With how often they had failed before.
+    pub ranges: Vec<(Seq, Seq, u32)>,
 }
 
 /// The leader's own operations in an entry.
@@ -87,6 +93,8 @@ pub(super) struct Log {
     pub gones: Vec<SessionId>,
     pub replies: Replies,
     pub resume_at: Option<Instant>,
+    /// Until then a leader that does not know the time waits for it.
+    time_by: Option<Instant>,
     turn: usize,
     /// Hellos in flight; not proposed twice.
     pub greeting: Vec<(NodeId, Incarnation)>,
@@ -97,10 +105,15 @@ impl Log {
         *self = Log { next_token: next_epoch(self.next_token), stamp: self.stamp, ..Log::default() };
     }
 
+    /// The catalog index that the shard will have once everything in flight is applied.
+    pub fn catalog_index(&self) -> u64 {
+        self.catalog_index
+    }
+
     /// The time that an entry would carry now.
-    pub fn time_ms(&self, clock_ms: u64, steady_ms: u64) -> u64 {
+    pub fn time_ms(&self, now: Reading) -> u64 {
         let mut stamp = self.stamp;
-        stamp.next(clock_ms, steady_ms)
+        stamp.next(now)
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -115,6 +128,7 @@ impl Log {
     pub fn begin(&mut self, catalog_index: u64, time_ms: u64) {
         self.catalog_index = catalog_index;
         self.stamp.begin(time_ms);
+        self.time_by = Some(Instant::now() + TIME_PATIENCE);
         self.catalog_moved = true;
     }
 }
@@ -172,11 +186,18 @@ impl ShardServer {
         }
         self.log.resume_at = None;
         while self.log.in_flight.len() < limits::ENTRIES_IN_FLIGHT {
+            let now = self.config.clock.read();
+            if now.clock_ms.is_none() && self.log.time_by.is_some_and(|by| Instant::now() < by) {
+                self.log.resume_at = Some(Instant::now() + FAILURE_PAUSE);
+                return;
+            }
             let mut stamp = self.log.stamp;
-            let time_ms = stamp.next((self.config.clock)(), (self.config.steady_clock)());
+            let time_ms = stamp.next(now);
             let mut entry = EntryBuilder::new(time_ms);
             let mut targets = Targets::new();
-            let parts = self.fill(&mut entry, time_ms, &mut targets);
+            // Without a clock that can be trusted only that ends which needs none.
+            let end_ms = if now.is_sure { time_ms } else { AT_ONCE };
+            let parts = self.fill(&mut entry, end_ms, &mut targets);
             if parts.is_empty() {
                 return;
             }
@@ -188,12 +209,12 @@ impl ShardServer {
         }
     }
 
-    fn fill(&mut self, entry: &mut EntryBuilder, time_ms: u64, targets: &mut Targets) -> Vec<Part> {
+    fn fill(&mut self, entry: &mut EntryBuilder, end_ms: u64, targets: &mut Targets) -> Vec<Part> {
         let mut parts = Vec::new();
         self.fill_advance(entry, &mut parts);
         self.fill_replies(entry, &mut parts);
         let batches = self.take_batches(entry.len(), targets);
-        self.fill_leader_ops(entry, time_ms, targets, &mut parts);
+        self.fill_leader_ops(entry, end_ms, targets, &mut parts);
         for session in std::mem::take(&mut self.log.gones) {
             entry.gone(session);
             parts.push(Part::Gone(session));
@@ -226,11 +247,11 @@ impl ShardServer {
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
         let Some(changes) = changes else { return };
-        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty();
+        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty() && changes.replays.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;
         }
-        entry.advance(from, changes.to, &changes.creates, &changes.drops);
+        entry.advance_with(from, changes.to, &changes.creates, &changes.drops, &changes.replays);
         parts.push(Part::Advance);
         for (queue, settings) in &changes.settings {
             entry.settings(changes.to, *queue, settings);
@@ -250,7 +271,8 @@ impl ShardServer {
         parts.push(Part::Replies(replies));
     }
 
-    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, now_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
+    /// Messages whose time ended by `end_ms` go.
+    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, end_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
         let letters = self.letter_targets(targets);
         let log = &mut self.log;
         let wanted = [&log.reserves, &log.tends, &log.activations].iter().any(|list| !list.is_empty());
@@ -266,7 +288,7 @@ impl ShardServer {
         self.write_reserves(&mut own, &mut ops);
         self.write_purges(&mut own, &mut ops);
         for id in std::mem::take(&mut self.log.tends) {
-            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, now_ms, &mut ops)) {
+            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, end_ms, &mut ops)) {
                 own.tends.push(id);
             }
         }
@@ -276,7 +298,7 @@ impl ShardServer {
                 own.activations.push(id);
             }
         }
-        self.brace(targets, now_ms, &mut ops);
+        self.brace(targets, &mut ops);
         own.letters = self.write_letters(letters, &mut ops);
         if !ops.is_empty() {
             entry.leader_ops(&ops.take());
@@ -396,7 +418,11 @@ impl ShardServer {
         own.tends.into_iter().for_each(|queue| self.tended(queue));
         own.activations.into_iter().for_each(|queue| self.activated(queue));
         own.returns.into_iter().for_each(|r| self.returned(r));
-        self.letters_routed(own.letters, true);
+        let shrank = !own.letters.is_empty() || !own.dones.is_empty();
+        self.letters_posted(own.letters, true);
+        if shrank {
+            self.outboxes_shrank();
+        }
         for purge in own.purges {
             self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
         }
@@ -406,7 +432,7 @@ impl ShardServer {
     fn returned(&mut self, counted: Return) {
         let Return { session, queue, ranges } = counted;
         let Some(state) = self.queues.get_mut(&queue) else { return };
-        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+        ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
         if let Some(care) = &mut state.care {
             care.frozen = care.frozen.saturating_sub(1);
         }
@@ -434,7 +460,7 @@ impl ShardServer {
                 self.log.purges.extend(own.purges);
                 self.log.dones.extend(own.dones);
                 self.log.returns.extend(own.returns);
-                self.letters_routed(own.letters, false);
+                self.letters_posted(own.letters, false);
             }
             Part::Hello(node, incarnation) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));

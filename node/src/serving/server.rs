@@ -59,7 +59,7 @@ pub(super) struct ShardServer {
     pub located: Vec<Located>,
     /// Queues to look at again, by time.
     pub alarms: BTreeSet<(Instant, QueueId)>,
-    /// Queues that drop messages when they are full.
+    /// Queues with limits.
     pub limited: HashSet<QueueId>,
     /// A queue that nothing was delivered from is free again: deliver before the next entry.
     pub thawed: bool,
@@ -202,7 +202,7 @@ impl ShardServer {
         }
         if self.lead.is_some() {
             inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
-            self.log.dones.extend(inbox.letters_done);
+            inbox.letters_answered.into_iter().for_each(|(number, shard, fate)| self.letter_answered(number, shard, fate));
         }
     }
 
@@ -252,7 +252,7 @@ impl ShardServer {
     }
 
     fn lead_changed(&mut self, leadership: Leadership) {
-        let lead = leadership.leader.filter(|_| leadership.is_me);
+        let lead = leadership.as_me();
         self.expecting = lead.is_none() && leadership.leader.is_some_and(|l| l.node() == self.config.node);
         let changed = lead != self.lead;
         if changed {
@@ -286,7 +286,6 @@ impl ShardServer {
         self.alarms.clear();
         self.limited.clear();
         self.letters = Letters::default();
-        self.letters.news = true;
         self.log.forget();
     }
 
@@ -306,6 +305,7 @@ impl ShardServer {
         let special: Vec<QueueId> = machine.queues().filter(|(_, q)| q.settings().is_some() || q.is_timed()).map(|(id, _)| id).collect();
         drop(machine);
         special.into_iter().for_each(|queue| self.take_care_of(queue));
+        self.begin_letters();
         self.greet_waiting();
     }
 
@@ -334,7 +334,6 @@ impl ShardServer {
         let stalled = std::mem::take(&mut self.stalled);
         stalled.into_iter().for_each(|queue| self.mark(queue));
         self.unload_idle();
-        self.letters.news |= std::mem::take(&mut self.letters.stalled);
         let paths: Vec<PathId> = self.paths.iter().filter(|p| p.full).map(|p| p.id).collect();
         paths.into_iter().for_each(|id| self.path_has_room(id));
     }
@@ -399,11 +398,10 @@ impl ShardServer {
                 || self.paths.iter().any(|p| p.full || !p.backlog.is_empty())
                 || !self.loaded.is_empty()
                 || !self.stalled.is_empty()
-                || self.letters.stalled
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
         let alarm = self.alarms.first().map(|(at, _)| *at);
-        let at = [self.next_tick, self.log.resume_at, alarm].into_iter().flatten().min();
+        let at = [self.next_tick, self.log.resume_at, alarm, self.letters.wake_at].into_iter().flatten().min();
         match (at, &mut self.timer) {
             (None, timer) => *timer = None,
             (Some(at), Some(timer)) if timer.deadline() == at => {}

@@ -417,7 +417,7 @@ async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     assert_eq!(client.confirmed().await, [(3, 3)], "at once, nothing waits for it");
     scene.world.refuse_paths.store(false, Ordering::SeqCst);
     let (mut back, seen) = scene.leader(leader(77, 1), 3, 2).await;
-    assert_eq!(seen, ToLeader::Return { queue: id, ranges: vec![(Seq(1), Seq(1))], seen: true }, "its client had it");
+    assert_eq!(seen, ToLeader::Return { queue: id, ranges: vec![(Seq(1), Seq(1))], seen: true, failures: vec![] }, "its client had it");
     let attach = back.next().await;
     assert_eq!(attach, ToLeader::Attach { leader: back.id, consumers: vec![], loose: vec![] });
     client.publish("", "t", 4);

@@ -220,6 +220,22 @@ async fn logins_are_checked() {
 }
 
 #[tokio::test]
+async fn a_certificate_stands_for_a_user_that_exists_and_may_come_from_there() {
+    let scene = Scene::new(default_config());
+    let login = |user: &str, from: &str| {
+        let mut connection = scene.edge.connect(ConnectionInfo { peer: from.parse().expect("an address") });
+        connection.submit(Step::AuthenticateByCertificate { user: user.into() }).expect("taken");
+        connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
+        let mut events = vec![];
+        connection.take_events(&mut events);
+        events
+    };
+    assert_eq!(login("guest", "127.0.0.1:1"), [Event::Authenticated, Event::Opened]);
+    assert!(matches!(&login("guest", "10.0.0.1:1")[..], [Event::AuthenticationFailed(_), Event::OpenRefused(_)]), "guest is for this host");
+    assert!(matches!(&login("nobody", "127.0.0.1:1")[..], [Event::AuthenticationFailed(_), Event::OpenRefused(_)]));
+}
+
+#[tokio::test]
 async fn users_are_kept_to_this_machine_by_name() {
     for (kept, welcome) in [(vec![], true), (vec!["ops".to_owned()], true), (vec!["ops".to_owned(), "guest".to_owned()], false)] {
         let scene = Scene::new(EdgeConfig { loopback_users: kept.clone(), ..default_config() });

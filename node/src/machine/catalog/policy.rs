@@ -182,7 +182,7 @@ fn is_overflow(value: &Value) -> bool {
 }
 
 /// The keys that have an effect: on exchanges here, on queues by `QueueSettings::effective`. A policy with another one is refused.
-const KEYS: [Key; 9] = [
+const KEYS: [Key; 10] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
     key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
@@ -190,6 +190,7 @@ const KEYS: [Key; 9] = [
     key("delivery-limit", is_integer, "is not a valid delivery limit", true),
     key("expires", is_expiry, "is not a valid queue expiry", true),
     key("max-length", is_count, "is not a valid maximum length", true),
+    key("max-length-bytes", is_count, "is not a valid maximum length in bytes", true),
     key("message-ttl", is_time, "is not a valid message TTL", true),
     key("overflow", is_overflow, "is not a valid overflow value", true),
 ];

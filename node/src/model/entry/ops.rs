@@ -1,6 +1,7 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
-use super::{EntryBytes, FRAME_HEAD, Malformed};
+use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
+use crate::model::letters::{Address, Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId};
@@ -13,7 +14,7 @@ const MANY_QUEUES: u8 = 1;
 const HAS_EXPIRATION: u8 = 2;
 /// Flag of an enqueue: its priority follows.
 const HAS_PRIORITY: u8 = 4;
-/// Flag of an enqueue: a dead letter of another shard; that shard and the number follow.
+/// Flag of an enqueue: a dead letter; its source follows.
 const HAS_SOURCE: u8 = 8;
 const OP_SETTLE: u8 = 2;
 const OP_RESERVE: u8 = 3;
@@ -39,18 +40,31 @@ pub enum SettleReason {
     MaxLength = 5,
     /// Its delivery failed too often.
     DeliveryLimit = 6,
+    /// It was delayed, and its time has come.
+    Due = 7,
+    /// It did not leave: a queue that was bound later gets a copy.
+    Replay = 8,
+    /// No message like it came before.
+    First = 9,
 }
 
 impl SettleReason {
     /// The reason of this number.
     pub fn from_byte(byte: u8) -> Option<SettleReason> {
-        let all = [Self::Ack, Self::Reject, Self::Purge, Self::Expired, Self::MaxLength, Self::DeliveryLimit];
+        let all = [
+            Self::Ack,
+            Self::Reject,
+            Self::Purge,
+            Self::Expired,
+            Self::MaxLength,
+            Self::DeliveryLimit,
+            Self::Due,
+            Self::Replay,
+            Self::First,
+        ];
         all.into_iter().find(|r| *r as u8 == byte)
     }
 }
-
-/// A dead letter's source shard and its number there.
-pub type Source = (ShardId, u64);
 
 /// Builds operations: the content of a batch (edge) or of a leader section.
 #[derive(Debug, Default)]
@@ -70,7 +84,7 @@ impl Ops {
         self.enqueue_from(None, queues, (exchange, key, properties, body))
     }
 
-    /// The same; `source`: a dead letter of that shard with that number, taken once.
+    /// The same; `source`: a letter, each of its copies is taken once.
     pub fn enqueue_from(
         &mut self,
         source: Option<Source>,
@@ -98,7 +112,7 @@ impl Ops {
         self.enqueues += 1;
     }
 
-    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u64? | priority u8? | (source shard u16, number u64)?
+    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u64? | priority u8? | (source shard u16, epoch u64, number u64)?
     fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<Source>, message: usize) {
         let (mut flags, mut head) = (0, 3);
         if u16::try_from(queues).is_err() {
@@ -111,7 +125,7 @@ impl Ops {
             (flags, head) = (flags | HAS_PRIORITY, head + 1);
         }
         if source.is_some() {
-            (flags, head) = (flags | HAS_SOURCE, head + 10);
+            (flags, head) = (flags | HAS_SOURCE, head + 18);
         }
         self.buffer.reserve(FRAME_HEAD + head + 8 * queues + message);
         self.frame(OP_ENQUEUE, head + 8 * queues + message);
@@ -126,9 +140,10 @@ impl Ops {
         if traits.priority > 0 {
             self.buffer.put_u8(traits.priority);
         }
-        if let Some((shard, number)) = source {
-            self.buffer.put_u16_le(shard.0);
-            self.buffer.put_u64_le(number);
+        if let Some(source) = source {
+            self.buffer.put_u16_le(source.shard.0);
+            self.buffer.put_u64_le(source.epoch);
+            self.buffer.put_u64_le(source.number);
         }
     }
 
@@ -152,19 +167,31 @@ impl Ops {
         self.buffer.put_u64_le(consumer.0);
     }
 
-    /// A dead letter's targets in other shards (rule 25). `local`: the enqueue that follows puts it into queues of this shard, unless
-    /// the letter was routed before.
-    pub fn routed(&mut self, number: u64, local: bool, targets: &[(ShardId, Vec<QueueId>)]) {
+    /// The first waiting letter of a queue has its way (rule 25): the machine gives its copies their numbers. It counts only in a shard
+    /// that follows the catalog to `catalog_index`, and for the first one.
+    pub fn routed(&mut self, (queue, number): (QueueId, u64), catalog_index: u64, address: &Address, targets: &[(ShardId, Vec<QueueId>)]) {
+        let Address { queue: name, exchange, routing_key } = address;
+        let texts = 13 + name.len() + exchange.len() + routing_key.as_ref().map_or(0, String::len);
         let len = targets.iter().map(|(_, queues)| 6 + 8 * queues.len()).sum::<usize>();
-        self.frame(OP_ROUTED, 11 + len);
+        self.frame(OP_ROUTED, 26 + texts + len);
+        self.buffer.put_u64_le(queue.0);
         self.buffer.put_u64_le(number);
-        self.buffer.put_u8(local.into());
+        self.buffer.put_u64_le(catalog_index);
+        self.put_text(name);
+        self.put_text(exchange);
+        self.buffer.put_u8(routing_key.is_some().into());
+        self.put_text(routing_key.as_deref().unwrap_or_default());
         self.buffer.put_u16_le(targets.len() as u16);
         for (shard, queues) in targets {
             self.buffer.put_u16_le(shard.0);
             self.buffer.put_u32_le(queues.len() as u32);
             queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
         }
+    }
+
+    fn put_text(&mut self, text: &str) {
+        self.buffer.put_u32_le(text.len() as u32);
+        self.buffer.put_slice(text.as_bytes());
     }
 
     /// A shard has a dead letter.
@@ -174,12 +201,16 @@ impl Ops {
         self.buffer.put_u16_le(shard.0);
     }
 
-    /// The delivery of these messages failed; each counts once more (rule 23).
-    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq)]) {
-        self.frame(OP_RETURN, 12 + 16 * ranges.len());
+    /// The delivery of these messages failed, which had failed so often before: each counts once more, once for that delivery (rule 23).
+    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq, u32)]) {
+        self.frame(OP_RETURN, 12 + 20 * ranges.len());
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u32_le(ranges.len() as u32);
-        self.put_ranges(ranges);
+        for (first, last, before) in ranges {
+            self.buffer.put_u64_le(first.0);
+            self.buffer.put_u64_le(last.0);
+            self.buffer.put_u32_le(*before);
+        }
     }
 
     fn put_ranges(&mut self, ranges: &[(Seq, Seq)]) {
@@ -275,14 +306,18 @@ pub enum Op {
         /// With consumers.
         checked: Ranges,
     },
-    /// A dead letter has its targets.
+    /// A letter has its way.
     Routed {
+        /// The queue it left.
+        queue: QueueId,
         /// Its number.
         number: u64,
-        /// Queues of this shard get it by the next operation.
-        local: bool,
-        /// Other shards that get it.
-        targets: Vec<(ShardId, Vec<QueueId>)>,
+        /// Routed by.
+        catalog_index: u64,
+        /// What it is written by.
+        address: Address,
+        /// The queues that get it.
+        targets: Targets,
     },
     /// A shard has a dead letter.
     Done {
@@ -295,8 +330,8 @@ pub enum Op {
     Return {
         /// Of which queue.
         queue: QueueId,
-        /// Which.
-        ranges: Ranges,
+        /// Which, and how often they had failed before.
+        ranges: Vec<(Seq, Seq, u32)>,
     },
     /// Only this consumer gets messages.
     Activate {
@@ -317,7 +352,7 @@ pub struct EnqueueOp {
     queues: Bytes,
     /// What the message asks for.
     pub traits: Traits,
-    /// It is a dead letter of that shard, with that number.
+    /// It is a letter of that shard.
     pub source: Option<Source>,
     /// The stored message.
     pub message: Bytes,
@@ -327,6 +362,11 @@ impl EnqueueOp {
     /// It stands for a message that is not stored (`Ops::void`).
     pub fn is_void(&self) -> bool {
         self.queues.is_empty()
+    }
+
+    /// Bytes of its body.
+    pub fn body_bytes(&self) -> u32 {
+        StoredView::parse(&self.message).map_or(0, |view| (self.message.len() - view.body_at) as u32)
     }
 
     /// The queues it goes to.
@@ -423,7 +463,7 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
-            Some(if queues > 0 { super::StoredView::parse(message).is_some() } else { message.is_empty() })
+            Some(if queues > 0 { StoredView::parse(message).is_some() } else { message.is_empty() })
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
@@ -450,13 +490,18 @@ fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Sourc
     }
     let mut source = None;
     if flags & HAS_SOURCE != 0 {
-        source = Some((ShardId(body.try_get_u16_le().ok()?), body.try_get_u64_le().ok()?));
+        let shard = ShardId(body.try_get_u16_le().ok()?);
+        source = Some(Source { shard, epoch: body.try_get_u64_le().ok()?, number: body.try_get_u64_le().ok()? });
     }
     Some((queues, traits, source))
 }
 
 fn read_routed(mut body: Bytes) -> Option<Op> {
-    let (number, local) = (body.try_get_u64_le().ok()?, body.try_get_u8().ok()? != 0);
+    let (queue, number, catalog_index) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?, body.try_get_u64_le().ok()?);
+    let (name, exchange) = (read_text(&mut body)?, read_text(&mut body)?);
+    let keyed = body.try_get_u8().ok()? != 0;
+    let routing_key = Some(read_text(&mut body)?).filter(|_| keyed);
+    let address = Address { queue: name, exchange, routing_key };
     let mut targets = Vec::new();
     for _ in 0..body.try_get_u16_le().ok()? {
         let (shard, n) = (ShardId(body.try_get_u16_le().ok()?), body.try_get_u32_le().ok()? as usize);
@@ -465,7 +510,13 @@ fn read_routed(mut body: Bytes) -> Option<Op> {
         }
         targets.push((shard, (0..n).map(|_| QueueId(body.get_u64_le())).collect()));
     }
-    body.is_empty().then_some(Op::Routed { number, local, targets })
+    body.is_empty().then_some(Op::Routed { queue, number, catalog_index, address, targets })
+}
+
+fn read_text(body: &mut Bytes) -> Option<String> {
+    let len = body.try_get_u32_le().ok()? as usize;
+    let text = (body.len() >= len).then(|| body.split_to(len))?;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {
@@ -497,7 +548,8 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
         OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
         OP_RETURN => {
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
-            Some(Op::Return { queue, ranges: read_ranges(&body, n)? })
+            let range = |mut c: &[u8]| (Seq(c.get_u64_le()), Seq(c.get_u64_le()), c.get_u32_le());
+            (body.len() == n.checked_mul(20)?).then(|| Op::Return { queue, ranges: body.chunks_exact(20).map(range).collect() })
         }
         OP_ACTIVATE => Some(Op::Activate {
             queue: QueueId(body.try_get_u64_le().ok()?),

@@ -4,6 +4,7 @@
 
 mod chaos;
 mod dead_letters;
+mod delayed;
 mod delivering;
 mod handover;
 mod publishing;
@@ -12,13 +13,14 @@ mod replies;
 mod tending;
 mod throughput;
 
+use super::handle::OwnClock;
 use super::local::{LocalBodies, LocalProposer};
 use super::*;
 use crate::machine::shard::DataMachine;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{EntryBytes, Ops, SettleReason, StoredMessage};
 use crate::model::link::*;
-use crate::model::ports::{Bodies, EdgeEnd, Leadership, ProposalOutcome, Proposer, path};
+use crate::model::ports::{Bodies, Clock, EdgeEnd, Leadership, ProposalOutcome, Proposer, Reading, path};
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::*;
 use parking_lot::Mutex;
@@ -49,12 +51,12 @@ impl CatalogFeed for TestCatalog {
         }
         let settings = self.2.lock().clone();
         if !self.1.load(Ordering::Relaxed) {
-            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings });
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings, replays: vec![] });
         }
         let known = known()?;
         let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
         let drops = known.into_iter().filter(|q| !state.1.contains(q)).collect();
-        Some(CatalogChanges { to: state.0, creates, drops, settings })
+        Some(CatalogChanges { to: state.0, creates, drops, settings, replays: vec![] })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -105,6 +107,16 @@ impl Bodies for Cold {
     }
 }
 
+/// The machine's clock until the test says otherwise.
+#[derive(Default)]
+struct TestClock(Mutex<Option<Reading>>);
+
+impl Clock for TestClock {
+    fn read(&self) -> Reading {
+        (*self.0.lock()).unwrap_or_else(|| OwnClock.read())
+    }
+}
+
 struct Shard {
     machine: Arc<Mutex<DataMachine>>,
     bodies: Arc<LocalBodies>,
@@ -114,6 +126,7 @@ struct Shard {
     server: ServerHandle,
     events: mpsc::Receiver<ServerEvent>,
     office: Arc<dead_letters::TestOffice>,
+    clock: Arc<TestClock>,
     term: u64,
     setup: Setup,
 }
@@ -152,6 +165,17 @@ impl Shard {
     }
 
     fn over(machine: Arc<Mutex<DataMachine>>, bodies: Arc<LocalBodies>, catalog: Arc<TestCatalog>, term: u64, setup: Setup) -> Shard {
+        Shard::with_clock(machine, bodies, catalog, term, setup, Arc::default())
+    }
+
+    fn with_clock(
+        machine: Arc<Mutex<DataMachine>>,
+        bodies: Arc<LocalBodies>,
+        catalog: Arc<TestCatalog>,
+        term: u64,
+        setup: Setup,
+        clock: Arc<TestClock>,
+    ) -> Shard {
         let (server, mailbox) = mailbox();
         let gate = Arc::new(Gate {
             inner: LocalProposer::new(machine.clone(), bodies.clone(), server.clone()),
@@ -166,19 +190,20 @@ impl Shard {
         config.tick = Duration::from_millis(15);
         let office = Arc::new(dead_letters::TestOffice::default());
         config.letters = office.clone();
+        config.clock = clock.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
         let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, office, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, office, clock, term, setup }
     }
 
     /// Another leader over the same replicated state.
     fn fail_over(self) -> Shard {
         self.server.stop();
-        Shard::over(self.machine, self.bodies, self.catalog, self.term + 1, self.setup)
+        Shard::with_clock(self.machine, self.bodies, self.catalog, self.term + 1, self.setup, self.clock)
     }
 
     fn declare(&self, queues: &[QueueId]) {
@@ -289,7 +314,7 @@ impl Edge {
     }
 
     async fn give_back(&self, queue: QueueId, first: u64, last: u64, seen: bool) {
-        self.up(ToLeader::Return { queue, ranges: vec![(Seq(first), Seq(last))], seen }).await;
+        self.up(ToLeader::Return { queue, ranges: vec![(Seq(first), Seq(last))], seen, failures: vec![] }).await;
     }
 
     /// The next `n` messages: consumer, seq, redelivered, body.

@@ -37,6 +37,8 @@ pub struct Options {
     pub cluster_name: String,
     /// Randomness for consumer tags.
     pub seed: u64,
+    /// The user that the client's certificate stands for, if one was verified: then EXTERNAL is offered.
+    pub certificate_name: Option<Arc<str>>,
 }
 
 /// What the listener must know of a session's state.
@@ -339,10 +341,10 @@ impl Session {
             (Method::ConnectionStartOk { client_properties, mechanism, response, .. }, State::Start) => {
                 self.capabilities = Capabilities::of(&client_properties);
                 self.client_properties = client_properties;
-                let mechanism_name = if mechanism[..] == b"AMQPLAIN"[..] { "AMQPLAIN" } else { "PLAIN" };
-                self.mechanism = mechanism_name;
-                self.state = State::Authenticating { mechanism: mechanism_name };
-                match handshake::login(&mechanism, &response)? {
+                let mechanism = handshake::mechanism(&mechanism, &self.options)?;
+                self.mechanism = mechanism.name();
+                self.state = State::Authenticating { mechanism: mechanism.name() };
+                match handshake::login(mechanism, &response) {
                     Some(step) => out.step(step),
                     None => self.on_login_refused(out),
                 }

@@ -93,7 +93,7 @@ impl Channel {
                 let name = shared.name(&exchange)?;
                 let kind = if passive { ExchangeKind::Direct } else { arguments::exchange_kind(&kind)? };
                 if !passive {
-                    arguments::check_exchange(&name.name, &name.vhost, &arguments)?;
+                    arguments::check_exchange(&name.name, &name.vhost, kind, &arguments)?;
                 }
                 let spec = ExchangeSpec { name, kind, durable, auto_delete, internal, arguments };
                 (Request::DeclareExchange { spec, passive }, say(Method::ExchangeDeclareOk {}, nowait))

@@ -39,7 +39,7 @@ proptest::proptest! {
 fn obey(talk: &mut Talk) {
     while let Some(step) = talk.out.steps.pop_front() {
         let event = match step {
-            Step::Authenticate { .. } => Event::Authenticated,
+            Step::Authenticate { .. } | Step::AuthenticateByCertificate { .. } => Event::Authenticated,
             Step::Open { .. } => Event::Opened,
             Step::Publish(publish) => match publish.ticket {
                 Some(ticket) => Event::Confirmed { channel: publish.channel, tickets: vec![(ticket, ticket)] },

@@ -35,9 +35,13 @@ fn capabilities(names: &[&str]) -> Table {
 }
 
 fn start_ok(response: &[u8], names: &[&str]) -> Method {
+    start_ok_with("PLAIN", response, names)
+}
+
+fn start_ok_with(mechanism: &str, response: &[u8], names: &[&str]) -> Method {
     Method::ConnectionStartOk {
         client_properties: capabilities(names),
-        mechanism: "PLAIN".into(),
+        mechanism: mechanism.into(),
         response: crate::wire::amqp::Long(Bytes::copy_from_slice(response)),
         locale: "en_US".into(),
     }
@@ -124,7 +128,12 @@ fn deliver(seqs: &[u64]) -> Event {
 
 impl Talk {
     fn new() -> Talk {
-        let options = Options { cluster_name: "warren".into(), seed: 1 };
+        Talk::as_holder(None)
+    }
+
+    /// Of a verified certificate that stands for this user.
+    fn as_holder(certificate_name: Option<&str>) -> Talk {
+        let options = Options { cluster_name: "warren".into(), seed: 1, certificate_name: certificate_name.map(Arc::from) };
         let mut talk = Talk { session: Session::new(options), out: Out::default(), record: Vec::new(), slow_edge: false };
         talk.session.on_header(PROTOCOL_HEADER, &mut talk.out);
         let start = talk.out.bytes.take();
@@ -256,6 +265,7 @@ fn seqs(held: &[Held]) -> String {
 fn step(step: &Step) -> String {
     match step {
         Step::Authenticate { user, password } => format!("authenticate {user} {}", String::from_utf8_lossy(password)),
+        Step::AuthenticateByCertificate { user } => format!("authenticate {user} by certificate"),
         Step::Open { vhost } => format!("open {vhost}"),
         Step::Publish(p) => format!("publish {} ticket={:?} mandatory={} {} bytes", p.channel, p.ticket, p.mandatory, p.body.len()),
         Step::Check { channel, exchange } => format!("check {channel} {}", String::from_utf8_lossy(exchange)),
