@@ -511,7 +511,11 @@ fn build() -> PathBuf {
     if profile_dir.ends_with("release") {
         command.arg("--release");
     }
+    let began = Instant::now();
     let built = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
     assert!(built.success(), "building warren failed");
+    if began.elapsed() > Duration::from_secs(1) {
+        println!("building warren took {:.0} s of this test's time", began.elapsed().as_secs_f64());
+    }
     profile_dir.join("warren")
 }

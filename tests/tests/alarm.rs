@@ -14,6 +14,7 @@ fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
     }
     let cluster = Cluster::start_with(&ClusterOptions { arguments: vec!["--memory-limit=1MiB".into()], ..ClusterOptions::default() });
     let broker = Broker::Own(Arc::new(cluster));
+    let mut idle = broker.connect(0);
     for at in 0..broker.nodes() {
         let queue = broker.declare_led_elsewhere(at, "alarm");
         let mut client = broker.connect(at);
@@ -31,4 +32,5 @@ fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
         assert!(told && why.starts_with("low on memory"), "node {at}: {why:?}");
         assert!(broker.connect(at).get(1, &queue).unwrap().is_none(), "consuming goes on, and nothing was taken in");
     }
+    assert!(idle.event_within(Duration::from_millis(200)).unwrap().is_none(), "only those who publish are told");
 }

@@ -1,7 +1,7 @@
 //! The production stack of three nodes in one process: the real log (on a disk that lies, and on a real one), the real machines and
 //! checkpoints, over memory and over loopback.
 
-use super::tests::PATIENT;
+use super::tests::{PATIENT, next_incarnation};
 use super::*;
 use crate::machine::Effect;
 use crate::model::admin::AdminCommand;
@@ -98,7 +98,7 @@ pub(super) async fn boot_partly(
     let journal: Arc<dyn journal::Journal> = Arc::new(wal.clone());
     let consensus = Consensus::start(ConsensusConfig {
         node: id,
-        incarnation: Incarnation(rand::random()),
+        incarnation: next_incarnation(),
         nodes: (1..=n).map(NodeId).collect(),
         shards: 1,
         timing,

@@ -6,7 +6,7 @@ use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
 use super::{StartError, alarm, doing, presence, unused};
-use crate::config::ServerConfig;
+use crate::config::{DataDir, ServerConfig};
 use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
 use crate::machine::catalog::hash_password;
@@ -76,7 +76,8 @@ pub(super) async fn start(
 
 /// The same on any ground.
 pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Readiness) -> Result<Started, StartError> {
-    let incarnation = Incarnation(rand::random());
+    let start = DataDir::next_start(&config.data_dir).map_err(|source| StartError::Io { doing: "numbering this start".into(), source })?;
+    let incarnation = Incarnation(start);
     let (mut opened, wire) = open(&config, incarnation, ground)?;
     let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
     consensus.formed().await?;
