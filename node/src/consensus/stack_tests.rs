@@ -154,14 +154,19 @@ pub(super) async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
 }
 
 pub(super) async fn propose(nodes: &mut [Node], entry: EntryBytes) -> (LogId, SectionReply) {
+    let mut token = 7;
     loop {
         let (at, under) = leader(nodes).await;
-        nodes[at].consensus.shard(DATA).expect("member").propose(7, under, entry.clone());
+        nodes[at].consensus.shard(DATA).expect("member").propose(token, under, entry.clone());
         let outcome = tokio::time::timeout(Duration::from_secs(5), nodes[at].outcomes.recv()).await.expect("in time");
         match outcome.expect("an outcome").1 {
             ProposalOutcome::Applied(id, mut replies) => return (id, replies.pop().expect("one section")),
             // Batches are numbered: proposing again is safe.
-            ProposalOutcome::Failed(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            ProposalOutcome::Failed(_) => {
+                // A node that led before and leads again fails whatever was proposed before it heard of the failure.
+                token = crate::model::ports::next_epoch(token);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     }
 }

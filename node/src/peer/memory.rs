@@ -216,29 +216,41 @@ impl MemoryNetwork {
         }
     }
 
-    /// Moves frames one way until the link breaks; `requests`: what is to be appended over there.
-    async fn carry(self, from: End, to: End, requests: bool, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
+    /// Moves frames one way until the link breaks; `requests`: what is to be appended over there. True: a frame is missing.
+    async fn carry(self, from: End, to: End, requests: bool, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) -> bool {
         let mut changes_rx = self.changes_tx.subscribe();
         // It may have broken before this task first ran.
         if !self.connected(from, to) {
-            return;
+            return true;
         }
         loop {
             tokio::select! {
                 biased;
-                _ = changes_rx.changed() => if !self.connected(from, to) { return },
+                _ = changes_rx.changed() => if !self.connected(from, to) { return true },
                 frame = rx.recv() => {
-                    let Some(frame) = frame else { return };
+                    let Some(frame) = frame else { return false };
                     if requests {
                         self.lagging(to.0).await;
                     }
-                    if !self.pass(from, to).await || tx.send(frame).await.is_err() {
-                        return;
+                    if !self.pass(from, to).await {
+                        return true;
+                    }
+                    if tx.send(frame).await.is_err() {
+                        return false;
                     }
                 }
-                () = tx.closed() => return,
+                () = tx.closed() => return false,
             }
         }
+    }
+}
+
+/// The two ways of a stream: one that misses a frame takes the other with it, one that was ended does not.
+async fn both(there: impl Future<Output = bool>, back: impl Future<Output = bool>) {
+    let (mut there, mut back) = (std::pin::pin!(there), std::pin::pin!(back));
+    tokio::select! {
+        broken = &mut there => if !broken { back.await; },
+        broken = &mut back => if !broken { there.await; },
     }
 }
 
@@ -273,8 +285,9 @@ impl Transport for MemoryTransport {
             let pair = || mpsc::channel(STREAM_CAPACITY);
             let ((tx, near_rx), (far_tx, far_rx)) = (pair(), pair());
             let ((back_tx, back_near_rx), (back_far_tx, back_rx)) = (pair(), pair());
-            tokio::spawn(network.clone().carry(me, far, kind == StreamKind::Append, near_rx, far_tx));
-            tokio::spawn(network.carry(far, me, false, back_near_rx, back_far_tx));
+            let there = network.clone().carry(me, far, kind == StreamKind::Append, near_rx, far_tx);
+            let back = network.carry(far, me, false, back_near_rx, back_far_tx);
+            tokio::spawn(both(there, back));
             let _there = process.runtime.enter();
             process.handler.stream(card, kind, ReceiverStream::new(far_rx).map(Ok).boxed(), back_tx);
             Ok(Duplex { tx, rx: ReceiverStream::new(back_rx).map(Ok).boxed() })

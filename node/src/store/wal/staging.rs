@@ -84,8 +84,8 @@ impl ShardIndex {
         }
         for (index, Staged { leader, at }) in staged {
             let Some(at) = at else { continue };
-            let here = all.get(&index).filter(|(row, l)| *l == leader && row.file != NOWHERE);
-            if index > upto || here.is_some() {
+            // It was staged because what is here is missing, or could not be read.
+            if index > upto {
                 frees.add(at.file);
             } else if let Some((old, _)) = all.insert(index, (Row::new(index, at), leader)) {
                 frees.add(old.file);
