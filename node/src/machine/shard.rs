@@ -627,7 +627,7 @@ fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Not
     if let Some(store) = settings.and_then(|s| s.store) {
         return stores::note(store, op, now_ms);
     }
-    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms.map(u64::from)).min();
+    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms).min();
     let deadline_ms = match ttl {
         None => 0,
         Some(0) => AT_ONCE,

@@ -1,6 +1,7 @@
 //! The property list of a message as on the wire (spec 4.2.6.1), walked without decoding it: what the broker itself acts on. Used by
 //! `entry` (what an enqueue tells the machine), the session (form), the edge (headers, dead letters).
 
+use super::settings::EXPIRY_MAX_MS;
 use bytes::Buf;
 
 /// Flag of content-type.
@@ -35,7 +36,7 @@ const DEPTH_MAX: u8 = 32;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
     /// Time to live, ms.
-    pub expiration_ms: Option<u32>,
+    pub expiration_ms: Option<u64>,
     /// Higher ones first, where a queue tells them apart.
     pub priority: u8,
 }
@@ -110,7 +111,7 @@ pub(super) fn value_len(bytes: &[u8], depth: u8) -> Option<usize> {
 }
 
 /// An expiration in ms, or why not, in RabbitMQ's words (`rabbit_basic:parse_expiration`).
-pub fn check_expiration(text: &[u8]) -> Result<u32, String> {
+pub fn check_expiration(text: &[u8]) -> Result<u64, String> {
     let digits_from = usize::from(matches!(text.first(), Some(b'-' | b'+')));
     let end = digits_from + text[digits_from..].iter().take_while(|b| b.is_ascii_digit()).count();
     if end == digits_from {
@@ -121,10 +122,10 @@ pub fn check_expiration(text: &[u8]) -> Result<u32, String> {
         return Err(format!("{{leftover_string,\"{rest}\"}}"));
     }
     let value: i128 = number.parse().unwrap_or(i128::MAX);
-    match u32::try_from(value) {
-        Ok(ms) => Ok(ms),
-        Err(_) if value < 0 => Err(format!("{{value_negative,{value}}}")),
-        Err(_) => Err(format!("{{value_too_big,{}}}", number.trim_start_matches('+'))),
+    match u64::try_from(value) {
+        Ok(ms) if ms <= EXPIRY_MAX_MS as u64 => Ok(ms),
+        _ if value < 0 => Err(format!("{{value_negative,{value}}}")),
+        _ => Err(format!("{{value_too_large,{}}}", number.trim_start_matches('+'))),
     }
 }
 
@@ -159,13 +160,13 @@ mod tests {
     #[test]
     fn an_expiration_is_refused_in_rabbitmqs_words() {
         assert_eq!(check_expiration(b"0"), Ok(0));
-        assert_eq!(check_expiration(b"4294967295"), Ok(u32::MAX));
+        assert_eq!(check_expiration(b"315360000000"), Ok(315_360_000_000));
         for (text, why) in [
             ("abc", "no_integer"),
             ("", "no_integer"),
             ("10ms", "{leftover_string,\"ms\"}"),
             ("-1", "{value_negative,-1}"),
-            ("4294967296", "{value_too_big,4294967296}"),
+            ("315360000001", "{value_too_large,315360000001}"),
         ] {
             assert_eq!(check_expiration(text.as_bytes()), Err(why.to_owned()), "{text}");
         }

@@ -7,8 +7,8 @@ use super::limits;
 use super::store::Store;
 use serde::{Deserialize, Serialize};
 
-/// Largest time to live or expiry, ms (RabbitMQ's `MAX_EXPIRY_TIMER`: 2^32 - 1).
-pub const EXPIRY_MAX_MS: i64 = 4_294_967_295;
+/// Largest time to live or expiry, ms: ten years, as in RabbitMQ. Clients that build delays from queues use more than 2^32 ms.
+pub const EXPIRY_MAX_MS: i64 = 10 * 365 * 24 * 60 * 60 * 1000;
 /// Largest `x-max-priority`.
 pub const PRIORITY_MAX: i64 = 255;
 /// Failed deliveries of a message in a queue declared `quorum` that names no limit (RabbitMQ 4's default).
@@ -238,7 +238,7 @@ fn check_expiry(value: &Value, zero: bool) -> Check {
     match check_integer(value)? {
         0 if !zero => Err("{value_zero,0}".to_owned()),
         n if n < 0 => Err(format!("{{value_negative,{n}}}")),
-        n if n > EXPIRY_MAX_MS => Err(format!("{{value_too_big,{n}}}")),
+        n if n > EXPIRY_MAX_MS => Err(format!("{{value_too_large,{n}}}")),
         _ => Ok(()),
     }
 }
@@ -316,7 +316,8 @@ mod tests {
         let cases = [
             ("x-message-ttl", Value::Int(-1), "{value_negative,-1}"),
             ("x-message-ttl", words("abc"), "\"expected integer, got longstr\""),
-            ("x-message-ttl", Value::Int(4_294_967_296), "{value_too_big,4294967296}"),
+            ("x-message-ttl", Value::Int(EXPIRY_MAX_MS + 1), "{value_too_large,315360000001}"),
+            ("x-expires", Value::Int(i64::MAX), "{value_too_large,9223372036854775807}"),
             ("x-expires", Value::Int(0), "{value_zero,0}"),
             ("x-max-length", Value::Int(-5), "{value_negative,-5}"),
             ("x-max-priority", Value::Int(256), "{max_value_exceeded,256}"),

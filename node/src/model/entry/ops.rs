@@ -112,14 +112,14 @@ impl Ops {
         self.enqueues += 1;
     }
 
-    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u32? | priority u8? | (source shard u16, epoch u64, number u64)?
+    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u64? | priority u8? | (source shard u16, epoch u64, number u64)?
     fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<Source>, message: usize) {
         let (mut flags, mut head) = (0, 3);
         if u16::try_from(queues).is_err() {
             (flags, head) = (MANY_QUEUES, 5);
         }
         if traits.expiration_ms.is_some() {
-            (flags, head) = (flags | HAS_EXPIRATION, head + 4);
+            (flags, head) = (flags | HAS_EXPIRATION, head + 8);
         }
         if traits.priority > 0 {
             (flags, head) = (flags | HAS_PRIORITY, head + 1);
@@ -135,7 +135,7 @@ impl Ops {
             Err(_) => self.buffer.put_u32_le(queues as u32),
         }
         if let Some(ms) = traits.expiration_ms {
-            self.buffer.put_u32_le(ms);
+            self.buffer.put_u64_le(ms);
         }
         if traits.priority > 0 {
             self.buffer.put_u8(traits.priority);
@@ -483,7 +483,7 @@ fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Sourc
     };
     let mut traits = Traits::default();
     if flags & HAS_EXPIRATION != 0 {
-        traits.expiration_ms = Some(body.try_get_u32_le().ok()?);
+        traits.expiration_ms = Some(body.try_get_u64_le().ok()?);
     }
     if flags & HAS_PRIORITY != 0 {
         traits.priority = body.try_get_u8().ok()?;
