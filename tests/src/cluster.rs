@@ -446,7 +446,7 @@ impl Node {
             ("--die-with-parent", std::process::id().to_string()),
         ];
         arguments.extend(flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-        arguments.extend_from_slice(more);
+        arguments.extend(more.iter().map(|argument| argument.replace("{node}", &(at + 1).to_string())));
         Node { ports, data_dir, log: dir.join(format!("node-{}.log", at + 1)), arguments, process: Mutex::new(None) }
     }
 

@@ -208,7 +208,7 @@ fn the_commented_file_has_every_option_and_every_layer_carries_it() {
 #[test]
 fn the_commented_file_shows_the_defaults() {
     let shown = toml::from_str::<toml::Table>(&deployed_file()).unwrap();
-    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit"];
+    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit", "workers"];
     let is_file =
         |key: &str| key.contains("tls-") && ["-cert", "-key", "-ca"].iter().any(|end| key.ends_with(end)) && !key.contains("fail");
     let differs = |key: &str| differ_on_purpose.contains(&key) || is_file(key);

@@ -154,7 +154,7 @@ fn escaped(value: &str) -> String {
         let special = matches!(byte, b'"' | b'+' | b',' | b';' | b'<' | b'>' | b'\\');
         let at_start = at == 0 && matches!(byte, b' ' | b'#');
         let at_end = at == last && byte == b' ';
-        if byte < 32 || byte >= 126 {
+        if !(32..126).contains(&byte) {
             let _ = write!(out, "\\{byte:02X}");
         } else {
             if special || at_start || at_end {

@@ -41,7 +41,7 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
         /// What the TLS library says.
-        source: rustls::Error,
+        source: Box<rustls::Error>,
     },
 }
 
@@ -90,7 +90,7 @@ impl Files {
     }
 
     pub(super) fn mismatch(&self, source: rustls::Error) -> TlsError {
-        TlsError::Mismatch { certificate: self.certificate.clone(), key: self.key.clone(), source }
+        TlsError::Mismatch { certificate: self.certificate.clone(), key: self.key.clone(), source: Box::new(source) }
     }
 }
 
