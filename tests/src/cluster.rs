@@ -271,6 +271,26 @@ impl Cluster {
         fs::remove_dir_all(&self.nodes[at].data_dir).expect("the data directory can be removed");
     }
 
+    /// Flip a bit of every copy of `bytes` in the log of a node that does not run; how many there were.
+    pub fn rot(&self, at: usize, bytes: &[u8]) -> usize {
+        assert!(self.nodes[at].lock().is_none(), "node {at} runs");
+        let files = fs::read_dir(self.nodes[at].data_dir.join("wal")).expect("a log");
+        let rot = |path: PathBuf| {
+            let mut content = fs::read(&path).expect("a log file can be read");
+            if !content.starts_with(b"WARRENWL") {
+                return 0; // prepared, never used
+            }
+            let places: Vec<usize> =
+                content.windows(bytes.len()).enumerate().filter(|(_, here)| *here == bytes).map(|(at, _)| at).collect();
+            places.iter().for_each(|place| content[*place] ^= 0x40);
+            if !places.is_empty() {
+                fs::write(&path, content).expect("a log file can be written");
+            }
+            places.len()
+        };
+        files.map(|file| file.expect("a file").path()).filter(|path| path.extension().is_some_and(|e| e == "wal")).map(rot).sum()
+    }
+
     /// Take the data directory of a node that does not run away, so that it starts as an empty one.
     pub fn set_aside(&self, at: usize) {
         assert!(self.nodes[at].lock().is_none(), "node {at} runs");
@@ -491,7 +511,11 @@ fn build() -> PathBuf {
     if profile_dir.ends_with("release") {
         command.arg("--release");
     }
+    let began = Instant::now();
     let built = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
     assert!(built.success(), "building warren failed");
+    if began.elapsed() > Duration::from_secs(1) {
+        println!("building warren took {:.0} s of this test's time", began.elapsed().as_secs_f64());
+    }
     profile_dir.join("warren")
 }

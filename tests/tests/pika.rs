@@ -8,16 +8,38 @@ use warren_tests::certificates::{Authority, Written};
 use warren_tests::clients::{here, python, run};
 use warren_tests::secured::Secured;
 
+/// Batches and deliveries that went to or came from leaders on other nodes, all nodes together.
+fn crossings(broker: &Broker) -> f64 {
+    let Some(cluster) = broker.cluster() else { return 0.0 };
+    let of = |at: usize| {
+        let metrics = cluster.metrics(at).expect("it serves");
+        ["warren_batches_remote_total", "warren_delivered_remote_total"]
+            .iter()
+            .map(|name| metrics.sum(name).expect("a metric"))
+            .sum::<f64>()
+    };
+    (0..cluster.len()).map(of).sum()
+}
+
+/// Fails unless what `work` did crossed nodes.
+fn crossing(broker: &Broker, work: impl FnOnce()) {
+    let before = crossings(broker);
+    work();
+    assert!(broker.cluster().is_none() || crossings(broker) > before + 1.0, "every client was on its queue's leader: it proves nothing");
+}
+
 #[test]
 fn pikas_tutorials_work_on_every_node_and_across_nodes() {
     let broker = Broker::shared();
     let uris = broker.uris();
-    for (at, sender) in uris.iter().enumerate() {
-        for receiver in [sender, &uris[(at + 1) % uris.len()]] {
-            println!("senders on {sender}, receivers on {receiver}");
-            run(Command::new(python()).arg(here().join("pika/tutorials.py")).args([sender, receiver]));
+    crossing(&broker, || {
+        for (at, sender) in uris.iter().enumerate() {
+            for receiver in [sender, &uris[(at + 1) % uris.len()]] {
+                println!("senders on {sender}, receivers on {receiver}");
+                run(Command::new(python()).arg(here().join("pika/tutorials.py")).args([sender, receiver]));
+            }
         }
-    }
+    });
 }
 
 #[test]
@@ -25,7 +47,7 @@ fn queue_arguments_have_their_effect_through_other_nodes() {
     let broker = Broker::shared();
     let uris = broker.uris();
     let script = here().join("pika/queues.py");
-    run(Command::new(python()).arg(script).args([&uris[0], &uris[1]]));
+    crossing(&broker, || run(Command::new(python()).arg(script).args([&uris[0], &uris[1]])));
 }
 
 #[test]

@@ -124,10 +124,8 @@ impl CtlError {
 
     fn code(&self) -> u8 {
         match self {
-            CtlError::Client(ClientError::Refused { usage: true, .. }) | CtlError::NoSecret | CtlError::Config(_) | CtlError::Tls(_) => {
-                USAGE
-            }
-            CtlError::Client(ClientError::Refused { usage: false, .. }) | CtlError::WrongSecret { .. } => DATA,
+            CtlError::NoSecret | CtlError::Config(_) | CtlError::Tls(_) => USAGE,
+            CtlError::Client(ClientError::Refused { .. }) | CtlError::WrongSecret { .. } => DATA,
             CtlError::Client(ClientError::Unreachable { .. }) | CtlError::Dial { .. } | CtlError::Io(_) => UNAVAILABLE,
             CtlError::Failed { code, .. } => *code,
         }
@@ -141,6 +139,9 @@ pub(super) fn run(args: CtlArgs) -> ExitCode {
     };
     let result = asked().map_err(|error| match error {
         CtlError::Client(ClientError::Refused { refusal: Some(refusal), .. }) => CtlError::refused(&refusal),
+        CtlError::Client(ClientError::Refused { text, usage: true, .. }) => {
+            CtlError::failed(USAGE, format!("Error (argument validation): {text}"))
+        }
         other => other,
     });
     match result {

@@ -1,4 +1,4 @@
-//! A node's data directory as a resource: who uses it (lock, `pid`), where it listens (`ports`), and the directory of a local
+//! A node's data directory as a resource: who uses it (lock, `pid`, `start`), where it listens (`ports`), and the directory of a local
 //! cluster around it. `cli` opens it before anything else, `launcher` and `warren ctl` read it. Its contents belong to `store`.
 
 use super::{Environment, Reserve};
@@ -6,11 +6,12 @@ use crate::tls::Files;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const LOCK: &str = "lock";
 const PID: &str = "pid";
 const PORTS: &str = "ports";
+const START: &str = "start";
 const SECRET: &str = "secret";
 const PEER_TLS: &str = "peer-tls";
 /// In a directory that `warren cluster` made, and in no other.
@@ -112,6 +113,22 @@ impl DataDir {
     /// The process that wrote `pid` last; it may be gone.
     pub fn pid(path: &Path) -> Option<u32> {
         fs::read_to_string(path.join(PID)).ok()?.trim().parse().ok()
+    }
+
+    /// The number of this start: larger than those of all starts before, whatever the clock does. Microseconds since the epoch, or one more
+    /// than the last. Kept in `start`, synced.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn next_start(path: &Path) -> io::Result<u64> {
+        let last = fs::read_to_string(path.join(START)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0u64);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+        let start = now.max(last.saturating_add(1));
+        fs::create_dir_all(path)?;
+        write_whole(&path.join(START), &format!("{start}\n"))?;
+        File::open(path.join(START))?.sync_all()?;
+        File::open(path)?.sync_all()?;
+        Ok(start)
     }
 
     /// Write `ports`: one `name=port` line each. For `node`, once everything is bound.
@@ -219,4 +236,21 @@ fn state_dir(environment: Environment<'_>) -> PathBuf {
     let read = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = read("XDG_STATE_HOME").or_else(|| read("HOME").map(|home| home.join(".local/state")));
     base.map_or_else(|| PathBuf::from("warren-data"), |base| base.join("warren"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_has_a_larger_number_also_when_the_clock_went_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = DataDir::next_start(&dir.path().join("new")).expect("written");
+        let second = DataDir::next_start(&dir.path().join("new")).expect("written");
+        assert!(second > first);
+        let ahead = second + 3_600_000_000;
+        fs::write(dir.path().join(START), ahead.to_string()).expect("written");
+        assert_eq!(DataDir::next_start(dir.path()).expect("written"), ahead + 1);
+        assert_eq!(DataDir::next_start(dir.path()).expect("written"), ahead + 2);
+    }
 }

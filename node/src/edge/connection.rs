@@ -90,10 +90,7 @@ impl Connection {
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),
             Step::ChannelPrefetch { channel, limit } => self.channel_prefetch(channel, limit),
-            Step::ChannelOpened { channel } => {
-                let at = self.at(channel);
-                self.edge.admit_channel(&self.mailbox, at);
-            }
+            Step::UpdateSecret => self.update_secret(),
             Step::Report(report) => self.mailbox.report(&report),
             Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
             Step::Authenticate { user, password } => self.authenticate(&user, &password),
@@ -186,6 +183,16 @@ impl Connection {
         }
     }
 
+    /// A password does not expire, so the new one is not looked at, as by RabbitMQ; whether its user may still be in the vhost is.
+    fn update_secret(&mut self) {
+        let identity = self.mailbox.identity.get().zip(self.user.as_ref());
+        let allowed = match identity {
+            Some((identity, user)) => admission::open(&self.edge.catalog.read(), user, &identity.vhost).map(drop),
+            None => Err(Refusal::NotAllowed("not in a vhost".to_string())),
+        };
+        self.mailbox.push(Event::SecretUpdated(allowed));
+    }
+
     pub(super) fn settle(&mut self, held: &[Held], outcome: Outcome) {
         let mut settled = 0;
         for group in held.chunk_by(|a, b| a.shard == b.shard) {
@@ -221,6 +228,9 @@ impl Connection {
         let at = self.at(channel);
         if self.is_failed(channel) {
             return;
+        }
+        if request == Request::OpenChannel {
+            return self.edge.admit_channel(&self.mailbox, at);
         }
         if let Request::Cancel { consumer } = request {
             return self.cancel(at, consumer);

@@ -12,6 +12,7 @@ use crate::model::entry::{SettleReason, StoredMessage, StoredView};
 use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
 use crate::model::limits::NAME_BYTES;
 use crate::model::ports::{DeadLetterOffice, LetterAnswered};
+use crate::model::properties::BLIND_COPIES;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -112,13 +113,14 @@ impl<'a> Draft<'a> {
         let mut headers = Headers::of(message.properties);
         let mut keys = vec![message.key.to_vec()];
         keys.extend(headers.keys("CC"));
-        keys.extend(headers.keys("BCC"));
+        keys.extend(headers.keys(BLIND_COPIES));
         let (exchange, key) = (message.exchange, message.key);
         headers.record(&Death { queue: &address.queue, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
         if let Some(own) = &address.routing_key {
             let key = own.as_bytes();
             keys = vec![key[..key.len().min(NAME_BYTES)].to_vec()];
             headers.remove("CC");
+            headers.remove(BLIND_COPIES);
         }
         let message = LetterMessage {
             exchange: Bytes::copy_from_slice(address.exchange.as_bytes()),
@@ -162,7 +164,7 @@ fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str
     let mut keys = vec![message.key.to_vec()];
     let headers = Headers::of(&message.properties);
     keys.extend(headers.keys("CC"));
-    keys.extend(headers.keys("BCC"));
+    keys.extend(headers.keys(BLIND_COPIES));
     let subject = MessageSubject::new(&message.properties);
     let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
@@ -229,7 +231,17 @@ mod tests {
         }
 
         fn bound_exchange(&mut self, exchange: &str, bindings: &[(&str, &str)]) {
-            self.exchange(exchange, ExchangeKind::Direct, Table::new(), bindings);
+            self.bound(exchange, false, bindings);
+        }
+
+        fn bound(&mut self, exchange: &str, internal: bool, bindings: &[(&str, &str)]) {
+            let (kind, arguments) = (ExchangeKind::Direct, Table::new());
+            self.declare(ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal, arguments }, bindings);
+        }
+
+        fn exchange(&mut self, exchange: &str, kind: ExchangeKind, arguments: Table, bindings: &[(&str, &str)]) {
+            let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
+            self.declare(spec, bindings);
         }
 
         /// The queue behind an exchange.
@@ -238,13 +250,13 @@ mod tests {
             all.into_iter().find(|id| self.0.queue_by_id(*id).is_some_and(|r| r.backs.is_some())).expect("one keeps messages")
         }
 
-        fn exchange(&mut self, exchange: &str, kind: ExchangeKind, arguments: Table, bindings: &[(&str, &str)]) {
-            let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
+        fn declare(&mut self, spec: ExchangeSpec, bindings: &[(&str, &str)]) {
+            let exchange = spec.name.name.clone();
             self.apply(CatalogCommand::DeclareExchange(spec));
             for (key, queue) in bindings {
                 let binding = BindingSpec {
                     vhost: "/".into(),
-                    source: exchange.into(),
+                    source: exchange.clone(),
                     target: Target::Queue,
                     destination: (*queue).into(),
                     key: (*key).into(),
@@ -341,6 +353,40 @@ mod tests {
         let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "")]);
         assert_eq!(scene.route(queue, SettleReason::Expired, stored(b"q", &[0, 0])).targets, []);
         assert_eq!(scene.route(queue, SettleReason::Reject, stored(b"q", &[0, 0])).targets, [(ShardId(1), vec![queue])]);
+    }
+
+    #[test]
+    fn a_letter_goes_by_the_keys_of_blind_copies_too() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx")]);
+        let (own, blind) = (scene.queue("own", 2, &[]), scene.queue("blind", 2, &[]));
+        scene.bound_exchange("dlx", &[("k", "own"), ("b", "blind")]);
+        let table = b"\x03\0CCA\0\0\0\x06S\0\0\0\x01b";
+        let properties = [&[0x20, 0][..], &(table.len() as u32).to_be_bytes(), table].concat();
+        let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &properties));
+        assert_eq!(routed.targets, [(ShardId(2), vec![own, blind])]);
+        assert!(crate::model::properties::has_blind_copies(&routed.message.properties), "at its next death too");
+    }
+
+    #[test]
+    fn an_internal_exchange_takes_letters() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "inside")]);
+        let target = scene.queue("target", 2, &[]);
+        scene.bound("inside", true, &[("k", "target")]);
+        assert_eq!(scene.route(queue, SettleReason::Reject, stored(b"k", &[0, 0])).targets, [(ShardId(2), vec![target])]);
+    }
+
+    #[test]
+    fn a_letter_that_is_written_again_is_the_same_whatever_became_of_its_queue() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx"), ("x-dead-letter-routing-key", "k".repeat(300).as_str())]);
+        let letter = Letter { queue, reason: SettleReason::Expired, time_ms: 5_000, message: stored(b"own", &[0, 0]) };
+        let routed = route(&scene.0, &letter, &|_| false);
+        assert_eq!(routed.catalog_index, scene.0.index());
+        assert_eq!(routed.message.key.len(), NAME_BYTES, "a key is a short string");
+        scene.apply(CatalogCommand::DeleteQueue { id: queue });
+        assert_eq!(Draft::of(&letter, &routed.address).message, routed.message);
     }
 
     #[test]

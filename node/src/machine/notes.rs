@@ -164,7 +164,7 @@ mod tests {
                 }
             }
             let live = gone.iter().skip(1).filter(|gone| !**gone).count();
-            prop_assert!(notes.len() <= live + extents + 1, "{:?}", notes);
+            prop_assert!(notes.steps() <= live + extents + 1, "{:?}", notes);
         }
     }
 }

@@ -272,7 +272,7 @@ pub enum CatalogCommand {
         /// Number of data shards, ids 1..=n.
         shards: u16,
     },
-    /// A process of a node serves; in-memory queues of its earlier processes are dropped.
+    /// A process of a node serves; in-memory queues of its earlier processes are dropped. No effect while a later one is up.
     NodeUp {
         /// The node.
         node: NodeId,

@@ -255,4 +255,6 @@ pub struct QueueStat {
     pub bytes: u64,
     /// Consumers.
     pub consumers: u32,
+    /// The single active one, where the queue has one, and its node.
+    pub active: Option<(NodeId, ConsumerId)>,
 }

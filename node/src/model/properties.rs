@@ -21,6 +21,14 @@ pub const REPLY_TO: u16 = 1 << 9;
 /// Flag of expiration.
 pub const EXPIRATION: u16 = 1 << 8;
 
+/// How `BCC` is called in a stored message: no client sees it, a dead letter goes by it (RabbitMQ keeps the routing keys apart).
+pub const BLIND_COPIES: &str = "\0CC";
+
+/// A stored message has routing keys that its consumers are not to see.
+pub fn has_blind_copies(list: &[u8]) -> bool {
+    field(list, HEADERS).is_some_and(|table| table.windows(4).any(|bytes| bytes == b"\x03\0CC"))
+}
+
 /// Nesting of tables and arrays that is looked through.
 const DEPTH_MAX: u8 = 32;
 

@@ -37,6 +37,27 @@ impl Secret {
         Secret(bytes.into())
     }
 
+    /// That whoever knows this secret knows the salted digest of a user's password, too: without the secret nobody can try passwords
+    /// against what was seen on the wire.
+    pub fn prove_password(&self, user: &str, nonce: &[u8], digest: &[u8]) -> Vec<u8> {
+        self.password_mac(user, nonce, digest).finalize().into_bytes().to_vec()
+    }
+
+    /// Whether that is such a proof; takes the same time wherever it is wrong.
+    pub fn is_password_proof(&self, user: &str, nonce: &[u8], digest: &[u8], proof: &[u8]) -> bool {
+        self.password_mac(user, nonce, digest).verify_slice(proof).is_ok()
+    }
+
+    fn password_mac(&self, user: &str, nonce: &[u8], digest: &[u8]) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.update(b"warren password");
+        for part in [user.as_bytes(), nonce, digest] {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        mac
+    }
+
     /// `to`: whom the proof is for.
     fn mac(&self, label: &[u8], nonces: &Nonces, card: &Card, to: NodeId) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
@@ -268,6 +289,19 @@ mod tests {
             let proof = visitor.prove(&secret, &nonce).expect("proof");
             assert_eq!(gate.hello(&secret, &card(3, None), proof).is_ok(), accepted);
         }
+    }
+
+    #[test]
+    fn a_password_is_proven_for_one_user_and_nonce_under_one_secret() {
+        let secret = Secret::new(b"s");
+        let proof = secret.prove_password("u", b"nonce", b"digest");
+        assert!(secret.is_password_proof("u", b"nonce", b"digest", &proof));
+        for (user, nonce, digest) in [("v", "nonce", "digest"), ("u", "other", "digest"), ("u", "nonce", "other"), ("un", "once", "digest")]
+        {
+            assert!(!secret.is_password_proof(user, nonce.as_bytes(), digest.as_bytes(), &proof), "{user} {nonce} {digest}");
+        }
+        assert!(!Secret::new(b"t").is_password_proof("u", b"nonce", b"digest", &proof));
+        assert!(!secret.is_password_proof("u", b"nonce", b"digest", &proof[..31]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use warren_proto::admin::admin_client::AdminClient;
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
     AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest, ListReply,
-    ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+    ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
 };
 
 /// Answers a question with its own head, echoes streams, joins paths.
@@ -74,6 +74,10 @@ impl Admin for Lists {
 
     async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {
         Ok(Response::new(AuthenticateReply::default()))
+    }
+
+    async fn salt(&self, _: Request<SaltRequest>) -> Result<Response<SaltReply>, Status> {
+        Ok(Response::new(SaltReply::default()))
     }
 
     async fn purge_queue(&self, _: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {

@@ -225,7 +225,17 @@ mod tests {
             ToEdge::Cancelled { consumer: ConsumerId(1), asked: true },
             ToEdge::Got { request: 1, result: Ok(Some((delivery(3, message), 44))) },
             ToEdge::Got { request: 2, result: Ok(None) },
-            ToEdge::Stats { request: 3, stats: vec![QueueStat { queue: QueueId(1), ready: 2, unacked: 3, bytes: 4, consumers: 5 }] },
+            ToEdge::Stats {
+                request: 3,
+                stats: vec![QueueStat {
+                    queue: QueueId(1),
+                    ready: 2,
+                    unacked: 3,
+                    bytes: 4,
+                    consumers: 5,
+                    active: Some((NodeId(6), ConsumerId(7))),
+                }],
+            },
             ToEdge::Purged { request: 4, result: Err(refusal) },
         ]
     }

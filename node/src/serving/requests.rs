@@ -161,7 +161,10 @@ impl ShardServer {
     pub(super) fn check_last_consumer(&mut self, queue: QueueId) {
         let Some(state) = self.queues.get_mut(&queue) else { return };
         state.last_gone = state.consumers.is_empty();
-        if !state.last_gone || !state.parked.is_empty() || self.sessions.values().any(|s| !s.resolved) {
+        let goes_on = !state.last_gone || !state.parked.is_empty();
+        // It may have been the single active one: the next is chosen at the next look, with or without a message.
+        self.mark(queue);
+        if goes_on || self.sessions.values().any(|s| !s.resolved) {
             return;
         }
         state.last_gone = false;
@@ -232,6 +235,7 @@ impl ShardServer {
             unacked,
             bytes: queue.live_bytes(),
             consumers: state.map_or(0, |s| s.consumers.len() as u32),
+            active: queue.active().and_then(|(session, consumer)| Some((self.sessions.get(&session)?.node, consumer))),
         }
     }
 

@@ -87,6 +87,16 @@ pub(super) struct Ask {
     pub used: bool,
 }
 
+/// basic.get.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    pub queue: QueueId,
+    pub name: Name,
+    pub no_ack: bool,
+    /// How long the client may hold the message.
+    pub timeout: Duration,
+}
+
 /// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
 /// `redelivered = false` must not become a lie with the leader that knew better. Those that come to this node again are forgotten.
 #[derive(Debug)]
@@ -241,9 +251,9 @@ impl Lane {
     }
 
     /// basic.get; the lane answers on the channel.
-    pub fn get(&self, id: u64, queue: (QueueId, Name), no_ack: bool, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
-        let (queue, name) = queue;
-        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack, name };
+    pub fn get(&self, id: u64, fetch: Fetch, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
+        let Fetch { queue, name, no_ack, timeout } = fetch;
+        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack, name, timeout };
         let message = ToLeader::Get { request: id, queue, no_ack };
         self.state.lock().requests.add(id, message, Some(queue), sink, after, self.config.no_quorum_timeout);
         self.wake.notify_one();

@@ -350,6 +350,34 @@ async fn get_holds_its_message_until_it_is_settled() {
 }
 
 #[tokio::test]
+async fn a_fetched_message_held_for_too_long_ends_its_channel_unless_it_is_settled() {
+    for settled in [false, true] {
+        let mut scene = Scene::new(default_config());
+        let arguments = Table::from([("x-consumer-timeout".to_owned(), Value::Int(80))]);
+        let spec = QueueSpec { name: name("q"), durable: true, auto_delete: false, exclusive_owner: None, arguments };
+        let queue = scene.declare(spec, ShardId(1));
+        let mut client = scene.client();
+        client.ask(Request::Get { queue: name("q"), no_ack: false });
+        let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+        let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
+        let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
+        leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 0))) }).await;
+        assert!(matches!(client.reply().await, Ok(Reply::Got(Some(_)))));
+        if settled {
+            client.settle(&[Held { shard: ShardId(1), queue, seq: Seq(1), consumer: None }], Outcome::Ack);
+            assert!(timeout(Duration::from_millis(300), client.next()).await.is_err());
+            continue;
+        }
+        match client.next().await {
+            Event::ChannelError { channel: 1, refusal: Refusal::Precondition(text), method: (0, 0) } => {
+                assert!(text.starts_with("delivery acknowledgement on channel 1 timed out. Timeout value used: 80 ms."), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_message_fetched_for_a_lost_client_goes_back_unseen() {
     let mut scene = Scene::new(default_config());
     let queue = scene.queue("q", 1);

@@ -10,7 +10,7 @@ fn declare(queue: &str) -> DeclareQueue {
 }
 
 fn stat(queue: QueueId, ready: u64, consumers: u32) -> QueueStat {
-    QueueStat { queue, ready, unacked: 0, bytes: 0, consumers }
+    QueueStat { queue, ready, consumers, ..QueueStat::default() }
 }
 
 impl Scene {

@@ -138,7 +138,8 @@ impl EdgeConnection for FakeConnection {
                 self.written.fetch_add(bytes, Ordering::SeqCst);
                 return Ok(());
             }
-            Step::ChannelPrefetch { .. } | Step::Check { .. } | Step::ChannelOpened { .. } => return Ok(()),
+            Step::ChannelPrefetch { .. } | Step::Check { .. } => return Ok(()),
+            Step::UpdateSecret => Event::SecretUpdated(Ok(())),
             Step::Report(report) => {
                 *self.reported.lock() = Some(*report);
                 return Ok(());
@@ -325,7 +326,7 @@ impl Broker {
                 queue.held.push(delivery.clone());
                 return Ok(Reply::Got(Some(Got { shard: SHARD, delivery, remaining: queue.ready.len() as u64 })));
             }
-            Request::Barrier => {}
+            Request::Barrier | Request::OpenChannel => {}
         }
         Ok(Reply::Done)
     }

@@ -80,6 +80,9 @@ impl Catalog {
     }
 
     fn node_up(&mut self, index: u64, node: NodeId, incarnation: Incarnation) -> Outcome {
+        if self.nodes.get(&node).is_some_and(|present| *present > incarnation) {
+            return DONE;
+        }
         self.nodes.insert(node, incarnation);
         self.drop_memory(index, node, |owner| owner != incarnation);
         DONE

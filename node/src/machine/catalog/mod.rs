@@ -8,6 +8,7 @@ mod admin_tests;
 mod apply;
 mod bindings;
 mod changes;
+mod check;
 mod equivalence;
 mod password;
 mod pattern;
@@ -22,10 +23,10 @@ mod store_tests;
 mod tests;
 
 pub use equivalence::{check_owner, exchange_text, queue_text};
-pub use password::{decode_base64, hash_password, password_matches};
+pub use password::{decode_base64, hash_password, password_digest, password_matches, split_hash};
 pub use pattern::Pattern;
 pub use persist::{Image, decode_command, encode_command};
-pub use policy::{Applied, queue_type};
+pub use policy::{Applied, policy_keys, queue_type};
 pub use route::{Envelope, RouteResult};
 
 use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
@@ -383,10 +384,21 @@ impl Catalog {
     /// What a user is restricted to on an exchange; `None`: not restricted, or it is no topic exchange.
     pub fn topic_permission(&self, user: &str, vhost: &str, exchange: &str) -> Option<&TopicPermission> {
         let rows = &self.users.get(user)?.topic_permissions;
-        if rows.is_empty() || self.exchange_entry(vhost, exchange)?.spec.kind != ExchangeKind::Topic {
+        if rows.is_empty() || !self.is_topic(vhost, exchange) {
             return None;
         }
         rows.get(&(vhost.to_owned(), exchange.to_owned()))
+    }
+
+    /// Whether a user is restricted on an exchange of that name, as soon as it is a topic exchange.
+    pub fn has_topic_permission(&self, user: &str, vhost: &str, exchange: &str) -> bool {
+        let rows = self.users.get(user).map(|u| &u.topic_permissions).filter(|rows| !rows.is_empty());
+        rows.is_some_and(|rows| rows.contains_key(&(vhost.to_owned(), exchange.to_owned())))
+    }
+
+    /// Whether there is a topic exchange of that name.
+    pub fn is_topic(&self, vhost: &str, exchange: &str) -> bool {
+        self.exchange_entry(vhost, exchange).is_some_and(|x| x.spec.kind == ExchangeKind::Topic)
     }
 
     /// Whether this is the user's password. Takes as long for an unknown user.

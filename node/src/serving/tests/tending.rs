@@ -24,6 +24,16 @@ impl Edge {
         panic!("never {ready} ready messages: {:?}", self.stat(Q).await);
     }
 
+    async fn until_active(&mut self, consumer: (NodeId, ConsumerId)) {
+        for _ in 0..500 {
+            if self.stat(Q).await.active == Some(consumer) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not {consumer:?} but {:?}", self.stat(Q).await.active);
+    }
+
     async fn publish_with(&mut self, properties: &[u8], body: &str) {
         let batch = self.batch(|ops| {
             ops.enqueue(&[Q], b"", b"key", properties, body.as_bytes());
@@ -241,6 +251,17 @@ async fn one_consumer_is_active_and_the_next_follows_when_it_goes() {
     assert_eq!(two.seqs(1).await, [5]);
     one.up(ToLeader::Consume(Consumer { exclusive: true, ..consumer(9, Q, None) })).await;
     let ToEdge::Consuming { result: Err(Refusal::Access(_)), .. } = one.down().await else { panic!("exclusive and single active") };
+}
+
+#[tokio::test]
+async fn the_next_active_consumer_is_chosen_also_when_there_is_nothing_to_deliver() {
+    let shard = Shard::with(single());
+    let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    two.consume(2, Q, None).await;
+    two.until_active((NodeId(1), ConsumerId(1))).await;
+    one.cancel(1).await;
+    two.until_active((NodeId(2), ConsumerId(2))).await;
 }
 
 #[tokio::test]

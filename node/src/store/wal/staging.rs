@@ -141,7 +141,8 @@ impl Shared {
     pub fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
         self.submit(done, |state, done| {
             let index = state.shard(shard);
-            let keep_tail = index.continues(upto);
+            // Behind damage nothing here is known to be what was acknowledged.
+            let keep_tail = index.group.damaged.is_none() && index.continues(upto);
             let (frees, bytes) = index.install(upto, keep_tail);
             // The epoch before, when nothing was cut: then there is nothing to forget.
             let epoch = if keep_tail { 0 } else { index.epoch };

@@ -51,12 +51,8 @@ fn obey(talk: &mut Talk) {
                 continue;
             }
             Step::Commit(commit) => done(commit.channel),
-            Step::Settle { .. }
-            | Step::Written { .. }
-            | Step::ChannelOpened { .. }
-            | Step::ChannelPrefetch { .. }
-            | Step::Check { .. }
-            | Step::Report(_) => continue,
+            Step::UpdateSecret => Event::SecretUpdated(Ok(())),
+            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check { .. } | Step::Report(_) => continue,
             Step::Leave => Event::Left,
         };
         talk.session.on_event(event, &mut talk.out);
@@ -74,6 +70,7 @@ fn reply(request: &Request) -> Reply {
         | Request::Bind(_)
         | Request::Unbind(_)
         | Request::Cancel { .. }
+        | Request::OpenChannel
         | Request::Barrier => Reply::Done,
     }
 }

@@ -27,6 +27,8 @@ struct Talk {
     record: Vec<String>,
     /// The edge does not take `ChannelClosed` by itself.
     slow_edge: bool,
+    /// channel.open is not answered by itself.
+    keeps_opens: bool,
 }
 
 fn capabilities(names: &[&str]) -> Table {
@@ -134,7 +136,8 @@ impl Talk {
     /// Of a verified certificate that stands for this user.
     fn as_holder(certificate_name: Option<&str>) -> Talk {
         let options = Options { cluster_name: "warren".into(), seed: 1, certificate_name: certificate_name.map(Arc::from) };
-        let mut talk = Talk { session: Session::new(options), out: Out::default(), record: Vec::new(), slow_edge: false };
+        let mut talk =
+            Talk { session: Session::new(options), out: Out::default(), record: Vec::new(), slow_edge: false, keeps_opens: false };
         talk.session.on_header(PROTOCOL_HEADER, &mut talk.out);
         let start = talk.out.bytes.take();
         assert_eq!(&start[7..11], [0, 10, 0, 10]);
@@ -206,10 +209,12 @@ impl Talk {
 
     fn heard(&mut self) {
         while let Some(taken) = self.out.steps.pop_front() {
-            if !matches!(taken, Step::ChannelOpened { .. }) {
+            let opens = matches!(taken, Step::Request { request: Request::OpenChannel, .. });
+            if !opens || self.keeps_opens {
                 self.record.push(format!("= {}", step(&taken)).trim_end().to_owned());
             }
             match taken {
+                Step::Request { channel, .. } if opens && !self.keeps_opens => self.session.on_event(done(channel), &mut self.out),
                 Step::ChannelClosed { channel, .. } if !self.slow_edge => self.session.on_channel_closed(channel, &mut self.out),
                 _ => {}
             }
@@ -278,7 +283,7 @@ fn step(step: &Step) -> String {
         Step::Written { consumer, bytes } => format!("written {consumer} {bytes}"),
         Step::ChannelPrefetch { channel, limit } => format!("prefetch {channel} {limit:?}"),
         Step::ChannelClosed { channel, held } => format!("closed {channel} holding {}", seqs(held)),
-        Step::ChannelOpened { channel } => format!("opened {channel}"),
+        Step::UpdateSecret => "update secret".to_owned(),
         Step::Report(report) => format!("report {} with {} channels", report.state, report.channels.len()),
         Step::Leave => "leave".to_owned(),
     }
@@ -297,6 +302,7 @@ fn ask(request: &Request) -> String {
         Request::Cancel { consumer } => format!("cancel {consumer}"),
         Request::Get { queue, .. } => format!("get {}", queue.name),
         Request::Barrier => "barrier".to_owned(),
+        Request::OpenChannel => "open".to_owned(),
     }
 }
 
