@@ -62,7 +62,10 @@ fn publish(dial: &Dial, queues: &Queues, stop: &Arc<AtomicBool>) -> JoinHandle<B
             match client.event_within(PACE).unwrap() {
                 Some(Incoming::Confirm { tag, multiple, nack: false, .. }) => {
                     let done: Vec<u64> = open.iter().copied().filter(|n| *n == tag || (multiple && *n < tag)).collect();
-                    done.iter().for_each(|n| drop((open.remove(n), confirmed.insert(n.to_string()))));
+                    for n in done {
+                        open.remove(&n);
+                        confirmed.insert(n.to_string());
+                    }
                 }
                 None | Some(Incoming::Blocked(_) | Incoming::Unblocked | Incoming::Heartbeat) => {}
                 Some(other) => panic!("{other:?}"),

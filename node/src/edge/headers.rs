@@ -68,7 +68,7 @@ pub(super) fn has_headers(properties: &[u8]) -> bool {
     properties.first().is_some_and(|flags| flags & 0x80 >> HEADERS != 0)
 }
 
-/// The entries of the headers table with their names, each as its whole bytes (name, type and value).
+/// The entries of the headers table with their names.
 pub(super) fn raw_headers(properties: &[u8]) -> RawEntries<'_> {
     RawEntries(find(properties, HEADERS).unwrap_or_default())
 }
@@ -81,8 +81,6 @@ pub(super) struct RawEntry<'a> {
     pub name: &'a [u8],
     /// Type letter and value.
     pub value: &'a [u8],
-    /// All of it.
-    pub bytes: &'a [u8],
 }
 
 impl RawEntry<'_> {
@@ -96,7 +94,6 @@ impl<'a> Iterator for RawEntries<'a> {
     type Item = RawEntry<'a>;
 
     fn next(&mut self) -> Option<RawEntry<'a>> {
-        let all = self.0;
         let len = self.0.try_get_u8().ok()? as usize;
         let name = cut(&mut self.0, len)?;
         let before = self.0;
@@ -112,7 +109,7 @@ impl<'a> Iterator for RawEntries<'a> {
         };
         cut(&mut self.0, fixed)?;
         let value = &before[..before.len() - self.0.len()];
-        Some(RawEntry { name, value, bytes: &all[..all.len() - self.0.len()] })
+        Some(RawEntry { name, value })
     }
 }
 

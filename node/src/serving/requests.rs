@@ -167,7 +167,9 @@ impl ShardServer {
         if goes_on || self.sessions.values().any(|s| !s.resolved) {
             return;
         }
-        state.last_gone = false;
+        if let Some(state) = self.queues.get_mut(&queue) {
+            state.last_gone = false;
+        }
         self.touch(queue);
         if queue.is_reply() {
             return self.log.replies.drops.push(queue);
