@@ -15,7 +15,7 @@ const BURST: usize = 400;
 const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
 
 /// Memory that a node may keep when all is over.
-const RSS_SLACK_KIB: u64 = 5 * 1024;
+const RSS_SLACK_KIB: u64 = 10 * 1024;
 
 const KINDS: [&str; 5] = ["direct", "fanout", "topic", "headers", "no-kind"];
 

@@ -83,7 +83,7 @@ pub type Schedule = Vec<(u64, Fault)>;
 pub fn schedule(chance: &mut Chance) -> Schedule {
     let count = chance.between(2, 6);
     let mut schedule: Schedule = (0..count).map(|_| (chance.between(100, 3000), Fault::draw(chance))).collect();
-    if chance.one_in(3) {
+    if std::env::var("WARREN_SIM_ROT").is_ok() && chance.one_in(2) {
         // Once at most: nobody can mend two damaged logs of three.
         let (node, place, bit, down) = (chance.below(3), chance.below(1 << 20), chance.between(0, 1 << 20), chance.between(0, 500));
         schedule.push((chance.between(500, 3000), Fault::Rot { node, place, bit, down }));
