@@ -8,9 +8,9 @@ use super::mailbox::{ChannelRef, Mailbox};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
-use crate::model::entry::{SettleReason, StoredView};
-use crate::model::ports::{DeadLetterOffice, Letter, LetterDone, RoutedLetter};
-use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
+use crate::model::entry::{SettleReason, StoredView, Word};
+use crate::model::ports::{Courier, DeadLetterOffice, Letter, LetterDone, RoutedLetter};
+use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, TxId};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -41,6 +41,28 @@ impl Office {
     fn edge(&self) -> Option<Arc<Edge>> {
         self.edge.get().and_then(Weak::upgrade)
     }
+
+    fn run(&self, done: LetterDone) -> Run {
+        Run {
+            mailbox: self.mailbox.clone(),
+            at: ChannelRef { channel: 0, epoch: 0 },
+            ticket: 0,
+            mandatory: false,
+            rerouted: false,
+            first: 0,
+            count: 1,
+            shared: Some(Shared::letter(done)),
+            commit: None,
+        }
+    }
+}
+
+impl Courier for Office {
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, done: LetterDone) -> bool {
+        let Some(edge) = self.edge() else { return false };
+        edge.lane(shard).word(tx, word, self.run(done), None);
+        true
+    }
 }
 
 impl DeadLetterOffice for Office {
@@ -60,19 +82,7 @@ impl DeadLetterOffice for Office {
         let source = source.owner().is_none().then_some((source, number));
         let (exchange, key, properties, body) = (&routed.exchange, &routed.key, &routed.properties, &routed.body);
         let message = Message { exchange, key, properties, body, source };
-        let at = ChannelRef { channel: 0, epoch: 0 };
-        let shared = Some(Shared::letter(done));
-        let run = Run {
-            mailbox: self.mailbox.clone(),
-            at,
-            ticket: 0,
-            mandatory: false,
-            rerouted: false,
-            first: 0,
-            count: 1,
-            shared,
-            commit: None,
-        };
+        let run = self.run(done);
         let index = self.catalog.read().index();
         lane.enqueue(queues, &message, index, run);
     }

@@ -10,6 +10,7 @@ mod codec;
 mod dead;
 #[cfg(test)]
 mod dead_tests;
+mod deciding;
 #[cfg(test)]
 mod entry_tests;
 mod exits;
@@ -24,6 +25,9 @@ mod sessions;
 pub mod shard;
 #[cfg(test)]
 mod shard_tests;
+mod transactions;
+#[cfg(test)]
+mod transactions_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
@@ -31,3 +35,4 @@ pub use dead::Dead;
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};
+pub use transactions::{Decided, Leaving, Prepared};

@@ -10,10 +10,12 @@ use super::limits::{self, Bases};
 use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
-use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, StoredView, read_entry};
+use super::transactions::{Leaving, Transactions};
+use crate::model::entry::{EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, Source, read_entry};
 use crate::model::link::RefusedEnqueue;
+use crate::model::properties::Traits;
 use crate::model::settings::{Overflow, QueueSettings};
-use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId};
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,6 +133,11 @@ pub enum Effect {
         /// Its node.
         node: NodeId,
     },
+    /// A transaction over several shards has changed: its part came or ended, its edge is gone, its decision is wanted.
+    Transaction {
+        /// Which.
+        tx: TxId,
+    },
     /// The shard follows the catalog to here.
     Advanced {
         /// The catalog index.
@@ -162,10 +169,25 @@ pub struct DataMachine {
     references: u32,
     /// Dead letters, and what the entry being applied lets go of.
     pub(super) exits: Exits,
+    pub(super) transactions: Transactions,
     /// The enqueue that follows belongs to a dead letter that was routed before.
     skip_next: bool,
     /// What the entry being applied says of queues with limits.
-    bases: Bases,
+    pub(super) bases: Bases,
+}
+
+/// A message on its way into queues.
+pub(super) struct Incoming {
+    /// Log index and position of where it lies.
+    pub at: (u64, u32),
+    /// Stored bytes.
+    pub bytes: u32,
+    /// Those of its body.
+    pub body_bytes: u32,
+    pub traits: Traits,
+    pub source: Option<Source>,
+    /// Queues that refuse messages promised to take it.
+    pub is_promised: bool,
 }
 
 impl DataMachine {
@@ -187,6 +209,7 @@ impl DataMachine {
             section: 0,
             references: 0,
             exits: Exits::default(),
+            transactions: Transactions::default(),
             skip_next: false,
             bases: Bases::default(),
         }
@@ -293,6 +316,7 @@ impl DataMachine {
             .for_each(|word| hasher.word(word));
         self.sessions.hash(&mut hasher);
         self.exits.dead.hash(&mut hasher);
+        self.transactions.hash(&mut hasher);
         for (id, queue) in self.queues() {
             hasher.word(id.0);
             queue.hash(&mut hasher);
@@ -315,7 +339,9 @@ impl DataMachine {
             }
             Section::Hello { node, incarnation } => self.hello(SessionId(index), node, incarnation, effects),
             Section::Gone { session } => {
+                let incarnation = self.sessions.get(session).map(|row| row.incarnation).unwrap_or_default();
                 if let Some(node) = self.sessions.gone(session) {
+                    self.orphaned(index, (node, incarnation), effects);
                     effects.push(Effect::SessionGone { session, node });
                 }
                 SectionReply::Gone
@@ -361,23 +387,24 @@ impl DataMachine {
         for op in ops {
             match op? {
                 Op::Enqueue(op) => {
-                    if let Some(why) = self.enqueue(index, &op, effects) {
-                        refused.push((ordinal, why));
-                    }
+                    let (bytes, body_bytes) = (op.message.len() as u32, op.body_bytes());
+                    let at = (index, op.position as u32);
+                    let incoming = Incoming { at, bytes, body_bytes, traits: op.traits, source: op.source, is_promised: false };
+                    let why = self.enqueue(index, &incoming, op.queues(), effects);
+                    refused.extend(why.map(|why| (ordinal, why)));
                     ordinal += 1;
                 }
-                Op::Settle { queue: id, reason, ranges } => {
-                    self.keep_captured(id);
-                    let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    let mut any = false;
-                    for (first, last) in ranges {
-                        any |= self.exits.leave(id, queue, (first, last), reason);
-                    }
-                    if any {
-                        self.bases.changed(id);
-                        note_settled(index, (id, queue), effects, &mut self.dirty);
-                    }
+                Op::Part(part) => {
+                    let why = self.part(index, part, effects)?;
+                    refused.extend(why.map(|why| (ordinal, why)));
+                    ordinal += 1;
                 }
+                Op::Word { tx, word } => {
+                    let why = self.word(index, (tx, word), effects);
+                    refused.extend(why.map(|why| (ordinal, why)));
+                    ordinal += 1;
+                }
+                Op::Settle { queue, reason, ranges } => self.settle(index, (queue, reason, ranges), effects),
                 Op::Routed { number, local, targets } => {
                     let routed = self.exits.dead.route(number, targets);
                     self.skip_next = local && routed.is_none();
@@ -416,6 +443,24 @@ impl DataMachine {
         Ok(refused)
     }
 
+    /// What follows continues no extent.
+    pub(super) fn new_section(&mut self) {
+        self.section += 1;
+    }
+
+    pub(super) fn settle(&mut self, index: u64, (id, reason, ranges): Leaving, effects: &mut Vec<Effect>) {
+        self.keep_captured(id);
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        let mut any = false;
+        for (first, last) in ranges {
+            any |= self.exits.leave(id, queue, (first, last), reason);
+        }
+        if any {
+            self.bases.changed(id);
+            note_settled(index, (id, queue), effects, &mut self.dirty);
+        }
+    }
+
     /// Deliveries failed; what failed too often dies.
     fn failed(&mut self, index: u64, id: QueueId, ranges: crate::model::link::Ranges, effects: &mut Vec<Effect>) {
         self.keep_captured(id);
@@ -431,42 +476,50 @@ impl DataMachine {
         }
     }
 
-    /// Why not, if some queue did not take it that should.
-    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
-        let repeated = op.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
+    /// Why not, if some queue did not take it that should. A message without a queue only has its ordinal.
+    pub(super) fn enqueue(
+        &mut self,
+        index: u64,
+        message: &Incoming,
+        queues: impl Iterator<Item = QueueId> + Clone,
+        effects: &mut Vec<Effect>,
+    ) -> Option<RefusedEnqueue> {
+        let repeated = message.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
         if std::mem::take(&mut self.skip_next) || repeated {
             // It takes no place in its queues: what comes behind it does not continue what was before.
-            for id in op.queues() {
+            for id in queues {
                 self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
             }
             return None;
         }
-        // One into no queue only keeps its ordinal.
-        let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
+        let mut refused = queues.clone().next().map(|_| RefusedEnqueue::UnknownQueue);
         let mut full = false;
-        for id in op.queues() {
+        for id in queues {
             self.keep_captured(id);
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             refused = None;
             let (level, note) = match queue.settings() {
-                None if op.traits.expiration_ms.is_none() => (0, Note::default()),
+                None if message.traits.expiration_ms.is_none() => (0, Note::default()),
                 settings => {
-                    let note = note_of(settings, op, self.last_time_ms);
-                    if refuses(settings, queue, note, id, &mut self.bases) {
+                    let note = note_of(settings, message.traits, message.body_bytes, self.last_time_ms);
+                    if !message.is_promised && refuses(settings, queue, note, id, &mut self.bases) {
                         full = true;
                         queue.passed_over();
-                        self.exits.refused(id, queue, index, op.position as u32);
+                        self.exits.refused(id, queue, message.at.0, message.at.1);
                         continue;
                     }
                     if queue.settings().is_some_and(QueueSettings::is_limited) {
                         // What was with consumers before this message came.
                         self.bases.of(id, queue);
                     }
-                    (queue.level(op.traits.priority), note)
+                    (queue.level(message.traits.priority), note)
                 }
             };
-            if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
-                self.references += 1;
+            if queue.enqueue(self.section, message.at, message.bytes, level, note) {
+                match message.at.0 == index {
+                    true => self.references += 1,
+                    false => self.exits.taken.push(message.at.0),
+                }
             }
             if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
                 effects.push(Effect::Timed { queue: id });
@@ -500,7 +553,12 @@ impl DataMachine {
     }
 
     fn hello(&mut self, session: SessionId, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> SectionReply {
+        let former = self.sessions.iter().find(|(_, row)| row.node == node).map(|(_, row)| row.incarnation);
         let replaced = self.sessions.hello(session, node, incarnation);
+        if let Some(former) = former.filter(|former| *former != incarnation) {
+            self.orphaned(session.0, (node, former), effects);
+        }
+        self.transactions.forget_earlier(node, incarnation);
         if let Some(session) = replaced {
             effects.push(Effect::SessionGone { session, node });
         }
@@ -563,22 +621,21 @@ fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Ve
 }
 
 /// What a queue with these settings notes of a message that comes at `now_ms`.
-fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
-    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms.map(u64::from)).min();
+pub(super) fn note_of(settings: Option<&QueueSettings>, traits: Traits, body_bytes: u32, now_ms: u64) -> Note {
+    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(traits.expiration_ms.map(u64::from)).min();
     let deadline_ms = match ttl {
         None => 0,
         Some(0) => AT_ONCE,
         Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
     };
     let counted = settings.is_some_and(|s| s.max_length_bytes.is_some());
-    let body_bytes = if counted { StoredView::parse(&op.message).map(|m| (op.message.len() - m.body_at) as u32) } else { None };
-    Note { deadline_ms, body_bytes }
+    Note { deadline_ms, body_bytes: counted.then_some(body_bytes) }
 }
 
 fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: QueueId, bases: &mut Bases) -> bool {
     let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
     match settings.overflow {
         Overflow::DropHead => false,
-        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), note.body_bytes.unwrap_or(0)),
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.unwrap_or(0).into())),
     }
 }

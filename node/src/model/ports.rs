@@ -1,9 +1,9 @@
 //! The seams between rooms that must not know each other: what `serving` needs from whoever replicates, and the paths between an
 //! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
 
-use super::entry::{EntryBytes, SectionReply, SettleReason};
+use super::entry::{EntryBytes, SectionReply, SettleReason, Word};
 use super::link::{Deliveries, ToEdge, ToLeader};
-use super::{LeaderId, LogId, NodeId, QueueId, ShardId};
+use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::io;
@@ -124,7 +124,13 @@ pub trait DeadLetterOffice: Send + Sync + 'static {
     fn forward(&self, letter: (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone);
 }
 
-/// Told once that a letter arrived.
+/// Carries what the leaders of this node have to say to other shards about transactions (rule 26). Implemented by `edge`.
+pub trait Courier: Send + Sync + 'static {
+    /// Says it behind what was said there before; false: not now. `done` is called once the shard has it.
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, done: LetterDone) -> bool;
+}
+
+/// Told once that something arrived.
 pub type LetterDone = Box<dyn Fn() + Send + Sync>;
 
 /// Opens paths to leaders, in process or over the network. The composition root implements it.

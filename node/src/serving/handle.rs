@@ -5,8 +5,9 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
-use crate::model::ports::{DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, RoutedLetter};
-use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
+use crate::model::entry::Word;
+use crate::model::ports::{Courier, DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, RoutedLetter};
+use crate::model::{LogId, NodeId, QueueId, ShardId, TxId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
@@ -39,6 +40,8 @@ pub struct ServerConfig {
     pub catalog: Arc<dyn CatalogFeed>,
     /// Who routes dead letters.
     pub letters: Arc<dyn DeadLetterOffice>,
+    /// Who carries words about transactions.
+    pub courier: Arc<dyn Courier>,
 }
 
 /// No letter goes anywhere.
@@ -52,12 +55,19 @@ impl DeadLetterOffice for Closed {
     fn forward(&self, _letter: (ShardId, u64), _target: ShardId, _queues: &[QueueId], _routed: &RoutedLetter, _done: LetterDone) {}
 }
 
+impl Courier for Closed {
+    fn tell(&self, _shard: ShardId, _tx: TxId, _word: Word, _done: LetterDone) -> bool {
+        false
+    }
+}
+
 impl ServerConfig {
     /// With the limits' times and the system's clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
         let edge_gone = limits::EDGE_GONE;
-        let letters = Arc::new(Closed);
-        ServerConfig { shard, node, clock: system_time_ms, steady_clock: boot_time_ms, edge_gone, tick: TICK, catalog, letters }
+        let (letters, courier) = (Arc::new(Closed), Arc::new(Closed));
+        let (clock, steady_clock) = (system_time_ms, boot_time_ms);
+        ServerConfig { shard, node, clock, steady_clock, edge_gone, tick: TICK, catalog, letters, courier }
     }
 }
 
@@ -108,6 +118,7 @@ pub(super) struct Inbox {
     pub reads: Vec<ReadDone>,
     pub letters: Vec<LetterRead>,
     pub letters_done: Vec<(u64, ShardId)>,
+    pub told: Vec<(TxId, ShardId)>,
     pub catalog_moved: bool,
     pub stop: bool,
 }
@@ -121,6 +132,7 @@ impl Inbox {
             && self.reads.is_empty()
             && self.letters.is_empty()
             && self.letters_done.is_empty()
+            && self.told.is_empty()
             && !self.catalog_moved
             && !self.stop
     }
@@ -216,6 +228,10 @@ impl ServerHandle {
 
     pub(super) fn letter_done(&self, number: u64, target: ShardId) {
         self.put(|inbox| inbox.letters_done.push((number, target)));
+    }
+
+    pub(super) fn told(&self, tx: TxId, shard: ShardId) {
+        self.put(|inbox| inbox.told.push((tx, shard)));
     }
 
     fn put(&self, change: impl FnOnce(&mut Inbox)) {

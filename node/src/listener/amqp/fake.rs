@@ -137,7 +137,7 @@ impl EdgeConnection for FakeConnection {
                 self.written.fetch_add(bytes, Ordering::SeqCst);
                 return Ok(());
             }
-            Step::ChannelPrefetch { .. } | Step::Check { .. } | Step::ChannelOpened { .. } => return Ok(()),
+            Step::ChannelPrefetch { .. } | Step::Check(_) | Step::ChannelOpened { .. } => return Ok(()),
             Step::Report(report) => {
                 *self.reported.lock() = Some(*report);
                 return Ok(());

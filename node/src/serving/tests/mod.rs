@@ -11,6 +11,7 @@ mod queues;
 mod replies;
 mod tending;
 mod throughput;
+mod transactions;
 
 use super::local::{LocalBodies, LocalProposer};
 use super::*;
@@ -114,6 +115,7 @@ struct Shard {
     server: ServerHandle,
     events: mpsc::Receiver<ServerEvent>,
     office: Arc<dead_letters::TestOffice>,
+    courier: Arc<transactions::TestCourier>,
     term: u64,
     setup: Setup,
 }
@@ -166,13 +168,15 @@ impl Shard {
         config.tick = Duration::from_millis(15);
         let office = Arc::new(dead_letters::TestOffice::default());
         config.letters = office.clone();
+        let courier = Arc::new(transactions::TestCourier::default());
+        config.courier = courier.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
         let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, office, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, term, setup }
     }
 
     /// Another leader over the same replicated state.

@@ -55,7 +55,7 @@ fn obey(talk: &mut Talk) {
             | Step::Written { .. }
             | Step::ChannelOpened { .. }
             | Step::ChannelPrefetch { .. }
-            | Step::Check { .. }
+            | Step::Check(_)
             | Step::Report(_) => continue,
             Step::Leave => Event::Left,
         };

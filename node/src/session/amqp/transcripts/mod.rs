@@ -258,7 +258,7 @@ fn step(step: &Step) -> String {
         Step::Authenticate { user, password } => format!("authenticate {user} {}", String::from_utf8_lossy(password)),
         Step::Open { vhost } => format!("open {vhost}"),
         Step::Publish(p) => format!("publish {} ticket={:?} mandatory={} {} bytes", p.channel, p.ticket, p.mandatory, p.body.len()),
-        Step::Check { channel, exchange } => format!("check {channel} {}", String::from_utf8_lossy(exchange)),
+        Step::Check(publish) => format!("check {} {}", publish.channel, String::from_utf8_lossy(&publish.exchange)),
         Step::Commit(commit) => {
             let settled = commit.settlements.iter().map(|(held, outcome)| format!(" {outcome:?} {}", seqs(held)));
             format!("commit {} {} publishes{}", commit.channel, commit.publishes.len(), settled.collect::<String>())
