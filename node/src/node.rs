@@ -22,7 +22,6 @@ use crate::config::{DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
 use crate::listener::{amqp, edge::Clients};
 use crate::management::{self, Metrics, Readiness};
-use crate::model::ShardId;
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
 use std::io;
@@ -95,7 +94,7 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let clients = tokio::spawn(amqp::serve(amqp, clients, amqp::Settings::new("warren"), stop_rx));
 
     let consensus = node.running.consensus.clone();
-    let groups = tokio::spawn(watch_groups(move || consensus.stopped_group(), readiness.clone()));
+    let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
     let signal = shutdown.requested().await;
     tracing::info!(signal, "stopping");
     groups.abort();
@@ -110,11 +109,11 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
 }
 
 /// A node with a group that ended by a fault is not ready: an operator must look.
-async fn watch_groups(stopped: impl Fn() -> Option<(ShardId, String)>, readiness: Arc<Readiness>) {
+async fn watch_groups(fault: impl Fn() -> Option<String>, readiness: Arc<Readiness>) {
     loop {
-        if let Some((shard, fault)) = stopped() {
-            tracing::error!(%shard, fault, "a group has stopped on this node");
-            readiness.not_serving(&format!("shard {shard} has stopped on this node: {fault}"));
+        if let Some(fault) = fault() {
+            tracing::error!(fault, "this node cannot do its part any more");
+            readiness.not_serving(&fault);
             return;
         }
         tokio::time::sleep(GROUPS_CHECK).await;
@@ -146,7 +145,7 @@ mod tests {
         let healthy = watch_groups(|| None, readiness.clone());
         assert!(tokio::time::timeout(Duration::from_millis(5), healthy).await.is_err(), "it looks again and again");
         assert_eq!(readiness.waiting_for(), None);
-        watch_groups(|| Some((ShardId(2), "the log is full".into())), readiness.clone()).await;
-        assert_eq!(readiness.waiting_for().as_deref(), Some("shard 2 has stopped on this node: the log is full"));
+        watch_groups(|| Some("the log is full".into()), readiness.clone()).await;
+        assert_eq!(readiness.waiting_for().as_deref(), Some("the log is full"));
     }
 }

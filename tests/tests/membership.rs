@@ -220,6 +220,7 @@ async fn alone(shards: u16, disk: &SimDisk, dir: &Path) -> SimulatedNode {
         disk: Arc::new(disk.clone()),
         wal: WalConfig { fatal: Some(Arc::new(|_| ())), ..WalConfig::default() },
         wire: Box::new(move |handler| Ok(network.join(warren::model::NodeId(1), handler))),
+        clocks: warren::consensus::Sources::default(),
     };
     SimulatedNode::start(config, ground).await.unwrap()
 }

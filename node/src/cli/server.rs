@@ -33,10 +33,11 @@ pub(super) fn run(args: ServerArgs) -> ExitCode {
 }
 
 fn serve(config: ServerConfig) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("warren").build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error, ExitCode::FAILURE),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(config.workers).enable_all().thread_name("warren").build() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&error, ExitCode::FAILURE),
+        };
     let ended = runtime.block_on(Box::pin(node::run(config)));
     runtime.shutdown_background();
     match ended {

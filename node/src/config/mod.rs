@@ -129,6 +129,8 @@ pub struct ServerConfig {
     pub memory_limit_bytes: u64,
     /// Bytes of log kept for nodes that lag or are away.
     pub catch_up_log_bytes: u64,
+    /// Threads that serve clients.
+    pub workers: usize,
     /// After this long without a majority, publishes are nacked and declarations fail.
     pub no_quorum_timeout: Duration,
     /// What clients are told.
@@ -175,6 +177,7 @@ impl ServerConfig {
                 None => memory::default_limit_bytes(),
             },
             catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
+            workers: workers(settings.workers)?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {
                 host: settings.advertised_host.clone().unwrap_or_else(|| reachable(&host)),
@@ -187,6 +190,18 @@ impl ServerConfig {
             host,
             data_dir,
         })
+    }
+}
+
+/// More threads than this only take turns.
+const MAX_WORKERS: u16 = 256;
+
+/// One core is left to replication and the disk: with as many workers as cores, messages wait for threads that wait for each other.
+fn workers(asked: Option<u16>) -> Result<usize, ConfigError> {
+    match asked {
+        None => Ok(std::thread::available_parallelism().map_or(1, |cores| cores.get() - 1).clamp(1, usize::from(MAX_WORKERS))),
+        Some(n @ 1..=MAX_WORKERS) => Ok(usize::from(n)),
+        Some(n) => Err(ConfigError::Value { option: "workers", why: format!("{n} threads; between 1 and {MAX_WORKERS} are possible") }),
     }
 }
 

@@ -77,6 +77,9 @@ pub struct Settings {
     /// Log kept for nodes that lag or are away; beyond it they catch up by snapshot [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub catch_up_log: Option<String>,
+    /// Threads that serve clients; replication and the disk have their own [default: the CPUs less one, at least 1]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u16>,
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
@@ -174,6 +177,7 @@ impl Settings {
             disk_floor: self.disk_floor.or(lower.disk_floor),
             memory_limit: self.memory_limit.or(lower.memory_limit),
             catch_up_log: self.catch_up_log.or(lower.catch_up_log),
+            workers: self.workers.or(lower.workers),
             no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
             advertised_host: self.advertised_host.or(lower.advertised_host),
             advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),

@@ -34,6 +34,17 @@ fn without_any_option_a_node_runs_alone_on_the_usual_ports() {
 }
 
 #[test]
+fn workers_are_the_cores_less_one_or_what_was_asked_for() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(load(&[], &[]).unwrap().workers, (cores - 1).clamp(1, 256));
+    assert_eq!(load(&["--workers=7"], &[("WARREN_WORKERS", "3")]).unwrap().workers, 7);
+    for wrong in ["0", "257"] {
+        let error = load(&[], &[("WARREN_WORKERS", wrong)]).unwrap_err().to_string();
+        assert!(error.contains("workers") && error.contains("between 1 and 256"), "{error}");
+    }
+}
+
+#[test]
 fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("warren.toml");

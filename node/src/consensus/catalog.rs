@@ -100,7 +100,7 @@ pub(super) async fn propose(core: &Core, command: Bytes) -> Result<(u64, Catalog
         }
     };
     let Reply::Catalog(reply) = reply else { return Err(CatalogError::Unknown("the catalog gave no reply".into())) };
-    if !core.leases.visible(id.index).await {
+    if !core.leases.caught_up(id.leader, id.index) || !core.leases.visible(id.index).await {
         return Err(CatalogError::Unknown("leadership of the catalog moved".into()));
     }
     Ok((id.index, reply))

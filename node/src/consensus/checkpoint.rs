@@ -3,10 +3,12 @@
 //! logs only above the floor, and only while it is not away for long; then it catches up by snapshot.
 
 use super::core::Core;
+use super::holding::Holding;
+use super::retry::Retry;
 use super::shard::Shard;
 use crate::model::limits::AWAY;
 use crate::model::{LogId, NodeId, ShardId};
-use crate::store::state::StateStore;
+use crate::store::state::{Change, StateError, StateStore};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +18,12 @@ use tokio::time::Instant;
 
 /// Between two checkpoints of a shard.
 const PERIOD: Duration = Duration::from_millis(1500);
+/// After failures the next attempt waits longer and longer: each is a full checkpoint, and a disk that is full stays so for a while.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often the log is asked whether what was captured is on the disk.
+const FLUSH_POLL: Duration = Duration::from_millis(5);
+/// A disk that syncs nothing for so long gets its checkpoint another time.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
 /// Entries that may be purged before it is worth asking openraft.
 const PURGE_STEP: u64 = 256;
 
@@ -63,71 +71,145 @@ pub(super) fn slowest(core: &Core, group: &Shard) -> Option<u64> {
     group.slowest_matching(|node| !core.away.is_long(node))
 }
 
+/// A group with what became of its last attempts.
+struct Round {
+    group: Shard,
+    retry: Retry,
+    not_before: Instant,
+}
+
+impl Round {
+    fn new(group: &Shard) -> Round {
+        Round { group: group.clone(), retry: Retry::new(PERIOD, LONGEST_PAUSE), not_before: Instant::now() }
+    }
+
+    async fn checkpoint(&mut self, store: &StateStore) {
+        if Instant::now() < self.not_before {
+            return;
+        }
+        match checkpoint(&self.group.inner().holding, store).await {
+            Ok(()) => self.retry.reset(),
+            Err(error) => {
+                let pause = self.retry.pause();
+                self.not_before = Instant::now() + pause;
+                tracing::warn!(shard = %self.group.id(), %error, ?pause, "checkpoint failed; the next one is a full one");
+            }
+        }
+    }
+}
+
 /// Runs until the store is gone.
 pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
-    let groups: Vec<Shard> = core.all_groups().cloned().collect();
-    let step = PERIOD / groups.len().max(1) as u32;
+    let mut rounds: Vec<Round> = core.all_groups().map(Round::new).collect();
+    let step = PERIOD / rounds.len().max(1) as u32;
     loop {
         core.away.look(&core);
         core.journal.forget_unread();
-        for group in &groups {
+        for round in &mut rounds {
             tokio::time::sleep(step).await;
-            group.inner().holding.tidy();
-            checkpoint(group, &store).await;
-            let durable = *group.inner().holding.checkpointed.lock();
+            let holding = &round.group.inner().holding.clone();
+            holding.tidy();
+            round.checkpoint(&store).await;
+            let durable = *holding.checkpointed.lock();
             if let Some(durable) = durable {
-                purge(&core, group, durable).await;
+                purge(&core, &round.group, durable).await;
             }
         }
     }
 }
 
 /// All machines now, for a stop in order.
-pub(super) async fn all(core: &Core, store: &Arc<StateStore>) {
+pub(super) async fn all(core: &Core, store: &StateStore) {
     for group in core.all_groups() {
-        checkpoint(group, store).await;
+        if let Err(error) = checkpoint(&group.inner().holding, store).await {
+            tracing::warn!(shard = %group.id(), %error, "no last checkpoint: the log has it");
+        }
     }
+}
+
+/// Why there is no checkpoint.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum Failed {
+    #[error("{0}")]
+    Store(#[from] StateError),
+    #[error("the log does not get to the disk")]
+    Unflushed,
+    #[error("the checkpoint was given up")]
+    GivenUp,
+}
+
+/// The machine takes what it gave for stored. Unless that is true in the end, its next checkpoint must be full.
+struct Owed(Option<Arc<Holding>>);
+
+impl Owed {
+    fn paid(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if let Some(holding) = &self.0 {
+            holding.machine.checkpoint_lost();
+        }
+    }
+}
+
+/// Captures the machine as it is. Whatever happens on the way, the debt is not forgotten.
+async fn captured(holding: &Arc<Holding>) -> Result<Option<(Change, Owed)>, Failed> {
+    let holding = holding.clone();
+    let capture = move || {
+        let owed = Owed(Some(holding.clone()));
+        match holding.machine.checkpoint() {
+            Some(change) => Some((change, owed)),
+            None => {
+                owed.paid();
+                None
+            }
+        }
+    };
+    tokio::task::spawn_blocking(capture).await.map_err(|_| Failed::GivenUp)
 }
 
 /// One checkpoint. Nothing happens when there is nothing new.
-async fn checkpoint(group: &Shard, store: &Arc<StateStore>) {
-    let (inner, holding, shard) = (group.inner(), &group.inner().holding, group.id());
+async fn checkpoint(holding: &Arc<Holding>, store: &StateStore) -> Result<(), Failed> {
     let _saving = holding.saving.lock().await;
-    let journal = inner.journal.clone();
-    let Some(applied) = holding.machine.restored().map(|id| id.index) else { return };
+    let Some(applied) = holding.machine.restored().map(|id| id.index) else { return Ok(()) };
     if applied == holding.checkpointed.lock().map_or(0, |id| id.index) {
-        return release(group);
+        release(holding);
+        return Ok(());
     }
+    let Some((change, owed)) = captured(holding).await? else { return Ok(()) };
+    flushed(holding, change.applied).await?;
     let (tx, rx) = oneshot::channel();
-    let (store, machine) = (store.clone(), holding.machine.clone());
-    let taken = tokio::task::spawn_blocking(move || {
-        // A checkpoint must not be newer than this disk's log (P6).
-        let change = machine.checkpoint(&|| journal.flushed(shard))?;
-        store.checkpoint(shard, change, move |result| drop(tx.send(result)));
-        Some(())
-    });
-    let Ok(Some(())) = taken.await else { return };
-    match rx.await {
-        Ok(Ok(durable)) => {
-            *holding.checkpointed.lock() = Some(durable);
-            release(group);
+    store.checkpoint(holding.shard, change, move |result| drop(tx.send(result)));
+    let durable = rx.await.map_err(|_| Failed::GivenUp)??;
+    owed.paid();
+    *holding.checkpointed.lock() = Some(durable);
+    release(holding);
+    Ok(())
+}
+
+/// A checkpoint must not be newer than this disk's log (P6). What was applied meanwhile does not matter: on the slower disk of a group
+/// something applied is nearly always still on its way.
+async fn flushed(holding: &Holding, applied: LogId) -> Result<(), Failed> {
+    let deadline = Instant::now() + FLUSH_PATIENCE;
+    while holding.journal.flushed(holding.shard) < Some(applied) {
+        if Instant::now() >= deadline {
+            return Err(Failed::Unflushed);
         }
-        Ok(Err(error)) => {
-            tracing::warn!(%shard, %error, "checkpoint failed; the next one is a full one");
-            holding.machine.checkpoint_lost();
-        }
-        Err(_) => {}
+        tokio::time::sleep(FLUSH_POLL).await;
     }
+    Ok(())
 }
 
 /// What the durable checkpoint shows to be without live messages, unless a transfer may still read it (rule 7).
-fn release(group: &Shard) {
-    let (inner, holding) = (group.inner(), &group.inner().holding);
+fn release(holding: &Holding) {
     let durable = *holding.checkpointed.lock();
     if let Some(durable) = durable.filter(|_| !holding.is_pinned()) {
         let freed = holding.machine.released(durable.index);
         if !freed.is_empty() {
-            inner.journal.release(group.id(), &freed);
+            holding.journal.release(holding.shard, &freed);
         }
     }
 }
@@ -153,3 +235,7 @@ async fn purge(core: &Core, group: &Shard, durable: LogId) {
         tracing::debug!(shard = %group.id(), upto, "log purged");
     }
 }
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

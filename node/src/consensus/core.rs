@@ -7,6 +7,8 @@ use super::lease::Leases;
 use super::placement;
 use super::shard::Shard;
 use super::start::Progress;
+use super::time::ClusterClock;
+use super::watch::Watch;
 use crate::model::ports::Leadership;
 use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
@@ -57,6 +59,7 @@ pub(super) struct Core {
     pub(super) away: Away,
     pub(super) bodies: Arc<BodyCounters>,
     pub(super) progress: watch::Sender<Progress>,
+    pub(super) watch: Arc<Watch>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
 
@@ -68,10 +71,11 @@ impl Core {
         shards: u16,
         timing: Timing,
         journal: Arc<dyn Journal>,
+        clock: ClusterClock,
     ) -> Arc<Core> {
         nodes.sort_unstable();
         nodes.dedup();
-        let leases = Leases::new(nodes.clone(), timing.lease());
+        let leases = Leases::new(nodes.clone(), timing.lease(), clock);
         Arc::new(Core {
             me,
             incarnation,
@@ -86,6 +90,7 @@ impl Core {
             away: Away::default(),
             bodies: Arc::default(),
             progress: watch::channel(Progress::default()).0,
+            watch: Arc::default(),
             hints: Mutex::default(),
         })
     }

@@ -2,6 +2,7 @@
 //! RaftCore and is answered one to one; the multiplexer never answers itself.
 
 use super::types::Types;
+use super::watch::Watch;
 use super::wire;
 use crate::model::{NodeId, ShardId};
 use crate::peer::{Duplex, Frame, PeerError, StreamKind, Transport};
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// So often the other tasks may run before a heartbeat goes: groups tick together (see `clock`), their heartbeats share a frame.
 const COMPANY_TURNS: usize = 4;
@@ -21,8 +23,11 @@ const QUEUE: usize = 1024;
 struct Beat {
     shard: ShardId,
     request: AppendEntriesRequest<Types>,
-    answer_tx: oneshot::Sender<StreamAppendResult<Types>>,
+    answer_tx: oneshot::Sender<Answered>,
 }
+
+/// When the heartbeat left, and what the follower said.
+type Answered = (Instant, StreamAppendResult<Types>);
 
 /// Sends heartbeats to one node.
 pub struct HeartbeatMux {
@@ -32,19 +37,14 @@ pub struct HeartbeatMux {
 
 impl HeartbeatMux {
     /// Starts the sender's task; it ends with the handle.
-    pub fn start(transport: Arc<dyn Transport>, to: NodeId) -> Arc<HeartbeatMux> {
+    pub fn start(transport: Arc<dyn Transport>, to: NodeId, watch: &Arc<Watch>) -> Arc<HeartbeatMux> {
         let (beats_tx, beats_rx) = mpsc::channel(QUEUE);
-        tokio::spawn(send(transport, to, beats_rx));
+        watch.spawn(format!("the sender of heartbeats to node {to}"), send(transport, to, beats_rx));
         Arc::new(HeartbeatMux { to, beats_tx })
     }
 
     /// One heartbeat and its answer.
-    pub async fn beat(
-        &self,
-        shard: ShardId,
-        request: AppendEntriesRequest<Types>,
-        timeout: Duration,
-    ) -> Result<StreamAppendResult<Types>, PeerError> {
+    pub async fn beat(&self, shard: ShardId, request: AppendEntriesRequest<Types>, timeout: Duration) -> Result<Answered, PeerError> {
         let (answer_tx, answer_rx) = oneshot::channel();
         let gone = || PeerError::Unreachable { node: self.to, why: "heartbeat stream broke".into() };
         self.beats_tx.try_send(Beat { shard, request, answer_tx }).map_err(|_| gone())?;
@@ -85,7 +85,7 @@ async fn send(transport: Arc<dyn Transport>, to: NodeId, mut beats_rx: mpsc::Rec
 }
 
 async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat>) -> Result<(), PeerError> {
-    let mut waiting: HashMap<u32, oneshot::Sender<StreamAppendResult<Types>>> = HashMap::new();
+    let mut waiting: HashMap<u32, (Instant, oneshot::Sender<Answered>)> = HashMap::new();
     let (mut id, mut next) = (0u32, Some(first));
     loop {
         if let Some(first) = next.take() {
@@ -93,14 +93,14 @@ async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat
                 tokio::task::yield_now().await;
             }
             let mut head = BytesMut::with_capacity(128);
-            let mut beat = Some(first);
+            let (sent, mut beat) = (Instant::now(), Some(first));
             while let Some(Beat { shard, request, answer_tx }) = beat {
                 id = id.wrapping_add(1);
                 put_record(&mut head, id, &wire::write_append(shard, request).head);
-                waiting.insert(id, answer_tx);
+                waiting.insert(id, (sent, answer_tx));
                 beat = beats_rx.try_recv().ok();
             }
-            waiting.retain(|_, tx| !tx.is_closed());
+            waiting.retain(|_, (_, tx)| !tx.is_closed());
             let frame = Frame { head: head.freeze(), body: Vec::new() };
             path.tx.try_send(frame).map_err(|_| PeerError::Refused("the heartbeat stream is stuck".into()))?;
         }
@@ -108,8 +108,8 @@ async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat
             answer = path.rx.next() => {
                 let frame = answer.unwrap_or(Err(PeerError::Refused("the heartbeat stream ended".into())))?;
                 for (id, mut record) in get_records(frame.head)? {
-                    if let Some(tx) = waiting.remove(&id) {
-                        let _ = tx.send(wire::read_appended(&mut record)?);
+                    if let Some((sent, tx)) = waiting.remove(&id) {
+                        let _ = tx.send((sent, wire::read_appended(&mut record)?));
                     }
                 }
             }

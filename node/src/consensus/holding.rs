@@ -2,12 +2,13 @@
 //! takes their place (rule 6): its entries are staged and durable -> PREPARE -> the state store -> INSTALL -> acknowledged. A crash
 //! before the state is durable leaves the old state, one behind it is finished at the next start.
 
-use super::journal::Journal;
+use super::journal::{Done, Journal};
 use super::log::completion;
 use super::machine::{Arrived, Departing, Machine};
+use super::retry::Retry;
 use super::types::*;
 use crate::model::{LogId, ShardId};
-use crate::store::state::{Change, StateStore};
+use crate::store::state::{Change, StateError, StateStore};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,9 +17,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// A store that fails sets itself aside and begins an empty one: a full state can be given again.
-const STORE_ATTEMPTS: u32 = 5;
-const STORE_RETRY: Duration = Duration::from_millis(200);
+/// Between attempts to write a state that came. A disk that is full has space again some day, and a store that fails sets itself aside and
+/// begins an empty one: until then the group waits. Given up, it would be gone until the node is started again.
+const WRITE_RETRY: Duration = Duration::from_millis(50);
+const WRITE_RETRY_MOST: Duration = Duration::from_secs(5);
 /// What a broken transfer staged is kept this long for the next attempt.
 const STAGED_FOR: Duration = Duration::from_secs(60);
 
@@ -122,13 +124,12 @@ impl Holding {
         let Arrived { applied, change, live, adopt } = arrived;
         let _saving = self.saving.lock().await;
         let members = membership.log_id().as_ref().map(|id| (from_oid(*id), write_membership(membership.membership())));
-        let (done, prepared) = completion();
-        self.journal.prepare_install(self.shard, applied, members, done);
-        prepared.await?;
-        self.save(change).await?;
-        let (done, finished) = completion();
-        self.journal.finish_install(self.shard, applied, done);
-        finished.await?;
+        self.written("prepared in the log", || {
+            self.journaled(|done| self.journal.prepare_install(self.shard, applied, members.clone(), done))
+        })
+        .await?;
+        self.written("stored", || self.save(&change)).await?;
+        self.written("put under the log", || self.journaled(|done| self.journal.finish_install(self.shard, applied, done))).await?;
         adopt();
         self.journal.retain_only(self.shard, applied.index, &live);
         *self.membership.lock() = membership;
@@ -137,24 +138,42 @@ impl Holding {
         Ok(())
     }
 
-    async fn save(&self, change: Change) -> io::Result<()> {
-        let mut attempt = 1;
+    /// One step of an installation, until it is done or can never be.
+    async fn written<F: Future<Output = Result<(), Unwritten>>>(&self, what: &'static str, step: impl Fn() -> F) -> io::Result<()> {
+        let mut retry = Retry::new(WRITE_RETRY, WRITE_RETRY_MOST);
         loop {
-            let store = self.store.upgrade().ok_or_else(|| io::Error::other("this node keeps no states"))?;
-            let (tx, rx) = oneshot::channel();
-            store.checkpoint(self.shard, change.clone(), move |result| drop(tx.send(result)));
-            drop(store);
-            let error = match rx.await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the state store is closed".to_string(),
-            };
-            tracing::warn!(shard = %self.shard, error, attempt, "the state of another node cannot be stored");
-            if attempt == STORE_ATTEMPTS {
-                return Err(io::Error::other(error));
+            match step().await {
+                Ok(()) => return Ok(()),
+                Err(Unwritten::ForGood(error)) => return Err(io::Error::other(error)),
+                Err(Unwritten::Yet(error)) => {
+                    let pause = retry.pause();
+                    tracing::warn!(shard = %self.shard, error, ?pause, "the state of another node cannot be {what} yet");
+                    tokio::time::sleep(pause).await;
+                }
             }
-            attempt += 1;
-            tokio::time::sleep(STORE_RETRY).await;
+        }
+    }
+
+    async fn journaled(&self, write: impl FnOnce(Done)) -> Result<(), Unwritten> {
+        let (done, written) = completion();
+        write(done);
+        written.await.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => Unwritten::Yet(error.to_string()),
+            // The log is dead, and the process with it.
+            _ => Unwritten::ForGood(error.to_string()),
+        })
+    }
+
+    async fn save(&self, change: &Change) -> Result<(), Unwritten> {
+        let store = self.store.upgrade().ok_or_else(|| Unwritten::ForGood("the state store is closed".into()))?;
+        let (tx, rx) = oneshot::channel();
+        store.checkpoint(self.shard, change.clone(), move |result| drop(tx.send(result)));
+        drop(store);
+        match rx.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error @ (StateError::Disk(_) | StateError::Damaged(_) | StateError::Busy))) => Err(Unwritten::Yet(error.to_string())),
+            Ok(Err(error @ (StateError::NeedsFull(_) | StateError::Older { .. }))) => Err(Unwritten::ForGood(error.to_string())),
+            Err(_) => Err(Unwritten::Yet("the state store gave no answer".into())),
         }
     }
 
@@ -191,6 +210,12 @@ impl Holding {
     }
 }
 
+/// A step of an installation that was not done.
+enum Unwritten {
+    Yet(String),
+    ForGood(String),
+}
+
 /// The right to receive a state.
 pub struct Receiving<'a> {
     pub(super) holding: &'a Holding,
@@ -208,5 +233,56 @@ impl Receiving<'_> {
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
         *self.holding.left_staged.lock() = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::MemoryJournal;
+    use super::*;
+    use crate::model::LeaderId;
+    use crate::model::entry::EntryBytes;
+    use std::sync::atomic::AtomicBool;
+
+    struct Empty;
+
+    impl Machine for Empty {
+        fn apply(&self, _: LogId, _: &EntryBytes) -> Result<Reply, super::super::Fault> {
+            Ok(Reply::Nothing)
+        }
+
+        fn restored(&self) -> Option<LogId> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn a_state_that_comes_to_a_full_disk_is_in_use_when_there_is_space_again() {
+        let applied = LogId { leader: LeaderId { term: 1, voter: 1 }, index: 7 };
+        let (dir, journal) = (tempfile::tempdir().expect("a directory"), Arc::new(MemoryJournal::default()));
+        // More often than one would have patience for.
+        let store = Arc::new(StateStore::out_of_space(&dir.path().join("state"), 6));
+        journal.full.store(2, Ordering::SeqCst);
+        let holding = Holding::new(ShardId(1), Arc::new(Empty), journal.clone(), Some(&store), Ostored::default());
+        let adopted = Arc::new(AtomicBool::new(false));
+        let adopts = adopted.clone();
+        let change = Change { applied, full: true, ..Change::default() };
+        let arrived = Arrived { applied, change, live: Vec::new(), adopt: Box::new(move || adopts.store(true, Ordering::SeqCst)) };
+        holding.install(Ostored::default(), arrived).await.expect("installed");
+        assert!(adopted.load(Ordering::SeqCst));
+        assert_eq!(store.load(ShardId(1)).expect("loads").applied, Some(applied));
+        assert_eq!((journal.full.load(Ordering::SeqCst), *holding.checkpointed.lock()), (0, Some(applied)));
+    }
+
+    #[tokio::test]
+    async fn an_installation_ends_with_its_store() {
+        let applied = LogId { leader: LeaderId { term: 1, voter: 1 }, index: 7 };
+        let (dir, journal) = (tempfile::tempdir().expect("a directory"), Arc::new(MemoryJournal::default()));
+        let store = Arc::new(StateStore::out_of_space(&dir.path().join("state"), usize::MAX));
+        let holding = Holding::new(ShardId(1), Arc::new(Empty), journal, Some(&store), Ostored::default());
+        let change = Change { applied, full: true, ..Change::default() };
+        let arrived = Arrived { applied, change, live: Vec::new(), adopt: Box::new(|| panic!("nothing was stored")) };
+        drop(store);
+        assert!(holding.install(Ostored::default(), arrived).await.is_err());
     }
 }

@@ -1,9 +1,11 @@
 //! Routing leases (rule 28). A node may route by its copy of the catalog only under a lease of the catalog's leader; the leader answers
 //! a catalog command only when every node with an unexpired lease has applied it. So what one node has answered holds on all. Alarms
-//! ride along: each node tells the leader what it is short of and learns of all, so that the whole cluster stops publishes.
+//! ride along: each node tells the leader what it is short of and learns of all, so that the whole cluster stops publishes. So do clocks: each
+//! node finds out how far its own is ahead of the leader's and tells, the leader answers with the median (`time`).
 
 use super::core::Core;
 use super::hearing::{Heard, Hearing};
+use super::time::{Clocks, ClusterClock, Verdict};
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
 use crate::model::shortage::{Shortage, Shortages};
@@ -28,6 +30,10 @@ const TOO_OLD: u8 = 0;
 const GRANTED: u8 = 1;
 const NOT_LEADING: u8 = 2;
 
+const UNHEARD: u8 = 0;
+const AGREED: u8 = 1;
+const DISPUTED: u8 = 2;
+
 /// Both sides of leases: this node's own, and those it grants while it leads the catalog.
 pub(super) struct Leases {
     started: Instant,
@@ -41,6 +47,12 @@ pub(super) struct Leases {
     alarm: AtomicU8,
     /// Nodes with an alarm, as the leader said last.
     alarms_tx: watch::Sender<Shortages>,
+    /// The cluster's time.
+    clock: ClusterClock,
+    /// How far this node's clock is ahead of that of the leader it asked last, ms.
+    ahead: Mutex<Option<(NodeId, i64)>>,
+    /// Something is to be told before the next renewal is due.
+    news: Notify,
 }
 
 #[derive(Default)]
@@ -56,6 +68,7 @@ struct Grants {
     hearing: Hearing,
     /// Alarms, and when they were last told.
     alarms: BTreeMap<NodeId, (Shortage, Instant)>,
+    clocks: Clocks,
 }
 
 #[derive(Clone, Copy)]
@@ -67,10 +80,11 @@ struct Held {
 }
 
 impl Leases {
-    pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration) -> Leases {
+    pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration, clock: ClusterClock) -> Leases {
         let (until_us, grants) = (Arc::new(AtomicU64::new(0)), Mutex::default());
         let (alarm, alarms_tx) = (AtomicU8::new(0), watch::channel(Shortages::new()).0);
-        Leases { started: Instant::now(), until_us, grants, changed: Notify::new(), nodes, leader_lease, alarm, alarms_tx }
+        let (ahead, news, started) = (Mutex::default(), Notify::new(), Instant::now());
+        Leases { started, until_us, grants, changed: Notify::new(), nodes, leader_lease, alarm, alarms_tx, clock, ahead, news }
     }
 
     /// Whether this node may route now; cheap enough for every batch.
@@ -88,12 +102,29 @@ impl Leases {
     /// As whom this node leads the catalog, if it does, having applied it up to `applied`. Compared by the full id: a leadership that was
     /// lost and won again between two looks is a new one, for another leader may have granted and answered meanwhile.
     fn led_as(&self, led: Option<LeaderId>, applied: u64) {
-        let before = std::mem::replace(&mut self.grants.lock().led, led);
+        let before = {
+            let known = &mut self.grants.lock().led;
+            // Whoever looks may see later what another has seen.
+            if led.is_some() && led < *known {
+                return;
+            }
+            std::mem::replace(known, led)
+        };
         match led {
             Some(_) if led != before => self.lead(applied),
             None if before.is_some() => self.follow(),
             Some(_) | None => {}
         }
+    }
+
+    /// This node leads, or has led just now, as `leader`, whether or not anybody looked since it was elected: what earlier leaderships
+    /// knew must not count. False: it has led as somebody newer.
+    pub(super) fn caught_up(&self, leader: LeaderId, applied: u64) -> bool {
+        let led = self.grants.lock().led;
+        if led < Some(leader) {
+            self.led_as(Some(leader), applied);
+        }
+        led <= Some(leader)
     }
 
     /// This node leads the catalog since now; everything up to `index` may have been answered by earlier leaders.
@@ -104,6 +135,7 @@ impl Leases {
         grants.leading = Some((Instant::now(), index));
         grants.floor = grants.floor.max(index);
         grants.hearing = Hearing::default();
+        grants.clocks = Clocks::default();
         grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0, incarnation: None })).collect();
         // What the leader before knew stays in force until its nodes had time to tell.
         grants.alarms = self.alarms_tx.borrow().iter().map(|(node, shortage)| (*node, (*shortage, Instant::now()))).collect();
@@ -153,6 +185,33 @@ impl Leases {
         }
         grants.alarms.retain(|_, (_, told)| now < *told + ALARM_TIME);
         grants.alarms.iter().map(|(node, (shortage, _))| (*node, *shortage)).collect()
+    }
+
+    /// A node's clock is so far ahead of this leader's, if it knows.
+    fn clocks(&self, node: NodeId, ahead: Option<i64>, now: Instant) -> Verdict {
+        let mut grants = self.grants.lock();
+        if let Some(ahead) = ahead {
+            grants.clocks.hear(node, ahead, now);
+        }
+        let verdict = grants.clocks.verdict(self.nodes.len(), now);
+        drop(grants);
+        // The leader needs no answer of its own.
+        self.clock.told(verdict, 0);
+        verdict
+    }
+
+    /// How far this node's clock is ahead of that of `leader`, as far as it knows.
+    fn ahead_of(&self, leader: NodeId) -> Option<i64> {
+        self.ahead.lock().filter(|(of, _)| *of == leader).map(|(_, ahead)| ahead)
+    }
+
+    /// The leader answered with its clock and the verdict.
+    fn told_clock(&self, leader: NodeId, clock_ms: u64, verdict: Verdict, round_trip: Duration) {
+        let Some(ahead) = self.clock.ahead_of(clock_ms, round_trip) else { return };
+        if self.ahead.lock().replace((leader, ahead)).is_none_or(|(of, _)| of != leader) {
+            self.news.notify_one();
+        }
+        self.clock.told(verdict, ahead);
     }
 
     fn told_alarms(&self, alarms: Shortages) {
@@ -209,7 +268,7 @@ pub(super) async fn keep(core: Arc<Core>) {
     loop {
         let leadership = *leadership_rx.borrow_and_update();
         let applied = applied_rx.borrow_and_update().map_or(0, |id| id.index);
-        core.leases.led_as(leadership.leader.filter(|_| leadership.is_me), applied);
+        core.leases.led_as(leadership.as_me(), applied);
         if let Some(leader) = leadership.leader {
             let renew = renew(core.clone(), leader.node(), applied);
             if leadership.is_me {
@@ -221,6 +280,7 @@ pub(super) async fn keep(core: Arc<Core>) {
         }
         tokio::select! {
             () = tokio::time::sleep(RENEW) => {}
+            () = core.leases.news.notified() => {}
             changed = applied_rx.changed() => if changed.is_err() { return },
             changed = leadership_rx.changed() => if changed.is_err() { return },
         }
@@ -230,9 +290,12 @@ pub(super) async fn keep(core: Arc<Core>) {
 async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     let sent = Instant::now();
     let alarm = core.leases.alarm.load(Ordering::Relaxed);
-    let mut head = BytesMut::with_capacity(16);
+    let ahead = if leader == core.me { Some(0) } else { core.leases.ahead_of(leader) };
+    let mut head = BytesMut::with_capacity(24);
     head.put_u64_le(applied);
     head.put_u8(alarm);
+    head.put_u8(ahead.is_some().into());
+    head.put_i64_le(ahead.unwrap_or(0));
     let answer = if leader == core.me {
         answer_frame(&core, core.me, core.incarnation, head.freeze())
     } else {
@@ -248,21 +311,43 @@ async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     if granted == GRANTED {
         core.leases.granted(sent);
     }
+    let (Ok(clock_ms), Ok(verdict), Ok(median)) = (head.try_get_u64_le(), head.try_get_u8(), head.try_get_i64_le()) else { return };
+    if leader != core.me {
+        let verdict = match verdict {
+            AGREED => Verdict::Agreed(median),
+            DISPUTED => Verdict::Disputed(median),
+            _ => Verdict::Unheard,
+        };
+        core.leases.told_clock(leader, clock_ms, verdict, sent.elapsed());
+    }
     let alarm = || Some((NodeId(head.try_get_u16_le().ok()?), Shortage::from_bits(head.try_get_u8().ok()?)));
     core.leases.told_alarms(std::iter::from_fn(alarm).collect());
 }
 
 /// The leader's side of a renewal.
 pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, mut head: Bytes) -> Result<Frame, PeerError> {
-    use crate::model::ports::Proposer;
     let malformed = |_| PeerError::Malformed("lease");
     let (applied, alarm) = (head.try_get_u64_le().map_err(malformed)?, head.try_get_u8().map_err(malformed)?);
-    if !core.group(ShardId::CATALOG).is_some_and(|catalog| catalog.lease_valid()) {
+    let (knows, ahead) = (head.try_get_u8().map_err(malformed)? != 0, head.try_get_i64_le().map_err(malformed)?);
+    let leads = core.group(ShardId::CATALOG).is_some_and(|catalog| {
+        let leader = catalog.leadership().borrow().as_me();
+        let index = catalog.applied().borrow().map_or(0, |id| id.index);
+        leader.is_some_and(|leader| catalog.leased_as() == Some(leader) && core.leases.caught_up(leader, index))
+    });
+    if !leads {
         return Ok(head_only(Bytes::from_static(&[NOT_LEADING])));
     }
     let granted = core.leases.grant(node, incarnation, applied);
-    let mut answer = BytesMut::with_capacity(16);
+    let (verdict, median) = match core.leases.clocks(node, knows.then_some(ahead), Instant::now()) {
+        Verdict::Unheard => (UNHEARD, 0),
+        Verdict::Agreed(median) => (AGREED, median),
+        Verdict::Disputed(lowest) => (DISPUTED, lowest),
+    };
+    let mut answer = BytesMut::with_capacity(32);
     answer.put_u8(if granted { GRANTED } else { TOO_OLD });
+    answer.put_u64_le(core.leases.clock.system_ms());
+    answer.put_u8(verdict);
+    answer.put_i64_le(median);
     for (node, shortage) in core.leases.alarms(node, Shortage::from_bits(alarm), Instant::now()) {
         answer.put_u16_le(node.0);
         answer.put_u8(shortage.bits());
@@ -273,9 +358,10 @@ pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consensus::time::Sources;
 
     fn leases() -> Leases {
-        Leases::new(vec![NodeId(1), NodeId(2)], Duration::from_millis(400))
+        Leases::new(vec![NodeId(1), NodeId(2)], Duration::from_millis(400), ClusterClock::new(Sources::default()))
     }
 
     #[tokio::test]
@@ -335,6 +421,20 @@ mod tests {
         assert!(!leases.grant(NodeId(2), Incarnation(1), 9), "it does not lead");
     }
 
+    #[tokio::test]
+    async fn a_command_of_a_leadership_that_nobody_has_looked_at_waits_as_a_new_leaders_does() {
+        let leases = leases();
+        let in_term = |term| LeaderId { term, voter: 1 };
+        leases.led_as(Some(in_term(3)), 5);
+        assert!([1, 2].iter().all(|node| leases.grant(NodeId(*node), Incarnation(1), 8)));
+        // Between, another leader may have given leases to those who had applied 5.
+        let begun = Instant::now();
+        assert!(leases.caught_up(in_term(5), 8));
+        assert!(leases.visible(8).await);
+        assert!(begun.elapsed() >= ROUTING_LEASE);
+        assert!(leases.caught_up(in_term(5), 9) && !leases.caught_up(in_term(3), 9), "one's own past is over");
+    }
+
     #[test]
     fn a_restarted_process_is_not_taken_for_the_one_that_had_applied_more() {
         let leases = leases();
@@ -350,7 +450,7 @@ mod tests {
     fn the_alarm_of_one_node_is_everybodys_until_it_ends_or_the_node_is_gone() {
         let (leases, now) = (leases(), Instant::now());
         leases.lead(5);
-        let (memory, nothing) = (Shortage { disk: false, memory: true }, Shortage::default());
+        let (memory, nothing) = (Shortage { memory: true, ..Shortage::default() }, Shortage::default());
         let only = |node| Shortages::from([(NodeId(node), memory)]);
         assert_eq!(leases.alarms(NodeId(2), memory, now), only(2));
         assert_eq!(leases.alarms(NodeId(1), nothing, now), only(2));

@@ -4,7 +4,7 @@
 use super::journal::{Done, Journal, LogEntry, Payload, Vote};
 use super::types::*;
 use crate::model::ShardId;
-use futures::Stream;
+use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Bytes of entries in one append request: openraft limits only their number (T8).
-const APPEND_BYTES: usize = 1 << 20;
+/// Bytes of entries in one append request: openraft limits only their number (T8). Also what is read at a time to be applied.
+const SLICE_BYTES: usize = 1 << 20;
 
 /// A group's log. Also its own reader.
 #[derive(Clone)]
@@ -37,6 +37,21 @@ impl GroupLog {
         while self.journal.state(self.shard).last.is_some_and(|last| last.index < index) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// First index, and the one behind the last.
+    fn bounds(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => self.journal.state(self.shard).last.map_or(0, |id| id.index + 1),
+        };
+        (start, end)
     }
 
     async fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Oentry>> {
@@ -91,42 +106,39 @@ impl RaftLogReader<Types> for GroupLog {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let start = match range.start_bound() {
-            Bound::Included(index) => *index,
-            Bound::Excluded(index) => index + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(index) => index + 1,
-            Bound::Excluded(index) => *index,
-            Bound::Unbounded => self.journal.state(self.shard).last.map_or(0, |id| id.index + 1),
-        };
+        let (start, end) = self.bounds(&range);
         self.read(start, end, usize::MAX).await
     }
 
-    /// What is to be applied. A short answer would be taken for all of it, and the rest never applied: it is an error here.
+    /// What is to be applied, slice by slice: after a start that may be all of the log. A short answer would be taken for all of it, and
+    /// the rest never applied: it is an error here.
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Oentry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let wanted = match (range.start_bound(), range.end_bound()) {
-            (Bound::Included(start), Bound::Excluded(end)) => Some(end.saturating_sub(*start)),
-            _ => None,
-        };
-        let entries = self.try_get_log_entries(range.clone()).await.and_then(|entries| match wanted {
-            Some(wanted) if wanted != entries.len() as u64 => {
-                Err(io::Error::other(format!("the log has {} of the {wanted} committed entries {range:?}", entries.len())))
+        let (log, (start, end)) = (self.clone(), self.bounds(&range));
+        let slices = futures::stream::try_unfold(start, move |next| {
+            let log = log.clone();
+            async move {
+                if next >= end {
+                    return Ok(None);
+                }
+                let entries = log.read(next, end, SLICE_BYTES).await?;
+                let (first, last) = (entries.first(), entries.last());
+                let (Some(first), Some(last)) = (first.map(|e| e.log_id.index), last.map(|e| e.log_id.index)) else {
+                    return Err(io::Error::other(format!("the log lacks the committed entries {next}..{end}")));
+                };
+                if first != next || last + 1 - first != entries.len() as u64 {
+                    return Err(io::Error::other(format!("the log has a hole among the committed entries {next}..{end}")));
+                }
+                Ok(Some((futures::stream::iter(entries.into_iter().map(Ok)), last + 1)))
             }
-            _ => Ok(entries),
         });
-        match entries {
-            Ok(entries) => futures::stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()),
-            Err(error) => futures::stream::iter(vec![Err(error)]),
-        }
+        Box::pin(slices.try_flatten())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Oentry>, io::Error> {
-        self.read(start, end, APPEND_BYTES).await
+        self.read(start, end, SLICE_BYTES).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Ovote>, io::Error> {
@@ -193,5 +205,48 @@ impl RaftLogStorage<Types> for GroupLog {
     async fn purge(&mut self, upto: Oid) -> Result<(), io::Error> {
         self.journal.purge(self.shard, from_oid(upto));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consensus::tests::MemoryJournal;
+    use crate::model::entry::EntryBytes;
+    use crate::model::{LeaderId, LogId};
+    use bytes::Bytes;
+    use futures::StreamExt;
+
+    const SHARD: ShardId = ShardId(1);
+
+    fn filled(indices: impl Iterator<Item = u64>, bytes: usize) -> (GroupLog, Arc<MemoryJournal>) {
+        let journal = Arc::new(MemoryJournal::default());
+        let entry = |index| LogEntry {
+            id: LogId { leader: LeaderId { term: 1, voter: 1 }, index },
+            payload: Payload::Normal(EntryBytes::from(Bytes::from(vec![0; bytes]))),
+        };
+        journal.append(SHARD, indices.map(entry).collect(), Box::new(|_| ()));
+        (GroupLog::new(SHARD, journal.clone()), journal)
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_applied_is_read_slice_by_slice() {
+        let (mut log, journal) = filled(1..=100, 100 << 10);
+        let mut entries = std::pin::pin!(log.entries_stream(1..101).await);
+        for index in 1..=100 {
+            assert_eq!(entries.next().await.expect("more").expect("read").log_id.index, index);
+            let ahead = journal.bytes_read() - index as usize * (100 << 10);
+            assert!(ahead <= SLICE_BYTES, "{ahead} bytes are read and not applied yet");
+        }
+        assert!(entries.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_committed_entry_that_the_log_lacks_is_an_error_and_not_the_end() {
+        for missing in [1, 30, 99] {
+            let (mut log, _) = filled((1..100).filter(|index| *index != missing), 100 << 10);
+            let entries: Vec<_> = log.entries_stream(1..100).await.collect().await;
+            assert!(entries.last().is_some_and(Result::is_err), "{missing} is missing: {} entries", entries.len());
+        }
     }
 }

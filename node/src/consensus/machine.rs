@@ -53,12 +53,11 @@ pub trait Machine: Send + Sync + 'static {
     fn pass(&self, _id: LogId) -> Result<(), Fault> {
         Ok(())
     }
-    /// What the store must change, when the machine has applied nothing beyond what `flushed` tells; asked while nothing can be applied,
-    /// since a truncation lowers it.
-    fn checkpoint(&self, _flushed: &dyn Fn() -> Option<LogId>) -> Option<Change> {
+    /// What the store must change for the state as it is now; `None`: nothing. Counts as stored from now on.
+    fn checkpoint(&self) -> Option<Change> {
         None
     }
-    /// The last `checkpoint` did not get to the disk: the next one must be full.
+    /// A `checkpoint` did not get to the disk: the next one must be full.
     fn checkpoint_lost(&self) {}
     /// Indices of entries that a checkpoint at `upto` shows to be without live messages; each is given once.
     fn released(&self, _upto: u64) -> Vec<u64> {

@@ -5,6 +5,7 @@ mod bodies;
 mod catalog;
 mod checkpoint;
 mod clock;
+mod contact;
 mod core;
 mod failover;
 mod fetch;
@@ -19,12 +20,15 @@ pub mod machine;
 mod network;
 pub mod placement;
 pub mod replica;
+mod retry;
 mod service;
 pub mod shard;
 mod start;
 mod thread;
+mod time;
 mod transfer;
 mod types;
+mod watch;
 mod wire;
 
 pub use self::core::Timing;
@@ -36,6 +40,7 @@ pub use machine::{Arrived, Departing, Fault, Machine};
 pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
+pub use time::{ClusterClock, Sources};
 pub use types::Reply;
 
 #[cfg(test)]

@@ -1,27 +1,29 @@
 //! openraft's network over `peer`: append streams pipelined with our own window and deadline (T1, T2), heartbeats through the pair's
 //! multiplexer, votes as questions.
 
+use super::contact::Contact;
 use super::heartbeat::HeartbeatMux;
 use super::holding::Holding;
 use super::transfer;
 use super::types::*;
+use super::watch::Watch;
 use super::wire::{self, Ask, Campaign};
 use crate::model::{NodeId, ShardId, VoterId};
 use crate::peer::transport::head_only;
-use crate::peer::{Duplex, PeerError, StreamKind, Transport};
+use crate::peer::{Duplex, Frame, PeerError, StreamKind, Transport};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -42,22 +44,23 @@ const COMMIT_LINGER: Duration = Duration::from_millis(10);
 pub struct Network {
     transport: Arc<dyn Transport>,
     muxes: Mutex<HashMap<NodeId, Arc<HeartbeatMux>>>,
+    watch: Arc<Watch>,
 }
 
 impl Network {
     /// Over `transport`.
-    pub fn new(transport: Arc<dyn Transport>) -> Arc<Network> {
-        Arc::new(Network { transport, muxes: Mutex::default() })
+    pub fn new(transport: Arc<dyn Transport>, watch: Arc<Watch>) -> Arc<Network> {
+        Arc::new(Network { transport, muxes: Mutex::default(), watch })
     }
 
     fn mux(&self, to: NodeId) -> Arc<HeartbeatMux> {
-        let make = || HeartbeatMux::start(self.transport.clone(), to);
+        let make = || HeartbeatMux::start(self.transport.clone(), to, &self.watch);
         self.muxes.lock().entry(to).or_insert_with(make).clone()
     }
 
-    /// The network of one group; `forced` marks its campaigns as forced failovers.
-    pub fn group(self: &Arc<Self>, holding: Arc<Holding>, forced: Arc<AtomicBool>) -> GroupNetwork {
-        GroupNetwork { shared: self.clone(), holding, forced }
+    /// The network of one group; `forced` marks its campaigns as forced failovers, `contact` hears of every acknowledgement.
+    pub fn group(self: &Arc<Self>, holding: Arc<Holding>, forced: Arc<AtomicBool>, contact: Arc<Contact>) -> GroupNetwork {
+        GroupNetwork { shared: self.clone(), holding, forced, contact }
     }
 }
 
@@ -66,6 +69,7 @@ pub struct GroupNetwork {
     shared: Arc<Network>,
     holding: Arc<Holding>,
     forced: Arc<AtomicBool>,
+    contact: Arc<Contact>,
 }
 
 impl GroupNetwork {
@@ -73,7 +77,8 @@ impl GroupNetwork {
         let to = VoterId::unpack(target).node;
         let mux = heartbeat.then(|| self.shared.mux(to));
         let (transport, holding) = (self.shared.transport.clone(), self.holding.clone());
-        Connection { transport, shard: holding.shard, holding, to, mux, forced: self.forced.clone() }
+        let acks = Acks { contact: self.contact.clone(), voter: target };
+        Connection { transport, shard: holding.shard, holding, to, mux, forced: self.forced.clone(), acks }
     }
 }
 
@@ -97,6 +102,24 @@ pub struct Connection {
     to: NodeId,
     mux: Option<Arc<HeartbeatMux>>,
     forced: Arc<AtomicBool>,
+    acks: Acks,
+}
+
+/// Notes what one member acknowledges.
+#[derive(Clone)]
+struct Acks {
+    contact: Arc<Contact>,
+    voter: u64,
+}
+
+impl Acks {
+    fn answered(&self, vote: &Ovote, sent: Instant, answer: &StreamAppendResult<Types>) {
+        match answer {
+            // Another log is no other leader.
+            Ok(_) | Err(StreamAppendError::Conflict(_)) => self.contact.acknowledged(vote, self.voter, sent),
+            Err(StreamAppendError::HigherVote(_)) => {}
+        }
+    }
 }
 
 fn unreachable_error(error: &PeerError) -> RPCError<Types> {
@@ -148,14 +171,19 @@ impl RaftNetworkV2<Types> for Connection {
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         if let Some(mux) = self.mux.clone() {
-            let shard = self.shard;
+            let (shard, acks) = (self.shard, self.acks.clone());
             return Box::pin(async move {
                 let Some(request) = input.next().await else { return Ok(Box::pin(futures::stream::empty()) as Answers<'s>) };
-                let answer = mux.beat(shard, request, option.hard_ttl()).await.map_err(|e| unreachable_error(&e));
+                let vote = request.vote;
+                let answered = mux.beat(shard, request, option.hard_ttl()).await;
+                let answer = answered.map_err(|e| unreachable_error(&e)).map(|(sent, answer)| {
+                    acks.answered(&vote, sent, &answer);
+                    answer
+                });
                 Ok(Box::pin(futures::stream::iter([answer])) as Answers<'s>)
             });
         }
-        let (transport, shard, to) = (self.transport.clone(), self.shard, self.to);
+        let (transport, shard, to, acks) = (self.transport.clone(), self.shard, self.to, self.acks.clone());
         Box::pin(async move {
             let path = match transport.open(to, StreamKind::Append).await {
                 Ok(path) => path,
@@ -168,7 +196,7 @@ impl RaftNetworkV2<Types> for Connection {
                     return Ok(Box::pin(futures::stream::once(refused)) as Answers<'s>);
                 }
             };
-            let session = Session::new(shard, input, path);
+            let session = Session::new(shard, input, path, acks);
             Ok(Box::pin(futures::stream::unfold(session, Session::next)) as Answers<'s>)
         })
     }
@@ -216,22 +244,24 @@ struct Session<S> {
     shard: ShardId,
     input: S,
     path: Duplex,
+    acks: Acks,
     input_ended: bool,
     failed: bool,
-    in_flight: usize,
+    /// When the requests without an answer left, and under which vote; they are answered in order, each once.
+    in_flight: VecDeque<(Instant, Ovote)>,
     deadline: Instant,
     /// The last entry that the follower was sent or asked about.
     sent: Option<Oid>,
-    /// Requests that only bring news of a commit.
-    waiting: Vec<AppendEntriesRequest<Types>>,
-    waiting_until: Instant,
+    /// The newest of the requests that only bring news of a commit. The older ones are answered with it: openraft counts indices.
+    news: Option<AppendEntriesRequest<Types>>,
+    news_at: Instant,
 }
 
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
-    fn new(shard: ShardId, input: S, path: Duplex) -> Session<S> {
-        let now = Instant::now();
-        let (in_flight, waiting) = (0, Vec::new());
-        Session { shard, input, path, input_ended: false, failed: false, in_flight, deadline: now, sent: None, waiting, waiting_until: now }
+    fn new(shard: ShardId, input: S, path: Duplex, acks: Acks) -> Session<S> {
+        let (now, in_flight) = (Instant::now(), VecDeque::with_capacity(WINDOW));
+        let (input_ended, failed, sent, news) = (false, false, None, None);
+        Session { shard, input, path, acks, input_ended, failed, in_flight, deadline: now, sent, news, news_at: now }
     }
 
     async fn next(mut self) -> Option<(Result<StreamAppendResult<Types>, RPCError<Types>>, Self)> {
@@ -250,40 +280,50 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
 
     async fn answer(&mut self) -> Result<Option<StreamAppendResult<Types>>, PeerError> {
         loop {
-            if self.input_ended && self.in_flight == 0 {
+            if self.input_ended && self.in_flight.is_empty() {
                 return Ok(None);
             }
+            let has_room = self.in_flight.len() < WINDOW;
             tokio::select! {
                 biased;
                 answer = self.path.rx.next() => {
-                    let mut frame = answer.unwrap_or(Err(PeerError::Refused("the follower ended the append stream".into())))?;
-                    self.in_flight = self.in_flight.saturating_sub(1);
-                    self.deadline = Instant::now() + ACK_DEADLINE;
-                    return wire::read_appended(&mut frame.head).map(Some);
+                    let frame = answer.unwrap_or(Err(PeerError::Refused("the follower ended the append stream".into())))?;
+                    return self.answered(frame).map(Some);
                 }
-                request = self.input.next(), if !self.input_ended && self.in_flight + self.waiting.len() < WINDOW => match request {
+                request = self.input.next(), if !self.input_ended && has_room => match request {
                     None => {
                         self.input_ended = true;
-                        self.send_waiting().await?;
+                        self.send_news().await?;
                     }
-                    Some(request) if self.can_wait(&request) => {
-                        if self.waiting.is_empty() {
-                            self.waiting_until = Instant::now() + COMMIT_LINGER;
-                        }
-                        self.waiting.push(request);
-                    }
-                    Some(request) => {
-                        self.send_waiting().await?;
-                        self.send(request).await?;
-                    }
+                    Some(request) => self.take(request).await?,
                 },
-                () = tokio::time::sleep_until(self.waiting_until), if !self.waiting.is_empty() => self.send_waiting().await?,
-                () = tokio::time::sleep_until(self.deadline), if self.in_flight > 0 => {
-                    tracing::warn!(shard = %self.shard, in_flight = self.in_flight, "append stream without an answer, restarting it");
+                () = tokio::time::sleep_until(self.news_at), if self.news.is_some() && has_room => self.send_news().await?,
+                () = tokio::time::sleep_until(self.deadline), if !self.in_flight.is_empty() => {
+                    tracing::warn!(shard = %self.shard, in_flight = self.in_flight.len(), "append stream without an answer, restarting it");
                     return Err(PeerError::Refused("no answer to an append request".into()));
                 }
             }
         }
+    }
+
+    fn answered(&mut self, mut frame: Frame) -> Result<StreamAppendResult<Types>, PeerError> {
+        let answer = wire::read_appended(&mut frame.head)?;
+        let (sent, vote) = self.in_flight.pop_front().ok_or(PeerError::Malformed("an answer to no request"))?;
+        self.acks.answered(&vote, sent, &answer);
+        self.deadline = Instant::now() + ACK_DEADLINE;
+        Ok(answer)
+    }
+
+    /// News of a commit wait a little. What comes behind them knows of that commit or of a later one: they need not go any more.
+    async fn take(&mut self, request: AppendEntriesRequest<Types>) -> Result<(), PeerError> {
+        if self.can_wait(&request) {
+            if self.news.replace(request).is_none() {
+                self.news_at = Instant::now() + COMMIT_LINGER;
+            }
+            return Ok(());
+        }
+        self.news = None;
+        self.send(request).await
     }
 
     /// Neither entries nor a question where the follower's log ends.
@@ -291,20 +331,25 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
         self.shard != ShardId::CATALOG && request.entries.is_empty() && self.sent.is_some() && request.prev_log_id == self.sent
     }
 
-    async fn send_waiting(&mut self) -> Result<(), PeerError> {
-        for request in std::mem::take(&mut self.waiting) {
-            self.send(request).await?;
+    async fn send_news(&mut self) -> Result<(), PeerError> {
+        match self.news.take() {
+            Some(request) => self.send(request).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Result<(), PeerError> {
-        if self.in_flight == 0 {
-            self.deadline = Instant::now() + ACK_DEADLINE;
+        let now = Instant::now();
+        if self.in_flight.is_empty() {
+            self.deadline = now + ACK_DEADLINE;
         }
-        self.in_flight += 1;
+        self.in_flight.push_back((now, request.vote));
         self.sent = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let frame = wire::write_append(self.shard, request);
         self.path.tx.send(frame).await.map_err(|_| PeerError::Refused("the append stream is closed".into()))
     }
 }
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

@@ -128,14 +128,8 @@ impl Machine for CatalogReplica {
         restored(self.catalog.read().applied())
     }
 
-    fn checkpoint(&self, flushed: &dyn Fn() -> Option<LogId>) -> Option<Change> {
-        let image = {
-            let catalog = self.catalog.read();
-            if Some(catalog.applied()) > flushed() {
-                return None;
-            }
-            catalog.capture()?
-        };
+    fn checkpoint(&self) -> Option<Change> {
+        let image = self.catalog.read().capture()?;
         self.catalog.write().captured(image.applied());
         Some(change(image.into_delta()))
     }
@@ -207,14 +201,8 @@ impl Machine for DataReplica {
         restored(self.machine.lock().applied())
     }
 
-    fn checkpoint(&self, flushed: &dyn Fn() -> Option<LogId>) -> Option<Change> {
-        let id = {
-            let mut machine = self.machine.lock();
-            if Some(machine.applied()) > flushed() {
-                return None;
-            }
-            machine.begin_checkpoint()
-        };
+    fn checkpoint(&self) -> Option<Change> {
+        let id = self.machine.lock().begin_checkpoint();
         captured(&self.machine, id).map(|image| change(image.into_delta()))
     }
 
@@ -253,62 +241,5 @@ impl Machine for DataReplica {
         let mut freed = self.freed.lock();
         let ready = freed.partition_point(|(at, _)| *at <= upto);
         freed.drain(..ready).flat_map(|(_, indices)| indices).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::consensus::journal::{LogEntry, Payload};
-    use crate::consensus::log::completion;
-    use crate::model::LeaderId;
-    use crate::model::entry::EntryBuilder;
-    use crate::store::disk::SimDisk;
-    use crate::store::wal::{Wal, WalConfig};
-
-    const SHARD: ShardId = ShardId(1);
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn applied(&self, _: ShardId, _: LogId, _: Vec<Effect>) {}
-    }
-
-    fn entries(term: u64, indices: std::ops::RangeInclusive<u64>) -> Vec<LogEntry> {
-        let id = |index| LogId { leader: LeaderId { term, voter: 1 }, index };
-        indices.map(|index| LogEntry { id: id(index), payload: Payload::Normal(EntryBuilder::new(index).finish()) }).collect()
-    }
-
-    /// Between the truncation of 4 and 5 and the flush of what took their place the machine is at an index that was flushed once.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_checkpoint_is_refused_while_what_it_holds_replaced_something_flushed_and_is_not_flushed_itself() {
-        let disk = SimDisk::new(3);
-        let wal = Wal::open(Arc::new(disk.clone()), WalConfig::default()).expect("opens");
-        let replicas = Replicas::new(None, Arc::new(Nobody));
-        let machine = replicas.machines(Arc::new(wal.clone()))(SHARD);
-        let data = replicas.data(SHARD).expect("made");
-        let flushed = || {
-            assert!(data.try_lock().is_none(), "asked while entries can be applied");
-            Journal::flushed(&wal, SHARD)
-        };
-        let (done, flush) = completion();
-        Journal::append(&wal, SHARD, entries(1, 1..=5), done);
-        flush.await.expect("flushed");
-        disk.hang_syncs(true);
-        // Read too early, this mark would let the checkpoint pass by its index.
-        let early = Journal::flushed(&wal, SHARD);
-        Journal::truncate_after(&wal, SHARD, Some(entries(1, 3..=3)[0].id), Box::new(|_| ()));
-        let (done, flush) = completion();
-        Journal::append(&wal, SHARD, entries(2, 4..=5), done);
-        for entry in entries(1, 1..=3).into_iter().chain(entries(2, 4..=5)) {
-            let Payload::Normal(bytes) = entry.payload else { continue };
-            machine.apply(entry.id, &bytes).expect("applied");
-        }
-        assert_eq!(machine.checkpoint(&flushed), None);
-        assert_eq!(machine.checkpoint(&|| early), None, "5 of the old leader is not 5 of the new one");
-        disk.hang_syncs(false);
-        flush.await.expect("flushed");
-        let change = machine.checkpoint(&flushed).expect("all of it is on the disk");
-        assert_eq!((change.applied, change.full), (entries(2, 5..=5)[0].id, true));
     }
 }

@@ -7,6 +7,7 @@ use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
 use super::{bodies, catalog, formation, heartbeat, lease};
+use crate::model::limits::SNAPSHOT_PATIENCE;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::transport::head_only;
@@ -202,7 +203,8 @@ async fn serve_transfer(core: Arc<Core>, from: NodeId, mut pipe: Pipe) {
 
 async fn take_state(core: &Core, pipe: &mut Pipe, offer: Offer) -> Result<(), PeerError> {
     let group = group(core, offer.shard)?;
-    let receiving = group.inner().holding.receive().await;
+    let turn = tokio::time::timeout(SNAPSHOT_PATIENCE, group.inner().holding.receive()).await;
+    let receiving = turn.map_err(|_| PeerError::Refused("an older state is still being installed".into()))?;
     let arrived = transfer::receive(pipe, &offer, &receiving).await?;
     let meta = Ometa { last_log_id: Some(to_oid(arrived.applied)), last_membership: offer.membership };
     let snapshot = Snapshot { meta, snapshot: SnapshotData::Arrived(Box::new(arrived)) };

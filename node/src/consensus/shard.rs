@@ -1,10 +1,12 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
 use super::bodies::{self, Others};
+use super::contact::Contact;
 use super::holding::Holding;
 use super::journal::{Journal, Payload};
 use super::machine::GroupMachine;
 use super::types::*;
+use super::watch::Watch;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
@@ -55,7 +57,9 @@ pub(super) struct Inner {
     pub(super) forced: Arc<AtomicBool>,
     pub(super) others: Others,
     lease: Duration,
+    contact: Arc<Contact>,
     data_rx: watch_of::Data,
+    server_rx: watch_of::Server,
     leadership_tx: watch::Sender<Leadership>,
     proposals_tx: mpsc::Sender<Proposal>,
     outbox: Arc<Outbox>,
@@ -70,14 +74,16 @@ mod watch_of {
     type Watched = <<Types as RaftTypeConfig>::AsyncRuntime as AsyncRuntime>::Watch;
     /// openraft's replication metrics.
     pub(super) type Data = <Watched as Watch>::Receiver<openraft::metrics::RaftDataMetrics<Types>>;
+    /// openraft's role and vote.
+    pub(super) type Server = <Watched as Watch>::Receiver<openraft::metrics::RaftServerMetrics<Types>>;
 }
 
 impl Shard {
     /// Wrap a built (not yet running) group and start its tasks on the current runtime.
-    pub(super) fn start(parts: Parts) -> Shard {
+    pub(super) fn start(parts: Parts, watch: &Arc<Watch>) -> Shard {
         let (proposals_tx, proposals_rx) = mpsc::channel(QUEUE);
         let (leadership_tx, _) = watch::channel(Leadership::default());
-        let data_rx = parts.raft.data_metrics();
+        let (data_rx, server_rx) = (parts.raft.data_metrics(), parts.raft.server_metrics());
         let inner = Arc::new(Inner {
             id: parts.id,
             me: parts.me.pack(),
@@ -89,14 +95,16 @@ impl Shard {
             forced: parts.forced,
             others: parts.others,
             lease: parts.lease,
+            contact: parts.contact,
             data_rx,
+            server_rx,
             leadership_tx,
             proposals_tx,
             outbox: Arc::new(Outbox::default()),
         });
         let shard = Shard { inner };
-        tokio::spawn(propose_in_order(shard.clone(), proposals_rx));
-        tokio::spawn(watch_leadership(shard.clone()));
+        watch.spawn(format!("the proposer of shard {}", parts.id), propose_in_order(shard.clone(), proposals_rx));
+        watch.spawn(format!("the watch of shard {}'s leadership", parts.id), watch_leadership(shard.clone()));
         shard
     }
 
@@ -177,6 +185,21 @@ impl Shard {
         self.inner.raft.trigger().transfer_leader(voter.pack()).await.is_ok()
     }
 
+    /// The leader id under which a majority acknowledged this node within the lease.
+    pub(super) fn leased_as(&self) -> Option<LeaderId> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        if self.inner.voters.len() == 1 {
+            return self.inner.leadership_tx.borrow().as_me();
+        }
+        let leader = {
+            let server = self.inner.server_rx.borrow_watched();
+            let leads = server.state == ServerState::Leader && server.vote.committed;
+            leads.then(|| from_lid(server.vote.leader_id)).filter(|leader| leader.voter == self.inner.me)
+        }?;
+        let acked = self.inner.contact.quorum(leader)?;
+        (tokio::time::Instant::now() < acked + self.inner.lease).then_some(leader)
+    }
+
     /// Write an entry and wait for its reply, without a leader id: for the catalog, whose commands are idempotent.
     pub(super) async fn write(&self, entry: EntryBytes) -> Result<(LogId, Reply), WriteError> {
         let (tx, rx) = oneshot::channel();
@@ -240,6 +263,7 @@ pub(super) struct Parts {
     pub(super) forced: Arc<AtomicBool>,
     pub(super) others: Others,
     pub(super) lease: Duration,
+    pub(super) contact: Arc<Contact>,
 }
 
 impl Proposer for Shard {
@@ -251,13 +275,7 @@ impl Proposer for Shard {
     }
 
     fn lease_valid(&self) -> bool {
-        use openraft::Instant;
-        use openraft::async_runtime::watch::WatchReceiver;
-        if self.inner.voters.len() == 1 {
-            return self.inner.leadership_tx.borrow().is_me;
-        }
-        let acked = self.inner.data_rx.borrow_watched().last_quorum_acked;
-        acked.is_some_and(|acked| openraft::TokioInstant::now() < *acked + self.inner.lease)
+        self.leased_as().is_some()
     }
 }
 

@@ -71,6 +71,7 @@ pub(super) async fn boot_with(
         nodes: (1..=n).map(NodeId).collect(),
         shards: 1,
         timing,
+        clock: ClusterClock::new(Sources::default()),
         journal: journal.clone(),
         machines: replicas.machines(journal),
         store,

@@ -2,6 +2,7 @@
 
 use super::bodies::{BodyCounters, Others};
 use super::catalog::CatalogClient;
+use super::contact::Contact;
 use super::core::{Core, Timing};
 use super::formation::{self, FormationError};
 use super::hearing::Heard;
@@ -14,6 +15,7 @@ use super::placement::FIRST_GENERATION;
 use super::service::Service;
 use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
+use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::{checkpoint, failover, fetch, lease};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
@@ -49,6 +51,8 @@ pub struct ConsensusConfig {
     pub shards: u16,
     /// Raft's clock.
     pub timing: Timing,
+    /// Learns the cluster's time.
+    pub clock: ClusterClock,
     /// The node's write-ahead log.
     pub journal: Arc<dyn Journal>,
     /// Makes machines.
@@ -72,15 +76,21 @@ impl Consensus {
     /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
     pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
         let thread = RaftThread::start()?;
-        let ConsensusConfig { node, incarnation, nodes, shards, timing, journal, machines, store, acceptor, wire } = config;
-        let core = Core::new(node, incarnation, nodes, shards, timing, journal);
+        let ConsensusConfig { node, incarnation, nodes, shards, timing, clock, journal, machines, store, acceptor, wire } = config;
+        let core = Core::new(node, incarnation, nodes, shards, timing, journal, clock);
         let service = Arc::new(Service::new(core.clone(), acceptor));
         let transport = {
             let _on_our_runtime = thread.handle().enter();
             wire(service)?
         };
         let _ = core.transport.set(transport);
-        thread.handle().spawn(form(core.clone(), machines, store.clone()));
+        {
+            let (_on_our_runtime, forming) = (thread.handle().enter(), form(core.clone(), machines, store.clone()));
+            core.watch.spawn("the forming of the cluster", async move {
+                forming.await;
+                std::future::pending().await
+            });
+        }
         Ok(Consensus { core, store, thread: Mutex::new(Some(thread)) })
     }
 
@@ -148,14 +158,15 @@ impl Consensus {
         self.core.leases.watch_alarms()
     }
 
-    /// A group that ended on this node by a fault, with its cause: only a restart, if anything, brings it back.
-    pub fn stopped_group(&self) -> Option<(ShardId, String)> {
+    /// A group, or a task that all need, that ended on this node by a fault, with its cause: only a restart, if anything, brings it back.
+    pub fn fault(&self) -> Option<String> {
         use openraft::async_runtime::watch::WatchReceiver;
-        self.core.all_groups().find_map(|group| {
+        let stopped = self.core.all_groups().find_map(|group| {
             let metrics = group.inner().raft.metrics();
             let state = metrics.borrow_watched().running_state.clone();
-            state.err().map(|fault| (group.id(), fault.to_string()))
-        })
+            state.err().map(|fault| format!("shard {} has stopped on this node: {fault}", group.id()))
+        });
+        stopped.or_else(|| self.core.watch.fault().map(str::to_owned))
     }
 
     /// A path to `shard` on another node, for `model::ports::Paths`. Call it on the edge's runtime: its tasks run there.
@@ -193,6 +204,7 @@ impl Consensus {
 
     /// Stops groups, makes a last checkpoint, stops network and runtime. The write-ahead log stays open.
     pub async fn stop(&self) {
+        self.core.watch.stopping();
         let core = self.core.clone();
         let store = self.store.clone();
         let Some(thread) = self.thread.lock().take() else { return };
@@ -214,6 +226,7 @@ impl Consensus {
 impl Consensus {
     /// Ends everything where it stands, as the end of the process would.
     pub fn kill(&self) {
+        self.core.watch.stopping();
         if let Some(transport) = self.core.transport() {
             transport.shutdown();
         }
@@ -257,19 +270,19 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
         return;
     }
     core.all_groups().for_each(|group| group.inner().raft.run());
-    tokio::spawn(lease::keep(core.clone()));
-    tokio::spawn(failover::watch_processes(core.clone()));
-    tokio::spawn(failover::balance(core.clone()));
-    tokio::spawn(failover::tell(core.clone()));
+    core.watch.spawn("the keeper of routing leases", lease::keep(core.clone()));
+    core.watch.spawn("the watch of other processes", failover::watch_processes(core.clone()));
+    core.watch.spawn("the balance of leaders", failover::balance(core.clone()));
+    core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
     if let Some(store) = store {
-        tokio::spawn(checkpoint::keep(core.clone(), store));
+        core.watch.spawn("the keeper of checkpoints", checkpoint::keep(core.clone(), store));
     }
     formation::complete(core).await;
 }
 
 async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateStore>>) -> Result<(), FormationError> {
     let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
-    let network = Network::new(transport.clone());
+    let network = Network::new(transport.clone(), core.watch.clone());
     let me = VoterId { node: core.me, generation: FIRST_GENERATION };
     let mine = core.shard_ids().map(|shard| (shard, core.voters(shard))).filter(|(_, voters)| voters.contains(&me));
     let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.as_ref(), shard, me, voters)).collect();
@@ -324,12 +337,15 @@ async fn build_group(
     let forced = Arc::new(AtomicBool::new(false));
     let config = raft_config(core.timing).validate().map_err(|e| stopped(id)(&e))?;
     let log = GroupLog::new(id, core.journal.clone());
-    let raft = Group::build(me.pack(), Arc::new(config), network.group(holding.clone(), forced.clone()), log, sm);
+    let contact = Arc::new(Contact::new(voters.len()));
+    let network = network.group(holding.clone(), forced.clone(), contact.clone());
+    let raft = Group::build(me.pack(), Arc::new(config), network, log, sm);
     let raft = raft.await.map_err(|e| stopped(id)(&e))?;
     let (journal, lease) = (core.journal.clone(), core.timing.lease());
     let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
     let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
-    Ok(Shard::start(Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease }))
+    let parts = Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease, contact };
+    Ok(Shard::start(parts, &core.watch))
 }
 
 /// The newest membership in the log, else what `initialize` wrote as the log's first entry.

@@ -58,6 +58,8 @@ pub const CLOSING: Duration = Duration::from_secs(1);
 pub const CONNECTION_OUTPUT_BYTES: usize = 1 << 20;
 /// A routing lease: how long a node may route by its copy of the catalog without hearing from the catalog's leader (rule 28).
 pub const ROUTING_LEASE: Duration = Duration::from_millis(1000);
+/// A node whose clock is further from the median of the members' lets nothing end by time while it leads (rule 24).
+pub const CLOCK_SLACK_MS: u64 = 1000;
 /// Nodes of a cluster: each holds a replica of the catalog, and more replicas cost more than they give.
 pub const NODES: usize = 5;
 /// A process that the catalog's leader does not hear for this long is down: its in-memory queues are gone, their names are free. Longer

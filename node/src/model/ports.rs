@@ -18,6 +18,13 @@ pub struct Leadership {
     pub is_me: bool,
 }
 
+impl Leadership {
+    /// The id that this node leads under, if it does.
+    pub fn as_me(&self) -> Option<LeaderId> {
+        self.leader.filter(|_| self.is_me)
+    }
+}
+
 /// What became of a proposal.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ProposalOutcome {
@@ -42,6 +49,24 @@ pub trait Proposer: Send + Sync + 'static {
     fn propose(&self, token: u64, leader: LeaderId, entry: EntryBytes);
     /// Whether a quorum acknowledged this leader within the lease (rule 20); always true for a local shard.
     fn lease_valid(&self) -> bool;
+}
+
+/// What time it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Milliseconds since the epoch as far as the cluster agrees; `None` while that is not known.
+    pub clock_ms: Option<u64>,
+    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
+    pub steady_ms: u64,
+    /// This node's own clock is right: what ends by time may end (rule 24).
+    pub is_sure: bool,
+}
+
+/// The time that entries carry and messages end by. Implemented by `consensus` (what the members' clocks agree on) and by `serving` for
+/// queues that no other node has.
+pub trait Clock: Send + Sync + 'static {
+    /// Now; cheap enough for every entry.
+    fn read(&self) -> Reading;
 }
 
 /// Bodies by log index.

@@ -298,6 +298,7 @@ fn settings(config: &ServerConfig) -> Vec<SettingRow> {
         row("loopback-users", config.loopback_users.join(",")),
         row("disk-floor", config.disk_floor_bytes.to_string()),
         row("catch-up-log", config.catch_up_log_bytes.to_string()),
+        row("workers", config.workers.to_string()),
         row("no-quorum-timeout", format!("{:?}", config.no_quorum_timeout)),
     ]
 }
@@ -350,7 +351,7 @@ impl Running {
             shards: (0..=self.shards).map(|n| shard(ShardId(n))).collect(),
             connections: self.edge.connections().len() as u64,
             queues: self.catalog.read().queue_count() as u64,
-            alarms: self.alarm.lock().iter().cloned().collect(),
+            alarms: self.alarm.lock().iter().chain(self.clock_alarm.lock().iter()).cloned().collect(),
             local_alarm: self.is_low.load(Ordering::Relaxed),
         }
     }

@@ -1,5 +1,5 @@
 //! Alarms: while any node has less free disk than the configured floor or uses more memory than its limit, publishes stop on all;
-//! consuming and settling go on.
+//! consuming and settling go on. And a node says when its clock is off.
 
 use super::running::Running;
 use crate::config::Reserve;
@@ -20,9 +20,9 @@ pub(super) async fn watch(running: Arc<Running>, disk: Arc<dyn Disk>) {
     let mut alarms_rx = running.consensus.alarms();
     loop {
         let memory = resident_bytes().is_some_and(|used| used > running.config.memory_limit_bytes);
-        let shortage = Shortage { disk: is_low(&running, &*disk), memory };
+        let shortage = Shortage { disk: is_low(&running, &*disk), memory, clock: running.clock.is_off() };
         running.consensus.set_alarm(shortage);
-        running.is_low.store(shortage.disk || shortage.memory, Ordering::Relaxed);
+        running.is_low.store(!shortage.is_none(), Ordering::Relaxed);
         if !shortage.disk
             && let Err(error) = reserve.renew()
         {
@@ -35,6 +35,7 @@ pub(super) async fn watch(running: Arc<Running>, disk: Arc<dyn Disk>) {
         } else {
             nodes.insert(me, shortage);
         }
+        *running.clock_alarm.lock() = clock_text(&nodes);
         let text = text(&nodes, running.config.disk_floor_bytes);
         if *running.alarm.lock() != text {
             match &text {
@@ -70,12 +71,7 @@ fn is_low(running: &Running, disk: &dyn Disk) -> bool {
 
 /// Why publishers wait, for them: begins as RabbitMQ's reasons do.
 fn text(nodes: &Shortages, floor: u64) -> Option<String> {
-    let names = |short: fn(&Shortage) -> bool| {
-        let nodes = nodes.iter().filter(|(_, s)| short(s)).map(|(node, _): (&NodeId, _)| node.0.to_string());
-        nodes.collect::<Vec<_>>()
-    };
-    let on = |names: &[String], one: &str, more: &str| format!("{} {}", if names.len() == 1 { one } else { more }, names.join(", "));
-    let (disk, memory) = (names(|s| s.disk), names(|s| s.memory));
+    let (disk, memory) = (names(nodes, |s| s.disk), names(nodes, |s| s.memory));
     let mut reasons = Vec::new();
     if !disk.is_empty() {
         let on = on(&disk, "the disk of node", "the disks of nodes");
@@ -85,6 +81,21 @@ fn text(nodes: &Shortages, floor: u64) -> Option<String> {
         reasons.push(format!("low on memory: {} above the limit", on(&memory, "node", "nodes")));
     }
     (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// For operators: publishes go on.
+fn clock_text(nodes: &Shortages) -> Option<String> {
+    let off = names(nodes, |s| s.clock);
+    let on = on(&off, "the clock of node", "the clocks of nodes");
+    (!off.is_empty()).then(|| format!("clocks differ: {on} may be wrong, messages do not expire where it leads"))
+}
+
+fn names(nodes: &Shortages, short: fn(&Shortage) -> bool) -> Vec<String> {
+    nodes.iter().filter(|(_, s)| short(s)).map(|(node, _): (&NodeId, _)| node.0.to_string()).collect()
+}
+
+fn on(names: &[String], one: &str, more: &str) -> String {
+    format!("{} {}", if names.len() == 1 { one } else { more }, names.join(", "))
 }
 
 #[cfg(test)]
@@ -104,6 +115,15 @@ mod tests {
         assert!(short(&[3, 1], &[]).expect("an alarm").ends_with("the disks of nodes 1, 3"));
         assert_eq!(short(&[], &[2]).expect("an alarm"), "low on memory: node 2 above the limit");
         assert!(short(&[1], &[1, 2]).expect("an alarm").ends_with("node 1; low on memory: nodes 1, 2 above the limit"));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_said_and_stops_no_publishes() {
+        let off = Shortage { clock: true, ..Shortage::default() };
+        let nodes = Shortages::from([(NodeId(2), Shortage::from_bits(off.bits()))]);
+        assert_eq!((text(&nodes, MIB), clock_text(&Shortages::new())), (None, None));
+        assert!(clock_text(&nodes).expect("an alarm").contains("the clock of node 2 may be wrong"));
+        assert!(!off.is_none());
     }
 
     #[test]

@@ -78,6 +78,9 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
     });
     let on = running.clone();
     let alarm = move || vec![Sample::plain(f64::from(u8::from(on.alarm.lock().is_some())))];
+    let clock = running.clock.clone();
+    let offset = move || clock.offset_ms().map(|ms| Sample::plain(ms as f64 / 1000.0)).into_iter().collect();
+    metrics.observe("warren_clock_offset_seconds", "This node's clock ahead of the members' median", Kind::Gauge, offset);
     metrics.observe("warren_alarm", "1 while publishes stop for lack of disk space or memory on some node", Kind::Gauge, alarm);
 }
 

@@ -1,10 +1,10 @@
-//! What a node stands on: the disk under its log and the wire to the other nodes. Those of the machine in a process; a faulty disk
+//! What a node stands on: the disk under its log, the wire to the other nodes, its clocks. Those of the machine in a process; a faulty disk
 //! and a network in memory in the simulator, under the same composition.
 
 use super::admin::Admin;
 use super::{StartError, doing};
 use crate::config::ServerConfig;
-use crate::consensus::Wire;
+use crate::consensus::{Sources, Wire};
 use crate::management::{self, Readiness};
 use crate::peer::auth::Secret;
 use crate::peer::client::{PeerConfig, TonicNetwork};
@@ -22,6 +22,8 @@ pub struct Ground {
     pub wal: WalConfig,
     /// Starts the network.
     pub wire: Wire,
+    /// What time it is.
+    pub clocks: Sources,
 }
 
 impl Ground {
@@ -39,6 +41,7 @@ impl Ground {
             routes: tonic::service::Routes::new(service),
         };
         let wire: Wire = Box::new(move |handler| TonicNetwork::start(network, handler));
-        Ok(Ground { disk: Arc::new(disk), wal: WalConfig { catch_up_bytes: config.catch_up_log_bytes, ..WalConfig::default() }, wire })
+        let wal = WalConfig { catch_up_bytes: config.catch_up_log_bytes, ..WalConfig::default() };
+        Ok(Ground { disk: Arc::new(disk), wal, wire, clocks: Sources::default() })
     }
 }

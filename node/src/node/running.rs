@@ -1,7 +1,7 @@
 //! A node that serves: what its parts are, for the operator's questions, the figures and the end.
 
 use crate::config::ServerConfig;
-use crate::consensus::{Consensus, Replicas};
+use crate::consensus::{ClusterClock, Consensus, Replicas};
 use crate::edge::Edge;
 use crate::machine::catalog::Catalog;
 use crate::model::NodeId;
@@ -20,9 +20,12 @@ pub(super) struct Running {
     pub consensus: Arc<Consensus>,
     pub edge: Arc<Edge>,
     pub wal: Wal,
-    /// The alarm in force.
+    /// The alarm in force that stops publishes.
     pub alarm: Mutex<Option<String>>,
-    /// This node's own disk has less than the floor.
+    /// Nodes whose clocks are off.
+    pub clock_alarm: Mutex<Option<String>>,
+    pub clock: ClusterClock,
+    /// This node itself is short of something.
     pub is_low: AtomicBool,
 }
 

@@ -7,7 +7,7 @@ use super::leaders::Leaders;
 use super::running::Running;
 use super::{StartError, alarm, doing, presence, unused};
 use crate::config::ServerConfig;
-use crate::consensus::{Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
+use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
 use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
@@ -55,6 +55,7 @@ struct Opened {
     applied: Arc<Applied>,
     mailboxes: HashMap<ShardId, Mailbox>,
     shards: u16,
+    clock: ClusterClock,
 }
 
 /// Everything up to the moment when clients can be served.
@@ -112,6 +113,8 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
         wal,
         alarm: Mutex::default(),
         is_low: AtomicBool::new(false),
+        clock: opened.clock.clone(),
+        clock_alarm: Mutex::default(),
     });
     first_command(&running).await;
     until_up(&opened.applied).await;
@@ -122,7 +125,7 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
 }
 
 fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Result<(Opened, Wire), StartError> {
-    let Ground { disk, wal, wire } = ground;
+    let Ground { disk, wal, wire, clocks } = ground;
     let wal = Wal::open(disk.clone(), wal)?;
     let (store, report) = StateStore::open(&config.data_dir.join("state"))?;
     if let Some(aside) = &report.set_aside {
@@ -142,7 +145,7 @@ fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Resu
     let store = Arc::new(store);
     let replicas = Replicas::new(Some(store.clone()), applied.clone());
     applied.follow(replicas.catalog());
-    Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards }, wire))
+    Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards, clock: ClusterClock::new(clocks) }, wire))
 }
 
 fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Opened, wire: Wire) -> Result<Consensus, StartError> {
@@ -153,6 +156,7 @@ fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Ope
         nodes: config.cluster.iter().map(|m| m.node).collect(),
         shards: opened.shards,
         timing: Timing::default(),
+        clock: opened.clock.clone(),
         journal: Arc::new(opened.wal.clone()),
         machines: opened.replicas.machines(Arc::new(opened.wal.clone())),
         store: Some(opened.store.clone()),
@@ -187,6 +191,7 @@ fn start_servers(
             handle.leadership(local_leadership(config.node, incarnation));
         } else if let (Some(machine), Some(raft)) = (opened.replicas.data(shard), consensus.shard(shard)) {
             let outcomes = handle.clone();
+            settings.clock = Arc::new(opened.clock.clone());
             raft.on_outcome(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
             serving::spawn(settings, mailbox, machine, Arc::new(raft.clone()), Arc::new(raft.clone()), events_tx.clone());
             tasks.spawn(tell_leadership(raft, handle.clone()));

@@ -244,7 +244,7 @@ impl ShardServer {
             if let Some((seq, _)) = source.front.front().map(|(seq, body)| (*seq, body.len())) {
                 if place.again || state.checked.highest() < seq || !state.checked.contains(seq) {
                     let deadline_ms = source.deadline_ms;
-                    let expired = deadline_ms > AT_ONCE && deadline_ms <= self.now_ms();
+                    let expired = deadline_ms > AT_ONCE && self.end_ms().is_some_and(|end_ms| deadline_ms <= end_ms);
                     return if expired { Next::Expired } else { Next::Message(place, seq) };
                 }
                 source.front.pop_front();

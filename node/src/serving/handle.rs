@@ -6,7 +6,9 @@ use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
 use crate::model::entry::Word;
-use crate::model::ports::{Courier, DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, RoutedLetter};
+use crate::model::ports::{
+    Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, Reading, RoutedLetter,
+};
 use crate::model::{LogId, NodeId, QueueId, ShardId, TxId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -16,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often waiting things are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -28,10 +30,8 @@ pub struct ServerConfig {
     pub shard: ShardId,
     /// This node.
     pub node: NodeId,
-    /// Milliseconds since the epoch, for the entries' stamp.
-    pub clock: fn() -> u64,
-    /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
-    pub steady_clock: fn() -> u64,
+    /// For the entries' stamp, and for what ends by time.
+    pub clock: Arc<dyn Clock>,
     /// An edge without a path for this long is declared gone.
     pub edge_gone: Duration,
     /// How often waiting things are looked at (edges without a path, full paths, idle windows); nothing ticks while nothing waits.
@@ -62,22 +62,27 @@ impl Courier for Closed {
 }
 
 impl ServerConfig {
-    /// With the limits' times and the system's clock; dead letters wait.
+    /// With the limits' times and this machine's own clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
         let edge_gone = limits::EDGE_GONE;
         let (letters, courier) = (Arc::new(Closed), Arc::new(Closed));
-        let (clock, steady_clock) = (system_time_ms, boot_time_ms);
-        ServerConfig { shard, node, clock, steady_clock, edge_gone, tick: TICK, catalog, letters, courier }
+        ServerConfig { shard, node, clock: Arc::new(OwnClock), edge_gone, tick: TICK, catalog, letters, courier }
     }
 }
 
-fn system_time_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
-}
+/// This machine's: nobody else's time matters to what only this node has.
+pub(super) struct OwnClock;
 
-fn boot_time_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+impl Clock for OwnClock {
+    fn read(&self) -> Reading {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let boot = clock_gettime(ClockId::Boottime);
+        Reading {
+            clock_ms: Some(since_epoch.map_or(0, |t| t.as_millis() as u64)),
+            steady_ms: boot.tv_sec.unsigned_abs() * 1000 + boot.tv_nsec.unsigned_abs() / 1_000_000,
+            is_sure: true,
+        }
+    }
 }
 
 /// What a server asks of the node.

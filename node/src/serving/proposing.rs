@@ -8,9 +8,10 @@ use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
+use crate::machine::AT_ONCE;
 use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
-use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, next_epoch};
+use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
 use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, TxId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,6 +19,10 @@ use tokio::time::Instant;
 
 /// Pause after a failed proposal, so that an edge and a leader that does not know it is deposed do not spin.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A process that does not know the time yet holds what it would write into the log for as long: no edge has a routing lease from a
+/// leader of the catalog that this node cannot hear for longer.
+const TIME_PATIENCE: Duration = limits::ROUTING_LEASE;
 
 /// A purge that waits or is proposed.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +94,8 @@ pub(super) struct Log {
     pub gones: Vec<SessionId>,
     pub replies: Replies,
     pub resume_at: Option<Instant>,
+    /// Until then a leader that does not know the time waits for it.
+    time_by: Option<Instant>,
     turn: usize,
     /// Hellos in flight; not proposed twice.
     pub greeting: Vec<(NodeId, Incarnation)>,
@@ -100,9 +107,9 @@ impl Log {
     }
 
     /// The time that an entry would carry now.
-    pub fn time_ms(&self, clock_ms: u64, steady_ms: u64) -> u64 {
+    pub fn time_ms(&self, now: Reading) -> u64 {
         let mut stamp = self.stamp;
-        stamp.next(clock_ms, steady_ms)
+        stamp.next(now)
     }
 
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
@@ -117,6 +124,7 @@ impl Log {
     pub fn begin(&mut self, catalog_index: u64, time_ms: u64) {
         self.catalog_index = catalog_index;
         self.stamp.begin(time_ms);
+        self.time_by = Some(Instant::now() + TIME_PATIENCE);
         self.catalog_moved = true;
     }
 }
@@ -174,11 +182,18 @@ impl ShardServer {
         }
         self.log.resume_at = None;
         while self.log.in_flight.len() < limits::ENTRIES_IN_FLIGHT {
+            let now = self.config.clock.read();
+            if now.clock_ms.is_none() && self.log.time_by.is_some_and(|by| Instant::now() < by) {
+                self.log.resume_at = Some(Instant::now() + FAILURE_PAUSE);
+                return;
+            }
             let mut stamp = self.log.stamp;
-            let time_ms = stamp.next((self.config.clock)(), (self.config.steady_clock)());
+            let time_ms = stamp.next(now);
             let mut entry = EntryBuilder::new(time_ms);
             let mut targets = Targets::new();
-            let parts = self.fill(&mut entry, time_ms, &mut targets);
+            // Without a clock that can be trusted only that ends which needs none.
+            let end_ms = if now.is_sure { time_ms } else { AT_ONCE };
+            let parts = self.fill(&mut entry, end_ms, &mut targets);
             if parts.is_empty() {
                 return;
             }
@@ -190,12 +205,12 @@ impl ShardServer {
         }
     }
 
-    fn fill(&mut self, entry: &mut EntryBuilder, time_ms: u64, targets: &mut Targets) -> Vec<Part> {
+    fn fill(&mut self, entry: &mut EntryBuilder, end_ms: u64, targets: &mut Targets) -> Vec<Part> {
         let mut parts = Vec::new();
         self.fill_advance(entry, &mut parts);
         self.fill_replies(entry, &mut parts);
         let batches = self.take_batches(entry.len(), targets);
-        self.fill_leader_ops(entry, time_ms, targets, &mut parts);
+        self.fill_leader_ops(entry, end_ms, targets, &mut parts);
         for session in std::mem::take(&mut self.log.gones) {
             entry.gone(session);
             parts.push(Part::Gone(session));
@@ -252,7 +267,8 @@ impl ShardServer {
         parts.push(Part::Replies(replies));
     }
 
-    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, now_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
+    /// Messages whose time ended by `end_ms` go.
+    fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, end_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
         let letters = self.letter_targets(targets);
         let log = &mut self.log;
         let wanted = [&log.reserves, &log.tends, &log.activations].iter().any(|list| !list.is_empty());
@@ -272,7 +288,7 @@ impl ShardServer {
         self.write_reserves(&mut own, &mut ops);
         self.write_purges(&mut own, &mut ops);
         for id in std::mem::take(&mut self.log.tends) {
-            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, now_ms, &mut ops)) {
+            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, end_ms, &mut ops)) {
                 own.tends.push(id);
             }
         }
@@ -282,7 +298,7 @@ impl ShardServer {
                 own.activations.push(id);
             }
         }
-        self.brace(targets, now_ms, &mut ops);
+        self.brace(targets, end_ms, &mut ops);
         own.letters = self.write_letters(letters, &mut ops);
         if !ops.is_empty() {
             entry.leader_ops(&ops.take());

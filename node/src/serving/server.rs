@@ -258,7 +258,7 @@ impl ShardServer {
     }
 
     fn lead_changed(&mut self, leadership: Leadership) {
-        let lead = leadership.leader.filter(|_| leadership.is_me);
+        let lead = leadership.as_me();
         self.expecting = lead.is_none() && leadership.leader.is_some_and(|l| l.node() == self.config.node);
         let changed = lead != self.lead;
         if changed {

@@ -1,8 +1,9 @@
-//! The time that entries carry (rule 24): the leader's clock, never going back, and never further than a second from what a clock that
-//! cannot be set says. A clock that was set by an hour moves it by a second a minute. Called by `proposing`.
+//! The time that entries carry (rule 24): the cluster's, never going back, and never further than a second from what a clock that
+//! cannot be set says. Clocks that were set by an hour move it by a second a minute. Called by `proposing`.
 
-/// How far the clock may be from the steady one.
-const SLACK_MS: u64 = 1000;
+use crate::model::limits::CLOCK_SLACK_MS;
+use crate::model::ports::Reading;
+
 /// So often what the steady clock says is taken anew from the last time given: a slow drift is followed, a jump is not.
 const ANCHOR_MS: u64 = 60_000;
 
@@ -20,15 +21,16 @@ impl Stamp {
         self.last_ms = self.last_ms.max(last_ms);
     }
 
-    /// The time of an entry, ms since the epoch: `clock_ms` may jump, `steady_ms` counts from anywhere and goes on in a suspended machine.
-    pub fn next(&mut self, clock_ms: u64, steady_ms: u64) -> u64 {
-        let mut time = clock_ms;
+    /// The time of an entry, ms since the epoch. It stands still while nobody knows the time: a guess would stay in the log.
+    pub fn next(&mut self, Reading { clock_ms, steady_ms, is_sure }: Reading) -> u64 {
+        let Some(mut time) = clock_ms else { return self.last_ms };
         if let Some((from, at)) = self.anchor {
             let expected = from + steady_ms.saturating_sub(at);
-            time = time.clamp(expected.saturating_sub(SLACK_MS), expected + SLACK_MS);
+            time = time.clamp(expected.saturating_sub(CLOCK_SLACK_MS), expected + CLOCK_SLACK_MS);
         }
         time = time.max(self.last_ms);
-        if self.anchor.is_none_or(|(_, at)| steady_ms >= at + ANCHOR_MS) {
+        // A guess is followed and not held on to.
+        if is_sure && self.anchor.is_none_or(|(_, at)| steady_ms >= at + ANCHOR_MS) {
             self.anchor = Some((time, steady_ms));
         }
         self.last_ms = time;
@@ -42,15 +44,21 @@ mod tests {
 
     const HOUR: u64 = 3_600_000;
 
+    impl Stamp {
+        fn at(&mut self, clock_ms: u64, steady_ms: u64) -> u64 {
+            self.next(Reading { clock_ms: Some(clock_ms), steady_ms, is_sure: true })
+        }
+    }
+
     #[test]
     fn a_clock_that_is_set_moves_the_time_by_a_second_at_most() {
         for jump in [HOUR as i64, -(HOUR as i64)] {
             let mut stamp = Stamp::default();
-            assert_eq!(stamp.next(10 * HOUR, 5), 10 * HOUR);
+            assert_eq!(stamp.at(10 * HOUR, 5), 10 * HOUR);
             let set = (10 * HOUR).saturating_add_signed(jump);
             for n in 1..50 {
-                let time = stamp.next(set + n * 1000, 5 + n * 1000);
-                assert!(time.abs_diff(10 * HOUR + n * 1000) <= SLACK_MS, "after {n} s: {time}");
+                let time = stamp.at(set + n * 1000, 5 + n * 1000);
+                assert!(time.abs_diff(10 * HOUR + n * 1000) <= CLOCK_SLACK_MS, "after {n} s: {time}");
             }
         }
     }
@@ -59,15 +67,15 @@ mod tests {
     fn the_time_never_goes_back() {
         let mut stamp = Stamp::default();
         stamp.begin(500);
-        assert_eq!(stamp.next(100, 0), 500, "an entry of another leader was later");
+        assert_eq!(stamp.at(100, 0), 500, "an entry of another leader was later");
         let mut last = 500;
         for (clock, steady) in [(900, 400), (700, 500), (1_000_000, 600), (2_000, 700), (0, 800)] {
-            let time = stamp.next(clock, steady);
+            let time = stamp.at(clock, steady);
             assert!(time >= last);
             last = time;
         }
         stamp.begin(300);
-        assert!(stamp.next(last - 1, 800) >= last);
+        assert!(stamp.at(last - 1, 800) >= last);
     }
 
     #[test]
@@ -77,17 +85,19 @@ mod tests {
         for minute in 0..=24 * 60 {
             let steady = minute * 60_000;
             let clock = day + steady + steady / 10_000;
-            assert_eq!(stamp.next(clock, steady), clock);
+            assert_eq!(stamp.at(clock, steady), clock);
         }
         let steady = day + 8 * HOUR;
         let clock = day + steady + day / 10_000;
-        assert_eq!(stamp.next(clock, steady), clock, "eight hours of sleep count on both clocks");
+        assert_eq!(stamp.at(clock, steady), clock, "eight hours of sleep count on both clocks");
     }
 
     #[test]
-    fn the_first_leadership_of_a_process_believes_its_clock() {
+    fn the_first_leadership_of_a_process_waits_for_the_time_and_then_believes_it() {
         let mut stamp = Stamp::default();
         stamp.begin(HOUR);
-        assert_eq!(stamp.next(25 * HOUR, 7), 25 * HOUR, "the cluster was off for a day");
+        assert_eq!(stamp.next(Reading { clock_ms: None, steady_ms: 5, is_sure: false }), HOUR, "nobody knows better");
+        assert_eq!(stamp.next(Reading { clock_ms: Some(24 * HOUR), steady_ms: 6, is_sure: false }), 24 * HOUR, "a guess");
+        assert_eq!(stamp.at(25 * HOUR, 7), 25 * HOUR, "the cluster was off for a day");
     }
 }

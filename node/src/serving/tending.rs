@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 /// An alarm is set at most this far ahead: clocks that are set are noticed.
 const ALARM_MAX: Duration = Duration::from_secs(10);
+/// A clock that may be wrong is looked at again after this time.
+const UNSURE: Duration = Duration::from_secs(1);
 /// A queue whose users may not all have been heard of is looked at again after this time.
 const UNHEARD: Duration = Duration::from_secs(1);
 
@@ -22,9 +24,10 @@ const UNHEARD: Duration = Duration::from_secs(1);
 pub(super) type Targets = SmallVec<[(QueueId, u64, bool); 2]>;
 
 impl ShardServer {
-    /// The leader's time, never going back.
-    pub(super) fn now_ms(&self) -> u64 {
-        self.log.time_ms((self.config.clock)(), (self.config.steady_clock)())
+    /// What ends by time has ended up to here, ms since the epoch; `None` while this node's clock may be wrong.
+    pub(super) fn end_ms(&self) -> Option<u64> {
+        let now = self.config.clock.read();
+        now.is_sure.then(|| self.log.time_ms(now))
     }
 
     /// Messages came.
@@ -111,7 +114,10 @@ impl ShardServer {
         let checked = checked.get_or_insert_with(|| state.checked_ranges());
         let heads = (0..queue.levels()).filter_map(|level| queue.first_ready(level, Seq(0), checked));
         let deadline = heads.map(|run| run.deadline_ms).filter(|ms| *ms > 0).min()?;
-        Some(if deadline == AT_ONCE { now } else { now + Duration::from_millis(deadline.saturating_sub(self.now_ms())) })
+        if deadline == AT_ONCE {
+            return Some(now);
+        }
+        Some(self.end_ms().map_or(now + UNSURE, |end_ms| now + Duration::from_millis(deadline.saturating_sub(end_ms))))
     }
 
     /// When the queue ends for want of use; tells the node when it does.

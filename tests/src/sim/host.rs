@@ -3,12 +3,13 @@
 
 use crate::oracle::Oracle;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use warren::config::{ServerConfig, Settings};
+use warren::consensus::Sources;
 use warren::edge::Edge;
 use warren::model::NodeId;
 use warren::node::{Ground, SimulatedNode};
@@ -51,6 +52,8 @@ pub fn while_serving(life_rx: &watch::Receiver<Life>, number: u64, then: impl Fn
 /// A machine.
 pub struct Host {
     pub id: NodeId,
+    /// How far its clock is ahead.
+    pub ahead_ms: Arc<AtomicI64>,
     dir: PathBuf,
     network: MemoryNetwork,
     state: Mutex<State>,
@@ -93,6 +96,7 @@ impl Host {
         let state = State { disk, life: 0, runtime: None, node: None, consumers: Vec::new() };
         Arc::new(Host {
             id: NodeId(id),
+            ahead_ms: Arc::default(),
             dir: dir.join(format!("node-{id}")),
             network: network.clone(),
             state: Mutex::new(state),
@@ -100,6 +104,11 @@ impl Host {
             errors: errors.clone(),
             starved: starved.clone(),
         })
+    }
+
+    fn clocks(&self) -> Sources {
+        let (Sources { system, steady }, ahead) = (Sources::default(), self.ahead_ms.clone());
+        Sources { system: Arc::new(move || system().saturating_add_signed(ahead.load(Ordering::SeqCst))), steady }
     }
 
     /// Starts a process unless one runs. It serves when `life` says so.
@@ -124,6 +133,7 @@ impl Host {
             disk: Arc::new(state.disk.clone()),
             wal: WalConfig { file_bytes: WAL_FILE_BYTES, budget_bytes: 64 << 20, fatal: Some(Arc::new(died)), ..WalConfig::default() },
             wire: Box::new(move |handler| Ok(network.join(id, handler))),
+            clocks: self.clocks(),
         };
         runtime.spawn(self.clone().run(life, ground));
         runtime.spawn(super::world::watch_clock(self.starved.clone()));

@@ -13,13 +13,14 @@ mod tending;
 mod throughput;
 mod transactions;
 
+use super::handle::OwnClock;
 use super::local::{LocalBodies, LocalProposer};
 use super::*;
 use crate::machine::shard::DataMachine;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{EntryBytes, Ops, SettleReason, StoredMessage};
 use crate::model::link::*;
-use crate::model::ports::{Bodies, EdgeEnd, Leadership, ProposalOutcome, Proposer, path};
+use crate::model::ports::{Bodies, Clock, EdgeEnd, Leadership, ProposalOutcome, Proposer, Reading, path};
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::*;
 use parking_lot::Mutex;
@@ -106,6 +107,16 @@ impl Bodies for Cold {
     }
 }
 
+/// The machine's clock until the test says otherwise.
+#[derive(Default)]
+struct TestClock(Mutex<Option<Reading>>);
+
+impl Clock for TestClock {
+    fn read(&self) -> Reading {
+        (*self.0.lock()).unwrap_or_else(|| OwnClock.read())
+    }
+}
+
 struct Shard {
     machine: Arc<Mutex<DataMachine>>,
     bodies: Arc<LocalBodies>,
@@ -116,6 +127,7 @@ struct Shard {
     events: mpsc::Receiver<ServerEvent>,
     office: Arc<dead_letters::TestOffice>,
     courier: Arc<transactions::TestCourier>,
+    clock: Arc<TestClock>,
     term: u64,
     setup: Setup,
 }
@@ -154,6 +166,17 @@ impl Shard {
     }
 
     fn over(machine: Arc<Mutex<DataMachine>>, bodies: Arc<LocalBodies>, catalog: Arc<TestCatalog>, term: u64, setup: Setup) -> Shard {
+        Shard::with_clock(machine, bodies, catalog, term, setup, Arc::default())
+    }
+
+    fn with_clock(
+        machine: Arc<Mutex<DataMachine>>,
+        bodies: Arc<LocalBodies>,
+        catalog: Arc<TestCatalog>,
+        term: u64,
+        setup: Setup,
+        clock: Arc<TestClock>,
+    ) -> Shard {
         let (server, mailbox) = mailbox();
         let gate = Arc::new(Gate {
             inner: LocalProposer::new(machine.clone(), bodies.clone(), server.clone()),
@@ -170,19 +193,20 @@ impl Shard {
         config.letters = office.clone();
         let courier = Arc::new(transactions::TestCourier::default());
         config.courier = courier.clone();
+        config.clock = clock.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
         let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, clock, term, setup }
     }
 
     /// Another leader over the same replicated state.
     fn fail_over(self) -> Shard {
         self.server.stop();
-        Shard::over(self.machine, self.bodies, self.catalog, self.term + 1, self.setup)
+        Shard::with_clock(self.machine, self.bodies, self.catalog, self.term + 1, self.setup, self.clock)
     }
 
     fn declare(&self, queues: &[QueueId]) {

@@ -240,3 +240,44 @@ async fn the_active_consumer_stays_active_under_another_leader_until_its_edge_is
     drop(one);
     assert_eq!(two.seqs(2).await, [2, 3]);
 }
+
+/// Rule 24. The machine's last entry was of the right time; the new leader's process starts with a clock that is an hour ahead.
+#[tokio::test]
+async fn a_leader_that_is_not_sure_of_the_time_lets_nothing_end_and_writes_no_guess_into_the_log() {
+    const MINUTE: u64 = 60_000;
+    let shard = Shard::with(ttl(10 * MINUTE));
+    let began = OwnClock.read();
+    shard.edge(1).await.publish(Q, 0..2).await;
+    let clock = shard.clock.clone();
+    let set = |after: Option<u64>, is_sure| {
+        let clock_ms = after.map(|ms| began.clock_ms.unwrap() + ms);
+        *clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after.unwrap_or(0), is_sure });
+    };
+    set(None, false);
+    let shard = shard.fail_over();
+    assert!(timeout(QUIET, shard.arriving(2, 102)).await.is_err(), "the time is waited for");
+    set(Some(MINUTE), false);
+    let mut edge = shard.edge(1).await;
+    assert_eq!(edge.stat(Q).await.ready, 2);
+    assert!(shard.machine.lock().last_time_ms() <= began.clock_ms.unwrap() + MINUTE + 1);
+    // Their time has ended, by a clock that may be wrong: they stay, and can be had.
+    set(Some(60 * MINUTE), false);
+    edge.publish(Q, 2..3).await;
+    assert_eq!(edge.get(Q).await.unwrap().unwrap().0, 1);
+    assert_eq!(edge.stat(Q).await.ready, 2);
+    set(Some(60 * MINUTE), true);
+    assert_eq!(edge.until_ready(1).await.unacked, 1, "the second is gone, the last one has time");
+}
+
+/// Whoever does not hear the time for long goes on without it: acknowledgements must not wait for ever.
+#[tokio::test]
+async fn a_leader_that_never_learns_the_time_serves_without() {
+    let shard = Shard::with(ttl(60_000));
+    shard.edge(1).await.publish(Q, 0..2).await;
+    let last = shard.machine.lock().last_time_ms();
+    *shard.clock.0.lock() = Some(Reading::default());
+    let shard = shard.fail_over();
+    let mut edge = shard.edge(1).await;
+    edge.settle(Q, 1, 1).await;
+    assert_eq!((edge.stat(Q).await.ready, shard.machine.lock().last_time_ms()), (1, last));
+}

@@ -70,6 +70,25 @@ impl StateStore {
         Ok((store, report))
     }
 
+    /// A store whose disk has no space for the first `refusals` checkpoints.
+    #[cfg(test)]
+    pub fn out_of_space(path: &Path, mut refusals: usize) -> StateStore {
+        let (trees, _) = Trees::open(path).expect("opens");
+        let (requests_tx, requests_rx) = sync_channel(WAITING);
+        let work = move || {
+            while refusals > 0 {
+                match requests_rx.recv() {
+                    Ok(Request::Checkpoint(_, _, done)) => done(Err(StateError::Disk("no space left on device".into()))),
+                    Ok(Request::Load(_, reply_tx)) => drop(reply_tx.send(Ok(Stored::default()))),
+                    Err(_) => return,
+                }
+                refusals -= 1;
+            }
+            serve(trees, &requests_rx);
+        };
+        StateStore { requests_tx: Some(requests_tx), thread: Some(std::thread::spawn(work)), path: path.to_owned() }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -97,6 +97,10 @@ pub struct Trees {
     path: PathBuf,
     /// Last checkpoint of each shard.
     marks: Marks,
+    /// Of these what was durable, whether or not the file could be written that says so.
+    durable: Marks,
+    /// The file says less.
+    unmarked: bool,
     /// `None` after a failure, until the next call opens what is on disk.
     open: Option<Open>,
     /// Shards that were found older than their mark: a partial change would build on the wrong base.
@@ -164,7 +168,9 @@ fn contained<R>(work: impl FnOnce() -> Result<R, StateError>) -> Result<R, State
 impl Trees {
     /// Opens and checks; a damaged store is set aside.
     pub fn open(path: &Path) -> Result<(Trees, OpenReport), StateError> {
-        let mut trees = Trees { path: path.to_owned(), marks: Marks::read(path), open: None, needs_full: BTreeSet::new() };
+        let marks = Marks::read(path);
+        let (durable, needs_full) = (marks.clone(), BTreeSet::new());
+        let mut trees = Trees { path: path.to_owned(), marks, durable, unmarked: false, open: None, needs_full };
         let report = trees.reopen()?;
         trees.needs_full.clear();
         Ok((trees, report))
@@ -182,10 +188,18 @@ impl Trees {
         Ok(())
     }
 
-    /// Makes all writes durable.
+    /// Makes all writes durable. The file of marks follows: a checkpoint is none the less for it, since this process knows what was durable
+    /// and the next one builds on what it finds.
     pub fn flush(&mut self) -> Result<(), StateError> {
         self.with(Open::flush)?;
-        self.marks.write(&self.path)?;
+        self.durable = self.marks.clone();
+        let marked = self.durable.write(&self.path);
+        if let Err(error) = &marked
+            && !self.unmarked
+        {
+            tracing::warn!(path = %self.path.display(), %error, "what was checkpointed cannot be written down beside the state store");
+        }
+        self.unmarked = marked.is_err();
         Ok(())
     }
 
@@ -196,7 +210,7 @@ impl Trees {
 
     fn opened(&mut self) -> Result<(), StateError> {
         if self.open.is_none() {
-            self.marks = Marks::read(&self.path);
+            self.marks = self.durable.clone();
             self.reopen()?;
         }
         Ok(())
@@ -246,6 +260,7 @@ impl Trees {
             self.marks.remove(lost.shard);
             self.needs_full.insert(lost.shard);
         }
+        self.durable = self.marks.clone();
         self.open = Some(open);
         Ok(OpenReport { set_aside, rolled_back })
     }
@@ -415,6 +430,23 @@ mod tests {
         trees.write(ShardId(1), &change(6, false)).unwrap();
         trees.flush().unwrap();
         assert_eq!(trees.load(ShardId(1)).unwrap().applied, Some(id(6)));
+    }
+
+    #[test]
+    fn a_checkpoint_is_one_although_its_mark_cannot_be_written_and_is_missed_when_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (mut trees, _) = Trees::open(&path).unwrap();
+        std::fs::create_dir(path.join("marks")).unwrap();
+        trees.write(ShardId(1), &change(5, true)).unwrap();
+        assert_eq!(trees.flush(), Ok(()));
+        fail(&mut trees, StateError::Disk("closes it".into()));
+        open_patiently(&path).unwrap().drop_tree(tree_name(ShardId(1))).unwrap();
+        assert_eq!(trees.write(ShardId(1), &change(6, false)), Err(StateError::NeedsFull(ShardId(1))));
+        trees.write(ShardId(1), &change(6, true)).unwrap();
+        std::fs::remove_dir(path.join("marks")).unwrap();
+        assert_eq!(trees.flush(), Ok(()));
+        assert_eq!(Marks::read(&path), trees.durable, "made up for");
     }
 
     /// Breaks the content so that the next open sees it.

@@ -82,7 +82,6 @@ struct Cached {
 pub(super) struct ShardIndex {
     pub group: Group,
     pub flushed: Option<LogId>,
-    pub committed_dirty: bool,
     pub(super) rows: VecDeque<Row>,
     pub(super) dead: usize,
     /// First index of each run of entries with one leader.

@@ -115,7 +115,7 @@ impl Keeper {
         let mut state = self.shared.lock();
         state.ready.push_back(file);
         state.stats.low_space = false;
-        self.shared.work.notify_all();
+        self.shared.prepared.notify_all();
     }
 
     fn report(&self, result: io::Result<()>) {
@@ -125,8 +125,8 @@ impl Keeper {
                 tracing::warn!(%error, spare = state.ready.len(), "cannot prepare another log file");
             }
             state.stats.low_space = true;
-            self.shared.hurry_when_low(&mut state);
-            self.shared.work.notify_all();
+            self.shared.hurry_when_low(&state);
+            self.shared.prepared.notify_all();
             if !state.stats.dead {
                 self.shared.keep.wait_for(&mut state, RETRY);
             }

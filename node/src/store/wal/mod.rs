@@ -35,7 +35,8 @@ use format::Lap;
 use keeper::Keeper;
 use parking_lot::Mutex;
 use recovery::{Recovered, Tail, recover};
-use state::{Op, Shared};
+use state::{Commits, Op, Shared};
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,9 +59,7 @@ struct Threads {
 
 impl Threads {
     fn stop(&self) {
-        self.shared.lock().stopping = true;
-        self.shared.work.notify_all();
-        self.shared.keep.notify_all();
+        self.shared.stop();
         let running = std::mem::take(&mut *self.running.lock());
         for thread in running.into_iter().filter(|t| t.thread().id() != thread::current().id()) {
             if thread.join().is_err() {
@@ -91,7 +90,19 @@ impl Wal {
         let Recovered { state, groups, identity, .. } = recovered;
         let shared = Shared::new(config, state);
         let Tail { file, position, closed, next_batch, items } = tail;
-        let mut writer = Writer { shared: shared.clone(), file, position, closed, next_batch, groups, identity, items, heads: Vec::new() };
+        let mut writer = Writer {
+            shared: shared.clone(),
+            file,
+            position,
+            closed,
+            next_batch,
+            groups,
+            identity,
+            items,
+            heads: Vec::new(),
+            waiting: VecDeque::new(),
+            commits: Commits::new(),
+        };
         if fresh {
             writer.begin(writer.file.clone()).map_err(io_error)?;
         }
@@ -158,9 +169,8 @@ impl Wal {
     /// Remember the commit point; written with the next batch.
     pub fn save_committed(&self, shard: ShardId, id: LogId) {
         let mut state = self.shared.lock();
-        let index = state.shard(shard);
-        index.group.committed = Some(id);
-        index.committed_dirty = true;
+        state.shard(shard).group.committed = Some(id);
+        self.shared.inbox().commits.insert(shard, id);
     }
 
     /// Last id that is durable here; a checkpoint must not be newer.

@@ -126,7 +126,7 @@ impl Shared {
         let mut state = self.lock();
         let frees = state.shard(shard).unstage();
         if !frees.is_empty() {
-            state.queue.push_back(Op::Free(frees));
+            self.inbox().queue.push_back(Op::Free(frees));
         }
     }
 

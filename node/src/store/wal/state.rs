@@ -1,4 +1,5 @@
-//! What the handle, the writer and the file keeper share, behind one lock that is never held across IO.
+//! What the handle, the writer and the file keeper share, behind locks that are never held across IO. Requests have a lock of their own:
+//! the writer takes them while the groups go on with what they just appended.
 
 use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
 use super::file::{Held, ReadyFile};
@@ -66,13 +67,23 @@ pub(super) enum Op {
     Free(Frees),
 }
 
-pub(super) struct State {
-    pub shards: HashMap<ShardId, ShardIndex>,
-    pub identity: Option<Identity>,
+/// Requests for the writer, in the order in which the state took them. Locked after the state where both are.
+#[derive(Default)]
+pub(super) struct Inbox {
     pub queue: VecDeque<Op>,
     /// The queue holds something that somebody waits for.
     pub urgent: bool,
     pub stopping: bool,
+    /// Commit points to be written with the next batch.
+    pub commits: Commits,
+}
+
+/// The newest commit point of each group that has one.
+pub(super) type Commits = BTreeMap<ShardId, LogId>;
+
+pub(super) struct State {
+    pub shards: HashMap<ShardId, ShardIndex>,
+    pub identity: Option<Identity>,
     /// The writer waits for a prepared file.
     pub starved: bool,
     pub stats: WalStats,
@@ -97,9 +108,6 @@ impl State {
         State {
             shards: HashMap::new(),
             identity: None,
-            queue: VecDeque::new(),
-            urgent: false,
-            stopping: false,
             starved: false,
             stats: WalStats::default(),
             sync_began: None,
@@ -154,8 +162,11 @@ impl State {
 
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// Wakes the writer.
+    inbox: Mutex<Inbox>,
+    /// Wakes the writer that waits for requests.
     pub work: Condvar,
+    /// Wakes the writer that waits for a file.
+    pub prepared: Condvar,
     /// Wakes the keeper.
     pub keep: Condvar,
     pub config: WalConfig,
@@ -163,22 +174,39 @@ pub(super) struct Shared {
 
 impl Shared {
     pub fn new(config: WalConfig, state: State) -> Arc<Shared> {
-        Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), keep: Condvar::new(), config })
+        let (work, prepared, keep) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Arc::new(Shared { state: Mutex::new(state), inbox: Mutex::default(), work, prepared, keep, config })
+    }
+
+    pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock()
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
 
+    /// The writer ends when the queue is empty; nothing more is taken.
+    pub fn stop(&self) {
+        // Under the state's lock, so that nobody is between the look at it and the wait.
+        let _state = self.lock();
+        self.inbox().stopping = true;
+        self.work.notify_all();
+        self.prepared.notify_all();
+        self.keep.notify_all();
+    }
+
     /// Queue what `make` returns, or fail `done` at once: the log is closed or `make` refuses.
     pub fn submit(&self, done: Done, make: impl FnOnce(&mut State, Done) -> Result<Op, (Done, io::Error)>) {
         let mut state = self.lock();
-        let closed = state.stats.dead || state.stopping;
+        let closed = state.stats.dead || self.inbox().stopping;
         let made = if closed { Err((done, io::Error::other("the log is closed"))) } else { make(&mut state, done) };
         match made {
             Ok(op) => {
-                state.queue.push_back(op);
-                state.urgent = true;
+                let mut inbox = self.inbox();
+                inbox.queue.push_back(op);
+                inbox.urgent = true;
+                drop(inbox);
                 self.work.notify_all();
             }
             Err((done, error)) => {
@@ -226,16 +254,18 @@ impl Shared {
         let mut state = self.lock();
         if let Some((frees, bytes)) = state.shard(shard).purge(upto) {
             state.stats.cache_bytes -= bytes;
-            state.queue.push_back(Op::Purge { shard, upto, frees });
-            self.hurry_when_low(&mut state);
+            self.inbox().queue.push_back(Op::Purge { shard, upto, frees });
+            self.hurry_when_low(&state);
         }
     }
 
     /// What gives space free rides with the next batch; when space is low it does not wait for one.
-    pub fn hurry_when_low(&self, state: &mut State) {
-        if state.stats.low_space && !state.queue.is_empty() {
-            state.urgent = true;
+    pub fn hurry_when_low(&self, state: &State) {
+        let mut inbox = self.inbox();
+        if state.stats.low_space && !inbox.queue.is_empty() {
+            inbox.urgent = true;
             self.work.notify_all();
+            self.prepared.notify_all();
         }
     }
 
@@ -246,11 +276,13 @@ impl Shared {
         if frees.is_empty() {
             return;
         }
-        match state.queue.back_mut() {
+        let mut inbox = self.inbox();
+        match inbox.queue.back_mut() {
             Some(Op::Free(all) | Op::Purge { frees: all, .. }) => all.append(frees),
-            _ => state.queue.push_back(Op::Free(frees)),
+            _ => inbox.queue.push_back(Op::Free(frees)),
         }
-        self.hurry_when_low(&mut state);
+        drop(inbox);
+        self.hurry_when_low(&state);
     }
 
     pub fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {

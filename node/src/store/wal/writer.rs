@@ -8,9 +8,10 @@ use super::group::Groups;
 use super::index::{Frees, Location};
 use super::meta;
 use super::sidecar::{Item, Sidecar};
-use super::state::{Op, Shared, State};
+use super::state::{Commits, Op, Shared, State};
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,10 @@ pub(super) struct Writer {
     /// Of the open file.
     pub items: Vec<Item>,
     pub heads: Vec<u8>,
+    /// Taken and not in a batch yet.
+    pub waiting: VecDeque<Op>,
+    /// Commit points for the next batch.
+    pub commits: Commits,
 }
 
 /// Requests that become durable together.
@@ -112,15 +117,43 @@ impl Writer {
     }
 
     /// Wait for work and take what fits into the file; an empty batch: nothing fits.
-    fn next_batch(&self) -> Result<Batch, End> {
-        let mut state = self.shared.lock();
-        while !state.urgent && !state.stopping {
-            self.shared.work.wait(&mut state);
+    fn next_batch(&mut self) -> Result<Batch, End> {
+        let mut inbox = self.shared.inbox();
+        while self.waiting.is_empty() && !inbox.urgent && !inbox.stopping {
+            self.shared.work.wait(&mut inbox);
         }
-        if state.queue.is_empty() && state.stopping {
+        let stopping = inbox.stopping;
+        drop(inbox);
+        self.take_inbox();
+        if self.waiting.is_empty() && stopping {
             return Err(End::Stopped);
         }
-        Ok(take(&mut state, self.room(), self.shared.config.batch_bytes))
+        Ok(self.take(self.room(), self.shared.config.batch_bytes))
+    }
+
+    fn take_inbox(&mut self) {
+        let mut inbox = self.shared.inbox();
+        self.waiting.append(&mut inbox.queue);
+        self.commits.append(&mut inbox.commits);
+        inbox.urgent = false;
+    }
+
+    /// Take requests in order while they fit into `room` bytes of the file and the size of a batch.
+    fn take(&mut self, room: u64, batch_bytes: usize) -> Batch {
+        let mut batch = Batch::default();
+        let limit = Limit { room, batch_bytes, dirty: self.commits.len() * RECORD_HEAD };
+        while let Some(op) = self.waiting.pop_front() {
+            if let Some(rest) = absorb(&mut batch, op, limit) {
+                self.waiting.push_front(rest);
+                break;
+            }
+        }
+        if !batch.records.is_empty() {
+            for (shard, id) in std::mem::take(&mut self.commits) {
+                batch.push(Record::new(Kind::Committed, shard, id, EntryBytes::default()));
+            }
+        }
+        batch
     }
 
     /// Bytes that entries may still take in the open file.
@@ -217,28 +250,29 @@ impl Writer {
 
     /// Go on in the next prepared file. Waits for one when there is none.
     fn rotate(&mut self) -> Result<(), End> {
+        let shared = self.shared.clone();
         let next = loop {
-            let mut state = self.shared.lock();
+            let mut state = shared.lock();
             state.starved = state.ready.is_empty();
             if let Some(next) = state.ready.pop_front() {
                 state.stats.full = false;
                 self.shared.keep.notify_all();
                 break next;
             }
-            if state.stopping && state.stats.low_space {
+            if state.stats.low_space && self.shared.inbox().stopping {
                 return Err(End::Stopped);
             }
             state.stats.full = state.stats.low_space;
-            let freeing = if state.stats.full { take_frees(&mut state, self.control_room()) } else { None };
-            match freeing {
-                Some(batch) => {
+            if state.stats.full {
+                self.take_inbox();
+                let room = self.control_room();
+                if let Some(batch) = take_frees(&mut self.waiting, &state, room) {
                     drop(state);
                     self.write(batch)?;
-                }
-                None => {
-                    self.shared.work.wait_for(&mut state, FULL_RETRY);
+                    continue;
                 }
             }
+            self.shared.prepared.wait_for(&mut state, FULL_RETRY);
         };
         self.close()?;
         let lap = Lap { seq: next.seq, salt: rand::random() };
@@ -274,13 +308,14 @@ impl Writer {
     }
 
     /// The thread ends: nobody waits for ever.
-    fn refuse_rest(&self) {
-        let mut state = self.shared.lock();
+    fn refuse_rest(&mut self) {
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
         state.stats.dead = true;
-        let rest = std::mem::take(&mut state.queue);
+        self.take_inbox();
         self.shared.keep.notify_all();
         drop(state);
-        for op in rest {
+        for op in std::mem::take(&mut self.waiting) {
             match op {
                 Op::Append { done, .. } | Op::Vote { done, .. } | Op::Identity { done, .. } | Op::Truncate { done, .. } => done(closed()),
                 Op::Stage { done, .. } | Op::Prepare { done, .. } | Op::Install { done, .. } => done(closed()),
@@ -292,28 +327,6 @@ impl Writer {
 
 fn closed() -> io::Result<()> {
     Err(io::Error::other("the log is closed"))
-}
-
-/// Take requests in order while they fit into `room` bytes of the file and the size of a batch.
-fn take(state: &mut State, room: u64, batch_bytes: usize) -> Batch {
-    let mut batch = Batch::default();
-    let dirty = state.shards.values().filter(|s| s.committed_dirty).count() * RECORD_HEAD;
-    let limit = Limit { room, batch_bytes, dirty };
-    while let Some(op) = state.queue.pop_front() {
-        if let Some(rest) = absorb(&mut batch, op, limit) {
-            state.queue.push_front(rest);
-            break;
-        }
-    }
-    if !batch.records.is_empty() {
-        for (shard, index) in state.shards.iter_mut().filter(|(_, s)| s.committed_dirty) {
-            index.committed_dirty = false;
-            let id = index.group.committed.unwrap_or_default();
-            batch.push(Record::new(Kind::Committed, *shard, id, EntryBytes::default()));
-        }
-    }
-    state.urgent = !state.queue.is_empty();
-    batch
 }
 
 /// Move a request into the batch; what does not fit comes back.
@@ -395,10 +408,10 @@ fn content(payload: Payload) -> (Kind, EntryBytes) {
 }
 
 /// When there is no space: purges may overtake what waits, since they commute with it, if that makes a file free.
-fn take_frees(state: &mut State, room: u64) -> Option<Batch> {
-    let (mut batch, mut rest) = (Batch::default(), std::collections::VecDeque::new());
+fn take_frees(waiting: &mut VecDeque<Op>, state: &State, room: u64) -> Option<Batch> {
+    let (mut batch, mut rest) = (Batch::default(), VecDeque::new());
     let mut lost = std::collections::HashMap::<u32, u64>::new();
-    for op in &state.queue {
+    for op in &*waiting {
         if let Op::Purge { frees, .. } | Op::Free(frees) = op {
             frees.iter().for_each(|(file, n)| *lost.entry(file).or_default() += u64::from(n));
         }
@@ -408,12 +421,12 @@ fn take_frees(state: &mut State, room: u64) -> Option<Batch> {
         return None;
     }
     let limit = Limit { room, batch_bytes: usize::MAX, dirty: 0 };
-    for op in std::mem::take(&mut state.queue) {
+    for op in std::mem::take(waiting) {
         match op {
             Op::Purge { .. } | Op::Free(_) => rest.extend(absorb(&mut batch, op, limit)),
             other => rest.push_back(other),
         }
     }
-    state.queue = rest;
+    *waiting = rest;
     (!batch.is_empty()).then_some(batch)
 }
