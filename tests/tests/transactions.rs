@@ -122,7 +122,13 @@ fn judge(broker: &Broker, input: &str, outputs: &[String], seen: &Seen) {
     }
     assert!(left.values().all(|n| *n == 1), "{left:?}");
     assert_eq!(left.len() + moved.len(), INPUTS, "a message is gone and no transaction has moved it");
-    println!("{} begun, {} with commit-ok, {} took effect, {} connections ended", seen.begun, seen.committed.len(), moved.len(), seen.lost_connections);
+    println!(
+        "{} begun, {} with commit-ok, {} took effect, {} connections ended",
+        seen.begun,
+        seen.committed.len(),
+        moved.len(),
+        seen.lost_connections
+    );
 }
 
 #[test]

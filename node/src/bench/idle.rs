@@ -69,7 +69,9 @@ pub(super) fn connections(args: &BenchArgs, broker: &[Dial]) -> Result<Value, Be
     let after = rss_kib(&args.pids)?;
     let each = after.saturating_sub(before) as f64 / held.len().max(1) as f64;
     eprintln!("  {} connections with {CHANNELS} channels each: {each:.1} KiB each in the given processes", held.len());
-    Ok(json!({ "connections": held.len(), "channels": CHANNELS, "kib_each": each, "rss_kib_before": before, "rss_kib_after": after, "clean": true }))
+    Ok(
+        json!({ "connections": held.len(), "channels": CHANNELS, "kib_each": each, "rss_kib_before": before, "rss_kib_after": after, "clean": true }),
+    )
 }
 
 fn rss_kib(pids: &[u32]) -> Result<u64, BenchError> {

@@ -36,6 +36,9 @@ impl DataMachine {
         if self.transactions.decided(tx).is_some() {
             return Ok(Some(RefusedEnqueue::GivenUp));
         }
+        if self.transactions.prepared(tx).is_some() {
+            return Ok(None);
+        }
         let (mut messages, mut leaving, mut coming) = (Vec::new(), Vec::new(), Coming::new());
         let mut full = false;
         for op in ops {

@@ -636,6 +636,8 @@ fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: Queu
     let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
     match settings.overflow {
         Overflow::DropHead => false,
-        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.unwrap_or(0).into())),
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => {
+            limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.unwrap_or(0).into()))
+        }
     }
 }

@@ -194,7 +194,13 @@ impl Batches {
         true
     }
 
-    fn push_alone(&mut self, (ops, runs, settles): (Bytes, Vec<Run>, Vec<Settles>), index: u64, commits: Vec<Arc<Committing>>, now: Instant) {
+    fn push_alone(
+        &mut self,
+        (ops, runs, settles): (Bytes, Vec<Run>, Vec<Settles>),
+        index: u64,
+        commits: Vec<Arc<Committing>>,
+        now: Instant,
+    ) {
         if !self.open.is_empty() {
             self.close();
         }

@@ -98,8 +98,7 @@ impl Committing {
     /// Answered on that channel. Whoever makes it says how many shares there are (`expect`), hands them to their lanes, and is `done`.
     /// `parts`: the lanes of shards whose parts are decided together, the one that decides first.
     pub fn new(mailbox: Arc<Mailbox>, at: ChannelRef, tx: TxId, parts: &[Arc<Lane>]) -> Arc<Committing> {
-        let progress =
-            Progress { stage: Stage::Parts, waiting: 1, refused: None, is_given_up: false, late: Vec::new(), held: Vec::new() };
+        let progress = Progress { stage: Stage::Parts, waiting: 1, refused: None, is_given_up: false, late: Vec::new(), held: Vec::new() };
         let decided = parts.iter().map(|lane| lane.shard).collect();
         let parts = parts.iter().map(Arc::downgrade).collect();
         Arc::new(Committing { mailbox, at, tx, decided, parts, progress: Mutex::new(progress) })

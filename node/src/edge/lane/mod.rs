@@ -202,7 +202,9 @@ impl Lane {
         let mut leaving: BTreeMap<(QueueId, SettleReason), RangeSet> = BTreeMap::new();
         for ((held, outcome), count) in settlements.iter().zip(settled) {
             let held = held.iter().filter(|h| h.shard == self.shard);
-            *count += state.release(connection, held, *outcome, |_, queue, reason, seq| leaving.entry((queue, reason)).or_default().insert(seq)).0;
+            *count += state
+                .release(connection, held, *outcome, |_, queue, reason, seq| leaving.entry((queue, reason)).or_default().insert(seq))
+                .0;
         }
         let settles: Vec<Settles> = leaving.into_iter().map(|((queue, reason), mut set)| (queue, reason, set.take())).collect();
         settles.iter().for_each(|(queue, reason, ranges)| ops.settle(*queue, *reason, ranges));
@@ -210,10 +212,17 @@ impl Lane {
             ops.end_part(start);
             commit.holds(self.shard, &settles);
         }
-        state.batches.transact(ops, runs, settles, catalog_index, commit, now);
+        // What it settled may have been given to others meanwhile: then there is nothing to wait for.
+        let is_empty = ops.is_empty();
+        if !is_empty {
+            state.batches.transact(ops, runs, settles, catalog_index, commit, now);
+        }
         let mark = state.batches.mark();
         self.unlock(state);
         self.wake.notify_one();
+        if is_empty {
+            commit.done();
+        }
         mark
     }
 

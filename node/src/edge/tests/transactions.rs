@@ -179,11 +179,13 @@ async fn queues_in_memory_get_their_messages_when_the_rest_is_decided() {
     scene.declare(in_memory("m"), ShardId::local(ME));
     let mut client = scene.client();
     client.submit(commit(vec![publish("", "m", 0, b"1"), publish("", "a", 0, b"2")], vec![]));
-    let (mut first, _) = scene.leader(leader(1, 2), 5, 0).await;
+    let (one, _) = scene.leader(leader(1, 2), 5, 0).await;
+    let (other, _) = scene.leader(leader(1, 2), 6, 0).await;
+    let (mut first, mut memory) = if one.shard == ShardId(1) { (one, other) } else { (other, one) };
     let batch = first.next_batch().await;
     assert_eq!(enqueues(&batch).len(), 1, "one replicated shard needs no decision");
+    memory.quiet().await;
     first.verdict(1, &[]).await;
-    let (mut memory, _) = scene.leader(leader(1, 2), 6, 0).await;
     assert_eq!(enqueues(&memory.next_batch().await).len(), 1);
     assert!(client.now().is_empty());
     memory.verdict(1, &[]).await;
@@ -193,22 +195,29 @@ async fn queues_in_memory_get_their_messages_when_the_rest_is_decided() {
 
 #[tokio::test]
 async fn a_commit_of_nothing_but_acknowledgements_to_a_lost_owner_is_answered() {
-    let mut scene = Scene::new(default_config());
-    let shard = ShardId::local(ME);
-    let queue = scene.declare(in_memory("m"), shard);
-    let mut client = scene.client();
-    client.publish("", "m", 0);
-    let (mut owner, _) = scene.leader(leader(1, 2), 6, 0).await;
-    owner.batch().await;
-    owner.verdict(1, &[]).await;
-    let consumer = client.consume(&mut owner, "m", Some(10)).await;
-    owner.deliver(consumer, queue, &[1]).await;
-    let held = client.delivered().await;
-    scene.world.refuse_paths.store(true, Ordering::SeqCst);
-    drop(owner);
-    assert_eq!(client.next().await, Event::ConsumerGone { channel: 1, consumer });
-    client.submit(commit(vec![], vec![(held, Outcome::Ack)]));
-    assert_eq!(client.reply().await, Ok(Reply::Done));
+    for is_known in [true, false] {
+        let mut scene = Scene::new(default_config());
+        let queue = scene.declare(in_memory("m"), ShardId::local(ME));
+        let mut client = scene.client();
+        client.publish("", "m", 0);
+        let (mut owner, _) = scene.leader(leader(1, 2), 6, 0).await;
+        owner.batch().await;
+        owner.verdict(1, &[]).await;
+        let consumer = client.consume(&mut owner, "m", Some(10)).await;
+        owner.deliver(consumer, queue, &[1]).await;
+        let held = client.delivered().await;
+        scene.world.refuse_paths.store(true, Ordering::SeqCst);
+        drop(owner);
+        let gone = Event::ConsumerGone { channel: 1, consumer };
+        if is_known {
+            assert_eq!(client.next().await, gone);
+        }
+        client.submit(commit(vec![], vec![(held, Outcome::Ack)]));
+        if !is_known {
+            assert_eq!(client.next().await, gone);
+        }
+        assert_eq!(client.reply().await, Ok(Reply::Done));
+    }
 }
 
 #[tokio::test]
@@ -295,7 +304,9 @@ async fn one_message_that_cannot_be_routed_stops_the_whole() {
 async fn a_message_is_looked_at_when_it_is_taken_in_as_rabbitmq_does() {
     let scene = Scene::new(default_config());
     let mut client = scene.client();
-    let check = |exchange: &str, properties: &'static [u8]| Step::Check(Publish { properties: properties.into(), ..publish(exchange, "k", 0, b"") });
+    let check = |exchange: &str, properties: &'static [u8]| {
+        Step::Check(Publish { properties: properties.into(), ..publish(exchange, "k", 0, b"") })
+    };
     let plain = &[0, 0];
     client.submit(check("amq.fanout", plain));
     client.submit(check("", b"\x00\x10\x05guest"));
