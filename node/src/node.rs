@@ -9,6 +9,7 @@ mod ground;
 mod leaders;
 mod neighbours;
 mod presence;
+mod renewal;
 mod running;
 mod simulated;
 mod start;
@@ -18,18 +19,20 @@ pub use ground::Ground;
 pub use simulated::SimulatedNode;
 
 use crate::cli::Shutdown;
-use crate::config::{DataDir, Ports, ServerConfig};
+use crate::config::{Amqps, DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
 use crate::listener::{amqp, edge::Clients};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
+use crate::tls::{Front, Mutual, Renewed, TlsError};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// Leaderships are given away within this time at an ordered stop.
 const HAND_OVER: Duration = Duration::from_millis(1500);
@@ -48,6 +51,9 @@ pub enum StartError {
         /// Its error.
         source: io::Error,
     },
+    /// A certificate or a key.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// The write-ahead log.
     #[error("write-ahead log: {0}")]
     Wal(#[from] WalError),
@@ -72,14 +78,21 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let mut shutdown = Shutdown::listen().map_err(doing("signals"))?;
     let (stop_tx, stop_rx) = watch::channel(false);
     let (metrics, readiness) = (Metrics::new(), Arc::new(Readiness::default()));
+    let tls = Certificates::load(&config)?;
     let http = bind(&config, config.management_port, "management").await?;
     let amqp = bind(&config, config.amqp_port, "AMQP").await?;
+    let amqps = match &config.amqps {
+        Some(amqps) => Some(bind(&config, amqps.port, "AMQP over TLS").await?),
+        None => None,
+    };
     let peer = bind(&config, config.peer_port, "peer").await?;
-    DataDir::write_ports(&config.data_dir, ports(&amqp, &http, &peer)).map_err(doing("ports file"))?;
+    DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
+    DataDir::write_ports(&config.data_dir, ports(&amqp, amqps.as_ref(), &http, &peer)).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
+    let renewal = tls.renewal().map(tokio::spawn);
     readiness.not_serving("recovering the log and forming the cluster");
 
-    let starting = start::start(config, peer, readiness.clone());
+    let starting = start::start(config, peer, tls.peers, readiness.clone());
     let node = tokio::select! {
         node = starting => node?,
         signal = shutdown.requested() => {
@@ -91,7 +104,12 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));
-    let clients = tokio::spawn(amqp::serve(amqp, clients, amqp::Settings::new("warren"), stop_rx));
+    let settings = amqp::Settings::new("warren");
+    let mut listeners = JoinSet::new();
+    if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
+        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
+    }
+    listeners.spawn(amqp::serve(amqp, clients, settings, stop_rx));
 
     let consensus = node.running.consensus.clone();
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
@@ -101,9 +119,10 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     readiness.not_serving("stopping");
     node.running.consensus.hand_over_leadership(HAND_OVER).await;
     let _ = stop_tx.send(true);
-    let _ = clients.await;
+    listeners.join_all().await;
     node.stop().await;
     http.abort();
+    renewal.inspect(|task| task.abort());
     tracing::info!("stopped");
     Ok(())
 }
@@ -129,9 +148,33 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
     TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
 }
 
-fn ports(amqp: &TcpListener, http: &TcpListener, peer: &TcpListener) -> Ports {
+fn ports(amqp: &TcpListener, amqps: Option<&TcpListener>, http: &TcpListener, peer: &TcpListener) -> Ports {
     let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports { amqp: port(amqp), stream: 0, management: port(http), peer: port(peer) }
+    Ports { amqp: port(amqp), amqps: amqps.map_or(0, port), stream: 0, management: port(http), peer: port(peer) }
+}
+
+/// What this node shows clients and other nodes.
+struct Certificates {
+    clients: Option<Front>,
+    peers: Option<Mutual>,
+}
+
+impl Certificates {
+    fn load(config: &ServerConfig) -> Result<Certificates, TlsError> {
+        let front = |amqps: Amqps| Front::load(amqps.files, amqps.verify, amqps.login_from);
+        Ok(Certificates {
+            clients: config.amqps.clone().map(front).transpose()?,
+            peers: config.peer_tls.clone().map(Mutual::load).transpose()?,
+        })
+    }
+
+    /// Watches the files, if there are some.
+    fn renewal(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let clients = self.clients.clone().map(|front| Arc::new(front) as Arc<dyn Renewed>);
+        let peers = self.peers.clone().map(|mutual| Arc::new(mutual) as Arc<dyn Renewed>);
+        let all: Vec<_> = clients.into_iter().chain(peers).collect();
+        (!all.is_empty()).then(|| renewal::watch(all))
+    }
 }
 
 #[cfg(test)]

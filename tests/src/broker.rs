@@ -84,15 +84,43 @@ impl Broker {
         }
     }
 
-    /// A node that does not lead this queue, as the metrics say; counted on from `from`. A client there crosses nodes for certain.
-    pub fn node_away_from_leader(&self, queue: &str, from: usize) -> usize {
-        let Some(cluster) = self.cluster() else { return from % self.nodes() };
+    /// Declare fresh durable queues until one is led by another node than `at`, as the metrics say; its name. What a client of `at` does
+    /// with it crosses nodes and disks. The others are deleted.
+    pub fn declare_led_elsewhere(&self, at: usize, what: &str) -> String {
+        let mut here = Vec::new();
+        let found = (0..20).find_map(|_| {
+            let queue = crate::unique(what);
+            self.declare_durable(at, &queue);
+            let leads = self.cluster().is_some() && self.leader(&queue) == at;
+            if leads {
+                here.push(queue);
+                return None;
+            }
+            Some(queue)
+        });
+        for queue in here {
+            self.connect(at).delete(1, &queue).unwrap_or_else(|error| panic!("delete {queue}: {error}"));
+        }
+        found.unwrap_or_else(|| panic!("no queue gets a leader other than node {at}"))
+    }
+
+    /// The node that leads the queue; own cluster only.
+    fn leader(&self, queue: &str) -> usize {
+        let Some(cluster) = self.cluster() else { panic!("nobody can tell who leads {queue}") };
         let mut leader = None;
-        crate::eventually(Duration::from_secs(5), || {
+        crate::eventually(Duration::from_secs(10), || {
             leader = cluster.queue_leader(queue);
             leader.is_some()
         });
-        let leader = leader.unwrap_or_else(|| panic!("no node tells the leader of {queue}"));
+        leader.unwrap_or_else(|| panic!("no node tells the leader of {queue}"))
+    }
+
+    /// A node that does not lead this queue, as the metrics say; counted on from `from`. A client there crosses nodes for certain.
+    pub fn node_away_from_leader(&self, queue: &str, from: usize) -> usize {
+        if self.cluster().is_none() {
+            return from % self.nodes();
+        }
+        let leader = self.leader(queue);
         (0..self.nodes()).map(|at| (from + at) % self.nodes()).find(|at| *at != leader).unwrap_or(from)
     }
 }

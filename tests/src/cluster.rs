@@ -49,15 +49,17 @@ impl Drop for Turn {
 pub struct ClusterOptions {
     /// Nodes.
     pub nodes: usize,
-    /// More arguments for each `warren server`.
+    /// More arguments for each `warren server`; `{node}` in them is its id.
     pub arguments: Vec<String>,
+    /// Variables for `warren ctl`.
+    pub ctl_environment: Vec<(String, String)>,
     /// Each data directory is a file system of its own with so many bytes.
     pub disk_bytes: Option<u64>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { nodes: 3, arguments: Vec::new(), disk_bytes: None }
+        ClusterOptions { nodes: 3, arguments: Vec::new(), ctl_environment: Vec::new(), disk_bytes: None }
     }
 }
 
@@ -76,6 +78,7 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    ctl_environment: Vec<(String, String)>,
     /// Unmounted before the directory goes.
     disks: Vec<SmallDisk>,
     dir: Option<TempDir>,
@@ -127,7 +130,7 @@ impl Cluster {
         let nodes: Vec<Node> = nodes.collect();
         let disks = nodes.iter().filter_map(|node| Some(SmallDisk::mount(&node.data_dir, options.disk_bytes?)));
         let disks = disks.collect::<Result<_, _>>()?;
-        Ok(Cluster { nodes, disks, dir: Some(dir), _turn: turn })
+        Ok(Cluster { nodes, ctl_environment: options.ctl_environment.clone(), disks, dir: Some(dir), _turn: turn })
     }
 
     /// Start all nodes, none of which runs, and wait until they serve.
@@ -222,6 +225,11 @@ impl Cluster {
         self.signal(at, "TERM");
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self, at: usize) {
+        self.signal(at, "HUP");
+    }
+
     /// SIGTERM, and how it ended within `most`.
     pub fn stop(&self, at: usize, most: Duration) -> Option<ExitStatus> {
         self.tell_to_stop(at);
@@ -261,6 +269,26 @@ impl Cluster {
     pub fn wipe(&self, at: usize) {
         assert!(self.nodes[at].lock().is_none(), "node {at} runs");
         fs::remove_dir_all(&self.nodes[at].data_dir).expect("the data directory can be removed");
+    }
+
+    /// Flip a bit of every copy of `bytes` in the log of a node that does not run; how many there were.
+    pub fn rot(&self, at: usize, bytes: &[u8]) -> usize {
+        assert!(self.nodes[at].lock().is_none(), "node {at} runs");
+        let files = fs::read_dir(self.nodes[at].data_dir.join("wal")).expect("a log");
+        let rot = |path: PathBuf| {
+            let mut content = fs::read(&path).expect("a log file can be read");
+            if !content.starts_with(b"WARRENWL") {
+                return 0; // prepared, never used
+            }
+            let places: Vec<usize> =
+                content.windows(bytes.len()).enumerate().filter(|(_, here)| *here == bytes).map(|(at, _)| at).collect();
+            places.iter().for_each(|place| content[*place] ^= 0x40);
+            if !places.is_empty() {
+                fs::write(&path, content).expect("a log file can be written");
+            }
+            places.len()
+        };
+        files.map(|file| file.expect("a file").path()).filter(|path| path.extension().is_some_and(|e| e == "wal")).map(rot).sum()
     }
 
     /// Take the data directory of a node that does not run away, so that it starts as an empty one.
@@ -327,19 +355,32 @@ impl Cluster {
         self.tool(at, binary(), &words, "")
     }
 
+    /// The same with other variables than this cluster's operators have.
+    pub fn ctl_with(&self, at: usize, arguments: &[&str], environment: &[(String, String)]) -> Told {
+        self.run_tool(at, binary(), &[&["ctl"], arguments].concat(), "", environment)
+    }
+
+    /// Variables of this cluster's operators.
+    pub fn ctl_environment(&self) -> &[(String, String)] {
+        &self.ctl_environment
+    }
+
     /// The same of a binary by another name, with something to read on its standard input.
     pub fn tool(&self, at: usize, program: &Path, arguments: &[&str], input: &str) -> Told {
+        self.run_tool(at, program, arguments, input, &self.ctl_environment)
+    }
+
+    fn run_tool(&self, at: usize, program: &Path, arguments: &[&str], input: &str, environment: &[(String, String)]) -> Told {
         let node = format!("127.0.0.1:{}", self.nodes[at].ports.peer);
-        let mut command = Command::new(program);
-        command.args(arguments).env("WARREN_NODE", node).env("WARREN_CLUSTER_SECRET", SECRET);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("warren starts");
-        let mut stdin = child.stdin.take().expect("its standard input is a pipe");
-        // It may have ended without reading.
-        let _ = stdin.write_all(input.as_bytes());
-        drop(stdin);
-        let output = child.wait_with_output().expect("an own child can be waited for");
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Told { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        let own = [("WARREN_NODE".to_owned(), node), ("WARREN_CLUSTER_SECRET".to_owned(), SECRET.to_owned())];
+        run_tool(program, arguments, input, &[&own, environment].concat())
+    }
+
+    /// What `warren ctl` says that is not told the node but its data directory, on the same machine.
+    pub fn ctl_in_dir(&self, at: usize, arguments: &[&str]) -> Told {
+        let dir = self.nodes[at].data_dir.display().to_string();
+        let words = [&["ctl", "--data-dir", &dir], arguments].concat();
+        run_tool(binary(), &words, "", &[("WARREN_CLUSTER_SECRET".to_owned(), SECRET.to_owned())])
     }
 
     /// Resident memory, KiB.
@@ -377,6 +418,19 @@ impl Cluster {
     }
 }
 
+fn run_tool(program: &Path, arguments: &[&str], input: &str, environment: &[(String, String)]) -> Told {
+    let mut command = Command::new(program);
+    command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("warren starts");
+    let mut stdin = child.stdin.take().expect("its standard input is a pipe");
+    // It may have ended without reading.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("an own child can be waited for");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Told { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
 impl Node {
     fn new(at: usize, ports: Ports, dir: &Path, cluster: &str, more: &[String]) -> Node {
         let data_dir = dir.join(format!("node-{}", at + 1));
@@ -385,13 +439,14 @@ impl Node {
             ("--node-id", (at + 1).to_string()),
             ("--data-dir", data_dir.display().to_string()),
             ("--amqp-port", ports.amqp.to_string()),
+            ("--amqps-port", ports.amqps.to_string()),
             ("--stream-port", ports.stream.to_string()),
             ("--management-port", ports.management.to_string()),
             ("--peer-port", ports.peer.to_string()),
             ("--die-with-parent", std::process::id().to_string()),
         ];
         arguments.extend(flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-        arguments.extend_from_slice(more);
+        arguments.extend(more.iter().map(|argument| argument.replace("{node}", &(at + 1).to_string())));
         Node { ports, data_dir, log: dir.join(format!("node-{}.log", at + 1)), arguments, process: Mutex::new(None) }
     }
 
@@ -456,7 +511,11 @@ fn build() -> PathBuf {
     if profile_dir.ends_with("release") {
         command.arg("--release");
     }
+    let began = Instant::now();
     let built = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
     assert!(built.success(), "building warren failed");
+    if began.elapsed() > Duration::from_secs(1) {
+        println!("building warren took {:.0} s of this test's time", began.elapsed().as_secs_f64());
+    }
     profile_dir.join("warren")
 }

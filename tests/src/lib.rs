@@ -2,16 +2,22 @@
 //!
 //! Variables: `WARREN_TEST_URIS=a,b,c` runs what makes sense against a running broker instead of an own cluster;
 //! `WARREN_TEST_SEED` repeats a run; `WARREN_TEST_SECONDS` is the length of each fault loop (60);
-//! `WARREN_TEST_BINARY` names a `warren` to use instead of building one; `WARREN_TEST_KEEP=1` keeps data directories and logs.
+//! `WARREN_TEST_BINARY` names a `warren` to use instead of building one; `WARREN_TEST_KEEP=1` keeps data directories and logs;
+//! `WARREN_TEST_CLIENTS=all` fails when a client cannot be had (Node, Go), instead of leaving it out.
 
 pub mod backlog;
 pub mod broker;
+pub mod certificates;
 pub mod chance;
+pub mod clients;
 pub mod cluster;
+pub mod ctl;
 pub mod load;
 pub mod management;
 pub mod oracle;
 pub mod ports;
+pub mod proxy;
+pub mod secured;
 pub mod sim;
 pub mod small_disk;
 
@@ -19,6 +25,7 @@ pub use backlog::Backlog;
 pub use broker::Broker;
 pub use chance::Chance;
 pub use cluster::{Cluster, ClusterOptions};
+pub use ctl::{Ctl, refusal};
 pub use warren::bench::client;
 
 use std::time::{Duration, Instant};

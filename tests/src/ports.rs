@@ -11,6 +11,8 @@ const LAST: u32 = 32_000;
 pub struct Ports {
     /// AMQP.
     pub amqp: u16,
+    /// AMQP over TLS, where it is served.
+    pub amqps: u16,
     /// Streams.
     pub stream: u16,
     /// Management HTTP.
@@ -23,13 +25,13 @@ pub struct Ports {
 pub fn take(nodes: usize) -> Vec<Ports> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let spread = std::process::id().wrapping_mul(97);
-    let mut free = Vec::with_capacity(nodes * 4);
-    while free.len() < nodes * 4 {
+    let mut free = Vec::with_capacity(nodes * 5);
+    while free.len() < nodes * 5 {
         let at = spread.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (LAST - FIRST);
         let port = (FIRST + at) as u16;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             free.push(port);
         }
     }
-    free.chunks(4).map(|four| Ports { amqp: four[0], stream: four[1], management: four[2], peer: four[3] }).collect()
+    free.chunks(5).map(|p| Ports { amqp: p[0], amqps: p[1], stream: p[2], management: p[3], peer: p[4] }).collect()
 }

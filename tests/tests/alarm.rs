@@ -1,9 +1,10 @@
 //! A node that is short of memory: publishers on every node are told and wait, consumers go on.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
+use std::sync::Arc;
 use std::time::Duration;
 use warren_tests::client::Incoming;
-use warren_tests::{Broker, Cluster, ClusterOptions, eventually, unique};
+use warren_tests::{Broker, Cluster, ClusterOptions, eventually};
 
 #[test]
 fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
@@ -12,10 +13,10 @@ fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
         return;
     }
     let cluster = Cluster::start_with(&ClusterOptions { arguments: vec!["--memory-limit=1MiB".into()], ..ClusterOptions::default() });
-    let broker = Broker::Given(cluster.uris());
-    let queue = unique("alarm");
-    broker.declare_durable(0, &queue);
-    for at in 0..cluster.len() {
+    let broker = Broker::Own(Arc::new(cluster));
+    let mut idle = broker.connect(0);
+    for at in 0..broker.nodes() {
+        let queue = broker.declare_led_elsewhere(at, "alarm");
         let mut client = broker.connect(at);
         client.confirm_select(1).unwrap();
         client.publish(1, &queue, b"waits").unwrap();
@@ -31,4 +32,5 @@ fn a_node_above_its_memory_limit_stops_publishers_everywhere_and_says_why() {
         assert!(told && why.starts_with("low on memory"), "node {at}: {why:?}");
         assert!(broker.connect(at).get(1, &queue).unwrap().is_none(), "consuming goes on, and nothing was taken in");
     }
+    assert!(idle.event_within(Duration::from_millis(200)).unwrap().is_none(), "only those who publish are told");
 }

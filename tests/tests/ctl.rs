@@ -2,41 +2,11 @@
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::time::Duration;
-use warren_tests::client::{ClientError, Connection, Dial, Incoming, QueueOptions, encode::Route};
-use warren_tests::cluster::{Told, binary};
-use warren_tests::{Broker, Cluster, eventually, message_event, unique};
+use warren_tests::client::{ClientError, Connection, Dial, Field, Incoming, QueueOptions, encode::Route};
+use warren_tests::cluster::binary;
+use warren_tests::{Broker, Ctl, eventually, message_event, refusal, unique};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A tool, its options given before the command.
-struct Ctl<'a> {
-    cluster: &'a Cluster,
-    at: usize,
-}
-
-impl Ctl<'_> {
-    #[track_caller]
-    fn done(&self, words: &[&str]) -> String {
-        let told = self.told(words);
-        assert_eq!(told.code, Some(0), "{words:?}: {told:?}");
-        told.stdout
-    }
-
-    #[track_caller]
-    fn refused(&self, words: &[&str], code: i32, text: &str) {
-        let told = self.told(words);
-        assert_eq!(told.code, Some(code), "{words:?}: {told:?}");
-        assert!(told.stderr.contains(text), "{words:?}: {told:?}");
-    }
-
-    fn told(&self, words: &[&str]) -> Told {
-        self.cluster.ctl(self.at, words)
-    }
-}
-
-fn dial(cluster: &Cluster, at: usize, user: &str, vhost: &str) -> Dial {
-    Dial { user: user.into(), password: "secret".into(), vhost: vhost.into(), ..Dial::guest(&cluster.amqp(at)) }
-}
 
 /// How the broker closes a connection that does not ask for anything.
 fn end_of(connection: &mut Connection) -> Option<(u16, String)> {
@@ -44,14 +14,6 @@ fn end_of(connection: &mut Connection) -> Option<(u16, String)> {
         Ok(Some(Incoming::ConnectionClose { code, text })) => Some((code, text)),
         Err(ClientError::ConnectionClosed { code, text }) => Some((code, text)),
         _ => None,
-    }
-}
-
-#[track_caller]
-fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) {
-    match result {
-        Err(ClientError::ConnectionClosed { code, text } | ClientError::ChannelClosed { code, text, .. }) => (code, text),
-        other => panic!("not refused: {other:?}"),
     }
 }
 
@@ -67,12 +29,12 @@ fn users_and_rights_that_one_node_is_told_hold_on_all() {
     last.refused(&["add_user", &user, "other"], 70, &format!("Error:\nUser \"{user}\" already exists"));
     let text = format!("NOT_ALLOWED - access to vhost '{vhost}' refused for user '{user}'");
     for at in 0..cluster.len() {
-        assert_eq!(refusal(Connection::open_with_channel(&dial(cluster, at, &user, &vhost))), (530, text.clone()));
+        assert_eq!(refusal(Connection::open_with_channel(&first.dial(at, &user, &vhost))), (530, text.clone()));
     }
     first.done(&["-p", &vhost, "set_permissions", &user, "^mine", ".*", "^mine"]);
     assert_eq!(last.done(&["-q", "list_permissions", "-p", &vhost]), format!("user\tconfigure\twrite\tread\n{user}\t^mine\t.*\t^mine\n"));
     assert_eq!(last.done(&["-s", "list_user_permissions", &user]), format!("{vhost}\t^mine\t.*\t^mine\n"));
-    let mut client = Connection::open_with_channel(&dial(cluster, 1 % cluster.len(), &user, &vhost)).unwrap();
+    let mut client = Connection::open_with_channel(&first.dial(1, &user, &vhost)).unwrap();
     client.declare(1, "mine", &QueueOptions::durable()).unwrap();
     let (code, text) = refusal(client.declare(1, "theirs", &QueueOptions::durable()));
     assert_eq!(
@@ -87,7 +49,7 @@ fn users_and_rights_that_one_node_is_told_hold_on_all() {
     assert_eq!(changed.code, Some(0), "{changed:?}");
     last.done(&["authenticate_user", &user, "new secret"]);
     // An open connection has no right to publish any more, at once.
-    let mut client = Connection::open_with_channel(&Dial { password: "new secret".into(), ..dial(cluster, 0, &user, &vhost) }).unwrap();
+    let mut client = Connection::open_with_channel(&Dial { password: "new secret".into(), ..first.dial(0, &user, &vhost) }).unwrap();
     last.done(&["-p", &vhost, "set_permissions", &user, "", "", ""]);
     client.publish(1, "mine", b"x").unwrap();
     let Some(Incoming::ChannelClose { code, text, .. }) = message_event(&mut client, PATIENCE).unwrap() else { panic!("not refused") };
@@ -173,10 +135,40 @@ fn connections_channels_and_consumers_of_all_nodes_are_listed_by_each() {
     }
     // Closed through another node than its own.
     let ctl = Ctl { cluster, at: cluster.len() - 1 };
+    ctl.refused(&["list_consumers", "queue_name", "colour"], 64, "Error (argument validation): Info key(s) colour are not supported\n");
     let rows = ctl.done(&["-s", "list_consumers", "consumer_tag", "queue_name", "channel_pid"]);
     let pid = rows.lines().find_map(|row| row.strip_prefix(&format!("tag-0\t{queue}\t"))).unwrap().replace(".1>", ".0>");
     ctl.done(&["close_connection", &pid, "maintenance"]);
     assert_eq!(end_of(&mut consumers[0]), Some((320, "CONNECTION_FORCED - maintenance".to_owned())));
+    broker.connect(0).delete(1, &queue).unwrap();
+}
+
+#[test]
+fn the_single_active_consumer_is_told_from_those_that_wait_by_every_node() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let queue = unique("alone");
+    let single = [("x-single-active-consumer".to_owned(), Field::Bool(true))];
+    broker.connect(0).declare(1, &queue, &QueueOptions { arguments: single.into(), ..QueueOptions::durable() }).unwrap();
+    let mut consumers: Vec<Connection> = (0..cluster.len()).map(|at| broker.connect(at)).collect();
+    for (at, consumer) in consumers.iter_mut().enumerate() {
+        consumer.consume(1, &queue, &format!("tag-{at}"), &[]).unwrap();
+    }
+    let told = |at: usize| {
+        let rows = Ctl { cluster, at }.done(&["-q", "list_consumers", "queue_name", "consumer_tag", "active", "activity_status"]);
+        let mut mine: Vec<String> = rows.lines().filter_map(|row| row.strip_prefix(&format!("{queue}\t"))).map(str::to_owned).collect();
+        mine.sort();
+        mine
+    };
+    let wanted = |first: usize| -> Vec<String> {
+        let row = |at| if at == first { format!("tag-{at}\ttrue\tsingle_active") } else { format!("tag-{at}\tfalse\twaiting") };
+        (first..cluster.len()).map(row).collect()
+    };
+    for at in 0..cluster.len() {
+        assert!(eventually(PATIENCE, || told(at) == wanted(0)), "asked of node {at}: {:?}", told(at));
+    }
+    consumers.remove(0).close().unwrap();
+    assert!(eventually(PATIENCE, || told(0) == wanted(1)), "{:?}", told(0));
     broker.connect(0).delete(1, &queue).unwrap();
 }
 

@@ -35,9 +35,10 @@ fn alarm(cluster: &Cluster, at: usize) -> bool {
     cluster.metrics(at).is_some_and(|metrics| metrics.sum("warren_alarm") == Some(1.0))
 }
 
-/// A client that is told whether it may publish.
+/// A client that publishes now and then, and is told whether it may.
 struct Told {
     client: warren_tests::client::Connection,
+    queue: String,
     is_blocked: bool,
 }
 
@@ -47,16 +48,18 @@ impl Told {
         broker.declare_durable(at, &queue);
         let mut client = broker.connect(at);
         client.confirm_select(1).unwrap();
-        client.publish(1, &queue, b"hello").unwrap();
-        Told { client, is_blocked: false }
+        Told { client, queue, is_blocked: false }
     }
 
     fn listen(&mut self) {
+        if !self.is_blocked {
+            self.client.publish(1, &self.queue, b"hello").unwrap();
+        }
         while let Some(event) = self.client.event_within(Duration::from_millis(20)).unwrap() {
             match event {
                 Incoming::Blocked(_) => self.is_blocked = true,
                 Incoming::Unblocked => self.is_blocked = false,
-                Incoming::Confirm { nack: false, .. } | Incoming::Heartbeat => (),
+                Incoming::Confirm { .. } | Incoming::Heartbeat => (),
                 other => panic!("{other:?}"),
             }
         }

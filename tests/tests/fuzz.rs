@@ -7,12 +7,15 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Field, Incoming, QueueOptions, encode};
-use warren_tests::{Broker, Chance, unique};
+use warren_tests::{Broker, Chance};
 
 /// Frames of one connection at most.
 const BURST: usize = 400;
 /// Frames, and how long the test goes on even if not all were sent, unless a number is asked for.
 const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
+
+/// Memory that a node may keep when all is over.
+const RSS_SLACK_KIB: u64 = 5 * 1024;
 
 const KINDS: [&str; 5] = ["direct", "fanout", "topic", "headers", "no-kind"];
 
@@ -152,9 +155,8 @@ fn garbage_at_the_socket_hurts_nobody_else() {
     let test = "garbage_at_the_socket_hurts_nobody_else";
     let broker = Broker::shared();
     let mut chance = Chance::new(test);
-    let (queue, control_queue) = (unique("fuzz"), unique("fuzz-control"));
-    broker.declare_durable(0, &queue);
-    broker.declare_durable(0, &control_queue);
+    // What comes in through node 0 goes on to another one.
+    let (queue, control_queue) = (broker.declare_led_elsewhere(0, "fuzz"), broker.declare_led_elsewhere(0, "fuzz-control"));
     let ((wanted, most), began) = (frames_wanted(), Instant::now());
     let (mut sent, mut connections, mut before) = (0, 0u64, Vec::new());
     while sent < wanted && began.elapsed() < most {
@@ -198,8 +200,9 @@ fn garbage_at_the_socket_hurts_nobody_else() {
     let mut after = Vec::new();
     let back = warren_tests::eventually(Duration::from_secs(20), || {
         after = memory(&broker);
-        after.iter().zip(&before).all(|(after, before)| *after <= before + 10 * 1024)
+        after.iter().zip(&before).all(|(after, before)| *after <= before + RSS_SLACK_KIB)
     });
+    println!("{test}: VmRSS in KiB after 200 connections {before:?}, at the end {after:?}");
     assert!(back, "VmRSS in KiB after 200 connections {before:?}, at the end {after:?}, seed {}", chance.seed());
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Dial, Incoming, QueueOptions, encode};
 use warren_tests::load::{self, ConsumerOptions, PublisherOptions, Running};
 use warren_tests::oracle::Oracle;
+use warren_tests::proxy::Proxy;
 use warren_tests::{Broker, eventually, message_event, unique};
 
 /// Memory that a node may keep after hostile clients are gone.
@@ -212,7 +213,7 @@ fn ten_thousand_channels_open_work_and_leave_nothing_behind() {
     }
     connections.into_iter().for_each(|(connection, _)| connection.close().unwrap());
     control.delete(1, &queue).unwrap();
-    assert_memory_back(&broker, &before, 2 * RSS_SLACK_KIB);
+    assert_memory_back(&broker, &before, RSS_SLACK_KIB);
 }
 
 /// Reads until the other side closes; how long that took, `None` if it did not within `most`.
@@ -298,4 +299,61 @@ fn a_client_that_falls_silent_is_cut_by_its_heartbeat_and_gives_back_what_it_hel
     assert!(gone, "its exclusive queue is still there");
     other.delete(1, &queue).unwrap();
     drop(silent);
+}
+
+/// Heartbeats that came within `most`, while the client sends its own.
+fn beat(client: &mut Connection, most: Duration) -> u32 {
+    let (mut came, until) = (0, Instant::now() + most);
+    let mut heartbeat = Vec::new();
+    encode::frame(&mut heartbeat, encode::FRAME_HEARTBEAT, 0, b"");
+    while Instant::now() < until {
+        client.send(&heartbeat).unwrap();
+        match client.event_within(Duration::from_millis(250)) {
+            Ok(Some(Incoming::Heartbeat)) => came += 1,
+            Ok(None | Some(Incoming::Blocked(_) | Incoming::Unblocked)) => (),
+            other => panic!("{other:?}"),
+        }
+    }
+    came
+}
+
+#[test]
+fn a_connection_whose_packets_are_dropped_is_ended_by_heartbeats_on_both_sides_and_hurts_nobody_else() {
+    let _alone = alone();
+    let broker = Broker::shared();
+    let queue = broker.declare_led_elsewhere(0, "half-open");
+    let other_queue = broker.declare_led_elsewhere(0, "half-open-others");
+    let polite = Polite::start(&broker, 0, &other_queue, 200);
+    let proxy = Proxy::to(&broker.dial(0).address);
+    let dial = Dial { address: proxy.address(), heartbeat_s: 1, ..broker.dial(0) };
+    let mut client = Connection::open_with_channel(&dial).unwrap();
+    client.consume(1, &queue, "c", &[]).unwrap();
+    let mut publisher = broker.connect(0);
+    publisher.publish(1, &queue, b"held").unwrap();
+    assert!(matches!(message_event(&mut client, Duration::from_secs(10)), Ok(Some(Incoming::Deliver(..)))));
+    // Idle, and alive by heartbeats alone: many times longer than either side waits for one.
+    let came = beat(&mut client, Duration::from_secs(6));
+    assert!(came >= 4, "{came} heartbeats in 6 s at an interval of 1 s");
+
+    let died = Instant::now();
+    proxy.die();
+    // The client's side: two intervals without a frame, and it knows.
+    beat(&mut client, Duration::from_millis(100)); // what was under way
+    assert_eq!(beat(&mut client, Duration::from_secs(3)), 0, "nothing comes any more");
+    // The node's side.
+    assert!(eventually(Duration::from_secs(10), || proxy.closed_by_node().is_some()), "the node still takes it for alive");
+    println!("ended by the node {} ms after the last packet", (proxy.closed_by_node().unwrap() - died).as_millis());
+    let mut again = None;
+    eventually(Duration::from_secs(10), || {
+        again = publisher.get(1, &queue).unwrap();
+        again.is_some()
+    });
+    let (message, _) = again.expect("what it held never came back");
+    assert!(message.redelivered && message.body == b"held");
+    publisher.ack(1, message.tag, false).unwrap();
+    polite.finish(Duration::from_secs(2));
+    drop(client);
+    for queue in [queue, other_queue] {
+        publisher.delete(1, &queue).unwrap();
+    }
 }

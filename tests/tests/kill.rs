@@ -50,10 +50,16 @@ impl Clients {
     }
 }
 
+/// Durable queues in all shards: some of them led by other nodes than `at`, where the clients are.
 fn declare(cluster: &Cluster, at: usize) -> Vec<String> {
     let broker = Broker::Given(cluster.uris());
     let queues: Vec<String> = (0..QUEUES).map(|_| unique("kill")).collect();
     queues.iter().for_each(|queue| broker.declare_durable(at, queue));
+    let elsewhere = eventually(Duration::from_secs(10), || {
+        let leaders: Vec<Option<usize>> = queues.iter().map(|queue| cluster.queue_leader(queue)).collect();
+        leaders.iter().flatten().any(|leader| *leader != at) && leaders.iter().all(Option::is_some)
+    });
+    assert!(elsewhere, "node {at} leads all of its clients' queues itself: they prove nothing");
     queues
 }
 

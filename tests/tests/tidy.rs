@@ -54,15 +54,17 @@ fn sources() -> Vec<PathBuf> {
     ["proto", "node", "tests"].iter().flat_map(|dir| files(&root().join(dir), "rs")).collect()
 }
 
-/// Files (without extension) that hold a module declared as `#[cfg(test)] mod name;`.
+/// Files (without extension) that hold a module declared as `#[cfg(test)] mod name;`, or with a path before `mod`.
 static TEST_MODULES: LazyLock<BTreeSet<PathBuf>> = LazyLock::new(|| {
     let declared = Regex::new(r"#\[cfg\(test\)\]\s*(?:pub(?:\([^)]*\))? )?mod (\w+);").unwrap();
+    let placed = Regex::new(r#"#\[cfg\(test\)\]\s*#\[path = "(\w+)\.rs"\]\s*mod \w+;"#).unwrap();
     let mut modules = BTreeSet::new();
     for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
         let is_root = ["mod", "lib", "main"].iter().any(|stem| path.file_stem().is_some_and(|s| s == *stem));
         let folder = if is_root { path.parent().unwrap().to_owned() } else { path.with_extension("") };
         modules.extend(declared.captures_iter(&text).map(|found| folder.join(&found[1])));
+        modules.extend(placed.captures_iter(&text).map(|found| path.with_file_name(&found[1])));
     }
     modules
 });

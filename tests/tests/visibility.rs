@@ -26,8 +26,7 @@ fn a_binding_made_on_one_node_routes_on_the_others_at_once() {
     let mut publishers: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
     publishers.iter_mut().for_each(|publisher| publisher.confirm_select(1).unwrap());
     binders[0].declare_exchange(1, &exchange, "direct").unwrap();
-    let queue = unique("visible");
-    broker.declare_durable(0, &queue);
+    let queue = broker.declare_led_elsewhere(1 % broker.nodes(), "visible");
     for round in 0..60 {
         let (binder_at, publisher_at) = (round % broker.nodes(), (round / broker.nodes() + round + 1) % broker.nodes());
         let key = format!("key-{round}");
@@ -48,14 +47,17 @@ fn a_queue_declared_on_one_node_exists_on_the_others_at_once_and_a_deleted_one_d
     let broker = Broker::shared();
     let mut clients: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
     clients.iter_mut().for_each(|client| client.confirm_select(1).unwrap());
+    let mut crossed = 0;
     for round in 0..15 {
         let (here, there) = (round % clients.len(), (round + 1) % clients.len());
         let queue = unique("there");
         clients[here].declare(1, &queue, &QueueOptions::durable()).unwrap();
         assert!(routed(&mut clients[there], "", &queue), "round {round}: declared on {here}, unroutable on {there}");
+        crossed += usize::from(broker.node_away_from_leader(&queue, there) == there);
         clients[there].delete(1, &queue).unwrap();
         assert!(!routed(&mut clients[here], "", &queue), "round {round}: deleted on {there}, routed on {here}");
     }
+    assert!(crossed > 3, "in {crossed} rounds only the publisher's node was another than the queue's leader");
 }
 
 #[test]
@@ -64,10 +66,12 @@ fn a_name_that_is_deleted_and_declared_again_means_the_new_queue_on_every_node()
     let mut clients: Vec<_> = (0..broker.nodes()).map(|at| broker.connect(at)).collect();
     clients.iter_mut().for_each(|client| client.confirm_select(1).unwrap());
     let queue = unique("again");
+    let mut crossed = 0;
     for round in 0..20 {
         let at = |n: usize| (round + n) % broker.nodes();
         clients[at(0)].declare(1, &queue, &QueueOptions::durable()).unwrap();
         assert!(routed(&mut clients[at(1)], "", &queue), "round {round}: declared, unroutable on {}", at(1));
+        crossed += usize::from(broker.node_away_from_leader(&queue, at(1)) == at(1));
         assert_eq!(clients[at(2)].delete(1, &queue).unwrap(), 1, "round {round}: the message of this round and no other");
         clients[at(1)].declare(1, &queue, &QueueOptions::durable()).unwrap();
         for (n, client) in clients.iter_mut().enumerate() {
@@ -77,4 +81,5 @@ fn a_name_that_is_deleted_and_declared_again_means_the_new_queue_on_every_node()
         assert_eq!(look.messages, broker.nodes() as u32, "round {round}: what was confirmed is in the new queue");
         clients[at(2)].delete(1, &queue).unwrap();
     }
+    assert!(crossed > 4, "in {crossed} rounds only the first publisher's node was another than the queue's leader");
 }

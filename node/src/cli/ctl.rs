@@ -9,11 +9,12 @@ mod listings;
 
 use super::format::Formatter;
 use super::variable;
-use crate::config::{ClusterSecret, ConfigError, DataDir, default_cluster_dir, default_server_dir};
+use crate::config::{ClusterSecret, ConfigError, DataDir, default_cluster_dir, default_server_dir, peer_files};
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::catalog::Refusal;
 use crate::peer::auth::{AuthError, Secret};
 use crate::peer::client::{DialError, dial_operator};
+use crate::tls::{Files, Mutual, TlsError};
 use clap::Args;
 use commands::CtlCommand;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,15 @@ pub(super) struct CtlArgs {
     /// File with the cluster secret [default: WARREN_CLUSTER_SECRET, else the data directory]
     #[arg(long, global = true, value_name = "FILE")]
     cluster_secret_file: Option<PathBuf>,
+    /// Certificate to show a node that demands TLS, PEM [default: WARREN_PEER_TLS_CERT, else what the data directory names]
+    #[arg(long, global = true, value_name = "FILE")]
+    peer_tls_cert: Option<PathBuf>,
+    /// Its key, PEM [default: WARREN_PEER_TLS_KEY, likewise]
+    #[arg(long, global = true, value_name = "FILE")]
+    peer_tls_key: Option<PathBuf>,
+    /// Authority of the nodes' certificates, PEM [default: WARREN_PEER_TLS_CA, likewise]
+    #[arg(long, global = true, value_name = "FILE")]
+    peer_tls_ca: Option<PathBuf>,
     /// The vhost that is meant
     #[arg(short = 'p', long, global = true, default_value = "/")]
     vhost: String,
@@ -76,6 +86,8 @@ enum CtlError {
     WrongSecret { address: String },
     #[error("Error: {0}")]
     Config(#[from] ConfigError),
+    #[error("Error: certificate for the nodes: {0}")]
+    Tls(#[from] TlsError),
     #[error("Error: no cluster secret: set WARREN_CLUSTER_SECRET, or give --cluster-secret-file FILE or the cluster's --data-dir DIR")]
     NoSecret,
     #[error("Error: {0}")]
@@ -112,8 +124,8 @@ impl CtlError {
 
     fn code(&self) -> u8 {
         match self {
-            CtlError::Client(ClientError::Refused { usage: true, .. }) | CtlError::NoSecret | CtlError::Config(_) => USAGE,
-            CtlError::Client(ClientError::Refused { usage: false, .. }) | CtlError::WrongSecret { .. } => DATA,
+            CtlError::NoSecret | CtlError::Config(_) | CtlError::Tls(_) => USAGE,
+            CtlError::Client(ClientError::Refused { .. }) | CtlError::WrongSecret { .. } => DATA,
             CtlError::Client(ClientError::Unreachable { .. }) | CtlError::Dial { .. } | CtlError::Io(_) => UNAVAILABLE,
             CtlError::Failed { code, .. } => *code,
         }
@@ -127,6 +139,9 @@ pub(super) fn run(args: CtlArgs) -> ExitCode {
     };
     let result = asked().map_err(|error| match error {
         CtlError::Client(ClientError::Refused { refusal: Some(refusal), .. }) => CtlError::refused(&refusal),
+        CtlError::Client(ClientError::Refused { text, usage: true, .. }) => {
+            CtlError::failed(USAGE, format!("Error (argument validation): {text}"))
+        }
         other => other,
     });
     match result {
@@ -186,8 +201,10 @@ impl CtlArgs {
         let secret = Secret::new(self.secret(&dirs)?.bytes());
         let timeout = Duration::from_secs(self.timeout_seconds());
         let mut failure = None;
-        for address in self.addresses(&dirs) {
-            match dial_operator(&address, &secret).await {
+        let named = self.peer_tls()?;
+        for Place { address, tls } in self.places(&dirs) {
+            let tls = named.clone().or(tls).map(Mutual::load).transpose()?;
+            match dial_operator(&address, &secret, tls.as_ref()).await {
                 Ok(channel) => return Ok(AdminClient::new(&address, channel, timeout)),
                 Err(error) => failure = failure.or(Some(dial_error(address, error))),
             }
@@ -214,16 +231,34 @@ impl CtlArgs {
         Ok(ClusterSecret::from_file(&found.ok_or(CtlError::NoSecret)?)?)
     }
 
-    fn addresses(&self, dirs: &[PathBuf]) -> Vec<String> {
-        if let Some(node) = self.node.clone().or_else(|| variable("WARREN_NODE")) {
-            return vec![node];
-        }
-        let mut ports: Vec<u16> = dirs.iter().flat_map(|dir| running_nodes(dir)).collect();
-        if ports.is_empty() {
-            ports.push(DEFAULT_PEER_PORT);
-        }
-        ports.iter().map(|port| format!("127.0.0.1:{port}")).collect()
+    /// Named on the command line or in the environment.
+    fn peer_tls(&self) -> Result<Option<Files>, ConfigError> {
+        let or_variable =
+            |flag: &Option<PathBuf>, name| flag.clone().or_else(|| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from));
+        let certificate = or_variable(&self.peer_tls_cert, "WARREN_PEER_TLS_CERT");
+        let key = or_variable(&self.peer_tls_key, "WARREN_PEER_TLS_KEY");
+        peer_files(certificate, key, or_variable(&self.peer_tls_ca, "WARREN_PEER_TLS_CA"))
     }
+
+    fn places(&self, dirs: &[PathBuf]) -> Vec<Place> {
+        if let Some(address) = self.node.clone().or_else(|| variable("WARREN_NODE")) {
+            // A directory is only meant for a named node if it is named as well.
+            let is_meant = self.data_dir.is_some() || variable("WARREN_DATA_DIR").is_some();
+            let tls = dirs.iter().filter(|_| is_meant).find_map(|dir| node_dirs(dir).iter().find_map(|node| DataDir::read_peer_tls(node)));
+            return vec![Place { address, tls }];
+        }
+        let mut places: Vec<Place> = dirs.iter().flat_map(|dir| running_nodes(dir)).collect();
+        if places.is_empty() {
+            places.push(Place { address: format!("127.0.0.1:{DEFAULT_PEER_PORT}"), tls: None });
+        }
+        places
+    }
+}
+
+/// A node's peer port, and what it shows others there.
+struct Place {
+    address: String,
+    tls: Option<Files>,
 }
 
 fn dial_error(address: String, error: DialError) -> CtlError {
@@ -234,11 +269,20 @@ fn dial_error(address: String, error: DialError) -> CtlError {
     }
 }
 
-/// Peer ports of the nodes that run in a data directory: a node's own, or those of a local cluster in order.
-fn running_nodes(dir: &Path) -> Vec<u16> {
+/// A node's own directory, or those of a local cluster in order.
+fn node_dirs(dir: &Path) -> Vec<PathBuf> {
     let mut nodes = vec![dir.to_owned()];
     let mut children: Vec<PathBuf> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     children.sort();
     nodes.extend(children.into_iter().filter(|path| path.is_dir()));
-    nodes.iter().filter(|node| DataDir::is_locked(node)).filter_map(|node| DataDir::read_ports(node)).map(|ports| ports.peer).collect()
+    nodes
+}
+
+/// The nodes that run in a data directory.
+fn running_nodes(dir: &Path) -> Vec<Place> {
+    let place = |node: PathBuf| {
+        let address = format!("127.0.0.1:{}", DataDir::read_ports(&node)?.peer);
+        Some(Place { address, tls: DataDir::read_peer_tls(&node) })
+    };
+    node_dirs(dir).into_iter().filter(|node| DataDir::is_locked(node)).filter_map(place).collect()
 }

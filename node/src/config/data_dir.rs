@@ -1,16 +1,19 @@
-//! A node's data directory as a resource: who uses it (lock, `pid`), where it listens (`ports`), and the directory of a local
+//! A node's data directory as a resource: who uses it (lock, `pid`, `start`), where it listens (`ports`), and the directory of a local
 //! cluster around it. `cli` opens it before anything else, `launcher` and `warren ctl` read it. Its contents belong to `store`.
 
 use super::{Environment, Reserve};
+use crate::tls::Files;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const LOCK: &str = "lock";
 const PID: &str = "pid";
 const PORTS: &str = "ports";
+const START: &str = "start";
 const SECRET: &str = "secret";
+const PEER_TLS: &str = "peer-tls";
 /// In a directory that `warren cluster` made, and in no other.
 const MARKER: &str = "warren-cluster";
 /// How long a lock may stay held before its holder counts as running. A killed process keeps its lock until the system has taken its
@@ -43,6 +46,8 @@ pub enum DataDirError {
 pub struct Ports {
     /// AMQP 0-9-1.
     pub amqp: u16,
+    /// The same over TLS (0: not served).
+    pub amqps: u16,
     /// RabbitMQ streams (0: not served).
     pub stream: u16,
     /// HTTP.
@@ -110,13 +115,30 @@ impl DataDir {
         fs::read_to_string(path.join(PID)).ok()?.trim().parse().ok()
     }
 
+    /// The number of this start: larger than those of all starts before, whatever the clock does. Microseconds since the epoch, or one more
+    /// than the last. Kept in `start`, synced.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn next_start(path: &Path) -> io::Result<u64> {
+        let last = fs::read_to_string(path.join(START)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0u64);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+        let start = now.max(last.saturating_add(1));
+        fs::create_dir_all(path)?;
+        write_whole(&path.join(START), &format!("{start}\n"))?;
+        File::open(path.join(START))?.sync_all()?;
+        File::open(path)?.sync_all()?;
+        Ok(start)
+    }
+
     /// Write `ports`: one `name=port` line each. For `node`, once everything is bound.
     ///
     /// # Errors
     /// What the system says.
     pub fn write_ports(path: &Path, ports: Ports) -> io::Result<()> {
-        let Ports { amqp, stream, management, peer } = ports;
-        write_whole(&path.join(PORTS), &format!("amqp={amqp}\nstream={stream}\nmanagement={management}\npeer={peer}\n"))
+        let Ports { amqp, amqps, stream, management, peer } = ports;
+        let text = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nmanagement={management}\npeer={peer}\n");
+        write_whole(&path.join(PORTS), &text)
     }
 
     /// The ports of the server that ran here last.
@@ -127,6 +149,7 @@ impl DataDir {
             let port = port.parse().ok()?;
             match name {
                 "amqp" => ports.amqp = port,
+                "amqps" => ports.amqps = port,
                 "stream" => ports.stream = port,
                 "management" => ports.management = port,
                 "peer" => ports.peer = port,
@@ -134,6 +157,36 @@ impl DataDir {
             }
         }
         Some(ports)
+    }
+
+    /// Write `peer-tls`, or remove it: where the certificate and the key are that this node shows other nodes, so that `warren ctl` on
+    /// the same machine finds them. One `name=path` line each.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_peer_tls(path: &Path, files: Option<&Files>) -> io::Result<()> {
+        let place = path.join(PEER_TLS);
+        let Some(Files { certificate, key, ca }) = files else {
+            return match fs::remove_file(place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        };
+        let mut text = String::new();
+        for (name, file) in [("cert", Some(certificate)), ("key", Some(key)), ("ca", ca.as_ref())] {
+            if let Some(file) = file {
+                text += &format!("{name}={}\n", std::path::absolute(file)?.display());
+            }
+        }
+        write_whole(&place, &text)
+    }
+
+    /// What the node that ran here last showed other nodes.
+    pub fn read_peer_tls(path: &Path) -> Option<Files> {
+        let text = fs::read_to_string(path.join(PEER_TLS)).ok()?;
+        let file =
+            |name| text.lines().filter_map(|line| line.split_once('=')).find(|line| line.0 == name).map(|line| PathBuf::from(line.1));
+        Some(Files { certificate: file("cert")?, key: file("key")?, ca: file("ca") })
     }
 
     /// Where a directory keeps a cluster secret.
@@ -183,4 +236,21 @@ fn state_dir(environment: Environment<'_>) -> PathBuf {
     let read = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = read("XDG_STATE_HOME").or_else(|| read("HOME").map(|home| home.join(".local/state")));
     base.map_or_else(|| PathBuf::from("warren-data"), |base| base.join("warren"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_has_a_larger_number_also_when_the_clock_went_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = DataDir::next_start(&dir.path().join("new")).expect("written");
+        let second = DataDir::next_start(&dir.path().join("new")).expect("written");
+        assert!(second > first);
+        let ahead = second + 3_600_000_000;
+        fs::write(dir.path().join(START), ahead.to_string()).expect("written");
+        assert_eq!(DataDir::next_start(dir.path()).expect("written"), ahead + 1);
+        assert_eq!(DataDir::next_start(dir.path()).expect("written"), ahead + 2);
+    }
 }

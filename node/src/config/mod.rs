@@ -9,14 +9,17 @@ mod quantity;
 mod reserve;
 mod secret;
 mod settings;
+mod tls;
 
 pub use data_dir::{DataDir, DataDirError, Ports, default_cluster_dir, default_server_dir};
 pub use members::Member;
 pub use reserve::Reserve;
 pub use secret::{ClusterSecret, SECRET_VARIABLE, Secret};
 pub use settings::{LogFormat, Settings};
+pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
 
 use crate::model::NodeId;
+use crate::tls::Files;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -107,6 +110,8 @@ pub struct ServerConfig {
     pub host: String,
     /// AMQP 0-9-1 port.
     pub amqp_port: u16,
+    /// AMQP 0-9-1 over TLS, if it is served.
+    pub amqps: Option<Amqps>,
     /// Port kept for the RabbitMQ stream protocol.
     pub stream_port: u16,
     /// HTTP: `/ready`, `/metrics`.
@@ -119,6 +124,8 @@ pub struct ServerConfig {
     pub shards: u16,
     /// Shared by all nodes; a node on its own makes one for `warren ctl`.
     pub secret: ClusterSecret,
+    /// Nodes and operators prove themselves by certificates as well, and what they say is encrypted.
+    pub peer_tls: Option<Files>,
     /// First user and vhost.
     pub first: FirstUser,
     /// Users that may log in from loopback addresses only.
@@ -163,12 +170,14 @@ impl ServerConfig {
         Ok(ServerConfig {
             node,
             amqp_port,
+            amqps: tls::amqps(&settings)?,
             stream_port,
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,
             shards: shards(settings.shards, cluster.len())?,
             cluster,
             secret,
+            peer_tls: peer_files(settings.peer_tls_cert.clone(), settings.peer_tls_key.clone(), settings.peer_tls_ca.clone())?,
             first: first_user(&settings)?,
             loopback_users: loopback_users(settings.loopback_users.as_deref()),
             disk_floor_bytes: quantity::bytes("disk-floor", settings.disk_floor.as_deref().unwrap_or("1GiB"))?,

@@ -1,7 +1,7 @@
 //! The options of a server as they are written down, before they are checked: one struct is the flags, the variables and the
 //! file at once, so the three cannot drift apart. Used by `config` and, for flags, by `cli`.
 
-use super::{ConfigError, Environment, Secret};
+use super::{ConfigError, Environment, LoginFromOption, SanTypeOption, Secret, VerifyOption};
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,39 @@ pub struct Settings {
     /// AMQP 0-9-1 port [default: 5672]
     #[arg(long, value_name = "PORT")]
     pub amqp_port: Option<u16>,
+    /// AMQP 0-9-1 over TLS, served when there is a --tls-cert [default: 5671]
+    #[arg(long, value_name = "PORT")]
+    pub amqps_port: Option<u16>,
+    /// Certificate that clients are shown over TLS, with its chain, PEM; read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key, PEM, not encrypted
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities that clients' certificates are verified with, PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Whether clients are asked for certificates [default: none]
+    #[arg(long, value_name = "WHOM")]
+    pub tls_verify: Option<VerifyOption>,
+    /// With --tls-verify peer: refuse clients without a certificate [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub tls_fail_if_no_peer_cert: Option<bool>,
+    /// Name in a client's certificate that is its user for SASL EXTERNAL [default: distinguished-name]
+    #[arg(long, value_name = "NAME")]
+    pub tls_login_from: Option<LoginFromOption>,
+    /// Kind of alternative name, with --tls-login-from subject-alternative-name [default: dns]
+    #[arg(long, value_name = "KIND")]
+    pub tls_login_san_type: Option<SanTypeOption>,
+    /// Certificate that this node shows other nodes, PEM; with key and authority all talk between nodes is mutual TLS
+    #[arg(long, value_name = "FILE")]
+    pub peer_tls_cert: Option<PathBuf>,
+    /// Its key, PEM, not encrypted
+    #[arg(long, value_name = "FILE")]
+    pub peer_tls_key: Option<PathBuf>,
+    /// Authority of the nodes' and operators' certificates, PEM
+    #[arg(long, value_name = "FILE")]
+    pub peer_tls_ca: Option<PathBuf>,
     /// Port kept for the RabbitMQ stream protocol, which is not served yet [default: 5552]
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<u16>,
@@ -164,6 +197,17 @@ impl Settings {
             data_dir: self.data_dir.or(lower.data_dir),
             host: self.host.or(lower.host),
             amqp_port: self.amqp_port.or(lower.amqp_port),
+            amqps_port: self.amqps_port.or(lower.amqps_port),
+            tls_cert: self.tls_cert.or(lower.tls_cert),
+            tls_key: self.tls_key.or(lower.tls_key),
+            tls_ca: self.tls_ca.or(lower.tls_ca),
+            tls_verify: self.tls_verify.or(lower.tls_verify),
+            tls_fail_if_no_peer_cert: self.tls_fail_if_no_peer_cert.or(lower.tls_fail_if_no_peer_cert),
+            tls_login_from: self.tls_login_from.or(lower.tls_login_from),
+            tls_login_san_type: self.tls_login_san_type.or(lower.tls_login_san_type),
+            peer_tls_cert: self.peer_tls_cert.or(lower.peer_tls_cert),
+            peer_tls_key: self.peer_tls_key.or(lower.peer_tls_key),
+            peer_tls_ca: self.peer_tls_ca.or(lower.peer_tls_ca),
             stream_port: self.stream_port.or(lower.stream_port),
             management_port: self.management_port.or(lower.management_port),
             peer_port: self.peer_port.or(lower.peer_port),

@@ -208,14 +208,56 @@ fn the_commented_file_has_every_option_and_every_layer_carries_it() {
 #[test]
 fn the_commented_file_shows_the_defaults() {
     let shown = toml::from_str::<toml::Table>(&deployed_file()).unwrap();
-    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit"];
-    let text: String =
-        shown.iter().filter(|(key, _)| !differ_on_purpose.contains(&key.as_str())).map(|(k, v)| format!("{k} = {v}\n")).collect();
+    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit", "workers"];
+    let is_file =
+        |key: &str| key.contains("tls-") && ["-cert", "-key", "-ca"].iter().any(|end| key.ends_with(end)) && !key.contains("fail");
+    let differs = |key: &str| differ_on_purpose.contains(&key) || is_file(key);
+    let text: String = shown.iter().filter(|(key, _)| !differs(key)).map(|(k, v)| format!("{k} = {v}\n")).collect();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("w.toml");
     fs::write(&file, text).unwrap();
     let data_dir = format!("--data-dir={}", dir.path().display());
     assert_eq!(load(&[&data_dir, &format!("--config={}", file.display())], &[]).unwrap(), load(&[&data_dir], &[]).unwrap());
+}
+
+#[test]
+fn tls_for_clients_needs_what_belongs_together() {
+    use crate::tls::{Files, LoginFrom, SanType, Verify};
+    let (cert, key, ca) = ("--tls-cert=/c.pem", "--tls-key=/k.pem", "--tls-ca=/a.pem");
+    assert_eq!(load(&["--amqps-port=5", "--tls-verify=none"], &[]).unwrap().amqps, None);
+    let plain = load(&[cert, key], &[]).unwrap().amqps.unwrap();
+    assert_eq!((plain.port, plain.verify, plain.login_from), (5671, Verify::None, LoginFrom::DistinguishedName));
+    assert_eq!(plain.files, Files { certificate: "/c.pem".into(), key: "/k.pem".into(), ca: None });
+    let variables = [("WARREN_TLS_LOGIN_FROM", "subject_alternative_name"), ("WARREN_TLS_LOGIN_SAN_TYPE", "email")];
+    let asks = load(&[cert, key, ca, "--tls-verify=peer", "--tls-fail-if-no-peer-cert=true"], &variables).unwrap().amqps.unwrap();
+    assert_eq!((asks.verify, asks.login_from), (Verify::Peer { required: true }, LoginFrom::SubjectAlternativeName(SanType::Email)));
+    for (arguments, option) in [
+        (&[cert][..], "tls-key"),
+        (&[key], "tls-cert"),
+        (&[ca], "tls-cert"),
+        (&["--tls-verify=peer"], "tls-cert"),
+        (&[cert, key, "--tls-verify=peer"], "tls-ca"),
+        (&[cert, key, ca, "--tls-fail-if-no-peer-cert=true"], "tls-fail-if-no-peer-cert"),
+        (&["--peer-tls-cert=/c", "--peer-tls-key=/k"], "peer-tls-cert"),
+    ] {
+        let error = load(arguments, &[]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{option}: ")), "{arguments:?}: {error}");
+    }
+    let peers = load(&["--peer-tls-cert=/c", "--peer-tls-key=/k", "--peer-tls-ca=/a"], &[]).unwrap().peer_tls;
+    assert_eq!(peers, Some(Files { certificate: "/c".into(), key: "/k".into(), ca: Some("/a".into()) }));
+}
+
+#[test]
+fn the_files_of_the_nodes_certificates_are_remembered_for_operators() {
+    use crate::tls::Files;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files { certificate: "/x/c = 1.pem".into(), key: "k.pem".into(), ca: Some("/x/a.pem".into()) };
+    DataDir::write_peer_tls(dir.path(), Some(&files)).unwrap();
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(DataDir::read_peer_tls(dir.path()), Some(Files { key: here.join("k.pem"), ..files }));
+    DataDir::write_peer_tls(dir.path(), None).unwrap();
+    DataDir::write_peer_tls(dir.path(), None).unwrap();
+    assert_eq!(DataDir::read_peer_tls(dir.path()), None);
 }
 
 #[test]
@@ -235,7 +277,7 @@ fn a_data_directory_has_one_user_at_a_time() {
 #[test]
 fn ports_are_read_back_as_they_were_written() {
     let dir = tempfile::tempdir().unwrap();
-    let ports = Ports { amqp: 5672, stream: 0, management: 15672, peer: 7671 };
+    let ports = Ports { amqp: 5672, amqps: 5671, stream: 0, management: 15672, peer: 7671 };
     assert_eq!(DataDir::read_ports(dir.path()), None);
     DataDir::write_ports(dir.path(), ports).unwrap();
     assert_eq!(DataDir::read_ports(dir.path()), Some(ports));

@@ -100,9 +100,12 @@ impl Round {
 
 /// Runs until the store is gone.
 pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
-    let mut rounds: Vec<Round> = core.all_groups().map(Round::new).collect();
-    let step = PERIOD / rounds.len().max(1) as u32;
+    let mut rounds: Vec<Round> = Vec::new();
     loop {
+        // Some join later.
+        let known: Vec<ShardId> = rounds.iter().map(|round| round.group.id()).collect();
+        rounds.extend(core.all_groups().filter(|group| !known.contains(&group.id())).map(Round::new));
+        let step = PERIOD / rounds.len().max(1) as u32;
         core.away.look(&core);
         core.journal.forget_unread();
         for round in &mut rounds {

@@ -14,6 +14,7 @@ use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -42,6 +43,15 @@ impl Timing {
     }
 }
 
+/// Where a group of this node goes.
+#[derive(Default)]
+pub(super) struct Place {
+    /// Empty while this disk lacks what belongs to the group: it takes part in nothing until another replica gave it.
+    pub(super) shard: OnceLock<Shard>,
+    /// It was not whole when the node started.
+    pub(super) late: bool,
+}
+
 /// Shared by everything in this room.
 pub(super) struct Core {
     pub(super) me: NodeId,
@@ -53,7 +63,11 @@ pub(super) struct Core {
     pub(super) timing: Timing,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) transport: OnceLock<Arc<dyn Transport>>,
-    pub(super) groups: OnceLock<BTreeMap<ShardId, Shard>>,
+    pub(super) groups: OnceLock<BTreeMap<ShardId, Place>>,
+    /// Counts the groups that joined late.
+    pub(super) whole: watch::Sender<u64>,
+    /// Groups whose records were damaged here and that have been rebuilt since the start.
+    pub(super) rebuilt: AtomicU64,
     pub(super) leases: Leases,
     pub(super) floors: Floors,
     pub(super) away: Away,
@@ -85,6 +99,8 @@ impl Core {
             journal,
             transport: OnceLock::new(),
             groups: OnceLock::new(),
+            whole: watch::channel(0).0,
+            rebuilt: AtomicU64::new(0),
             leases,
             floors: Floors::default(),
             away: Away::default(),
@@ -113,12 +129,44 @@ impl Core {
 
     /// A group of this node, once the cluster is formed.
     pub(super) fn group(&self, shard: ShardId) -> Option<&Shard> {
+        self.place(shard)?.shard.get()
+    }
+
+    pub(super) fn place(&self, shard: ShardId) -> Option<&Place> {
         self.groups.get()?.get(&shard)
     }
 
-    /// All groups of this node.
+    /// All groups of this node that are whole.
     pub(super) fn all_groups(&self) -> impl Iterator<Item = &Shard> {
+        self.places().filter_map(|place| place.shard.get())
+    }
+
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
         self.groups.get().into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// A group became whole after the start: those who followed its leader by hints hear of it from the group itself now.
+    pub(super) fn join(self: &Arc<Self>, shard: Shard) {
+        let Some(place) = self.place(shard.id()) else { return };
+        let (core, mut leadership_rx) = (Arc::downgrade(self), shard.leadership());
+        let id = shard.id();
+        if place.shard.set(shard).is_err() || !place.late {
+            return;
+        }
+        self.whole.send_modify(|n| *n += 1);
+        tokio::spawn(async move {
+            loop {
+                let now = *leadership_rx.borrow_and_update();
+                let Some(core) = core.upgrade() else { return };
+                if now.leader.is_some() {
+                    core.hints.lock().entry(id).or_default().send_if_modified(|known| std::mem::replace(known, now) != now);
+                }
+                drop(core);
+                if leadership_rx.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// The other configured nodes.

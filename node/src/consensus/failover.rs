@@ -161,8 +161,12 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
 /// purge their logs by that): at once on a change, and now and then.
 pub(super) async fn tell(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
-    let mut watched: Vec<_> = core.all_groups().map(|g| (g.leadership(), g.clone())).collect();
+    let mut watched = Vec::new();
     loop {
+        // Some join later.
+        if watched.len() < core.all_groups().count() {
+            watched = core.all_groups().map(|g| (g.leadership(), g.clone())).collect();
+        }
         let mut letter = BytesMut::from(&[Ask::Led as u8][..]);
         for (leadership_rx, group) in &mut watched {
             let now = *leadership_rx.borrow_and_update();

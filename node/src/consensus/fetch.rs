@@ -30,7 +30,7 @@ pub(super) async fn state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId
     loop {
         let mut why = Vec::new();
         for node in &others {
-            match from(core, holding, *node).await {
+            match from(core, holding, *node, None).await {
                 Ok(()) => return Ok(()),
                 Err(error) => why.push(format!("node {node}: {error}")),
             }
@@ -44,7 +44,8 @@ pub(super) async fn state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId
     }
 }
 
-async fn from(core: &Core, holding: &Arc<Holding>, node: NodeId) -> Result<(), PeerError> {
+/// Takes the state of `node`, which must be one after entry `least`.
+pub(super) async fn from(core: &Core, holding: &Arc<Holding>, node: NodeId, least: Option<u64>) -> Result<(), PeerError> {
     let transport = core.transport().ok_or_else(|| PeerError::Refused("the network is not started".into()))?;
     let receiving = holding.receive().await;
     let mut pipe = Pipe::from(transport.open(node, StreamKind::Snapshot).await?);
@@ -52,7 +53,7 @@ async fn from(core: &Core, holding: &Arc<Holding>, node: NodeId) -> Result<(), P
     let arrived = transfer::receive(&mut pipe, &offer, &receiving).await?;
     let purged = holding.journal.state(holding.shard).purged.map(|id| id.index);
     let restored = holding.machine.restored().map(|id| id.index);
-    if Some(arrived.applied.index) < purged.max(restored) {
+    if Some(arrived.applied.index) < purged.max(restored).max(least) {
         let error = PeerError::Refused("its state is older than what this node has forgotten".into());
         pipe.refuse(&error).await;
         return Err(error);

@@ -14,32 +14,26 @@ pub struct Heard {
     pub processes: BTreeMap<NodeId, (Incarnation, u64)>,
 }
 
-#[derive(Debug)]
-struct Process {
-    incarnation: Incarnation,
-    /// The one before: its last words may come late.
-    former: Option<Incarnation>,
-    times: u64,
-}
-
-/// Everybody who was heard under one leadership.
+/// Everybody who was heard under one leadership: the newest process of each node, with the number of times.
 #[derive(Debug, Default)]
-pub(super) struct Hearing(BTreeMap<NodeId, Process>);
+pub(super) struct Hearing(BTreeMap<NodeId, (Incarnation, u64)>);
 
 impl Hearing {
-    pub(super) fn hear(&mut self, node: NodeId, incarnation: Incarnation) {
-        let process = self.0.entry(node).or_insert(Process { incarnation, former: None, times: 0 });
-        if process.former == Some(incarnation) {
-            return;
+    /// A process said something. False: those were the late words of one that a later process has followed; they count for nothing.
+    pub(super) fn hear(&mut self, node: NodeId, incarnation: Incarnation) -> bool {
+        let process = self.0.entry(node).or_insert((incarnation, 0));
+        if process.0 > incarnation {
+            return false;
         }
-        if process.incarnation != incarnation {
-            *process = Process { incarnation, former: Some(process.incarnation), times: 0 };
+        if process.0 < incarnation {
+            *process = (incarnation, 0);
         }
-        process.times += 1;
+        process.1 += 1;
+        true
     }
 
     pub(super) fn processes(&self) -> BTreeMap<NodeId, (Incarnation, u64)> {
-        self.0.iter().map(|(node, p)| (*node, (p.incarnation, p.times))).collect()
+        self.0.clone()
     }
 }
 
@@ -51,13 +45,13 @@ mod tests {
     fn late_words_of_a_process_do_not_hide_the_one_that_followed_it() {
         let (mut hearing, node) = (Hearing::default(), NodeId(2));
         let heard = |hearing: &Hearing| hearing.processes()[&node];
-        hearing.hear(node, Incarnation(1));
-        hearing.hear(node, Incarnation(1));
+        assert!(hearing.hear(node, Incarnation(1)) && hearing.hear(node, Incarnation(1)));
         assert_eq!(heard(&hearing), (Incarnation(1), 2));
-        hearing.hear(node, Incarnation(2));
-        hearing.hear(node, Incarnation(1));
-        assert_eq!(heard(&hearing), (Incarnation(2), 1));
-        hearing.hear(node, Incarnation(3));
-        assert_eq!(heard(&hearing), (Incarnation(3), 1));
+        assert!(hearing.hear(node, Incarnation(3)));
+        for late in [1, 2, 1] {
+            assert!(!hearing.hear(node, Incarnation(late)));
+        }
+        assert!(hearing.hear(node, Incarnation(3)));
+        assert_eq!(heard(&hearing), (Incarnation(3), 2));
     }
 }

@@ -192,6 +192,14 @@ impl Holding {
         Ok(())
     }
 
+    /// At a start: nothing that belongs to the group is missing on this disk, and what its state is made from can be read.
+    pub fn is_complete(&self) -> io::Result<bool> {
+        if self.journal.damage(self.shard).is_none() && !self.is_hollow() {
+            self.journal.verify(self.shard, self.machine.restored().map_or(0, |id| id.index))?;
+        }
+        Ok(self.journal.damage(self.shard).is_none() && !self.is_hollow())
+    }
+
     /// The state cannot be made from what this disk holds: the log does not reach back to the checkpoint, or bodies are missing.
     pub fn is_hollow(&self) -> bool {
         let restored = self.machine.restored().map(|id| id.index);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 
-pub use crate::store::wal::{Done, Identity, LogEntry, Payload, ShardLog, Vote};
+pub use crate::store::wal::{Damage, Done, Identity, LogEntry, Payload, ShardLog, Vote};
 
 /// The log of a node.
 pub trait Journal: Send + Sync + 'static {
@@ -70,6 +70,18 @@ pub trait Journal: Send + Sync + 'static {
     }
     /// That state is durable: what is staged becomes readable, the log is purged up to `upto`.
     fn finish_install(&self, _shard: ShardId, _upto: LogId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// What this disk has lost of a group, which must not take part before it is rebuilt.
+    fn damage(&self, _shard: ShardId) -> Option<Damage> {
+        None
+    }
+    /// See whether the log can be read behind this index; what cannot is damage. Reads the disk.
+    fn verify(&self, _shard: ShardId, _after: u64) -> io::Result<()> {
+        Ok(())
+    }
+    /// The group is rebuilt.
+    fn mended(&self, _shard: ShardId, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
     /// Who this disk belongs to; `None` when it is empty.
@@ -165,6 +177,18 @@ impl Journal for Wal {
 
     fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
         Wal::finish_install(self, shard, upto, done)
+    }
+
+    fn damage(&self, shard: ShardId) -> Option<Damage> {
+        Wal::damage(self, shard)
+    }
+
+    fn verify(&self, shard: ShardId, after: u64) -> io::Result<()> {
+        Wal::verify(self, shard, after)
+    }
+
+    fn mended(&self, shard: ShardId, done: Done) {
+        Wal::mended(self, shard, done)
     }
 
     fn identity(&self) -> Option<Identity> {

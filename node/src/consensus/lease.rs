@@ -153,7 +153,9 @@ impl Leases {
         if grants.leading.is_none() {
             return false;
         }
-        grants.hearing.hear(node, incarnation);
+        if !grants.hearing.hear(node, incarnation) {
+            return false;
+        }
         let enough = applied >= grants.floor;
         let held = grants.held.entry(node).or_insert(Held { until: Instant::now(), applied: 0, incarnation: None });
         if held.incarnation.replace(incarnation) != Some(incarnation) {
@@ -443,6 +445,8 @@ mod tests {
         assert!(leases.grant(NodeId(2), Incarnation(2), 6));
         assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6, "it routes without 7 and 8");
         assert!(leases.grant(NodeId(2), Incarnation(2), 5), "overtaken by the one before");
+        assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6);
+        assert!(!leases.grant(NodeId(2), Incarnation(1), 9), "late words of the process before");
         assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6);
     }
 

@@ -19,6 +19,7 @@ mod log;
 pub mod machine;
 mod network;
 pub mod placement;
+mod rebuild;
 pub mod replica;
 mod retry;
 mod service;
@@ -43,6 +44,8 @@ pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use time::{ClusterClock, Sources};
 pub use types::Reply;
 
+#[cfg(test)]
+mod rebuild_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use super::*;
 use crate::model::LeaderId;
 use crate::model::entry::EntryBytes;
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
 use tokio::sync::mpsc;
@@ -11,21 +10,24 @@ use tokio::sync::mpsc;
 const SHARD: ShardId = ShardId(1);
 const LEADER: LeaderId = LeaderId { term: 1, voter: 1 };
 
+type Requests = futures::stream::BoxStream<'static, AppendEntriesRequest<Types>>;
+
 struct Play {
-    requests_tx: UnboundedSender<AppendEntriesRequest<Types>>,
+    requests_tx: mpsc::Sender<AppendEntriesRequest<Types>>,
     frames_rx: mpsc::Receiver<Frame>,
     answers_tx: mpsc::Sender<Result<Frame, PeerError>>,
     contact: Arc<Contact>,
 }
 
-fn play() -> (Session<UnboundedReceiver<AppendEntriesRequest<Types>>>, Play) {
-    let (requests_tx, requests_rx) = unbounded();
+fn play() -> (Session<Requests>, Play) {
+    let (requests_tx, requests_rx) = mpsc::channel(64);
+    let requests: Requests = Box::pin(futures::stream::unfold(requests_rx, |mut rx| async move { rx.recv().await.map(|next| (next, rx)) }));
     let (tx, frames_rx) = mpsc::channel(64);
     let (answers_tx, answers_rx) = mpsc::channel(64);
     let rx = futures::stream::unfold(answers_rx, |mut rx| async move { rx.recv().await.map(|answer| (answer, rx)) });
     let contact = Arc::new(Contact::new(3));
     let acks = Acks { contact: contact.clone(), voter: 2 };
-    let session = Session::new(SHARD, requests_rx, Duplex { tx, rx: Box::pin(rx) }, acks);
+    let session = Session::new(SHARD, requests, Duplex { tx, rx: Box::pin(rx) }, acks);
     (session, Play { requests_tx, frames_rx, answers_tx, contact })
 }
 
@@ -47,7 +49,7 @@ fn news(at: u64, commit: u64) -> AppendEntriesRequest<Types> {
 
 impl Play {
     fn ask(&self, request: AppendEntriesRequest<Types>) {
-        self.requests_tx.unbounded_send(request).expect("the session lives");
+        self.requests_tx.try_send(request).expect("the session lives and has room");
     }
 
     /// The next request on the wire: how many entries, and how far it says is committed.

@@ -6,7 +6,7 @@ use super::placement::FIRST_GENERATION;
 use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
-use super::{bodies, catalog, formation, heartbeat, lease};
+use super::{bodies, catalog, formation, heartbeat, lease, rebuild};
 use crate::model::limits::SNAPSHOT_PATIENCE;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
@@ -98,6 +98,7 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
         Ask::Catalog => catalog::answer(&core, frame.body).await,
         Ask::Lease => lease::answer_frame(&core, from.node, from.incarnation, head),
         Ask::Led => led(&core, from.node, head),
+        Ask::Rebuild => rebuild::answer(&core, head).await,
         Ask::Formation | Ask::Adopt => Err(PeerError::Malformed("answered elsewhere")),
     }
 }

@@ -9,6 +9,7 @@ use super::types::*;
 use super::watch::Watch;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
+use crate::model::report::RaftFigures;
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
 use futures::future::BoxFuture;
 use openraft::ServerState;
@@ -123,6 +124,11 @@ impl Shard {
         let _ = self.inner.outbox.sink.set(sink);
     }
 
+    /// Starts a group that became whole after `Consensus::run`: call it when `on_outcome` is set. No effect on one that runs.
+    pub fn run(&self) {
+        self.inner.raft.run();
+    }
+
     /// Who leads. `is_me` only once an entry of this node's own leader id is applied (rule 24).
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership_tx.subscribe()
@@ -215,23 +221,6 @@ impl Shard {
             Err(other) => Err(WriteError::Unknown(other.to_string())),
         }
     }
-}
-
-/// A replica as Raft sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RaftFigures {
-    /// `leader`, `follower`, ...
-    pub state: &'static str,
-    /// Term.
-    pub term: u64,
-    /// Last index in the log.
-    pub last_index: u64,
-    /// Committed as far as this node knows.
-    pub committed: u64,
-    /// Applied.
-    pub applied: u64,
-    /// Purged up to here.
-    pub purged: u64,
 }
 
 /// Why a write has no reply.

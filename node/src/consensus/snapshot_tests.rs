@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where the nodes' things are, and how each is started.
-struct World {
-    dirs: Vec<tempfile::TempDir>,
+pub(super) struct World {
+    pub(super) dirs: Vec<tempfile::TempDir>,
     /// `None`: real disks.
-    disks: Option<Vec<SimDisk>>,
+    pub(super) disks: Option<Vec<SimDisk>>,
     network: MemoryNetwork,
     /// Over loopback instead of memory.
     peers: Option<Vec<(NodeId, String)>>,
@@ -29,7 +29,7 @@ fn small_files() -> WalConfig {
 }
 
 impl World {
-    fn simulated() -> World {
+    pub(super) fn simulated() -> World {
         let dirs = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
         World { dirs, disks: Some((1..=3).map(SimDisk::new).collect()), network: MemoryNetwork::default(), peers: None }
     }
@@ -41,7 +41,13 @@ impl World {
         World { disks: None, peers: Some(peers), ..World::simulated() }
     }
 
-    fn start(&self, id: u16) -> impl Future<Output = Option<Node>> + 'static {
+    pub(super) fn start(&self, id: u16) -> impl Future<Output = Option<Node>> + 'static {
+        let partly = self.start_partly(id);
+        async move { in_data(partly.await?).await }
+    }
+
+    /// Resolves although the node may not take part in the data shard yet.
+    pub(super) fn start_partly(&self, id: u16) -> impl Future<Output = Option<Node>> + 'static {
         let at = usize::from(id) - 1;
         let dir = self.dirs[at].path().to_path_buf();
         let disk: Arc<dyn Disk> = match &self.disks {
@@ -55,16 +61,16 @@ impl World {
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
             let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
-            boot_with(id, 3, disk, Some(store), wire, small_files(), Timing::default()).await
+            boot_partly(id, 3, disk, Some(store), wire, small_files(), Timing::default()).await
         }
     }
 
-    async fn start_all(&self) -> Vec<Node> {
+    pub(super) async fn start_all(&self) -> Vec<Node> {
         let nodes = futures::future::join_all((1..=3).map(|id| self.start(id))).await;
         nodes.into_iter().map(|node| node.expect("boots")).collect()
     }
 
-    fn crash(&mut self, id: u16, crash: Crash) {
+    pub(super) fn crash(&mut self, id: u16, crash: Crash) {
         if let Some(disks) = &mut self.disks {
             disks[usize::from(id) - 1] = disks[usize::from(id) - 1].crash(crash);
         }
@@ -87,7 +93,7 @@ fn take_follower(nodes: &mut Vec<Node>, leader: usize) -> Node {
     nodes.remove((leader + 1) % 3)
 }
 
-fn last(node: &Node) -> u64 {
+pub(super) fn last(node: &Node) -> u64 {
     node.wal.state(DATA).last.map_or(0, |id| id.index)
 }
 
@@ -107,7 +113,7 @@ async fn publish_past(nodes: &mut [Node], session: SessionId, mut sent: u64, ind
 }
 
 /// Every entry with live messages can be read and is what the others have.
-fn all_bodies_are_there(node: &Node, other: &Node) {
+pub(super) fn all_bodies_are_there(node: &Node, other: &Node) {
     let live = node.replicas.data(DATA).expect("restored").lock().live_entries();
     assert!(live.len() > 100, "{}", live.len());
     for index in live {

@@ -1,7 +1,7 @@
 //! The production stack of three nodes in one process: the real log (on a disk that lies, and on a real one), the real machines and
 //! checkpoints, over memory and over loopback.
 
-use super::tests::PATIENT;
+use super::tests::{PATIENT, next_incarnation};
 use super::*;
 use crate::machine::Effect;
 use crate::model::admin::AdminCommand;
@@ -47,8 +47,39 @@ fn large_files() -> WalConfig {
     WalConfig { file_bytes: 4 << 20, ..WalConfig::default() }
 }
 
-/// `None`: the log died before the node could take part.
+/// `None`: the log died before the node could take part. It takes part in the data shard, too.
 pub(super) async fn boot_with(
+    id: u16,
+    n: u16,
+    disk: Arc<dyn Disk>,
+    store: Option<StateStore>,
+    wire: start::Wire,
+    config: WalConfig,
+    timing: Timing,
+) -> Option<Node> {
+    let node = boot_partly(id, n, disk, store, wire, config, timing).await?;
+    in_data(node).await
+}
+
+/// Waits until it takes part in the data shard.
+pub(super) async fn in_data(node: Node) -> Option<Node> {
+    let whole = node.consensus.whole(DATA);
+    tokio::select! {
+        _ = whole => Some(node),
+        () = dies(node.wal.clone()) => None,
+    }
+}
+
+async fn dies(wal: Wal) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !wal.stats().dead {
+        assert!(Instant::now() < deadline, "does not take part in time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Possibly without the data shard.
+pub(super) async fn boot_partly(
     id: u16,
     n: u16,
     disk: Arc<dyn Disk>,
@@ -67,7 +98,7 @@ pub(super) async fn boot_with(
     let journal: Arc<dyn journal::Journal> = Arc::new(wal.clone());
     let consensus = Consensus::start(ConsensusConfig {
         node: id,
-        incarnation: Incarnation(rand::random()),
+        incarnation: next_incarnation(),
         nodes: (1..=n).map(NodeId).collect(),
         shards: 1,
         timing,
@@ -81,19 +112,21 @@ pub(super) async fn boot_with(
     let (tx, outcomes) = mpsc::unbounded_channel();
     let consensus = consensus.expect("starts");
     tokio::spawn(async move {
-        let (watched, deadline) = (wal.clone(), Instant::now() + Duration::from_secs(20));
-        let dies = async move {
-            while !watched.stats().dead {
-                assert!(Instant::now() < deadline, "not formed in time");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
         tokio::select! {
             formed = consensus.formed() => formed.ok()?,
-            () = dies => return None,
+            () = dies(wal.clone()) => return None,
         }
-        let shard = consensus.shard(DATA).expect("member");
-        shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
+        let sink = move |shard: &Shard| shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
+        if consensus.is_late(DATA) {
+            let whole = consensus.whole(DATA);
+            tokio::spawn(async move {
+                let shard = whole.await;
+                sink(&shard);
+                shard.run();
+            });
+        } else {
+            sink(&consensus.shard(DATA).expect("member"));
+        }
         consensus.run();
         Some(Node { id, consensus, replicas, wal, outcomes })
     })
@@ -121,14 +154,19 @@ pub(super) async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
 }
 
 pub(super) async fn propose(nodes: &mut [Node], entry: EntryBytes) -> (LogId, SectionReply) {
+    let mut token = 7;
     loop {
         let (at, under) = leader(nodes).await;
-        nodes[at].consensus.shard(DATA).expect("member").propose(7, under, entry.clone());
+        nodes[at].consensus.shard(DATA).expect("member").propose(token, under, entry.clone());
         let outcome = tokio::time::timeout(Duration::from_secs(5), nodes[at].outcomes.recv()).await.expect("in time");
         match outcome.expect("an outcome").1 {
             ProposalOutcome::Applied(id, mut replies) => return (id, replies.pop().expect("one section")),
             // Batches are numbered: proposing again is safe.
-            ProposalOutcome::Failed(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            ProposalOutcome::Failed(_) => {
+                // A node that led before and leads again fails whatever was proposed before it heard of the failure.
+                token = crate::model::ports::next_epoch(token);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     }
 }
@@ -208,7 +246,7 @@ pub(super) fn loopback(id: u16, listener: std::net::TcpListener, peers: Vec<(Nod
     Box::new(move |handler| -> std::io::Result<Arc<dyn Transport>> {
         let routes = tonic::service::Routes::default();
         let secret = Secret::new(b"test");
-        TonicNetwork::start(PeerConfig { node: NodeId(id), listener, peers, secret, edge_runtime, routes }, handler)
+        TonicNetwork::start(PeerConfig { node: NodeId(id), listener, peers, secret, tls: None, edge_runtime, routes }, handler)
     })
 }
 

@@ -3,7 +3,7 @@
 use super::bodies::{BodyCounters, Others};
 use super::catalog::CatalogClient;
 use super::contact::Contact;
-use super::core::{Core, Timing};
+use super::core::{Core, Place, Timing};
 use super::formation::{self, FormationError};
 use super::hearing::Heard;
 use super::holding::Holding;
@@ -17,7 +17,7 @@ use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
 use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
-use super::{checkpoint, failover, fetch, lease};
+use super::{checkpoint, failover, fetch, lease, rebuild};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -94,8 +94,8 @@ impl Consensus {
         Ok(Consensus { core, store, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Waits until this node belongs to the cluster and its groups are built (not yet running, see `run`). A wiped node waits for ever;
-    /// the log says why.
+    /// Waits until this node belongs to the cluster and its groups are built (not yet running, see `run`), but for data groups of which
+    /// this disk lacks something (`is_late`). A wiped node waits for ever; the log says why.
     pub async fn formed(&self) -> Result<(), FormationError> {
         let mut progress_rx = self.core.progress.subscribe();
         let progress = progress_rx.wait_for(|p| *p != Progress::Forming).await;
@@ -115,6 +115,38 @@ impl Consensus {
             }
             built
         });
+    }
+
+    /// A group of this node that was not whole when `formed` returned: its owner waits for `whole` and runs it.
+    pub fn is_late(&self, shard: ShardId) -> bool {
+        self.core.place(shard).is_some_and(|place| place.late)
+    }
+
+    /// A group of this node, as soon as this disk has everything that belongs to it; for ever when it has no such group.
+    pub fn whole(&self, shard: ShardId) -> impl Future<Output = Shard> + Send + 'static {
+        let core = self.core.clone();
+        async move {
+            let mut whole_rx = core.whole.subscribe();
+            loop {
+                whole_rx.borrow_and_update();
+                if let Some(group) = core.group(shard) {
+                    return group.clone();
+                }
+                if whole_rx.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Groups of this node that do not take part because this disk lacks what belongs to them.
+    pub fn incomplete(&self) -> usize {
+        self.core.places().filter(|place| place.shard.get().is_none()).count()
+    }
+
+    /// Groups whose records were damaged on this disk and that have been rebuilt since the start.
+    pub fn rebuilt(&self) -> u64 {
+        self.core.rebuilt.load(Ordering::Relaxed)
     }
 
     /// A group of this node.
@@ -269,7 +301,7 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     if progress_rx.wait_for(|p| *p == Progress::Running).await.is_err() {
         return;
     }
-    core.all_groups().for_each(|group| group.inner().raft.run());
+    core.places().filter(|place| !place.late).filter_map(|place| place.shard.get()).for_each(Shard::run);
     core.watch.spawn("the keeper of routing leases", lease::keep(core.clone()));
     core.watch.spawn("the watch of other processes", failover::watch_processes(core.clone()));
     core.watch.spawn("the balance of leaders", failover::balance(core.clone()));
@@ -280,19 +312,60 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     formation::complete(core).await;
 }
 
+/// Groups of which this disk lacks something join when another replica gave it; the catalog is waited for, and without other replicas
+/// nothing can be given.
 async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateStore>>) -> Result<(), FormationError> {
     let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
-    let network = Network::new(transport.clone(), core.watch.clone());
-    let me = VoterId { node: core.me, generation: FIRST_GENERATION };
-    let mine = core.shard_ids().map(|shard| (shard, core.voters(shard))).filter(|(_, voters)| voters.contains(&me));
-    let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.as_ref(), shard, me, voters)).collect();
-    let held = held.into_iter().collect::<Result<Vec<_>, _>>()?;
-    futures::future::try_join_all(held.iter().map(|(holding, voters)| complete_state(core, holding, voters))).await?;
-    let mut groups = BTreeMap::new();
-    for (holding, voters) in held {
-        groups.insert(holding.shard, build_group(core, (transport, &network), holding, me, voters).await?);
+    let builder = Builder {
+        network: Network::new(transport.clone(), core.watch.clone()),
+        me: VoterId { node: core.me, generation: FIRST_GENERATION },
+    };
+    let mine = core.shard_ids().map(|shard| (shard, core.voters(shard))).filter(|(_, voters)| voters.contains(&builder.me));
+    let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.as_ref(), shard, builder.me, voters)).collect();
+    let (mut places, mut whole, mut late) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for held in held {
+        let (holding, voters) = held?;
+        holding.resume().await?;
+        let looked = holding.clone();
+        let complete = tokio::task::spawn_blocking(move || looked.is_complete()).await.map_err(io::Error::other)??;
+        places.insert(holding.shard, Place { late: !complete && holding.shard != ShardId::CATALOG, ..Place::default() });
+        if complete { whole.push((holding, voters)) } else { late.push((holding, voters)) }
     }
-    let _ = core.groups.set(groups);
+    let _ = core.groups.set(places);
+    for (holding, voters) in whole {
+        core.journal.unstage(holding.shard);
+        core.join(builder.group(core, holding, voters).await?);
+    }
+    let builder = Arc::new(builder);
+    for (holding, voters) in late {
+        let (shard, alone) = (holding.shard, voters.len() == 1);
+        let made = complete_and_join(core.clone(), builder.clone(), holding, voters);
+        if shard == ShardId::CATALOG || alone {
+            made.await?;
+        } else {
+            tokio::spawn(async move {
+                if let Err(error) = made.await {
+                    tracing::error!(%shard, %error, "this node does not take part in the shard");
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Afterwards this node's state of a group, its log and its entries fit together.
+async fn complete_and_join(
+    core: Arc<Core>,
+    builder: Arc<Builder>,
+    holding: Arc<Holding>,
+    voters: Vec<VoterId>,
+) -> Result<(), FormationError> {
+    match core.journal.damage(holding.shard) {
+        Some(damage) => rebuild::group(&core, &holding, &voters, damage).await?,
+        None => fetch::state(&core, &holding, &voters).await?,
+    }
+    core.journal.unstage(holding.shard);
+    core.join(builder.group(&core, holding, voters).await?);
     Ok(())
 }
 
@@ -315,37 +388,30 @@ fn hold(
     Ok((Holding::new(shard, machine, core.journal.clone(), store, membership), voters))
 }
 
-/// Afterwards this node's state of a group, its log and its entries fit together.
-async fn complete_state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId]) -> Result<(), FormationError> {
-    holding.resume().await?;
-    if holding.is_hollow() {
-        fetch::state(core, holding, voters).await?;
-    }
-    core.journal.unstage(holding.shard);
-    Ok(())
+/// What all groups of this node are built with.
+struct Builder {
+    network: Arc<Network>,
+    me: VoterId,
 }
 
-async fn build_group(
-    core: &Arc<Core>,
-    (transport, network): (&Arc<dyn Transport>, &Arc<Network>),
-    holding: Arc<Holding>,
-    me: VoterId,
-    voters: Vec<VoterId>,
-) -> Result<Shard, FormationError> {
-    let id = holding.shard;
-    let (sm, applied_rx) = GroupMachine::new(holding.clone());
-    let forced = Arc::new(AtomicBool::new(false));
-    let config = raft_config(core.timing).validate().map_err(|e| stopped(id)(&e))?;
-    let log = GroupLog::new(id, core.journal.clone());
-    let contact = Arc::new(Contact::new(voters.len()));
-    let network = network.group(holding.clone(), forced.clone(), contact.clone());
-    let raft = Group::build(me.pack(), Arc::new(config), network, log, sm);
-    let raft = raft.await.map_err(|e| stopped(id)(&e))?;
-    let (journal, lease) = (core.journal.clone(), core.timing.lease());
-    let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
-    let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
-    let parts = Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease, contact };
-    Ok(Shard::start(parts, &core.watch))
+impl Builder {
+    async fn group(&self, core: &Arc<Core>, holding: Arc<Holding>, voters: Vec<VoterId>) -> Result<Shard, FormationError> {
+        let (id, me) = (holding.shard, self.me);
+        let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
+        let (sm, applied_rx) = GroupMachine::new(holding.clone());
+        let forced = Arc::new(AtomicBool::new(false));
+        let config = raft_config(core.timing).validate().map_err(|e| stopped(id)(&e))?;
+        let log = GroupLog::new(id, core.journal.clone());
+        let contact = Arc::new(Contact::new(voters.len()));
+        let network = self.network.group(holding.clone(), forced.clone(), contact.clone());
+        let raft = Group::build(me.pack(), Arc::new(config), network, log, sm);
+        let raft = raft.await.map_err(|e| stopped(id)(&e))?;
+        let (journal, lease) = (core.journal.clone(), core.timing.lease());
+        let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
+        let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
+        let parts = Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease, contact };
+        Ok(Shard::start(parts, &core.watch))
+    }
 }
 
 /// The newest membership in the log, else what `initialize` wrote as the log's first entry.

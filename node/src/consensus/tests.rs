@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -176,6 +176,12 @@ struct Cluster {
 
 const DATA: ShardId = ShardId(1);
 
+/// Later starts have larger numbers.
+pub(super) fn next_incarnation() -> Incarnation {
+    static STARTS: AtomicU64 = AtomicU64::new(1);
+    Incarnation(STARTS.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Ordinary elections are so late that a leader which comes before one came by a forced failover, on a busy machine too.
 pub(super) const PATIENT: Timing = Timing { heartbeat_ms: 70, election_min_ms: 2000, election_max_ms: 3000 };
 
@@ -209,7 +215,7 @@ impl Cluster {
         let (network, made, transports) = (self.network.clone(), tapes.clone(), self.transports.clone());
         let consensus = Consensus::start(ConsensusConfig {
             node: id,
-            incarnation: Incarnation(rand::random()),
+            incarnation: next_incarnation(),
             nodes: self.journals.keys().copied().collect(),
             shards: self.shards,
             timing: self.timing,

@@ -30,13 +30,16 @@ pub enum Ask {
     Adopt = 7,
     /// Who leads which shard.
     Led = 8,
+    /// A replica that lost records asks the leader for a point at which it is whole again.
+    Rebuild = 9,
 }
 
 impl Ask {
     /// The kind of a head.
     pub fn of(head: &mut Bytes) -> Result<Ask, PeerError> {
         let byte = head.try_get_u8().map_err(|_| SHORT)?;
-        let all = [Ask::Vote, Ask::PreVote, Ask::Transfer, Ask::Catalog, Ask::Lease, Ask::Formation, Ask::Adopt, Ask::Led];
+        use Ask::*;
+        let all = [Vote, PreVote, Transfer, Catalog, Lease, Formation, Adopt, Led, Rebuild];
         all.into_iter().find(|kind| *kind as u8 == byte).ok_or(PeerError::Malformed("unknown question"))
     }
 }

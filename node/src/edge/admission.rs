@@ -1,27 +1,37 @@
 //! Who may come in and stay: logins, vhosts, and how many connections and channels a vhost or a user may have in the whole cluster.
 //! Texts are RabbitMQ's.
 
+use super::Edge;
 use super::mailbox::{ChannelRef, Identity, Mailbox};
-use super::{Blocker, Edge};
+use super::publish::NO_LEASE;
 use crate::machine::catalog::Catalog;
+use crate::model::NodeId;
 use crate::model::catalog::Refusal;
 use crate::model::report::Counted;
-use crate::model::step::Event;
+use crate::model::step::{Event, Reply};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-const CHANNEL_OPEN: (u16, u16) = (20, 10);
+/// Before a node that did not answer is asked again.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// Whether this user may log in from there; answers which user of that name it is. The error is for the log.
 pub(super) fn authenticate(catalog: &Catalog, user: &str, password: &[u8], from: IpAddr, loopback_users: &[String]) -> Result<u64, String> {
     if !catalog.authenticate(user, password) {
         return Err(format!("user '{user}' - invalid credentials"));
     }
+    vouched(catalog, user, from, loopback_users)
+}
+
+/// The same without a password: who it is has been proved in another way.
+pub(super) fn vouched(catalog: &Catalog, user: &str, from: IpAddr, loopback_users: &[String]) -> Result<u64, String> {
     if !is_loopback(from) && loopback_users.iter().any(|kept| kept == user) {
         return Err(format!("user '{user}' can only connect via localhost"));
     }
-    Ok(catalog.user(user).map(|u| u.created).unwrap_or_default())
+    catalog.user(user).map(|found| found.created).ok_or_else(|| format!("user '{user}' does not exist"))
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
@@ -71,7 +81,7 @@ fn connection_limits(catalog: &Catalog, identity: &Identity) -> Vec<(Counted, u6
 
 impl Edge {
     /// Lets a client into a vhost, or not: at once where nothing is limited, else after the other nodes were asked. It is counted
-    /// before anybody asks, so a limit is not exceeded while all nodes answer; of several who come at the same moment for the last place all may be refused.
+    /// before anybody asks, so a limit is never exceeded; of several who come at the same moment for the last place all may be refused.
     pub(super) fn admit(self: &Arc<Self>, mailbox: &Arc<Mailbox>, identity: Identity) {
         let limits = connection_limits(&self.catalog.read(), &identity);
         // A second open finds it set: the session asks once.
@@ -83,9 +93,9 @@ impl Edge {
         let (edge, mailbox) = (self.clone(), mailbox.clone());
         self.runtime.spawn(async move {
             for (counted, limit, text) in limits {
-                if edge.count_everywhere(counted).await > limit {
+                if let Err(refusal) = edge.check_limit(&counted, limit, text).await {
                     mailbox.is_inside.store(false, Ordering::SeqCst);
-                    return mailbox.push(Event::OpenRefused(Refusal::NotAllowed(text)));
+                    return mailbox.push(Event::OpenRefused(refusal));
                 }
             }
             edge.admitted(&mailbox);
@@ -94,9 +104,6 @@ impl Edge {
 
     fn admitted(&self, mailbox: &Arc<Mailbox>) {
         mailbox.push(Event::Opened);
-        if let Some(why) = &*self.blocked.lock() {
-            mailbox.block(Blocker::Node, why);
-        }
         // Deleted between the check and now: `expel` may have looked before this one was there.
         let catalog = self.catalog.read();
         if let Some(why) = mailbox.identity.get().and_then(|identity| expelled(&catalog, identity)) {
@@ -119,19 +126,26 @@ impl Edge {
         }
     }
 
-    /// A channel was opened: its user may have only so many.
+    /// A channel is opened, or not: its user may have only so many. Answered like any request.
     pub(super) fn admit_channel(self: &Arc<Self>, mailbox: &Arc<Mailbox>, at: ChannelRef) {
         mailbox.channels.fetch_add(1, Ordering::SeqCst);
-        let Some(identity) = mailbox.identity.get() else { return };
-        let Some(limit) = self.catalog.read().user_limit(&identity.user, "max-channels") else { return };
-        let (edge, mailbox, user) = (self.clone(), mailbox.clone(), identity.user.clone());
+        let user = mailbox.identity.get().map(|identity| identity.user.clone());
+        let limit = user.and_then(|user| Some((self.catalog.read().user_limit(&user, "max-channels")?, user)));
+        let Some((limit, user)) = limit else {
+            mailbox.reply(at, Ok(Reply::Done));
+            return;
+        };
+        let (edge, mailbox) = (self.clone(), mailbox.clone());
         self.runtime.spawn(async move {
-            if edge.count_everywhere(Counted::UserChannels(user.clone())).await > limit {
-                let text = format!("number of channels opened for user '{user}' has reached the maximum allowed user limit of ({limit})");
-                let refusal = Refusal::NotAllowed(text);
-                mailbox.push_at(at, |channel| Event::ChannelError { channel, refusal, method: CHANNEL_OPEN });
-            }
+            let text = format!("number of channels opened for user '{user}' has reached the maximum allowed user limit of ({limit})");
+            let allowed = edge.check_limit(&Counted::UserChannels(user), limit, text).await;
+            mailbox.reply(at, allowed.map(|()| Reply::Done));
         });
+    }
+
+    /// Refused with `text` when there are more than `limit` on all nodes.
+    async fn check_limit(&self, counted: &Counted, limit: u64, text: String) -> Result<(), Refusal> {
+        if self.count_everywhere(counted).await? > limit { Err(Refusal::NotAllowed(text)) } else { Ok(()) }
     }
 
     /// How many there are on this node.
@@ -148,11 +162,30 @@ impl Edge {
         self.connections.lock().values().map(|mailbox| count(mailbox)).sum()
     }
 
-    async fn count_everywhere(&self, counted: Counted) -> u64 {
-        let here = self.count(&counted);
-        match self.neighbours.get() {
-            Some(neighbours) => here + neighbours.count(counted).await,
-            None => here,
+    /// How many there are on this node and on all others that are up. A silent one is asked again until it answers or counts as down: what
+    /// nobody knows must not pass for nothing. Without a routing lease nobody knows who is up.
+    async fn count_everywhere(&self, counted: &Counted) -> Result<u64, Refusal> {
+        let Some(neighbours) = self.neighbours.get() else { return Ok(self.count(counted)) };
+        let until = Instant::now() + self.config.no_quorum_timeout;
+        let mut known: BTreeMap<NodeId, u64> = BTreeMap::new();
+        loop {
+            let is_fresh = self.port.routing_lease();
+            let up: Vec<NodeId> = self.catalog.read().nodes().map(|(node, _)| node).filter(|node| *node != self.config.node).collect();
+            known.retain(|node, _| up.contains(node));
+            let silent: Vec<NodeId> = up.into_iter().filter(|node| !known.contains_key(node)).collect();
+            match silent.first() {
+                None if is_fresh => return Ok(self.count(counted) + known.values().sum::<u64>()),
+                None if Instant::now() >= until => return Err(Refusal::NotAllowed(NO_LEASE.to_owned())),
+                Some(node) if Instant::now() >= until => {
+                    return Err(Refusal::NotAllowed(format!("limits cannot be checked: node {node} does not answer")));
+                }
+                Some(_) | None => {}
+            }
+            let answers = neighbours.count(counted.clone(), silent).await;
+            if answers.is_empty() {
+                tokio::time::sleep(SILENCE).await;
+            }
+            known.extend(answers);
         }
     }
 }

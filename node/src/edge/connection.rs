@@ -36,6 +36,8 @@ pub struct Connection {
     pub(super) writable: Writable,
     // Scratch space of the publish path.
     pub(super) targets: Vec<(QueueId, ShardId)>,
+    /// Only exchanges that remember it take what was routed last.
+    pub(super) unseen: bool,
     pub(super) queues: Vec<QueueId>,
     pub(super) entered: Vec<(usize, usize)>,
     /// Publishes that the counters do not know yet.
@@ -73,6 +75,7 @@ impl Connection {
             routes: None,
             writable: Writable::default(),
             targets: Vec::new(),
+            unseen: false,
             queues: Vec::new(),
             entered: Vec::new(),
             published: 0,
@@ -91,13 +94,11 @@ impl Connection {
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),
             Step::ChannelPrefetch { channel, limit } => self.channel_prefetch(channel, limit),
-            Step::ChannelOpened { channel } => {
-                let at = self.at(channel);
-                self.edge.admit_channel(&self.mailbox, at);
-            }
+            Step::UpdateSecret => self.update_secret(),
             Step::Report(report) => self.mailbox.report(&report),
             Step::ChannelClosed { channel, held } => self.channel_closed(channel, &held),
             Step::Authenticate { user, password } => self.authenticate(&user, &password),
+            Step::AuthenticateByCertificate { user } => self.authenticate_by_certificate(user),
             Step::Open { vhost } => self.open(&vhost),
             Step::Leave => self.leave(),
         }
@@ -150,9 +151,21 @@ impl Connection {
         let edge = &*self.edge;
         let from = self.mailbox.peer.ip();
         let result = admission::authenticate(&edge.catalog.read(), user, password, from, &edge.config.loopback_users);
+        self.authenticated(user.into(), result);
+    }
+
+    fn authenticate_by_certificate(&mut self, user: Arc<str>) {
+        let edge = &*self.edge;
+        let from = self.mailbox.peer.ip();
+        let result = admission::vouched(&edge.catalog.read(), &user, from, &edge.config.loopback_users);
+        self.authenticated(user, result);
+    }
+
+    /// `result`: which user of that name it is.
+    fn authenticated(&mut self, user: Arc<str>, result: Result<u64, String>) {
         match result {
             Ok(created) => {
-                self.user = Some((user.into(), created));
+                self.user = Some((user, created));
                 self.mailbox.push(Event::Authenticated);
             }
             Err(why) => {
@@ -172,6 +185,16 @@ impl Connection {
             Ok(identity) => self.edge.admit(&self.mailbox, identity),
             Err(refusal) => self.mailbox.push(Event::OpenRefused(refusal)),
         }
+    }
+
+    /// A password does not expire, so the new one is not looked at, as by RabbitMQ; whether its user may still be in the vhost is.
+    fn update_secret(&mut self) {
+        let identity = self.mailbox.identity.get().zip(self.user.as_ref());
+        let allowed = match identity {
+            Some((identity, user)) => admission::open(&self.edge.catalog.read(), user, &identity.vhost).map(drop),
+            None => Err(Refusal::NotAllowed("not in a vhost".to_string())),
+        };
+        self.mailbox.push(Event::SecretUpdated(allowed));
     }
 
     pub(super) fn settle(&mut self, held: &[Held], outcome: Outcome) {
@@ -209,6 +232,9 @@ impl Connection {
         let at = self.at(channel);
         if self.is_failed(channel) {
             return;
+        }
+        if request == Request::OpenChannel {
+            return self.edge.admit_channel(&self.mailbox, at);
         }
         if let Request::Cancel { consumer } = request {
             return self.cancel(at, consumer);

@@ -1,8 +1,10 @@
-//! Sender-selected distribution: the headers `CC` and `BCC` hold further routing keys of a message. `BCC` does not reach a consumer.
+//! Sender-selected distribution: the headers `CC` and `BCC` hold further routing keys of a message. `BCC` does not reach a
+//! consumer: it is stored by another name, that a dead letter goes by.
 //! Costs nothing for a message without headers.
 
-use super::headers::{has_headers, raw_headers, without_header};
+use super::headers::{has_headers, raw_headers, renamed_header};
 use crate::model::catalog::{Refusal, Value};
+use crate::model::properties::BLIND_COPIES;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
@@ -10,7 +12,12 @@ use smallvec::SmallVec;
 pub(super) type Keys<'a> = SmallVec<[&'a [u8]; 4]>;
 
 const CC: &[u8] = b"CC";
-const BCC: &[u8] = b"BCC";
+const BCC: &[u8; 3] = b"BCC";
+/// As it is stored.
+const BLIND: &[u8; 3] = match BLIND_COPIES.as_bytes().first_chunk() {
+    Some(name) if BLIND_COPIES.len() == 3 => name,
+    _ => panic!("as long as the name it stands for"),
+};
 
 /// Further routing keys.
 #[derive(Debug, Default)]
@@ -27,7 +34,7 @@ impl Copies {
         if !has_headers(properties) {
             return Ok(copies);
         }
-        for name in [CC, BCC] {
+        for name in [CC, BCC, BLIND] {
             let Some(entry) = raw_headers(properties).find(|entry| entry.name == name) else { continue };
             copies.blind |= name == BCC;
             match entry.read() {
@@ -51,7 +58,7 @@ impl Copies {
 
     /// The properties as they are stored, when that is not as they came.
     pub fn stored(&self, properties: &[u8]) -> Option<Bytes> {
-        self.blind.then(|| without_header(properties, BCC).into())
+        self.blind.then(|| renamed_header(properties, BCC, BLIND).into())
     }
 }
 

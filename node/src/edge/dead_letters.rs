@@ -8,8 +8,11 @@ use super::mailbox::{ChannelRef, Mailbox};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
-use crate::model::entry::{SettleReason, StoredView, Word};
-use crate::model::ports::{Courier, DeadLetterOffice, Letter, LetterDone, RoutedLetter};
+use crate::model::entry::{SettleReason, StoredMessage, StoredView, Word};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
+use crate::model::limits::NAME_BYTES;
+use crate::model::ports::{Courier, DeadLetterOffice, LetterAnswered, WordHeard};
+use crate::model::properties::BLIND_COPIES;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, TxId};
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -42,7 +45,7 @@ impl Office {
         self.edge.get().and_then(Weak::upgrade)
     }
 
-    fn run(&self, done: LetterDone) -> Run {
+    fn run(&self, answered: LetterAnswered) -> Run {
         Run {
             mailbox: self.mailbox.clone(),
             at: ChannelRef { channel: 0, epoch: 0 },
@@ -51,16 +54,16 @@ impl Office {
             rerouted: false,
             first: 0,
             count: 1,
-            shared: Some(Shared::letter(done)),
+            shared: Some(Shared::letter(answered)),
             commit: None,
         }
     }
 }
 
 impl Courier for Office {
-    fn tell(&self, shard: ShardId, tx: TxId, word: Word, done: LetterDone) -> bool {
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool {
         let Some(edge) = self.edge() else { return false };
-        edge.lane(shard).word(tx, word, self.run(done), None);
+        edge.lane(shard).word(tx, word, self.run(Box::new(move |_| heard())), None);
         true
     }
 }
@@ -69,61 +72,136 @@ impl DeadLetterOffice for Office {
     fn route(&self, letter: &Letter) -> Option<RoutedLetter> {
         let edge = self.edge()?;
         // Without a lease this node's catalog may be old (rule 28).
-        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)).unwrap_or_default())
+        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)))
     }
 
-    fn forward(&self, (source, number): (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone) {
-        let Some(edge) = self.edge() else { return };
+    fn write(&self, letter: &Letter, address: &Address) -> LetterMessage {
+        match letter.reason {
+            SettleReason::Due | SettleReason::Replay | SettleReason::First => kept(letter),
+            SettleReason::Ack
+            | SettleReason::Reject
+            | SettleReason::Purge
+            | SettleReason::Expired
+            | SettleReason::MaxLength
+            | SettleReason::DeliveryLimit => Draft::of(letter, address).message,
+        }
+    }
+
+    fn forward(
+        &self,
+        source: Source,
+        (target, queues): (ShardId, &[QueueId]),
+        catalog_index: u64,
+        message: &LetterMessage,
+        answered: LetterAnswered,
+    ) {
+        let Some(edge) = self.edge() else { return answered(LetterFate::Refused) };
         let lane = edge.lane(target);
         if lane.is_gone() {
-            return done();
+            return answered(LetterFate::Taken);
         }
-        // The numbers of a shard in memory begin anew with its process: no other shard may remember them.
-        let source = source.owner().is_none().then_some((source, number));
-        let (exchange, key, properties, body) = (&routed.exchange, &routed.key, &routed.properties, &routed.body);
-        let message = Message { exchange, key, properties, body, source };
-        let run = self.run(done);
-        let index = self.catalog.read().index();
-        lane.enqueue(queues, &message, index, run);
+        let LetterMessage { exchange, key, properties, body } = message;
+        let message = Message { exchange, key, properties, body, source: Some(source) };
+        let run = self.run(answered);
+        lane.enqueue(queues, &message, catalog_index, run);
     }
 }
 
-/// `None`: nothing takes it, its queue's exchange or the queue itself is gone.
-fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> Option<RoutedLetter> {
-    let record = catalog.queue_by_id(letter.queue)?;
-    let dead_letter = catalog.settings(record).dead_letter?;
-    let name = &record.spec.name;
-    let message = StoredView::parse(&letter.message)?;
-    let mut written = Headers::of(message.properties);
-    let mut keys = vec![message.key.to_vec()];
-    keys.extend(written.keys("CC"));
-    keys.extend(written.keys("BCC"));
-    let (exchange, key) = (message.exchange, message.key);
-    written.record(&Death { queue: &name.name, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
-    if let Some(own) = &dead_letter.routing_key {
-        keys = vec![own.clone().into_bytes()];
-        written.remove("CC");
+/// A letter written anew.
+struct Draft<'a> {
+    message: LetterMessage,
+    /// It is routed by these.
+    keys: Vec<Vec<u8>>,
+    headers: Headers<'a>,
+}
+
+impl<'a> Draft<'a> {
+    /// What can not be read as a message is empty.
+    fn of(letter: &'a Letter, address: &Address) -> Draft<'a> {
+        let empty = StoredView { exchange: b"", key: b"", properties: &[0, 0], body_at: letter.message.len() };
+        let message = StoredView::parse(&letter.message).unwrap_or(empty);
+        let mut headers = Headers::of(message.properties);
+        let mut keys = vec![message.key.to_vec()];
+        keys.extend(headers.keys("CC"));
+        keys.extend(headers.keys(BLIND_COPIES));
+        let (exchange, key) = (message.exchange, message.key);
+        headers.record(&Death { queue: &address.queue, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
+        if let Some(own) = &address.routing_key {
+            let key = own.as_bytes();
+            keys = vec![key[..key.len().min(NAME_BYTES)].to_vec()];
+            headers.remove("CC");
+            headers.remove(BLIND_COPIES);
+        }
+        let message = LetterMessage {
+            exchange: Bytes::copy_from_slice(address.exchange.as_bytes()),
+            key: Bytes::copy_from_slice(&keys[0]),
+            properties: Bytes::from(headers.write(false)),
+            body: letter.message.slice(message.body_at..),
+        };
+        Draft { message, keys, headers }
     }
-    let properties = written.write(false);
-    let subject = MessageSubject::new(&properties);
+}
+
+/// To no queue when its queue's exchange, or the queue itself, is gone.
+fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let catalog_index = catalog.index();
+    let record = catalog.queue_by_id(letter.queue);
+    if let Some((record, exchange)) = record.and_then(|record| Some((record, record.backs.as_ref()?))) {
+        return route_kept(catalog, letter, (&record.spec.name.vhost, exchange), near);
+    }
+    let Some((record, dead_letter)) = record.and_then(|record| Some((record, catalog.settings(record).dead_letter?))) else {
+        return RoutedLetter { catalog_index, ..RoutedLetter::default() };
+    };
+    let name = &record.spec.name;
+    let address = Address { queue: name.name.to_string(), exchange: dead_letter.exchange, routing_key: dead_letter.routing_key };
+    let Draft { message, keys, headers } = Draft::of(letter, &address);
+    let subject = MessageSubject::new(&message.properties);
     let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let mut found = Vec::new();
-    // A missing exchange takes nothing.
-    let envelope = Envelope { vhost: &name.vhost, exchange: &dead_letter.exchange, keys: &slices, subject: &subject, near };
-    let _ = catalog.route(&envelope, &mut found);
+    // A missing exchange takes nothing; an internal one takes letters, it only refuses clients.
+    let envelope = Envelope { vhost: &name.vhost, exchange: &address.exchange, keys: &slices, subject: &subject, near };
+    catalog.route_any(&envelope, &mut found);
+    if letter.reason != SettleReason::Reject {
+        found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
+    }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+}
+
+/// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
+fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
+    let (catalog_index, address) = (catalog.index(), Address::default());
+    let message = kept(letter);
+    let mut keys = vec![message.key.to_vec()];
+    let headers = Headers::of(&message.properties);
+    keys.extend(headers.keys("CC"));
+    keys.extend(headers.keys(BLIND_COPIES));
+    let subject = MessageSubject::new(&message.properties);
+    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let envelope = Envelope { vhost, exchange, keys: &slices, subject: &subject, near };
+    let mut found = Vec::new();
+    match letter.reason == SettleReason::Replay {
+        true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
+        false => catalog.route_released(&envelope, &mut found),
+    }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+}
+
+/// It goes as it was published, but for its delay.
+fn kept(letter: &Letter) -> LetterMessage {
+    let empty = || StoredMessage { exchange: Bytes::new(), key: Bytes::new(), properties: Bytes::from_static(&[0, 0]), body: Bytes::new() };
+    let StoredMessage { exchange, key, mut properties, body } = StoredMessage::parse(letter.message.clone()).unwrap_or_else(empty);
+    if letter.reason == SettleReason::Due {
+        let mut headers = Headers::of(&properties);
+        headers.end_delay();
+        properties = Bytes::from(headers.write(true));
+    }
+    LetterMessage { exchange, key, properties, body }
+}
+
+fn by_shard(mut found: Vec<(QueueId, ShardId)>) -> Targets {
     found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
     found.dedup();
-    if letter.reason != SettleReason::Reject {
-        found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| written.is_cycle(&q.spec.name.name)));
-    }
-    let by_shard = found.chunk_by(|a, b| a.1 == b.1);
-    Some(RoutedLetter {
-        exchange: Bytes::from(dead_letter.exchange.into_bytes()),
-        key: Bytes::from(keys.swap_remove(0)),
-        properties: Bytes::from(properties),
-        body: letter.message.slice(message.body_at..),
-        targets: by_shard.map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect(),
-    })
+    found.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
 }
 
 #[cfg(test)]
@@ -133,7 +211,7 @@ mod tests {
         BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueSpec, Table, Target, Value,
     };
     use crate::model::entry::Ops;
-    use crate::model::properties::{EXPIRATION, field};
+    use crate::model::properties::{EXPIRATION, HEADERS, field};
     use crate::model::{LeaderId, LogId};
 
     struct Scene(Catalog);
@@ -163,13 +241,32 @@ mod tests {
         }
 
         fn bound_exchange(&mut self, exchange: &str, bindings: &[(&str, &str)]) {
+            self.bound(exchange, false, bindings);
+        }
+
+        fn bound(&mut self, exchange: &str, internal: bool, bindings: &[(&str, &str)]) {
             let (kind, arguments) = (ExchangeKind::Direct, Table::new());
+            self.declare(ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal, arguments }, bindings);
+        }
+
+        fn exchange(&mut self, exchange: &str, kind: ExchangeKind, arguments: Table, bindings: &[(&str, &str)]) {
             let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
+            self.declare(spec, bindings);
+        }
+
+        /// The queue behind an exchange.
+        fn store(&self) -> QueueId {
+            let all = self.0.shards().flat_map(|shard| self.0.queues_of(shard).collect::<Vec<_>>());
+            all.into_iter().find(|id| self.0.queue_by_id(*id).is_some_and(|r| r.backs.is_some())).expect("one keeps messages")
+        }
+
+        fn declare(&mut self, spec: ExchangeSpec, bindings: &[(&str, &str)]) {
+            let exchange = spec.name.name.clone();
             self.apply(CatalogCommand::DeclareExchange(spec));
             for (key, queue) in bindings {
                 let binding = BindingSpec {
                     vhost: "/".into(),
-                    source: exchange.into(),
+                    source: exchange.clone(),
                     target: Target::Queue,
                     destination: (*queue).into(),
                     key: (*key).into(),
@@ -180,7 +277,7 @@ mod tests {
         }
 
         fn route(&self, queue: QueueId, reason: SettleReason, message: Bytes) -> RoutedLetter {
-            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false).unwrap_or_default()
+            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false)
         }
     }
 
@@ -204,13 +301,60 @@ mod tests {
         scene.bound_exchange("dlx", &[("k", "one"), ("other", "one"), ("other", "two")]);
         let expiring = [&EXPIRATION.to_be_bytes()[..], b"\x0210"].concat();
         let routed = scene.route(plain, SettleReason::Expired, stored(b"k", &expiring));
-        assert_eq!((&routed.exchange[..], &routed.key[..], &routed.body[..]), (&b"dlx"[..], &b"k"[..], &b"body"[..]));
+        assert_eq!(
+            (&routed.message.exchange[..], &routed.message.key[..], &routed.message.body[..]),
+            (&b"dlx"[..], &b"k"[..], &b"body"[..])
+        );
         assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
-        assert_eq!(field(&routed.properties, EXPIRATION), None, "it does not expire again");
+        assert_eq!(field(&routed.message.properties, EXPIRATION), None, "it does not expire again");
         let routed = scene.route(keyed, SettleReason::Reject, stored(b"k", &[0, 0]));
-        assert_eq!(&routed.key[..], b"other");
+        assert_eq!(&routed.message.key[..], b"other");
         assert_eq!(routed.targets, [(ShardId(2), vec![one]), (ShardId(3), vec![two])]);
         assert_eq!(scene.route(plain, SettleReason::Reject, stored(b"nobody", &[0, 0])).targets, []);
+    }
+
+    #[test]
+    fn a_message_whose_delay_is_over_goes_where_its_exchange_routes_it_as_it_came_but_for_the_delay() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 2, &[]);
+        let arguments = Table::from([("x-delayed-type".to_owned(), Value::Text(b"topic".to_vec()))]);
+        scene.exchange("d", ExchangeKind::Delayed, arguments, &[("a.*", "one")]);
+        let entry = b"\x07x-delayI\0\0\0\x05";
+        let properties = [&(HEADERS | EXPIRATION).to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..], b"\x0210"].concat();
+        let letter = |key| Letter { queue: scene.store(), reason: SettleReason::Due, time_ms: 9, message: stored(key, &properties) };
+        let routed = route(&scene.0, &letter(b"a.b"), &|_| false);
+        assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
+        let LetterMessage { exchange, key, properties: written, body } = &routed.message;
+        assert_eq!((&exchange[..], &key[..], &body[..]), (&b"x"[..], &b"a.b"[..], &b"body"[..]));
+        assert_eq!(field(written, HEADERS), Some(&b"\x07x-delayI\xff\xff\xff\xfb"[..]));
+        assert_eq!(field(written, EXPIRATION), Some(&b"10"[..]), "its time to live begins now");
+        let office = Office::new(Arc::new(RwLock::new(Catalog::new())));
+        assert_eq!(office.write(&letter(b"a.b"), &routed.address), routed.message, "whoever sends it again sends the same");
+        assert_eq!(route(&scene.0, &letter(b"nobody"), &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_is_remembered_goes_to_the_new_binding_alone_and_unchanged() {
+        let mut scene = Scene::new();
+        let (one, _two) = (scene.queue("one", 2, &[]), scene.queue("two", 3, &[]));
+        scene.exchange("h", ExchangeKind::RecentHistory, Table::new(), &[("", "two"), ("", "one")]);
+        let (reason, message) = (SettleReason::Replay, stored(b"k", &[0, 0]));
+        let letter = Letter { queue: scene.store(), reason, time_ms: scene.0.index(), message };
+        let routed = route(&scene.0, &letter, &|_| false);
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(2), vec![one])], &[0, 0][..]));
+        let gone = Letter { time_ms: 1, ..letter };
+        assert_eq!(route(&scene.0, &gone, &|_| false).targets, []);
+    }
+
+    #[test]
+    fn what_came_for_the_first_time_is_not_kept_again() {
+        let mut scene = Scene::new();
+        let one = scene.queue("one", 1, &[]);
+        scene.exchange("u", ExchangeKind::Deduplication, Table::from([("x-cache-size".to_owned(), Value::Int(5))]), &[("", "one")]);
+        let entry = b"\x16x-deduplication-headerI\0\0\0\x05";
+        let properties = [&HEADERS.to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..]].concat();
+        let routed = scene.route(scene.store(), SettleReason::First, stored(b"k", &properties));
+        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(1), vec![one])], &properties[..]));
     }
 
     #[test]
@@ -219,6 +363,40 @@ mod tests {
         let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "")]);
         assert_eq!(scene.route(queue, SettleReason::Expired, stored(b"q", &[0, 0])).targets, []);
         assert_eq!(scene.route(queue, SettleReason::Reject, stored(b"q", &[0, 0])).targets, [(ShardId(1), vec![queue])]);
+    }
+
+    #[test]
+    fn a_letter_goes_by_the_keys_of_blind_copies_too() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx")]);
+        let (own, blind) = (scene.queue("own", 2, &[]), scene.queue("blind", 2, &[]));
+        scene.bound_exchange("dlx", &[("k", "own"), ("b", "blind")]);
+        let table = b"\x03\0CCA\0\0\0\x06S\0\0\0\x01b";
+        let properties = [&[0x20, 0][..], &(table.len() as u32).to_be_bytes(), table].concat();
+        let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &properties));
+        assert_eq!(routed.targets, [(ShardId(2), vec![own, blind])]);
+        assert!(crate::model::properties::has_blind_copies(&routed.message.properties), "at its next death too");
+    }
+
+    #[test]
+    fn an_internal_exchange_takes_letters() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "inside")]);
+        let target = scene.queue("target", 2, &[]);
+        scene.bound("inside", true, &[("k", "target")]);
+        assert_eq!(scene.route(queue, SettleReason::Reject, stored(b"k", &[0, 0])).targets, [(ShardId(2), vec![target])]);
+    }
+
+    #[test]
+    fn a_letter_that_is_written_again_is_the_same_whatever_became_of_its_queue() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx"), ("x-dead-letter-routing-key", "k".repeat(300).as_str())]);
+        let letter = Letter { queue, reason: SettleReason::Expired, time_ms: 5_000, message: stored(b"own", &[0, 0]) };
+        let routed = route(&scene.0, &letter, &|_| false);
+        assert_eq!(routed.catalog_index, scene.0.index());
+        assert_eq!(routed.message.key.len(), NAME_BYTES, "a key is a short string");
+        scene.apply(CatalogCommand::DeleteQueue { id: queue });
+        assert_eq!(Draft::of(&letter, &routed.address).message, routed.message);
     }
 
     #[test]

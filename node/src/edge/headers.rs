@@ -44,6 +44,10 @@ impl Subject for MessageSubject<'_> {
         find(self.properties, at)
     }
 
+    fn properties(&self) -> &[u8] {
+        self.properties
+    }
+
     fn random(&self) -> u64 {
         rand::random()
     }
@@ -64,7 +68,7 @@ pub(super) fn has_headers(properties: &[u8]) -> bool {
     properties.first().is_some_and(|flags| flags & 0x80 >> HEADERS != 0)
 }
 
-/// The entries of the headers table with their names, each as its whole bytes (name, type and value).
+/// The entries of the headers table with their names.
 pub(super) fn raw_headers(properties: &[u8]) -> RawEntries<'_> {
     RawEntries(find(properties, HEADERS).unwrap_or_default())
 }
@@ -77,8 +81,6 @@ pub(super) struct RawEntry<'a> {
     pub name: &'a [u8],
     /// Type letter and value.
     pub value: &'a [u8],
-    /// All of it.
-    pub bytes: &'a [u8],
 }
 
 impl RawEntry<'_> {
@@ -92,7 +94,6 @@ impl<'a> Iterator for RawEntries<'a> {
     type Item = RawEntry<'a>;
 
     fn next(&mut self) -> Option<RawEntry<'a>> {
-        let all = self.0;
         let len = self.0.try_get_u8().ok()? as usize;
         let name = cut(&mut self.0, len)?;
         let before = self.0;
@@ -108,7 +109,7 @@ impl<'a> Iterator for RawEntries<'a> {
         };
         cut(&mut self.0, fixed)?;
         let value = &before[..before.len() - self.0.len()];
-        Some(RawEntry { name, value, bytes: &all[..all.len() - self.0.len()] })
+        Some(RawEntry { name, value })
     }
 }
 
@@ -147,15 +148,13 @@ fn property<'a>(bytes: &mut &'a [u8], at: u32) -> Option<&'a [u8]> {
     cut(bytes, len)
 }
 
-/// The same properties without the header entries of that name.
-pub(super) fn without_header(properties: &[u8], name: &[u8]) -> Vec<u8> {
-    let Some(entries) = find(properties, HEADERS) else { return properties.to_vec() };
-    let start = entries.as_ptr() as usize - properties.as_ptr() as usize;
-    let mut out = properties[..start].to_vec();
-    raw_headers(properties).filter(|entry| entry.name != name).for_each(|entry| out.extend_from_slice(entry.bytes));
-    let len = (out.len() - start) as u32;
-    out[start - 4..start].copy_from_slice(&len.to_be_bytes());
-    out.extend_from_slice(&properties[start + entries.len()..]);
+/// The same properties with the header entries of one name called by another one of the same length.
+pub(super) fn renamed_header(properties: &[u8], from: &[u8; 3], to: &[u8; 3]) -> Vec<u8> {
+    let mut out = properties.to_vec();
+    for entry in raw_headers(properties).filter(|entry| entry.name == from) {
+        let at = entry.name.as_ptr() as usize - properties.as_ptr() as usize;
+        out[at..at + to.len()].copy_from_slice(to);
+    }
     out
 }
 
@@ -251,11 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn takes_an_entry_out_and_leaves_the_rest_as_it_was() {
-        let list = with_headers(b"\x01kS\x00\x00\x00\x01v\x03BCCA\x00\x00\x00\x06S\x00\x00\x00\x01q\x01vV");
-        assert_eq!(without_header(&list, b"BCC"), with_headers(b"\x01kS\x00\x00\x00\x01v\x01vV"));
-        assert_eq!(without_header(&list, b"none"), list);
-        assert_eq!(without_header(&[0, 0], b"none"), [0, 0]);
+    fn renames_an_entry_and_leaves_the_rest_as_it_was() {
+        let list = |name: &[u8; 3]| {
+            let blind = [&b"\x01kS\0\0\0\x01v\x03"[..], name, b"A\0\0\0\x06S\0\0\0\x01q\x01vV"].concat();
+            with_headers(&blind)
+        };
+        assert_eq!(renamed_header(&list(b"BCC"), b"BCC", b"\0CC"), list(b"\0CC"));
+        assert_eq!(renamed_header(&list(b"BCC"), b"non", b"\0CC"), list(b"BCC"));
+        assert_eq!(renamed_header(&[0, 0], b"BCC", b"\0CC"), [0, 0]);
     }
 
     #[test]
@@ -286,7 +288,7 @@ mod tests {
             headers(&bytes);
             user_id(&bytes);
             raw_headers(&bytes).for_each(|entry| drop(entry.read()));
-            without_header(&bytes, b"x");
+            renamed_header(&bytes, b"BCC", b"\0CC");
         }
     }
 }

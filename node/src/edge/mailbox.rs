@@ -436,6 +436,7 @@ fn channel_of(event: &Event) -> Option<u16> {
         | Event::AuthenticationFailed(_)
         | Event::Opened
         | Event::OpenRefused(_)
+        | Event::SecretUpdated(_)
         | Event::Blocked(_)
         | Event::Unblocked
         | Event::Report

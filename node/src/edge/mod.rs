@@ -36,7 +36,7 @@ use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Owner, Refusal};
 use crate::model::link::QueueStat;
 use crate::model::ports::Paths;
-use crate::model::report::Report;
+use crate::model::report::{ConnectionStat, Report};
 use crate::model::step::Event;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, limits};
 use parking_lot::{Mutex, RwLock};
@@ -44,7 +44,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -88,23 +88,6 @@ impl EdgeConfig {
 pub struct ConnectionInfo {
     /// The client's address.
     pub peer: SocketAddr,
-}
-
-/// A connection in a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionStat {
-    /// Its id on this node.
-    pub id: ConnectionId,
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// When it came.
-    pub since: SystemTime,
-    /// Its user, once it entered a vhost.
-    pub user: Option<Arc<str>>,
-    /// Its vhost.
-    pub vhost: Option<Arc<str>>,
-    /// Its publishes wait for a shard or for the node.
-    pub blocked: bool,
 }
 
 /// The edge of this node.
@@ -223,15 +206,13 @@ impl Edge {
         picked.len() as u64
     }
 
-    /// All publishers wait for the given reason (a disk alarm), or no longer. Consuming and acknowledging go on.
+    /// All publishers wait for the given reason (a disk alarm), or no longer. Each is told when it publishes, as by RabbitMQ; who only consumes
+    /// hears nothing. Consuming and acknowledging go on.
     pub fn set_blocked(&self, reason: Option<String>) {
         let mut blocked = self.blocked.lock();
         self.is_blocked.store(reason.is_some(), Ordering::Release);
-        for mailbox in self.connections.lock().values() {
-            match &reason {
-                Some(why) => mailbox.block(Blocker::Node, why),
-                None => mailbox.unblock(Blocker::Node),
-            }
+        if reason.is_none() {
+            self.connections.lock().values().for_each(|mailbox| mailbox.unblock(Blocker::Node));
         }
         let wake = reason.is_none();
         *blocked = reason;
@@ -239,6 +220,18 @@ impl Edge {
         if wake {
             self.unblocked.notify_waiters();
         }
+    }
+
+    /// Whether a client that publishes must wait now; then it is told why.
+    fn holds_back(&self, mailbox: &Mailbox) -> bool {
+        if !self.is_blocked.load(Ordering::Acquire) {
+            return false;
+        }
+        let blocked = self.blocked.lock();
+        if let Some(why) = &*blocked {
+            mailbox.block(Blocker::Node, why);
+        }
+        blocked.is_some()
     }
 
     /// What this edge did since its start.

@@ -2,7 +2,7 @@
 
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::report::Counted;
-use crate::model::{LeaderId, ShardId};
+use crate::model::{LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
@@ -22,6 +22,6 @@ pub trait LeaderFinder: Send + Sync + 'static {
 
 /// The edges of the other nodes.
 pub trait Neighbours: Send + Sync + 'static {
-    /// How many there are on all of them together. A node that does not answer soon has none.
-    fn count(&self, counted: Counted) -> BoxFuture<'_, u64>;
+    /// How many there are on each of these nodes. One that does not answer soon is left out.
+    fn count(&self, counted: Counted, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, u64)>>;
 }

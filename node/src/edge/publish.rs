@@ -1,7 +1,7 @@
 //! The hot path: a publish is checked, routed under one catalog read lock and appended to the lanes of its shards. Nothing waits here;
 //! what cannot go on now is given back as it came. Also the second routing of messages whose queues were gone (rule 27).
 
-use super::access::{Kind, Right, Writable};
+use super::access::Kind;
 use super::connection::Connection;
 use super::copies::{Copies, Keys};
 use super::headers::{MessageSubject, user_id};
@@ -15,7 +15,6 @@ use crate::model::step::{Event, Publish};
 use crate::model::{QueueId, ShardId};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
@@ -37,17 +36,9 @@ pub(super) enum Hold {
     Room(Arc<Lane>),
 }
 
-impl Writable {
-    /// Whether the client may write to that exchange; its name.
-    fn check<'a>(&mut self, edge: &Edge, catalog: &Catalog, identity: &Identity, exchange: &'a Bytes) -> Result<&'a str, Refusal> {
-        let unknown = || names::not_found(Kind::Exchange, &identity.name(&String::from_utf8_lossy(exchange)));
-        let name = str::from_utf8(exchange).map_err(|_| unknown())?;
-        if !self.knows(catalog, exchange) {
-            edge.patterns.check(catalog, identity.who(), Right::Write, (Kind::Exchange, name))?;
-            self.remember(catalog, exchange);
-        }
-        Ok(name)
-    }
+/// The name of an exchange as a client sent it.
+fn exchange_name<'a>(identity: &Identity, exchange: &'a Bytes) -> Result<&'a str, Refusal> {
+    str::from_utf8(exchange).map_err(|_| names::not_found(Kind::Exchange, &identity.name(&String::from_utf8_lossy(exchange))))
 }
 
 impl Connection {
@@ -93,7 +84,7 @@ impl Connection {
     /// Whether the node takes publishes now; `Err(None)`: refuse it, somebody waits for an answer and has waited long enough.
     pub(super) fn check_node(&self, answered: bool) -> Result<(), Option<Hold>> {
         let edge = &*self.edge;
-        if edge.is_blocked.load(Ordering::Acquire) {
+        if edge.holds_back(&self.mailbox) {
             return Err(Some(Hold::Blocked));
         }
         if edge.port.routing_lease() {
@@ -109,17 +100,20 @@ impl Connection {
         }
     }
 
-    /// Fills `targets`. Returns the catalog index that it was routed by.
+    /// Fills `targets` and `unseen`. Returns the catalog index that it was routed by.
     pub(super) fn route(&mut self, publish: &Publish, copies: &Copies) -> Result<u64, Refusal> {
         self.targets.clear();
-        let Connection { edge, mailbox, writable, targets, .. } = self;
+        let Connection { edge, mailbox, writable, targets, unseen, .. } = self;
         let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
         let catalog = edge.catalog.read();
-        let exchange = writable.check(edge, &catalog, identity, &publish.exchange)?;
+        let exchange = exchange_name(identity, &publish.exchange)?;
         let keys = copies.keys(&publish.routing_key);
-        check_topics(edge, &catalog, identity, exchange, &keys)?;
+        writable.check(&edge.patterns, &catalog, identity.who(), (&publish.exchange, exchange), keys.iter().copied())?;
         match edge.route(&catalog, &identity.vhost, (exchange, &keys), &publish.properties, targets) {
-            RouteResult::Routed => check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index()),
+            result @ (RouteResult::Routed | RouteResult::OnlyRemembered) => {
+                *unseen = result == RouteResult::OnlyRemembered;
+                check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index())
+            }
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
             RouteResult::Internal => Err(internal(&identity.name(exchange))),
         }
@@ -140,16 +134,19 @@ impl Connection {
         let Connection { edge, mailbox, writable, .. } = self;
         let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
         let catalog = edge.catalog.read();
-        let exchange = writable.check(edge, &catalog, identity, &publish.exchange)?;
-        let name = identity.name(exchange);
+        let exchange = exchange_name(identity, &publish.exchange)?;
+        let (copies, name) = (Copies::read(&publish.properties), identity.name(exchange));
+        {
+            let keys = copies.as_ref().map(|copies| copies.keys(&publish.routing_key)).unwrap_or_default();
+            writable.check(&edge.patterns, &catalog, identity.who(), (&publish.exchange, exchange), keys.iter().copied())?;
+        }
         match catalog.exchange(&name) {
             None => return Err(names::not_found(Kind::Exchange, &name)),
             Some(spec) if spec.internal => return Err(internal(&name)),
             Some(_) => {}
         }
-        let copies = Copies::read(&publish.properties)?;
-        check_topics(edge, &catalog, identity, exchange, &copies.keys(&publish.routing_key))?;
-        check_user_id(&catalog, &identity.user, &publish.properties)
+        check_user_id(&catalog, &identity.user, &publish.properties)?;
+        copies.map(drop)
     }
 
     /// Finds the lanes of `targets`: positions in `lanes` with the end of their stretch of `targets`. Shards that are gone for good
@@ -188,6 +185,11 @@ impl Connection {
             self.edge.ended(run.end(Fate::Unroutable, Some(&message)));
             return;
         }
+        if run.mandatory && self.unseen {
+            self.edge.counters.returned.add(1);
+            self.mailbox.returned(at, publish.clone());
+            run.mandatory = false;
+        }
         if self.entered.len() > 1 && (run.is_ticketed() || run.mandatory) {
             run.shared = Some(Shared::new(self.entered.len() as u32));
         }
@@ -221,16 +223,6 @@ fn no_vhost() -> Refusal {
 
 fn internal(name: &Name) -> Refusal {
     Refusal::Access(format!("cannot publish to internal {}", exchange_text(name)))
-}
-
-/// A user with topic permissions needs the right to each routing key, those of the headers CC and BCC too.
-fn check_topics(edge: &Edge, catalog: &Catalog, identity: &Identity, exchange: &str, keys: &Keys<'_>) -> Result<(), Refusal> {
-    let who = identity.who();
-    if catalog.topic_permission(who.user, who.vhost, exchange).is_none() {
-        return Ok(());
-    }
-    let check = |key: &&[u8]| edge.patterns.check_topic(catalog, who, Right::Write, exchange, &String::from_utf8_lossy(key));
-    keys.iter().try_for_each(check)
 }
 
 /// A publisher may name nobody but itself, unless it may speak for others. The refusal is RabbitMQ's.

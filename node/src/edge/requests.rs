@@ -4,7 +4,7 @@
 use super::Edge;
 use super::access::{Kind, Right, Who};
 use super::connection::drop_exclusive;
-use super::lane::{Answer, Ask, Lane, Wishes, named, no_quorum};
+use super::lane::{Answer, Ask, Fetch, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
@@ -15,7 +15,7 @@ use crate::model::catalog::{
 };
 use crate::model::link::{Consumer, QueueStat};
 use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
-use crate::model::{ConsumerId, ShardId, limits};
+use crate::model::{ConsumerId, QueueId, ShardId, limits};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -110,7 +110,9 @@ impl Asking {
                 self.check_binding(&binding)?;
                 self.command(CatalogCommand::Unbind(binding)).await
             }
-            Request::Consume { .. } | Request::Get { .. } | Request::Cancel { .. } | Request::Barrier => Ok(Reply::Done),
+            Request::OpenChannel | Request::Consume { .. } | Request::Get { .. } | Request::Cancel { .. } | Request::Barrier => {
+                Ok(Reply::Done)
+            }
         }
     }
 
@@ -327,23 +329,29 @@ impl Asking {
             priority: integer(&consume.arguments, "x-priority").unwrap_or(0),
             order: 0,
         };
-        let of_queue = {
-            let catalog = self.edge.catalog.read();
-            catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms)
-        };
         let own = integer(&consume.arguments, "x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
         let wishes = Wishes {
-            timeout: own.or(of_queue).map_or(limits::CONSUMER_TIMEOUT, Duration::from_millis),
+            timeout: self.hold_timeout(queue, own),
             cancel_on_failover: consume.arguments.get("x-cancel-on-ha-failover") == Some(&Value::Bool(true)),
         };
         lane.consume(spec, consume.queue, &self.mailbox, place, wishes);
         Ok(())
     }
 
+    /// How long a message of this queue may be held: as the consumer says, else as the queue does.
+    fn hold_timeout(&self, queue: QueueId, own_ms: Option<u64>) -> Duration {
+        let of_queue = || {
+            let catalog = self.edge.catalog.read();
+            catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms)
+        };
+        own_ms.or_else(of_queue).map_or(limits::CONSUMER_TIMEOUT, Duration::from_millis)
+    }
+
     fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
         let record = self.queue(queue, Some(Right::Read))?;
         let (id, after) = (self.edge.next_id(), self.mark(record.shard));
-        self.lane(record.shard)?.get(id, (record.id, queue.clone()), no_ack, &self.mailbox, self.at, after);
+        let fetch = Fetch { queue: record.id, name: queue.clone(), no_ack, timeout: self.hold_timeout(record.id, None) };
+        self.lane(record.shard)?.get(id, fetch, &self.mailbox, self.at, after);
         Ok(())
     }
 }

@@ -20,6 +20,8 @@ struct Way {
     properties: Bytes,
     /// Positions in the connection's lanes, with the queues there.
     parts: Vec<(usize, Vec<QueueId>)>,
+    /// No queue that clients see is among them.
+    unseen: bool,
 }
 
 /// Where all messages of a transaction go.
@@ -88,6 +90,7 @@ impl Connection {
             ways.push(Way {
                 properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()),
                 parts: parts.collect(),
+                unseen: self.unseen,
             });
         }
         let most = limits::TRANSACTION_ENTRY_BYTES;
@@ -164,7 +167,12 @@ impl Connection {
         }
         for (publish, way) in commit.publishes.iter().zip(&routes.ways) {
             let plain = way.parts.iter().all(|(lane, _)| shares.get(lane).is_some_and(|share| share.part.is_none()));
-            let mandatory = publish.mandatory && plain;
+            let mandatory = publish.mandatory && (!way.unseen || way.parts.is_empty());
+            if publish.mandatory && !mandatory {
+                self.edge.counters.returned.add(1);
+                self.mailbox.returned(routes.at, Publish { properties: way.properties.clone(), ..publish.clone() });
+            }
+            let mandatory = mandatory && plain;
             let shared = (way.parts.len() > 1 && mandatory).then(|| Shared::new(way.parts.len() as u32));
             let run = Run { mandatory, shared, ..committing.run(Some(committing.clone())) };
             if way.parts.is_empty() {

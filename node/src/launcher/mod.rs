@@ -4,6 +4,7 @@
 mod directory;
 mod ports;
 mod process;
+mod tls;
 
 use crate::cli::Shutdown;
 use crate::config::{SECRET_VARIABLE, default_cluster_dir};
@@ -16,6 +17,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tls::TlsArgs;
 
 /// A node that is told to stop gets this long before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ pub struct ClusterArgs {
     /// Delete the data of this directory first, if `warren cluster` made it
     #[arg(long)]
     fresh: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// Why the cluster does not run.
@@ -116,7 +120,7 @@ async fn supervise(args: ClusterArgs) -> Result<(), ClusterError> {
     let mut shutdown = Shutdown::listen()?;
     let path = args.data_dir.clone().unwrap_or_else(|| default_cluster_dir(&crate::cli::variable));
     let directory = ClusterDir::open(&path, args.nodes, args.fresh)?;
-    let nodes: Vec<NodePorts> = (1..=directory.nodes()).map(|node| NodePorts::new(node, args.port_offset)).collect();
+    let nodes: Vec<NodePorts> = (1..=directory.nodes()).map(|node| NodePorts::new(node, args.port_offset, args.tls.is_served())).collect();
     nodes.iter().try_for_each(NodePorts::check)?;
     let secret = match crate::cli::variable(SECRET_VARIABLE).is_some_and(|secret| !secret.is_empty()) {
         true => None, // the nodes inherit the variable
@@ -124,7 +128,7 @@ async fn supervise(args: ClusterArgs) -> Result<(), ClusterError> {
     };
     let mut processes = Vec::new();
     for node in &nodes {
-        processes.push(NodeProcess::start(node, &ports::cluster_list(&nodes), &directory, secret.as_deref())?);
+        processes.push(NodeProcess::start(node, &ports::cluster_list(&nodes), &directory, secret.as_deref(), args.tls.arguments())?);
     }
     say(&ports::table(&nodes, &directory));
     let ended = tokio::select! {

@@ -9,6 +9,9 @@ use std::net::TcpListener;
 pub(super) struct NodePorts {
     pub(super) node: u16,
     pub(super) amqp: u16,
+    pub(super) amqps: u16,
+    /// There is a certificate for that port.
+    pub(super) has_tls: bool,
     pub(super) stream: u16,
     pub(super) management: u16,
     pub(super) peer: u16,
@@ -16,14 +19,15 @@ pub(super) struct NodePorts {
 
 impl NodePorts {
     /// Node `node`, from 1, with all ports moved by `offset`.
-    pub(super) fn new(node: u16, offset: u16) -> NodePorts {
+    pub(super) fn new(node: u16, offset: u16, has_tls: bool) -> NodePorts {
         let port = |base: u16| base + node + offset;
-        NodePorts { node, amqp: port(5671), stream: port(5551), management: port(15671), peer: port(7670) }
+        NodePorts { node, amqp: port(5671), amqps: port(5680), has_tls, stream: port(5551), management: port(15671), peer: port(7670) }
     }
 
     /// Whether the ports that will be bound are free, so that the error names the port and not just a node that ended.
     pub(super) fn check(&self) -> Result<(), ClusterError> {
-        for (port, role) in [(self.amqp, "AMQP"), (self.management, "management"), (self.peer, "peers")] {
+        let always = [(self.amqp, "AMQP"), (self.management, "management"), (self.peer, "peers")];
+        for (port, role) in always.into_iter().chain(self.has_tls.then_some((self.amqps, "AMQP over TLS"))) {
             TcpListener::bind(("127.0.0.1", port)).map_err(|error| ClusterError::Port { port, role, node: self.node, error })?;
         }
         Ok(())
@@ -44,6 +48,9 @@ pub(super) fn table(nodes: &[NodePorts], directory: &ClusterDir) -> String {
         let peer = format!("127.0.0.1:{}", n.peer);
         let data = directory.node(n.node);
         text += &format!("{:<6}{amqp:<25}{management:<26}{peer:<18}{}\n", n.node, data.display());
+        if n.has_tls {
+            text += &format!("{:<6}amqps://127.0.0.1:{}\n", "", n.amqps);
+        }
     }
     text
 }
@@ -54,14 +61,15 @@ mod tests {
 
     #[test]
     fn node_one_has_the_protocols_own_ports() {
-        let ports = NodePorts::new(1, 0);
+        let ports = NodePorts::new(1, 0, false);
         assert_eq!((ports.amqp, ports.stream, ports.management, ports.peer), (5672, 5552, 15672, 7671));
-        assert_eq!(NodePorts::new(3, 100).amqp, 5774);
+        let ports = NodePorts::new(3, 100, true);
+        assert_eq!((ports.amqp, ports.amqps), (5774, 5783));
     }
 
     #[test]
     fn a_taken_port_is_named() {
-        let mut ports = NodePorts::new(1, 0);
+        let mut ports = NodePorts::new(1, 0, false);
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         ports.amqp = taken.local_addr().unwrap().port();
         let error = ports.check().unwrap_err().to_string();

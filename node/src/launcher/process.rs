@@ -29,10 +29,17 @@ pub(super) struct NodeProcess {
 
 impl NodeProcess {
     /// Start the node. What it prints besides its log lines goes into the same file.
-    pub(super) fn start(ports: &NodePorts, cluster: &str, directory: &ClusterDir, secret: Option<&Path>) -> io::Result<NodeProcess> {
+    pub(super) fn start(
+        ports: &NodePorts,
+        cluster: &str,
+        directory: &ClusterDir,
+        secret: Option<&Path>,
+        more: Vec<String>,
+    ) -> io::Result<NodeProcess> {
         let log = directory.log(ports.node);
         let program = std::env::current_exe()?;
-        let arguments = arguments(ports, cluster, &directory.node(ports.node), &log, secret);
+        let mut arguments = arguments(ports, cluster, &directory.node(ports.node), &log, secret);
+        arguments.extend(more);
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(&program)
             .args(&arguments)
@@ -125,6 +132,7 @@ fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secr
         format!("--data-dir={}", data_dir.display()),
         "--host=127.0.0.1".to_owned(),
         format!("--amqp-port={}", ports.amqp),
+        format!("--amqps-port={}", ports.amqps),
         format!("--stream-port={}", ports.stream),
         format!("--management-port={}", ports.management),
         format!("--peer-port={}", ports.peer),

@@ -2,7 +2,7 @@
 //! back in between, and encoded when nothing is locked. It shows the state of its beginning: a queue that is not copied yet when an entry
 //! changes it is copied first. Called by `consensus` through `checkpoint` and for states that go to other nodes.
 
-use super::checkpoint::{DEAD, DEAD_META, Delta, MAGIC, META, QUEUE, SESSION, VERSION, chunk_key, key, tx_key};
+use super::checkpoint::{DEAD, DEAD_META, Delta, KNOWN, MAGIC, META, PUBLISHERS, QUEUE, SESSION, VERSION, chunk_key, key, tx_key};
 use super::codec::Writer;
 use super::extents::{Captured, Extents};
 use super::queue::Row;
@@ -63,6 +63,14 @@ impl DataMachine {
         }
         self.transactions.take_changes(|tx, row| rows.push((tx_key(tx), row)), |tx| deletes.push(tx_key(tx)));
         let pending = std::mem::take(&mut self.dirty);
+        for id in &pending {
+            if let Some(queue) = self.queues.get_mut(id).filter(|queue| queue.dedup().is_some()) {
+                let put = |piece, value| rows.push((key(KNOWN, &[id.0, piece]), value));
+                let mut publishers = None;
+                queue.dedup_mut().take_changes(put, |piece| deletes.push(key(KNOWN, &[id.0, piece])), |value| publishers = Some(value));
+                rows.extend(publishers.map(|value| (key(PUBLISHERS, &[id.0]), value)));
+            }
+        }
         let (queues, letters) = (Vec::new(), Vec::new());
         self.begin(false, pending, Image { applied: self.applied, full, rows, deletes, queues, letters })
     }
@@ -76,6 +84,11 @@ impl DataMachine {
             self.exits.dead.export(|n, row| rows.push((key(DEAD, &[n]), row)));
         }
         self.transactions.export(|tx, row| rows.push((tx_key(tx), row)));
+        for (id, dedup) in self.queues().filter_map(|(id, queue)| Some((id, queue.dedup()?))) {
+            let mut publishers = None;
+            dedup.export(|piece, value| rows.push((key(KNOWN, &[id.0, piece]), value)), |value| publishers = Some(value));
+            rows.extend(publishers.map(|value| (key(PUBLISHERS, &[id.0]), value)));
+        }
         let pending = self.queues.keys().copied().collect();
         let letters = self.exits.dead.indices().chain(self.transactions.indices()).collect();
         let (queues, deletes) = (Vec::new(), Vec::new());

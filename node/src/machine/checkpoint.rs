@@ -2,7 +2,7 @@
 //! Called by `consensus`, which hands deltas to `store::state`. How the state is copied out is in `capture`; the formats of values are
 //! with their types.
 //!
-//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk | 'n' | 'd' number     (numbers u64, big endian, so that keys sort)
+//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk | 'n' | 'd' number | 'k' queue piece | 'p' queue     (numbers u64, big endian, so that keys sort)
 //! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
 
 use super::capture::Image;
@@ -21,6 +21,8 @@ pub(super) const DEAD: u8 = b'd';
 pub(super) const DEAD_META: u8 = b'n';
 pub(super) const TRANSACTION: u8 = b't';
 const CHUNK: u8 = b'x';
+pub(super) const KNOWN: u8 = b'k';
+pub(super) const PUBLISHERS: u8 = b'p';
 
 /// A chunk's number has its level (priority) on top.
 const LEVEL_SHIFT: u32 = 56;
@@ -84,6 +86,9 @@ impl DataMachine {
         for queue in self.queues.values_mut() {
             queue.stored = false;
             queue.extents_mut().for_each(Extents::forget_stored);
+            if queue.dedup().is_some() {
+                queue.dedup_mut().forget_stored();
+            }
         }
     }
 
@@ -129,6 +134,10 @@ impl DataMachine {
         for (level, extents) in queue.extents().enumerate() {
             self.gone.extend(extents.stored().map(|chunk| chunk_key(id, level, chunk)));
         }
+        if let Some(dedup) = queue.dedup() {
+            self.gone.extend(dedup.stored().map(|piece| key(KNOWN, &[id.0, piece])));
+            self.gone.push(key(PUBLISHERS, &[id.0]));
+        }
     }
 
     fn import<K, V>(shard: ShardId, pairs: impl IntoIterator<Item = (K, V)>, stored: bool) -> Result<DataMachine, RestoreError>
@@ -172,6 +181,14 @@ impl DataMachine {
                 let [queue, chunk] = numbers::<2>(rest)?;
                 let extents = self.imported_queue(QueueId(queue), stored).level_mut((chunk >> LEVEL_SHIFT) as u8);
                 extents.import(chunk & CHUNK_MASK, value, stored)
+            }
+            KNOWN => {
+                let [queue, piece] = numbers::<2>(rest)?;
+                self.imported_queue(QueueId(queue), stored).dedup_mut().import(piece, value, stored)
+            }
+            PUBLISHERS => {
+                let [queue] = numbers::<1>(rest)?;
+                self.imported_queue(QueueId(queue), stored).dedup_mut().import_publishers(value, stored)
             }
             DEAD => self.exits.dead.import(numbers::<1>(rest)?[0], value, stored),
             TRANSACTION => {

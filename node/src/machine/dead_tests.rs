@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SettleReason, StoredMessage};
+use crate::model::letters::{Address, Outlet, Source, Targets};
 use crate::model::settings::{DeadLetter, Overflow, QueueSettings};
 use crate::model::{LeaderId, LogId, QueueId, Seq, ShardId};
 
@@ -70,15 +71,32 @@ impl Scene {
         })
     }
 
-    /// Number, body, reason.
+    /// Number, body, reason of all letters, with a way or not.
     fn dead(&self) -> Vec<(u64, String, SettleReason)> {
+        let mut all: Vec<(u64, Dead)> = self.machine.routed_letters().map(|(number, routed)| (number, routed.dead)).collect();
+        for queue in self.machine.letter_sources() {
+            let mut from = 0;
+            while let Some((number, dead)) = self.machine.waiting_letters(queue, from) {
+                all.push((number, Dead { at: Located { count: 1, ..dead.at }, ..dead }));
+                from = number + 1;
+            }
+        }
+        all.sort_unstable_by_key(|(number, _)| *number);
         let body = |dead: &Dead| {
             let mut found = Vec::new();
             read_run(&self.log[dead.at.index as usize], dead.queue, &dead.at, &mut found);
             let message = StoredMessage::parse(found.pop().unwrap().1).unwrap();
             String::from_utf8(message.body.to_vec()).unwrap()
         };
-        self.machine.dead_from(0).map(|(number, dead)| (number, body(dead), dead.reason)).collect()
+        all.iter().map(|(number, dead)| (*number, body(dead), dead.reason)).collect()
+    }
+
+    fn route(&mut self, number: u64, targets: &Targets) -> Applied {
+        self.ops(|ops| ops.routed((Q, number), 1, &address(), targets))
+    }
+
+    fn outlets(&self, number: u64) -> Vec<Outlet> {
+        self.machine.routed_letter(number).map(|routed| routed.outlets.clone()).unwrap_or_default()
     }
 
     fn live(&self, queue: QueueId) -> u64 {
@@ -113,14 +131,26 @@ fn a_queue_without_a_dead_letter_exchange_buries_nothing() {
     assert_eq!((scene.dead(), scene.machine.live_entries()), (vec![], vec![]));
 }
 
+fn address() -> Address {
+    Address { queue: "q".into(), exchange: "dlx".into(), routing_key: Some("k".into()) }
+}
+
+fn source(shard: ShardId, number: u64) -> Source {
+    Source { shard, epoch: 0, number }
+}
+
+fn copy(ops: &mut Ops, source: Source, queues: &[QueueId]) {
+    ops.enqueue_from(Some(source), queues, (b"dlx", b"k", &[0, 0], b"a"));
+}
+
 #[test]
 fn a_letter_for_the_same_shard_moves_in_one_entry_and_once() {
     let mut scene = Scene::new(&buried());
     scene.publish(&["a"]);
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 1)));
     let route = |ops: &mut Ops| {
-        ops.routed(1, true, &[]);
-        ops.enqueue(&[TARGET], b"dlx", b"k", &[0, 0], b"a");
+        ops.routed((Q, 1), 1, &address(), &[(ShardId(3), vec![TARGET])]);
+        copy(ops, source(ShardId(3), 1), &[TARGET]);
     };
     let applied = scene.ops(route);
     assert_eq!(applied.freed, [2]);
@@ -134,30 +164,106 @@ fn a_letter_for_the_same_shard_moves_in_one_entry_and_once() {
 }
 
 #[test]
-fn a_letter_for_other_shards_stays_until_all_have_it() {
-    let mut scene = Scene::new(&buried());
+fn a_letter_that_a_queue_of_the_shard_refuses_stays_until_there_is_room() {
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(1), overflow: Overflow::RejectPublish, ..buried() });
     scene.publish(&["a"]);
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 1)));
+    scene.publish(&["b"]);
+    // Back into its own queue, which is full, and into one that is not.
+    scene.ops(|ops| {
+        ops.routed((Q, 1), 1, &address(), &[(ShardId(3), vec![Q, TARGET])]);
+        copy(ops, source(ShardId(3), 1), &[Q, TARGET]);
+    });
+    assert_eq!((scene.live(Q), scene.live(TARGET)), (1, 1));
+    assert_eq!(scene.outlets(1), [Outlet { shard: ShardId(3), first: 1, queues: vec![Q] }]);
+    scene.ops(|ops| {
+        ops.settle(Q, SettleReason::Ack, &seqs(2, 2));
+        copy(ops, source(ShardId(3), 1), &[Q, TARGET]);
+    });
+    assert_eq!((scene.live(Q), scene.live(TARGET), scene.dead()), (1, 1, vec![]));
+}
+
+#[test]
+fn a_letter_for_other_shards_stays_until_all_have_it() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a", "b"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
     let targets = vec![(OTHER, vec![QueueId(50)]), (ShardId(9), vec![QueueId(51), QueueId(52)])];
-    scene.ops(|ops| ops.routed(1, false, &targets));
-    assert_eq!(scene.machine.dead(1).unwrap().targets, Some(targets.clone()));
+    scene.route(1, &targets);
+    let outlet = |shard, first, queues: &[u64]| Outlet { shard, first, queues: queues.iter().map(|q| QueueId(*q)).collect() };
+    assert_eq!(scene.outlets(1), [outlet(OTHER, 1, &[50]), outlet(ShardId(9), 1, &[51, 52])]);
+    scene.route(2, &vec![(ShardId(9), vec![QueueId(51)])]);
+    assert_eq!(scene.outlets(2), [outlet(ShardId(9), 3, &[51])], "numbers have no gaps");
     scene.ops(|ops| ops.done(1, OTHER));
     scene.ops(|ops| ops.done(1, OTHER));
-    assert_eq!(scene.machine.dead(1).unwrap().targets, Some(targets[1..].to_vec()));
-    assert_eq!(scene.ops(|ops| ops.done(1, ShardId(9))).freed, [7, 2]);
+    assert_eq!(scene.outlets(1), [outlet(ShardId(9), 1, &[51, 52])]);
+    assert_eq!(scene.ops(|ops| ops.done(1, ShardId(9))).freed, [8]);
+    assert_eq!(scene.ops(|ops| ops.done(2, ShardId(9))).freed, [9, 2]);
     assert_eq!(scene.dead(), []);
 }
 
 #[test]
-fn a_target_takes_each_number_of_a_source_once() {
+fn only_the_first_letter_of_a_queue_gets_its_way_and_only_by_a_catalog_the_shard_has_reached() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a", "b"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
+    let targets = vec![(OTHER, vec![QueueId(50)])];
+    scene.route(2, &targets);
+    scene.ops(|ops| ops.routed((Q, 1), 2, &address(), &targets));
+    assert_eq!(scene.machine.routed_letters().count(), 0);
+    scene.route(1, &targets);
+    scene.route(1, &vec![(ShardId(9), vec![QueueId(51)])]);
+    assert_eq!(scene.outlets(1), [Outlet { shard: OTHER, first: 1, queues: vec![QueueId(50)] }]);
+    let applied = scene.route(2, &vec![]);
+    assert_eq!((scene.dead().len(), applied.freed), (1, vec![8]), "one that nothing takes is over; its entry has the other one");
+}
+
+#[test]
+fn a_target_takes_each_copy_once_in_whatever_order_they_come() {
     let mut scene = Scene::new(&QueueSettings::default());
-    let mut letter = |source, number| {
-        scene.ops(|ops| {
-            ops.enqueue_from(Some((source, number)), &[TARGET], (b"dlx", b"k", &[0, 0], b"a"));
-        });
+    let mut letter = |shard, number| {
+        scene.ops(|ops| copy(ops, source(shard, number), &[TARGET]));
         scene.live(TARGET)
     };
-    assert_eq!([letter(OTHER, 3), letter(OTHER, 3), letter(OTHER, 2), letter(OTHER, 4), letter(ShardId(8), 3)], [1, 1, 1, 2, 3]);
+    let taken = [letter(OTHER, 3), letter(OTHER, 3), letter(OTHER, 2), letter(OTHER, 4), letter(ShardId(8), 3), letter(OTHER, 2)];
+    assert_eq!(taken, [1, 1, 2, 3, 4, 4]);
+}
+
+#[test]
+fn a_copy_that_a_full_queue_refuses_is_taken_when_it_comes_again_and_the_others_are_not() {
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(1), overflow: Overflow::RejectPublish, ..QueueSettings::default() });
+    scene.publish(&["a"]);
+    let mut entry = EntryBuilder::new(100);
+    entry.hello(crate::model::NodeId(1), crate::model::Incarnation(1));
+    scene.apply(entry);
+    let session = crate::model::SessionId(3);
+    let letter = |scene: &mut Scene, seq, ack: bool| {
+        let mut ops = Ops::default();
+        if ack {
+            ops.settle(Q, SettleReason::Ack, &seqs(1, 1));
+        }
+        copy(&mut ops, source(OTHER, 1), &[Q, TARGET, QueueId(77)]);
+        let batch = crate::model::link::Batch {
+            session,
+            seq: crate::model::BatchSeq(seq),
+            floor: crate::model::BatchSeq(0),
+            catalog_index: 1,
+            ops: ops.take(),
+        };
+        let mut entry = EntryBuilder::new(100);
+        entry.batch(&batch);
+        let replies = scene.apply(entry).replies;
+        let refused = match &replies[0] {
+            crate::model::entry::SectionReply::Batch { refused, .. } => refused.clone(),
+            other => panic!("{other:?}"),
+        };
+        (refused, scene.live(Q), scene.live(TARGET))
+    };
+    let full = vec![(0, crate::model::link::RefusedEnqueue::Full)];
+    assert_eq!(letter(&mut scene, 1, false), (full.clone(), 1, 1));
+    assert_eq!(letter(&mut scene, 2, false), (full, 1, 1));
+    assert_eq!(letter(&mut scene, 3, true), (vec![], 1, 1));
+    assert_eq!(letter(&mut scene, 4, false), (vec![], 1, 1), "the queue that is not there is gone");
 }
 
 #[test]
@@ -199,7 +305,7 @@ fn bodies(scene: &Scene, queue: QueueId, entry: usize) -> Vec<(u64, u8)> {
 #[test]
 fn a_letter_that_was_taken_before_does_not_shift_the_bodies_of_those_behind_it() {
     let mut scene = Scene::new(&QueueSettings::default());
-    let letter = |ops: &mut Ops, number| ops.enqueue_from(Some((OTHER, number)), &[TARGET], (b"dlx", b"k", &[0, 0], b"l"));
+    let letter = |ops: &mut Ops, number| ops.enqueue_from(Some(source(OTHER, number)), &[TARGET], (b"dlx", b"k", &[0, 0], b"l"));
     scene.ops(|ops| {
         letter(ops, 5);
     });
@@ -215,9 +321,10 @@ fn a_letter_that_was_taken_before_does_not_shift_the_bodies_of_those_behind_it()
 fn a_message_that_fails_too_often_dies_and_expired_ones_do() {
     let mut scene = Scene::new(&QueueSettings { delivery_limit: Some(1), message_ttl_ms: Some(50), ..buried() });
     scene.publish(&["a", "b"]);
-    scene.ops(|ops| ops.returned(Q, &seqs(1, 1)));
+    scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 0)]));
+    scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 0)]));
     assert_eq!((scene.machine.queue(Q).unwrap().failures(Seq(1)), scene.dead()), (1, vec![]));
-    scene.ops(|ops| ops.returned(Q, &seqs(1, 2)));
+    scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 1), (Seq(2), Seq(2), 0)]));
     assert_eq!(scene.dead(), [(1, "a".into(), SettleReason::DeliveryLimit)]);
     scene.ops(|ops| ops.tend(Q, 149, 0, &[]));
     assert_eq!(scene.live(Q), 1);
@@ -230,10 +337,10 @@ fn a_dropped_queue_takes_its_unrouted_letters_along() {
     let mut scene = Scene::new(&buried());
     scene.publish(&["a", "b"]);
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
-    scene.ops(|ops| ops.routed(1, false, &[(OTHER, vec![QueueId(50)])]));
+    scene.route(1, &vec![(OTHER, vec![QueueId(50)])]);
     let mut entry = EntryBuilder::new(100);
     entry.advance(1, 2, &[], &[Q]);
     scene.apply(entry);
-    assert_eq!(scene.machine.dead_from(0).map(|(number, _)| number).collect::<Vec<_>>(), [1]);
+    assert_eq!(scene.dead().iter().map(|letter| letter.0).collect::<Vec<_>>(), [1]);
     assert_eq!(scene.machine.live_entries(), [2]);
 }

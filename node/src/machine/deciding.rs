@@ -3,8 +3,8 @@
 //! nothing more: its undecided transactions are given up where they would be decided, and asked for elsewhere. Called by `shard`.
 
 use super::limits;
-use super::shard::{DataMachine, Effect, Fault, Incoming, note_of};
-use super::transactions::{Decided, Leaving, Prepared, Staged};
+use super::shard::{DataMachine, Effect, Fault, note_of};
+use super::transactions::{Decided, Leaving, Prepared};
 use crate::model::entry::{EnqueueOp, Op, PartOp, SettleReason, Word};
 use crate::model::link::{Ranges, RefusedEnqueue};
 use crate::model::settings::Overflow;
@@ -45,8 +45,7 @@ impl DataMachine {
             match op? {
                 Op::Enqueue(op) => {
                     full |= self.would_refuse(&op, &mut coming);
-                    let (position, bytes, body_bytes) = (op.position as u32, op.message.len() as u32, op.body_bytes());
-                    messages.push(Staged { position, bytes, body_bytes, traits: op.traits, queues: op.queues().collect() });
+                    messages.push(op.stage(index));
                 }
                 Op::Settle { queue, reason, ranges } => leaving.extend(self.live_of(queue, reason, &ranges)),
                 // Nothing else is let into a part (`is_batch`).
@@ -68,10 +67,11 @@ impl DataMachine {
         let mut refused = false;
         for id in op.queues() {
             let Some(queue) = self.queues.get(&id) else { continue };
+            refused |= queue.settings().is_some() && self.exits.is_stuck(id, queue);
             let Some(settings) = queue.settings().filter(|s| s.is_limited() && s.overflow != Overflow::DropHead) else { continue };
-            let note = note_of(Some(settings), op.traits, op.body_bytes(), self.last_time_ms);
+            let note = note_of(Some(settings), op, self.last_time_ms);
             let before = coming.entry(id).or_default();
-            let bytes = u64::from(note.body_bytes.unwrap_or(0));
+            let bytes = u64::from(note.body_bytes);
             refused |= limits::is_full(queue, self.bases.of(id, queue), (before.0, before.1 + bytes));
             *before = (before.0 + 1, before.1 + bytes);
         }
@@ -128,10 +128,8 @@ impl DataMachine {
         }
         // Its messages lie in another entry than what comes before and behind them here.
         self.new_section();
-        for Staged { position, bytes, body_bytes, traits, queues } in &prepared.messages {
-            let at = (prepared.index, *position);
-            let incoming = Incoming { at, bytes: *bytes, body_bytes: *body_bytes, traits: *traits, source: None, is_promised: true };
-            self.enqueue(index, &incoming, queues.iter().copied(), effects);
+        for message in &prepared.messages {
+            self.enqueue(index, message, effects);
         }
         self.new_section();
         for (queue, reason, ranges) in prepared.leaving {

@@ -32,7 +32,7 @@ fn what_is_built_is_read() {
     let (time_ms, sections) = read_entry(&entry).unwrap();
     assert_eq!((time_ms, sections.len()), (77, 5));
     let (creates, drops) = (vec![QueueId(1), QueueId(2)], vec![QueueId(6)]);
-    assert_eq!(sections[0], Section::Advance { from: 3, to: 8, creates, drops });
+    assert_eq!(sections[0], Section::Advance { from: 3, to: 8, creates, drops, replays: vec![] });
     assert_eq!(sections[1], Section::Hello { node: NodeId(4), incarnation: Incarnation(44) });
     assert_eq!(sections[4], Section::Gone { session: SessionId(3) });
     let Section::Batch { session, seq, floor, catalog_index, ops } = sections[2].clone() else { panic!("{:?}", sections[2]) };

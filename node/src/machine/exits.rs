@@ -4,6 +4,7 @@
 use super::dead::{Dead, DeadLetters};
 use super::queue::{Located, Queue};
 use crate::model::entry::SettleReason;
+use crate::model::letters::{Address, Targets};
 use crate::model::settings::Overflow;
 use crate::model::{QueueId, Seq};
 
@@ -17,6 +18,8 @@ pub(super) struct Exits {
     pub taken: Vec<u64>,
     /// The entry's time, ms.
     pub time_ms: u64,
+    /// How many messages may still leave queues of their own accord in this entry.
+    pub leaving: u64,
     /// There are more dead letters than before the entry.
     pub any_died: bool,
 }
@@ -28,38 +31,75 @@ impl Exits {
             let mut runs = Vec::new();
             queue.locate_in(first, last, &mut runs);
             for run in runs {
-                (0..run.count).for_each(|n| self.bury(id, one(&run, n), reason));
+                let end = Seq(run.first.0 + u64::from(run.count) - 1);
+                let bytes = queue.count_in(&[(run.first, end)]).body_bytes;
+                self.bury(Dead { queue: id, at: run, bytes, reason, time_ms: self.time_ms });
             }
         }
         queue.settle(first, last, &mut self.released)
     }
 
     /// A full queue did not take the enqueue at this place; it may want it dead-lettered.
-    pub fn refused(&mut self, id: QueueId, queue: &Queue, index: u64, position: u32) {
-        if queue.settings().is_some_and(|s| s.overflow == Overflow::RejectPublishDlx) && dies(queue, SettleReason::MaxLength) {
+    pub fn refused(&mut self, id: QueueId, queue: &Queue, (index, position): (u64, u32), body_bytes: u32) {
+        let buries = queue.settings().is_some_and(|s| s.overflow == Overflow::RejectPublishDlx) && dies(queue, SettleReason::MaxLength);
+        if buries && self.dead.room(id) > 0 {
             let at = Located { first: Seq(0), count: 1, index, position, skip: 0, deadline_ms: 0 };
-            self.bury(id, at, SettleReason::MaxLength);
+            let (bytes, reason) = (body_bytes.into(), SettleReason::MaxLength);
+            self.bury(Dead { queue: id, at, bytes, reason, time_ms: self.time_ms });
         }
     }
 
-    /// One message is a dead letter.
-    pub fn bury(&mut self, queue: QueueId, at: Located, reason: SettleReason) {
-        self.taken.push(at.index);
+    /// Copies of live messages go to where a binding leads.
+    pub fn replay(&mut self, id: QueueId, queue: &Queue, binding: u64) {
+        let mut runs = Vec::new();
+        queue.locate_in(Seq(0), queue.tail(), &mut runs);
+        for at in runs {
+            let end = Seq(at.first.0 + u64::from(at.count) - 1);
+            let bytes = queue.count_in(&[(at.first, end)]).body_bytes;
+            self.bury(Dead { queue: id, at, bytes, reason: SettleReason::Replay, time_ms: binding });
+        }
+    }
+
+    /// A queue with a limit that refuses has too many letters waiting: they count as if they were in it.
+    pub fn is_stuck(&self, id: QueueId, queue: &Queue) -> bool {
+        let refuses = queue.settings().is_some_and(|s| s.is_limited() && s.overflow != Overflow::DropHead && s.dead_letter.is_some());
+        refuses && self.dead.room(id) == 0
+    }
+
+    /// Messages are dead letters from now on.
+    fn bury(&mut self, dead: Dead) {
         self.any_died = true;
-        self.dead.add(Dead { queue, at, reason, time_ms: self.time_ms, targets: None });
+        if self.dead.add(Dead { at: Located { deadline_ms: 0, ..dead.at }, ..dead }) {
+            self.taken.push(dead.at.index);
+        }
+    }
+
+    /// How many messages may leave a queue of their own accord in this entry.
+    pub fn may_leave(&self, id: QueueId, queue: &Queue, reason: SettleReason) -> u64 {
+        let room = if dies(queue, reason) { self.dead.room(id) } else { u64::MAX };
+        self.leaving.min(room)
+    }
+
+    /// So many did.
+    pub fn left(&mut self, count: u64) {
+        self.leaving = self.leaving.saturating_sub(count);
+    }
+
+    /// A letter has its way (rule 25).
+    pub fn route(&mut self, letter: (QueueId, u64), way: (u64, Address, Targets)) {
+        if self.dead.route(letter, way, |index| self.taken.push(index)) {
+            self.released.extend(self.dead.end(letter.1));
+        }
     }
 }
 
 /// Whether messages that leave this queue so become dead letters.
-fn dies(queue: &Queue, reason: SettleReason) -> bool {
+pub(super) fn dies(queue: &Queue, reason: SettleReason) -> bool {
     match reason {
-        SettleReason::Ack | SettleReason::Purge => false,
+        SettleReason::Ack | SettleReason::Purge | SettleReason::Replay => false,
+        SettleReason::Due | SettleReason::First => queue.settings().and_then(|s| s.store?.leaving()) == Some(reason),
         SettleReason::Reject | SettleReason::Expired | SettleReason::MaxLength | SettleReason::DeliveryLimit => {
             queue.settings().is_some_and(|s| s.dead_letter.is_some())
         }
     }
-}
-
-fn one(run: &Located, n: u32) -> Located {
-    Located { first: Seq(run.first.0 + u64::from(n)), count: 1, skip: run.skip + n, deadline_ms: 0, ..*run }
 }

@@ -16,6 +16,9 @@ const CHUNK_EXTENTS: usize = 64;
 /// ... or at this many messages: bounds the settled bits of a chunk's checkpoint value (2 KiB).
 const CHUNK_MESSAGES: u64 = 16_384;
 
+/// ... or at this many notes of messages that differ (64 KiB): delayed messages each have their own time.
+const CHUNK_NOTES: usize = 4096;
+
 /// A run of messages of one queue in one section of one entry.
 #[derive(Clone, Debug)]
 struct Extent {
@@ -25,6 +28,8 @@ struct Extent {
     position: u32,
     /// Stored bytes of all `count` messages.
     bytes: u32,
+    /// Bytes of their bodies.
+    body_bytes: u32,
     /// `None`: all live.
     settled: Option<Box<Settled>>,
 }
@@ -54,6 +59,14 @@ impl Extent {
         self.settled.as_ref().is_none_or(|s| s.bits[at / 64] & (1 << (at % 64)) == 0)
     }
 
+    /// Live messages in `first..=last`, which lies within the extent.
+    fn live_in(&self, first: u64, last: u64) -> u64 {
+        let Some(settled) = &self.settled else { return last - first + 1 };
+        let (from, to) = (first - self.first, last - self.first);
+        let live = |word: u64| u64::from((mask(word, from, to) & !settled.bits[word as usize]).count_ones());
+        (from / 64..=to / 64).map(live).sum()
+    }
+
     /// Settles the part of `first..=last` that lies in this extent; the caller drops it when nothing is live.
     fn settle(&mut self, first: u64, last: u64) {
         let (from, to) = (first.max(self.first) - self.first, last.min(self.last()) - self.first);
@@ -61,9 +74,7 @@ impl Extent {
         let count = self.count;
         let settled = self.settled.get_or_insert_with(|| Box::new(Settled { live: count, bits: vec![0; words] }));
         for word in from / 64..=to / 64 {
-            let low = from.max(word * 64) % 64;
-            let high = to.min(word * 64 + 63) % 64;
-            let mask = (u64::MAX << low) & (u64::MAX >> (63 - high));
+            let mask = mask(word, from, to);
             let bits = &mut settled.bits[word as usize];
             settled.live -= (mask & !*bits).count_ones();
             *bits |= mask;
@@ -87,11 +98,17 @@ impl Extent {
     }
 }
 
+/// The bits of a word that lie in `from..=to`.
+fn mask(word: u64, from: u64, to: u64) -> u64 {
+    let (low, high) = (from.max(word * 64) % 64, to.min(word * 64 + 63) % 64);
+    (u64::MAX << low) & (u64::MAX >> (63 - high))
+}
+
 #[derive(Clone, Debug, Default)]
 struct Chunk {
     /// Shared with a capture that is not encoded yet; copied when it changes before that.
     extents: Arc<Vec<Extent>>,
-    /// What is known of single messages, in queues that need it; shared likewise.
+    /// What is known of single messages, where that is more than their extent says; shared likewise.
     notes: Option<Arc<Notes>>,
     messages: u64,
     dirty: bool,
@@ -122,18 +139,44 @@ impl Chunk {
         })
     }
 
-    fn note(&mut self, seq: u64, note: Note) {
-        if self.notes.is_some() || !note.is_empty() {
-            Arc::make_mut(self.notes.get_or_insert_default()).add(seq, note);
+    /// A message is new at the end.
+    fn note_deadline(&mut self, seq: u64, deadline_ms: u64) {
+        if self.notes.is_some() || deadline_ms > 0 {
+            Arc::make_mut(self.notes.get_or_insert_default()).add_deadline(seq, deadline_ms);
         }
     }
 
-    /// Body bytes of the live messages of an extent within `first..=last`: noted, or by the mean stored size.
+    /// A message continues this extent; where bodies differ, their sizes are noted.
+    fn note_size(&mut self, first: u64, (seq, count): (u64, u32), before: u32, body_bytes: u32) {
+        let is_mixed = self.notes.as_ref().is_some_and(|notes| !notes.sizes(first, seq).is_empty());
+        if is_mixed || before / count != body_bytes {
+            Arc::make_mut(self.notes.get_or_insert_default()).add_size(first, before / count, seq, body_bytes);
+        }
+    }
+
+    /// Body bytes of the live messages of an extent within `first..=last`.
     fn body_bytes(&self, extent: &Extent, first: u64, last: u64) -> u64 {
-        let live = |seq: &u64| extent.is_live(*seq);
-        let mean = u64::from(extent.bytes / extent.count);
-        let of = |seq| self.notes.as_ref().and_then(|n| n.body_bytes(seq)).map_or(mean, u64::from);
-        (first.max(extent.first)..=last.min(extent.last())).filter(live).map(of).sum()
+        let (from, to) = (first.max(extent.first), last.min(extent.last()));
+        if extent.settled.is_none() && (from, to) == (extent.first, extent.last()) {
+            return extent.body_bytes.into();
+        }
+        let steps = self.notes.as_ref().map_or(&[][..], |notes| notes.sizes(extent.first, extent.last()));
+        if steps.is_empty() {
+            return u64::from(extent.body_bytes / extent.count) * extent.live_in(from, to);
+        }
+        let ends = steps.iter().skip(1).map(|step| step.0 - 1).chain([extent.last()]);
+        let parts = steps.iter().zip(ends).map(|(step, end)| (step.0.max(from), end.min(to), step.1));
+        parts.filter(|(first, last, _)| first <= last).map(|(first, last, size)| u64::from(size) * extent.live_in(first, last)).sum()
+    }
+
+    /// Extents with these messages ended.
+    fn forget(&mut self, first: u64, last: u64) {
+        let Some(notes) = &mut self.notes else { return };
+        let notes = Arc::make_mut(notes);
+        notes.forget(first, last);
+        if notes.is_empty() {
+            self.notes = None;
+        }
     }
 }
 
@@ -144,7 +187,7 @@ pub struct Taken {
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes of their bodies; 0 in queues that do not note them.
+    /// Bytes of their bodies.
     pub body_bytes: u64,
 }
 
@@ -187,19 +230,20 @@ pub struct Extents {
 impl Extents {
     /// A new extent of one message at the end.
     pub fn push(&mut self, seq: Seq, index: u64, position: u32, bytes: u32, note: Note) {
-        let extent = Extent { first: seq.0, index, count: 1, position, bytes, settled: None };
+        let extent = Extent { first: seq.0, index, count: 1, position, bytes, body_bytes: note.body_bytes, settled: None };
         if let Some((&key, chunk)) = self.chunks.iter_mut().next_back()
             && chunk.extents.len() < CHUNK_EXTENTS
             && chunk.messages < CHUNK_MESSAGES
+            && chunk.notes.as_ref().is_none_or(|notes| notes.steps() < CHUNK_NOTES)
         {
             Arc::make_mut(&mut chunk.extents).push(extent);
             chunk.messages += 1;
-            chunk.note(seq.0, note);
+            chunk.note_deadline(seq.0, note.deadline_ms);
             mark(&mut self.dirty, key, chunk);
             return;
         }
         let mut chunk = Chunk { extents: Arc::new(vec![extent]), messages: 1, ..Chunk::default() };
-        chunk.note(seq.0, note);
+        chunk.note_deadline(seq.0, note.deadline_ms);
         mark(&mut self.dirty, seq.0, &mut chunk);
         self.chunks.insert(seq.0, chunk);
     }
@@ -210,10 +254,13 @@ impl Extents {
         let chunk = entry.get_mut();
         let last = Arc::make_mut(&mut chunk.extents).last_mut();
         let Some(extent) = last.filter(|e| e.last() == tail.0 && e.settled.is_none()) else { return false };
+        let (first, count, before) = (extent.first, extent.count, extent.body_bytes);
         extent.count += 1;
         extent.bytes = extent.bytes.saturating_add(bytes);
+        extent.body_bytes = extent.body_bytes.saturating_add(note.body_bytes);
         chunk.messages += 1;
-        chunk.note(tail.0 + 1, note);
+        chunk.note_deadline(tail.0 + 1, note.deadline_ms);
+        chunk.note_size(first, (tail.0 + 1, count), before, note.body_bytes);
         true
     }
 
@@ -296,9 +343,7 @@ impl Extents {
             for extent in chunk.extents.iter() {
                 all.count += u64::from(extent.live());
                 all.bytes += extent.live_bytes();
-                if chunk.notes.is_some() {
-                    all.body_bytes += chunk.body_bytes(extent, extent.first, extent.last());
-                }
+                all.body_bytes += chunk.body_bytes(extent, extent.first, extent.last());
             }
         }
         all
@@ -314,13 +359,8 @@ impl Extents {
         for chunk in self.chunks.range(from..=last).map(|(_, chunk)| chunk) {
             for extent in &chunk.extents[chunk.touched(first, last)] {
                 let (from, to) = (first.max(extent.first), last.min(extent.last()));
-                all.count += match &extent.settled {
-                    None => to - from + 1,
-                    Some(_) => (from..=to).filter(|seq| extent.is_live(*seq)).count() as u64,
-                };
-                if chunk.notes.is_some() {
-                    all.body_bytes += chunk.body_bytes(extent, from, to);
-                }
+                all.count += extent.live_in(from, to);
+                all.body_bytes += chunk.body_bytes(extent, from, to);
             }
         }
         all
@@ -399,7 +439,7 @@ impl Extents {
             hasher.word(extent.first);
             hasher.word(extent.index);
             hasher.word(u64::from(extent.count) << 32 | u64::from(extent.position));
-            hasher.word(u64::from(extent.bytes));
+            hasher.word(u64::from(extent.bytes) << 32 | u64::from(extent.body_bytes));
             if let Some(settled) = &extent.settled {
                 settled.bits.iter().for_each(|bits| hasher.word(*bits));
             }
@@ -428,9 +468,7 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
     if touched.is_empty() {
         return taken;
     }
-    if chunk.notes.is_some() {
-        taken.body_bytes = chunk.extents[touched.clone()].iter().map(|e| chunk.body_bytes(e, first, last)).sum();
-    }
+    taken.body_bytes = chunk.extents[touched.clone()].iter().map(|e| chunk.body_bytes(e, first, last)).sum();
     let extents = Arc::make_mut(&mut chunk.extents);
     let mut dead = touched.end..touched.start;
     for at in touched {
@@ -451,17 +489,19 @@ fn settle_chunk(chunk: &mut Chunk, first: u64, last: u64, released: &mut Vec<u64
         dead = dead.start.min(at)..at + 1;
     }
     if dead.start < dead.end {
+        let (first, last) = (extents[dead.start].first, extents[dead.end - 1].last());
         for extent in extents.drain(dead) {
             chunk.messages -= u64::from(extent.count);
             released.push(extent.index);
         }
+        chunk.forget(first, last);
     }
     taken
 }
 
-/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, words u32, bits u64*)* | notes?
+/// chunk := count u32 | (first u64, index u64, count u32, position u32, bytes u32, body bytes u32, words u32, bits u64*)* | notes?
 fn encode(extents: &[Extent], notes: Option<&Notes>) -> Vec<u8> {
-    let mut out = Writer::with_capacity(4 + 32 * extents.len());
+    let mut out = Writer::with_capacity(4 + 36 * extents.len());
     out.u32(extents.len() as u32);
     for extent in extents {
         out.u64(extent.first);
@@ -469,6 +509,7 @@ fn encode(extents: &[Extent], notes: Option<&Notes>) -> Vec<u8> {
         out.u32(extent.count);
         out.u32(extent.position);
         out.u32(extent.bytes);
+        out.u32(extent.body_bytes);
         let bits = extent.settled.as_ref().map_or(&[][..], |s| &s.bits);
         out.u32(bits.len() as u32);
         bits.iter().for_each(|b| out.u64(*b));
@@ -497,7 +538,7 @@ fn decode(value: &[u8]) -> Result<Chunk, RestoreError> {
 
 fn decode_extent(input: &mut Reader<'_>) -> Result<Extent, RestoreError> {
     let (first, index) = (input.u64()?, input.u64()?);
-    let (count, position, bytes) = (input.u32()?, input.u32()?, input.u32()?);
+    let (count, position, bytes, body_bytes) = (input.u32()?, input.u32()?, input.u32()?, input.u32()?);
     let words = input.u32()? as usize;
     if count == 0 || first.checked_add(u64::from(count)).is_none() {
         return Err(RestoreError::Malformed("extent without messages"));
@@ -512,5 +553,31 @@ fn decode_extent(input: &mut Reader<'_>) -> Result<Extent, RestoreError> {
         }
         _ => return Err(RestoreError::Malformed("settled bits")),
     };
-    Ok(Extent { first, index, count, position, bytes, settled })
+    Ok(Extent { first, index, count, position, bytes, body_bytes, settled })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_of_messages_goes_with_them() {
+        let mut extents = Extents::default();
+        let note = |seq: u64| Note { deadline_ms: 1000 + seq, body_bytes: (seq % 7) as u32 };
+        for first in (1..=4000).step_by(100) {
+            extents.push(Seq(first), first, 0, 9, note(first));
+            (first + 1..first + 100).for_each(|seq| assert!(extents.extend(Seq(seq - 1), 9, note(seq))));
+        }
+        let steps = |extents: &Extents| extents.chunks.values().filter_map(|c| c.notes.as_ref()).map(|n| n.steps()).sum::<usize>();
+        assert!(steps(&extents) > 7000, "{}", steps(&extents));
+        let bytes = |from: u64| (from..=4000).map(|seq| seq % 7).sum::<u64>();
+        assert_eq!(extents.count_in(1950, 4000).body_bytes, bytes(1950));
+        let taken = extents.settle(1, 3899, &mut Vec::new());
+        assert_eq!((taken.count, taken.body_bytes), (3899, bytes(1) - bytes(3900)));
+        assert_eq!((extents.count().count, extents.count().body_bytes), (101, bytes(3900)));
+        assert!(steps(&extents) <= 402, "two extents are left: {}", steps(&extents));
+        assert_eq!(extents.locate_run(Seq(1)).unwrap().deadline_ms, 1000 + 3900);
+        extents.settle(1, 4000, &mut Vec::new());
+        assert_eq!(steps(&extents), 0);
+    }
 }

@@ -1,11 +1,13 @@
 //! What leaves a queue by itself: messages beyond its limit and messages whose time ended, always from the front of what is ready.
 //! Which messages are with consumers only the leader knows; it says so in the entry (`Op::Tend`), and delivers nothing meanwhile that
-//! such an entry could take away (rule 24). Where an entry says nothing, whatever may be with a consumer counts as being there.
+//! such an entry could take away (rule 24). Where an entry says nothing, a queue that drops messages keeps whatever may be with a consumer,
+//! and one that refuses them counts all of it as waiting.
 
 use super::exits::Exits;
 use super::queue::Queue;
 use crate::model::entry::SettleReason;
 use crate::model::link::Ranges;
+use crate::model::settings::Overflow;
 use crate::model::{QueueId, Seq};
 
 /// What an entry is applied on.
@@ -46,7 +48,9 @@ impl Bases {
         let at = match self.0.iter().position(|(of, _)| *of == id) {
             Some(at) => at,
             None => {
-                let last = queue.reserved().min(queue.tail());
+                // Nobody is to lose what may be with a consumer; nobody is to get in on the strength of it.
+                let drops = queue.settings().is_some_and(|s| s.overflow == Overflow::DropHead);
+                let last = if drops { queue.reserved().min(queue.tail()) } else { Seq(0) };
                 let checked = if last > Seq(0) { vec![(Seq(1), last)] } else { Ranges::new() };
                 self.0.push((id, Basis { checked, ..Basis::default() }));
                 self.0.len() - 1
@@ -74,7 +78,7 @@ impl Basis {
 
 /// Ready messages beyond what the queue may hold.
 fn excess(queue: &Queue, basis: &mut Basis) -> u64 {
-    let Some(settings) = queue.settings() else { return 0 };
+    let Some(settings) = queue.settings().filter(|s| s.overflow == Overflow::DropHead) else { return 0 };
     let (count, bytes) = basis.ready(queue);
     let beyond = settings.max_length.map_or(0, |max| count.saturating_sub(max.saturating_add(basis.room)));
     let heavy = settings.max_length_bytes.is_some_and(|max| bytes > max) && count > basis.room;
@@ -90,32 +94,34 @@ pub(super) fn is_full(queue: &Queue, basis: &mut Basis, coming: (u64, u64)) -> b
     long || (heavy && basis.room == 0)
 }
 
-/// The oldest ready messages go, highest priority first, until the rest fits. True when any went.
+/// The oldest ready messages go, highest priority first, until the rest fits, or as many as may in one entry. True when any went.
 pub(super) fn trim(id: QueueId, queue: &mut Queue, basis: &mut Basis, exits: &mut Exits) -> bool {
     let mut any = false;
     loop {
-        let excess = excess(queue, basis);
+        let excess = excess(queue, basis).min(exits.may_leave(id, queue, SettleReason::MaxLength));
         if excess == 0 {
             return any;
         }
         let head = (0..queue.levels()).rev().find_map(|level| queue.first_ready(level, Seq(0), &basis.checked));
         let Some(run) = head else { return any };
-        let last = run.first.0 + u64::from(run.count).min(excess) - 1;
-        exits.leave(id, queue, (run.first, Seq(last)), SettleReason::MaxLength);
+        let count = u64::from(run.count).min(excess);
+        exits.leave(id, queue, (run.first, Seq(run.first.0 + count - 1)), SettleReason::MaxLength);
+        exits.left(count);
         any = true;
     }
 }
 
-/// Messages whose time ended by `now_ms` go from the front of each priority. True when any went.
+/// Messages whose time ended by `now_ms` go from the front of each priority, as many as may in one entry. True when any went.
 pub(super) fn expire(id: QueueId, queue: &mut Queue, basis: &Basis, now_ms: u64, exits: &mut Exits) -> bool {
     let mut any = false;
     for level in 0..queue.levels() {
         while let Some(run) = queue.first_ready(level, Seq(0), &basis.checked) {
-            if run.deadline_ms == 0 || run.deadline_ms > now_ms {
+            let count = u64::from(run.count).min(exits.may_leave(id, queue, SettleReason::Expired));
+            if run.deadline_ms == 0 || run.deadline_ms > now_ms || count == 0 {
                 break;
             }
-            let last = Seq(run.first.0 + u64::from(run.count) - 1);
-            exits.leave(id, queue, (run.first, last), SettleReason::Expired);
+            exits.leave(id, queue, (run.first, Seq(run.first.0 + count - 1)), SettleReason::Expired);
+            exits.left(count);
             any = true;
         }
     }

@@ -11,11 +11,18 @@ mod dead;
 #[cfg(test)]
 mod dead_tests;
 mod deciding;
+mod dedup;
+#[cfg(test)]
+mod dedup_tests;
 #[cfg(test)]
 mod entry_tests;
 mod exits;
 mod extents;
 mod hash;
+mod inlets;
+mod letter_rows;
+#[cfg(test)]
+mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
@@ -25,13 +32,16 @@ mod sessions;
 pub mod shard;
 #[cfg(test)]
 mod shard_tests;
+mod stores;
+#[cfg(test)]
+mod stores_tests;
 mod transactions;
 #[cfg(test)]
 mod transactions_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
-pub use dead::Dead;
+pub use dead::{Dead, Routed};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

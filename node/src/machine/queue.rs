@@ -2,12 +2,16 @@
 //! for delivery and to whom. Called by `shard` (changes) and by `serving` (reads). Consumers and credit are not here.
 
 use super::codec::{Reader, Writer};
+use super::dedup::Dedup;
 use super::extents::{Extents, Taken};
 use super::hash::StateHasher;
 use super::notes::Note;
 use super::shard::RestoreError;
-use crate::model::entry::{EntryBytes, Op, OpsReader};
+use super::stores::Schedule;
+use crate::model::deduplication::Marks;
+use crate::model::entry::{EntryBytes, Op, OpsReader, StoredView};
 use crate::model::settings::QueueSettings;
+use crate::model::store::Store;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
@@ -47,6 +51,10 @@ pub struct Queue {
     failures: BTreeMap<u64, u32>,
     /// Some message of it expires, or did; not state.
     timed: bool,
+    /// Of a queue of delayed messages.
+    schedule: Option<Box<Schedule>>,
+    /// Of a queue that takes no message twice.
+    dedup: Option<Box<Dedup>>,
     /// Section in which the last extent may still grow; not state.
     open: u64,
     /// Entries whose effects name this queue already; not state.
@@ -70,6 +78,8 @@ impl Default for Queue {
             active: None,
             failures: BTreeMap::new(),
             timed: false,
+            schedule: None,
+            dedup: None,
             timed_in: 0,
             open: 0,
             enqueued_in: 0,
@@ -129,6 +139,59 @@ impl Queue {
         self.timed
     }
 
+    /// When the first delayed message is due, ms since the epoch.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.schedule.as_ref().and_then(|schedule| schedule.next_ms())
+    }
+
+    /// Whether messages leave it by themselves for where an exchange routes them, each at its time.
+    pub fn is_scheduled(&self) -> bool {
+        self.settings.as_ref().is_some_and(|s| s.store.and_then(Store::leaving).is_some())
+    }
+
+    /// What a message says of itself; `None`: nothing, or the queue does not care.
+    pub(super) fn marks(&self, message: &[u8]) -> Option<Marks> {
+        self.dedup.as_ref()?;
+        StoredView::parse(message).and_then(|message| Marks::of(message.properties))
+    }
+
+    /// Whether a message with these marks came before.
+    pub(super) fn came_before(&self, marks: &Marks, now_ms: u64) -> bool {
+        self.dedup.as_ref().is_some_and(|dedup| dedup.has(marks, now_ms))
+    }
+
+    /// The message that came last has these marks.
+    pub(super) fn remember(&mut self, marks: &Marks, now_ms: u64) {
+        if let Some(dedup) = &mut self.dedup {
+            dedup.put(marks, self.tail, now_ms);
+        }
+    }
+
+    /// What it remembers, if anything.
+    pub(super) fn dedup(&self) -> Option<&Dedup> {
+        self.dedup.as_deref()
+    }
+
+    /// What it remembers, made when it is not there: checkpoints may bring it before the settings.
+    pub(super) fn dedup_mut(&mut self) -> &mut Dedup {
+        self.dedup.get_or_insert_default()
+    }
+
+    /// The first delayed message, if it is due; the caller settles it.
+    pub(super) fn take_due(&mut self, now_ms: u64) -> Option<Seq> {
+        self.schedule.as_mut()?.take(now_ms)
+    }
+
+    fn set_schedule(&mut self) {
+        let mut runs = Vec::new();
+        self.locate_in(Seq(0), Seq(self.tail), &mut runs);
+        let mut schedule = Box::<Schedule>::default();
+        for run in runs {
+            (run.first.0..run.first.0 + u64::from(run.count)).for_each(|seq| schedule.add(run.deadline_ms, seq));
+        }
+        self.schedule = Some(schedule);
+    }
+
     pub(super) fn activate(&mut self, session: SessionId, consumer: ConsumerId) {
         self.active = Some((session, consumer));
     }
@@ -144,6 +207,12 @@ impl Queue {
             self.levels.resize_with(wanted, Extents::default);
         }
         self.settings = settings;
+        if let Some(deduplication) = self.settings.as_ref().and_then(|s| s.deduplication) {
+            self.dedup_mut().configure(deduplication);
+        }
+        if self.is_scheduled() && self.schedule.is_none() {
+            self.set_schedule();
+        }
         true
     }
 
@@ -182,7 +251,7 @@ impl Queue {
         &self.holders
     }
 
-    /// Bytes in the bodies of live messages, in a queue that counts them.
+    /// Bytes in the bodies of live messages.
     pub fn live_body_bytes(&self) -> u64 {
         self.live.body_bytes
     }
@@ -226,12 +295,16 @@ impl Queue {
         self.failures.get(&seq.0).copied().unwrap_or(0)
     }
 
-    /// The delivery of messages failed once more. Those that failed too often, ascending.
-    pub(super) fn fail(&mut self, first: Seq, last: Seq) -> Vec<Seq> {
+    /// The delivery of messages failed that had failed `before` times when they were given out: each counts once (rule 23). Those that
+    /// failed too often, ascending.
+    pub(super) fn fail(&mut self, first: Seq, last: Seq, before: u32) -> Vec<Seq> {
         let Some(limit) = self.settings.as_ref().and_then(|s| s.delivery_limit) else { return Vec::new() };
         let (mut runs, mut over) = (Vec::new(), Vec::new());
         self.locate_in(first, last, &mut runs);
         for seq in runs.iter().flat_map(|r| r.first.0..r.first.0 + u64::from(r.count)) {
+            if self.failures(Seq(seq)) != before {
+                continue;
+            }
             let count = self.failures.entry(seq).or_default();
             *count += 1;
             if u64::from(*count) > limit {
@@ -276,8 +349,11 @@ impl Queue {
         self.tail += 1;
         self.live.count += 1;
         self.live.bytes += u64::from(bytes);
-        self.live.body_bytes += note.body_bytes.map_or(0, u64::from);
+        self.live.body_bytes += u64::from(note.body_bytes);
         self.timed |= note.deadline_ms > 0;
+        if let Some(schedule) = &mut self.schedule {
+            schedule.add(note.deadline_ms, self.tail);
+        }
         if !grown {
             self.open = section;
             extents.push(Seq(self.tail), index, position, bytes, note);
@@ -292,13 +368,17 @@ impl Queue {
             let taken = extents.settle(first.0, last.0, released);
             self.live.count -= taken.count;
             self.live.bytes -= taken.bytes;
-            self.live.body_bytes = self.live.body_bytes.saturating_sub(taken.body_bytes);
+            self.live.body_bytes -= taken.body_bytes;
             any |= taken.count > 0;
         }
-        if any && !self.failures.is_empty() {
-            let mut gone = self.failures.split_off(&first.0);
-            self.failures.append(&mut gone.split_off(&last.0.saturating_add(1)));
+        if let Some(dedup) = self.dedup.as_mut().filter(|_| any) {
+            dedup.settled(first.0, last.0);
         }
+        while any && let Some((seq, _)) = self.failures.range(first.0..=last.0).next() {
+            let seq = *seq;
+            self.failures.remove(&seq);
+        }
+        self.timed &= self.live.count > 0;
         any
     }
 
@@ -369,6 +449,9 @@ impl Queue {
             self.live.body_bytes += part.body_bytes;
             self.timed |= extents.is_timed();
         }
+        if self.is_scheduled() {
+            self.set_schedule();
+        }
         Ok(())
     }
 
@@ -379,11 +462,13 @@ impl Queue {
         self.holders.iter().for_each(|s| hasher.word(s.0));
         hasher.word(self.live.count);
         hasher.word(self.live.bytes);
+        hasher.word(self.live.body_bytes);
         hasher.bytes(&settings_bytes(self.settings()));
         let (session, consumer) = self.active.unwrap_or_default();
         [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));
         self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
         self.levels.iter().for_each(|extents| extents.hash(hasher));
+        self.dedup.iter().for_each(|dedup| dedup.hash(hasher));
     }
 }
 

@@ -2,7 +2,7 @@
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
 use super::capture::Capture;
-use super::dead::Dead;
+use super::dead::{Dead, Routed};
 use super::exits::Exits;
 use super::extents::Extents;
 use super::hash::StateHasher;
@@ -10,10 +10,10 @@ use super::limits::{self, Bases};
 use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
+use super::stores;
 use super::transactions::{Leaving, Transactions};
-use crate::model::entry::{EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, Source, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
-use crate::model::properties::Traits;
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
 use hashbrown::HashMap;
@@ -170,24 +170,8 @@ pub struct DataMachine {
     /// Dead letters, and what the entry being applied lets go of.
     pub(super) exits: Exits,
     pub(super) transactions: Transactions,
-    /// The enqueue that follows belongs to a dead letter that was routed before.
-    skip_next: bool,
     /// What the entry being applied says of queues with limits.
     pub(super) bases: Bases,
-}
-
-/// A message on its way into queues.
-pub(super) struct Incoming {
-    /// Log index and position of where it lies.
-    pub at: (u64, u32),
-    /// Stored bytes.
-    pub bytes: u32,
-    /// Those of its body.
-    pub body_bytes: u32,
-    pub traits: Traits,
-    pub source: Option<Source>,
-    /// Queues that refuse messages promised to take it.
-    pub is_promised: bool,
 }
 
 impl DataMachine {
@@ -210,7 +194,6 @@ impl DataMachine {
             references: 0,
             exits: Exits::default(),
             transactions: Transactions::default(),
-            skip_next: false,
             bases: Bases::default(),
         }
     }
@@ -229,7 +212,7 @@ impl DataMachine {
         self.references = 0;
         self.bases.clear();
         self.last_time_ms = self.last_time_ms.max(time_ms);
-        (self.exits.time_ms, self.exits.any_died) = (self.last_time_ms, false);
+        (self.exits.time_ms, self.exits.any_died, self.exits.leaving) = (self.last_time_ms, false, crate::model::limits::LEAVING_PER_ENTRY);
         for section in sections {
             self.section += 1;
             let reply = self.section(id.index, section, &mut out.effects)?;
@@ -292,14 +275,29 @@ impl DataMachine {
         self.sessions.get(session).map(|row| row.last)
     }
 
-    /// Dead letters from a number on, in order.
-    pub fn dead_from(&self, number: u64) -> impl Iterator<Item = (u64, &Dead)> {
-        self.exits.dead.from(number)
+    /// Queues with letters that have no way yet.
+    pub fn letter_sources(&self) -> impl Iterator<Item = QueueId> + '_ {
+        self.exits.dead.sources()
     }
 
-    /// A dead letter.
-    pub fn dead(&self, number: u64) -> Option<&Dead> {
-        self.exits.dead.get(number)
+    /// The first letters of a queue without a way, from a number on.
+    pub fn waiting_letters(&self, queue: QueueId, from: u64) -> Option<(u64, Dead)> {
+        self.exits.dead.waiting(queue, from)
+    }
+
+    /// Letters with a way that are not everywhere yet, by number.
+    pub fn routed_letters(&self) -> impl Iterator<Item = (u64, &Routed)> {
+        self.exits.dead.all_routed()
+    }
+
+    /// A letter with a way that is not everywhere yet.
+    pub fn routed_letter(&self, number: u64) -> Option<&Routed> {
+        self.exits.dead.routed(number)
+    }
+
+    /// A queue may add dead letters of its own accord: its outbox is not full.
+    pub fn buries(&self, queue: QueueId) -> bool {
+        self.exits.dead.room(queue) > 0
     }
 
     /// Indices of entries with live messages, ascending.
@@ -346,10 +344,13 @@ impl DataMachine {
                 }
                 SectionReply::Gone
             }
-            Section::Advance { from, to, creates, drops } => {
+            Section::Advance { from, to, creates, drops, replays } => {
                 let accepted = from == self.catalog_index && to >= from;
                 if accepted {
                     self.advance(to, &creates, &drops, effects);
+                    for (id, binding) in replays {
+                        self.queues.get(&id).into_iter().for_each(|queue| self.exits.replay(id, queue, binding));
+                    }
                 }
                 SectionReply::Advanced { accepted }
             }
@@ -387,11 +388,9 @@ impl DataMachine {
         for op in ops {
             match op? {
                 Op::Enqueue(op) => {
-                    let (bytes, body_bytes) = (op.message.len() as u32, op.body_bytes());
-                    let at = (index, op.position as u32);
-                    let incoming = Incoming { at, bytes, body_bytes, traits: op.traits, source: op.source, is_promised: false };
-                    let why = self.enqueue(index, &incoming, op.queues(), effects);
-                    refused.extend(why.map(|why| (ordinal, why)));
+                    if let Some(why) = self.enqueue(index, &op, effects) {
+                        refused.push((ordinal, why));
+                    }
                     ordinal += 1;
                 }
                 Op::Part(part) => {
@@ -405,10 +404,11 @@ impl DataMachine {
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => self.settle(index, (queue, reason, ranges), effects),
-                Op::Routed { number, local, targets } => {
-                    let routed = self.exits.dead.route(number, targets);
-                    self.skip_next = local && routed.is_none();
-                    self.exits.released.extend(routed.flatten());
+                Op::Routed { queue, number, catalog_index, address, targets } => {
+                    // Queues that this shard has not heard of yet are not gone (rule 27).
+                    if catalog_index <= self.catalog_index {
+                        self.exits.route((queue, number), (catalog_index, address, targets));
+                    }
                 }
                 Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
@@ -422,9 +422,12 @@ impl DataMachine {
                 Op::Tend { queue: id, now_ms, room, checked } => {
                     self.keep_captured(id);
                     let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    let basis = self.bases.named(id, queue, room, checked);
-                    let mut any = limits::expire(id, queue, basis, now_ms, &mut self.exits);
-                    any |= limits::trim(id, queue, basis, &mut self.exits);
+                    let any = if queue.is_scheduled() {
+                        stores::let_go(id, queue, now_ms, &mut self.exits)
+                    } else {
+                        let basis = self.bases.named(id, queue, room, checked);
+                        limits::expire(id, queue, basis, now_ms, &mut self.exits) | limits::trim(id, queue, basis, &mut self.exits)
+                    };
                     if any {
                         note_settled(index, (id, queue), effects, &mut self.dirty);
                     }
@@ -462,11 +465,11 @@ impl DataMachine {
     }
 
     /// Deliveries failed; what failed too often dies.
-    fn failed(&mut self, index: u64, id: QueueId, ranges: crate::model::link::Ranges, effects: &mut Vec<Effect>) {
+    fn failed(&mut self, index: u64, id: QueueId, ranges: Vec<(Seq, Seq, u32)>, effects: &mut Vec<Effect>) {
         self.keep_captured(id);
         let Some(queue) = self.queues.get_mut(&id) else { return };
         self.dirty.insert(id);
-        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last)| queue.fail(first, last)).collect();
+        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last, before)| queue.fail(first, last, before)).collect();
         for seq in &over {
             self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
         }
@@ -476,66 +479,103 @@ impl DataMachine {
         }
     }
 
-    /// Why not, if some queue did not take it that should. A message without a queue only has its ordinal.
-    pub(super) fn enqueue(
-        &mut self,
-        index: u64,
-        message: &Incoming,
-        queues: impl Iterator<Item = QueueId> + Clone,
-        effects: &mut Vec<Effect>,
-    ) -> Option<RefusedEnqueue> {
-        let repeated = message.source.is_some_and(|(shard, number)| !self.exits.dead.takes(shard, number));
-        if std::mem::take(&mut self.skip_next) || repeated {
-            // It takes no place in its queues: what comes behind it does not continue what was before.
-            for id in queues {
-                self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
-            }
-            return None;
-        }
-        let mut refused = queues.clone().next().map(|_| RefusedEnqueue::UnknownQueue);
+    /// Why not, if some queue did not take it that should.
+    pub(super) fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+        // One into no queue only keeps its ordinal.
+        let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
         let mut full = false;
-        for id in queues {
-            self.keep_captured(id);
-            let Some(queue) = self.queues.get_mut(&id) else { continue };
+        for (n, id) in (0..).zip(op.queues()) {
+            if !self.is_wanted(op, n, id) {
+                // It takes no place in its queue: what comes behind it does not continue what was before.
+                self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
+                refused = None;
+                continue;
+            }
+            match self.put(index, op, id, effects) {
+                Some(RefusedEnqueue::Full) => full = true,
+                // A letter's queue that this shard does not have is gone.
+                Some(RefusedEnqueue::UnknownQueue) if op.source.is_none() => continue,
+                Some(RefusedEnqueue::UnknownQueue) | None => self.took(op, n, id),
+            }
             refused = None;
-            let (level, note) = match queue.settings() {
-                None if message.traits.expiration_ms.is_none() => (0, Note::default()),
-                settings => {
-                    let note = note_of(settings, message.traits, message.body_bytes, self.last_time_ms);
-                    if !message.is_promised && refuses(settings, queue, note, id, &mut self.bases) {
-                        full = true;
-                        queue.passed_over();
-                        self.exits.refused(id, queue, message.at.0, message.at.1);
-                        continue;
-                    }
-                    if queue.settings().is_some_and(QueueSettings::is_limited) {
-                        // What was with consumers before this message came.
-                        self.bases.of(id, queue);
-                    }
-                    (queue.level(message.traits.priority), note)
-                }
-            };
-            if queue.enqueue(self.section, message.at, message.bytes, level, note) {
-                match message.at.0 == index {
-                    true => self.references += 1,
-                    false => self.exits.taken.push(message.at.0),
-                }
-            }
-            if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
-                effects.push(Effect::Timed { queue: id });
-            }
-            if std::mem::replace(&mut queue.enqueued_in, index) != index {
-                effects.push(Effect::Enqueued { queue: id });
-                self.dirty.insert(id);
-            }
-            if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
-                let basis = self.bases.of(id, queue);
-                if limits::trim(id, queue, basis, &mut self.exits) {
-                    note_settled(index, (id, queue), effects, &mut self.dirty);
-                }
-            }
+        }
+        if let Some(source) = op.source.filter(|source| source.shard == self.shard) {
+            self.exits.released.extend(self.exits.dead.end(source.number));
         }
         if full { Some(RefusedEnqueue::Full) } else { refused }
+    }
+
+    /// Whether the copy for the `n`th queue is to be put there: a letter's only once (rule 25).
+    fn is_wanted(&self, op: &EnqueueOp, n: u64, queue: QueueId) -> bool {
+        match op.source {
+            None => true,
+            Some(source) if source.shard == self.shard => self.exits.dead.is_due(source.number, self.shard, queue),
+            Some(source) => self.exits.dead.inlets.wants(source, n),
+        }
+    }
+
+    fn took(&mut self, op: &EnqueueOp, n: u64, queue: QueueId) {
+        match op.source {
+            None => {}
+            Some(source) if source.shard == self.shard => self.exits.dead.taken_here(source.number, self.shard, queue),
+            Some(source) => self.exits.dead.inlets.took(source, n),
+        }
+    }
+
+    /// Puts a message into a queue, or says why not.
+    fn put(&mut self, index: u64, op: &EnqueueOp, id: QueueId, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+        self.keep_captured(id);
+        let Some(queue) = self.queues.get_mut(&id) else { return Some(RefusedEnqueue::UnknownQueue) };
+        let marks = queue.marks(&op.message);
+        if marks.is_some_and(|marks| queue.came_before(&marks, self.last_time_ms)) {
+            queue.passed_over();
+            return None;
+        }
+        let (level, note) = match queue.settings() {
+            None if op.traits.expiration_ms.is_none() => (0, Note { deadline_ms: 0, body_bytes: op.body_bytes() }),
+            settings => {
+                let note = note_of(settings, op, self.last_time_ms);
+                let is_full = refuses(settings, queue, note, id, &mut self.bases) || self.exits.is_stuck(id, queue);
+                if is_full && op.staged.is_none() {
+                    queue.passed_over();
+                    if op.source.is_none() {
+                        self.exits.refused(id, queue, (index, op.position as u32), note.body_bytes);
+                    }
+                    return Some(RefusedEnqueue::Full);
+                }
+                if queue.settings().is_some_and(QueueSettings::is_limited) {
+                    // What was with consumers before this message came.
+                    self.bases.of(id, queue);
+                }
+                (queue.level(op.traits.priority), note)
+            }
+        };
+        let at = op.staged.map_or(index, |staged| staged.index);
+        if queue.enqueue(self.section, (at, op.position as u32), op.bytes(), level, note) {
+            match at == index {
+                true => self.references += 1,
+                false => self.exits.taken.push(at),
+            }
+        }
+        marks.iter().for_each(|marks| queue.remember(marks, self.last_time_ms));
+        if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
+            effects.push(Effect::Timed { queue: id });
+        }
+        if std::mem::replace(&mut queue.enqueued_in, index) != index {
+            effects.push(Effect::Enqueued { queue: id });
+            self.dirty.insert(id);
+        }
+        if queue.settings().is_some_and(|s| s.is_limited() && s.overflow == Overflow::DropHead) {
+            let basis = self.bases.of(id, queue);
+            self.exits.leaving += 1; // one comes, one may go
+            if limits::trim(id, queue, basis, &mut self.exits) {
+                note_settled(index, (id, queue), effects, &mut self.dirty);
+            }
+        }
+        if stores::forget_oldest(id, queue, &mut self.exits) {
+            note_settled(index, (id, queue), effects, &mut self.dirty);
+        }
+        None
     }
 
     /// The catalog's settings of a queue, unless they are of another catalog index than the shard's.
@@ -554,10 +594,10 @@ impl DataMachine {
 
     fn hello(&mut self, session: SessionId, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> SectionReply {
         let former = self.sessions.iter().find(|(_, row)| row.node == node).map(|(_, row)| row.incarnation);
-        let replaced = self.sessions.hello(session, node, incarnation);
         if let Some(former) = former.filter(|former| *former != incarnation) {
             self.orphaned(session.0, (node, former), effects);
         }
+        let replaced = self.sessions.hello(session, node, incarnation);
         self.transactions.forget_earlier(node, incarnation);
         if let Some(session) = replaced {
             effects.push(Effect::SessionGone { session, node });
@@ -621,23 +661,23 @@ fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Ve
 }
 
 /// What a queue with these settings notes of a message that comes at `now_ms`.
-pub(super) fn note_of(settings: Option<&QueueSettings>, traits: Traits, body_bytes: u32, now_ms: u64) -> Note {
-    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(traits.expiration_ms.map(u64::from)).min();
+pub(super) fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+    if let Some(store) = settings.and_then(|s| s.store) {
+        return stores::note(store, op, now_ms);
+    }
+    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms).min();
     let deadline_ms = match ttl {
         None => 0,
         Some(0) => AT_ONCE,
         Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
     };
-    let counted = settings.is_some_and(|s| s.max_length_bytes.is_some());
-    Note { deadline_ms, body_bytes: counted.then_some(body_bytes) }
+    Note { deadline_ms, body_bytes: op.body_bytes() }
 }
 
 fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: QueueId, bases: &mut Bases) -> bool {
     let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
     match settings.overflow {
         Overflow::DropHead => false,
-        Overflow::RejectPublish | Overflow::RejectPublishDlx => {
-            limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.unwrap_or(0).into()))
-        }
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.into())),
     }
 }

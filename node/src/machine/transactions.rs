@@ -4,27 +4,18 @@
 use super::codec::{Reader, Writer};
 use super::hash::StateHasher;
 use super::shard::RestoreError;
-use crate::model::entry::SettleReason;
+use crate::model::entry::{EnqueueOp, SettleReason, Staged};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
 use crate::model::{Incarnation, NodeId, QueueId, Seq, ShardId, TxId};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// A message of a part: what an enqueue needs, without the body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Staged {
-    pub position: u32,
-    pub bytes: u32,
-    pub body_bytes: u32,
-    pub traits: Traits,
-    pub queues: Vec<QueueId>,
-}
 
 /// Messages that leave a queue.
 pub type Leaving = (QueueId, SettleReason, Ranges);
 
 /// A part that waits for the decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
     /// Who decides.
     pub decider: ShardId,
@@ -36,7 +27,8 @@ pub struct Prepared {
     pub leaving: Vec<Leaving>,
     /// The entry with the messages.
     pub(super) index: u64,
-    pub(super) messages: Vec<Staged>,
+    /// Without their bodies.
+    pub(super) messages: Vec<EnqueueOp>,
 }
 
 /// A decision.
@@ -51,7 +43,7 @@ pub struct Decided {
 }
 
 /// A shard's view of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Row {
     Prepared(Prepared),
     Decided(Decided),
@@ -207,7 +199,7 @@ const DECIDED: u8 = 2;
 
 /// row      := 1 u8 | prepared, or 2 u8 | decided
 /// prepared := decider u16 | shards | orphan u8 | index u64 | n u32 | message* | n u32 | leaving*
-/// message  := position u32 | bytes u32 | body bytes u32 | time to live ms u32 (`u32::MAX`: none) | priority u8 | n u32 | queue u64*
+/// message  := position u32 | body bytes u32 | time to live ms u32 (`u32::MAX`: none) | priority u8 | len u32 | queue u64* | len u32 | message without body
 /// leaving  := queue u64 | reason u8 | n u32 | (first u64, last u64)*
 /// decided  := commit u8 | shards | urgent u8
 /// shards   := n u16 | shard u16*
@@ -240,14 +232,13 @@ fn encode(row: &Row) -> Vec<u8> {
     out.finish()
 }
 
-fn encode_message(message: &Staged, out: &mut Writer) {
-    out.u32(message.position);
-    out.u32(message.bytes);
-    out.u32(message.body_bytes);
+fn encode_message(message: &EnqueueOp, out: &mut Writer) {
+    out.u32(message.position as u32);
+    out.u32(message.body_bytes());
     out.u32(message.traits.expiration_ms.unwrap_or(u32::MAX));
     out.u8(message.traits.priority);
-    out.u32(message.queues.len() as u32);
-    message.queues.iter().for_each(|queue| out.u64(queue.0));
+    out.bytes(message.queue_bytes());
+    out.bytes(&message.message);
 }
 
 fn encode_shards(shards: &[ShardId], out: &mut Writer) {
@@ -275,10 +266,10 @@ fn decode_prepared(input: &mut Reader<'_>) -> Result<Prepared, RestoreError> {
     let (is_orphan, index) = (input.u8()? != 0, input.u64()?);
     let mut messages = Vec::new();
     for _ in 0..input.u32()? {
-        let (position, bytes, body_bytes, ttl) = (input.u32()?, input.u32()?, input.u32()?, input.u32()?);
+        let (position, body_bytes, ttl) = (input.u32()?, input.u32()?, input.u32()?);
         let traits = Traits { expiration_ms: (ttl != u32::MAX).then_some(ttl), priority: input.u8()? };
-        let queues = (0..input.u32()?).map(|_| input.u64().map(QueueId)).collect::<Result<_, _>>()?;
-        messages.push(Staged { position, bytes, body_bytes, traits, queues });
+        let (queues, head) = (Bytes::copy_from_slice(input.bytes()?), Bytes::copy_from_slice(input.bytes()?));
+        messages.push(EnqueueOp::unstage(position as usize, queues, traits, head, Staged { index, body_bytes }));
     }
     let mut leaving = Vec::new();
     for _ in 0..input.u32()? {

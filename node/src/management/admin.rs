@@ -2,7 +2,7 @@
 //! connections have proven the cluster secret before any call gets here.
 
 use super::Readiness;
-use super::client_rows::{channels, consumers};
+use super::client_rows::{channels, consumed, consumers};
 use super::operator_rows::LimitsRow;
 use super::rows::list;
 use super::source::{AdminSource, ConnectionRow, Holder, ShardStatus, Status as Report};
@@ -14,7 +14,7 @@ use tonic::{Code, Request, Response, Status};
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
     self as wire, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest,
-    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
 };
 
 /// The service of one node.
@@ -114,7 +114,11 @@ impl AdminService {
         Ok(match request.what.as_str() {
             "connections" => list(&source.connections().await?, columns)?,
             "channels" => list(&channels(&source.connections().await?), columns)?,
-            "consumers" => list(&consumers(&source.connections().await?, &request.vhost), columns)?,
+            "consumers" => {
+                let connections = source.connections().await?;
+                let active = source.active(request.vhost.clone(), consumed(&connections, &request.vhost)).await?;
+                list(&consumers(&connections, &request.vhost, &active), columns)?
+            }
             _replicas => {
                 let replica = source.replica(named(&request.vhost, &request.of))?;
                 list(replica.as_slice(), columns)?
@@ -161,9 +165,14 @@ impl Admin for AdminService {
     }
 
     async fn authenticate(&self, request: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {
-        let AuthenticateRequest { user, password } = request.into_inner();
-        let refusal = self.source.authenticate(&user, password.as_bytes()).map_err(refused)?;
+        let AuthenticateRequest { user, nonce, proof } = request.into_inner();
+        let refusal = self.source.authenticate(&user, &nonce, &proof).map_err(refused)?;
         Ok(Response::new(AuthenticateReply { refused: refusal.unwrap_or_default() }))
+    }
+
+    async fn salt(&self, request: Request<SaltRequest>) -> Result<Response<SaltReply>, Status> {
+        let salt = self.source.salt(&request.into_inner().user).map_err(refused)?;
+        Ok(Response::new(SaltReply { salt: salt.to_vec().into() }))
     }
 
     async fn purge_queue(&self, request: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {
@@ -182,7 +191,7 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let picked = |row: &ConnectionRow| {
             let is_named = request.pid.is_empty() || row.pid() == request.pid;
-            is_named && (request.vhost.is_empty() || row.vhost.as_deref() == Some(&*request.vhost))
+            is_named && (request.vhost.is_empty() || row.stat.vhost.as_deref() == Some(&*request.vhost))
         };
         let mut connections = self.source.close(&request.reason, &picked).map_err(refused)?;
         if !request.local {

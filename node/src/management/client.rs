@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use warren_proto::admin::admin_client::AdminClient as Stub;
 use warren_proto::admin::{
     AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ListReply, ListRequest, PingReply,
-    PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+    PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
 };
 
 /// Why a node did not answer as hoped.
@@ -74,13 +74,23 @@ impl AdminClient {
         self.answer(stub.change(ChangeRequest { command })).await.map(drop)
     }
 
-    /// Whether a password is a user's.
+    /// What a user's password is hashed with.
     ///
     /// # Errors
     /// As [`ClientError`] says.
-    pub async fn authenticate(&mut self, user: &str, password: &str) -> Result<AuthenticateReply, ClientError> {
+    pub async fn salt(&mut self, user: &str) -> Result<Vec<u8>, ClientError> {
         let mut stub = self.stub.clone();
-        self.answer(stub.authenticate(AuthenticateRequest { user: user.into(), password: password.into() })).await
+        self.answer(stub.salt(SaltRequest { user: user.into() })).await.map(|reply| reply.salt.to_vec())
+    }
+
+    /// Whether a proof shows the knowledge of a user's password.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn authenticate(&mut self, user: &str, nonce: &[u8], proof: &[u8]) -> Result<AuthenticateReply, ClientError> {
+        let mut stub = self.stub.clone();
+        let request = AuthenticateRequest { user: user.into(), nonce: nonce.to_vec().into(), proof: proof.to_vec().into() };
+        self.answer(stub.authenticate(request)).await
     }
 
     /// Removes the ready messages of a queue.

@@ -16,6 +16,6 @@ mod term;
 pub use metrics::{Kind, Metrics, Sample};
 pub use readiness::Readiness;
 pub use source::{
-    AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow,
-    ShardStatus, Status, UserRow, VhostRow, implicit_binding,
+    Active, AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow,
+    SettingRow, ShardStatus, Status, UserRow, VhostRow, implicit_binding,
 };

@@ -10,16 +10,21 @@ use warren_proto::admin::{Cell, ListReply, Row};
 pub(super) trait Listed {
     /// All column names.
     const COLUMNS: &'static [&'static str];
+    /// Columns that RabbitMQ has and nobody here knows: always empty, as there for a queue of a type that does not tell.
+    const UNTOLD: &'static [&'static str] = &[];
     /// Shown when none are asked for.
     const DEFAULT: &'static [&'static str];
     /// The value in a column of `COLUMNS`.
     fn cell(&self, column: &str) -> Cell;
 }
 
-/// A column that does not exist: the message names it and those that do.
+/// Columns that do not exist: the message names them, in rabbitmqctl's words, and those that do.
 pub(super) fn list<T: Listed>(items: &[T], columns: Vec<String>) -> Result<ListReply, String> {
-    if let Some(unknown) = columns.iter().find(|column| !T::COLUMNS.contains(&column.as_str())) {
-        return Err(format!("Info key(s) {unknown} are not supported; there are {}", T::COLUMNS.join(", ")));
+    let is_known = |column: &&str| T::COLUMNS.contains(column) || T::UNTOLD.contains(column);
+    let unknown: Vec<&str> = columns.iter().map(String::as_str).filter(|column| !is_known(column)).collect();
+    if !unknown.is_empty() {
+        let columns = T::COLUMNS.join(", ");
+        return Err(format!("Info key(s) {} are not supported\n<column> must be one of {columns}", unknown.join(",")));
     }
     let columns = match columns.is_empty() {
         true => T::DEFAULT.iter().map(|column| (*column).to_owned()).collect(),
@@ -69,15 +74,37 @@ impl Listed for QueueRow {
         "policy",
         "operator_policy",
         "effective_policy_definition",
+        "pid",
+        "owner_pid",
         "type",
         "state",
         "messages",
         "messages_ready",
         "messages_unacknowledged",
+        "message_bytes",
         "consumers",
         "leader",
         "members",
+        "online",
         "shard",
+    ];
+    const UNTOLD: &'static [&'static str] = &[
+        "exclusive_consumer_pid",
+        "exclusive_consumer_tag",
+        "messages_ready_ram",
+        "messages_unacknowledged_ram",
+        "messages_ram",
+        "messages_persistent",
+        "message_bytes_ready",
+        "message_bytes_unacknowledged",
+        "message_bytes_ram",
+        "message_bytes_persistent",
+        "head_message_timestamp",
+        "disk_reads",
+        "disk_writes",
+        "consumer_utilisation",
+        "consumer_capacity",
+        "memory",
     ];
     const DEFAULT: &'static [&'static str] = &["name", "messages"];
 
@@ -93,14 +120,18 @@ impl Listed for QueueRow {
             "policy" => text(self.policy.as_deref().unwrap_or_default()),
             "operator_policy" => text(self.operator_policy.as_deref().unwrap_or_default()),
             "effective_policy_definition" => arguments(&self.definition),
+            "pid" => self.leader.map_or_else(unknown, |node| text(&format!("<{}.{}.0>", node.0, self.record.id.0))),
+            "owner_pid" => spec.exclusive_owner.map_or_else(unknown, |owner| text(&format!("<{}.{}.0>", owner.node.0, owner.connection.0))),
             "type" => queue_type(&spec.arguments),
             "state" => text(if self.leader.is_some() { "running" } else { "down" }),
             "messages" => count(self.messages_ready.zip(self.messages_unacknowledged).map(|(ready, unacked)| ready + unacked)),
             "messages_ready" => count(self.messages_ready),
             "messages_unacknowledged" => count(self.messages_unacknowledged),
+            "message_bytes" => count(self.message_bytes),
             "consumers" => count(self.consumers),
             "leader" => self.leader.map_or_else(unknown, |node| plain(node.0)),
             "members" => plain(self.members.iter().map(|node| node.0).collect::<Vec<_>>()),
+            "online" => plain(self.online.iter().map(|node| node.0).collect::<Vec<_>>()),
             "shard" => text(&self.record.shard.to_string()),
             _ => unknown(),
         }
@@ -153,8 +184,8 @@ impl Listed for BindingSpec {
 mod tests {
     use super::super::implicit_binding;
     use super::*;
-    use crate::model::catalog::{Name, QueueRecord, QueueSpec};
-    use crate::model::{Incarnation, NodeId, QueueId, ShardId};
+    use crate::model::catalog::{Name, Owner, QueueRecord, QueueSpec};
+    use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
 
     fn queue() -> QueueRow {
         let spec = QueueSpec {
@@ -165,12 +196,14 @@ mod tests {
             arguments: Table::from([("x-queue-type".into(), Value::Text(b"quorum".to_vec()))]),
         };
         QueueRow {
-            record: QueueRecord { id: QueueId(9), spec, shard: ShardId(2), incarnation: Incarnation(0) },
+            record: QueueRecord { id: QueueId(9), spec, shard: ShardId(2), incarnation: Incarnation(0), backs: None },
             messages_ready: Some(3),
             messages_unacknowledged: Some(1),
             consumers: Some(2),
             leader: Some(NodeId(2)),
             members: vec![NodeId(1), NodeId(2), NodeId(3)],
+            online: vec![NodeId(1), NodeId(2)],
+            message_bytes: Some(500),
             policy: None,
             operator_policy: None,
             definition: Table::new(),
@@ -197,8 +230,14 @@ mod tests {
 
     #[test]
     fn every_column_of_a_queue_but_an_unset_policy_has_a_value() {
+        let mut owned = queue();
+        owned.record.spec.exclusive_owner = Some(Owner { node: NodeId(3), incarnation: Incarnation(1), connection: ConnectionId(7) });
+        assert_eq!(texts(owned.clone(), &["pid", "owner_pid", "online", "message_bytes"]), ["<2.9.0>", "<3.7.0>", "[1,2]", "500"]);
         for column in QueueRow::COLUMNS.iter().filter(|column| !column.ends_with("policy")) {
-            assert_ne!(texts(queue(), &[column]), [""], "{column}");
+            assert_ne!(texts(owned.clone(), &[column]), [""], "{column}");
+        }
+        for column in QueueRow::UNTOLD {
+            assert_eq!(texts(owned.clone(), &[column]), [""], "{column}");
         }
     }
 
@@ -210,7 +249,7 @@ mod tests {
 
     #[test]
     fn an_unknown_column_is_refused_by_name() {
-        let error = list(&[queue()], vec!["colour".into()]).unwrap_err();
-        assert!(error.contains("colour") && error.contains("messages_ready"), "{error}");
+        let error = list(&[queue()], vec!["colour".into(), "name".into(), "size".into()]).unwrap_err();
+        assert!(error.starts_with("Info key(s) colour,size are not supported") && error.contains("messages_ready"), "{error}");
     }
 }

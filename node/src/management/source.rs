@@ -3,12 +3,11 @@
 
 use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Table, Target};
-use crate::model::report::{Counted, Report};
-use crate::model::{ConnectionId, LeaderId, NodeId, ShardId};
+use crate::model::report::{ConnectionStat, Counted, RaftFigures, Report};
+use crate::model::{ConsumerId, LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
 use warren_proto::admin::{CloseRequest, ListReply, ListRequest};
 
 /// A queue and its live figures.
@@ -26,6 +25,10 @@ pub struct QueueRow {
     pub leader: Option<NodeId>,
     /// Nodes with a replica (the owner alone for an in-memory queue).
     pub members: Vec<NodeId>,
+    /// Those of them that are up.
+    pub online: Vec<NodeId>,
+    /// Bytes of the bodies of all its messages.
+    pub message_bytes: Option<u64>,
     /// Name of the policy that applies.
     pub policy: Option<String>,
     /// Name of the operator policy that applies.
@@ -97,39 +100,22 @@ pub struct PolicyRow {
 pub struct ConnectionRow {
     /// This node.
     pub node: NodeId,
-    /// Its id here.
-    pub id: ConnectionId,
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// When it came.
-    pub since: SystemTime,
-    /// Its user, once it entered a vhost.
-    pub user: Option<Arc<str>>,
-    /// Its vhost.
-    pub vhost: Option<Arc<str>>,
-    /// Its publishes wait.
-    pub blocked: bool,
+    /// What the node knows.
+    pub stat: ConnectionStat,
     /// What its session says; `None` when it does not answer.
     pub report: Option<Report>,
 }
+
+/// The consumer that gets the messages of a queue with a single active one, and the node that it is connected to; `None`: there is none.
+pub type Active = Option<(NodeId, ConsumerId)>;
 
 /// This node's replica of a queue's shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaRow {
     /// This node.
     pub node: NodeId,
-    /// `leader`, `follower`, ...
-    pub state: &'static str,
-    /// Raft's term.
-    pub term: u64,
-    /// Last index in the log.
-    pub last_index: u64,
-    /// Committed as far as this node knows.
-    pub committed: u64,
-    /// Applied.
-    pub applied: u64,
-    /// Purged up to here: older state is in the checkpoint.
-    pub purged: u64,
+    /// Raft's figures.
+    pub raft: RaftFigures,
 }
 
 /// A port that this node serves.
@@ -227,6 +213,8 @@ pub trait AdminSource: Send + Sync + 'static {
     fn user_limits(&self, user: Option<String>) -> Result<Vec<(String, Limits)>, Refusal>;
     /// Connections to this node.
     fn connections(&self) -> BoxFuture<'_, Result<Vec<ConnectionRow>, Refusal>>;
+    /// Of those of these queues that have a single active consumer: which it is.
+    fn active(&self, vhost: String, queues: BTreeSet<Arc<str>>) -> BoxFuture<'_, Result<BTreeMap<Arc<str>, Active>, Refusal>>;
     /// This node's replica of a queue's shard, if it has one.
     fn replica(&self, queue: Name) -> Result<Option<ReplicaRow>, Refusal>;
     /// Ports of this node.
@@ -235,8 +223,10 @@ pub trait AdminSource: Send + Sync + 'static {
     fn settings(&self) -> Vec<SettingRow>;
     /// Commits a change.
     fn change(&self, command: AdminCommand) -> BoxFuture<'_, Result<(), Refusal>>;
-    /// Whether user and password belong together; if not, why.
-    fn authenticate(&self, user: &str, password: &[u8]) -> Result<Option<String>, Refusal>;
+    /// What a user's password is hashed with; anything for a user that is not there.
+    fn salt(&self, user: &str) -> Result<[u8; 4], Refusal>;
+    /// Whether a proof (`peer::auth`) shows the knowledge of a user's password; if not, why.
+    fn authenticate(&self, user: &str, nonce: &[u8], proof: &[u8]) -> Result<Option<String>, Refusal>;
     /// Removes the ready messages of a queue; how many.
     fn purge(&self, queue: Name) -> BoxFuture<'_, Result<u64, Refusal>>;
     /// Deletes a queue; how many ready messages went.

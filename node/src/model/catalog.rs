@@ -2,7 +2,7 @@
 //! field can be added without breaking an older node. Made by `edge` and `management`, applied by `machine::catalog`.
 
 use super::admin::AdminCommand;
-use super::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
+use super::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, store};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -101,11 +101,17 @@ pub enum ExchangeKind {
     Random,
     /// Any one queue whose leader is the node that the publisher is connected to.
     LocalRandom,
+    /// Like another kind, which its argument names, once a message's time has come.
+    Delayed,
+    /// Every binding; a new one gets the last messages.
+    RecentHistory,
+    /// Every binding, but for messages that came before.
+    Deduplication,
 }
 
 impl ExchangeKind {
     /// All of them.
-    pub const ALL: [ExchangeKind; 8] = [
+    pub const ALL: [ExchangeKind; 11] = [
         ExchangeKind::Direct,
         ExchangeKind::Fanout,
         ExchangeKind::Topic,
@@ -114,6 +120,9 @@ impl ExchangeKind {
         ExchangeKind::ModulusHash,
         ExchangeKind::Random,
         ExchangeKind::LocalRandom,
+        ExchangeKind::Delayed,
+        ExchangeKind::RecentHistory,
+        ExchangeKind::Deduplication,
     ];
 
     /// The name that clients use.
@@ -127,7 +136,20 @@ impl ExchangeKind {
             ExchangeKind::ModulusHash => "x-modulus-hash",
             ExchangeKind::Random => "x-random",
             ExchangeKind::LocalRandom => "x-local-random",
+            ExchangeKind::Delayed => "x-delayed-message",
+            ExchangeKind::RecentHistory => "x-recent-history",
+            ExchangeKind::Deduplication => "x-message-deduplication",
         }
+    }
+
+    /// The kind of this name.
+    pub fn of_text(text: &[u8]) -> Option<ExchangeKind> {
+        ExchangeKind::ALL.into_iter().find(|kind| kind.text().as_bytes() == text)
+    }
+
+    /// Whether an exchange of this kind keeps messages, in a queue of its own ([`QueueRecord::backs`]).
+    pub fn keeps_messages(self) -> bool {
+        matches!(self, ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication)
     }
 }
 
@@ -146,6 +168,25 @@ pub struct ExchangeSpec {
     pub internal: bool,
     /// Arguments as declared.
     pub arguments: Table,
+}
+
+impl ExchangeSpec {
+    /// The kind that says how it finds the targets of a message: its own, unless that only says when.
+    pub fn routes_as(&self) -> ExchangeKind {
+        match self.kind {
+            ExchangeKind::RecentHistory | ExchangeKind::Deduplication => ExchangeKind::Fanout,
+            // One that was not checked routes to nothing.
+            ExchangeKind::Delayed => store::delayed_kind(&self.arguments).unwrap_or(ExchangeKind::Direct),
+            ExchangeKind::Direct
+            | ExchangeKind::Fanout
+            | ExchangeKind::Topic
+            | ExchangeKind::Headers
+            | ExchangeKind::ConsistentHash
+            | ExchangeKind::ModulusHash
+            | ExchangeKind::Random
+            | ExchangeKind::LocalRandom => self.kind,
+        }
+    }
 }
 
 /// A queue as declared, before the catalog places it.
@@ -185,6 +226,10 @@ pub struct QueueRecord {
     pub shard: ShardId,
     /// The process whose memory holds it, for a local shard.
     pub incarnation: Incarnation,
+    /// The exchange that keeps messages in it. Such a queue has no name: nobody sees it, declares it or consumes from it, and it goes
+    /// with its exchange.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backs: Option<Arc<str>>,
 }
 
 /// What a binding leads to.
@@ -227,7 +272,7 @@ pub enum CatalogCommand {
         /// Number of data shards, ids 1..=n.
         shards: u16,
     },
-    /// A process of a node serves; in-memory queues of its earlier processes are dropped.
+    /// A process of a node serves; in-memory queues of its earlier processes are dropped. No effect while a later one is up.
     NodeUp {
         /// The node.
         node: NodeId,

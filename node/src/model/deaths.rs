@@ -3,11 +3,11 @@
 //! session.
 
 use super::entry::SettleReason;
-use super::properties::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, DELIVERY_MODE, EXPIRATION, HEADERS, PRIORITY, REPLY_TO, field};
+use super::properties::{
+    CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, DELIVERY_MODE, EXPIRATION, HEADERS, PRIORITY, REPLY_TO, field, value_len,
+};
+use super::store;
 use bytes::{Buf, BufMut};
-
-/// Nesting of tables and arrays that is looked through.
-const DEPTH_MAX: u8 = 32;
 
 /// A header: its name, and its value with the type in front.
 type Entry<'a> = (&'a [u8], Vec<u8>);
@@ -33,7 +33,9 @@ pub fn reason_name(reason: SettleReason) -> &'static str {
         SettleReason::Expired => "expired",
         SettleReason::MaxLength => "maxlen",
         SettleReason::DeliveryLimit => "delivery_limit",
-        SettleReason::Ack | SettleReason::Reject | SettleReason::Purge => "rejected",
+        SettleReason::Ack | SettleReason::Reject | SettleReason::Purge | SettleReason::Due | SettleReason::Replay | SettleReason::First => {
+            "rejected"
+        }
     }
 }
 
@@ -77,6 +79,13 @@ impl<'a> Headers<'a> {
     /// Failed deliveries so far.
     pub fn set_delivery_count(&mut self, count: u32) {
         self.set("x-delivery-count", long(count.into()));
+    }
+
+    /// Its delay is over: the header turns negative, so that the message is not delayed again and a consumer sees that it was.
+    pub fn end_delay(&mut self) {
+        if let Some(delay) = self.get(store::DELAY).and_then(store::whole) {
+            self.set(store::DELAY, integer(delay.saturating_neg()));
+        }
     }
 
     /// One more death. Those before it, by recency: queue and reason.
@@ -270,22 +279,6 @@ fn items(mut body: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(out)
 }
 
-/// Bytes of a value with its type.
-fn value_len(bytes: &[u8], depth: u8) -> Option<usize> {
-    let (kind, rest) = bytes.split_first()?;
-    let len = match kind {
-        b'V' => 0,
-        b't' | b'b' | b'B' => 1,
-        b's' | b'u' => 2,
-        b'I' | b'i' | b'f' => 4,
-        b'D' => 5,
-        b'l' | b'L' | b'd' | b'T' => 8,
-        b'S' | b'x' | b'F' | b'A' if depth < DEPTH_MAX => 4 + u32::from_be_bytes(*rest.first_chunk::<4>()?) as usize,
-        _ => return None,
-    };
-    (rest.len() >= len).then_some(1 + len)
-}
-
 fn text(value: &[u8]) -> Option<&[u8]> {
     value.strip_prefix(b"S")?.get(4..)
 }
@@ -295,6 +288,14 @@ fn count(value: &[u8]) -> i64 {
         Some((b'l' | b'L', rest)) => rest.first_chunk::<8>().map_or(0, |b| i64::from_be_bytes(*b)),
         Some((b'I', rest)) => rest.first_chunk::<4>().map_or(0, |b| i32::from_be_bytes(*b).into()),
         _ => 0,
+    }
+}
+
+/// In 32 bits where they do.
+fn integer(number: i64) -> Vec<u8> {
+    match i32::try_from(number) {
+        Ok(short) => [&b"I"[..], &short.to_be_bytes()].concat(),
+        Err(_) => long(number),
     }
 }
 

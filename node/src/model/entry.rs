@@ -9,7 +9,7 @@ mod ops;
 mod parts;
 mod stored;
 
-pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Source, each_target, has_settles, is_batch};
+pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
 pub use parts::{PartOp, PartStart, Word};
 pub use stored::{StoredMessage, StoredView};
 
@@ -24,6 +24,7 @@ pub const VERSION: u8 = 1;
 const ENTRY_HEAD: usize = 9;
 const FRAME_HEAD: usize = 5;
 const BATCH_HEAD: usize = 32;
+const ADVANCE_HEAD: usize = 28;
 
 const SECTION_BATCH: u8 = 1;
 const SECTION_LEADER: u8 = 2;
@@ -31,6 +32,9 @@ const SECTION_HELLO: u8 = 3;
 const SECTION_GONE: u8 = 4;
 const SECTION_ADVANCE: u8 = 5;
 const SECTION_SETTINGS: u8 = 6;
+
+/// A queue behind an exchange, and the number of a binding of that exchange.
+pub type Replay = (QueueId, u64);
 
 /// Bytes that are not an entry: a bug or a newer version, never a torn write (the log's CRC covers those).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -166,12 +170,22 @@ impl EntryBuilder {
 
     /// The shard follows the catalog from index `from` to `to` (rule 27).
     pub fn advance(&mut self, from: u64, to: u64, creates: &[QueueId], drops: &[QueueId]) {
-        self.section(SECTION_ADVANCE, 24 + 8 * (creates.len() + drops.len()));
+        self.advance_with(from, to, creates, drops, &[]);
+    }
+
+    /// The same; `replays`: what these queues hold is copied to where these bindings lead.
+    pub fn advance_with(&mut self, from: u64, to: u64, creates: &[QueueId], drops: &[QueueId], replays: &[Replay]) {
+        self.section(SECTION_ADVANCE, ADVANCE_HEAD + 8 * (creates.len() + drops.len()) + 16 * replays.len());
         self.head.put_u64_le(from);
         self.head.put_u64_le(to);
         self.head.put_u32_le(creates.len() as u32);
         self.head.put_u32_le(drops.len() as u32);
+        self.head.put_u32_le(replays.len() as u32);
         creates.iter().chain(drops).for_each(|q| self.head.put_u64_le(q.0));
+        for (queue, binding) in replays {
+            self.head.put_u64_le(queue.0);
+            self.head.put_u64_le(*binding);
+        }
     }
 
     /// A queue's settings as the catalog has them at index `at`, which the shard has reached by the advance before it.
@@ -248,6 +262,8 @@ pub enum Section {
         creates: Vec<QueueId>,
         /// Queues dropped.
         drops: Vec<QueueId>,
+        /// Queues whose messages go to new bindings, too.
+        replays: Vec<Replay>,
     },
     /// A queue's settings.
     Settings {
@@ -356,12 +372,14 @@ fn read_section(entry: &EntryBytes, position: usize) -> Result<(Section, usize),
             Section::Gone { session: SessionId(body.get_u64_le()) }
         }
         SECTION_ADVANCE => {
-            need(body, 24)?;
+            need(body, ADVANCE_HEAD)?;
             let (from, to) = (body.get_u64_le(), body.get_u64_le());
-            let (creates, drops) = (body.get_u32_le() as usize, body.get_u32_le() as usize);
-            need(body, creates.saturating_add(drops).saturating_mul(8))?;
+            let (creates, drops, replays) = (body.get_u32_le() as usize, body.get_u32_le() as usize, body.get_u32_le() as usize);
+            need(body, creates.saturating_add(drops).saturating_add(replays.saturating_mul(2)).saturating_mul(8))?;
             let mut ids = |n| (0..n).map(|_| QueueId(body.get_u64_le())).collect();
-            Section::Advance { from, to, creates: ids(creates), drops: ids(drops) }
+            let (creates, drops) = (ids(creates), ids(drops));
+            let replays = (0..replays).map(|_| (QueueId(body.get_u64_le()), body.get_u64_le())).collect();
+            Section::Advance { from, to, creates, drops, replays }
         }
         SECTION_SETTINGS => {
             need(body, len)?;

@@ -31,7 +31,7 @@ id!(
     Generation(u32)
 );
 id!(
-    /// One start of a process: random, never reused. Guards in-memory state of an earlier start.
+    /// One start of a process; of one node's the later is larger. Guards in-memory state of an earlier start.
     Incarnation(u64)
 );
 id!(

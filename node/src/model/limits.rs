@@ -40,6 +40,11 @@ pub const FRAME_MAX_BEFORE_TUNE: u32 = 8192;
 pub const HEARTBEAT_SECONDS: u16 = 60;
 /// A client must get through connection.open within this time (RabbitMQ's default handshake timeout).
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Of it, what the TLS handshake may take (RabbitMQ's default `ssl_handshake_timeout`).
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
+/// TLS handshakes under way on a port: what a client may make the TLS library hold before it is known (64 KiB each) stays bounded.
+/// Beyond it newcomers wait in the system's queue.
+pub const TLS_HANDSHAKES: usize = 4096;
 /// Frames of channels that wait for a reply are kept up to this many bytes, then the socket is not read.
 pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
 /// Bodies that a connection has begun and not finished, all channels together: a body that never ends must not eat the memory.
@@ -67,8 +72,30 @@ pub const NODES: usize = 5;
 pub const NODE_DOWN: Duration = Duration::from_secs(5);
 /// Messages reserved ahead of the cursor of a queue with consumers (rule on `Reserve`).
 pub const RESERVE_AHEAD: u64 = 4096;
-/// Dead letters that a shard's leader has under way at a time: bounds the memory of their bodies and what a slow target holds.
-pub const DEAD_LETTERS_UNDER_WAY: usize = 256;
+/// Letters that a shard's leader has under way to one target shard: what a slow one holds up, and how many rows with a fixed way a shard
+/// keeps for a stuck source.
+pub const LETTERS_UNDER_WAY: usize = 1024;
+/// ... and their bytes, unless one letter is larger: bounds the memory of their bodies here and in the lane they travel in.
+pub const LETTER_BYTES: usize = 16 << 20;
+/// Letters of one queue that wait for targets. At this many, messages whose time ended or that are too many stay in their queue; what
+/// consumers reject is taken in still, it costs the memory of a waiting message (rule 25).
+pub const OUTBOX_LETTERS: u64 = 65_536;
+/// ... or at this many bytes in their bodies: they hold files of the log.
+pub const OUTBOX_BYTES: u64 = 256 << 20;
+/// Messages that leave queues by themselves in one entry: the rest follows in the next ones, so that no entry stops its shard.
+pub const LEAVING_PER_ENTRY: u64 = 4096;
+/// A source whose letter was refused tries again after this time,
+pub const LETTER_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// and up to this, doubled each time.
+pub const LETTER_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Messages that an exchange with history remembers at most: each new binding makes letters of all of them in one entry.
+pub const HISTORY_MESSAGES: i64 = 100_000;
+/// Deduplication values that a queue or an exchange remembers: some 100 bytes of memory each, on each replica.
+pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
+/// Publishers whose publishing ids a queue remembers; the one that was silent for longest is forgotten first.
+pub const PUBLISHERS: usize = 1024;
+/// Gaps in the publishing ids of a publisher that a queue remembers: ids missing further back count as having come.
+pub const PUBLISHER_GAPS: usize = 64;
 /// How long a consumer may hold a message unless it or its queue says otherwise (RabbitMQ's default).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A name on the wire is a short string (spec 4.2.5.3).

@@ -74,6 +74,8 @@ pub enum ToLeader {
         ranges: Ranges,
         /// False when the client never saw them (undelivered, unwritten): `redelivered` stays as it was.
         seen: bool,
+        /// Those that came with failed deliveries, and how many: a return that is told twice counts once (rule 23).
+        failures: Vec<(Seq, u32)>,
     },
     /// Counts, and for `Purge`-like operations the basis. Answer: `Stats`.
     Stat {
@@ -255,4 +257,6 @@ pub struct QueueStat {
     pub bytes: u64,
     /// Consumers.
     pub consumers: u32,
+    /// The single active one, where the queue has one, and its node.
+    pub active: Option<(NodeId, ConsumerId)>,
 }

@@ -3,8 +3,10 @@
 pub mod admin;
 pub mod catalog;
 pub mod deaths;
+pub mod deduplication;
 pub mod entry;
 pub mod ids;
+pub mod letters;
 pub mod limits;
 pub mod link;
 pub mod ports;
@@ -13,5 +15,6 @@ pub mod report;
 pub mod settings;
 pub mod shortage;
 pub mod step;
+pub mod store;
 
 pub use ids::*;

@@ -1,10 +1,10 @@
 //! The seams between rooms that must not know each other: what `serving` needs from whoever replicates, and the paths between an
 //! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
 
-use super::entry::{EntryBytes, SectionReply, SettleReason, Word};
+use super::entry::{EntryBytes, SectionReply, Word};
+use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
 use super::link::{Deliveries, ToEdge, ToLeader};
 use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::io;
 use tokio::sync::mpsc;
@@ -112,51 +112,28 @@ pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
     (EdgeEnd { up_tx, down_rx, deliveries_rx }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
 }
 
-/// A message that left its queue unconsumed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Letter {
-    /// The queue.
-    pub queue: QueueId,
-    /// Why.
-    pub reason: SettleReason,
-    /// When, ms since the epoch.
-    pub time_ms: u64,
-    /// The stored message.
-    pub message: Bytes,
-}
-
-/// A dead letter as it goes on: the message with its deaths recorded, and where to.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RoutedLetter {
-    /// Exchange it is published to.
-    pub exchange: Bytes,
-    /// Routing key.
-    pub key: Bytes,
-    /// Property flags and list.
-    pub properties: Bytes,
-    /// Body.
-    pub body: Bytes,
-    /// The queues that take it, by shard; none: it is dropped.
-    pub targets: Vec<(ShardId, Vec<QueueId>)>,
-}
-
-/// Routes dead letters of the shards that this node leads and carries them to other shards. Implemented by `edge`.
+/// Routes letters of the shards that this node leads and carries them to other shards. Implemented by `edge`. No call waits.
 pub trait DeadLetterOffice: Send + Sync + 'static {
-    /// Where a letter goes; `None`: not now, ask again. Short, waits for nothing.
+    /// Where a letter goes, and what it becomes; `None`: not now, ask again.
     fn route(&self, letter: &Letter) -> Option<RoutedLetter>;
-    /// Sends a letter, with its source's shard and number, to queues of another shard, behind those sent there before. `done` is called once:
-    /// the shard has it, or never can have it.
-    fn forward(&self, letter: (ShardId, u64), target: ShardId, queues: &[QueueId], routed: &RoutedLetter, done: LetterDone);
+    /// What a letter becomes that was routed before, by the address it was routed with: always the same.
+    fn write(&self, letter: &Letter, address: &Address) -> LetterMessage;
+    /// Sends a letter to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
+    /// `answered` is called once, unless the node ends before.
+    fn forward(&self, letter: Source, target: (ShardId, &[QueueId]), catalog_index: u64, message: &LetterMessage, answered: LetterAnswered);
 }
+
+/// Told once what became of a letter.
+pub type LetterAnswered = Box<dyn Fn(LetterFate) + Send + Sync>;
 
 /// Carries what the leaders of this node have to say to other shards about transactions (rule 26). Implemented by `edge`.
 pub trait Courier: Send + Sync + 'static {
-    /// Says it behind what was said there before; false: not now. `done` is called once the shard has it.
-    fn tell(&self, shard: ShardId, tx: TxId, word: Word, done: LetterDone) -> bool;
+    /// Says it behind what was said there before; false: not now. `heard` is called once the shard has it.
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool;
 }
 
-/// Told once that something arrived.
-pub type LetterDone = Box<dyn Fn() + Send + Sync>;
+/// Told once that a word arrived.
+pub type WordHeard = Box<dyn Fn() + Send + Sync>;
 
 /// Opens paths to leaders, in process or over the network. The composition root implements it.
 pub trait Paths: Send + Sync + 'static {

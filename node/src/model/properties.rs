@@ -1,6 +1,7 @@
 //! The property list of a message as on the wire (spec 4.2.6.1), walked without decoding it: what the broker itself acts on. Used by
 //! `entry` (what an enqueue tells the machine), the session (form), the edge (headers, dead letters).
 
+use super::settings::EXPIRY_MAX_MS;
 use bytes::Buf;
 
 /// Flag of content-type.
@@ -20,11 +21,22 @@ pub const REPLY_TO: u16 = 1 << 9;
 /// Flag of expiration.
 pub const EXPIRATION: u16 = 1 << 8;
 
+/// How `BCC` is called in a stored message: no client sees it, a dead letter goes by it (RabbitMQ keeps the routing keys apart).
+pub const BLIND_COPIES: &str = "\0CC";
+
+/// A stored message has routing keys that its consumers are not to see.
+pub fn has_blind_copies(list: &[u8]) -> bool {
+    field(list, HEADERS).is_some_and(|table| table.windows(4).any(|bytes| bytes == b"\x03\0CC"))
+}
+
+/// Nesting of tables and arrays that is looked through.
+const DEPTH_MAX: u8 = 32;
+
 /// What a message asks of the queues it goes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
     /// Time to live, ms.
-    pub expiration_ms: Option<u32>,
+    pub expiration_ms: Option<u64>,
     /// Higher ones first, where a queue tells them apart.
     pub priority: u8,
 }
@@ -68,8 +80,38 @@ pub fn field(mut list: &[u8], wanted: u16) -> Option<&[u8]> {
     None
 }
 
+/// A header's value with its type in front, as the client wrote it; builds nothing.
+pub fn header<'a>(properties: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut rest = field(properties, HEADERS)?;
+    while let Ok(len) = rest.try_get_u8() {
+        let (key, value) = rest.split_at_checked(usize::from(len))?;
+        let (value, next) = value.split_at_checked(value_len(value, 0)?)?;
+        if key == name.as_bytes() {
+            return Some(value);
+        }
+        rest = next;
+    }
+    None
+}
+
+/// Bytes of a field table's value with its type (spec 4.2.5.5 and its errata); `depth`: nesting of those around it.
+pub(super) fn value_len(bytes: &[u8], depth: u8) -> Option<usize> {
+    let (kind, rest) = bytes.split_first()?;
+    let len = match kind {
+        b'V' => 0,
+        b't' | b'b' | b'B' => 1,
+        b's' | b'u' => 2,
+        b'I' | b'i' | b'f' => 4,
+        b'D' => 5,
+        b'l' | b'L' | b'd' | b'T' => 8,
+        b'S' | b'x' | b'F' | b'A' if depth < DEPTH_MAX => 4 + u32::from_be_bytes(*rest.first_chunk::<4>()?) as usize,
+        _ => return None,
+    };
+    (rest.len() >= len).then_some(1 + len)
+}
+
 /// An expiration in ms, or why not, in RabbitMQ's words (`rabbit_basic:parse_expiration`).
-pub fn check_expiration(text: &[u8]) -> Result<u32, String> {
+pub fn check_expiration(text: &[u8]) -> Result<u64, String> {
     let digits_from = usize::from(matches!(text.first(), Some(b'-' | b'+')));
     let end = digits_from + text[digits_from..].iter().take_while(|b| b.is_ascii_digit()).count();
     if end == digits_from {
@@ -80,10 +122,10 @@ pub fn check_expiration(text: &[u8]) -> Result<u32, String> {
         return Err(format!("{{leftover_string,\"{rest}\"}}"));
     }
     let value: i128 = number.parse().unwrap_or(i128::MAX);
-    match u32::try_from(value) {
-        Ok(ms) => Ok(ms),
-        Err(_) if value < 0 => Err(format!("{{value_negative,{value}}}")),
-        Err(_) => Err(format!("{{value_too_big,{}}}", number.trim_start_matches('+'))),
+    match u64::try_from(value) {
+        Ok(ms) if ms <= EXPIRY_MAX_MS as u64 => Ok(ms),
+        _ if value < 0 => Err(format!("{{value_negative,{value}}}")),
+        _ => Err(format!("{{value_too_large,{}}}", number.trim_start_matches('+'))),
     }
 }
 
@@ -118,13 +160,13 @@ mod tests {
     #[test]
     fn an_expiration_is_refused_in_rabbitmqs_words() {
         assert_eq!(check_expiration(b"0"), Ok(0));
-        assert_eq!(check_expiration(b"4294967295"), Ok(u32::MAX));
+        assert_eq!(check_expiration(b"315360000000"), Ok(315_360_000_000));
         for (text, why) in [
             ("abc", "no_integer"),
             ("", "no_integer"),
             ("10ms", "{leftover_string,\"ms\"}"),
             ("-1", "{value_negative,-1}"),
-            ("4294967296", "{value_too_big,4294967296}"),
+            ("315360000001", "{value_too_large,315360000001}"),
         ] {
             assert_eq!(check_expiration(text.as_bytes()), Err(why.to_owned()), "{text}");
         }

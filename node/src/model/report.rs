@@ -2,15 +2,53 @@
 //! listener, shown by `management`; nothing is kept for it while nobody asks.
 
 use super::catalog::Table;
+use super::{ConnectionId, ConsumerId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+/// A connection as the node that it came to sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionStat {
+    /// Its id on this node.
+    pub id: ConnectionId,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// When it came.
+    pub since: SystemTime,
+    /// Its user, once it entered a vhost.
+    pub user: Option<Arc<str>>,
+    /// Its vhost.
+    pub vhost: Option<Arc<str>>,
+    /// Its publishes wait for a shard or for the node.
+    pub blocked: bool,
+}
+
+/// A replica in Raft's figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaftFigures {
+    /// `leader`, `follower`, ...
+    pub state: &'static str,
+    /// Term.
+    pub term: u64,
+    /// Last index in the log.
+    pub last_index: u64,
+    /// Committed as far as this node knows.
+    pub committed: u64,
+    /// Applied.
+    pub applied: u64,
+    /// Purged up to here: older state is in the checkpoint.
+    pub purged: u64,
+}
 
 /// A client's conversation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// This side's address; filled in by the listener.
     pub local: Option<SocketAddr>,
+    /// What TLS agreed on, if it is spoken; filled in by the listener.
+    pub encryption: Option<Arc<Encryption>>,
     /// RabbitMQ's word: `running`, `blocked` is the edge's to say, `closing`.
     pub state: &'static str,
     /// How it logged in.
@@ -31,6 +69,32 @@ pub struct Report {
     pub channels: Vec<ChannelReport>,
 }
 
+/// TLS of a connection, in RabbitMQ's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encryption {
+    /// `tlsv1.2`, `tlsv1.3`.
+    pub protocol: &'static str,
+    /// `ecdhe_rsa`, `ecdhe_ecdsa`, `any`.
+    pub key_exchange: &'static str,
+    /// `aes_256_gcm` and the like.
+    pub cipher: &'static str,
+    /// How records are authenticated.
+    pub hash: &'static str,
+    /// The client's certificate, verified.
+    pub certificate: Option<CertificateReport>,
+}
+
+/// What a certificate says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CertificateReport {
+    /// Whose, by RFC 4514.
+    pub subject: String,
+    /// By whom.
+    pub issuer: String,
+    /// From when to when.
+    pub validity: String,
+}
+
 /// A channel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChannelReport {
@@ -38,6 +102,12 @@ pub struct ChannelReport {
     pub number: u16,
     /// Publishes are confirmed.
     pub confirm: bool,
+    /// In tx mode.
+    pub transactional: bool,
+    /// Messages of a transaction that is not committed.
+    pub uncommitted: u64,
+    /// Settlements of it.
+    pub uncommitted_acks: u64,
     /// Deliveries that wait for an acknowledgement.
     pub unacknowledged: u64,
     /// Publishes that wait for a confirm.
@@ -51,6 +121,8 @@ pub struct ChannelReport {
 /// A consumer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConsumerReport {
+    /// Its id on its node.
+    pub id: ConsumerId,
     /// Its queue.
     pub queue: Arc<str>,
     /// Its tag.

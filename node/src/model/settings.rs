@@ -2,10 +2,13 @@
 //! when it tells a shard of a queue. The refusals are RabbitMQ's texts (`rabbit_amqqueue:check_declare_arguments`).
 
 use super::catalog::{Table, Value};
+use super::deduplication::{self, Deduplication};
+use super::limits;
+use super::store::Store;
 use serde::{Deserialize, Serialize};
 
-/// Largest time to live or expiry, ms (RabbitMQ's `MAX_EXPIRY_TIMER`: 2^32 - 1).
-pub const EXPIRY_MAX_MS: i64 = 4_294_967_295;
+/// Largest time to live or expiry, ms: ten years, as in RabbitMQ. Clients that build delays from queues use more than 2^32 ms.
+pub const EXPIRY_MAX_MS: i64 = 10 * 365 * 24 * 60 * 60 * 1000;
 /// Largest `x-max-priority`.
 pub const PRIORITY_MAX: i64 = 255;
 /// Failed deliveries of a message in a queue declared `quorum` that names no limit (RabbitMQ 4's default).
@@ -67,6 +70,12 @@ pub struct QueueSettings {
     /// How long a consumer may hold a message, ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumer_timeout_ms: Option<u64>,
+    /// It is the queue of an exchange that keeps messages; clients have no part in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<Store>,
+    /// It takes no message twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deduplication: Option<Deduplication>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -88,6 +97,15 @@ pub struct InvalidArgument {
 type Check = Result<(), String>;
 
 impl QueueSettings {
+    /// Of the queue behind an exchange.
+    pub fn of_store(store: Store) -> QueueSettings {
+        let deduplication = match store {
+            Store::Unique(unique) => Some(unique),
+            Store::Delayed | Store::History { .. } => None,
+        };
+        QueueSettings { store: Some(store), deduplication, ..QueueSettings::default() }
+    }
+
     /// Nothing asked for: the queue costs nothing beyond its messages.
     pub fn is_plain(&self) -> bool {
         *self == QueueSettings::default()
@@ -138,6 +156,8 @@ impl QueueSettings {
             single_active_consumer: own("single-active-consumer") == Some(&Value::Bool(true)),
             max_priority: own("max-priority").and_then(number).map(|n| n.min(PRIORITY_MAX as u64) as u8),
             consumer_timeout_ms: lowest("consumer-timeout"),
+            store: None,
+            deduplication: Deduplication::of_queue(arguments),
         }
     }
 }
@@ -162,7 +182,7 @@ const NAME_BYTES: usize = 255;
 /// How an argument's value is checked; some depend on other arguments.
 type Checker = fn(&Value, &Table) -> Check;
 
-const CHECKS: [(&str, Checker); 20] = [
+const CHECKS: [(&str, Checker); 23] = [
     ("x-expires", |v, _| check_expiry(v, false)),
     ("x-message-ttl", |v, _| check_expiry(v, true)),
     ("x-dead-letter-exchange", |v, _| check_text(v)),
@@ -183,6 +203,9 @@ const CHECKS: [(&str, Checker); 20] = [
     ("x-initial-cluster-size", |v, _| check_size(v)),
     ("x-queue-leader-locator", |v, _| check_one_of(v, LOCATORS, "invalid_queue_locator_arg")),
     ("x-queue-master-locator", |v, _| check_text(v)),
+    ("x-message-deduplication", |v, _| check_bool(v)),
+    ("x-cache-size", |v, of| if of.contains_key(deduplication::ENABLED) { check_window(v) } else { Ok(()) }),
+    ("x-cache-ttl", |v, of| if of.contains_key(deduplication::ENABLED) { check_expiry(v, false) } else { Ok(()) }),
 ];
 const LOCATORS: &[&str] = &["client-local", "balanced", "random", "least-leaders"];
 
@@ -215,7 +238,15 @@ fn check_expiry(value: &Value, zero: bool) -> Check {
     match check_integer(value)? {
         0 if !zero => Err("{value_zero,0}".to_owned()),
         n if n < 0 => Err(format!("{{value_negative,{n}}}")),
-        n if n > EXPIRY_MAX_MS => Err(format!("{{value_too_big,{n}}}")),
+        n if n > EXPIRY_MAX_MS => Err(format!("{{value_too_large,{n}}}")),
+        _ => Ok(()),
+    }
+}
+
+fn check_window(value: &Value) -> Check {
+    match check_count(value)? {
+        0 => Err("{value_zero,0}".to_owned()),
+        n if n.unsigned_abs() > limits::DEDUPLICATION_VALUES => Err(format!("{{max_value_exceeded,{n}}}")),
         _ => Ok(()),
     }
 }
@@ -285,7 +316,8 @@ mod tests {
         let cases = [
             ("x-message-ttl", Value::Int(-1), "{value_negative,-1}"),
             ("x-message-ttl", words("abc"), "\"expected integer, got longstr\""),
-            ("x-message-ttl", Value::Int(4_294_967_296), "{value_too_big,4294967296}"),
+            ("x-message-ttl", Value::Int(EXPIRY_MAX_MS + 1), "{value_too_large,315360000001}"),
+            ("x-expires", Value::Int(i64::MAX), "{value_too_large,9223372036854775807}"),
             ("x-expires", Value::Int(0), "{value_zero,0}"),
             ("x-max-length", Value::Int(-5), "{value_negative,-5}"),
             ("x-max-priority", Value::Int(256), "{max_value_exceeded,256}"),

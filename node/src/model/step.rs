@@ -21,6 +21,11 @@ pub enum Step {
         /// Password in the clear as the client sent it.
         password: Vec<u8>,
     },
+    /// The listener has verified a certificate that stands for this user; answers as above.
+    AuthenticateByCertificate {
+        /// User name.
+        user: Arc<str>,
+    },
     /// Enter a vhost after authentication. Answer: `Event::Opened` or `Event::OpenRefused`.
     Open {
         /// The vhost.
@@ -62,11 +67,8 @@ pub enum Step {
         /// The limit.
         limit: Option<u32>,
     },
-    /// The channel was opened.
-    ChannelOpened {
-        /// The channel.
-        channel: u16,
-    },
+    /// connection.update-secret. Answer: `Event::SecretUpdated`.
+    UpdateSecret,
     /// Answer to `Event::Report`.
     Report(Box<Report>),
     /// The channel is closed: its consumers end, `held` and what was delivered and not yet passed to the session go back to their queues.
@@ -138,6 +140,8 @@ pub enum Outcome {
 /// A question of a channel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
+    /// channel.open: the user may have only so many channels.
+    OpenChannel,
     /// exchange.declare; passive: only the name counts.
     DeclareExchange {
         /// What.
@@ -275,6 +279,8 @@ pub enum Event {
     Opened,
     /// No such vhost or no access to it.
     OpenRefused(Refusal),
+    /// Answer to `Step::UpdateSecret`: the client may stay in its vhost, or not.
+    SecretUpdated(Result<(), Refusal>),
     /// Answer to a `Request`. An `Err` closes the channel.
     Reply {
         /// The channel.

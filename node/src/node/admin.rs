@@ -3,26 +3,30 @@
 use super::neighbours::Neighbours;
 use super::running::Running;
 use crate::config::ServerConfig;
-use crate::consensus::placement;
-use crate::edge::ConnectionStat;
-use crate::machine::catalog::{Catalog, User};
+use crate::consensus::{Shard, placement};
+use crate::machine::catalog::{User, password_digest, split_hash};
 use crate::management::{
-    AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow,
-    ShardStatus, Status, UserRow, VhostRow, implicit_binding,
+    Active, AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow,
+    SettingRow, ShardStatus, Status, UserRow, VhostRow, implicit_binding,
 };
 use crate::model::admin::{AdminCommand, Limits, Permission, PolicyKind, TopicPermission};
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, Refusal};
-use crate::model::limits::NAME_BYTES;
 use crate::model::link::QueueStat;
-use crate::model::report::{Counted, Report};
-use crate::model::{NodeId, ShardId};
+use crate::model::report::{ConnectionStat, Counted};
+use crate::model::{NodeId, QueueId, ShardId};
+use crate::peer::auth::Secret;
+use crate::tls::{Files, Mutual};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::time::Instant;
 use warren_proto::admin::{CloseRequest, ListReply, ListRequest};
+
+/// Between two looks at the routing lease.
+const LEASE_POLL: Duration = Duration::from_millis(20);
 
 /// Refuses until the node runs.
 #[derive(Clone)]
@@ -36,8 +40,8 @@ fn not_found(kind: &str, name: &str) -> Refusal {
 }
 
 impl Admin {
-    pub(super) fn new(config: &ServerConfig) -> Admin {
-        Admin { running: Arc::default(), neighbours: Arc::new(Neighbours::new(config)) }
+    pub(super) fn new(config: &ServerConfig, tls: Option<Mutual>) -> Admin {
+        Admin { running: Arc::default(), neighbours: Arc::new(Neighbours::new(config, tls)) }
     }
 
     fn running(&self) -> Result<&Arc<Running>, Refusal> {
@@ -161,7 +165,24 @@ impl AdminSource for Admin {
         async move {
             let running = self.running()?;
             let node = running.config.node;
-            Ok(running.edge.reports().await.into_iter().map(|(stat, report)| connection_row(node, stat, report)).collect())
+            Ok(running.edge.reports().await.into_iter().map(|(stat, report)| ConnectionRow { node, stat, report }).collect())
+        }
+        .boxed()
+    }
+
+    fn active(&self, vhost: String, queues: BTreeSet<Arc<str>>) -> BoxFuture<'_, Result<BTreeMap<Arc<str>, Active>, Refusal>> {
+        async move {
+            let running = self.running()?;
+            let vhost: Arc<str> = vhost.into();
+            let single: HashMap<QueueId, Arc<str>> = {
+                let catalog = running.catalog.read();
+                let records = queues.into_iter().filter_map(|name| catalog.queue(&Name { vhost: vhost.clone(), name }).cloned());
+                let single = records.filter(|record| catalog.settings(record).single_active_consumer);
+                single.map(|record| (record.id, record.spec.name.name.clone())).collect()
+            };
+            let ids: Vec<_> = single.keys().copied().collect();
+            let stats = running.edge.stats(&ids).await;
+            Ok(stats.into_iter().filter_map(|stat| Some((single.get(&stat.queue)?.clone(), stat.active))).collect())
         }
         .boxed()
     }
@@ -172,18 +193,8 @@ impl AdminSource for Admin {
         if shard.owner().is_some() {
             return Err(Refusal::Precondition("Cannot get quorum status of a classic queue".into()));
         }
-        Ok(running.consensus.shard(shard).map(|shard| {
-            let raft = shard.raft_figures();
-            ReplicaRow {
-                node: running.config.node,
-                state: raft.state,
-                term: raft.term,
-                last_index: raft.last_index,
-                committed: raft.committed,
-                applied: raft.applied,
-                purged: raft.purged,
-            }
-        }))
+        let row = |shard: Shard| ReplicaRow { node: running.config.node, raft: shard.raft_figures() };
+        Ok(running.consensus.shard(shard).map(row))
     }
 
     fn listeners(&self) -> Vec<ListenerRow> {
@@ -193,11 +204,14 @@ impl AdminSource for Admin {
             let interface = config.host.clone();
             ListenerRow { node: config.node, protocol, interface, port, purpose }
         };
-        vec![
+        let amqps = config.amqps.as_ref().map(|amqps| row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"));
+        let mut rows = vec![
             row("amqp", config.amqp_port, "AMQP 0-9-1"),
             row("http", config.management_port, "readiness and metrics"),
             row("clustering", config.peer_port, "inter-node and CLI tool communication"),
-        ]
+        ];
+        rows.extend(amqps);
+        rows
     }
 
     fn settings(&self) -> Vec<SettingRow> {
@@ -207,8 +221,9 @@ impl AdminSource for Admin {
     fn change(&self, command: AdminCommand) -> BoxFuture<'_, Result<(), Refusal>> {
         async move {
             let running = self.running()?;
-            check(&running.catalog.read(), &command)?;
             let deadline = Instant::now() + running.config.no_quorum_timeout;
+            running.until_catalog_is_fresh(deadline).await?;
+            running.catalog.read().check(&command)?;
             match running.consensus.catalog().submit(&CatalogCommand::Admin(command), deadline).await? {
                 (_, CatalogReply::Refused(refusal)) => Err(refusal),
                 _ => Ok(()),
@@ -217,8 +232,18 @@ impl AdminSource for Admin {
         .boxed()
     }
 
-    fn authenticate(&self, user: &str, password: &[u8]) -> Result<Option<String>, Refusal> {
-        let is_right = self.running()?.catalog.read().authenticate(user, password);
+    fn salt(&self, user: &str) -> Result<[u8; 4], Refusal> {
+        let catalog = self.running()?.catalog.read();
+        Ok(catalog.user(user).and_then(|u| split_hash(&u.password_hash)).map_or_else(rand::random, |(salt, _)| salt))
+    }
+
+    fn authenticate(&self, user: &str, nonce: &[u8], proof: &[u8]) -> Result<Option<String>, Refusal> {
+        let running = self.running()?;
+        let secret = Secret::new(running.config.secret.bytes());
+        let hash = running.catalog.read().user(user).and_then(|u| split_hash(&u.password_hash));
+        // A blank password lets nobody in.
+        let known = hash.filter(|(salt, digest)| *digest != password_digest(salt, b""));
+        let is_right = known.is_some_and(|(_, digest)| secret.is_password_proof(user, nonce, &digest, proof));
         Ok((!is_right).then(|| format!("user '{user}' - invalid credentials")))
     }
 
@@ -249,7 +274,8 @@ impl AdminSource for Admin {
 
     fn close(&self, reason: &str, which: &dyn Fn(&ConnectionRow) -> bool) -> Result<u64, Refusal> {
         let running = self.running()?;
-        let picks = |stat: &ConnectionStat| which(&connection_row(running.config.node, stat.clone(), None));
+        let node = running.config.node;
+        let picks = |stat: &ConnectionStat| which(&ConnectionRow { node, stat: stat.clone(), report: None });
         Ok(running.edge.close_connections(reason, picks))
     }
 
@@ -262,36 +288,18 @@ impl AdminSource for Admin {
     }
 }
 
-/// What is refused before it gets into the log: names that cannot be, and the end of things that are not there.
-fn check(catalog: &Catalog, command: &AdminCommand) -> Result<(), Refusal> {
-    let is_name = |what: &str, name: &str| match name.len() {
-        0 => Err(Refusal::Precondition(format!("{what} cannot be an empty string"))),
-        n if n > NAME_BYTES => Err(Refusal::Precondition(format!("{what} cannot be longer than {NAME_BYTES} bytes"))),
-        _ => Ok(()),
-    };
-    match command {
-        AdminCommand::AddUser { user, .. } => is_name("user", user),
-        AdminCommand::AddVhost { vhost, .. } => is_name("vhost", vhost),
-        AdminCommand::SetPolicy { policy, .. } => is_name("policy name", &policy.name),
-        AdminCommand::DeleteUser { user } if catalog.user(user).is_none() => Err(not_found("user", user)),
-        AdminCommand::DeleteVhost { vhost } if !catalog.has_vhost(vhost) => Err(not_found("vhost", vhost)),
-        _ => Ok(()),
-    }
-}
-
-fn connection_row(node: NodeId, stat: ConnectionStat, report: Option<Report>) -> ConnectionRow {
-    let ConnectionStat { id, peer, since, user, vhost, blocked } = stat;
-    ConnectionRow { node, id, peer, since, user, vhost, blocked, report }
-}
-
 fn settings(config: &ServerConfig) -> Vec<SettingRow> {
     let row = |name, value: String| SettingRow { name, value };
+    let file = |files: Option<&Files>| files.map_or_else(|| "none".into(), |files| files.certificate.display().to_string());
     let cluster: Vec<String> = config.cluster.iter().map(|m| format!("{}@{}:{}", m.node.0, m.host, m.port)).collect();
     vec![
         row("node-id", config.node.0.to_string()),
         row("data-dir", config.data_dir.display().to_string()),
         row("host", config.host.clone()),
         row("amqp-port", config.amqp_port.to_string()),
+        row("amqps-port", config.amqps.as_ref().map_or_else(|| "none".into(), |amqps| amqps.port.to_string())),
+        row("tls-cert", file(config.amqps.as_ref().map(|amqps| &amqps.files))),
+        row("peer-tls-cert", file(config.peer_tls.as_ref())),
         row("management-port", config.management_port.to_string()),
         row("peer-port", config.peer_port.to_string()),
         row("cluster", cluster.join(",")),
@@ -304,6 +312,19 @@ fn settings(config: &ServerConfig) -> Vec<SettingRow> {
 }
 
 impl Running {
+    /// Without a routing lease this node's catalog may be old: what it says of names that others just made or removed counts for nothing.
+    async fn until_catalog_is_fresh(&self, deadline: Instant) -> Result<(), Refusal> {
+        let is_fresh = self.consensus.routing_lease();
+        while !is_fresh() {
+            if Instant::now() >= deadline {
+                let text = "this node has no contact with a majority of the cluster; ask again when it has, or ask another one";
+                return Err(Refusal::Unavailable(text.into()));
+            }
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+        Ok(())
+    }
+
     fn record(&self, queue: &Name) -> Result<Arc<QueueRecord>, Refusal> {
         let missing = || Refusal::NotFound { kind: "queue".into(), name: queue.name.to_string(), vhost: queue.vhost.to_string() };
         self.catalog.read().queue(queue).cloned().ok_or_else(missing)
@@ -317,7 +338,9 @@ impl Running {
             messages_unacknowledged: stat.map(|s| s.unacked),
             consumers: stat.map(|s| u64::from(s.consumers)),
             leader: self.leader_node(record.shard),
+            online: self.members(record.shard).into_iter().filter(|node| self.is_up(*node)).collect(),
             members: self.members(record.shard),
+            message_bytes: stat.map(|s| s.bytes),
             definition: policies.definition(),
             policy: policies.user.map(|p| p.name.clone()),
             operator_policy: policies.operator.map(|p| p.name.clone()),
@@ -328,6 +351,11 @@ impl Running {
         shard.owner().or_else(|| self.consensus.leadership(shard).borrow().leader.map(|l| l.node()))
     }
 
+    /// This node itself, or one that answers.
+    fn is_up(&self, node: NodeId) -> bool {
+        node == self.config.node || self.consensus.link(node).up > 0
+    }
+
     fn members(&self, shard: ShardId) -> Vec<NodeId> {
         match shard.owner() {
             Some(owner) => vec![owner],
@@ -336,8 +364,8 @@ impl Running {
     }
 
     fn status(&self) -> Status {
-        let up = |node| node == self.config.node || self.consensus.link(node).up > 0;
-        let member = |m: &crate::config::Member| MemberStatus { node: m.node, address: format!("{}:{}", m.host, m.port), up: up(m.node) };
+        let member =
+            |m: &crate::config::Member| MemberStatus { node: m.node, address: format!("{}:{}", m.host, m.port), up: self.is_up(m.node) };
         let shard = |shard: ShardId| ShardStatus {
             shard,
             leader: self.consensus.leadership(shard).borrow().leader,

@@ -43,6 +43,7 @@ const WAL: &[WalRow] = &[
     ("warren_wal_sync_max_seconds", "Longest fdatasync since the start", Kind::Gauge, |s| s.sync_max.as_secs_f64()),
     ("warren_wal_cache_bytes", "Bytes of recent entries in memory", Kind::Gauge, |s| s.cache_bytes as f64),
     ("warren_wal_bad_reads", "Entries that the disk gave back damaged", Kind::Counter, |s| s.bad_reads as f64),
+    ("warren_wal_damages", "Damaged places of the log that the start found", Kind::Gauge, |s| s.damages as f64),
     ("warren_wal_queued_bytes", "Bytes that wait to be written", Kind::Gauge, |s| s.queued_bytes as f64),
 ];
 
@@ -65,6 +66,12 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
         let on = running.clone();
         metrics.observe(name, help, Kind::Counter, move || vec![Sample::plain(read(on.consensus.bodies()) as f64)]);
     }
+    let on = running.clone();
+    let help = "Shards whose replica on this node takes part in nothing until another node gave it what this disk lacks";
+    metrics.observe("warren_replicas_incomplete", help, Kind::Gauge, move || vec![Sample::plain(on.consensus.incomplete() as f64)]);
+    let on = running.clone();
+    let help = "Replicas that were damaged on this disk and rebuilt from the leader since the start";
+    metrics.observe("warren_replicas_rebuilt", help, Kind::Counter, move || vec![Sample::plain(on.consensus.rebuilt() as f64)]);
     let on = running.clone();
     metrics.observe("warren_shard_is_leader", "1 where this node leads the shard", Kind::Gauge, move || leading(&on));
     let on = running.clone();

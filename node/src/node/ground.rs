@@ -10,6 +10,7 @@ use crate::peer::auth::Secret;
 use crate::peer::client::{PeerConfig, TonicNetwork};
 use crate::store::disk::{Disk, RealDisk};
 use crate::store::wal::WalConfig;
+use crate::tls::Mutual;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -28,7 +29,12 @@ pub struct Ground {
 
 impl Ground {
     /// The data directory's disk, and tonic on the peer port.
-    pub(super) fn real(config: &ServerConfig, peer: TcpListener, admin: &Admin, readiness: &Arc<Readiness>) -> Result<Ground, StartError> {
+    pub(super) fn real(
+        config: &ServerConfig,
+        (peer, tls): (TcpListener, Option<Mutual>),
+        admin: &Admin,
+        readiness: &Arc<Readiness>,
+    ) -> Result<Ground, StartError> {
         let directory = config.data_dir.join("wal");
         let disk = RealDisk::new(&directory).map_err(doing(format!("directory {}", directory.display())))?;
         let service = management::admin::service(config.node, Arc::new(admin.clone()), readiness.clone());
@@ -37,6 +43,7 @@ impl Ground {
             listener: peer.into_std().map_err(doing("peer port"))?,
             peers: config.cluster.iter().map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect(),
             secret: Secret::new(config.secret.bytes()),
+            tls,
             edge_runtime: Handle::current(),
             routes: tonic::service::Routes::new(service),
         };

@@ -8,6 +8,7 @@ use crate::model::NodeId;
 use crate::model::report::Counted;
 use crate::peer::auth::Secret;
 use crate::peer::client::dial_operator;
+use crate::tls::Mutual;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
@@ -25,45 +26,54 @@ const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Neighbours {
     addresses: BTreeMap<NodeId, String>,
     secret: Secret,
+    tls: Option<Mutual>,
     clients: Mutex<BTreeMap<NodeId, AdminClient>>,
 }
 
 impl Neighbours {
-    pub(super) fn new(config: &ServerConfig) -> Neighbours {
+    pub(super) fn new(config: &ServerConfig, tls: Option<Mutual>) -> Neighbours {
         let others = config.cluster.iter().filter(|m| m.node != config.node);
         Neighbours {
             addresses: others.map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect(),
             secret: Secret::new(config.secret.bytes()),
+            tls,
             clients: Mutex::default(),
         }
     }
 
     pub(super) async fn list(&self, request: ListRequest) -> Vec<ListReply> {
-        self.ask_all(PATIENCE, |mut client| {
+        let all = self.all();
+        let replies = self.ask(&all, PATIENCE, |mut client| {
             let request = request.clone();
             async move { client.list(request).await }
-        })
-        .await
+        });
+        replies.await.into_iter().map(|(_, reply)| reply).collect()
+    }
+
+    fn all(&self) -> Vec<NodeId> {
+        self.addresses.keys().copied().collect()
     }
 
     pub(super) async fn close(&self, request: CloseRequest) -> u64 {
-        let replies = self.ask_all(PATIENCE, |mut client| {
+        let all = self.all();
+        let replies = self.ask(&all, PATIENCE, |mut client| {
             let request = request.clone();
             async move { client.close_connections(request).await }
         });
-        replies.await.iter().map(|reply| reply.connections).sum()
+        replies.await.iter().map(|(_, reply)| reply.connections).sum()
     }
 
-    /// The answers of those that answer in time, by node.
-    async fn ask_all<T, F>(&self, patience: Duration, ask: impl Fn(AdminClient) -> F) -> Vec<T>
+    /// The answers of those of these nodes that answer in time, in their order.
+    async fn ask<T, F>(&self, nodes: &[NodeId], patience: Duration, ask: impl Fn(AdminClient) -> F) -> Vec<(NodeId, T)>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let asked = self.addresses.iter().map(|(node, address)| {
-            let answer = self.ask_one(*node, address, &ask);
+        let known = nodes.iter().filter_map(|node| Some((*node, self.addresses.get(node)?)));
+        let asked = known.map(|(node, address)| {
+            let answer = self.ask_one(node, address, &ask);
             async move {
                 match tokio::time::timeout(patience, answer).await {
-                    Ok(Ok(answer)) => Some(answer),
+                    Ok(Ok(answer)) => Some((node, answer)),
                     Ok(Err(why)) => {
                         tracing::debug!(%node, why, "left out: no answer");
                         None
@@ -91,7 +101,7 @@ impl Neighbours {
             }
         }
         self.clients.lock().remove(&node);
-        let channel = dial_operator(address, &self.secret).await.map_err(|error| error.to_string())?;
+        let channel = dial_operator(address, &self.secret, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
         let client = AdminClient::new(address, channel, PATIENCE);
         self.clients.lock().insert(node, client.clone());
         ask(client).await.map_err(|error| error.to_string())
@@ -99,13 +109,13 @@ impl Neighbours {
 }
 
 impl edge::Neighbours for Neighbours {
-    fn count(&self, counted: Counted) -> BoxFuture<'_, u64> {
+    fn count(&self, counted: Counted, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, u64)>> {
         async move {
-            let counts = self.ask_all(COUNT_PATIENCE, |mut client| {
+            let counts = self.ask(&nodes, COUNT_PATIENCE, |mut client| {
                 let counted = counted.clone();
                 async move { client.count(&counted).await }
             });
-            counts.await.into_iter().sum()
+            counts.await
         }
         .boxed()
     }

@@ -74,14 +74,14 @@ impl Watch {
         let mut commands = Vec::new();
         for (&node, &incarnation) in listed {
             let lost = self.seen.get(&(node, incarnation)).is_some_and(|(_, quiet)| *quiet >= DOWN);
-            let replaced = heard.processes.get(&node).is_some_and(|(present, _)| *present != incarnation);
+            let replaced = heard.processes.get(&node).is_some_and(|(present, _)| *present > incarnation);
             // While the run goes on, the `NodeUp` of the next process says it too.
             if lost || (replaced && !goes_on) {
                 commands.push(CatalogCommand::NodeDown { node, incarnation });
             }
         }
         for (&node, &(incarnation, _)) in &heard.processes {
-            if goes_on && listed.get(&node) != Some(&incarnation) && lives((node, incarnation)) {
+            if goes_on && listed.get(&node).is_none_or(|known| *known < incarnation) && lives((node, incarnation)) {
                 commands.push(CatalogCommand::NodeUp { node, incarnation });
             }
         }
@@ -182,6 +182,13 @@ mod tests {
         let mut scene = Scene::new(&[(1, 10), (2, 20), (3, 30)]);
         assert_eq!(scene.look(&[(1, 11), (2, 21), (3, 30)]), [up(1, 11), up(2, 21)], "no run has ended");
         assert_eq!(scene.look(&[(1, 11), (2, 21), (3, 31)]), [up(3, 31)], "the last one of those that were first");
+    }
+
+    #[test]
+    fn the_late_words_of_a_process_that_was_followed_say_nothing() {
+        let mut scene = Scene::new(&[(1, 11)]);
+        assert_eq!(scene.looks(3, &[(1, 10)]), []);
+        assert_eq!(scene.looks(DOWN, &[(1, 11)]), []);
     }
 
     #[test]

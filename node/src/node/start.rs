@@ -6,7 +6,7 @@ use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
 use super::{StartError, alarm, doing, presence, unused};
-use crate::config::ServerConfig;
+use crate::config::{DataDir, ServerConfig};
 use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
 use crate::machine::catalog::hash_password;
@@ -19,6 +19,7 @@ use crate::serving::{self, Mailbox, ServerEvent, ServerHandle};
 use crate::store::disk::Disk;
 use crate::store::state::StateStore;
 use crate::store::wal::Wal;
+use crate::tls::Mutual;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -59,9 +60,14 @@ struct Opened {
 }
 
 /// Everything up to the moment when clients can be served.
-pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Arc<Readiness>) -> Result<Started, StartError> {
-    let admin = Admin::new(&config);
-    let ground = Ground::real(&config, peer, &admin, &readiness)?;
+pub(super) async fn start(
+    config: ServerConfig,
+    peer: TcpListener,
+    tls: Option<Mutual>,
+    readiness: Arc<Readiness>,
+) -> Result<Started, StartError> {
+    let admin = Admin::new(&config, tls.clone());
+    let ground = Ground::real(&config, (peer, tls), &admin, &readiness)?;
     let started = compose(config, ground, &readiness).await?;
     started.running.edge.set_neighbours(admin.neighbours.clone());
     let _ = admin.running.set(started.running.clone());
@@ -70,7 +76,8 @@ pub(super) async fn start(config: ServerConfig, peer: TcpListener, readiness: Ar
 
 /// The same on any ground.
 pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Readiness) -> Result<Started, StartError> {
-    let incarnation = Incarnation(rand::random());
+    let start = DataDir::next_start(&config.data_dir).map_err(|source| StartError::Io { doing: "numbering this start".into(), source })?;
+    let incarnation = Incarnation(start);
     let (mut opened, wire) = open(&config, incarnation, ground)?;
     let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
     consensus.formed().await?;
@@ -189,15 +196,30 @@ fn start_servers(
             let proposer = Arc::new(LocalProposer::new(machine.clone(), bodies.clone(), handle.clone()));
             serving::spawn(settings, mailbox, machine, proposer, bodies, events_tx.clone());
             handle.leadership(local_leadership(config.node, incarnation));
-        } else if let (Some(machine), Some(raft)) = (opened.replicas.data(shard), consensus.shard(shard)) {
-            let outcomes = handle.clone();
+        } else if let Some(machine) = opened.replicas.data(shard) {
             settings.clock = Arc::new(opened.clock.clone());
-            raft.on_outcome(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
-            serving::spawn(settings, mailbox, machine, Arc::new(raft.clone()), Arc::new(raft.clone()), events_tx.clone());
-            tasks.spawn(tell_leadership(raft, handle.clone()));
+            let (handle, events_tx) = (handle.clone(), events_tx.clone());
+            let serve = move |raft: Shard| {
+                let outcomes = handle.clone();
+                raft.on_outcome(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
+                serving::spawn(settings, mailbox, machine, Arc::new(raft.clone()), Arc::new(raft.clone()), events_tx);
+                tell_leadership(raft, handle)
+            };
+            match consensus.shard(shard).filter(|_| !consensus.is_late(shard)) {
+                Some(raft) => drop(tasks.spawn(serve(raft))),
+                None => drop(tasks.spawn(serve_late(consensus.whole(shard), serve))),
+            }
         }
     }
     tasks.spawn(tell_catalog(opened.applied.moved_tx.subscribe(), opened.applied.servers.values().cloned().collect()));
+}
+
+/// A shard of which this disk lacks something is served from when it has got it.
+async fn serve_late<T: Future<Output = ()>>(whole: impl Future<Output = Shard>, serve: impl FnOnce(Shard) -> T) {
+    let raft = whole.await;
+    let serving = serve(raft.clone());
+    raft.run();
+    serving.await;
 }
 
 async fn tell_leadership(raft: Shard, server: ServerHandle) {

@@ -2,7 +2,8 @@
 //! the secret is never sent. The proof counts for that TCP connection only, and only at the node it was meant for: a stranger between
 //! two nodes cannot pass it on to a third. An operator's tool does not know whom it will reach and names node 0, so a stranger whom it
 //! dials could pass its proof on; such a connection can call the operators' services only. A stranger learns one nonce and nothing else.
-//! The connection itself is not encrypted.
+//! Over TLS the proof counts for that TLS connection only (both mix in what its exporter gives them), so that nobody in the middle can
+//! pass it on, not even with a certificate of the same authority. Without TLS the connection is not encrypted.
 //!
 //! `> 0 | client nonce 32` `< server nonce 32` `> 1 | client nonce 32 | card | to u16 | proof 32` `< card | proof 32`
 
@@ -36,6 +37,27 @@ impl Secret {
         Secret(bytes.into())
     }
 
+    /// That whoever knows this secret knows the salted digest of a user's password, too: without the secret nobody can try passwords
+    /// against what was seen on the wire.
+    pub fn prove_password(&self, user: &str, nonce: &[u8], digest: &[u8]) -> Vec<u8> {
+        self.password_mac(user, nonce, digest).finalize().into_bytes().to_vec()
+    }
+
+    /// Whether that is such a proof; takes the same time wherever it is wrong.
+    pub fn is_password_proof(&self, user: &str, nonce: &[u8], digest: &[u8], proof: &[u8]) -> bool {
+        self.password_mac(user, nonce, digest).verify_slice(proof).is_ok()
+    }
+
+    fn password_mac(&self, user: &str, nonce: &[u8], digest: &[u8]) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.update(b"warren password");
+        for part in [user.as_bytes(), nonce, digest] {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        mac
+    }
+
     /// `to`: whom the proof is for.
     fn mac(&self, label: &[u8], nonces: &Nonces, card: &Card, to: NodeId) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
@@ -44,6 +66,7 @@ impl Secret {
         mac.update(label);
         mac.update(&nonces.client);
         mac.update(&nonces.server);
+        mac.update(&nonces.binding);
         mac.update(&bytes);
         mac.update(&to.0.to_le_bytes());
         mac
@@ -53,6 +76,8 @@ impl Secret {
 struct Nonces {
     client: [u8; NONCE],
     server: [u8; NONCE],
+    /// Of the TLS connection, zeros without one.
+    binding: [u8; NONCE],
 }
 
 /// Why a connection is not accepted.
@@ -88,16 +113,16 @@ fn check_cards(mine: &Card, theirs: &Card) -> Result<(), AuthError> {
 #[derive(Debug)]
 pub struct Gate {
     nonce: [u8; NONCE],
+    binding: [u8; NONCE],
     proved: OnceLock<Card>,
 }
 
-impl Default for Gate {
-    fn default() -> Gate {
-        Gate { nonce: rand::random(), proved: OnceLock::new() }
-    }
-}
-
 impl Gate {
+    /// Of a connection with this TLS binding; zeros without TLS.
+    pub fn new(binding: [u8; NONCE]) -> Gate {
+        Gate { nonce: rand::random(), binding, proved: OnceLock::new() }
+    }
+
     /// Who the other side proved to be; node 0 is an operator's tool.
     pub fn card(&self) -> Option<Card> {
         self.proved.get().copied()
@@ -111,7 +136,7 @@ impl Gate {
         }
         let mut client = [0; NONCE];
         head.copy_to_slice(&mut client);
-        let nonces = Nonces { client, server: self.nonce };
+        let nonces = Nonces { client, server: self.nonce, binding: self.binding };
         match kind {
             ASK => Ok(Bytes::copy_from_slice(&self.nonce)),
             PROVE => {
@@ -136,14 +161,16 @@ impl Gate {
 /// The client's side of one connection.
 pub struct Visitor {
     nonce: [u8; NONCE],
+    binding: [u8; NONCE],
     card: Card,
     to: NodeId,
 }
 
 impl Visitor {
     /// Who we say we are and whom we mean to reach; `None`: whoever answers, for an operator's tool.
-    pub fn new(card: Card, to: Option<NodeId>) -> Visitor {
-        Visitor { nonce: rand::random(), card, to: to.unwrap_or(OPERATOR) }
+    /// `binding` as for `Gate::new`.
+    pub fn new(card: Card, to: Option<NodeId>, binding: [u8; NONCE]) -> Visitor {
+        Visitor { nonce: rand::random(), binding, card, to: to.unwrap_or(OPERATOR) }
     }
 
     /// The first hello.
@@ -152,7 +179,8 @@ impl Visitor {
     }
 
     fn nonces(&self, server: &[u8]) -> Result<Nonces, AuthError> {
-        Ok(Nonces { client: self.nonce, server: server.try_into().map_err(|_| AuthError::Malformed)? })
+        let server = server.try_into().map_err(|_| AuthError::Malformed)?;
+        Ok(Nonces { client: self.nonce, server, binding: self.binding })
     }
 
     /// The second hello; `server_nonce` is the answer to the first.
@@ -186,13 +214,15 @@ mod tests {
     use super::*;
     use crate::model::{Generation, Incarnation};
 
+    const PLAIN: [u8; NONCE] = [0; NONCE];
+
     fn card(node: u16, cluster: Option<u128>) -> Card {
         Card { node: NodeId(node), generation: Generation(1), incarnation: Incarnation(5), cluster }
     }
 
     fn meet(client: (&str, Card), server: (&str, Card), expected: u16) -> Result<(Card, Option<Card>), AuthError> {
         let (theirs, ours) = (Secret::new(client.0.as_bytes()), Secret::new(server.0.as_bytes()));
-        let (gate, visitor) = (Gate::default(), Visitor::new(client.1, Some(NodeId(expected))));
+        let (gate, visitor) = (Gate::new(PLAIN), Visitor::new(client.1, Some(NodeId(expected)), PLAIN));
         let nonce = gate.hello(&ours, &server.1, visitor.ask())?;
         assert_eq!(gate.card(), None);
         let answer = gate.hello(&ours, &server.1, visitor.prove(&theirs, &nonce)?)?;
@@ -216,7 +246,7 @@ mod tests {
     #[test]
     fn a_proof_overheard_on_one_connection_is_worth_nothing_on_another() {
         let secret = Secret::new(b"s");
-        let (one, two, visitor) = (Gate::default(), Gate::default(), Visitor::new(card(1, None), Some(NodeId(2))));
+        let (one, two, visitor) = (Gate::new(PLAIN), Gate::new(PLAIN), Visitor::new(card(1, None), Some(NodeId(2)), PLAIN));
         let nonce = one.hello(&secret, &card(2, None), visitor.ask()).expect("nonce");
         let proof = visitor.prove(&secret, &nonce).expect("proof");
         assert_eq!(two.hello(&secret, &card(2, None), proof), Err(AuthError::Secret));
@@ -224,10 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn a_proof_passed_on_from_one_tls_connection_to_another_is_worth_nothing() {
+        let secret = Secret::new(b"s");
+        for (dialled, accepted) in [(7, true), (8, false)] {
+            let (visitor, gate) = (Visitor::new(card(1, None), Some(NodeId(2)), [7; NONCE]), Gate::new([dialled; NONCE]));
+            let nonce = gate.hello(&secret, &card(2, None), visitor.ask()).expect("nonce");
+            let proof = visitor.prove(&secret, &nonce).expect("proof");
+            assert_eq!(gate.hello(&secret, &card(2, None), proof).is_ok(), accepted);
+        }
+    }
+
+    #[test]
     fn a_proof_for_one_node_is_not_taken_by_another() {
         // Node 1 dials what it believes to be node 2; a stranger answers there and has dialed node 3.
         let secret = Secret::new(b"s");
-        let (visitor, third) = (Visitor::new(card(1, Some(9)), Some(NodeId(2))), Gate::default());
+        let (visitor, third) = (Visitor::new(card(1, Some(9)), Some(NodeId(2)), PLAIN), Gate::new(PLAIN));
         let nonce = third.hello(&secret, &card(3, Some(9)), visitor.ask()).expect("nonce");
         let proof = visitor.prove(&secret, &nonce).expect("proof");
         let mut renamed = proof.to_vec();
@@ -243,7 +284,7 @@ mod tests {
     fn an_operators_tool_reaches_any_node_and_a_node_may_not_ask_like_one() {
         let secret = Secret::new(b"s");
         for (from, accepted) in [(0, true), (1, false)] {
-            let (visitor, gate) = (Visitor::new(card(from, None), None), Gate::default());
+            let (visitor, gate) = (Visitor::new(card(from, None), None, PLAIN), Gate::new(PLAIN));
             let nonce = gate.hello(&secret, &card(3, None), visitor.ask()).expect("nonce");
             let proof = visitor.prove(&secret, &nonce).expect("proof");
             assert_eq!(gate.hello(&secret, &card(3, None), proof).is_ok(), accepted);
@@ -251,8 +292,21 @@ mod tests {
     }
 
     #[test]
+    fn a_password_is_proven_for_one_user_and_nonce_under_one_secret() {
+        let secret = Secret::new(b"s");
+        let proof = secret.prove_password("u", b"nonce", b"digest");
+        assert!(secret.is_password_proof("u", b"nonce", b"digest", &proof));
+        for (user, nonce, digest) in [("v", "nonce", "digest"), ("u", "other", "digest"), ("u", "nonce", "other"), ("un", "once", "digest")]
+        {
+            assert!(!secret.is_password_proof(user, nonce.as_bytes(), digest.as_bytes(), &proof), "{user} {nonce} {digest}");
+        }
+        assert!(!Secret::new(b"t").is_password_proof("u", b"nonce", b"digest", &proof));
+        assert!(!secret.is_password_proof("u", b"nonce", b"digest", &proof[..31]));
+    }
+
+    #[test]
     fn garbage_is_refused() {
-        let gate = Gate::default();
+        let gate = Gate::new(PLAIN);
         for garbage in [&b""[..], &[0], &[1; 40], &[7; 200], &[1; 200]] {
             assert!(gate.hello(&Secret::new(b"s"), &card(2, None), Bytes::copy_from_slice(garbage)).is_err());
         }

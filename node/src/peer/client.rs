@@ -3,9 +3,10 @@
 
 use super::auth::{AuthError, Secret, Visitor};
 use super::server::{self, ServerConfig};
-use super::socket::{self, Class, Dialed};
+use super::socket::{self, Class, Dialed, SocketError};
 use super::transport::{Card, Duplex, Frame, Handler, LinkState, PeerError, STREAM_CAPACITY, StreamKind, Transport, head_only};
 use crate::model::NodeId;
+use crate::tls::Mutual;
 use arc_swap::ArcSwapOption;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
@@ -48,10 +49,19 @@ pub struct PeerConfig {
     pub peers: Vec<(NodeId, String)>,
     /// Proves that we belong.
     pub secret: Secret,
+    /// Certificates to prove it with as well, and to encrypt; then nobody without gets in.
+    pub tls: Option<Mutual>,
     /// Where edge paths, deliveries and operators' calls are served; Raft's connections stay on the runtime that starts the network.
     pub edge_runtime: Handle,
     /// More services for operators and nodes, behind the same authentication.
     pub routes: tonic::service::Routes,
+}
+
+/// What a connection is made with.
+#[derive(Clone)]
+pub(super) struct Credentials {
+    pub(super) secret: Secret,
+    pub(super) tls: Option<Mutual>,
 }
 
 /// The network of a process.
@@ -73,9 +83,16 @@ struct Peer {
 impl TonicNetwork {
     /// Listens and begins to dial; call inside Raft's runtime.
     pub fn start(config: PeerConfig, handler: Arc<dyn Handler>) -> io::Result<Arc<dyn Transport>> {
-        let PeerConfig { node, listener, peers, secret, edge_runtime, routes } = config;
+        let PeerConfig { node, listener, peers, secret, tls, edge_runtime, routes } = config;
+        let credentials = Credentials { secret, tls };
         let (stop_tx, stop_rx) = watch::channel(false);
-        let server = ServerConfig { secret: secret.clone(), handler: handler.clone(), edge_runtime: edge_runtime.clone(), routes, stop_rx };
+        let server = ServerConfig {
+            credentials: credentials.clone(),
+            handler: handler.clone(),
+            edge_runtime: edge_runtime.clone(),
+            routes,
+            stop_rx,
+        };
         server::start(listener, server)?;
         let others = peers.into_iter().filter(|(other, _)| *other != node);
         let peers: HashMap<NodeId, Arc<Peer>> = others.map(|(node, address)| (node, Arc::new(Peer::new(node, address)))).collect();
@@ -85,7 +102,7 @@ impl TonicNetwork {
             let keeper = Keeper {
                 peer,
                 class,
-                secret: secret.clone(),
+                credentials: credentials.clone(),
                 handler: handler.clone(),
                 changes_tx: network.changes_tx.clone(),
                 stop_rx: network.stop_tx.subscribe(),
@@ -180,7 +197,7 @@ impl Transport for TonicNetwork {
 struct Keeper {
     peer: Arc<Peer>,
     class: Class,
-    secret: Secret,
+    credentials: Credentials,
     handler: Arc<dyn Handler>,
     changes_tx: watch::Sender<u64>,
     stop_rx: watch::Receiver<bool>,
@@ -194,7 +211,7 @@ impl Keeper {
         while !*self.stop_rx.borrow() {
             let card = self.handler.card();
             self.redial_rx.mark_unchanged();
-            match connect(&self.peer.address, self.class, card, &self.secret, Some(self.peer.node)).await {
+            match connect(&self.peer.address, self.class, card, &self.credentials, Some(self.peer.node)).await {
                 Ok((client, theirs, gone_rx)) => {
                     tracing::debug!(node = %self.peer.node, formed = theirs.cluster.is_some(), class = ?self.class, "connected");
                     (backoff, said) = (BACKOFF_MIN, false);
@@ -209,7 +226,7 @@ impl Keeper {
                     continue;
                 }
                 Err(error) => {
-                    let refused = matches!(&error, DialError::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused);
+                    let refused = matches!(&error, DialError::Socket(SocketError::Io(e)) if e.kind() == io::ErrorKind::ConnectionRefused);
                     if refused != self.peer.refused.swap(refused, Ordering::AcqRel) {
                         self.changed();
                     }
@@ -247,9 +264,9 @@ impl Keeper {
 /// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// TCP.
+    /// TCP or TLS.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Socket(#[from] SocketError),
     /// HTTP/2.
     #[error(transparent)]
     Http(#[from] tonic::transport::Error),
@@ -264,9 +281,13 @@ pub enum DialError {
     Late,
 }
 
-/// A connection for an operator's tool: authenticated by the secret, good for the additional services.
-pub async fn dial_operator(address: &str, secret: &Secret) -> Result<Channel, DialError> {
-    let (_, channel, _) = timed(dial(address, Class::Operator, Card::default(), secret, None)).await?;
+/// A connection for an operator's tool: authenticated by the secret, and by certificates with `tls`; good for the additional services.
+///
+/// # Errors
+/// Nobody there, or no agreement.
+pub async fn dial_operator(address: &str, secret: &Secret, tls: Option<&Mutual>) -> Result<Channel, DialError> {
+    let credentials = Credentials { secret: secret.clone(), tls: tls.cloned() };
+    let (_, channel, _) = timed(dial(address, Class::Operator, Card::default(), &credentials, None)).await?;
     Ok(channel)
 }
 
@@ -274,10 +295,10 @@ async fn connect(
     address: &str,
     class: Class,
     card: Card,
-    secret: &Secret,
+    credentials: &Credentials,
     expected: Option<NodeId>,
 ) -> Result<(PeerClient<Channel>, Card, oneshot::Receiver<()>), DialError> {
-    let (theirs, channel, gone_rx) = timed(dial(address, class, card, secret, expected)).await?;
+    let (theirs, channel, gone_rx) = timed(dial(address, class, card, credentials, expected)).await?;
     let client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES).max_encoding_message_size(FRAME_BYTES);
     Ok((client, theirs, gone_rx))
 }
@@ -290,10 +311,12 @@ async fn dial(
     address: &str,
     class: Class,
     card: Card,
-    secret: &Secret,
+    credentials: &Credentials,
     expected: Option<NodeId>,
 ) -> Result<(Card, Channel, oneshot::Receiver<()>), DialError> {
-    let socket = socket::dial(address, class).await?;
+    let secret = &credentials.secret;
+    let socket = socket::dial(address, class, credentials.tls.as_ref()).await?;
+    let binding = socket.binding();
     let (gone_tx, gone_rx) = oneshot::channel();
     let one = OneConnection(Mutex::new(Some(Dialed::new(socket, gone_tx))));
     let endpoint = Endpoint::from_static("http://node")
@@ -305,7 +328,7 @@ async fn dial(
         .keep_alive_while_idle(true);
     let channel = endpoint.connect_with_connector(one).await?;
     let mut client = PeerClient::new(channel.clone());
-    let visitor = Visitor::new(card, expected);
+    let visitor = Visitor::new(card, expected, binding);
     let refused = |status: Status| DialError::Status(Box::new(status));
     let nonce = client.hello(head_only(visitor.ask())).await.map_err(refused)?.into_inner().head;
     let proof = visitor.prove(secret, &nonce)?;

@@ -5,6 +5,8 @@ use crate::model::link::{Deliveries, Delivery, ToEdge, ToLeader};
 use crate::model::ports::LeaderEnd;
 use crate::model::{ConsumerId, Generation, Incarnation, LeaderId, QueueId, Seq, ShardId};
 use crate::peer::paths::{self, Joiner};
+use crate::tls::Files;
+use crate::tls::authority::{Authority, Subject};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use std::time::Instant;
@@ -13,7 +15,7 @@ use warren_proto::admin::admin_client::AdminClient;
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
     AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest, ListReply,
-    ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, StatusReply, StatusRequest,
+    ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
 };
 
 /// Answers a question with its own head, echoes streams, joins paths.
@@ -74,6 +76,10 @@ impl Admin for Lists {
         Ok(Response::new(AuthenticateReply::default()))
     }
 
+    async fn salt(&self, _: Request<SaltRequest>) -> Result<Response<SaltReply>, Status> {
+        Ok(Response::new(SaltReply::default()))
+    }
+
     async fn purge_queue(&self, _: Request<QueueRequest>) -> Result<Response<QueueReply>, Status> {
         Ok(Response::new(QueueReply::default()))
     }
@@ -128,6 +134,15 @@ fn bind() -> (std::net::TcpListener, String) {
 }
 
 fn process(card: Card, listener: std::net::TcpListener, peers: Vec<(NodeId, String)>, secret: &str) -> Process {
+    process_with(card, listener, peers, (secret, None))
+}
+
+fn process_with(
+    card: Card,
+    listener: std::net::TcpListener,
+    peers: Vec<(NodeId, String)>,
+    (secret, tls): (&str, Option<Mutual>),
+) -> Process {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let (ends_tx, ends_rx) = mpsc::channel(4);
     let accept: paths::Acceptor = Arc::new(move |shard, end| drop(ends_tx.try_send((shard, end))));
@@ -137,6 +152,7 @@ fn process(card: Card, listener: std::net::TcpListener, peers: Vec<(NodeId, Stri
         listener,
         peers,
         secret: Secret::new(secret.as_bytes()),
+        tls,
         edge_runtime: runtime.handle().clone(),
         routes: tonic::service::Routes::new(AdminServer::new(Lists)),
     };
@@ -243,7 +259,7 @@ async fn a_stranger_gets_nothing_and_an_operator_only_its_own_services() {
     let (_one, _two, address) = pair();
     // A stranger that speaks the preface and HTTP/2 but proves nothing.
     let (gone_tx, _gone_rx) = oneshot::channel();
-    let socket = socket::dial(&address, Class::Beat).await.expect("tcp");
+    let socket = socket::dial(&address, Class::Beat, None).await.expect("tcp");
     let one = OneConnection(Mutex::new(Some(Dialed::new(socket, gone_tx))));
     let channel = Endpoint::from_static("http://node").connect_with_connector(one).await.expect("http/2");
     let status = PeerClient::new(channel.clone()).ask(Frame::default()).await.expect_err("no answer");
@@ -259,8 +275,8 @@ async fn a_stranger_gets_nothing_and_an_operator_only_its_own_services() {
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut socket, &mut answer).await;
     assert!(answer.is_empty());
     // An operator with the secret lists, but is no node.
-    assert!(dial_operator(&address, &Secret::new(b"wrong")).await.is_err());
-    let channel = dial_operator(&address, &Secret::new(b"s")).await.expect("proved");
+    assert!(dial_operator(&address, &Secret::new(b"wrong"), None).await.is_err());
+    let channel = dial_operator(&address, &Secret::new(b"s"), None).await.expect("proved");
     assert_eq!(AdminClient::new(channel.clone()).list(ListRequest::default()).await.expect("a list").into_inner().columns, ["name"]);
     let status = PeerClient::new(channel).ask(Frame::default()).await.expect_err("no node");
     assert_eq!(status.code(), tonic::Code::Unauthenticated);
@@ -268,7 +284,7 @@ async fn a_stranger_gets_nothing_and_an_operator_only_its_own_services() {
 
 async fn stranger(address: &str) -> PeerClient<Channel> {
     let (gone_tx, _gone_rx) = oneshot::channel();
-    let socket = socket::dial(address, Class::Beat).await.expect("tcp");
+    let socket = socket::dial(address, Class::Beat, None).await.expect("tcp");
     let one = OneConnection(Mutex::new(Some(Dialed::new(socket, gone_tx))));
     PeerClient::new(Endpoint::from_static("http://node").connect_with_connector(one).await.expect("http/2"))
 }
@@ -289,12 +305,91 @@ async fn strangers_that_prove_nothing_are_closed_and_make_room_again() {
     connected(&two, NodeId(1)).await;
     let mut sockets = Vec::new();
     for _ in 0..super::server::STRANGERS * 2 {
-        sockets.push(socket::dial(&address, Class::Edge).await.expect("tcp"));
+        // Those beyond the limit are closed at once.
+        sockets.extend(socket::dial(&address, Class::Edge, None).await);
     }
     for mut socket in sockets {
         // HTTP/2's settings, perhaps, then the end; without an end this waits for ever.
         let mut answer = Vec::new();
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut socket, &mut answer).await;
     }
-    dial_operator(&address, &Secret::new(b"s")).await.expect("room for those who know the secret");
+    dial_operator(&address, &Secret::new(b"s"), None).await.expect("room for those who know the secret");
+}
+
+/// Mutual TLS with certificates of this authority for the addresses of `own_port`.
+fn mutual(dir: &tempfile::TempDir, name: &str, authority: &Authority, host: &str) -> Mutual {
+    let files = authority.issue(&Subject::at(name, host)).write(dir.path(), name);
+    Mutual::load(Files { certificate: files.certificate, key: files.key, ca: Some(authority.write(dir.path(), name)) }).expect("good files")
+}
+
+fn host(address: &str) -> &str {
+    address.split(':').next().expect("a host")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_certificates_of_one_authority_talk_and_so_does_an_operator() {
+    let (dir, ours) = (tempfile::tempdir().expect("a directory"), Authority::new("ours"));
+    let ((l1, a1), (l2, a2)) = (bind(), bind());
+    let tls = |name| Some(mutual(&dir, name, &ours, host(&a1)));
+    let peers = vec![(NodeId(1), a1.clone()), (NodeId(2), a2.clone())];
+    let one = process_with(node(1), l1, peers.clone(), ("s", tls("one")));
+    let _two = process_with(node(2), l2, peers, ("s", tls("two")));
+    connected(&one, NodeId(2)).await;
+    let mut stream = one.network.open(NodeId(2), StreamKind::Append).await.expect("opens");
+    let big = Frame { head: Bytes::from_static(b"h"), body: vec![Bytes::from(vec![3; 20 << 20]), Bytes::new()] };
+    stream.tx.send(big.clone()).await.expect("open");
+    assert_eq!(stream.rx.next().await, Some(Ok(big)));
+    let operator = tls("operator");
+    let channel = dial_operator(&a2, &Secret::new(b"s"), operator.as_ref()).await.expect("proved");
+    assert_eq!(AdminClient::new(channel).list(ListRequest::default()).await.expect("a list").into_inner().columns, ["name"]);
+    // The certificate alone is not enough.
+    let wrong = dial_operator(&a2, &Secret::new(b"wrong"), operator.as_ref()).await.expect_err("no secret");
+    assert!(matches!(&wrong, DialError::Status(status) if status.code() == tonic::Code::Unauthenticated), "{wrong}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_with_the_secret_but_no_certificate_of_the_authority_is_refused() {
+    let (dir, ours, theirs) = (tempfile::tempdir().expect("a directory"), Authority::new("ours"), Authority::new("theirs"));
+    let (listener, address) = bind();
+    let own = mutual(&dir, "one", &ours, host(&address));
+    let _one = process_with(node(1), listener, Vec::new(), ("s", Some(own.clone())));
+    let secret = Secret::new(b"s");
+    let dial = async |tls: &Mutual| dial_operator(&address, &secret, Some(tls)).await;
+    // It does not believe us.
+    let stranger = mutual(&dir, "stranger", &theirs, host(&address));
+    let error = dial(&stranger).await.expect_err("another authority").to_string();
+    assert!(error.contains("TLS") && error.contains("UnknownIssuer"), "{error}");
+    // It believes us, and we do not believe it.
+    let files = theirs.issue(&Subject::at("liar", host(&address))).write(dir.path(), "liar");
+    let files = Files { certificate: files.certificate, key: files.key, ca: Some(ours.write(dir.path(), "liar")) };
+    let error = dial(&Mutual::load(files).expect("good files")).await.expect_err("another authority").to_string();
+    assert!(error.contains("UnknownCA"), "{error}");
+    // A certificate of the authority for another host is no good for a node.
+    let (listener, elsewhere) = bind();
+    let _two = process_with(node(2), listener, Vec::new(), ("s", Some(mutual(&dir, "two", &ours, "10.1.2.3"))));
+    let error = dial_operator(&elsewhere, &secret, Some(&own)).await.expect_err("another host").to_string();
+    assert!(error.contains("TLS") && error.contains("not valid for name"), "{error}");
+    // One that is out of date is no good for anybody.
+    let old = ours.issue(&Subject { is_expired: true, ..Subject::at("old", host(&address)) }).write(dir.path(), "old");
+    let files = Files { certificate: old.certificate, key: old.key, ca: Some(ours.write(dir.path(), "old")) };
+    let error = dial(&Mutual::load(files).expect("good files")).await.expect_err("expired").to_string();
+    assert!(error.to_lowercase().contains("expired"), "{error}");
+    dial(&own).await.expect("our own still get in");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_disagree_about_tls_refuse_each_other_in_words() {
+    let (dir, ours) = (tempfile::tempdir().expect("a directory"), Authority::new("ours"));
+    let ((l1, secure), (l2, plain)) = (bind(), bind());
+    let tls = mutual(&dir, "one", &ours, host(&secure));
+    let peers = vec![(NodeId(1), secure.clone()), (NodeId(2), plain.clone())];
+    let one = process_with(node(1), l1, peers.clone(), ("s", Some(tls.clone())));
+    let two = process_with(node(2), l2, peers, ("s", None));
+    let secret = Secret::new(b"s");
+    let error = dial_operator(&secure, &secret, None).await.expect_err("TLS is demanded").to_string();
+    assert!(error.contains("demands TLS") && error.contains("--peer-tls-cert"), "{error}");
+    let error = dial_operator(&plain, &secret, Some(&tls)).await.expect_err("no TLS there").to_string();
+    assert!(error.contains("has no TLS") && error.contains("--peer-tls-cert"), "{error}");
+    assert_eq!((one.network.link(NodeId(2)).up, two.network.link(NodeId(1)).up), (0, 0));
+    assert!(!one.network.link(NodeId(2)).process_gone());
 }

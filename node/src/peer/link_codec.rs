@@ -207,7 +207,7 @@ mod tests {
             ToLeader::Credit { consumer: ConsumerId(4), messages: 9, bytes: 1 << 40 },
             ToLeader::Prefetch { consumer: ConsumerId(4), limit: Some(6), held: 2 },
             ToLeader::Get { request: 5, queue: QueueId(8), no_ack: true },
-            ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false },
+            ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false, failures: vec![] },
             ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)], used: true },
             ToLeader::Purge { request: 7, queue: QueueId(8) },
         ]
@@ -225,7 +225,17 @@ mod tests {
             ToEdge::Cancelled { consumer: ConsumerId(1), asked: true },
             ToEdge::Got { request: 1, result: Ok(Some((delivery(3, message), 44))) },
             ToEdge::Got { request: 2, result: Ok(None) },
-            ToEdge::Stats { request: 3, stats: vec![QueueStat { queue: QueueId(1), ready: 2, unacked: 3, bytes: 4, consumers: 5 }] },
+            ToEdge::Stats {
+                request: 3,
+                stats: vec![QueueStat {
+                    queue: QueueId(1),
+                    ready: 2,
+                    unacked: 3,
+                    bytes: 4,
+                    consumers: 5,
+                    active: Some((NodeId(6), ConsumerId(7))),
+                }],
+            },
             ToEdge::Purged { request: 4, result: Err(refusal) },
         ]
     }

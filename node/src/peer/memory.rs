@@ -1,5 +1,5 @@
 //! A network in memory with the same seams as the real one, for tests and the simulator: nodes join it, links are cut, stalled and
-//! healed one direction at a time, frames take their time. Cutting a link breaks its streams like a reset connection; a stalled one
+//! healed one direction at a time, frames take their time or are lost. Cutting a link breaks its streams like a reset connection; a stalled one
 //! looks alive and keeps its frames, in order, until it is healed.
 
 use super::transport::{Card, Duplex, Frame, Handler, LinkState, PeerError, STREAM_CAPACITY, StreamKind, Transport};
@@ -37,6 +37,8 @@ struct Net {
     delay_most: Duration,
     delay_least: Duration,
     lags: HashMap<NodeId, Duration>,
+    /// Of a thousand frames so many are lost.
+    losses: u32,
     rng: StdRng,
 }
 
@@ -68,6 +70,7 @@ impl MemoryNetwork {
             delay_most: Duration::ZERO,
             delay_least: Duration::ZERO,
             lags: HashMap::new(),
+            losses: 0,
             rng: StdRng::seed_from_u64(seed),
         };
         MemoryNetwork { net: Arc::new(Mutex::new(net)), changes_tx: watch::channel(0).0 }
@@ -148,6 +151,12 @@ impl MemoryNetwork {
         self.net.lock().lags.insert(node, lag);
     }
 
+    /// Of a thousand frames so many are lost, each with what it travels on: a lost question is never answered, a lost answer leaves its
+    /// asker in doubt about what was done, and a stream from which a frame is missing breaks.
+    pub fn lose(&self, per_thousand: u32) {
+        self.net.lock().losses = per_thousand;
+    }
+
     fn changed(&self) {
         self.changes_tx.send_modify(|n| *n += 1);
     }
@@ -173,13 +182,17 @@ impl MemoryNetwork {
         if cut { Err(gone("cut")) } else { Ok((process, me.handler.card())) }
     }
 
-    /// The way of one frame; false: the connection broke meanwhile.
+    /// The way of one frame; false: it was lost, or the connection broke meanwhile.
     async fn pass(&self, from: End, to: End) -> bool {
-        let delay = {
+        let (delay, lost) = {
             let mut net = self.net.lock();
-            let (least, most) = (net.delay_least, net.delay_most);
-            if most.is_zero() { most } else { net.rng.random_range(least..=most) }
+            let (least, most, losses) = (net.delay_least, net.delay_most, net.losses);
+            let delay = if most.is_zero() { most } else { net.rng.random_range(least..=most) };
+            (delay, losses > 0 && net.rng.random_ratio(losses, 1000))
         };
+        if lost {
+            return false;
+        }
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -203,29 +216,41 @@ impl MemoryNetwork {
         }
     }
 
-    /// Moves frames one way until the link breaks; `requests`: what is to be appended over there.
-    async fn carry(self, from: End, to: End, requests: bool, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) {
+    /// Moves frames one way until the link breaks; `requests`: what is to be appended over there. True: a frame is missing.
+    async fn carry(self, from: End, to: End, requests: bool, mut rx: mpsc::Receiver<Frame>, tx: mpsc::Sender<Frame>) -> bool {
         let mut changes_rx = self.changes_tx.subscribe();
         // It may have broken before this task first ran.
         if !self.connected(from, to) {
-            return;
+            return true;
         }
         loop {
             tokio::select! {
                 biased;
-                _ = changes_rx.changed() => if !self.connected(from, to) { return },
+                _ = changes_rx.changed() => if !self.connected(from, to) { return true },
                 frame = rx.recv() => {
-                    let Some(frame) = frame else { return };
+                    let Some(frame) = frame else { return false };
                     if requests {
                         self.lagging(to.0).await;
                     }
-                    if !self.pass(from, to).await || tx.send(frame).await.is_err() {
-                        return;
+                    if !self.pass(from, to).await {
+                        return true;
+                    }
+                    if tx.send(frame).await.is_err() {
+                        return false;
                     }
                 }
-                () = tx.closed() => return,
+                () = tx.closed() => return false,
             }
         }
+    }
+}
+
+/// The two ways of a stream: one that misses a frame takes the other with it, one that was ended does not.
+async fn both(there: impl Future<Output = bool>, back: impl Future<Output = bool>) {
+    let (mut there, mut back) = (std::pin::pin!(there), std::pin::pin!(back));
+    tokio::select! {
+        broken = &mut there => if !broken { back.await; },
+        broken = &mut back => if !broken { there.await; },
     }
 }
 
@@ -260,8 +285,9 @@ impl Transport for MemoryTransport {
             let pair = || mpsc::channel(STREAM_CAPACITY);
             let ((tx, near_rx), (far_tx, far_rx)) = (pair(), pair());
             let ((back_tx, back_near_rx), (back_far_tx, back_rx)) = (pair(), pair());
-            tokio::spawn(network.clone().carry(me, far, kind == StreamKind::Append, near_rx, far_tx));
-            tokio::spawn(network.carry(far, me, false, back_near_rx, back_far_tx));
+            let there = network.clone().carry(me, far, kind == StreamKind::Append, near_rx, far_tx);
+            let back = network.carry(far, me, false, back_near_rx, back_far_tx);
+            tokio::spawn(both(there, back));
             let _there = process.runtime.enter();
             process.handler.stream(card, kind, ReceiverStream::new(far_rx).map(Ok).boxed(), back_tx);
             Ok(Duplex { tx, rx: ReceiverStream::new(back_rx).map(Ok).boxed() })
@@ -343,6 +369,31 @@ mod tests {
         network.heal();
         let come = path.rx.next().await.expect("the stream lives").expect("a frame");
         assert_eq!(come.head, frame(b"a").head);
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_is_not_answered_or_answered_in_vain_and_breaks_its_stream() {
+        let network = MemoryNetwork::new(3);
+        let (one, _two) = (network.join(ONE, echo(ONE)), network.join(TWO, echo(TWO)));
+        network.lose(200);
+        let mut unanswered = 0;
+        for _ in 0..200 {
+            unanswered += u32::from(one.ask(TWO, frame(b"a"), Duration::from_secs(1)).await.is_err());
+        }
+        assert!((30..150).contains(&unanswered), "{unanswered} of 200");
+        let mut path = one.open(TWO, StreamKind::Append).await.expect("opens");
+        let mut sent = 0;
+        while path.tx.send(frame(b"a")).await.is_ok() && sent < 1000 {
+            sent += 1;
+        }
+        assert!(sent < 1000, "a stream that lost a frame goes on");
+        let mut came = 0;
+        while let Some(Ok(_)) = path.rx.next().await {
+            came += 1;
+        }
+        assert!(came < sent, "{came} of {sent}");
+        network.lose(0);
+        assert!(one.ask(TWO, frame(b"b"), Duration::from_secs(1)).await.is_ok());
     }
 
     #[tokio::test]

@@ -2,17 +2,19 @@
 //! before the proof. Raft's connections run on the runtime that started the server, all others on the edges' runtime.
 
 use super::auth::{Gate, Secret};
-use super::client::{CONNECTION_WINDOW, FRAME_BYTES, HTTP_FRAME, STREAM_WINDOW};
-use super::socket::{self, Accepted};
+use super::client::{CONNECTION_WINDOW, Credentials, FRAME_BYTES, HTTP_FRAME, STREAM_WINDOW};
+use super::socket::{self, Accepted, SocketError};
 use super::transport::{Card, Frame, Handler, PeerError, STREAM_CAPACITY, StreamKind, head_only};
 use crate::model::NodeId;
 use futures::future::{BoxFuture, Either};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -33,7 +35,7 @@ const BACKLOG: usize = 64;
 pub(super) const STRANGERS: usize = 128;
 
 pub(super) struct ServerConfig {
-    pub(super) secret: Secret,
+    pub(super) credentials: Credentials,
     pub(super) handler: Arc<dyn Handler>,
     pub(super) edge_runtime: Handle,
     pub(super) routes: Routes,
@@ -46,17 +48,37 @@ pub(super) fn start(listener: std::net::TcpListener, config: ServerConfig) -> io
     let listener = TcpListener::from_std(listener)?;
     let raft_tx = serve(&Handle::current(), &config);
     let edge_tx = serve(&config.edge_runtime, &config);
-    tokio::spawn(accept(listener, raft_tx, edge_tx, config.stop_rx));
+    tokio::spawn(accept(listener, config.credentials.tls.is_some(), [raft_tx, edge_tx], config.stop_rx));
     Ok(())
 }
 
 /// A socket on its way to its runtime, with its place among the strangers.
-type Newcomer = (std::net::TcpStream, OwnedSemaphorePermit);
+struct Newcomer {
+    socket: std::net::TcpStream,
+    from: SocketAddr,
+    place: OwnedSemaphorePermit,
+}
+
+/// Refusals over TLS are told as warnings this often, for an operator who has forgotten a node; the rest as details: a node tries
+/// again many times a second.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+
+fn tell(from: SocketAddr, error: &SocketError) {
+    static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
+    let is_about_tls = matches!(error, SocketError::Tls(_) | SocketError::CameWithoutTls | SocketError::CameWithTls);
+    let mut told = TOLD.lock();
+    if is_about_tls && told.is_none_or(|told| told.elapsed() > TELL_AGAIN) {
+        *told = Some(Instant::now());
+        tracing::warn!(%from, %error, "a node or operator was refused");
+    } else {
+        tracing::debug!(%from, %error, "connection refused");
+    }
+}
 
 async fn accept(
     listener: TcpListener,
-    raft_tx: mpsc::Sender<Newcomer>,
-    edge_tx: mpsc::Sender<Newcomer>,
+    demands_tls: bool,
+    [raft_tx, edge_tx]: [mpsc::Sender<Newcomer>; 2],
     mut stop_rx: watch::Receiver<bool>,
 ) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
@@ -76,15 +98,14 @@ async fn accept(
         };
         let (raft_tx, edge_tx) = (raft_tx.clone(), edge_tx.clone());
         tokio::spawn(async move {
-            let sorted = match socket::accept(&mut socket).await {
-                Ok(class) if class.is_raft() => socket.into_std().map(|s| raft_tx.try_send((s, place))),
-                Ok(_) => socket.into_std().map(|s| edge_tx.try_send((s, place))),
-                Err(error) => Err(error),
-            };
+            let sorted = socket::accept(&mut socket, demands_tls).await.and_then(|class| {
+                let runtime_tx = if class.is_raft() { raft_tx } else { edge_tx };
+                Ok(runtime_tx.try_send(Newcomer { socket: socket.into_std()?, from, place }))
+            });
             match sorted {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => tracing::warn!(%from, "too many new connections at once, one dropped"),
-                Err(error) => tracing::debug!(%from, %error, "connection refused"),
+                Err(error) => tell(from, &error),
             }
         });
     }
@@ -93,14 +114,26 @@ async fn accept(
 /// A tonic server on `runtime` for the sockets that are sent to it.
 fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<Newcomer> {
     let (tx, rx) = mpsc::channel(BACKLOG);
-    let service = PeerService { secret: config.secret.clone(), handler: config.handler.clone() };
+    let service = PeerService { secret: config.credentials.secret.clone(), handler: config.handler.clone() };
     let peer = PeerServer::new(service).max_decoding_message_size(FRAME_BYTES).max_encoding_message_size(FRAME_BYTES);
     let routes = config.routes.clone().add_service(peer).prepare();
     let (mut stop_rx, accepted_stop_rx) = (config.stop_rx.clone(), config.stop_rx.clone());
-    let incoming = ReceiverStream::new(rx).map(move |(socket, place): Newcomer| {
-        let socket = TcpStream::from_std(socket)?;
-        Ok::<_, io::Error>(Accepted::new(socket, place, accepted_stop_rx.clone()))
+    let tls = config.credentials.tls.clone();
+    let newcomers = ReceiverStream::new(rx).map(move |Newcomer { socket, from, place }| {
+        let (tls, stop_rx) = (tls.clone(), accepted_stop_rx.clone());
+        async move {
+            let secured = async { socket::secured(TcpStream::from_std(socket)?, tls.as_ref()).await };
+            match secured.await {
+                Ok(socket) => Some(Ok::<_, io::Error>(Accepted::new(socket, place, stop_rx))),
+                Err(error) => {
+                    tell(from, &error);
+                    None
+                }
+            }
+        }
     });
+    // A slow handshake keeps nobody waiting.
+    let incoming = newcomers.buffer_unordered(STRANGERS).filter_map(std::future::ready);
     runtime.spawn(async move {
         let mut server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)

@@ -28,6 +28,8 @@ pub trait Subject {
     fn headers(&self) -> &Table;
     /// A property's bytes as on the wire, without a length.
     fn property(&self, property: HashProperty) -> Option<&[u8]>;
+    /// The property list as on the wire.
+    fn properties(&self) -> &[u8];
     /// Any number.
     fn random(&self) -> u64;
 }
@@ -77,11 +79,13 @@ pub enum RoutingTable<T> {
 }
 
 impl<T: Ord + Clone> RoutingTable<T> {
-    /// An empty one for an exchange with these arguments.
+    /// An empty one for an exchange with these arguments. Kinds that keep messages have none of their own.
     pub fn new(kind: ExchangeKind, arguments: &Table) -> RoutingTable<T> {
         match kind {
             ExchangeKind::Direct => RoutingTable::Direct(Direct::default()),
-            ExchangeKind::Fanout => RoutingTable::Fanout(Fanout::default()),
+            ExchangeKind::Fanout | ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication => {
+                RoutingTable::Fanout(Fanout::default())
+            }
             ExchangeKind::Topic => RoutingTable::Topic(Topic::default()),
             ExchangeKind::Headers => RoutingTable::Headers(Headers::default()),
             ExchangeKind::ConsistentHash => RoutingTable::ConsistentHash(ConsistentHash::new(arguments)),

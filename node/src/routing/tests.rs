@@ -23,6 +23,9 @@ impl Subject for Message {
             HashProperty::CorrelationId | HashProperty::Timestamp => None,
         }
     }
+    fn properties(&self) -> &[u8] {
+        &[0, 0]
+    }
     fn random(&self) -> u64 {
         self.number
     }
@@ -238,6 +241,9 @@ fn naive(kind: ExchangeKind, binding: &str, key: &str) -> bool {
         ExchangeKind::Headers => binding == key,
         ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash | ExchangeKind::Random | ExchangeKind::LocalRandom => {
             unreachable!("these pick one target: tested below")
+        }
+        ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication => {
+            unreachable!("these have tables of other kinds")
         }
     }
 }

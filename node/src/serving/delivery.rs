@@ -220,8 +220,13 @@ impl ShardServer {
 
     /// The next message of the highest level that has one: given back ones first.
     fn next(&mut self, state: &mut QueueState) -> Next {
+        let mut located = state.levels.len() == 1;
         for level in (0..state.levels.len()).rev() {
             for again in [true, false] {
+                if !again && !located && state.levels[level].is_unknown() {
+                    located = true;
+                    self.locate_all(state);
+                }
                 let place = Place { level, again };
                 let empty = if again { state.levels[level].returned.is_empty() } else { state.levels[level].exhausted };
                 if empty {
@@ -234,6 +239,15 @@ impl ShardServer {
             }
         }
         Next::Nothing
+    }
+
+    /// Looks for what is at the cursors of all levels, under one lock.
+    fn locate_all(&mut self, state: &mut QueueState) {
+        let machine = self.machine.lock();
+        let Some(queue) = machine.queue(state.id) else { return };
+        for (n, level) in state.levels.iter_mut().enumerate().filter(|(_, level)| level.is_unknown()) {
+            level.locate_fresh(n, queue, &state.checked, &mut self.located);
+        }
     }
 
     /// Brings the next message of a source to its front.

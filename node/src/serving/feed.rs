@@ -3,6 +3,7 @@
 
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::Name;
+use crate::model::entry::Replay;
 use crate::model::settings::QueueSettings;
 use crate::model::{QueueId, ShardId};
 use parking_lot::RwLock;
@@ -18,6 +19,8 @@ pub struct CatalogChanges {
     pub drops: Vec<QueueId>,
     /// Settings of queues that were made with more than a plain queue has, or whose settings changed.
     pub settings: Vec<(QueueId, QueueSettings)>,
+    /// Queues whose messages go to bindings made since.
+    pub replays: Vec<Replay>,
 }
 
 /// What the catalog says of a queue.
@@ -49,14 +52,16 @@ impl CatalogFeed for RwLock<Catalog> {
         let catalog = self.read();
         if let Some((creates, drops)) = catalog.changes_since(from, shard) {
             let settings = catalog.settings_since(from, shard, &creates);
-            return Some(CatalogChanges { to: catalog.index(), creates, drops, settings });
+            let replays = catalog.replays_since(from, shard);
+            return Some(CatalogChanges { to: catalog.index(), creates, drops, settings, replays });
         }
         // Not under the catalog's lock: `known` takes the shard's.
         drop(catalog);
         let known = known()?;
         let catalog = self.read();
         let (creates, drops) = catalog.difference(shard, known);
-        Some(CatalogChanges { to: catalog.index(), creates, drops, settings: catalog.all_settings(shard) })
+        let (settings, replays) = (catalog.all_settings(shard), catalog.replays_since(from, shard));
+        Some(CatalogChanges { to: catalog.index(), creates, drops, settings, replays })
     }
 
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {

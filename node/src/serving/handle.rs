@@ -6,8 +6,9 @@ use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
 use crate::model::entry::Word;
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
 use crate::model::ports::{
-    Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, Letter, LetterDone, ProposalOutcome, Reading, RoutedLetter,
+    Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading, WordHeard,
 };
 use crate::model::{LogId, NodeId, QueueId, ShardId, TxId, limits};
 use futures::task::AtomicWaker;
@@ -52,11 +53,15 @@ impl DeadLetterOffice for Closed {
         None
     }
 
-    fn forward(&self, _letter: (ShardId, u64), _target: ShardId, _queues: &[QueueId], _routed: &RoutedLetter, _done: LetterDone) {}
+    fn write(&self, _letter: &Letter, _address: &Address) -> LetterMessage {
+        LetterMessage::default()
+    }
+
+    fn forward(&self, _: Source, _: (ShardId, &[QueueId]), _catalog_index: u64, _: &LetterMessage, _answered: LetterAnswered) {}
 }
 
 impl Courier for Closed {
-    fn tell(&self, _shard: ShardId, _tx: TxId, _word: Word, _done: LetterDone) -> bool {
+    fn tell(&self, _shard: ShardId, _tx: TxId, _word: Word, _heard: WordHeard) -> bool {
         false
     }
 }
@@ -107,9 +112,10 @@ pub(super) struct ReadDone {
     pub result: io::Result<EntryBytes>,
 }
 
-/// The entry of a dead letter was read.
+/// An entry with letters of a queue was read.
 pub(super) struct LetterRead {
-    pub number: u64,
+    pub queue: QueueId,
+    pub index: u64,
     pub result: io::Result<EntryBytes>,
 }
 
@@ -122,7 +128,7 @@ pub(super) struct Inbox {
     pub effects: Vec<Effect>,
     pub reads: Vec<ReadDone>,
     pub letters: Vec<LetterRead>,
-    pub letters_done: Vec<(u64, ShardId)>,
+    pub letters_answered: Vec<(u64, ShardId, LetterFate)>,
     pub told: Vec<(TxId, ShardId)>,
     pub catalog_moved: bool,
     pub stop: bool,
@@ -136,7 +142,7 @@ impl Inbox {
             && self.effects.is_empty()
             && self.reads.is_empty()
             && self.letters.is_empty()
-            && self.letters_done.is_empty()
+            && self.letters_answered.is_empty()
             && self.told.is_empty()
             && !self.catalog_moved
             && !self.stop
@@ -231,8 +237,8 @@ impl ServerHandle {
         self.put(|inbox| inbox.letters.push(read));
     }
 
-    pub(super) fn letter_done(&self, number: u64, target: ShardId) {
-        self.put(|inbox| inbox.letters_done.push((number, target)));
+    pub(super) fn letter_answered(&self, number: u64, target: ShardId, fate: LetterFate) {
+        self.put(|inbox| inbox.letters_answered.push((number, target, fate)));
     }
 
     pub(super) fn told(&self, tx: TxId, shard: ShardId) {

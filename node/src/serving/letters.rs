@@ -1,175 +1,390 @@
-//! Dead letters of this shard, in order: read, routed by the node, put into queues of this shard with the entry that routes them, handed
-//! on to other shards, and done when those have answered (rule 25; what is missing of it is in the README). A letter whose way is not
-//! known stops those behind it.
-//! What is known of them is in the machine; here is only how far this leader got.
+//! Letters of this shard on their way (rule 25): read, routed by the node, put into queues of this shard with the entry that routes them,
+//! handed on to other shards, and done when those have answered. Each queue's go in order; one that is refused stops those behind it, and
+//! is tried again later. What is known of letters is in the machine; here is only how far this leader got. How they go through entries
+//! is in `posting`.
 
 use super::handle::LetterRead;
+use super::posting::Routing;
 use super::server::ShardServer;
-use super::tending::Targets;
-use crate::machine::{Dead, read_run};
-use crate::model::entry::{EntryBytes, Ops};
-use crate::model::ports::{Letter, RoutedLetter};
+use crate::machine::{Dead, Routed, read_run};
+use crate::model::entry::EntryBytes;
+use crate::model::letters::{Letter, LetterFate, LetterMessage, Outlet, RoutedLetter, Source};
 use crate::model::{QueueId, ShardId, limits};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
-/// A letter that goes into the next entry, or is in one without an outcome.
-pub(super) type Routing = (u64, Arc<RoutedLetter>);
+/// Letters of one queue that are read and routed at a time.
+const SLICE: u32 = 256;
+/// Entries that are read for letters at a time, and kept.
+const ENTRIES: usize = 8;
+/// A letter that cannot be read is tried again after this time.
+const UNREADABLE: Duration = Duration::from_secs(1);
+
+/// A queue whose letters go out.
+#[derive(Debug, Default)]
+struct Outgoing {
+    /// Letters without a way from this number on were not looked at.
+    next: u64,
+    /// Letters with a way that are to be sent: by an earlier leader's decision, or again.
+    again: BTreeSet<u64>,
+    /// The pause after the last refusal; zero: none since a letter was taken.
+    pause: Duration,
+    /// Nothing goes before.
+    resume_at: Option<Instant>,
+    /// The one that tries, after a refusal; the others wait for its answer.
+    probe: Option<u64>,
+    /// A target that has enough under way.
+    waits_for: Option<ShardId>,
+}
+
+/// A letter without all answers.
+#[derive(Debug)]
+struct UnderWay {
+    queue: QueueId,
+    bytes: usize,
+    /// Shards that are still to answer; the own one: it is in an entry, or will be.
+    shards: SmallVec<[ShardId; 2]>,
+}
 
 /// How far this leader got.
 #[derive(Debug, Default)]
 pub(super) struct Letters {
-    /// Letters from this number on were not looked at.
-    next: u64,
-    /// Its entry is being read.
-    reading: Option<u64>,
-    /// The entry of the next one.
-    body: Option<(u64, EntryBytes)>,
-    /// Routed, for the next entry.
+    queues: BTreeMap<QueueId, Outgoing>,
+    under_way: HashMap<u64, UnderWay>,
+    /// Letters and bytes under way, by target.
+    windows: BTreeMap<ShardId, (usize, usize)>,
+    /// Entries read for letters.
+    entries: VecDeque<(u64, EntryBytes)>,
+    reading: BTreeSet<u64>,
+    /// For the next entries.
     pub routing: VecDeque<Routing>,
-    /// In entries without an outcome.
-    in_flight: usize,
-    /// There may be more.
+    /// There may be something to do.
     pub news: bool,
-    /// Another try at the next tick.
-    pub stalled: bool,
+    /// When a pause ends.
+    pub wake_at: Option<Instant>,
+    /// Queues that keep messages which should leave them, because their outbox is full.
+    pub kept: BTreeSet<QueueId>,
 }
 
 impl Letters {
-    fn restart(&mut self, number: u64) {
-        self.next = self.next.min(number);
-        self.routing.clear();
-        self.body = None;
+    /// Whether a target has enough; one letter of any size always fits.
+    fn is_full(&self, shard: ShardId, bytes: usize) -> bool {
+        let (letters, before) = self.windows.get(&shard).copied().unwrap_or_default();
+        letters >= limits::LETTERS_UNDER_WAY || (letters > 0 && before + bytes > limits::LETTER_BYTES)
+    }
+
+    /// Whether a target that had enough has still more than three quarters of it.
+    fn is_crowded(&self, shard: ShardId) -> bool {
+        let (letters, bytes) = self.windows.get(&shard).copied().unwrap_or_default();
+        letters * 4 > limits::LETTERS_UNDER_WAY * 3 || (letters > 0 && bytes * 4 > limits::LETTER_BYTES * 3)
+    }
+
+    /// It goes to these shards.
+    fn begin(&mut self, number: u64, queue: QueueId, bytes: usize, shards: impl Iterator<Item = ShardId>) {
+        let under_way = self.under_way.entry(number).or_insert(UnderWay { queue, bytes, shards: SmallVec::new() });
+        for shard in shards {
+            if !under_way.shards.contains(&shard) {
+                under_way.shards.push(shard);
+                let window = self.windows.entry(shard).or_default();
+                *window = (window.0 + 1, window.1 + under_way.bytes);
+            }
+        }
+    }
+
+    /// A shard has answered, or is not asked any more. The letter's queue when that was the last one.
+    pub(super) fn end(&mut self, number: u64, shard: ShardId) -> Option<QueueId> {
+        let under_way = self.under_way.get_mut(&number)?;
+        let at = under_way.shards.iter().position(|of| *of == shard)?;
+        under_way.shards.remove(at);
+        self.news = true;
+        let (queue, bytes, over) = (under_way.queue, under_way.bytes, under_way.shards.is_empty());
+        if let Some(window) = self.windows.get_mut(&shard) {
+            *window = (window.0 - 1, window.1 - bytes);
+        }
+        over.then(|| (self.under_way.remove(&number), queue).1)
+    }
+
+    fn has_under_way(&self, number: u64, shard: ShardId) -> bool {
+        self.under_way.get(&number).is_some_and(|u| u.shards.contains(&shard))
+    }
+
+    fn pause(&mut self, queue: QueueId, until: Instant) {
+        self.queues.entry(queue).or_default().resume_at = Some(until);
+        self.wake_at = Some(self.wake_at.map_or(until, |at| at.min(until)));
+    }
+
+    /// A target did not take it: it goes again after a pause, which grows while nothing is taken.
+    pub(super) fn refused(&mut self, queue: QueueId, number: u64) {
+        let out = self.queues.entry(queue).or_default();
+        out.again.insert(number);
+        if out.resume_at.is_none() {
+            out.probe = None;
+            out.pause = (out.pause * 2).clamp(limits::LETTER_PAUSE_MIN, limits::LETTER_PAUSE_MAX);
+            let until = Instant::now() + out.pause;
+            self.pause(queue, until);
+        }
+    }
+
+    /// All targets of a letter have it.
+    fn taken(&mut self, queue: QueueId, number: u64) {
+        if let Some(out) = self.queues.get_mut(&queue).filter(|out| out.probe == Some(number)) {
+            (out.probe, out.pause) = (None, Duration::ZERO);
+            self.news = true;
+        }
+    }
+
+    /// Letters without a way are taken up again from this number on, and what was to follow it.
+    pub(super) fn restart(&mut self, queue: QueueId, number: u64, shard: ShardId) {
+        let is_behind = |r: &Routing| r.fresh && r.queue == queue;
+        let (dropped, kept): (VecDeque<Routing>, _) = std::mem::take(&mut self.routing).into_iter().partition(is_behind);
+        self.routing = kept;
+        let first = dropped.iter().map(|r| r.number).chain([number]).min().unwrap_or(number);
+        for routing in dropped {
+            self.end(routing.number, shard);
+        }
+        let out = self.queues.entry(queue).or_default();
+        out.next = out.next.min(first);
+        self.news = true;
+    }
+
+    /// A letter with a way is to be sent.
+    pub(super) fn resend(&mut self, queue: QueueId, number: u64) {
+        self.queues.entry(queue).or_default().again.insert(number);
         self.news = true;
     }
 }
 
 impl ShardServer {
-    /// Takes up as many letters as may be under way.
-    pub(super) fn work_on_letters(&mut self) {
-        if self.lead.is_none() || !std::mem::take(&mut self.letters.news) {
-            return;
-        }
-        while self.letters.routing.len() + self.letters.in_flight < limits::DEAD_LETTERS_UNDER_WAY {
-            let next = self.machine.lock().dead_from(self.letters.next).next().map(|(number, dead)| (number, dead.clone()));
-            let Some((number, dead)) = next else { return };
-            let Some(message) = self.letter(number, &dead) else { return };
-            if !self.take_up(number, &dead, message) {
-                self.letters.stalled = true;
-                return;
-            }
-            self.letters.next = number + 1;
-        }
+    /// This node leads from now on: what earlier leaders routed is sent again, whoever has it knows.
+    pub(super) fn begin_letters(&mut self) {
+        let machine = self.machine.lock();
+        machine.routed_letters().for_each(|(number, routed)| self.letters.resend(routed.dead.queue, number));
         self.letters.news = true;
     }
 
-    /// The message, once its entry is at hand. One that cannot be found is logged, and stops those behind it: nothing is dropped.
-    fn letter(&mut self, number: u64, dead: &Dead) -> Option<Bytes> {
-        let index = dead.at.index;
-        let had = self.letters.body.take().filter(|(of, _)| *of == number).map(|(_, entry)| entry);
-        let Some(entry) = had.or_else(|| self.bodies.cached(index)) else {
-            if self.letters.reading != Some(number) {
-                self.letters.reading = Some(number);
-                let (handle, read) = (self.handle.clone(), self.bodies.read(index));
-                tokio::spawn(async move {
-                    let result = read.await;
-                    handle.letter_read(LetterRead { number, result });
-                });
-            }
-            return None;
-        };
-        let mut found = Vec::with_capacity(1);
-        read_run(&entry, dead.queue, &dead.at, &mut found);
-        let message = found.pop().map(|(_, message)| message);
-        if message.is_none() {
-            tracing::error!(queue = %dead.queue, index, number, "entry does not hold the dead letter it should");
-            self.letters.stalled = true;
+    /// Takes up as many letters as may be under way.
+    pub(super) fn work_on_letters(&mut self) {
+        let now = Instant::now();
+        if self.letters.wake_at.is_some_and(|at| at <= now) {
+            self.letters.wake_at = None;
+            self.letters.news = true;
         }
-        message
-    }
-
-    pub(super) fn letter_was_read(&mut self, read: LetterRead) {
-        if self.letters.reading != Some(read.number) {
+        if self.lead.is_none() || !std::mem::take(&mut self.letters.news) {
             return;
         }
-        self.letters.reading = None;
-        match read.result {
-            Ok(entry) => {
-                self.letters.body = Some((read.number, entry));
-                self.letters.news = true;
+        let mut sources: BTreeSet<QueueId> = self.machine.lock().letter_sources().collect();
+        sources.extend(self.letters.queues.keys());
+        sources.into_iter().for_each(|queue| self.work_on(queue, now));
+    }
+
+    fn work_on(&mut self, id: QueueId, now: Instant) {
+        let out = self.letters.queues.entry(id).or_default();
+        if let Some(at) = out.resume_at.filter(|at| *at > now) {
+            return self.letters.pause(id, at);
+        }
+        let waits_for = out.waits_for.take();
+        out.resume_at = None;
+        if out.probe.is_some() {
+            return;
+        }
+        if let Some(shard) = waits_for.filter(|shard| self.letters.is_crowded(*shard)) {
+            self.letters.queues.entry(id).or_default().waits_for = Some(shard);
+            return;
+        }
+        while let Some((number, tries)) = self.letters.queues.get(&id).and_then(|out| Some((*out.again.first()?, !out.pause.is_zero()))) {
+            if !self.send_again(id, number) {
+                return;
             }
-            Err(error) => {
-                tracing::warn!(number = read.number, %error, "cannot read a dead letter");
-                self.letters.stalled = true;
+            if tries {
+                return self.try_with(id, number);
             }
+        }
+        while self.take_up(id) {}
+        let is_over = |out: &mut Outgoing| out.again.is_empty() && out.resume_at.is_none() && out.waits_for.is_none();
+        if self.machine.lock().waiting_letters(id, 0).is_none() && self.letters.queues.get_mut(&id).is_some_and(|out| is_over(out)) {
+            self.letters.queues.remove(&id);
         }
     }
 
-    /// Routes a letter, or sends one on that an earlier leader routed. False: not now.
-    fn take_up(&mut self, number: u64, dead: &Dead, message: Bytes) -> bool {
-        let letter = Letter { queue: dead.queue, reason: dead.reason, time_ms: dead.time_ms, message };
-        let Some(routed) = self.config.letters.route(&letter) else { return false };
-        let routed = Arc::new(routed);
-        match &dead.targets {
-            None => self.letters.routing.push_back((number, routed)),
-            Some(targets) => self.send_letter(number, targets, &routed),
+    /// The queue's other letters wait for what becomes of this one, if it is still on its way.
+    fn try_with(&mut self, id: QueueId, number: u64) {
+        let asked = self.letters.under_way.contains_key(&number);
+        if let Some(out) = self.letters.queues.get_mut(&id) {
+            match asked {
+                true => out.probe = Some(number),
+                false => out.pause = Duration::ZERO,
+            }
+            self.letters.news |= !asked;
+        }
+    }
+
+    /// Sends a letter that was routed before. False: not now.
+    fn send_again(&mut self, id: QueueId, number: u64) -> bool {
+        let routed: Option<Routed> = self.machine.lock().routed_letter(number).cloned();
+        if let Some(routed) = routed {
+            let Some(message) = self.messages(&routed.dead).and_then(|mut found| found.pop()) else { return false };
+            let letter = letter_of(&routed.dead, message);
+            let message = self.config.letters.write(&letter, &routed.address);
+            if !self.has_room(id, routed.outlets.iter().map(|outlet| outlet.shard), message.body.len()) {
+                return false;
+            }
+            self.post_again(number, routed, message);
+        }
+        self.letters.queues.entry(id).or_default().again.remove(&number);
+        true
+    }
+
+    fn post_again(&mut self, number: u64, routed: Routed, message: LetterMessage) {
+        let own = self.config.shard;
+        let Routed { dead, catalog_index, address, outlets } = routed;
+        let outlets: Vec<Outlet> = outlets.into_iter().filter(|outlet| !self.letters.has_under_way(number, outlet.shard)).collect();
+        self.letters.begin(number, dead.queue, message.body.len(), outlets.iter().map(|outlet| outlet.shard));
+        let targets = outlets.iter().filter(|outlet| outlet.shard == own).map(|outlet| (own, outlet.queues.clone())).collect();
+        let letter = Arc::new(RoutedLetter { catalog_index, address, message, targets });
+        self.forward(number, &outlets, &letter);
+        if !letter.targets.is_empty() {
+            self.letters.routing.push_back(Routing { number, queue: dead.queue, fresh: false, letter });
+        }
+    }
+
+    /// Routes the next letters of a queue. False: there are none, or not now.
+    fn take_up(&mut self, id: QueueId) -> bool {
+        let next = self.letters.queues.get(&id).map_or(0, |out| out.next);
+        let Some((first, mut dead)) = self.machine.lock().waiting_letters(id, next) else { return false };
+        dead.at.count = dead.at.count.min(SLICE);
+        let Some(messages) = self.messages(&dead) else { return false };
+        for (number, message) in (first..).zip(messages) {
+            let letter = letter_of(&dead, message);
+            let Some(routed) = self.config.letters.route(&letter) else {
+                self.letters.pause(id, Instant::now() + limits::LETTER_PAUSE_MIN);
+                return false;
+            };
+            let own = self.config.shard;
+            let others = routed.targets.iter().map(|target| target.0).filter(|shard| *shard != own);
+            if !self.has_room(id, others.chain([own]), routed.message.body.len()) {
+                return false;
+            }
+            self.log.asked_index = self.log.asked_index.max(routed.catalog_index);
+            self.letters.begin(number, id, routed.message.body.len(), [own].into_iter());
+            self.letters.routing.push_back(Routing { number, queue: id, fresh: true, letter: Arc::new(routed) });
+            self.letters.queues.entry(id).or_default().next = number + 1;
         }
         true
     }
 
-    fn send_letter(&mut self, number: u64, targets: &[(ShardId, Vec<QueueId>)], routed: &RoutedLetter) {
-        for (target, queues) in targets {
-            let (handle, target) = (self.handle.clone(), *target);
-            let done = Box::new(move || handle.letter_done(number, target));
-            self.config.letters.forward((self.config.shard, number), target, queues, routed, done);
+    fn has_room(&mut self, id: QueueId, mut shards: impl Iterator<Item = ShardId>, bytes: usize) -> bool {
+        let full = shards.find(|shard| self.letters.is_full(*shard, bytes));
+        if let Some(out) = self.letters.queues.get_mut(&id) {
+            out.waits_for = full;
         }
+        full.is_none()
     }
 
-    /// Queues of this shard that the letters to come go to: they may drop messages. Says how many letters go into the entry.
-    pub(super) fn letter_targets(&self, targets: &mut Targets) -> usize {
-        let shard = self.config.shard;
-        for (at, (_, routed)) in self.letters.routing.iter().enumerate() {
-            let local: Vec<QueueId> = routed.targets.iter().filter(|t| t.0 == shard).flat_map(|t| t.1.clone()).collect();
-            let limited = || local.iter().filter(|q| self.limited.contains(*q));
-            let frozen = |q: &QueueId| self.queues.get(q).and_then(|s| s.care.as_ref()).is_some_and(|c| c.frozen > 0);
-            if limited().any(frozen) {
-                return at;
+    /// The messages of letters, once their entry is at hand. One that cannot be found is logged, and stops its queue's: nothing is dropped.
+    fn messages(&mut self, dead: &Dead) -> Option<Vec<Bytes>> {
+        let (index, queue) = (dead.at.index, dead.queue);
+        let had = self.letters.entries.iter().find(|(of, _)| *of == index).map(|(_, entry)| entry.clone());
+        let Some(entry) = had.or_else(|| self.bodies.cached(index)) else {
+            if self.letters.reading.len() < ENTRIES && self.letters.reading.insert(index) {
+                let (handle, read) = (self.handle.clone(), self.bodies.read(index));
+                tokio::spawn(async move {
+                    let result = read.await;
+                    handle.letter_read(LetterRead { queue, index, result });
+                });
             }
-            for queue in limited() {
-                match targets.iter_mut().find(|t| t.0 == *queue) {
-                    Some(target) => target.1 += 1,
-                    None => targets.push((*queue, 1, false)),
+            return None;
+        };
+        let mut found = Vec::with_capacity(dead.at.count as usize);
+        read_run(&entry, queue, &dead.at, &mut found);
+        if found.len() == dead.at.count as usize {
+            return Some(found.into_iter().map(|(_, message)| message).collect());
+        }
+        tracing::error!(%queue, index, first = %dead.at.first, "entry does not hold the letters it should");
+        self.letters.pause(queue, Instant::now() + UNREADABLE);
+        None
+    }
+
+    pub(super) fn letter_was_read(&mut self, read: LetterRead) {
+        let LetterRead { queue, index, result } = read;
+        self.letters.reading.remove(&index);
+        self.letters.news = true;
+        match result {
+            Ok(entry) => {
+                if self.letters.entries.len() >= ENTRIES {
+                    self.letters.entries.pop_front();
                 }
+                self.letters.entries.push_back((index, entry));
+            }
+            Err(error) => {
+                tracing::warn!(%queue, index, %error, "cannot read letters");
+                self.letters.pause(queue, Instant::now() + UNREADABLE);
             }
         }
-        self.letters.routing.len()
     }
 
-    /// Writes the first letters and puts their copies for this shard into its queues.
-    pub(super) fn write_letters(&mut self, count: usize, ops: &mut Ops) -> Vec<Routing> {
-        let letters: Vec<Routing> = self.letters.routing.drain(..count).collect();
-        for (number, routed) in &letters {
-            let (local, others): (Vec<_>, Vec<_>) = routed.targets.iter().cloned().partition(|t| t.0 == self.config.shard);
-            ops.routed(*number, !local.is_empty(), &others);
-            if let Some((_, queues)) = local.first() {
-                ops.enqueue(queues, &routed.exchange, &routed.key, &routed.properties, &routed.body);
-            }
+    /// Sends a letter to other shards.
+    pub(super) fn forward(&mut self, number: u64, outlets: &[Outlet], letter: &RoutedLetter) {
+        let epoch = self.epoch();
+        for outlet in outlets.iter().filter(|outlet| outlet.shard != self.config.shard) {
+            let (handle, target) = (self.handle.clone(), outlet.shard);
+            let answered = Box::new(move |fate| handle.letter_answered(number, target, fate));
+            let source = Source { shard: self.config.shard, epoch, number: outlet.first };
+            let to = (target, outlet.queues.as_slice());
+            self.config.letters.forward(source, to, letter.catalog_index, &letter.message, answered);
         }
-        self.letters.in_flight += letters.len();
-        letters
     }
 
-    /// The letters of an entry have their outcome.
-    pub(super) fn letters_routed(&mut self, letters: Vec<Routing>, applied: bool) {
-        self.letters.in_flight = self.letters.in_flight.saturating_sub(letters.len());
-        self.letters.news |= !letters.is_empty();
-        for (number, routed) in letters {
-            if !applied {
-                return self.letters.restart(number);
+    /// The same, of a letter that was routed just now.
+    pub(super) fn forward_first(&mut self, queue: QueueId, number: u64, outlets: &[Outlet], letter: &RoutedLetter) {
+        let others = outlets.iter().map(|outlet| outlet.shard).filter(|shard| *shard != self.config.shard);
+        self.letters.begin(number, queue, letter.message.body.len(), others);
+        self.forward(number, outlets, letter);
+    }
+
+    /// Which life of this shard's numbers; 0 where they never begin anew.
+    pub(super) fn epoch(&self) -> u64 {
+        self.config.shard.owner().and(self.lead).map_or(0, |lead| lead.term)
+    }
+
+    /// Another shard has said what became of a letter.
+    pub(super) fn letter_answered(&mut self, number: u64, shard: ShardId, fate: LetterFate) {
+        let queue = self.letters.under_way.get(&number).map(|under_way| under_way.queue);
+        let over = self.letters.end(number, shard);
+        match fate {
+            LetterFate::Taken => {
+                self.log.dones.push((number, shard));
+                over.into_iter().for_each(|queue| self.letters.taken(queue, number));
             }
-            let targets = self.machine.lock().dead(number).and_then(|dead| dead.targets.clone());
-            self.send_letter(number, &targets.unwrap_or_default(), &routed);
+            LetterFate::Refused => queue.into_iter().for_each(|queue| self.letters.refused(queue, number)),
         }
     }
+
+    /// The own shard's queues have a letter, as far as they are to get it.
+    pub(super) fn letter_is_here(&mut self, number: u64) {
+        if let Some(queue) = self.letters.end(number, self.config.shard) {
+            self.letters.taken(queue, number);
+        }
+    }
+
+    /// Letters ended: queues whose outbox was full may go on.
+    pub(super) fn outboxes_shrank(&mut self) {
+        if self.letters.kept.is_empty() {
+            return;
+        }
+        let machine = self.machine.lock();
+        let (free, full) = std::mem::take(&mut self.letters.kept).into_iter().partition(|queue| machine.buries(*queue));
+        drop(machine);
+        self.letters.kept = full;
+        let free: BTreeSet<QueueId> = free;
+        free.into_iter().for_each(|queue| self.mark(queue));
+    }
+}
+
+fn letter_of(dead: &Dead, message: Bytes) -> Letter {
+    Letter { queue: dead.queue, reason: dead.reason, time_ms: dead.time_ms, message }
 }

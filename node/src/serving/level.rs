@@ -127,6 +127,11 @@ impl Level {
         !self.exhausted
     }
 
+    /// Nobody has looked at the cursor since something may have come.
+    pub fn is_unknown(&self) -> bool {
+        !self.exhausted && self.fresh.is_empty()
+    }
+
     /// Takes the next message, which the caller has seen in the front of its source.
     pub fn pop(&mut self, again: bool) -> Option<(Seq, Bytes)> {
         let (seq, message) = self.source(again).front.pop_front()?;

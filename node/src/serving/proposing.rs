@@ -2,7 +2,7 @@
 //! farewells, joined into one entry whenever a slot is free (no linger). And what comes back: verdicts, rewinds (rules 12, 13, 27).
 
 use super::edges::PathId;
-use super::letters::Routing;
+use super::posting::Routing;
 use super::queue::Step;
 use super::replies::Replies;
 use super::server::ShardServer;
@@ -50,7 +50,8 @@ enum Part {
 pub(super) struct Return {
     pub session: SessionId,
     pub queue: QueueId,
-    pub ranges: Ranges,
+    /// With how often they had failed before.
+    pub ranges: Vec<(Seq, Seq, u32)>,
 }
 
 /// The leader's own operations in an entry.
@@ -104,6 +105,11 @@ pub(super) struct Log {
 impl Log {
     pub fn forget(&mut self) {
         *self = Log { next_token: next_epoch(self.next_token), stamp: self.stamp, ..Log::default() };
+    }
+
+    /// The catalog index that the shard will have once everything in flight is applied.
+    pub fn catalog_index(&self) -> u64 {
+        self.catalog_index
     }
 
     /// The time that an entry would carry now.
@@ -243,11 +249,11 @@ impl ShardServer {
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
         let Some(changes) = changes else { return };
-        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty();
+        let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty() && changes.replays.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;
         }
-        entry.advance(from, changes.to, &changes.creates, &changes.drops);
+        entry.advance_with(from, changes.to, &changes.creates, &changes.drops, &changes.replays);
         parts.push(Part::Advance);
         for (queue, settings) in &changes.settings {
             entry.settings(changes.to, *queue, settings);
@@ -298,7 +304,7 @@ impl ShardServer {
                 own.activations.push(id);
             }
         }
-        self.brace(targets, end_ms, &mut ops);
+        self.brace(targets, &mut ops);
         own.letters = self.write_letters(letters, &mut ops);
         if !ops.is_empty() {
             entry.leader_ops(&ops.take());
@@ -418,7 +424,11 @@ impl ShardServer {
         own.tends.into_iter().for_each(|queue| self.tended(queue));
         own.activations.into_iter().for_each(|queue| self.activated(queue));
         own.returns.into_iter().for_each(|r| self.returned(r));
-        self.letters_routed(own.letters, true);
+        let shrank = !own.letters.is_empty() || !own.dones.is_empty();
+        self.letters_posted(own.letters, true);
+        if shrank {
+            self.outboxes_shrank();
+        }
         for purge in own.purges {
             self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
         }
@@ -428,7 +438,7 @@ impl ShardServer {
     fn returned(&mut self, counted: Return) {
         let Return { session, queue, ranges } = counted;
         let Some(state) = self.queues.get_mut(&queue) else { return };
-        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+        ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
         if let Some(care) = &mut state.care {
             care.frozen = care.frozen.saturating_sub(1);
         }
@@ -457,7 +467,7 @@ impl ShardServer {
                 self.log.dones.extend(own.dones);
                 self.log.told.extend(own.told);
                 self.log.returns.extend(own.returns);
-                self.letters_routed(own.letters, false);
+                self.letters_posted(own.letters, false);
             }
             Part::Hello(node, incarnation) => {
                 self.log.greeting.retain(|h| *h != (node, incarnation));

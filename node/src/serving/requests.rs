@@ -4,11 +4,11 @@
 use super::edges::PathId;
 use super::handle::ServerEvent;
 use super::proposing::{Purge, Return};
-use super::queue::{Consumer, Get, Step};
+use super::queue::{Care, Consumer, Get, Step};
 use super::server::ShardServer;
 use crate::model::catalog::Refusal;
 use crate::model::link::{Consumer as Spec, QueueStat, Ranges, ToEdge, ToLeader};
-use crate::model::{ConsumerId, QueueId, SessionId};
+use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 
 /// Consumers that can start between two entries without taking the order of a later leader's.
 const ORDER_SHIFT: u32 = 16;
@@ -45,7 +45,7 @@ impl ShardServer {
             ToLeader::Credit { consumer, messages, bytes } => self.credit(id, session, consumer, messages, bytes),
             ToLeader::Prefetch { consumer, limit, held } => self.with_consumer(session, consumer, |c| c.set_prefetch(limit, held)),
             ToLeader::Get { request, queue, no_ack: _ } => self.get(Get { path: id, session, request }, queue),
-            ToLeader::Return { queue, ranges, seen } => self.give_back(session, queue, &ranges, seen),
+            ToLeader::Return { queue, ranges, seen, failures } => self.give_back(session, queue, &ranges, seen.then_some(&failures)),
             ToLeader::Stat { request, queues, used } => {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
                 self.stat(id, request, &queues);
@@ -161,10 +161,15 @@ impl ShardServer {
     pub(super) fn check_last_consumer(&mut self, queue: QueueId) {
         let Some(state) = self.queues.get_mut(&queue) else { return };
         state.last_gone = state.consumers.is_empty();
-        if !state.last_gone || !state.parked.is_empty() || self.sessions.values().any(|s| !s.resolved) {
+        let goes_on = !state.last_gone || !state.parked.is_empty();
+        // It may have been the single active one: the next is chosen at the next look, with or without a message.
+        self.mark(queue);
+        if goes_on || self.sessions.values().any(|s| !s.resolved) {
             return;
         }
-        state.last_gone = false;
+        if let Some(state) = self.queues.get_mut(&queue) {
+            state.last_gone = false;
+        }
         self.touch(queue);
         if queue.is_reply() {
             return self.log.replies.drops.push(queue);
@@ -198,16 +203,17 @@ impl ShardServer {
         }
     }
 
-    fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: bool) {
-        if let Some(state) = self.queue_state(queue) {
-            if let Some(care) = state.care.as_mut().filter(|c| seen && c.settings.delivery_limit.is_some()) {
-                // They come before what is behind them: nothing is delivered until they are counted.
-                care.frozen += 1;
-                return self.log.returns.push(Return { session, queue, ranges: ranges.clone() });
-            }
-            ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen));
-            self.mark(queue);
+    /// `seen`: a client had them, and so often some of them had failed before.
+    fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: Option<&Vec<(Seq, u32)>>) {
+        let Some(state) = self.queue_state(queue) else { return };
+        let counts = |care: &&mut Box<Care>| care.settings.delivery_limit.is_some();
+        if let (Some(care), Some(failures)) = (state.care.as_mut().filter(counts), seen) {
+            // They come before what is behind them: nothing is delivered until they are counted.
+            care.frozen += 1;
+            return self.log.returns.push(Return { session, queue, ranges: counted(ranges, failures) });
         }
+        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen.is_some()));
+        self.mark(queue);
     }
 
     fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
@@ -231,6 +237,7 @@ impl ShardServer {
             unacked,
             bytes: queue.live_bytes(),
             consumers: state.map_or(0, |s| s.consumers.len() as u32),
+            active: queue.active().and_then(|(session, consumer)| Some((self.sessions.get(&session)?.node, consumer))),
         }
     }
 
@@ -261,5 +268,44 @@ impl ShardServer {
             state.reserve = Step::Wanted;
             self.log.reserves.push(queue);
         }
+    }
+}
+
+/// Ranges with how often their messages had failed; `failures`, ascending, has those that had.
+fn counted(ranges: &Ranges, failures: &[(Seq, u32)]) -> Vec<(Seq, Seq, u32)> {
+    let mut out = Vec::with_capacity(ranges.len() + 2 * failures.len());
+    for (first, last) in ranges.iter().filter(|(first, last)| first <= last) {
+        let mut next = first.0;
+        let from = failures.partition_point(|(seq, _)| seq < first);
+        for (seq, before) in failures[from..].iter().take_while(|(seq, _)| seq <= last) {
+            if next < seq.0 {
+                out.push((Seq(next), Seq(seq.0 - 1), 0));
+            }
+            out.push((*seq, *seq, *before));
+            next = seq.0 + 1;
+        }
+        if next <= last.0 {
+            out.push((Seq(next), *last, 0));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_where_messages_had_failed_before() {
+        let seq = |range: &(u64, u64)| (Seq(range.0), Seq(range.1));
+        let cut = |ranges: &[(u64, u64)], failures: &[(u64, u32)]| {
+            let failures: Vec<_> = failures.iter().map(|f| (Seq(f.0), f.1)).collect();
+            counted(&ranges.iter().map(seq).collect(), &failures).into_iter().map(|r| (r.0.0, r.1.0, r.2)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&[(1, 9)], &[]), [(1, 9, 0)]);
+        assert_eq!(
+            cut(&[(1, 3), (5, 9)], &[(1, 2), (4, 7), (6, 1), (9, 3)]),
+            [(1, 1, 2), (2, 3, 0), (5, 5, 0), (6, 6, 1), (7, 8, 0), (9, 9, 3)]
+        );
     }
 }

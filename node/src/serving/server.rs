@@ -60,7 +60,7 @@ pub(super) struct ShardServer {
     pub located: Vec<Located>,
     /// Queues to look at again, by time.
     pub alarms: BTreeSet<(Instant, QueueId)>,
-    /// Queues that drop messages when they are full.
+    /// Queues with limits.
     pub limited: HashSet<QueueId>,
     /// A queue that nothing was delivered from is free again: deliver before the next entry.
     pub thawed: bool,
@@ -206,7 +206,7 @@ impl ShardServer {
         }
         if self.lead.is_some() {
             inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
-            self.log.dones.extend(inbox.letters_done);
+            inbox.letters_answered.into_iter().for_each(|(number, shard, fate)| self.letter_answered(number, shard, fate));
             inbox.told.into_iter().for_each(|(tx, shard)| self.was_told(tx, shard));
         }
     }
@@ -292,7 +292,6 @@ impl ShardServer {
         self.alarms.clear();
         self.limited.clear();
         self.letters = Letters::default();
-        self.letters.news = true;
         self.undecided = Undecided::default();
         self.log.forget();
     }
@@ -314,6 +313,7 @@ impl ShardServer {
         drop(machine);
         special.into_iter().for_each(|queue| self.take_care_of(queue));
         self.take_up_transactions();
+        self.begin_letters();
         self.greet_waiting();
     }
 
@@ -342,7 +342,6 @@ impl ShardServer {
         let stalled = std::mem::take(&mut self.stalled);
         stalled.into_iter().for_each(|queue| self.mark(queue));
         self.unload_idle();
-        self.letters.news |= std::mem::take(&mut self.letters.stalled);
         self.retry_transactions();
         let paths: Vec<PathId> = self.paths.iter().filter(|p| p.full).map(|p| p.id).collect();
         paths.into_iter().for_each(|id| self.path_has_room(id));
@@ -408,12 +407,11 @@ impl ShardServer {
                 || self.paths.iter().any(|p| p.full || !p.backlog.is_empty())
                 || !self.loaded.is_empty()
                 || !self.stalled.is_empty()
-                || self.letters.stalled
                 || !self.undecided.stalled.is_empty()
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
         let alarm = self.alarms.first().map(|(at, _)| *at);
-        let at = [self.next_tick, self.log.resume_at, alarm].into_iter().flatten().min();
+        let at = [self.next_tick, self.log.resume_at, alarm, self.letters.wake_at].into_iter().flatten().min();
         match (at, &mut self.timer) {
             (None, timer) => *timer = None,
             (Some(at), Some(timer)) if timer.deadline() == at => {}

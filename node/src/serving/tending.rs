@@ -20,7 +20,7 @@ const UNSURE: Duration = Duration::from_secs(1);
 /// A queue whose users may not all have been heard of is looked at again after this time.
 const UNHEARD: Duration = Duration::from_secs(1);
 
-/// What an entry brings to queues that drop messages: queue, messages, and whether it may make them drop some.
+/// What an entry brings to queues with limits: queue, messages, and whether it may make them drop some.
 pub(super) type Targets = SmallVec<[(QueueId, u64, bool); 2]>;
 
 impl ShardServer {
@@ -46,7 +46,7 @@ impl ShardServer {
         let machine = self.machine.lock();
         let (Some(state), Some(queue)) = (self.queues.get_mut(&id), machine.queue(id)) else { return };
         state.configure(queue);
-        match state.care.as_ref().is_some_and(|c| c.drops_head()) {
+        match state.care.as_ref().is_some_and(|c| c.settings.is_limited()) {
             true => self.limited.insert(id),
             false => self.limited.remove(&id),
         };
@@ -84,8 +84,9 @@ impl ShardServer {
         self.choose_active(state);
         let unused = self.unused_at(state);
         let due = self.due_at(state);
-        let Some(care) = &mut state.care else { return };
         let now = Instant::now();
+        let due = due.filter(|at| *at > now || self.may_leave(state));
+        let Some(care) = &mut state.care else { return };
         if due.is_some_and(|at| at <= now) && care.tend == Step::Idle {
             care.tend = Step::Wanted;
             self.log.tends.push(state.id);
@@ -99,6 +100,16 @@ impl ShardServer {
         }
     }
 
+    /// Whether messages can leave the queue of their own accord; if its outbox is full they stay until it is not (rule 25).
+    fn may_leave(&mut self, state: &QueueState) -> bool {
+        let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some() || c.settings.store.is_some());
+        let may = !buries || self.machine.lock().buries(state.id);
+        if !may {
+            self.letters.kept.insert(state.id);
+        }
+        may
+    }
+
     /// When the queue wants a `Tend`; now when it is too full.
     fn due_at(&self, state: &QueueState) -> Option<Instant> {
         let machine = self.machine.lock();
@@ -108,16 +119,25 @@ impl ShardServer {
         if state.care.as_ref().is_some_and(|c| c.drops_head()) && is_over(state, queue) {
             return Some(now);
         }
+        if queue.is_scheduled() {
+            return queue.next_due_ms().map(|due_ms| self.at(due_ms));
+        }
         if !queue.is_timed() {
             return None;
         }
         let checked = checked.get_or_insert_with(|| state.checked_ranges());
         let heads = (0..queue.levels()).filter_map(|level| queue.first_ready(level, Seq(0), checked));
         let deadline = heads.map(|run| run.deadline_ms).filter(|ms| *ms > 0).min()?;
-        if deadline == AT_ONCE {
-            return Some(now);
+        Some(self.at(deadline))
+    }
+
+    /// When this time has come; [`AT_ONCE`] needs no clock.
+    fn at(&self, time_ms: u64) -> Instant {
+        let now = Instant::now();
+        if time_ms == AT_ONCE {
+            return now;
         }
-        Some(self.end_ms().map_or(now + UNSURE, |end_ms| now + Duration::from_millis(deadline.saturating_sub(end_ms))))
+        self.end_ms().map_or(now + UNSURE, |end_ms| now + Duration::from_millis(time_ms.saturating_sub(end_ms)))
     }
 
     /// When the queue ends for want of use; tells the node when it does.
@@ -160,7 +180,7 @@ impl ShardServer {
         chosen
     }
 
-    /// What a batch brings to queues that drop messages; `None`: one of them is not to be added to now.
+    /// What a batch brings to queues with limits; false: one of them is not to be added to now.
     pub(super) fn limited_targets(&self, batch: &Batch, targets: &mut Targets) -> bool {
         if self.limited.is_empty() {
             return true;
@@ -183,19 +203,20 @@ impl ShardServer {
         free
     }
 
-    /// The entry to be proposed has these messages for queues that drop some when they are full: their basis goes before them, and
-    /// nothing is delivered from a queue that may drop some.
-    pub(super) fn brace(&mut self, targets: &mut Targets, now_ms: u64, ops: &mut Ops) {
+    /// The entry to be proposed has these messages for queues with limits: their basis goes before them, and nothing is delivered from a
+    /// queue that may drop some.
+    pub(super) fn brace(&mut self, targets: &mut Targets, ops: &mut Ops) {
         let machine = self.machine.lock();
         for (id, count, risky) in targets.iter_mut() {
             let (Some(state), Some(queue)) = (self.queues.get_mut(id), machine.queue(*id)) else { continue };
             if !state.held && queue.reserved() > Seq(0) {
-                ops.tend(*id, now_ms, state.room(), &state.checked_ranges());
+                // The basis only: nothing expires by it that may be delivered meanwhile.
+                ops.tend(*id, 0, state.room(), &state.checked_ranges());
             }
             let Some(care) = &mut state.care else { continue };
             care.coming += *count;
             let long = care.settings.max_length.is_some_and(|max| queue.live_count() + care.coming > max);
-            *risky = long || care.settings.max_length_bytes.is_some();
+            *risky = care.drops_head() && (long || care.settings.max_length_bytes.is_some());
             care.frozen += u32::from(*risky);
         }
     }

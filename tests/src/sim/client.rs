@@ -60,6 +60,7 @@ impl News {
             | Event::AuthenticationFailed(_)
             | Event::Opened
             | Event::OpenRefused(_)
+            | Event::SecretUpdated(_)
             | Event::Reply { .. }
             | Event::ChannelError { .. }
             | Event::Report

@@ -370,6 +370,17 @@ impl Connection {
         self.ask((40, 11), |out| encode::exchange_declare(out, channel, exchange, kind, 2)).map(drop)
     }
 
+    /// The same with arguments.
+    pub fn declare_exchange_with(
+        &mut self,
+        channel: u16,
+        exchange: &str,
+        kind: &str,
+        arguments: &[(String, Field)],
+    ) -> Result<(), ClientError> {
+        self.ask((40, 11), |out| encode::exchange_declare_with(out, channel, exchange, (kind, 2), arguments)).map(drop)
+    }
+
     /// exchange.delete.
     pub fn delete_exchange(&mut self, channel: u16, exchange: &str) -> Result<(), ClientError> {
         self.ask((40, 21), |out| encode::exchange_delete(out, channel, exchange)).map(drop)
@@ -389,6 +400,13 @@ impl Connection {
     pub fn publish_to(&mut self, route: encode::Route<'_>, body: &[u8]) -> Result<(), ClientError> {
         let mut out = Vec::with_capacity(body.len() + 128);
         encode::publish(&mut out, route, body, self.frame_max);
+        self.send(&out)
+    }
+
+    /// basic.publish with headers, no waiting.
+    pub fn publish_with(&mut self, route: encode::Route<'_>, headers: &[(String, Field)], body: &[u8]) -> Result<(), ClientError> {
+        let mut out = Vec::with_capacity(body.len() + 256);
+        encode::publish_with(&mut out, route, headers, body, self.frame_max);
         self.send(&out)
     }
 

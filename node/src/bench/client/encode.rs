@@ -157,11 +157,16 @@ pub fn queue_bind(out: &mut Vec<u8>, channel: u16, queue: &str, exchange: &str, 
 
 /// exchange.declare; bits: 1 passive, 2 durable, 4 auto-delete, 8 internal.
 pub fn exchange_declare(out: &mut Vec<u8>, channel: u16, exchange: &str, kind: &str, bits: u8) {
+    exchange_declare_with(out, channel, exchange, (kind, bits), &[]);
+}
+
+/// The same with arguments.
+pub fn exchange_declare_with(out: &mut Vec<u8>, channel: u16, exchange: &str, (kind, bits): (&str, u8), arguments: &[(String, Field)]) {
     method(out, channel, (40, 10), |out| {
         named(out, exchange);
         short_string(out, kind);
         out.push(bits);
-        put_table(out, &[]);
+        put_table(out, arguments);
     });
 }
 
@@ -209,15 +214,30 @@ pub fn nack(out: &mut Vec<u8>, channel: u16, tag: u64, multiple: bool, requeue: 
 
 /// basic.publish with its content; a persistent message; the body is cut at `frame_max`.
 pub fn publish(out: &mut Vec<u8>, route: Route<'_>, body: &[u8], frame_max: u32) {
+    // Flags: delivery-mode; 2 = persistent.
+    publish_properties(out, route, &[0x10, 0, 2], body, frame_max);
+}
+
+/// The same with headers.
+pub fn publish_with(out: &mut Vec<u8>, route: Route<'_>, headers: &[(String, Field)], body: &[u8], frame_max: u32) {
+    // Flags: headers, delivery-mode.
+    let mut properties = vec![0x30, 0];
+    put_table(&mut properties, headers);
+    properties.push(2);
+    publish_properties(out, route, &properties, body, frame_max);
+}
+
+fn publish_properties(out: &mut Vec<u8>, route: Route<'_>, properties: &[u8], body: &[u8], frame_max: u32) {
     method(out, route.channel, (60, 40), |out| {
         named(out, route.exchange);
         short_string(out, route.key);
         out.push(u8::from(route.mandatory));
     });
-    let mut header = [0; 15];
-    header[..2].copy_from_slice(&60u16.to_be_bytes());
-    header[4..12].copy_from_slice(&(body.len() as u64).to_be_bytes());
-    header[12..].copy_from_slice(&[0x10, 0, 2]); // flags: delivery-mode; 2 = persistent
+    let mut header = Vec::with_capacity(12 + properties.len());
+    header.extend_from_slice(&60u16.to_be_bytes());
+    header.extend_from_slice(&[0, 0]);
+    header.extend_from_slice(&(body.len() as u64).to_be_bytes());
+    header.extend_from_slice(properties);
     frame(out, FRAME_HEADER, route.channel, &header);
     let most = frame_max.saturating_sub(8).max(1) as usize;
     body.chunks(most).for_each(|piece| frame(out, FRAME_BODY, route.channel, piece));

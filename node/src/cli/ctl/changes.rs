@@ -1,12 +1,13 @@
-//! Commands that change users, vhosts, permissions, policies, limits, queues and connections. Passwords are hashed here: a new one does
+//! Commands that change users, vhosts, permissions, policies, limits, queues and connections. Passwords are hashed here: they do
 //! not travel.
 
 use super::commands::{CtlCommand, PolicyArgs};
 use super::{CtlArgs, CtlError, DATA, SOFTWARE, UNAVAILABLE, USAGE, print};
-use crate::machine::catalog::{decode_base64, hash_password};
+use crate::machine::catalog::{decode_base64, hash_password, password_digest};
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::admin::{AdminCommand, ApplyTo, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{Refusal, Table, Value};
+use crate::peer::auth::Secret;
 use serde_json::Value as Json;
 use warren_proto::admin::{CloseRequest, QueueRequest};
 
@@ -162,7 +163,10 @@ impl CtlArgs {
     pub(super) async fn authenticate(&self, client: &mut AdminClient, user: &str, password: Option<&str>) -> Result<(), CtlError> {
         self.inform(&format!("Authenticating user \"{user}\" ..."));
         let password = self.password(password, "Password: ", SOFTWARE)?;
-        match client.authenticate(user, &password).await?.refused.as_str() {
+        let digest = password_digest(&client.salt(user).await?, password.as_bytes());
+        let nonce: [u8; 32] = rand::random();
+        let proof = Secret::new(self.secret(&self.dirs())?.bytes()).prove_password(user, &nonce, &digest);
+        match client.authenticate(user, &nonce, &proof).await?.refused.as_str() {
             "" => self.say("Success"),
             why => return Err(CtlError::failed(DATA, format!("Error:\nError: failed to authenticate user \"{user}\"\n{why}"))),
         }

@@ -2,6 +2,7 @@
 //! answers to their requests; the tick blocks, nacks and gives up. Called by the lane's task only.
 
 use super::batches::Closed;
+use super::consumers::Late;
 use super::requests::{Answer, Asked, Sink};
 use super::run::{Ended, Fate, Run};
 use super::{Lane, RETURN_MEMORY, State, no_quorum};
@@ -164,7 +165,7 @@ impl Lane {
                 return;
             }
         }
-        let Some(Asked { sink: Sink::Get { mailbox, at, no_ack, name }, .. }) = state.requests.take(request) else {
+        let Some(Asked { sink: Sink::Get { mailbox, at, no_ack, name, timeout }, .. }) = state.requests.take(request) else {
             if let Ok(Some((delivery, _))) = result {
                 state.came(std::slice::from_ref(&delivery));
                 state.give_back_messages(&[delivery]);
@@ -193,7 +194,7 @@ impl Lane {
             state.settled(queue, seq);
             state.batches.settle(queue, SettleReason::Ack, seq, Instant::now());
         } else {
-            state.consumers.hold_loose(mailbox.id(), queue, seq);
+            state.consumers.fetched((queue, seq), mailbox, at, timeout);
         }
     }
 
@@ -297,9 +298,7 @@ impl Lane {
         for (_, late) in state.consumers.cancelling.extract_if(|_, c| c.deadline <= now) {
             late.mailbox.reply(late.at, Ok(Reply::Done));
         }
-        for id in state.consumers.sweep(now) {
-            state.timed_out(id);
-        }
+        state.consumers.sweep(now).iter().for_each(Late::close);
         let unheard = state.leader.is_none() && state.unreachable.is_some_and(|since| now >= since + UNHEARD);
         let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes() || state.batches.has_commits());
         let lost = lost && state.unreachable.is_some_and(|since| now >= since + OWNER_GONE);
@@ -365,13 +364,12 @@ impl Lane {
     }
 }
 
-impl State {
-    /// A consumer holds a message for too long: its channel ends, in RabbitMQ's words.
-    fn timed_out(&mut self, id: ConsumerId) {
-        let Some(record) = self.consumers.records.get(&id) else { return };
-        let (place, timeout_ms) = (record.place, record.wishes.timeout.as_millis());
-        tracing::warn!(consumer = %id, tag = record.spec.tag, timeout_ms, "no acknowledgement in time; the channel is closed");
-        record.mailbox.push_at(place.channel, |channel| {
+impl Late {
+    /// The channel ends, in RabbitMQ's words.
+    fn close(&self) {
+        let timeout_ms = self.timeout.as_millis();
+        tracing::warn!(peer = %self.mailbox.peer, channel = self.at.channel, timeout_ms, "no acknowledgement in time; the channel is closed");
+        self.mailbox.push_at(self.at, |channel| {
             let text = format!(
                 "delivery acknowledgement on channel {channel} timed out. Timeout value used: {timeout_ms} ms. This timeout value can be \
                  configured, see consumers doc guide to learn more"
@@ -379,7 +377,9 @@ impl State {
             Event::ChannelError { channel, refusal: Refusal::Precondition(text), method: (0, 0) }
         });
     }
+}
 
+impl State {
     /// Another leader took over: consumers that do not want that end.
     fn cancel_on_failover(&mut self) {
         let ending = self.consumers.records.values().filter(|r| r.running && r.wishes.cancel_on_failover);

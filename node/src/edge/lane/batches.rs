@@ -5,9 +5,10 @@ use super::committing::Committing;
 use super::run::Run;
 use crate::edge::ranges::RangeSet;
 use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage, Word};
+use crate::model::letters::Source;
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
-use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, ShardId, TxId};
+use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, TxId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -485,8 +486,8 @@ pub(in crate::edge) struct Message<'a> {
     pub key: &'a [u8],
     pub properties: &'a [u8],
     pub body: &'a [u8],
-    /// A dead letter: its source's shard and number.
-    pub source: Option<(ShardId, u64)>,
+    /// It is a letter.
+    pub source: Option<Source>,
 }
 
 impl StoredMessage {

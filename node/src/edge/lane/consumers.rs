@@ -40,6 +40,23 @@ pub(in crate::edge) struct Wishes {
     pub cancel_on_failover: bool,
 }
 
+/// A message that basic.get gave out.
+#[derive(Debug)]
+struct Fetched {
+    mailbox: Arc<Mailbox>,
+    at: ChannelRef,
+    since: Instant,
+    timeout: Duration,
+}
+
+/// Somebody who holds a message for too long.
+#[derive(Debug)]
+pub(super) struct Late {
+    pub mailbox: Arc<Mailbox>,
+    pub at: ChannelRef,
+    pub timeout: Duration,
+}
+
 /// A cancel that the leader has not confirmed.
 #[derive(Debug)]
 pub(super) struct Cancelling {
@@ -53,16 +70,17 @@ pub(super) struct Consumers {
     pub records: HashMap<ConsumerId, Record>,
     /// Held by basic.get or by consumers that ended since.
     loose: BTreeMap<(ConnectionId, QueueId), RangeSet>,
+    /// Those of them that came by basic.get.
+    fetched: BTreeMap<(ConnectionId, QueueId, Seq), Fetched>,
     pub cancelling: HashMap<ConsumerId, Cancelling>,
     dirty: Vec<ConsumerId>,
-    /// When consumers are looked at for messages held too long.
+    /// When consumers and fetched messages are looked at for messages held too long.
     pub sweep_at: Option<Instant>,
 }
 
 impl Consumers {
     pub fn add(&mut self, spec: Consumer, mailbox: Arc<Mailbox>, place: ConsumerPlace, wishes: Wishes) {
-        let sweep = Instant::now() + pause(wishes.timeout);
-        self.sweep_at = Some(self.sweep_at.map_or(sweep, |at| at.min(sweep)));
+        self.sweep_soon(wishes.timeout);
         let record = Record {
             mailbox,
             place,
@@ -106,6 +124,7 @@ impl Consumers {
             }
             return true;
         }
+        self.fetched.remove(&(connection, queue, seq));
         let Some(loose) = self.loose.get_mut(&(connection, queue)) else { return false };
         let held = loose.remove(seq);
         if loose.is_empty() {
@@ -114,8 +133,14 @@ impl Consumers {
         held
     }
 
-    /// Consumers that have held a message for longer than they may: seen at two looks at least, so up to half as long again.
-    pub fn sweep(&mut self, now: Instant) -> Vec<ConsumerId> {
+    fn sweep_soon(&mut self, timeout: Duration) {
+        let sweep = Instant::now() + pause(timeout);
+        self.sweep_at = Some(self.sweep_at.map_or(sweep, |at| at.min(sweep)));
+    }
+
+    /// Who has held a message for longer than it may. Of consumers the first message is seen at two looks at least, so up to half as long
+    /// again.
+    pub fn sweep(&mut self, now: Instant) -> Vec<Late> {
         if self.sweep_at.is_none_or(|at| now < at) {
             return Vec::new();
         }
@@ -130,9 +155,16 @@ impl Consumers {
             };
             if record.oldest.is_some_and(|(_, since)| now >= since + record.wishes.timeout) {
                 record.oldest = None;
-                late.push(record.spec.id);
+                late.push(Late { mailbox: record.mailbox.clone(), at: record.place.channel, timeout: record.wishes.timeout });
             }
             let at = now + pause(record.wishes.timeout);
+            next = Some(next.map_or(at, |next: Instant| next.min(at)));
+        }
+        for (_, Fetched { mailbox, at, timeout, .. }) in self.fetched.extract_if(.., |_, fetched| now >= fetched.since + fetched.timeout) {
+            late.push(Late { mailbox, at, timeout });
+        }
+        for fetched in self.fetched.values() {
+            let at = now + pause(fetched.timeout);
             next = Some(next.map_or(at, |next: Instant| next.min(at)));
         }
         self.sweep_at = next;
@@ -187,9 +219,12 @@ impl Consumers {
         }
     }
 
-    /// Hold a message that came by basic.get.
-    pub fn hold_loose(&mut self, connection: ConnectionId, queue: QueueId, seq: Seq) {
+    /// Hold a message that came by basic.get, for so long at most.
+    pub fn fetched(&mut self, (queue, seq): (QueueId, Seq), mailbox: Arc<Mailbox>, at: ChannelRef, timeout: Duration) {
+        let connection = mailbox.id();
         self.loose.entry((connection, queue)).or_default().insert(seq);
+        self.fetched.insert((connection, queue, seq), Fetched { mailbox, at, since: Instant::now(), timeout });
+        self.sweep_soon(timeout);
     }
 
     /// A consumer ends. What its client still holds becomes loose, except `unseen`; returns the ranges of those.
@@ -210,6 +245,8 @@ impl Consumers {
 
     /// Everything that a connection holds outside of its consumers.
     pub fn take_loose(&mut self, connection: ConnectionId) -> Vec<(QueueId, Ranges)> {
+        let all = (connection, QueueId(0), Seq(0))..=(connection, QueueId(u64::MAX), Seq(u64::MAX));
+        self.fetched.extract_if(all, |_, _| true).for_each(drop);
         let mine = (connection, QueueId(0))..=(connection, QueueId(u64::MAX));
         let keys: Vec<_> = self.loose.range(mine).map(|(key, _)| *key).collect();
         keys.into_iter().filter_map(|key| self.loose.remove(&key).map(|mut set| (key.1, set.take()))).collect()
@@ -246,6 +283,7 @@ impl Consumers {
     /// The shard is gone: every consumer ends, nothing is held any more. Returns what was.
     pub fn wipe(&mut self) -> (Vec<Record>, Vec<(QueueId, RangeSet)>) {
         self.dirty.clear();
+        self.fetched.clear();
         let loose = std::mem::take(&mut self.loose).into_iter().map(|((_, queue), set)| (queue, set)).collect();
         (self.records.drain().map(|r| r.1).collect(), loose)
     }

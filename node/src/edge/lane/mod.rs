@@ -65,6 +65,8 @@ struct State {
     returning: VecDeque<Returning>,
     /// Held messages that came as redelivered: whoever gives them back, somebody has seen them.
     marked: BTreeMap<QueueId, RangeSet>,
+    /// Of those: how often they had failed, where that is counted.
+    failures: BTreeMap<(QueueId, Seq), u32>,
     /// The leader that welcomed this edge on the present path.
     leader: Option<LeaderId>,
     /// The last leader that did.
@@ -85,12 +87,23 @@ pub(super) struct Ask {
     pub used: bool,
 }
 
+/// basic.get.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    pub queue: QueueId,
+    pub name: Name,
+    pub no_ack: bool,
+    /// How long the client may hold the message.
+    pub timeout: Duration,
+}
+
 /// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
 /// `redelivered = false` must not become a lie with the leader that knew better. Those that come to this node again are forgotten.
 #[derive(Debug)]
 struct Returning {
     queue: QueueId,
     set: RangeSet,
+    failures: BTreeMap<Seq, u32>,
     sent: Option<Instant>,
 }
 
@@ -109,6 +122,7 @@ impl Lane {
             outgoing: Vec::new(),
             returning: VecDeque::new(),
             marked: BTreeMap::new(),
+            failures: BTreeMap::new(),
             leader: None,
             former: None,
             attach_due: false,
@@ -269,9 +283,9 @@ impl Lane {
     }
 
     /// basic.get; the lane answers on the channel.
-    pub fn get(&self, id: u64, queue: (QueueId, Name), no_ack: bool, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
-        let (queue, name) = queue;
-        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack, name };
+    pub fn get(&self, id: u64, fetch: Fetch, mailbox: &Arc<Mailbox>, at: ChannelRef, after: u64) {
+        let Fetch { queue, name, no_ack, timeout } = fetch;
+        let sink = Sink::Get { mailbox: mailbox.clone(), at, no_ack, name, timeout };
         let message = ToLeader::Get { request: id, queue, no_ack };
         self.state.lock().requests.add(id, message, Some(queue), sink, after, self.config.no_quorum_timeout);
         self.wake.notify_one();
@@ -481,21 +495,35 @@ impl State {
             self.returning.pop_front();
         }
         for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
+            let failures = self.take_failures(queue, &set);
             let marked = self.unmark(queue, &mut set);
             if seen {
                 set.extend(&marked.to_ranges());
             } else if !marked.is_empty() {
-                self.returning.push_back(Returning { queue, set: marked, sent: None });
+                self.returning.push_back(Returning { queue, set: marked, failures: failures.clone(), sent: None });
             }
             if set.is_empty() {
                 continue;
             }
             if seen {
-                self.returning.push_back(Returning { queue, set, sent: None });
+                self.returning.push_back(Returning { queue, set, failures, sent: None });
             } else if self.leader.is_some() {
-                self.outgoing.push(ToLeader::Return { queue, ranges: set.take(), seen });
+                self.outgoing.push(ToLeader::Return { queue, ranges: set.take(), seen, failures: Vec::new() });
             }
         }
+    }
+
+    /// How often messages of `set` had failed when they came; forgotten here.
+    fn take_failures(&mut self, queue: QueueId, set: &RangeSet) -> BTreeMap<Seq, u32> {
+        let mut found = BTreeMap::new();
+        if self.failures.is_empty() {
+            return found;
+        }
+        for (first, last) in set.to_ranges() {
+            let taken = self.failures.extract_if((queue, first)..=(queue, last), |_, _| true);
+            found.extend(taken.map(|((_, seq), count)| (seq, count)));
+        }
+        found
     }
 
     /// Takes those out of `set` that came as redelivered.
@@ -518,6 +546,7 @@ impl State {
 
     /// A message left the client's hands for good.
     fn settled(&mut self, queue: QueueId, seq: Seq) {
+        self.failures.remove(&(queue, seq));
         if let Some(marked) = self.marked.get_mut(&queue)
             && marked.remove(seq)
             && marked.is_empty()
@@ -533,6 +562,9 @@ impl State {
         }
         for message in messages.iter().filter(|m| m.redelivered) {
             self.marked.entry(message.queue).or_default().insert(message.seq);
+            if message.failures > 0 {
+                self.failures.insert((message.queue, message.seq), message.failures);
+            }
         }
     }
 
@@ -545,11 +577,15 @@ impl State {
                 continue;
             }
             let lately = |r: &&mut Returning| r.queue == fresh.queue && r.sent.is_some_and(|t| now < t + RETURN_STEP);
+            let failures = fresh.failures.iter().map(|(seq, count)| (*seq, *count)).collect();
+            out.push(ToLeader::Return { queue: fresh.queue, ranges: ranges.clone(), seen: true, failures });
             match self.returning.iter_mut().rev().find(lately) {
-                Some(before) => before.set.extend(&ranges),
+                Some(before) => {
+                    before.set.extend(&ranges);
+                    before.failures.extend(fresh.failures);
+                }
                 None => self.returning.push_back(Returning { sent: Some(now), ..fresh }),
             }
-            out.push(ToLeader::Return { queue: fresh.queue, ranges, seen: true });
         }
     }
 

@@ -25,7 +25,7 @@ pub(in crate::edge) enum Answer {
 #[derive(Debug)]
 pub(super) enum Sink {
     Task(oneshot::Sender<Result<Answer, Refusal>>),
-    Get { mailbox: Arc<Mailbox>, at: ChannelRef, no_ack: bool, name: Name },
+    Get { mailbox: Arc<Mailbox>, at: ChannelRef, no_ack: bool, name: Name, timeout: Duration },
     Consume { mailbox: Arc<Mailbox>, at: ChannelRef, name: Name },
 }
 

@@ -4,7 +4,8 @@
 use super::committing::Committing;
 use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::entry::StoredMessage;
-use crate::model::ports::LetterDone;
+use crate::model::letters::LetterFate;
+use crate::model::ports::LetterAnswered;
 use crate::model::step::Publish;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ pub(in crate::edge) enum Fate {
 pub(in crate::edge) struct Shared {
     parts: Mutex<(u32, Fate)>,
     /// Told when the last part has answered.
-    then: Option<LetterDone>,
+    then: Option<LetterAnswered>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -57,8 +58,8 @@ impl Shared {
         Arc::new(Shared { parts: Mutex::new((parts, Fate::Unroutable)), then: None })
     }
 
-    /// One part, whatever becomes of it.
-    pub fn letter(then: LetterDone) -> Arc<Shared> {
+    /// One part of nobody's.
+    pub fn letter(then: LetterAnswered) -> Arc<Shared> {
         Arc::new(Shared { parts: Mutex::new((1, Fate::Unroutable)), then: Some(then) })
     }
 
@@ -80,7 +81,10 @@ impl Shared {
             return None;
         }
         if let Some(then) = &self.then {
-            then();
+            then(match state.1 {
+                Fate::Nacked => LetterFate::Refused,
+                Fate::Taken | Fate::Unroutable => LetterFate::Taken,
+            });
         }
         Some(state.1)
     }

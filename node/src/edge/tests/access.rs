@@ -162,6 +162,29 @@ async fn topic_permissions_are_checked_for_each_routing_key() {
 }
 
 #[tokio::test]
+async fn topics_are_restricted_as_soon_as_an_exchange_of_that_name_is_a_topic_exchange() {
+    let scene = Scene::new(default_config());
+    let (user, vhost, permission) = ("guest".into(), "/".into(), TopicPermission { write: "^a".into(), read: ".*".into() });
+    scene.admin(AdminCommand::SetTopicPermissions { user, vhost, exchange: "x".into(), permission });
+    let made = |kind| {
+        let spec = ExchangeSpec { name: name("x"), kind, durable: true, auto_delete: false, internal: false, arguments: Table::new() };
+        scene.world.apply(&CatalogCommand::DeleteExchange { name: name("x"), if_unused: false });
+        assert_eq!(scene.world.apply(&CatalogCommand::DeclareExchange(spec)).1, CatalogReply::Done);
+    };
+    made(ExchangeKind::Direct);
+    let mut client = scene.client();
+    client.publish("x", "b", 1);
+    assert_eq!(client.now(), [Event::Confirmed { channel: 1, tickets: vec![(1, 1)] }]);
+    made(ExchangeKind::Topic);
+    client.publish("x", "a", 2);
+    client.publish("x", "a", 3);
+    assert_eq!(client.now(), [Event::Confirmed { channel: 1, tickets: vec![(2, 3)] }]);
+    client.publish("x", "b", 4);
+    let text = "write access to topic 'b' in exchange topic 'x' in vhost '/' refused for user 'guest'";
+    assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal: Refusal::Access(text.into()), method: (60, 40) }]);
+}
+
+#[tokio::test]
 async fn connections_of_a_deleted_user_or_vhost_are_closed_and_of_their_successors_stay() {
     let scene = Scene::new(default_config());
     let mut client = scene.client();
@@ -199,19 +222,38 @@ async fn a_vhost_and_a_user_have_no_more_connections_than_they_may() {
     }
 }
 
-/// Other nodes with so many.
-struct Others(u64);
+/// So many on the other nodes; `None`: it does not answer.
+struct Others(Mutex<BTreeMap<NodeId, Option<u64>>>);
+
+impl Others {
+    /// Nodes 2 and 3 of a scene.
+    fn of(scene: &Scene, counts: [Option<u64>; 2]) -> Arc<Others> {
+        for node in [2, 3] {
+            scene.world.apply(&CatalogCommand::NodeUp { node: NodeId(node), incarnation: Incarnation(1) });
+        }
+        let others = Arc::new(Others(Mutex::new([NodeId(2), NodeId(3)].into_iter().zip(counts).collect())));
+        scene.edge.set_neighbours(others.clone());
+        others
+    }
+}
 
 impl Neighbours for Others {
-    fn count(&self, _: Counted) -> BoxFuture<'_, u64> {
-        Box::pin(std::future::ready(self.0))
+    fn count(&self, _: Counted, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, u64)>> {
+        let answers = nodes.into_iter().filter_map(|node| Some((node, self.0.lock()[&node]?))).collect();
+        Box::pin(std::future::ready(answers))
+    }
+}
+
+impl Client {
+    async fn is_silent(&mut self) -> bool {
+        timeout(Duration::from_millis(250), self.next()).await.is_err()
     }
 }
 
 #[tokio::test]
 async fn limits_count_the_other_nodes() {
     let scene = Scene::new(default_config());
-    scene.edge.set_neighbours(Arc::new(Others(2)));
+    Others::of(&scene, [Some(1), Some(1)]);
     scene.limit(false, &[("max-connections", 3)]);
     let (_client, opened) = scene.login().await;
     assert_eq!(opened, Event::Opened);
@@ -219,17 +261,71 @@ async fn limits_count_the_other_nodes() {
 }
 
 #[tokio::test]
+async fn who_comes_while_a_node_is_silent_waits_until_it_answers_or_is_down() {
+    for (answer, opened) in [(Some(1), true), (Some(2), false), (None, true)] {
+        let scene = Scene::new(default_config());
+        let others = Others::of(&scene, [None, Some(1)]);
+        scene.limit(false, &[("max-connections", 3)]);
+        let mut connection = scene.edge.connect(ConnectionInfo { peer: "127.0.0.1:4000".parse().expect("an address") });
+        connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
+        connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
+        let mut client = Client { connection, events: Vec::new() };
+        assert_eq!(client.next().await, Event::Authenticated);
+        assert!(client.is_silent().await, "nobody knows how many there are");
+        match answer {
+            Some(_) => drop(others.0.lock().insert(NodeId(2), answer)),
+            None => drop(scene.world.apply(&CatalogCommand::NodeDown { node: NodeId(2), incarnation: Incarnation(1) })),
+        }
+        assert_eq!(client.next().await == Event::Opened, opened, "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_comes_while_a_node_is_silent_for_too_long_is_refused() {
+    let scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(150), ..default_config() });
+    Others::of(&scene, [Some(0), None]);
+    scene.limit(true, &[("max-connections", 3)]);
+    let text = "limits cannot be checked: node 3 does not answer";
+    assert_eq!(scene.login().await.1, Event::OpenRefused(Refusal::NotAllowed(text.into())));
+    scene.world.apply(&CatalogCommand::NodeDown { node: NodeId(3), incarnation: Incarnation(1) });
+    scene.world.lease.store(false, Ordering::SeqCst);
+    let refused = scene.login().await.1;
+    assert!(matches!(&refused, Event::OpenRefused(Refusal::NotAllowed(text)) if text.contains("no contact")), "{refused:?}");
+    scene.world.lease.store(true, Ordering::SeqCst);
+    assert_eq!(scene.login().await.1, Event::Opened);
+}
+
+#[tokio::test]
 async fn a_user_has_no_more_channels_than_it_may() {
     let scene = Scene::new(default_config());
-    scene.limit(true, &[("max-channels", 2)]);
+    let others = Others::of(&scene, [Some(0), Some(0)]);
     let (mut client, _) = scene.login().await;
-    (1..=2).for_each(|channel| client.submit(Step::ChannelOpened { channel }));
+    let open = |client: &mut Client, channel| client.submit(Step::Request { channel, request: Request::OpenChannel });
+    let ok = |channel| Event::Reply { channel, result: Ok(Reply::Done) };
+    open(&mut client, 1);
+    assert_eq!(client.now(), [ok(1)], "nothing is limited, nobody is asked");
+    scene.limit(true, &[("max-channels", 3)]);
+    others.0.lock().insert(NodeId(3), Some(1));
+    open(&mut client, 2);
+    assert_eq!(client.next().await, ok(2));
     client.submit(Step::ChannelClosed { channel: 1, held: vec![] });
-    client.submit(Step::ChannelOpened { channel: 3 });
-    assert!(timeout(Duration::from_millis(50), client.next()).await.is_err());
-    client.submit(Step::ChannelOpened { channel: 4 });
-    let text = "number of channels opened for user 'guest' has reached the maximum allowed user limit of (2)";
-    assert_eq!(client.next().await, Event::ChannelError { channel: 4, refusal: Refusal::NotAllowed(text.into()), method: (20, 10) });
+    open(&mut client, 3);
+    assert_eq!(client.next().await, ok(3));
+    open(&mut client, 4);
+    let text = "number of channels opened for user 'guest' has reached the maximum allowed user limit of (3)";
+    assert_eq!(client.next().await, Event::Reply { channel: 4, result: Err(Refusal::NotAllowed(text.into())) });
+}
+
+#[tokio::test]
+async fn a_new_secret_is_not_looked_at_but_the_vhost_is() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    client.submit(Step::UpdateSecret);
+    assert_eq!(client.now(), [Event::SecretUpdated(Ok(()))]);
+    scene.admin(AdminCommand::ClearPermissions { user: "guest".into(), vhost: "/".into() });
+    client.submit(Step::UpdateSecret);
+    let text = "access to vhost '/' refused for user 'guest'";
+    assert_eq!(client.now(), [Event::SecretUpdated(Err(Refusal::NotAllowed(text.into())))]);
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ async fn a_requeue_goes_back_seen_with_credit() {
     leader.deliver(consumer, queue, &[1, 2, 3]).await;
     let held = client.delivered().await;
     client.settle(&held[1..], Outcome::Requeue);
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true, failures: vec![] });
     assert_eq!(leader.next().await, ToLeader::Credit { consumer, messages: 2, bytes: 0 });
 }
 
@@ -186,10 +186,10 @@ async fn a_lost_client_gives_back_what_it_held() {
     timeout(PATIENCE, client.connection.changed()).await.expect("an event");
     drop(client);
     assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: false });
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 2)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: false, failures: vec![] });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 2)]), seen: true, failures: vec![] });
     leader.deliver(consumer, queue, &[4]).await;
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 4)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 4)]), seen: false, failures: vec![] });
 }
 
 #[tokio::test]
@@ -203,8 +203,8 @@ async fn a_closed_channel_gives_back_seen_and_unseen() {
     assert!(client.now().is_empty());
     assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
     // The session acknowledges 1 no more: whatever it did not name it had not seen.
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1), (3, 3)]), seen: false });
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1), (3, 3)]), seen: false, failures: vec![] });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true, failures: vec![] });
     assert_eq!(scene.edge.connections().len(), 1);
 }
 
@@ -214,13 +214,13 @@ async fn a_return_that_no_leader_heard_is_said_before_the_next_attach() {
     leader.deliver(consumer, queue, &[1, 2, 3]).await;
     let held = client.delivered().await;
     client.settle(&held[..2], Outcome::Requeue);
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 2)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 2)]), seen: true, failures: vec![] });
     leader.next().await;
     leader.deliver(consumer, queue, &[1]).await;
     client.delivered().await;
     scene.world.set_leader(ShardId(1), Some(super::leader(2, 2)));
     let (mut new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
-    assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true }, "1 is held again");
+    assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true, failures: vec![] }, "1 is held again");
     let ToLeader::Attach { consumers, loose, .. } = new.next().await else { panic!("no attach") };
     assert_eq!(consumers[0].unacked, ranges(&[(1, 1), (3, 3)]));
     assert!(loose.is_empty());
@@ -239,7 +239,7 @@ async fn what_came_redelivered_goes_back_as_seen_whoever_saw_it() {
         ToLeader::Return { seen, .. } => u8::from(*seen),
         _ => 2,
     });
-    let back = |all: &[(u64, u64)], seen| ToLeader::Return { queue, ranges: ranges(all), seen };
+    let back = |all: &[(u64, u64)], seen| ToLeader::Return { queue, ranges: ranges(all), seen, failures: vec![] };
     assert_eq!(said, [back(&[(2, 2)], false), back(&[(1, 1), (3, 3)], true), ToLeader::Cancel { consumer }]);
 }
 
@@ -251,17 +251,17 @@ async fn after_a_cancel_nothing_more_comes_and_what_is_held_can_be_settled() {
     leader.deliver(consumer, queue, &[3]).await;
     timeout(PATIENCE, client.connection.changed()).await.expect("an event");
     client.ask(Request::Cancel { consumer });
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: false, failures: vec![] });
     assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
     leader.deliver(consumer, queue, &[4]).await;
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 4)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 4)]), seen: false, failures: vec![] });
     assert!(client.now().is_empty());
     leader.say(ToEdge::Cancelled { consumer, asked: true }).await;
     assert_eq!(client.reply().await, Ok(Reply::Done));
     client.settle(&held[..1], Outcome::Ack);
     assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
     drop(client);
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 2)]), seen: true, failures: vec![] });
 }
 
 #[tokio::test]
@@ -289,8 +289,8 @@ async fn the_channels_common_prefetch_parks_what_is_over_it() {
     assert_eq!(settles(&leader.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
     client.submit(Step::ChannelClosed { channel: 1, held: vec![held[1], next[0]] });
     assert_eq!(leader.next().await, ToLeader::Cancel { consumer });
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 5)]), seen: false });
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(4, 5)]), seen: false, failures: vec![] });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true, failures: vec![] });
 }
 
 #[tokio::test]
@@ -350,6 +350,34 @@ async fn get_holds_its_message_until_it_is_settled() {
 }
 
 #[tokio::test]
+async fn a_fetched_message_held_for_too_long_ends_its_channel_unless_it_is_settled() {
+    for settled in [false, true] {
+        let mut scene = Scene::new(default_config());
+        let arguments = Table::from([("x-consumer-timeout".to_owned(), Value::Int(80))]);
+        let spec = QueueSpec { name: name("q"), durable: true, auto_delete: false, exclusive_owner: None, arguments };
+        let queue = scene.declare(spec, ShardId(1));
+        let mut client = scene.client();
+        client.ask(Request::Get { queue: name("q"), no_ack: false });
+        let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+        let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
+        let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
+        leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 0))) }).await;
+        assert!(matches!(client.reply().await, Ok(Reply::Got(Some(_)))));
+        if settled {
+            client.settle(&[Held { shard: ShardId(1), queue, seq: Seq(1), consumer: None }], Outcome::Ack);
+            assert!(timeout(Duration::from_millis(300), client.next()).await.is_err());
+            continue;
+        }
+        match client.next().await {
+            Event::ChannelError { channel: 1, refusal: Refusal::Precondition(text), method: (0, 0) } => {
+                assert!(text.starts_with("delivery acknowledgement on channel 1 timed out. Timeout value used: 80 ms."), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_message_fetched_for_a_lost_client_goes_back_unseen() {
     let mut scene = Scene::new(default_config());
     let queue = scene.queue("q", 1);
@@ -360,7 +388,7 @@ async fn a_message_fetched_for_a_lost_client_goes_back_unseen() {
     drop(client);
     let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
     leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 6))) }).await;
-    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: false });
+    assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: false, failures: vec![] });
 }
 
 #[tokio::test]
@@ -420,11 +448,11 @@ async fn returns_of_a_queue_are_remembered_as_one() {
         leader.deliver(consumer, queue, &[seq]).await;
         let held = client.delivered().await;
         client.settle(&held, Outcome::Requeue);
-        assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(seq, seq)]), seen: true });
+        assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(seq, seq)]), seen: true, failures: vec![] });
     }
     drop(leader);
     let (_new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
-    assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(1, 3)]), seen: true });
+    assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(1, 3)]), seen: true, failures: vec![] });
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ fn publish_with(client: &mut Client, exchange: &str, key: &str, properties: Byte
 }
 
 #[tokio::test]
-async fn copies_go_to_further_keys_and_blind_ones_leave_no_trace() {
+async fn copies_go_to_further_keys_and_blind_ones_are_stored_by_another_name() {
     let mut scene = Scene::new(default_config());
     let (a, b, c) = (scene.queue("a", 1), scene.queue("b", 1), scene.queue("c", 1));
     let mut client = scene.client();
@@ -39,7 +39,7 @@ async fn copies_go_to_further_keys_and_blind_ones_leave_no_trace() {
     let enqueue = &enqueues(&batch)[0];
     assert_eq!(enqueue.queues().collect::<Vec<_>>(), [a, b, c]);
     let stored = StoredMessage::parse(enqueue.message.clone()).expect("a message");
-    assert_eq!(stored.properties, with_lists(&[("CC", &["b", "none", "a"])]));
+    assert_eq!(stored.properties, with_lists(&[("CC", &["b", "none", "a"]), ("\0CC", &["c"])]));
     leader.verdict(1, &[]).await;
     scene.fanout("x", &["a"]);
     publish_with(&mut client, "x", "", with_lists(&[("CC", &["b"])]));

@@ -10,7 +10,7 @@ fn declare(queue: &str) -> DeclareQueue {
 }
 
 fn stat(queue: QueueId, ready: u64, consumers: u32) -> QueueStat {
-    QueueStat { queue, ready, unacked: 0, bytes: 0, consumers }
+    QueueStat { queue, ready, consumers, ..QueueStat::default() }
 }
 
 impl Scene {
@@ -217,6 +217,22 @@ async fn logins_are_checked() {
     scene.world.apply(&CatalogCommand::Admin(AdminCommand::AddVhost { vhost: "y".into(), facts: Default::default() }));
     let refused = not_allowed("access to vhost 'y' refused for user 'guest'");
     assert_eq!(login(from("127.0.0.1:1"), "guest", "y"), [Event::Authenticated, refused]);
+}
+
+#[tokio::test]
+async fn a_certificate_stands_for_a_user_that_exists_and_may_come_from_there() {
+    let scene = Scene::new(default_config());
+    let login = |user: &str, from: &str| {
+        let mut connection = scene.edge.connect(ConnectionInfo { peer: from.parse().expect("an address") });
+        connection.submit(Step::AuthenticateByCertificate { user: user.into() }).expect("taken");
+        connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
+        let mut events = vec![];
+        connection.take_events(&mut events);
+        events
+    };
+    assert_eq!(login("guest", "127.0.0.1:1"), [Event::Authenticated, Event::Opened]);
+    assert!(matches!(&login("guest", "10.0.0.1:1")[..], [Event::AuthenticationFailed(_), Event::OpenRefused(_)]), "guest is for this host");
+    assert!(matches!(&login("nobody", "127.0.0.1:1")[..], [Event::AuthenticationFailed(_), Event::OpenRefused(_)]));
 }
 
 #[tokio::test]

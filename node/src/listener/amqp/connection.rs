@@ -1,17 +1,20 @@
 //! One client's socket: reads, feeds the session, carries steps to the edge and events back, writes everything of a turn at once. Keeps
 //! the deadlines and heartbeats. Stops reading or taking events when the other side does not keep up.
 
+use super::secure::looks_like_tls;
+use super::socket::Socket;
 use super::stopped;
 use crate::listener::EdgeConnection;
 use crate::model::limits;
+use crate::model::report::Encryption;
 use crate::model::step::{Event, Step};
 use crate::session::amqp::{Options, Out, Phase, Session};
 use crate::wire::amqp::frame;
 use bytes::{Buf, BytesMut};
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -27,7 +30,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// A client.
 #[derive(Debug)]
 pub(super) struct Connection<C> {
-    socket: TcpStream,
+    socket: Socket,
+    encryption: Option<Arc<Encryption>>,
     peer: SocketAddr,
     edge: C,
     session: Session,
@@ -64,10 +68,12 @@ enum End {
 }
 
 impl<C: EdgeConnection> Connection<C> {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, edge: C, options: Options, handshake: Duration) -> Connection<C> {
+    /// `until`: the handshake's deadline.
+    pub(super) fn new(socket: Socket, peer: SocketAddr, edge: C, options: Options, until: Instant) -> Connection<C> {
         let now = Instant::now();
         Connection {
             socket,
+            encryption: None,
             peer,
             edge,
             session: Session::new(options),
@@ -80,10 +86,15 @@ impl<C: EdgeConnection> Connection<C> {
             heard: now,
             spoke: now,
             tick_at: now + IDLE,
-            deadline: Some(now + handshake),
+            deadline: Some(until),
             received_bytes: 0,
             sent_bytes: 0,
         }
+    }
+
+    /// What TLS agreed on; for listings.
+    pub(super) fn encrypted(self, encryption: Arc<Encryption>) -> Connection<C> {
+        Connection { encryption: Some(encryption), ..self }
     }
 
     /// Serves the client to its end.
@@ -99,7 +110,7 @@ impl<C: EdgeConnection> Connection<C> {
         let Connection { socket, edge, .. } = self;
         drop(edge);
         if let End::Closed = end {
-            linger(socket).await;
+            socket.linger().await;
         }
     }
 
@@ -111,7 +122,7 @@ impl<C: EdgeConnection> Connection<C> {
                 return End::Failed(error);
             }
             self.watch_phase();
-            if self.session.phase() == Phase::Closed && self.out.bytes.is_empty() && self.out.steps.is_empty() {
+            if self.session.phase() == Phase::Closed && self.is_written() && self.out.steps.is_empty() {
                 return End::Closed;
             }
             if !self.events.is_empty() && self.takes_events() {
@@ -125,7 +136,7 @@ impl<C: EdgeConnection> Connection<C> {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) => return End::Failed(error),
                 },
-                ready = self.socket.writable(), if !self.out.bytes.is_empty() => if let Err(error) = ready {
+                ready = self.socket.writable(), if !self.is_written() => if let Err(error) = ready {
                     return End::Failed(error);
                 },
                 () = self.edge.changed(), if self.takes_events() => {}
@@ -167,6 +178,9 @@ impl<C: EdgeConnection> Connection<C> {
             let Some((header, _)) = self.input.split_first_chunk::<8>() else { return false };
             let header = *header;
             self.input.advance(header.len());
+            if looks_like_tls(&header) && self.socket.is_plain() {
+                tracing::warn!(peer = %self.peer, "a TLS client on the AMQP port: use the TLS port, or no TLS in the client");
+            }
             self.session.on_header(header, &mut self.out);
         }
         let mut stopped = false;
@@ -222,7 +236,8 @@ impl<C: EdgeConnection> Connection<C> {
     /// What a report says of the socket.
     fn complete(&self, step: &mut Step) {
         if let Step::Report(report) = step {
-            report.local = self.socket.local_addr().ok();
+            report.local = self.socket.local_addr();
+            report.encryption = self.encryption.clone();
             (report.received_bytes, report.sent_bytes) = (self.received_bytes, self.sent_bytes);
         }
     }
@@ -285,7 +300,12 @@ impl<C: EdgeConnection> Connection<C> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        self.socket.flush()
+    }
+
+    /// The socket has all there is.
+    fn is_written(&self) -> bool {
+        self.out.bytes.is_empty() && !self.socket.has_pending()
     }
 
     // ---- time ----
@@ -351,23 +371,10 @@ impl<C: EdgeConnection> Connection<C> {
         self.out.bytes.shrink();
         self.out.steps.shrink_to_fit();
         self.events.shrink_to_fit();
+        self.socket.slim();
         if self.input.is_empty() {
             self.input = BytesMut::new();
             self.read_bytes = READ_BYTES;
         }
-    }
-}
-
-/// Says that nothing more comes and reads to the client's end: closing with unread input would destroy what is on its way to it.
-async fn linger(mut socket: TcpStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let drain = async {
-        socket.shutdown().await?;
-        let mut waste = [0; 512];
-        while socket.read(&mut waste).await? > 0 {}
-        io::Result::Ok(())
-    };
-    if !matches!(tokio::time::timeout(limits::CLOSING, drain).await, Ok(Ok(()))) {
-        tracing::trace!("the client did not close its side in time");
     }
 }

@@ -117,7 +117,8 @@ impl EdgeConnection for FakeConnection {
         let event = match step {
             Step::Publish(_) if self.full.load(Ordering::SeqCst) => return Err(step),
             Step::Authenticate { user, .. } if user == "guest" => Event::Authenticated,
-            Step::Authenticate { .. } => Event::AuthenticationFailed("unknown user".into()),
+            Step::AuthenticateByCertificate { user } if *user == *"guest" => Event::Authenticated,
+            Step::Authenticate { .. } | Step::AuthenticateByCertificate { .. } => Event::AuthenticationFailed("unknown user".into()),
             Step::Open { vhost } if vhost == "/" => Event::Opened,
             Step::Open { vhost } => Event::OpenRefused(Refusal::NotFound { kind: "vhost".into(), name: vhost.clone(), vhost }),
             Step::Publish(publish) => {
@@ -137,7 +138,8 @@ impl EdgeConnection for FakeConnection {
                 self.written.fetch_add(bytes, Ordering::SeqCst);
                 return Ok(());
             }
-            Step::ChannelPrefetch { .. } | Step::Check(_) | Step::ChannelOpened { .. } => return Ok(()),
+            Step::ChannelPrefetch { .. } | Step::Check(_) => return Ok(()),
+            Step::UpdateSecret => Event::SecretUpdated(Ok(())),
             Step::Report(report) => {
                 *self.reported.lock() = Some(*report);
                 return Ok(());
@@ -206,7 +208,10 @@ impl Broker {
             | ExchangeKind::ConsistentHash
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
-            | ExchangeKind::LocalRandom => true,
+            | ExchangeKind::LocalRandom
+            | ExchangeKind::Delayed
+            | ExchangeKind::RecentHistory
+            | ExchangeKind::Deduplication => true,
             ExchangeKind::Topic => topic(&bound.split('.').collect::<Vec<_>>(), &key.split('.').collect::<Vec<_>>()),
         };
         Some(self.bindings.iter().filter(|(x, k, _)| x == exchange && matches(k)).map(|(_, _, q)| q.clone()).collect())
@@ -321,7 +326,7 @@ impl Broker {
                 queue.held.push(delivery.clone());
                 return Ok(Reply::Got(Some(Got { shard: SHARD, delivery, remaining: queue.ready.len() as u64 })));
             }
-            Request::Barrier => {}
+            Request::Barrier | Request::OpenChannel => {}
         }
         Ok(Reply::Done)
     }

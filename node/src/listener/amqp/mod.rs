@@ -1,60 +1,83 @@
-//! The AMQP 0-9-1 port: accepts, limits, and at shutdown closes all connections politely. One task per connection (`connection`).
+//! The AMQP 0-9-1 ports, plain and TLS: accepts, limits, and at shutdown closes all connections politely. One task per connection
+//! (`connection`).
 
 mod connection;
 #[cfg(test)]
 mod fake;
+mod secure;
+mod socket;
 #[cfg(test)]
 mod tests;
 
 use super::Edge;
 use crate::model::limits;
 use crate::session::amqp::Options;
+use crate::tls::Front;
 use connection::Connection;
 use rustix::process::{Resource, getrlimit};
+use socket::Socket;
 use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// File descriptors kept for everything that is not a client (WAL, peers, management).
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// After a failed accept (no descriptors, mostly) nothing is accepted for this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Settings of the port.
-#[derive(Clone, Debug)]
+/// Settings of a port.
+#[derive(Clone)]
 pub struct Settings {
     /// Shown to clients in connection.start.
     pub cluster_name: String,
     /// From accept to connection.open-ok.
     pub handshake: Duration,
+    /// The port speaks TLS.
+    pub tls: Option<Front>,
+    /// Connections that there may be, all ports together.
+    places: Arc<Semaphore>,
 }
 
 impl Settings {
     /// With the defaults of `limits`.
     pub fn new(cluster_name: impl Into<String>) -> Settings {
-        Settings { cluster_name: cluster_name.into(), handshake: limits::HANDSHAKE }
+        let places = Arc::new(Semaphore::new(connections()));
+        Settings { cluster_name: cluster_name.into(), handshake: limits::HANDSHAKE, tls: None, places }
+    }
+
+    /// Another port beside this one, for TLS: both together take as many connections as this one alone.
+    pub fn with_tls(&self, front: Front) -> Settings {
+        Settings { tls: Some(front), ..self.clone() }
     }
 }
 
 /// Serves clients until `shutdown` holds true (or its sender is gone), then closes them with 320 and returns within about a second.
 pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Settings, shutdown: watch::Receiver<bool>) {
     let mut stop = shutdown.clone();
-    let most = connections();
+    let handshakes = Arc::new(Semaphore::new(limits::TLS_HANDSHAKES));
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, peer)) if tasks.len() < most => start(&mut tasks, socket, peer, &*edge, &settings, &shutdown),
-                Ok((_, peer)) => tracing::warn!(%peer, connections = tasks.len(), "connection refused: too many"),
+            accepted = listener.accept(), if handshakes.available_permits() > 0 => match accepted {
+                Ok((socket, peer)) => match settings.places.clone().try_acquire_owned() {
+                    Ok(place) => {
+                        let newcomer = Newcomer { socket, peer, place, settings: settings.clone(), shutdown: shutdown.clone() };
+                        newcomer.start(&mut tasks, &edge, &handshakes);
+                    }
+                    Err(_) => tracing::warn!(%peer, connections = tasks.len(), "connection refused: too many"),
+                },
                 Err(error) => {
                     tracing::error!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
+            // The handshakes under way have their time limit: one of them makes room soon.
+            _ = handshakes.acquire(), if handshakes.available_permits() == 0 => {}
             Some(ended) = tasks.join_next() => log_panic(ended),
             () = stopped(&mut stop) => break,
         }
@@ -70,18 +93,47 @@ pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Setti
     }
 }
 
-fn start<E: Edge>(
-    tasks: &mut JoinSet<()>,
+/// An accepted socket.
+struct Newcomer {
     socket: TcpStream,
     peer: SocketAddr,
-    edge: &E,
-    settings: &Settings,
-    shutdown: &watch::Receiver<bool>,
-) {
-    prepare(&socket, peer);
-    let options = Options { cluster_name: settings.cluster_name.clone(), seed: rand::random() };
-    let connection = Connection::new(socket, peer, edge.connect(peer), options, settings.handshake);
-    tasks.spawn(connection.run(shutdown.clone()));
+    place: OwnedSemaphorePermit,
+    settings: Settings,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl Newcomer {
+    fn start<E: Edge>(self, tasks: &mut JoinSet<()>, edge: &Arc<E>, handshakes: &Arc<Semaphore>) {
+        prepare(&self.socket, self.peer);
+        let until = Instant::now() + self.settings.handshake;
+        let limit = self.settings.handshake.min(limits::TLS_HANDSHAKE);
+        let Newcomer { socket, peer, place, settings, shutdown } = self;
+        let options = Options { cluster_name: settings.cluster_name, seed: rand::random(), certificate_name: None };
+        let Some(front) = settings.tls else {
+            let connection = Connection::new(Socket::Plain(socket), peer, edge.connect(peer), options, until);
+            tasks.spawn(async move {
+                connection.run(shutdown).await;
+                drop(place);
+            });
+            return;
+        };
+        let handshake = handshakes.clone().try_acquire_owned();
+        let edge = edge.clone();
+        tasks.spawn(async move {
+            let mut stop = shutdown.clone();
+            // In a box: what the handshake needs is gone when the conversation begins.
+            let welcome = Box::pin(secure::welcome(socket, peer, &front, limit));
+            let welcomed = tokio::select! {
+                welcomed = welcome => welcomed,
+                () = stopped(&mut stop) => None,
+            };
+            drop(handshake);
+            let Some(secure::Welcomed { socket, encryption, certificate_name }) = welcomed else { return };
+            let options = Options { certificate_name, ..options };
+            Connection::new(socket, peer, edge.connect(peer), options, until).encrypted(encryption).run(shutdown).await;
+            drop(place);
+        });
+    }
 }
 
 /// Small frames must not wait for each other; a peer that vanished without heartbeats must be noticed some day.

@@ -1,20 +1,17 @@
-//! What operators' commands do to the catalog: users, vhosts, permissions, policies, limits. Called by `apply`. Refusals use RabbitMQ's
-//! texts and change nothing; every command may be repeated.
+//! What operators' commands do to the catalog: users, vhosts, permissions, policies, limits. Called by `apply`. What is refused here all
+//! versions refuse; whether a command makes sense was checked before it was proposed (`check`). Every command may be repeated.
 
 use super::apply::{DONE, Outcome};
 use super::bindings::not_found;
-use super::pattern::Pattern;
-use super::policy::{self, Applied, term};
+use super::policy::{Applied, Compiled};
 use super::{Catalog, PREDECLARED, User, Vhost};
 use crate::model::QueueId;
-use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
+use crate::model::admin::{AdminCommand, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{ExchangeSpec, Name, Refusal, Table, Value};
 use std::sync::Arc;
 
 /// Policies of one kind in one vhost: every declare is compared with all of them.
 const POLICIES_MAX: usize = 10_000;
-const VHOST_LIMITS: [&str; 2] = ["max-connections", "max-queues"];
-const USER_LIMITS: [&str; 2] = ["max-connections", "max-channels"];
 
 impl Catalog {
     pub(super) fn administer(&mut self, index: u64, command: &AdminCommand) -> Outcome {
@@ -25,16 +22,13 @@ impl Catalog {
             AdminCommand::SetPassword { user, password_hash } => self.user_mut(user)?.password_hash.clone_from(password_hash),
             AdminCommand::SetUserTags { user, tags } => self.user_mut(user)?.tags.clone_from(tags),
             AdminCommand::SetUserLimits { user, limits } => {
-                let row = self.user_mut(user)?;
-                row.limits.extend(checked_limits("user-limits", &USER_LIMITS, limits).map_err(Refusal::Precondition)?);
+                self.user_mut(user)?.limits.extend(numbers(limits));
             }
             AdminCommand::ClearUserLimits { user, limit } => self.user_mut(user)?.limits.retain(|name, _| limit != "all" && name != limit),
             AdminCommand::AddVhost { vhost, facts } => self.add_vhost(index, vhost, facts),
             AdminCommand::DeleteVhost { vhost } => self.delete_vhost(index, vhost),
             AdminCommand::SetVhostLimits { vhost, limits } => {
-                let row = self.vhost_mut(vhost)?;
-                row.limits = checked_limits("limits", &VHOST_LIMITS, limits)
-                    .map_err(|why| Refusal::Precondition(format!("Validation failed\n\n{why}\n")))?;
+                self.vhost_mut(vhost)?.limits = numbers(limits).collect();
             }
             AdminCommand::ClearVhostLimits { vhost } => self.vhost_mut(vhost)?.limits.clear(),
             AdminCommand::SetPermissions { user, vhost, permission } => return self.set_permissions(user, vhost, permission),
@@ -110,13 +104,11 @@ impl Catalog {
     }
 
     fn set_permissions(&mut self, user: &str, vhost: &str, permission: &Permission) -> Outcome {
-        check_patterns([&permission.configure, &permission.write, &permission.read])?;
         self.in_vhost(user, vhost)?.permissions.insert(vhost.to_owned(), permission.clone());
         DONE
     }
 
     fn set_topic_permissions(&mut self, user: &str, vhost: &str, exchange: &str, permission: &TopicPermission) -> Outcome {
-        check_patterns([&permission.write, &permission.read])?;
         let key = (vhost.to_owned(), exchange.to_owned());
         self.in_vhost(user, vhost)?.topic_permissions.insert(key, permission.clone());
         DONE
@@ -127,17 +119,15 @@ impl Catalog {
         if row.policies(kind).len() >= POLICIES_MAX && !row.policies(kind).contains_key(&policy.name) {
             return Err(Refusal::Precondition(format!("a vhost has at most {POLICIES_MAX} policies")));
         }
-        let compiled = policy::checked(kind, policy)?;
-        row.policies_mut(kind).insert(policy.name.clone(), compiled);
+        row.policies_mut(kind).insert(policy.name.clone(), Compiled::new(Arc::new(policy.clone())));
         self.apply_policies(index, vhost);
         DONE
     }
 
     fn clear_policy(&mut self, index: u64, kind: PolicyKind, vhost: &str, name: &str) -> Outcome {
-        if self.vhost_mut(vhost)?.policies_mut(kind).remove(name).is_none() {
-            return Err(Refusal::Precondition("Parameter does not exist".to_owned()));
+        if self.vhost_mut(vhost)?.policies_mut(kind).remove(name).is_some() {
+            self.apply_policies(index, vhost);
         }
-        self.apply_policies(index, vhost);
         DONE
     }
 
@@ -167,24 +157,6 @@ impl Catalog {
     }
 }
 
-fn check_patterns<const N: usize>(patterns: [&String; N]) -> Result<(), Refusal> {
-    for pattern in patterns {
-        Pattern::compile(pattern).map_err(|why| Refusal::Precondition(format!("invalid regular expression '{pattern}': {why}")))?;
-    }
-    Ok(())
-}
-
-/// Whole numbers under the names there are.
-fn checked_limits(what: &str, names: &[&str], limits: &Table) -> Result<Limits, String> {
-    let mut checked = Limits::new();
-    for (name, value) in limits {
-        match value {
-            Value::Int(limit) if names.contains(&name.as_str()) => drop(checked.insert(name.clone(), *limit)),
-            _ if !names.contains(&name.as_str()) => {
-                return Err(format!("Unrecognised terms [{{<<\"{name}\">>,{}}}] in {what}", term(value)));
-            }
-            other => return Err(format!("{name} should be a number, actually was {}", term(other))),
-        }
-    }
-    Ok(checked)
+fn numbers(limits: &Table) -> impl Iterator<Item = (String, i64)> {
+    limits.iter().filter_map(|(name, value)| if let Value::Int(limit) = value { Some((name.clone(), *limit)) } else { None })
 }

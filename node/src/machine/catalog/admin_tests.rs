@@ -27,12 +27,18 @@ impl Fixture {
         self.0.apply(LogId { leader: LeaderId { term: 1, voter: 1 }, index }, &command)
     }
 
+    /// Checked as before it is proposed, then applied; then once more, as by somebody who got no answer.
     fn done(&mut self, command: AdminCommand) {
+        assert_eq!(self.0.check(&command), Ok(()));
+        assert_eq!(self.apply(CatalogCommand::Admin(command.clone())), CatalogReply::Done);
         assert_eq!(self.apply(CatalogCommand::Admin(command)), CatalogReply::Done);
     }
 
     #[track_caller]
     fn refused(&mut self, command: AdminCommand, text: &str) {
+        if let Err(refusal) = self.0.check(&command) {
+            return assert_eq!(refusal.to_string(), text);
+        }
         let before = Catalog { applied: LogId::default(), ..self.0.clone() }.snapshot();
         match self.apply(CatalogCommand::Admin(command)) {
             CatalogReply::Refused(refusal) => assert_eq!(refusal.to_string(), text),
@@ -117,7 +123,7 @@ fn users_come_change_and_go() {
     assert!(!f.0.authenticate("ann", b"new") && !f.0.authenticate("ann", b""), "no password lets nobody in");
     let first = f.0.user("ann").unwrap().created;
     f.done(AdminCommand::DeleteUser { user: "ann".into() });
-    f.done(AdminCommand::DeleteUser { user: "ann".into() });
+    f.refused(AdminCommand::DeleteUser { user: "ann".into() }, "no user 'ann' in vhost ''");
     assert!(f.0.user("ann").is_none());
     f.done(user("ann"));
     assert_ne!(f.0.user("ann").unwrap().created, first, "another user of the same name");
@@ -139,9 +145,7 @@ fn permissions_are_per_vhost_and_go_with_it() {
     f.refused(grant("bob", "v", all()), "no user 'bob' in vhost ''");
     f.refused(grant("ann", "w", all()), "no vhost 'w' in vhost 'w'");
     let broken = Permission { write: "(".into(), ..all() };
-    let before = f.0.clone();
-    assert!(matches!(f.apply(CatalogCommand::Admin(grant("ann", "v", broken))), CatalogReply::Refused(Refusal::Precondition(_))));
-    assert_eq!(f.0.user("ann"), before.user("ann"));
+    assert!(matches!(f.0.check(&grant("ann", "v", broken)), Err(Refusal::Precondition(_))));
     f.done(grant("ann", "v", all()));
     let topic = TopicPermission { write: "^a".into(), read: "^b".into() };
     let topics = |exchange: &str, permission: &TopicPermission| AdminCommand::SetTopicPermissions {
@@ -322,4 +326,20 @@ fn policies_set_queues_and_their_shards_are_told_once() {
         f.done(AdminCommand::ClearPolicy { kind, vhost: "/".into(), name: name.into() });
     }
     assert_eq!(settings(&f, hit).max_length, Some(50));
+}
+
+#[test]
+fn a_policy_that_this_version_cannot_read_refuses_no_entry_and_no_snapshot_and_matches_nothing() {
+    let mut f = Fixture::new();
+    let odd = Policy { definition: Table::from([("of-a-later-version".to_owned(), Value::Void)]), ..policy("odd", "(", 9) };
+    let command = AdminCommand::SetPolicy { kind: PolicyKind::User, vhost: "/".into(), policy: odd };
+    let why = f.0.check(&command).unwrap_err().to_string();
+    assert!(why.contains("are not recognised policy settings"), "{why}");
+    assert_eq!(f.apply(CatalogCommand::Admin(command)), CatalogReply::Done, "others have applied it");
+    f.policy(PolicyKind::User, policy("even", "^q", 1));
+    let queue = f.queue("q(", Table::new()).unwrap();
+    assert_eq!(f.policies_of(queue), (Some("even".into()), None));
+    f.restarted();
+    assert_eq!(f.policies_of(queue), (Some("even".into()), None));
+    assert_eq!(f.0.policies(PolicyKind::User, "/").map(|p| &*p.pattern).collect::<Vec<_>>(), ["^q", "("]);
 }

@@ -6,8 +6,9 @@ use super::equivalence::{check_exchange, check_queue, exchange_text};
 use super::{Catalog, User};
 use crate::model::admin::{Permission, VhostFacts};
 use crate::model::catalog::{
-    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, QueueSpec, Refusal,
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, QueueSpec, Refusal, Table,
 };
+use crate::model::store;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::{check_arguments, check_hash_arguments, weight};
 use std::collections::BTreeMap;
@@ -39,7 +40,7 @@ impl Catalog {
             }
             CatalogCommand::NodeUp { node, incarnation } => self.node_up(index, *node, *incarnation),
             CatalogCommand::NodeDown { node, incarnation } => self.node_down(index, *node, *incarnation),
-            CatalogCommand::DeclareExchange(spec) => self.declare_exchange(spec),
+            CatalogCommand::DeclareExchange(spec) => self.declare_exchange(index, spec),
             CatalogCommand::DeleteExchange { name, if_unused } => self.delete_exchange(name, *if_unused),
             CatalogCommand::DeclareQueue { spec, node, incarnation, shard } => {
                 self.declare_queue(index, spec, (*node, *incarnation), *shard)
@@ -79,6 +80,9 @@ impl Catalog {
     }
 
     fn node_up(&mut self, index: u64, node: NodeId, incarnation: Incarnation) -> Outcome {
+        if self.nodes.get(&node).is_some_and(|present| *present > incarnation) {
+            return DONE;
+        }
         self.nodes.insert(node, incarnation);
         self.drop_memory(index, node, |owner| owner != incarnation);
         DONE
@@ -106,7 +110,7 @@ impl Catalog {
         }
     }
 
-    fn declare_exchange(&mut self, spec: &ExchangeSpec) -> Outcome {
+    fn declare_exchange(&mut self, index: u64, spec: &ExchangeSpec) -> Outcome {
         let name = &spec.name;
         if name.name.is_empty() {
             return Err(default_exchange_refusal());
@@ -119,11 +123,29 @@ impl Catalog {
         if name.name.starts_with("amq.") {
             return Err(Refusal::Access(format!("exchange name '{}' contains reserved prefix 'amq.*'", name.name)));
         }
-        if spec.kind == ExchangeKind::ConsistentHash {
+        let store = store::of_exchange(spec.kind, &spec.arguments).map_err(|invalid| match invalid {
+            store::Invalid::UnknownKind(kind) => Refusal::Precondition(format!("unknown exchange type '{kind}'")),
+            store::Invalid::Argument(why) => Refusal::Precondition(why),
+        })?;
+        if spec.routes_as() == ExchangeKind::ConsistentHash {
             check_hash_arguments(&spec.arguments).map_err(Refusal::Precondition)?;
         }
         self.put_exchange(spec.clone());
+        if store.is_some() {
+            self.add_store(index, name);
+        }
         DONE
+    }
+
+    /// The queue in which an exchange keeps messages: always replicated, in the data shard that has the fewest queues.
+    fn add_store(&mut self, index: u64, exchange: &Name) {
+        let Some(shard) = self.least_loaded_shard() else { return };
+        let name = Name { vhost: exchange.vhost.clone(), name: "".into() };
+        let spec = QueueSpec { name, durable: true, auto_delete: false, exclusive_owner: None, arguments: Table::new() };
+        let backs = Some(exchange.name.clone());
+        let record = QueueRecord { id: QueueId(index), spec, shard, incarnation: Incarnation(0), backs };
+        self.by_shard.entry(shard).or_default().created(index, record.id);
+        self.put_queue(Arc::new(record));
     }
 
     fn delete_exchange(&mut self, name: &Name, if_unused: bool) -> Outcome {
@@ -155,7 +177,7 @@ impl Catalog {
             return Err(Refusal::Precondition(text));
         }
         let shard = self.place(spec, process, shard)?;
-        let record = QueueRecord { id: QueueId(index), spec: spec.clone(), shard, incarnation: process.1 };
+        let record = QueueRecord { id: QueueId(index), spec: spec.clone(), shard, incarnation: process.1, backs: None };
         self.put_queue(Arc::new(record.clone()));
         self.by_shard.entry(shard).or_default().created(index, record.id);
         Ok(CatalogReply::Queue { record, created: true })
@@ -183,7 +205,7 @@ impl Catalog {
     fn checked_bind(&mut self, index: u64, spec: &BindingSpec) -> Outcome {
         self.check_ends(spec)?;
         let name = Name { vhost: spec.vhost.clone(), name: spec.source.clone() };
-        let checked = match self.exchange(&name).map(|x| x.kind) {
+        let checked = match self.exchange(&name).map(|x| x.routes_as()) {
             Some(ExchangeKind::Headers) => check_arguments(&spec.arguments),
             Some(ExchangeKind::ConsistentHash) => weight(spec.key.as_bytes()).map(drop),
             Some(
@@ -192,7 +214,10 @@ impl Catalog {
                 | ExchangeKind::Topic
                 | ExchangeKind::ModulusHash
                 | ExchangeKind::Random
-                | ExchangeKind::LocalRandom,
+                | ExchangeKind::LocalRandom
+                | ExchangeKind::Delayed
+                | ExchangeKind::RecentHistory
+                | ExchangeKind::Deduplication,
             )
             | None => Ok(()),
         };

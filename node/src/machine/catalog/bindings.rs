@@ -3,7 +3,7 @@
 use super::policy::Applied;
 use super::{Catalog, Destination, Exchange, QueueEntry};
 use crate::model::QueueId;
-use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Target};
+use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, QueueRecord, Refusal, Target};
 use crate::routing::RoutingTable;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -40,6 +40,9 @@ impl Catalog {
         if let Some(source) = vhost.exchanges.get_mut(&spec.source) {
             source.table.insert(id, spec.key.as_bytes(), &spec.arguments, destination);
             source.outgoing.insert(id);
+            if let Some((queue, shard)) = source.store.filter(|_| source.spec.kind == ExchangeKind::RecentHistory) {
+                self.by_shard.entry(shard).or_default().bound(id, queue);
+            }
         }
         if let Some(incoming) = self.incoming(spec) {
             incoming.insert(id);
@@ -63,12 +66,13 @@ impl Catalog {
         let vhost = self.vhosts.entry(vhost).or_default();
         let policies = vhost.applied_to_exchange(&spec);
         let mut exchange = Exchange {
-            table: RoutingTable::new(spec.kind, &spec.arguments),
+            table: RoutingTable::new(spec.routes_as(), &spec.arguments),
             spec: Arc::new(spec),
             alternate: None,
             policies: Applied::default(),
             outgoing: BTreeSet::new(),
             incoming: BTreeSet::new(),
+            store: None,
         };
         exchange.set_policies(policies);
         vhost.exchanges.insert(name, exchange);
@@ -82,6 +86,12 @@ impl Catalog {
         let Name { vhost, name } = record.spec.name.clone();
         self.queues.insert(record.id, record.clone());
         let vhost = self.vhosts.entry(vhost).or_default();
+        if let Some(exchange) = &record.backs {
+            if let Some(exchange) = vhost.exchanges.get_mut(exchange) {
+                exchange.store = Some((record.id, record.shard));
+            }
+            return;
+        }
         let policies = vhost.applied_to_queue(&record.spec);
         vhost.queues.insert(name, QueueEntry { record, policies, incoming: BTreeSet::new() });
     }
@@ -93,8 +103,9 @@ impl Catalog {
             let Some(exchange) = self.exchange_entry(&name.vhost, &name.name) else { continue };
             let ids: Vec<u64> = exchange.outgoing.iter().chain(&exchange.incoming).copied().collect();
             leaving.extend(ids.into_iter().filter_map(|id| self.drop_binding(id)));
-            if let Some(vhost) = self.vhosts.get_mut(&name.vhost) {
-                vhost.exchanges.remove(&name.name);
+            let gone = self.vhosts.get_mut(&name.vhost).and_then(|vhost| vhost.exchanges.remove(&name.name));
+            if let Some((queue, _)) = gone.and_then(|exchange| exchange.store) {
+                self.drop_queue(self.applied.index, queue);
             }
         }
     }
@@ -142,6 +153,9 @@ impl Catalog {
         }
         let source = self.vhosts.get_mut(&spec.vhost)?.exchanges.get_mut(&spec.source)?;
         source.outgoing.remove(&id);
+        if let Some((_, shard)) = source.store {
+            self.by_shard.entry(shard).or_default().unbound(id);
+        }
         if let Some(destination) = destination {
             source.table.remove(id, spec.key.as_bytes(), &destination);
         }

@@ -2,8 +2,9 @@
 //! its shard knows. Called by the catalog.
 
 use crate::model::QueueId;
+use crate::model::entry::Replay;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Changes remembered per shard; a shard that is further behind compares whole sets instead. 8192 * 24 B = 192 KiB.
 const REMEMBERED: usize = 8192;
@@ -29,6 +30,9 @@ enum Kind {
 pub(super) struct ShardQueues {
     pub(super) queues: BTreeSet<QueueId>,
     pub(super) history: History,
+    /// Bindings of exchanges that remember messages, with the queue of this shard that holds those. Not written down: it follows from the
+    /// bindings, whose numbers are catalog indices.
+    remembering: BTreeMap<u64, QueueId>,
 }
 
 /// The last changes of a shard's queues.
@@ -40,6 +44,18 @@ pub(super) struct History {
 }
 
 impl ShardQueues {
+    pub(super) fn bound(&mut self, binding: u64, queue: QueueId) {
+        self.remembering.insert(binding, queue);
+    }
+
+    pub(super) fn unbound(&mut self, binding: u64) {
+        self.remembering.remove(&binding);
+    }
+
+    pub(super) fn replays_since(&self, index: u64) -> Vec<Replay> {
+        self.remembering.range(index.saturating_add(1)..).map(|(binding, queue)| (*queue, *binding)).collect()
+    }
+
     pub(super) fn created(&mut self, index: u64, queue: QueueId) {
         self.queues.insert(queue);
         self.history.push(Change { index, queue, kind: Kind::Created });

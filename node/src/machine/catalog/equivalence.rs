@@ -4,7 +4,7 @@
 use crate::model::catalog::{ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
 
 /// Arguments of a queue whose change is refused; others are kept as first declared and ignored later, as in RabbitMQ.
-const QUEUE_ARGUMENTS: [&str; 18] = [
+const QUEUE_ARGUMENTS: [&str; 21] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -23,6 +23,9 @@ const QUEUE_ARGUMENTS: [&str; 18] = [
     "x-delivery-limit",
     "x-single-active-consumer",
     "x-queue-leader-locator",
+    "x-message-deduplication",
+    "x-cache-size",
+    "x-cache-ttl",
 ];
 
 /// `queue 'q' in vhost '/'`.

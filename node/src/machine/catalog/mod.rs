@@ -8,6 +8,7 @@ mod admin_tests;
 mod apply;
 mod bindings;
 mod changes;
+mod check;
 mod equivalence;
 mod password;
 mod pattern;
@@ -17,18 +18,22 @@ mod route;
 #[cfg(test)]
 mod routing_tests;
 #[cfg(test)]
+mod store_tests;
+#[cfg(test)]
 mod tests;
 
 pub use equivalence::{check_owner, exchange_text, queue_text};
-pub use password::{decode_base64, hash_password, password_matches};
+pub use password::{decode_base64, hash_password, password_digest, password_matches, split_hash};
 pub use pattern::Pattern;
 pub use persist::{Image, decode_command, encode_command};
-pub use policy::{Applied, queue_type};
+pub use policy::{Applied, policy_keys, queue_type};
 pub use route::{Envelope, RouteResult};
 
 use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, Target, Value};
+use crate::model::entry::Replay;
 use crate::model::settings::QueueSettings;
+use crate::model::store;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::RoutingTable;
 use changes::ShardQueues;
@@ -65,6 +70,8 @@ struct Exchange {
     policies: Applied,
     outgoing: BTreeSet<u64>,
     incoming: BTreeSet<u64>,
+    /// Where it keeps messages, when its kind does.
+    store: Option<(QueueId, ShardId)>,
 }
 
 impl Exchange {
@@ -249,16 +256,16 @@ impl Catalog {
         self.queues.get(&id)
     }
 
-    /// All queues, by id. O(n log n).
+    /// All queues that clients can name, by id. O(n log n).
     pub fn queues(&self) -> Vec<Arc<QueueRecord>> {
-        let mut all: Vec<_> = self.queues.values().cloned().collect();
+        let mut all: Vec<_> = self.queues.values().filter(|r| r.backs.is_none()).cloned().collect();
         all.sort_unstable_by_key(|r| r.id);
         all
     }
 
-    /// How many queues there are.
+    /// How many queues there are that clients can name.
     pub fn queue_count(&self) -> usize {
-        self.queues.len()
+        self.vhosts.values().map(|v| v.queues.len()).sum()
     }
 
     /// The queues of a shard, by id.
@@ -274,6 +281,11 @@ impl Catalog {
 
     /// What the shard of a queue must know of it: its arguments, with the policy that applies.
     pub fn settings(&self, record: &QueueRecord) -> QueueSettings {
+        if let Some(exchange) = &record.backs {
+            let spec = self.exchange_entry(&record.spec.name.vhost, exchange).map(|x| &x.spec);
+            let store = spec.and_then(|spec| store::of_exchange(spec.kind, &spec.arguments).ok().flatten());
+            return store.map_or_else(QueueSettings::default, QueueSettings::of_store);
+        }
         let policy = self.queue_policies(record.id).filter(|p| !p.is_empty()).map(Applied::definition).unwrap_or_default();
         QueueSettings::effective(&record.spec.arguments, &policy)
     }
@@ -288,6 +300,11 @@ impl Catalog {
         all.sort_by_key(|(id, _)| *id);
         all.dedup_by_key(|(id, _)| *id);
         all
+    }
+
+    /// Bindings made since catalog index `index` that get what their exchange remembers, where a queue of this shard keeps that.
+    pub fn replays_since(&self, index: u64, shard: ShardId) -> Vec<Replay> {
+        self.by_shard.get(&shard).map(|s| s.replays_since(index)).unwrap_or_default()
     }
 
     /// The settings of a queue changed (a policy): its shard is to be told.
@@ -367,10 +384,21 @@ impl Catalog {
     /// What a user is restricted to on an exchange; `None`: not restricted, or it is no topic exchange.
     pub fn topic_permission(&self, user: &str, vhost: &str, exchange: &str) -> Option<&TopicPermission> {
         let rows = &self.users.get(user)?.topic_permissions;
-        if rows.is_empty() || self.exchange_entry(vhost, exchange)?.spec.kind != ExchangeKind::Topic {
+        if rows.is_empty() || !self.is_topic(vhost, exchange) {
             return None;
         }
         rows.get(&(vhost.to_owned(), exchange.to_owned()))
+    }
+
+    /// Whether a user is restricted on an exchange of that name, as soon as it is a topic exchange.
+    pub fn has_topic_permission(&self, user: &str, vhost: &str, exchange: &str) -> bool {
+        let rows = self.users.get(user).map(|u| &u.topic_permissions).filter(|rows| !rows.is_empty());
+        rows.is_some_and(|rows| rows.contains_key(&(vhost.to_owned(), exchange.to_owned())))
+    }
+
+    /// Whether there is a topic exchange of that name.
+    pub fn is_topic(&self, vhost: &str, exchange: &str) -> bool {
+        self.exchange_entry(vhost, exchange).is_some_and(|x| x.spec.kind == ExchangeKind::Topic)
     }
 
     /// Whether this is the user's password. Takes as long for an unknown user.

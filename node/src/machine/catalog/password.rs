@@ -10,18 +10,25 @@ const SALT_BYTES: usize = 4;
 /// The hash of a password under a random salt.
 pub fn hash_password(password: &[u8], salt: [u8; 4]) -> String {
     let mut raw = salt.to_vec();
-    raw.extend_from_slice(&digest(&salt, password));
+    raw.extend_from_slice(&password_digest(&salt, password));
     encode(&raw)
 }
 
 /// Whether the password is the one that was hashed; takes the same time wherever they differ.
 pub fn password_matches(hash: &str, password: &[u8]) -> bool {
-    let Some(raw) = decode(hash) else { return false };
-    let Some((salt, wanted)) = raw.split_at_checked(SALT_BYTES) else { return false };
-    digest(salt, password).ct_eq(wanted).into()
+    let Some((salt, wanted)) = split_hash(hash) else { return false };
+    password_digest(&salt, password).ct_eq(&wanted).into()
 }
 
-fn digest(salt: &[u8], password: &[u8]) -> Vec<u8> {
+/// Salt and digest of a hash; `None`: it is none.
+pub fn split_hash(hash: &str) -> Option<([u8; SALT_BYTES], Vec<u8>)> {
+    let raw = decode(hash)?;
+    let (salt, digest) = raw.split_first_chunk()?;
+    Some((*salt, digest.to_vec()))
+}
+
+/// What a hash holds of a password.
+pub fn password_digest(salt: &[u8], password: &[u8]) -> Vec<u8> {
     Sha256::new().chain_update(salt).chain_update(password).finalize().to_vec()
 }
 

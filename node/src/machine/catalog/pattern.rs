@@ -1,16 +1,14 @@
-//! Regular expressions of permissions and policies, with look-around as RabbitMQ's users write it (`^(?!amq\.)`). Bounded in size and
-//! in steps, so that no pattern stops a node. Used by the catalog and, for rights, by `edge`.
-
-use fancy_regex::{Regex, RegexBuilder};
+//! Regular expressions of permissions and policies. Most run in time linear in the name; those with look-around or backreferences, as
+//! RabbitMQ's users write them (`^(?!amq\.)`), backtrack, within a bounded number of steps. Used by the catalog and, for rights, by `edge`.
 
 /// Bytes of a pattern.
 const PATTERN_BYTES: usize = 4096;
 /// Bytes of a compiled one.
 const COMPILED_BYTES: usize = 1 << 20;
 /// Steps of backtracking; a name that needs more does not match.
-const STEPS: usize = 100_000;
-
-/// Product of all counted repeats (`{n}`) of a pattern: they may be nested, and what they repeat may be empty and never count as a step.
+const STEPS: usize = 5_000;
+/// Product of all counted repeats (`{n}`) of a pattern that backtracks: they may be nested, and what they repeat may be empty and never
+/// count as a step.
 const REPEATS: u64 = 1000;
 
 fn repeats(text: &str) -> u64 {
@@ -25,24 +23,43 @@ fn repeats(text: &str) -> u64 {
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
-pub struct Pattern(Regex);
+pub struct Pattern(Engine);
+
+#[derive(Clone, Debug)]
+enum Engine {
+    Linear(regex::Regex),
+    Backtracking(Box<fancy_regex::Regex>),
+}
 
 impl Pattern {
-    /// The error says what is wrong with it.
+    /// The error says what is wrong with it. Which patterns compile may change with versions: nothing that replicas must agree on may
+    /// depend on it, but what a pattern that compiled matches.
     pub fn compile(text: &str) -> Result<Pattern, String> {
         if text.len() > PATTERN_BYTES {
             return Err(format!("longer than {PATTERN_BYTES} bytes"));
         }
+        match regex::RegexBuilder::new(text).size_limit(COMPILED_BYTES).build() {
+            Ok(linear) => Ok(Pattern(Engine::Linear(linear))),
+            // It may be one that only backtracking can do.
+            Err(regex::Error::Syntax(_)) => Pattern::backtracking(text),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn backtracking(text: &str) -> Result<Pattern, String> {
         if repeats(text) > REPEATS {
             return Err(format!("counted repeats of more than {REPEATS} in all"));
         }
-        let compiled = RegexBuilder::new(text).backtrack_limit(STEPS).delegate_size_limit(COMPILED_BYTES).build();
-        compiled.map(Pattern).map_err(|error| error.to_string())
+        let built = fancy_regex::RegexBuilder::new(text).backtrack_limit(STEPS).delegate_size_limit(COMPILED_BYTES).build();
+        built.map(|regex| Pattern(Engine::Backtracking(Box::new(regex)))).map_err(|error| error.to_string())
     }
 
     /// Whether it occurs in `name`: anywhere, unless it is anchored.
     pub fn matches(&self, name: &str) -> bool {
-        self.0.is_match(name).unwrap_or(false)
+        match &self.0 {
+            Engine::Linear(regex) => regex.is_match(name),
+            Engine::Backtracking(regex) => regex.is_match(name).unwrap_or(false),
+        }
     }
 }
 
@@ -66,11 +83,20 @@ mod tests {
     }
 
     #[test]
+    fn only_what_needs_it_backtracks() {
+        let is_linear = |pattern: &str| matches!(Pattern::compile(pattern).unwrap().0, Engine::Linear(_));
+        assert!(is_linear("^(a|a)*b$") && is_linear(r"^amq\.gen-.*|x{3}$"));
+        assert!(!is_linear("^(?!amq)") && !is_linear(r"(a)\1"));
+        assert!(matches("^(a|a)*$", &"a".repeat(100_000)), "no number of steps bounds it");
+    }
+
+    #[test]
     fn broken_and_huge_patterns_are_errors_and_endless_ones_match_nothing() {
         assert!(Pattern::compile("(").is_err());
         assert!(Pattern::compile(&"a".repeat(PATTERN_BYTES + 1)).unwrap_err().contains("4096 bytes"));
         assert!(!matches(r"^(a|a)*(?=b)c$", &"a".repeat(200)));
-        for endless in ["(?:(?=)(?=)){99999999999999}", "(?:(?:(?=)){100}){,100}", "(?:(?=)){99999999999999999999999}", "a{1, 2000}"] {
+        let endless = ["(?:(?=)(?=)){99999999999999}", "(?:(?:(?=)){100}){,100}", "(?:(?=)){99999999999999999999999}", "(?=a){1, 2000}"];
+        for endless in endless.into_iter().chain([r"(?:\w{1000}){1000}"]) {
             assert!(Pattern::compile(endless).is_err(), "{endless}");
         }
         assert!(matches("^[0-9]{1,3}$", "123") && !matches("^[0-9]{2}$", "123") && matches(r"^x\{$", "x{"));

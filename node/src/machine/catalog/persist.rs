@@ -173,7 +173,7 @@ impl Catalog {
             catalog.by_shard.entry(record.shard).or_default().queues.insert(record.id);
         }
         for vhost in image.vhosts {
-            catalog.vhosts.insert(vhost.name.clone(), restored(vhost)?);
+            catalog.vhosts.insert(vhost.name.clone(), restored(vhost));
         }
         image.exchanges.iter().for_each(|spec| catalog.put_exchange(ExchangeSpec::clone(spec)));
         image.queues.into_iter().for_each(|record| catalog.put_queue(record));
@@ -197,19 +197,16 @@ fn vhost_image(name: &Arc<str>, vhost: &Vhost) -> VhostImage {
 }
 
 /// A vhost with its policies, without what is in it.
-fn restored(image: VhostImage) -> Result<Vhost, RestoreError> {
-    let compiled = |policies: Vec<Arc<Policy>>| -> Result<BTreeMap<String, Compiled>, RestoreError> {
-        let compiled = policies.into_iter().map(|policy| Ok((policy.name.clone(), Compiled::new(Policy::clone(&policy))?)));
-        compiled.collect::<Result<_, String>>().map_err(|_| RestoreError::Malformed("policy"))
-    };
-    Ok(Vhost {
+fn restored(image: VhostImage) -> Vhost {
+    let compiled = |policies: Vec<Arc<Policy>>| policies.into_iter().map(|policy| (policy.name.clone(), Compiled::new(policy))).collect();
+    Vhost {
         created: image.created,
         facts: image.facts,
         limits: image.limits,
-        user_policies: compiled(image.user_policies)?,
-        operator_policies: compiled(image.operator_policies)?,
+        user_policies: compiled(image.user_policies),
+        operator_policies: compiled(image.operator_policies),
         ..Vhost::default()
-    })
+    }
 }
 
 fn piece_key(n: u32) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Policies: which keys there are and what values they take, which policy a queue or exchange has, and what comes of a user's and an
-//! operator's one together. Texts and rules are RabbitMQ's. Used by `admin` when policies change and by declares.
+//! operator's one together. Texts and rules are RabbitMQ's. Used by `check` before policies change, by `admin` when they do, and by
+//! declares.
 
 use super::pattern::Pattern;
 use super::{Catalog, Vhost};
@@ -22,13 +23,26 @@ pub struct Applied {
 #[derive(Clone, Debug)]
 pub(super) struct Compiled {
     pub(super) policy: Arc<Policy>,
-    pattern: Pattern,
+    pattern: Option<Pattern>,
 }
 
 impl Compiled {
-    pub(super) fn new(policy: Policy) -> Result<Compiled, String> {
-        let pattern = Pattern::compile(&policy.pattern)?;
-        Ok(Compiled { policy: Arc::new(policy), pattern })
+    /// Whoever proposed the policy has checked its pattern; one that this version cannot compile all the same matches nothing.
+    pub(super) fn new(policy: Arc<Policy>) -> Compiled {
+        let pattern = Pattern::compile(&policy.pattern);
+        if let Err(why) = &pattern {
+            tracing::error!(
+                policy = policy.name,
+                pattern = policy.pattern,
+                why,
+                "this version cannot read the pattern of a policy, it matches nothing"
+            );
+        }
+        Compiled { policy, pattern: pattern.ok() }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        self.pattern.as_ref().is_some_and(|pattern| pattern.matches(name))
     }
 }
 
@@ -71,7 +85,7 @@ pub fn queue_type(arguments: &Table) -> &str {
 
 impl Vhost {
     fn policy_of(&self, kind: PolicyKind, thing: Thing<'_>) -> Option<Arc<Policy>> {
-        let fits = |c: &&Compiled| thing.is_covered(c.policy.apply_to) && c.pattern.matches(thing.name());
+        let fits = |c: &&Compiled| thing.is_covered(c.policy.apply_to) && c.matches(thing.name());
         // Of equal ones the first by name.
         self.policies(kind)
             .values()
@@ -182,7 +196,7 @@ fn is_overflow(value: &Value) -> bool {
 }
 
 /// The keys that have an effect: on exchanges here, on queues by `QueueSettings::effective`. A policy with another one is refused.
-const KEYS: [Key; 9] = [
+const KEYS: [Key; 10] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
     key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
@@ -190,16 +204,22 @@ const KEYS: [Key; 9] = [
     key("delivery-limit", is_integer, "is not a valid delivery limit", true),
     key("expires", is_expiry, "is not a valid queue expiry", true),
     key("max-length", is_count, "is not a valid maximum length", true),
+    key("max-length-bytes", is_count, "is not a valid maximum length in bytes", true),
     key("message-ttl", is_time, "is not a valid message TTL", true),
     key("overflow", is_overflow, "is not a valid overflow value", true),
 ];
 
-/// A policy whose definition makes sense; the error is RabbitMQ's.
-pub(super) fn checked(kind: PolicyKind, policy: &Policy) -> Result<Compiled, Refusal> {
+/// All keys that a policy may have.
+pub fn policy_keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|key| key.name)
+}
+
+/// Whether a policy makes sense; the refusal is RabbitMQ's.
+pub(super) fn check(kind: PolicyKind, policy: &Policy) -> Result<(), Refusal> {
     let failed = |why: String| Refusal::Precondition(format!("Validation failed\n\n{why}\n"));
     check_definition(kind, &policy.definition).map_err(failed)?;
     let wrong = |why: String| failed(format!("pattern should be regular expression but is invalid: {why}"));
-    Compiled::new(policy.clone()).map_err(wrong)
+    Pattern::compile(&policy.pattern).map(drop).map_err(wrong)
 }
 
 fn check_definition(kind: PolicyKind, definition: &Table) -> Result<(), String> {
@@ -297,7 +317,7 @@ mod tests {
             definition: one("alternate-exchange", text("x")),
             priority: 0,
         };
-        let refused = checked(PolicyKind::User, &policy).expect_err("a broken pattern").to_string();
+        let refused = check(PolicyKind::User, &policy).expect_err("a broken pattern").to_string();
         assert!(refused.starts_with("Validation failed\n\npattern should be regular expression but is invalid: "), "{refused}");
     }
 }

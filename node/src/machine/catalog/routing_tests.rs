@@ -17,6 +17,9 @@ impl crate::routing::Subject for Headers<'_> {
     fn property(&self, _property: HashProperty) -> Option<&[u8]> {
         None
     }
+    fn properties(&self) -> &[u8] {
+        &[0, 0]
+    }
     fn random(&self) -> u64 {
         0
     }

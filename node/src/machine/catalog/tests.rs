@@ -198,6 +198,18 @@ fn a_restarted_node_loses_its_memory_and_late_declares_of_the_old_process_are_re
 }
 
 #[test]
+fn a_late_word_of_the_process_before_takes_nothing_from_the_one_that_is_up() {
+    let mut f = Fixture::new();
+    let next = Incarnation(12);
+    f.done(CatalogCommand::NodeUp { node: NODE, incarnation: next });
+    let spec = QueueSpec { durable: false, ..queue_spec("t") };
+    f.done(CatalogCommand::DeclareQueue { spec, node: NODE, incarnation: next, shard: ShardId(1) });
+    f.done(CatalogCommand::NodeUp { node: NODE, incarnation: PROCESS });
+    assert_eq!(f.0.incarnation(NODE), Some(next));
+    assert!(f.0.queue(&name("t")).is_some());
+}
+
+#[test]
 fn a_node_that_is_down_loses_its_memory_and_its_process_may_be_up_again() {
     let mut f = Fixture::new();
     let (up, down) = (
@@ -446,6 +458,9 @@ fn naive_route(catalog: &Catalog, exchange: &str, key: &str, seen: &mut BTreeSet
             },
             ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash | ExchangeKind::Random | ExchangeKind::LocalRandom => {
                 unreachable!("these pick one target")
+            }
+            ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication => {
+                unreachable!("these have tests of their own")
             }
             ExchangeKind::Headers => b.arguments.get("k").is_none_or(|v| *v == Value::Text(key.into())),
         };

@@ -1,13 +1,14 @@
 use super::super::client::{AdminClient, ClientError};
-use super::super::source::{Granted, ListenerRow, PolicyRow, ReplicaRow, SettingRow, UserRow, VhostRow};
+use super::super::source::{Active, Granted, ListenerRow, PolicyRow, ReplicaRow, SettingRow, UserRow, VhostRow};
 use super::super::{ExchangeRow, MemberStatus, QueueRow, Status as Report, implicit_binding};
 use super::*;
 use crate::model::ConnectionId;
 use crate::model::admin::{AdminCommand, Limits, Permission, TopicPermission};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table};
-use crate::model::report::Counted;
+use crate::model::report::{ConnectionStat, Counted};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -103,8 +104,14 @@ impl AdminSource for OneVhost {
         let known = command != AdminCommand::DeleteUser { user: "eve".into() };
         async move { if known { Ok(()) } else { Err(refusal) } }.boxed()
     }
-    fn authenticate(&self, _: &str, password: &[u8]) -> Result<Option<String>, Refusal> {
-        Ok((password != b"right").then(|| "invalid credentials".to_owned()))
+    fn active(&self, _: String, queues: BTreeSet<Arc<str>>) -> BoxFuture<'_, Result<BTreeMap<Arc<str>, Active>, Refusal>> {
+        async move { Ok(queues.into_iter().map(|queue| (queue, None)).collect()) }.boxed()
+    }
+    fn salt(&self, user: &str) -> Result<[u8; 4], Refusal> {
+        Ok([user.len() as u8; 4])
+    }
+    fn authenticate(&self, _: &str, nonce: &[u8], proof: &[u8]) -> Result<Option<String>, Refusal> {
+        Ok((nonce != b"nonce" || proof != b"right").then(|| "invalid credentials".to_owned()))
     }
     fn purge(&self, _: Name) -> BoxFuture<'_, Result<u64, Refusal>> {
         async { Ok(4) }.boxed()
@@ -129,16 +136,15 @@ impl AdminSource for OneVhost {
 }
 
 fn connection(node: u16) -> ConnectionRow {
-    ConnectionRow {
-        node: NodeId(node),
+    let stat = ConnectionStat {
         id: ConnectionId(5),
         peer: "127.0.0.1:4000".parse().unwrap(),
         since: std::time::UNIX_EPOCH,
         user: Some("guest".into()),
         vhost: Some("/".into()),
         blocked: false,
-        report: None,
-    }
+    };
+    ConnectionRow { node: NodeId(node), stat, report: None }
 }
 
 async fn node(readiness: Arc<Readiness>) -> String {
@@ -238,8 +244,9 @@ async fn changes_arrive_and_their_refusals_come_back_whole() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(ctl.authenticate("guest", "right").await.unwrap().refused, "");
-    assert_eq!(ctl.authenticate("guest", "wrong").await.unwrap().refused, "invalid credentials");
+    assert_eq!(ctl.salt("guest").await.unwrap(), [5; 4]);
+    assert_eq!(ctl.authenticate("guest", b"nonce", b"right").await.unwrap().refused, "");
+    assert_eq!(ctl.authenticate("guest", b"nonce", b"wrong").await.unwrap().refused, "invalid credentials");
     assert_eq!(ctl.count(&Counted::UserChannels("guest".into())).await.unwrap(), 7);
     let queue = QueueRequest { vhost: "/".into(), queue: "q".into(), if_empty: false, if_unused: true };
     assert_eq!(ctl.purge_queue(queue.clone()).await.unwrap().messages, 4);

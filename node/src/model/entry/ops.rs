@@ -1,7 +1,8 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
 use super::parts::{PartOp, Word, read_part, read_word, skip_head};
-use super::{EntryBytes, FRAME_HEAD, Malformed};
+use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
+use crate::model::letters::{Address, Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId, TxId};
@@ -14,7 +15,7 @@ const MANY_QUEUES: u8 = 1;
 const HAS_EXPIRATION: u8 = 2;
 /// Flag of an enqueue: its priority follows.
 const HAS_PRIORITY: u8 = 4;
-/// Flag of an enqueue: a dead letter of another shard; that shard and the number follow.
+/// Flag of an enqueue: a dead letter; its source follows.
 const HAS_SOURCE: u8 = 8;
 const OP_SETTLE: u8 = 2;
 const OP_RESERVE: u8 = 3;
@@ -42,18 +43,31 @@ pub enum SettleReason {
     MaxLength = 5,
     /// Its delivery failed too often.
     DeliveryLimit = 6,
+    /// It was delayed, and its time has come.
+    Due = 7,
+    /// It did not leave: a queue that was bound later gets a copy.
+    Replay = 8,
+    /// No message like it came before.
+    First = 9,
 }
 
 impl SettleReason {
     /// The reason of this number.
     pub fn from_byte(byte: u8) -> Option<SettleReason> {
-        let all = [Self::Ack, Self::Reject, Self::Purge, Self::Expired, Self::MaxLength, Self::DeliveryLimit];
+        let all = [
+            Self::Ack,
+            Self::Reject,
+            Self::Purge,
+            Self::Expired,
+            Self::MaxLength,
+            Self::DeliveryLimit,
+            Self::Due,
+            Self::Replay,
+            Self::First,
+        ];
         all.into_iter().find(|r| *r as u8 == byte)
     }
 }
-
-/// A dead letter's source shard and its number there.
-pub type Source = (ShardId, u64);
 
 /// Builds operations: the content of a batch (edge) or of a leader section.
 #[derive(Debug, Default)]
@@ -74,7 +88,7 @@ impl Ops {
         self.enqueue_from(None, queues, (exchange, key, properties, body))
     }
 
-    /// The same; `source`: a dead letter of that shard with that number, taken once.
+    /// The same; `source`: a letter, each of its copies is taken once.
     pub fn enqueue_from(
         &mut self,
         source: Option<Source>,
@@ -102,20 +116,20 @@ impl Ops {
         self.ordinals += 1;
     }
 
-    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u32? | priority u8? | (source shard u16, number u64)?
+    /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u64? | priority u8? | (source shard u16, epoch u64, number u64)?
     fn enqueue_head(&mut self, queues: usize, traits: Traits, source: Option<Source>, message: usize) {
         let (mut flags, mut head) = (0, 3);
         if u16::try_from(queues).is_err() {
             (flags, head) = (MANY_QUEUES, 5);
         }
         if traits.expiration_ms.is_some() {
-            (flags, head) = (flags | HAS_EXPIRATION, head + 4);
+            (flags, head) = (flags | HAS_EXPIRATION, head + 8);
         }
         if traits.priority > 0 {
             (flags, head) = (flags | HAS_PRIORITY, head + 1);
         }
         if source.is_some() {
-            (flags, head) = (flags | HAS_SOURCE, head + 10);
+            (flags, head) = (flags | HAS_SOURCE, head + 18);
         }
         self.buffer.reserve(FRAME_HEAD + head + 8 * queues + message);
         self.frame(OP_ENQUEUE, head + 8 * queues + message);
@@ -125,14 +139,15 @@ impl Ops {
             Err(_) => self.buffer.put_u32_le(queues as u32),
         }
         if let Some(ms) = traits.expiration_ms {
-            self.buffer.put_u32_le(ms);
+            self.buffer.put_u64_le(ms);
         }
         if traits.priority > 0 {
             self.buffer.put_u8(traits.priority);
         }
-        if let Some((shard, number)) = source {
-            self.buffer.put_u16_le(shard.0);
-            self.buffer.put_u64_le(number);
+        if let Some(source) = source {
+            self.buffer.put_u16_le(source.shard.0);
+            self.buffer.put_u64_le(source.epoch);
+            self.buffer.put_u64_le(source.number);
         }
     }
 
@@ -156,19 +171,31 @@ impl Ops {
         self.buffer.put_u64_le(consumer.0);
     }
 
-    /// A dead letter's targets in other shards (rule 25). `local`: the enqueue that follows puts it into queues of this shard, unless
-    /// the letter was routed before.
-    pub fn routed(&mut self, number: u64, local: bool, targets: &[(ShardId, Vec<QueueId>)]) {
+    /// The first waiting letter of a queue has its way (rule 25): the machine gives its copies their numbers. It counts only in a shard
+    /// that follows the catalog to `catalog_index`, and for the first one.
+    pub fn routed(&mut self, (queue, number): (QueueId, u64), catalog_index: u64, address: &Address, targets: &[(ShardId, Vec<QueueId>)]) {
+        let Address { queue: name, exchange, routing_key } = address;
+        let texts = 13 + name.len() + exchange.len() + routing_key.as_ref().map_or(0, String::len);
         let len = targets.iter().map(|(_, queues)| 6 + 8 * queues.len()).sum::<usize>();
-        self.frame(OP_ROUTED, 11 + len);
+        self.frame(OP_ROUTED, 26 + texts + len);
+        self.buffer.put_u64_le(queue.0);
         self.buffer.put_u64_le(number);
-        self.buffer.put_u8(local.into());
+        self.buffer.put_u64_le(catalog_index);
+        self.put_text(name);
+        self.put_text(exchange);
+        self.buffer.put_u8(routing_key.is_some().into());
+        self.put_text(routing_key.as_deref().unwrap_or_default());
         self.buffer.put_u16_le(targets.len() as u16);
         for (shard, queues) in targets {
             self.buffer.put_u16_le(shard.0);
             self.buffer.put_u32_le(queues.len() as u32);
             queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
         }
+    }
+
+    fn put_text(&mut self, text: &str) {
+        self.buffer.put_u32_le(text.len() as u32);
+        self.buffer.put_slice(text.as_bytes());
     }
 
     /// A shard has a dead letter.
@@ -178,12 +205,16 @@ impl Ops {
         self.buffer.put_u16_le(shard.0);
     }
 
-    /// The delivery of these messages failed; each counts once more (rule 23).
-    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq)]) {
-        self.frame(OP_RETURN, 12 + 16 * ranges.len());
+    /// The delivery of these messages failed, which had failed so often before: each counts once more, once for that delivery (rule 23).
+    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq, u32)]) {
+        self.frame(OP_RETURN, 12 + 20 * ranges.len());
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u32_le(ranges.len() as u32);
-        self.put_ranges(ranges);
+        for (first, last, before) in ranges {
+            self.buffer.put_u64_le(first.0);
+            self.buffer.put_u64_le(last.0);
+            self.buffer.put_u32_le(*before);
+        }
     }
 
     fn put_ranges(&mut self, ranges: &[(Seq, Seq)]) {
@@ -279,14 +310,18 @@ pub enum Op {
         /// With consumers.
         checked: Ranges,
     },
-    /// A dead letter has its targets.
+    /// A letter has its way.
     Routed {
+        /// The queue it left.
+        queue: QueueId,
         /// Its number.
         number: u64,
-        /// Queues of this shard get it by the next operation.
-        local: bool,
-        /// Other shards that get it.
-        targets: Vec<(ShardId, Vec<QueueId>)>,
+        /// Routed by.
+        catalog_index: u64,
+        /// What it is written by.
+        address: Address,
+        /// The queues that get it.
+        targets: Targets,
     },
     /// A shard has a dead letter.
     Done {
@@ -299,8 +334,8 @@ pub enum Op {
     Return {
         /// Of which queue.
         queue: QueueId,
-        /// Which.
-        ranges: Ranges,
+        /// Which, and how often they had failed before.
+        ranges: Vec<(Seq, Seq, u32)>,
     },
     /// A part of a transaction.
     Part(PartOp),
@@ -330,13 +365,51 @@ pub struct EnqueueOp {
     queues: Bytes,
     /// What the message asks for.
     pub traits: Traits,
-    /// It is a dead letter of that shard, with that number.
+    /// It is a letter of that shard.
     pub source: Option<Source>,
     /// The stored message.
     pub message: Bytes,
+    /// It waited in a part of a transaction.
+    pub staged: Option<Staged>,
+}
+
+/// Where a message is that waited in a part of a transaction, and what of it the machine did not keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// The entry that it lies in.
+    pub index: u64,
+    /// Bytes of its body, which are not in `message`.
+    pub body_bytes: u32,
 }
 
 impl EnqueueOp {
+    /// Without its body, as a machine keeps it that holds the entry at `index`.
+    pub fn stage(&self, index: u64) -> EnqueueOp {
+        let body_bytes = self.body_bytes();
+        let head = &self.message[..self.message.len() - body_bytes as usize];
+        EnqueueOp {
+            queues: Bytes::copy_from_slice(&self.queues),
+            message: Bytes::copy_from_slice(head),
+            staged: Some(Staged { index, body_bytes }),
+            ..*self
+        }
+    }
+
+    /// One that was kept so.
+    pub fn unstage(position: usize, queues: Bytes, traits: Traits, head: Bytes, staged: Staged) -> EnqueueOp {
+        EnqueueOp { position, queues, traits, source: None, message: head, staged: Some(staged) }
+    }
+
+    /// Bytes of it as it is stored.
+    pub fn bytes(&self) -> u32 {
+        self.message.len() as u32 + self.staged.map_or(0, |staged| staged.body_bytes)
+    }
+
+    /// Its queues as they are written.
+    pub fn queue_bytes(&self) -> &[u8] {
+        &self.queues
+    }
+
     /// It stands for a message that is not stored (`Ops::void`).
     pub fn is_void(&self) -> bool {
         self.queues.is_empty()
@@ -344,7 +417,10 @@ impl EnqueueOp {
 
     /// Bytes of its body.
     pub fn body_bytes(&self) -> u32 {
-        super::StoredView::parse(&self.message).map_or(0, |m| (self.message.len() - m.body_at) as u32)
+        if let Some(staged) = self.staged {
+            return staged.body_bytes;
+        }
+        StoredView::parse(&self.message).map_or(0, |view| (self.message.len() - view.body_at) as u32)
     }
 
     /// The queues it goes to.
@@ -456,7 +532,7 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
-            Some(if queues > 0 { super::StoredView::parse(message).is_some() } else { message.is_empty() })
+            Some(if queues > 0 { StoredView::parse(message).is_some() } else { message.is_empty() })
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?);
@@ -485,20 +561,25 @@ fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Sourc
     };
     let mut traits = Traits::default();
     if flags & HAS_EXPIRATION != 0 {
-        traits.expiration_ms = Some(body.try_get_u32_le().ok()?);
+        traits.expiration_ms = Some(body.try_get_u64_le().ok()?);
     }
     if flags & HAS_PRIORITY != 0 {
         traits.priority = body.try_get_u8().ok()?;
     }
     let mut source = None;
     if flags & HAS_SOURCE != 0 {
-        source = Some((ShardId(body.try_get_u16_le().ok()?), body.try_get_u64_le().ok()?));
+        let shard = ShardId(body.try_get_u16_le().ok()?);
+        source = Some(Source { shard, epoch: body.try_get_u64_le().ok()?, number: body.try_get_u64_le().ok()? });
     }
     Some((queues, traits, source))
 }
 
 fn read_routed(mut body: Bytes) -> Option<Op> {
-    let (number, local) = (body.try_get_u64_le().ok()?, body.try_get_u8().ok()? != 0);
+    let (queue, number, catalog_index) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?, body.try_get_u64_le().ok()?);
+    let (name, exchange) = (read_text(&mut body)?, read_text(&mut body)?);
+    let keyed = body.try_get_u8().ok()? != 0;
+    let routing_key = Some(read_text(&mut body)?).filter(|_| keyed);
+    let address = Address { queue: name, exchange, routing_key };
     let mut targets = Vec::new();
     for _ in 0..body.try_get_u16_le().ok()? {
         let (shard, n) = (ShardId(body.try_get_u16_le().ok()?), body.try_get_u32_le().ok()? as usize);
@@ -507,7 +588,13 @@ fn read_routed(mut body: Bytes) -> Option<Op> {
         }
         targets.push((shard, (0..n).map(|_| QueueId(body.get_u64_le())).collect()));
     }
-    body.is_empty().then_some(Op::Routed { number, local, targets })
+    body.is_empty().then_some(Op::Routed { queue, number, catalog_index, address, targets })
+}
+
+fn read_text(body: &mut Bytes) -> Option<String> {
+    let len = body.try_get_u32_le().ok()? as usize;
+    let text = (body.len() >= len).then(|| body.split_to(len))?;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {
@@ -523,7 +610,7 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
                 return None;
             }
             let queues = body.split_to(n * 8);
-            Some(Op::Enqueue(EnqueueOp { position, queues, traits, source, message: body }))
+            Some(Op::Enqueue(EnqueueOp { position, queues, traits, source, message: body, staged: None }))
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?)?;
@@ -541,7 +628,8 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
         OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
         OP_RETURN => {
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
-            Some(Op::Return { queue, ranges: read_ranges(&body, n)? })
+            let range = |mut c: &[u8]| (Seq(c.get_u64_le()), Seq(c.get_u64_le()), c.get_u32_le());
+            (body.len() == n.checked_mul(20)?).then(|| Op::Return { queue, ranges: body.chunks_exact(20).map(range).collect() })
         }
         OP_ACTIVATE => Some(Op::Activate {
             queue: QueueId(body.try_get_u64_le().ok()?),

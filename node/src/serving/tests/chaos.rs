@@ -94,7 +94,7 @@ impl SimEdge {
     fn welcomed(&mut self, leader: LeaderId, session: SessionId, last: BatchSeq) {
         self.welcome = Some((leader, session));
         for (seq, _) in &self.given_back {
-            self.up(ToLeader::Return { queue: Q, ranges: vec![(Seq(*seq), Seq(*seq))], seen: true });
+            self.up(ToLeader::Return { queue: Q, ranges: vec![(Seq(*seq), Seq(*seq))], seen: true, failures: vec![] });
         }
         let of = |id: u64| self.held.iter().filter(|(_, c)| **c == id).map(|(s, _)| (Seq(*s), Seq(*s))).collect::<Ranges>();
         let consumers = self.consumers.iter().map(|(id, prefetch)| attached(*id, Q, Some(*prefetch), of(*id))).collect();
@@ -108,7 +108,7 @@ impl SimEdge {
 
     fn give_back(&mut self, seq: u64, seen: bool) {
         let Some(consumer) = self.held.remove(&seq) else { return };
-        self.up(ToLeader::Return { queue: Q, ranges: vec![(Seq(seq), Seq(seq))], seen });
+        self.up(ToLeader::Return { queue: Q, ranges: vec![(Seq(seq), Seq(seq))], seen, failures: vec![] });
         self.up(ToLeader::Credit { consumer: ConsumerId(consumer), messages: 1, bytes: 0 });
         if seen {
             self.given_back.push((seq, self.next));

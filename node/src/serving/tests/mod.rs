@@ -4,6 +4,7 @@
 
 mod chaos;
 mod dead_letters;
+mod delayed;
 mod delivering;
 mod handover;
 mod publishing;
@@ -51,12 +52,12 @@ impl CatalogFeed for TestCatalog {
         }
         let settings = self.2.lock().clone();
         if !self.1.load(Ordering::Relaxed) {
-            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings });
+            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings, replays: vec![] });
         }
         let known = known()?;
         let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
         let drops = known.into_iter().filter(|q| !state.1.contains(q)).collect();
-        Some(CatalogChanges { to: state.0, creates, drops, settings })
+        Some(CatalogChanges { to: state.0, creates, drops, settings, replays: vec![] })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();
@@ -317,7 +318,7 @@ impl Edge {
     }
 
     async fn give_back(&self, queue: QueueId, first: u64, last: u64, seen: bool) {
-        self.up(ToLeader::Return { queue, ranges: vec![(Seq(first), Seq(last))], seen }).await;
+        self.up(ToLeader::Return { queue, ranges: vec![(Seq(first), Seq(last))], seen, failures: vec![] }).await;
     }
 
     /// The next `n` messages: consumer, seq, redelivered, body.

@@ -24,6 +24,16 @@ impl Edge {
         panic!("never {ready} ready messages: {:?}", self.stat(Q).await);
     }
 
+    async fn until_active(&mut self, consumer: (NodeId, ConsumerId)) {
+        for _ in 0..500 {
+            if self.stat(Q).await.active == Some(consumer) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not {consumer:?} but {:?}", self.stat(Q).await.active);
+    }
+
     async fn publish_with(&mut self, properties: &[u8], body: &str) {
         let batch = self.batch(|ops| {
             ops.enqueue(&[Q], b"", b"key", properties, body.as_bytes());
@@ -100,6 +110,28 @@ async fn a_full_queue_that_refuses_says_which_messages() {
     assert_eq!(edge.stat(Q).await.ready, 3);
     assert_eq!(edge.get(Q).await, Ok(Some((1, false, 2))));
     edge.publish(Q, 5..6).await;
+}
+
+#[tokio::test]
+async fn a_queue_that_refuses_holds_its_limit_exactly_while_consumers_hold_messages() {
+    let shard = Shard::with(QueueSettings { overflow: Overflow::RejectPublish, ..limit(3) });
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(2)).await;
+    edge.publish(Q, 0..2).await;
+    assert_eq!(edge.seqs(2).await, [1, 2]);
+    let batch = edge.messages(Q, 2..9);
+    let seq = batch.seq;
+    edge.up(ToLeader::Batch(batch)).await;
+    let refused = (3..7).map(|ordinal| (ordinal, RefusedEnqueue::Full)).collect();
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused });
+    let stat = edge.stat(Q).await;
+    assert_eq!((stat.ready, stat.unacked), (3, 2));
+    // What comes back is over the limit, and stays: nothing leaves a queue that refuses.
+    edge.cancel(1).await;
+    edge.give_back(Q, 1, 2, true).await;
+    assert_eq!(edge.until_ready(5).await.unacked, 0);
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(edge.stat(Q).await.ready, 5);
 }
 
 #[tokio::test]
@@ -219,6 +251,17 @@ async fn one_consumer_is_active_and_the_next_follows_when_it_goes() {
     assert_eq!(two.seqs(1).await, [5]);
     one.up(ToLeader::Consume(Consumer { exclusive: true, ..consumer(9, Q, None) })).await;
     let ToEdge::Consuming { result: Err(Refusal::Access(_)), .. } = one.down().await else { panic!("exclusive and single active") };
+}
+
+#[tokio::test]
+async fn the_next_active_consumer_is_chosen_also_when_there_is_nothing_to_deliver() {
+    let shard = Shard::with(single());
+    let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    two.consume(2, Q, None).await;
+    two.until_active((NodeId(1), ConsumerId(1))).await;
+    one.cancel(1).await;
+    two.until_active((NodeId(2), ConsumerId(2))).await;
 }
 
 #[tokio::test]

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::model::entry::Word;
-use crate::model::ports::{Courier, LetterDone};
+use crate::model::ports::{Courier, WordHeard};
 
 const OTHER: ShardId = ShardId(4);
 
-type Said = (ShardId, TxId, Word, LetterDone);
+type Said = (ShardId, TxId, Word, WordHeard);
 
 /// Keeps what is said, once it is open.
 #[derive(Default)]
@@ -16,10 +16,10 @@ pub(super) struct TestCourier {
 }
 
 impl Courier for TestCourier {
-    fn tell(&self, shard: ShardId, tx: TxId, word: Word, done: LetterDone) -> bool {
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool {
         let open = !self.closed.load(Ordering::Relaxed);
         if open {
-            self.said.lock().push((shard, tx, word, done));
+            self.said.lock().push((shard, tx, word, heard));
         }
         open
     }

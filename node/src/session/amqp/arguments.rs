@@ -4,9 +4,9 @@
 use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{ExchangeKind, Table, Value};
 use crate::model::settings::QueueSettings;
+use crate::model::store;
 
 const QUEUE_REFUSED: [&str; 4] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-max-age"];
-const EXCHANGE_REFUSED: [&str; 1] = ["x-delayed-type"];
 const ALTERNATE: &str = "alternate-exchange";
 const CONSUMER_REFUSED: [&str; 3] = ["x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
@@ -40,12 +40,17 @@ fn check_queue_type(subject: &str, durable: bool, exclusive: bool, arguments: &T
 }
 
 /// Checks exchange.declare's arguments.
-pub fn check_exchange(exchange: &str, vhost: &str, arguments: &Table) -> Result<(), Fault> {
-    let subject = format!("exchange '{exchange}' in vhost '{vhost}'");
-    refuse(&EXCHANGE_REFUSED, arguments, &subject)?;
+pub fn check_exchange(exchange: &str, vhost: &str, kind: ExchangeKind, arguments: &Table) -> Result<(), Fault> {
+    store::of_exchange(kind, arguments).map_err(|invalid| match invalid {
+        store::Invalid::UnknownKind(kind) => unknown_kind(&kind),
+        store::Invalid::Argument(why) => Fault::precondition(why),
+    })?;
     match arguments.get(ALTERNATE) {
         None | Some(Value::Text(_)) => Ok(()),
-        Some(other) => Err(Fault::precondition(format!("invalid type '{}' for arg '{ALTERNATE}' in {subject}", other.type_text()))),
+        Some(other) => {
+            let subject = format!("exchange '{exchange}' in vhost '{vhost}'");
+            Err(Fault::precondition(format!("invalid type '{}' for arg '{ALTERNATE}' in {subject}", other.type_text())))
+        }
     }
 }
 
@@ -71,8 +76,11 @@ pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(),
 
 /// The kind that exchange.declare names: an unknown one is 503, as in RabbitMQ.
 pub fn exchange_kind(kind: &[u8]) -> Result<ExchangeKind, Fault> {
-    let known = ExchangeKind::ALL.into_iter().find(|known| known.text().as_bytes() == kind);
-    known.ok_or_else(|| Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{}'", String::from_utf8_lossy(kind))))
+    ExchangeKind::of_text(kind).ok_or_else(|| unknown_kind(&String::from_utf8_lossy(kind)))
+}
+
+fn unknown_kind(kind: &str) -> Fault {
+    Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{kind}'"))
 }
 
 fn refuse(names: &[&str], arguments: &Table, subject: &str) -> Result<(), Fault> {

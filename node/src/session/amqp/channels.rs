@@ -5,7 +5,7 @@ use super::channel::Channel;
 use super::errors::{Fault, ReplyCode};
 use super::{Out, Session, Slot, deliveries, requests};
 use crate::model::catalog::Refusal;
-use crate::model::step::{Event, Held, Outcome, Reply, Step};
+use crate::model::step::{Event, Held, Outcome, Reply, Request, Step};
 use crate::wire::amqp::{Frame, FrameKind, Method, Short};
 
 impl Session {
@@ -63,10 +63,10 @@ impl Session {
             let text = format!("number of channels opened ({open}) has reached the negotiated channel_max ({})", self.channel_max);
             return Err(Fault::new(ReplyCode::NotAllowed, text).at((20, 10)));
         }
-        self.channels.insert(number, Slot::Open(Box::new(Channel::new(number, self.epochs))));
+        let mut channel = Box::new(Channel::new(number, self.epochs));
         self.epochs = self.epochs.wrapping_add(1) & 0xFF_FFFF;
-        out.step(Step::ChannelOpened { channel: number });
-        out.bytes.method(number, &Method::ChannelOpenOk { reserved_1: Default::default() });
+        channel.ask(Request::OpenChannel, requests::Pending::Open, out);
+        self.channels.insert(number, Slot::Open(channel));
         Ok(())
     }
 
@@ -122,6 +122,7 @@ impl Session {
             | Event::AuthenticationFailed(_)
             | Event::Opened
             | Event::OpenRefused(_)
+            | Event::SecretUpdated(_)
             | Event::Blocked(_)
             | Event::Unblocked
             | Event::Report

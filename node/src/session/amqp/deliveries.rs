@@ -6,6 +6,7 @@ use super::{Out, Shared};
 use crate::model::deaths::Headers;
 use crate::model::entry::StoredView;
 use crate::model::link::Delivery;
+use crate::model::properties::{BLIND_COPIES, has_blind_copies};
 use crate::model::step::{Got, Held, Outcome, Publish, Step};
 use crate::model::{ConsumerId, ShardId};
 use crate::wire::amqp::output::Content;
@@ -24,8 +25,8 @@ impl Channel {
             };
             let tag = self.unsettled.tag();
             out.bytes.deliver(self.number, &to.tag, tag, delivery.redelivered, stored.exchange, stored.key);
-            let counted = counted(stored.properties, delivery.failures);
-            let properties = counted.as_deref().unwrap_or(stored.properties);
+            let shown = shown(stored.properties, delivery.failures);
+            let properties = shown.as_deref().unwrap_or(stored.properties);
             let content = Content { properties, body: &delivery.message, body_at: stored.body_at };
             out.bytes.content(self.number, &content, shared.frame_max);
             if to.no_ack {
@@ -55,8 +56,8 @@ impl Channel {
             message_count: u32::try_from(got.remaining).unwrap_or(u32::MAX),
         };
         out.bytes.method(self.number, &get_ok);
-        let counted = counted(stored.properties, got.delivery.failures);
-        let properties = counted.as_deref().unwrap_or(stored.properties);
+        let shown = shown(stored.properties, got.delivery.failures);
+        let properties = shown.as_deref().unwrap_or(stored.properties);
         let content = Content { properties, body: &got.delivery.message, body_at: stored.body_at };
         out.bytes.content(self.number, &content, shared.frame_max);
         // Without acknowledgement the edge has settled it already.
@@ -76,15 +77,22 @@ impl Channel {
             routing_key: Short(publish.routing_key),
         };
         out.bytes.method(self.number, &method);
-        out.bytes.content(self.number, &Content { properties: &publish.properties, body: &publish.body, body_at: 0 }, shared.frame_max);
+        let shown = shown(&publish.properties, 0);
+        let properties = shown.as_deref().unwrap_or(&publish.properties);
+        out.bytes.content(self.number, &Content { properties, body: &publish.body, body_at: 0 }, shared.frame_max);
     }
 }
 
-/// The properties with `x-delivery-count`, of a message whose delivery failed before.
-fn counted(properties: &[u8], failures: u32) -> Option<Vec<u8>> {
-    (failures > 0).then(|| {
+/// The properties as a client sees them, when they are not as they are stored: with `x-delivery-count` of a message whose delivery failed
+/// before, without blind copies.
+fn shown(properties: &[u8], failures: u32) -> Option<Vec<u8>> {
+    let blind = has_blind_copies(properties);
+    (blind || failures > 0).then(|| {
         let mut headers = Headers::of(properties);
-        headers.set_delivery_count(failures);
+        if failures > 0 {
+            headers.set_delivery_count(failures);
+        }
+        headers.remove(BLIND_COPIES);
         headers.write(true)
     })
 }
@@ -102,4 +110,22 @@ fn written(consumer: ConsumerId, messages: &[Delivery]) -> Step {
 
 fn short(bytes: &[u8]) -> Short {
     Short(bytes::Bytes::copy_from_slice(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(table: &[u8]) -> Vec<u8> {
+        [&[0x20, 0][..], &(table.len() as u32).to_be_bytes(), table].concat()
+    }
+
+    #[test]
+    fn a_client_sees_no_blind_copies_and_how_often_a_message_failed() {
+        let (blind, kept) = (b"\x03\0CCA\0\0\0\x06S\0\0\0\x01b", b"\x01kV");
+        assert_eq!(shown(&list(&[&blind[..], kept].concat()), 0), Some(list(kept)));
+        assert_eq!(shown(&list(kept), 0), None);
+        let counted = [&kept[..], b"\x10x-delivery-countl\0\0\0\0\0\0\0\x02"].concat();
+        assert_eq!(shown(&list(&[&kept[..], blind].concat()), 2), Some(list(&counted)));
+    }
 }

@@ -6,11 +6,11 @@ use crate::model::catalog::{Table, Value};
 use crate::model::limits;
 use crate::model::step::Step;
 use crate::wire::amqp::{Method, table};
+use std::sync::Arc;
 
 /// What clients believe to talk to: kombu and Celery choose their behaviour by product and version.
 const PRODUCT: &str = "RabbitMQ";
 const PRODUCT_VERSION: &str = "4.1.0";
-const MECHANISMS: &str = "PLAIN AMQPLAIN";
 /// Smallest frame size a client may ask for (spec 4.2.3 frame-min-size).
 const FRAME_MIN: u32 = 4096;
 
@@ -63,11 +63,12 @@ pub(super) fn start(options: &Options) -> Method {
         ("version".to_owned(), text(PRODUCT_VERSION)),
         ("warren_version".to_owned(), text(env!("CARGO_PKG_VERSION"))),
     ]);
+    let mechanisms = if options.certificate_name.is_some() { "PLAIN AMQPLAIN EXTERNAL" } else { "PLAIN AMQPLAIN" };
     Method::ConnectionStart {
         version_major: 0,
         version_minor: 9,
         server_properties,
-        mechanisms: MECHANISMS.into(),
+        mechanisms: mechanisms.into(),
         locales: "en_US".into(),
     }
 }
@@ -77,15 +78,45 @@ pub(super) fn tune() -> Method {
     Method::ConnectionTune { channel_max: limits::CHANNEL_MAX, frame_max: limits::FRAME_MAX, heartbeat: limits::HEARTBEAT_SECONDS }
 }
 
-/// The login of connection.start-ok. `Ok(None)`: a response that no login can be read from.
-pub(super) fn login(mechanism: &[u8], response: &[u8]) -> Result<Option<Step>, Fault> {
-    match mechanism {
-        b"PLAIN" => Ok(plain(response)),
-        b"AMQPLAIN" => Ok(amqplain(response)),
-        other => {
+/// How a client logs in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mechanism<'a> {
+    Plain,
+    AmqPlain,
+    /// As the user of its certificate.
+    External(&'a Arc<str>),
+}
+
+impl Mechanism<'_> {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mechanism::Plain => "PLAIN",
+            Mechanism::AmqPlain => "AMQPLAIN",
+            Mechanism::External(_) => "EXTERNAL",
+        }
+    }
+}
+
+/// The mechanism that connection.start-ok names, if it was offered.
+pub(super) fn mechanism<'a>(name: &[u8], options: &'a Options) -> Result<Mechanism<'a>, Fault> {
+    match (name, &options.certificate_name) {
+        (b"PLAIN", _) => Ok(Mechanism::Plain),
+        (b"AMQPLAIN", _) => Ok(Mechanism::AmqPlain),
+        (b"EXTERNAL", Some(user)) => Ok(Mechanism::External(user)),
+        (other, _) => {
             let text = format!("unknown authentication mechanism '{}'", String::from_utf8_lossy(other));
             Err(Fault::new(ReplyCode::CommandInvalid, text).at((10, 11)))
         }
+    }
+}
+
+/// The login of connection.start-ok. `None`: a response that no login can be read from. EXTERNAL's response would be another name to
+/// act under; RabbitMQ ignores it, and so do we.
+pub(super) fn login(mechanism: Mechanism<'_>, response: &[u8]) -> Option<Step> {
+    match mechanism {
+        Mechanism::Plain => plain(response),
+        Mechanism::AmqPlain => amqplain(response),
+        Mechanism::External(user) => Some(Step::AuthenticateByCertificate { user: user.clone() }),
     }
 }
 

@@ -30,6 +30,8 @@ use hashbrown::HashMap;
 pub use out::Out;
 use std::sync::Arc;
 
+const UPDATE_SECRET: (u16, u16) = (10, 70);
+
 /// What a session needs to know of its surroundings.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -37,6 +39,8 @@ pub struct Options {
     pub cluster_name: String,
     /// Randomness for consumer tags.
     pub seed: u64,
+    /// The user that the client's certificate stands for, if one was verified: then EXTERNAL is offered.
+    pub certificate_name: Option<Arc<str>>,
 }
 
 /// What the listener must know of a session's state.
@@ -258,6 +262,11 @@ impl Session {
             Event::Opened => self.on_opened(out),
             Event::OpenRefused(refusal) if self.state == State::Opening => self.close(Fault::open_refused(refusal), out),
             Event::OpenRefused(_) => {}
+            Event::SecretUpdated(Ok(())) => self.notify(true, &Method::ConnectionUpdateSecretOk {}, out),
+            Event::SecretUpdated(Err(refusal)) if self.state == State::Running => {
+                self.close(Fault { method: UPDATE_SECRET, ..Fault::open_refused(refusal) }, out);
+            }
+            Event::SecretUpdated(Err(_)) => {}
             Event::Close(text) => self.close(Fault::new(ReplyCode::ConnectionForced, text), out),
             Event::Report => out.step(Step::Report(Box::new(self.report()))),
             Event::Blocked(reason) => {
@@ -339,10 +348,10 @@ impl Session {
             (Method::ConnectionStartOk { client_properties, mechanism, response, .. }, State::Start) => {
                 self.capabilities = Capabilities::of(&client_properties);
                 self.client_properties = client_properties;
-                let mechanism_name = if mechanism[..] == b"AMQPLAIN"[..] { "AMQPLAIN" } else { "PLAIN" };
-                self.mechanism = mechanism_name;
-                self.state = State::Authenticating { mechanism: mechanism_name };
-                match handshake::login(&mechanism, &response)? {
+                let mechanism = handshake::mechanism(&mechanism, &self.options)?;
+                self.mechanism = mechanism.name();
+                self.state = State::Authenticating { mechanism: mechanism.name() };
+                match handshake::login(mechanism, &response) {
                     Some(step) => out.step(step),
                     None => self.on_login_refused(out),
                 }
@@ -360,8 +369,7 @@ impl Session {
                 out.step(Step::Open { vhost: vhost.to_owned() });
                 self.state = State::Opening;
             }
-            // Passwords do not expire, so that a new one changes nothing here (as with RabbitMQ's own users).
-            (Method::ConnectionUpdateSecret { .. }, State::Running) => out.bytes.method(0, &Method::ConnectionUpdateSecretOk {}),
+            (Method::ConnectionUpdateSecret { .. }, State::Running) => out.step(Step::UpdateSecret),
             (_, state) => {
                 return Err(Fault::new(ReplyCode::ChannelError, format!("unexpected method in connection state {}", state.text())));
             }

@@ -1,7 +1,9 @@
 //! What a session says of itself when connections, channels or consumers are listed.
 
 use super::channel::Channel;
+use super::transaction::Transaction;
 use super::{Session, Slot};
+use crate::model::ConsumerId;
 use crate::model::report::{ChannelReport, ConsumerReport, Report};
 
 impl Session {
@@ -30,11 +32,14 @@ fn open(slot: &Slot) -> Option<&Channel> {
 
 impl Channel {
     fn report(&self) -> ChannelReport {
-        let mut consumers: Vec<ConsumerReport> = self.consumers.values().map(|c| c.report()).collect();
+        let mut consumers: Vec<ConsumerReport> = self.consumers.iter().map(|(id, c)| c.report(*id)).collect();
         consumers.sort_unstable_by(|a, b| a.tag.cmp(&b.tag));
         ChannelReport {
             number: self.number,
             confirm: self.confirms.is_some(),
+            transactional: self.tx.is_some(),
+            uncommitted: self.tx.as_ref().map_or(0, Transaction::messages),
+            uncommitted_acks: self.tx.as_ref().map_or(0, Transaction::settlements_kept),
             unacknowledged: self.unsettled.len(),
             unconfirmed: self.confirms.as_ref().map_or(0, |confirms| confirms.pending()),
             prefetch: self.prefetch.unwrap_or(0),
@@ -44,8 +49,9 @@ impl Channel {
 }
 
 impl super::channel::Consumer {
-    fn report(&self) -> ConsumerReport {
+    fn report(&self, id: ConsumerId) -> ConsumerReport {
         ConsumerReport {
+            id,
             queue: self.asked.queue.clone(),
             tag: String::from_utf8_lossy(&self.tag).into_owned(),
             no_ack: self.no_ack,

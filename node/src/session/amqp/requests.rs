@@ -16,6 +16,8 @@ use std::sync::Arc;
 /// How to answer the client when the edge has answered us.
 #[derive(Debug)]
 pub(super) enum Pending {
+    /// channel.open-ok.
+    Open,
     /// With this method, or not at all.
     Say {
         /// What.
@@ -72,6 +74,7 @@ impl Pending {
     pub(super) fn method(&self) -> (u16, u16) {
         match self {
             Pending::Say { method, .. } => *method,
+            Pending::Open => (20, 10),
             Pending::Declare { .. } => (50, 10),
             Pending::Delete { .. } => (50, 40),
             Pending::Purge { .. } => (50, 30),
@@ -93,7 +96,7 @@ impl Channel {
                 let name = shared.name(&exchange)?;
                 let kind = if passive { ExchangeKind::Direct } else { arguments::exchange_kind(&kind)? };
                 if !passive {
-                    arguments::check_exchange(&name.name, &name.vhost, &arguments)?;
+                    arguments::check_exchange(&name.name, &name.vhost, kind, &arguments)?;
                 }
                 let spec = ExchangeSpec { name, kind, durable, auto_delete, internal, arguments };
                 (Request::DeclareExchange { spec, passive }, say(Method::ExchangeDeclareOk {}, nowait))
@@ -177,6 +180,7 @@ impl Channel {
     /// The edge answered: tell the client.
     pub(super) fn answer(&mut self, pending: Pending, reply: Reply, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         match (pending, reply) {
+            (Pending::Open, Reply::Done) => self.say(&Method::ChannelOpenOk { reserved_1: Default::default() }, out),
             (Pending::Say { ok, nowait, .. }, Reply::Done) => self.say_unless(nowait, &ok, out),
             (Pending::Declare { nowait }, Reply::Queue { name, messages, consumers }) => {
                 self.last_queue = name;

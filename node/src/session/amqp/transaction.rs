@@ -20,6 +20,14 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
+    pub(super) fn messages(&self) -> u64 {
+        self.publishes.len() as u64
+    }
+
+    pub(super) fn settlements_kept(&self) -> u64 {
+        self.settled.len() as u64
+    }
+
     fn settlements(settled: Vec<(u64, Held, Outcome)>) -> Vec<(Vec<Held>, Outcome)> {
         let mut grouped: Vec<(Vec<Held>, Outcome)> = Vec::new();
         for (_, held, outcome) in settled {

@@ -169,10 +169,14 @@ impl Trees {
     /// Opens and checks; a damaged store is set aside.
     pub fn open(path: &Path) -> Result<(Trees, OpenReport), StateError> {
         let marks = Marks::read(path);
+        let (unknown, marks) = (marks.is_none(), marks.unwrap_or_default());
         let (durable, needs_full) = (marks.clone(), BTreeSet::new());
         let mut trees = Trees { path: path.to_owned(), marks, durable, unmarked: false, open: None, needs_full };
         let report = trees.reopen()?;
         trees.needs_full.clear();
+        if unknown && report.set_aside.is_none() && trees.has_checkpoints()? {
+            tracing::error!(path = %path.display(), "the state store's marks cannot be read: whether it lost checkpoints, the logs must show");
+        }
         Ok((trees, report))
     }
 
@@ -206,6 +210,16 @@ impl Trees {
     /// A shard's pairs.
     pub fn load(&mut self, shard: ShardId) -> Result<Stored, StateError> {
         self.with(|open| open.load(shard))
+    }
+
+    fn has_checkpoints(&self) -> Result<bool, StateError> {
+        let Some(open) = &self.open else { return Ok(false) };
+        for shard in open.shards() {
+            if open.applied(shard)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn opened(&mut self) -> Result<(), StateError> {
@@ -285,7 +299,9 @@ fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
         PathBuf::from(name)
     };
     let mut to = name(0);
-    if to.exists() && Marks::read(path).cover(&Marks::read(&to)) {
+    // Marks that cannot be read cover nothing and are covered by nothing.
+    let covered = || Some(Marks::read(path)?.cover(&Marks::read(&to)?));
+    if to.exists() && covered() == Some(true) {
         std::fs::remove_dir_all(&to)?;
     }
     for number in 1.. {
@@ -319,12 +335,19 @@ impl Open {
         let db = open_patiently(path)?;
         let file = File::options().read(true).write(true).open(path.join("db"))?;
         let open = Open { db, file };
-        for name in open.db.tree_names() {
-            if let [b't', high, low] = *name {
-                open.check(ShardId(u16::from_be_bytes([high, low])))?;
-            }
+        for shard in open.shards() {
+            open.check(shard)?;
         }
         Ok(open)
+    }
+
+    /// That have a tree.
+    fn shards(&self) -> Vec<ShardId> {
+        let shard = |name: &[u8]| match name {
+            [b't', high, low] => Some(ShardId(u16::from_be_bytes([*high, *low]))),
+            _ => None,
+        };
+        self.db.tree_names().iter().filter_map(|name| shard(name)).collect()
     }
 
     fn check(&self, shard: ShardId) -> Result<(), StateError> {
@@ -446,7 +469,7 @@ mod tests {
         trees.write(ShardId(1), &change(6, true)).unwrap();
         std::fs::remove_dir(path.join("marks")).unwrap();
         assert_eq!(trees.flush(), Ok(()));
-        assert_eq!(Marks::read(&path), trees.durable, "made up for");
+        assert_eq!(Marks::read(&path), Some(trees.durable), "made up for");
     }
 
     /// Breaks the content so that the next open sees it.
@@ -477,12 +500,37 @@ mod tests {
             shards.iter().for_each(|(shard, index)| marks.set(ShardId(*shard), id(*index)));
             marks
         };
-        assert_eq!(Marks::read(&first), marks(&[(1, 5), (2, 5)]), "shard 2 is nowhere else");
+        assert_eq!(Marks::read(&first), Some(marks(&[(1, 5), (2, 5)])), "shard 2 is nowhere else");
         assert!(dir.path().join("state.damaged.1").exists());
         (1..3).for_each(|shard| trees.write(ShardId(shard), &change(8, true)).unwrap());
         trees.flush().unwrap();
         break_it(&mut trees);
         trees.load(ShardId(1)).unwrap();
-        assert_eq!(Marks::read(&first), marks(&[(1, 8), (2, 8)]), "the older one was not needed any more");
+        assert_eq!(Marks::read(&first), Some(marks(&[(1, 8), (2, 8)])), "the older one was not needed any more");
+        // Of one whose marks rotted nobody knows whether it is needed.
+        std::fs::write(first.join("marks"), b"rot").unwrap();
+        (1..3).for_each(|shard| trees.write(ShardId(shard), &change(9, true)).unwrap());
+        trees.flush().unwrap();
+        break_it(&mut trees);
+        trees.load(ShardId(1)).unwrap();
+        assert_eq!(std::fs::read(first.join("marks")).unwrap(), b"rot");
+        assert!(dir.path().join("state.damaged.2").exists());
+    }
+
+    #[test]
+    fn a_store_whose_marks_rotted_opens_as_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (mut trees, _) = Trees::open(&path).unwrap();
+        trees.write(ShardId(1), &change(5, true)).unwrap();
+        trees.flush().unwrap();
+        drop(trees);
+        std::fs::write(path.join("marks"), b"rot").unwrap();
+        let (mut trees, report) = Trees::open(&path).unwrap();
+        assert_eq!((report, trees.load(ShardId(1)).unwrap().applied), (OpenReport::default(), Some(id(5))));
+        // What is loaded at a start is what the next change builds on, and marks are there again.
+        trees.write(ShardId(1), &change(6, false)).unwrap();
+        trees.flush().unwrap();
+        assert!(Marks::read(&path).is_some());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::format::SECTOR;
 use crate::model::entry::EntryBytes;
-use crate::model::{Generation, LeaderId, LogId, NodeId, ShardId, limits};
+use crate::model::{Generation, LeaderId, LogId, NodeId, limits};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -51,6 +51,14 @@ pub struct Vote {
     pub leader: LeaderId,
     /// A quorum granted it.
     pub committed: bool,
+}
+
+/// A damaged place in the log took records of a group: the group may neither vote nor acknowledge here until it has been rebuilt (rules
+/// 1, 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// Votes of terms up to this one may have been lost; `None`: the last vote is known.
+    pub votes: Option<u64>,
 }
 
 /// Whose disk this is (rule 1).
@@ -151,8 +159,11 @@ pub enum WalError {
         /// Its error.
         source: io::Error,
     },
-    /// Synced data is damaged or missing: no group of this WAL may vote or count here again under the old voter id (rules 1, 5).
-    #[error("WAL file {file} is damaged at byte {position}: {detail}")]
+    /// Synced data is damaged in a way that no group can be told from another: even whose disk this is, is lost.
+    #[error(
+        "WAL file {file} is damaged at byte {position}: {detail}. Restore the data directory, or leave this node out: it does not know \
+         what it has confirmed"
+    )]
     Corrupt {
         /// Lap number of the file, which is also its name.
         file: u32,
@@ -160,10 +171,6 @@ pub enum WalError {
         position: u64,
         /// What.
         detail: String,
-        /// The groups that must be rebuilt, as far as they could be read.
-        groups: Vec<ShardId>,
-        /// The identity, as far as it could be read.
-        identity: Option<Identity>,
     },
     /// Written by a newer version.
     #[error("WAL file {file} has format version {version}; this version reads {known}")]

@@ -92,10 +92,16 @@ pub(super) enum Kind {
     Prepare = 12,
     /// It is installed. Flag: the log goes on behind it.
     Install = 13,
+    /// Records of this group were lost: it must be rebuilt. Flag: votes up to the id's term may be among them.
+    Damaged = 14,
+    /// It is rebuilt.
+    Mended = 15,
+    /// A damaged place that has been dealt with; payload: where.
+    Hole = 16,
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 16] = [
         Kind::Blank,
         Kind::Normal,
         Kind::Membership,
@@ -109,6 +115,9 @@ impl Kind {
         Kind::Staged,
         Kind::Prepare,
         Kind::Install,
+        Kind::Damaged,
+        Kind::Mended,
+        Kind::Hole,
     ];
 
     pub fn from_byte(byte: u8) -> Option<Kind> {
@@ -138,31 +147,51 @@ pub(super) struct RecordHead {
 }
 
 impl RecordHead {
-    fn encode(&self, crc: u32, out: &mut [u8]) {
-        out[..4].copy_from_slice(&crc.to_le_bytes());
+    /// All but the check sum of the record, which covers this.
+    fn encode(&self, seed: u32, out: &mut [u8]) {
         out[4..8].copy_from_slice(&self.len.to_le_bytes());
         out[8] = self.kind as u8;
         out[9] = u8::from(self.flag);
         out[10..12].copy_from_slice(&self.shard.0.to_le_bytes());
-        out[12..16].fill(0);
         out[16..24].copy_from_slice(&self.id.leader.term.to_le_bytes());
         out[24..32].copy_from_slice(&self.id.leader.voter.to_le_bytes());
         out[32..40].copy_from_slice(&self.id.index.to_le_bytes());
+        let crc = head_crc(seed, out);
+        out[12..16].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// The head at the start of `bytes` if it and its payload are as they were written. `None` also when `bytes` ends before.
-    pub fn decode(bytes: &[u8], lap: Lap) -> Option<(RecordHead, &[u8], u32)> {
+    /// The head at the start of `bytes` if it is as it was written, whatever became of its payload.
+    fn decode_head(bytes: &[u8], lap: Lap) -> Option<RecordHead> {
         let head = bytes.get(..RECORD_HEAD)?;
-        let len = u32_at(head, 4);
-        let payload = bytes.get(RECORD_HEAD..)?.get(..len as usize)?;
-        let crc = u32_at(head, 0);
-        if crc32c::crc32c_append(crc32c::crc32c_append(lap.seed(), &head[4..]), payload) != crc {
+        if head_crc(lap.seed(), head) != u32_at(head, 12) {
             return None;
         }
         let id = LogId { leader: LeaderId { term: u64_at(head, 16), voter: u64_at(head, 24) }, index: u64_at(head, 32) };
         let shard = ShardId(u16::from_le_bytes([head[10], head[11]]));
-        Some((RecordHead { kind: Kind::from_byte(head[8])?, flag: head[9] != 0, shard, len, id }, payload, crc))
+        Some(RecordHead { kind: Kind::from_byte(head[8])?, flag: head[9] != 0, shard, len: u32_at(head, 4), id })
     }
+
+    /// The head at the start of `bytes` if it and its payload are as they were written. `None` also when `bytes` ends before.
+    pub fn decode(bytes: &[u8], lap: Lap) -> Option<(RecordHead, &[u8], u32)> {
+        let head = Self::decode_head(bytes, lap)?;
+        let payload = bytes.get(RECORD_HEAD..)?.get(..head.len as usize)?;
+        let crc = u32_at(bytes, 0);
+        let good = crc32c::crc32c_append(crc32c::crc32c_append(lap.seed(), &bytes[4..RECORD_HEAD]), payload) == crc;
+        good.then_some((head, payload, crc))
+    }
+}
+
+/// Over a head without the two check sums in it.
+fn head_crc(seed: u32, head: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed, &head[4..12]), &head[16..RECORD_HEAD])
+}
+
+/// A record of a damaged batch.
+pub(super) struct Salvaged<'a> {
+    pub head: RecordHead,
+    pub position: u32,
+    /// `None`: damaged.
+    pub payload: Option<&'a [u8]>,
 }
 
 /// A batch's head.
@@ -178,6 +207,8 @@ pub(super) struct BatchHeader {
     pub len: u32,
     /// Its own place.
     pub position: u64,
+    /// Highest term of any group's vote up to and with this batch: bounds the votes that a damaged place may have held.
+    pub term: u64,
 }
 
 impl BatchHeader {
@@ -190,7 +221,8 @@ impl BatchHeader {
         out[32..36].copy_from_slice(&self.records.to_le_bytes());
         out[36..40].copy_from_slice(&self.records_crc.to_le_bytes());
         out[40..48].copy_from_slice(&self.position.to_le_bytes());
-        out[48..BATCH_HEAD].fill(0);
+        out[48..56].copy_from_slice(&self.term.to_le_bytes());
+        out[56..BATCH_HEAD].fill(0);
         let crc = crc32c::crc32c(&out[8..BATCH_HEAD]);
         out[4..8].copy_from_slice(&crc.to_le_bytes());
     }
@@ -203,7 +235,8 @@ impl BatchHeader {
         }
         let lap = Lap { seq: u32_at(head, 16), salt: u64_at(head, 8) };
         let (records, records_crc) = (u32_at(head, 32), u32_at(head, 36));
-        Some(BatchHeader { lap, number: u64_at(head, 24), records, records_crc, len: u32_at(head, 20), position })
+        let (number, len, term) = (u64_at(head, 24), u32_at(head, 20), u64_at(head, 48));
+        Some(BatchHeader { lap, number, records, records_crc, len, position, term })
     }
 
     /// Where the next batch begins.
@@ -223,6 +256,19 @@ impl BatchHeader {
             at += RECORD_HEAD + payload.len();
         }
         (at == bytes.len() && chain == self.records_crc).then_some(records)
+    }
+
+    /// What is left of a damaged batch in `bytes` (its head, intact, first), up to the first head that is not. True: no record is unknown.
+    pub fn salvage<'a>(&self, bytes: &'a [u8]) -> (Vec<Salvaged<'a>>, bool) {
+        let bytes = &bytes[..bytes.len().min(self.len as usize)];
+        let (mut found, mut at) = (Vec::new(), BATCH_HEAD);
+        while let Some(head) = bytes.get(at..).and_then(|rest| RecordHead::decode_head(rest, self.lap)) {
+            let payload = RecordHead::decode(&bytes[at..], self.lap).map(|(_, payload, _)| payload);
+            found.push(Salvaged { head, position: (self.position as usize + at) as u32, payload });
+            at += RECORD_HEAD + head.len as usize;
+        }
+        let complete = at == self.len as usize && found.len() == self.records as usize;
+        (found, complete)
     }
 }
 
@@ -262,21 +308,21 @@ fn padded(len: u64) -> u64 {
 }
 
 /// Fill `heads` with the batch's head and all record heads, and say where each record goes.
-pub(super) fn encode(lap: Lap, number: u64, position: u64, records: &mut [Record], heads: &mut Vec<u8>) -> BatchHeader {
+pub(super) fn encode(lap: Lap, (number, term): (u64, u64), position: u64, records: &mut [Record], heads: &mut Vec<u8>) -> BatchHeader {
     heads.clear();
     heads.resize(BATCH_HEAD + RECORD_HEAD * records.len(), 0);
     let seed = lap.seed();
     let (mut len, mut chain) = (BATCH_HEAD, seed);
     for (i, record) in records.iter_mut().enumerate() {
         let out = &mut heads[BATCH_HEAD + RECORD_HEAD * i..][..RECORD_HEAD];
-        record.head.encode(0, out);
+        record.head.encode(seed, out);
         let crc = record.body.parts().iter().fold(crc32c::crc32c_append(seed, &out[4..]), |crc, p| crc32c::crc32c_append(crc, p));
         out[..4].copy_from_slice(&crc.to_le_bytes());
         chain = crc32c::crc32c_append(chain, &crc.to_le_bytes());
         record.position = (position as usize + len) as u32;
         len += record.size();
     }
-    let header = BatchHeader { lap, number, records: records.len() as u32, records_crc: chain, len: len as u32, position };
+    let header = BatchHeader { lap, number, records: records.len() as u32, records_crc: chain, len: len as u32, position, term };
     header.encode(heads);
     header
 }
@@ -324,11 +370,11 @@ mod tests {
 
     /// Lap 7, batch 5 at byte 1024: one entry. Checked against an independent implementation of the page in docs/formats.md.
     const GOLDEN: [&str; 6] = [
-        "5742415436e1204f0807060504030201",
+        "574241549a3f9c070807060504030201",
         "070000006c0000000500000000000000",
-        "0100000034d5a1b00004000000000000",
-        "00000000000000000000000000000000",
-        "17538aa404000000020002000000000003000000",
+        "0100000030431b8e0004000000000000",
+        "03000000000000000000000000000000",
+        "8f59899404000000020002007761c55303000000",
         "0000000001000100000000000900000000000000626f6479",
     ];
 
@@ -337,7 +383,7 @@ mod tests {
         let lap = Lap { seq: 7, salt: 0x0102_0304_0506_0708 };
         let mut records = [Record::new(Kind::Normal, ShardId(2), id(9), Bytes::from_static(b"body").into())];
         let mut heads = Vec::new();
-        let header = encode(lap, 5, 1024, &mut records, &mut heads);
+        let header = encode(lap, (5, 3), 1024, &mut records, &mut heads);
         let bytes = flat(&header, &records, &heads);
         assert_eq!(bytes.len(), 512);
         let hex: String = bytes[..108].iter().map(|b| format!("{b:02x}")).collect();
@@ -360,7 +406,7 @@ mod tests {
                 Record::new(kind, ShardId(i as u16), id(i as u64), rope).flagged(i % 2 == 1)
             }).collect();
             let mut heads = Vec::new();
-            let header = encode(lap, 11, 512, &mut records, &mut heads);
+            let header = encode(lap, (11, salt % 9), 512, &mut records, &mut heads);
             let mut bytes = flat(&header, &records, &heads);
             prop_assert_eq!(bytes.len() as u64 % SECTOR, 0);
             prop_assert_eq!(BatchHeader::decode(&bytes, 512), Some(header));
@@ -373,8 +419,17 @@ mod tests {
             }
             let bit = flip.index(header.len as usize * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let intact = BatchHeader::decode(&bytes, 512).is_some_and(|h| h.records(&bytes).is_some());
-            prop_assert!(!intact);
+            let damaged = BatchHeader::decode(&bytes, 512);
+            prop_assert!(!damaged.is_some_and(|h| h.records(&bytes).is_some()));
+            // What is said to be left is what was written, and where all heads are only payloads are lost.
+            let (found, complete) = damaged.map_or((Vec::new(), false), |h| h.salvage(&bytes));
+            for (left, record) in found.iter().zip(&records) {
+                prop_assert_eq!((left.head, left.position), (record.head, record.position));
+                prop_assert!(left.payload.is_none_or(|payload| payload[..] == record.body.flatten()[..]));
+            }
+            prop_assert!(!complete || found.len() == records.len());
+            let hit = records.iter().find(|r| (r.position as usize + RECORD_HEAD - 512..r.position as usize + r.size() - 512).contains(&(bit / 8)));
+            prop_assert!(hit.is_none() || complete, "a payload was hit and more than it is lost");
         }
     }
 }

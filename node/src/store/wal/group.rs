@@ -1,7 +1,7 @@
 //! What the log says about a group apart from its entries: vote, purge point, last entry, memberships. The same transitions run
 //! when a caller asks, when the writer encodes and when recovery reads, so that the three cannot differ.
 
-use super::entry::{Payload, ShardLog, Vote};
+use super::entry::{Damage, Payload, ShardLog, Vote};
 use crate::model::{LogId, ShardId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,9 @@ pub(super) struct Group {
     /// The last installed snapshot.
     #[serde(default)]
     pub installed: Option<LogId>,
+    /// Records were lost and the group is not rebuilt yet.
+    #[serde(default)]
+    pub damaged: Option<Damage>,
 }
 
 /// A snapshot whose installation has begun.

@@ -17,6 +17,8 @@ const SPACE_LEFT: u64 = 2;
 
 enum Job {
     Sidecar(Sidecar),
+    /// The sidecar of a file that is to be read again at the next start.
+    Doubt(u32),
     /// A file that nobody needs: its old number and the number it gets, `None` to remove it.
     Recycle(u32, Arc<dyn DiskFile>, Option<u32>),
     Create(u32),
@@ -36,6 +38,11 @@ impl Keeper {
                     if let Err(error) = sidecar.save(&*self.disk) {
                         tracing::warn!(file = sidecar.lap.seq, %error, "no index beside a closed log file; it will be scanned at the next start");
                     }
+                    Ok(())
+                }
+                Job::Doubt(seq) => {
+                    let _ = self.disk.remove(&sidecar_name(seq)); // may be gone already, or never have been there
+                    let _ = self.disk.sync_dir(); // the next bad read tries again
                     Ok(())
                 }
                 Job::Recycle(old, file, new) => self.recycle(old, file, new),
@@ -70,6 +77,9 @@ impl Keeper {
             if state.files.contains_key(&sidecar.lap.seq) {
                 return Some(Job::Sidecar(sidecar));
             }
+        }
+        if let Some(seq) = state.doubtful.pop() {
+            return Some(Job::Doubt(seq));
         }
         let current = state.current;
         let free = state.files.range(..current).find(|(_, held)| held.needed == 0 && Arc::strong_count(&held.file) == 1);

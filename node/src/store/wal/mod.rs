@@ -3,6 +3,9 @@
 
 #[cfg(test)]
 mod crash_tests;
+mod damage;
+#[cfg(test)]
+mod damage_tests;
 mod entry;
 mod file;
 mod format;
@@ -23,7 +26,7 @@ mod stats;
 mod tests;
 mod writer;
 
-pub use entry::{Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, WalConfig, WalError};
+pub use entry::{Damage, Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, WalConfig, WalError};
 pub use stats::{SYNC_BUCKETS, WalStats};
 
 use crate::model::entry::EntryBytes;
@@ -36,7 +39,6 @@ use keeper::Keeper;
 use parking_lot::Mutex;
 use recovery::{Recovered, Tail, recover};
 use state::{Commits, Op, Shared};
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -76,9 +78,9 @@ impl Drop for Threads {
 }
 
 impl Wal {
-    /// Recover what is in `disk`, make the tail durable again (rule 4), start the writer.
+    /// Recover what is in `disk`, make the tail durable again (rule 4), start the writer. Groups that lost something are told by `damage`.
     ///
-    /// Errors: `WalError::Corrupt` when synced data is damaged: nothing was changed then.
+    /// Errors: `WalError::Corrupt` when not even whose disk this is can be read: nothing was changed then.
     pub fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
         config.check()?;
         let mut recovered = recover(&*disk, &config)?;
@@ -87,7 +89,7 @@ impl Wal {
             Some(tail) => (tail, false),
             None => (first_file(&*disk, &config, &mut recovered).map_err(io_error)?, true),
         };
-        let Recovered { state, groups, identity, .. } = recovered;
+        let Recovered { state, meta, notes, .. } = recovered;
         let shared = Shared::new(config, state);
         let Tail { file, position, closed, next_batch, items } = tail;
         let mut writer = Writer {
@@ -96,11 +98,10 @@ impl Wal {
             position,
             closed,
             next_batch,
-            groups,
-            identity,
+            meta,
             items,
             heads: Vec::new(),
-            waiting: VecDeque::new(),
+            waiting: notes,
             commits: Commits::new(),
         };
         if fresh {
@@ -258,6 +259,44 @@ impl Wal {
     /// The last index of the group's log that lies before the newest `catch_up_bytes` of the WAL; 0: none.
     pub fn floor(&self, shard: ShardId) -> u64 {
         self.shared.floor(shard)
+    }
+
+    /// What this disk has lost of the group, which must not vote or acknowledge anything before it is rebuilt.
+    pub fn damage(&self, shard: ShardId) -> Option<Damage> {
+        self.shared.lock().shards.get(&shard)?.group.damaged
+    }
+
+    /// Reads what the log holds behind `after`, which the group is about to be made from. A sidecar tells that an entry is there, not
+    /// that it can be read: when one cannot, the group is damaged. Blocks on the disk.
+    pub fn verify(&self, shard: ShardId, after: u64) -> io::Result<()> {
+        const STEP: usize = 1 << 20;
+        let state = self.state(shard);
+        let mut next = after.max(state.purged.map_or(0, |id| id.index)) + 1;
+        while state.last.is_some_and(|last| next <= last.index) {
+            match self.read(shard, next..u64::MAX, STEP) {
+                Ok(read) if read.is_empty() => return Ok(()),
+                Ok(read) => next += read.len() as u64,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    let damage = Damage { votes: None };
+                    self.shared.submit(Box::new(|_| ()), |state, done| {
+                        state.shard(shard).group.damaged = Some(damage);
+                        Ok(Op::Note { record: meta::damaged_record(shard, damage), done })
+                    });
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The group is rebuilt: what it may have acknowledged is here again, and its vote is not older than any it may have given.
+    pub fn mended(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let done: Done = Box::new(done);
+        self.shared.submit(done, |state, done| {
+            state.shard(shard).group.damaged = None;
+            Ok(Op::Note { record: meta::mended_record(shard), done })
+        });
     }
 
     /// Save whose disk this is.

@@ -98,8 +98,15 @@ impl Shared {
     }
 
     fn bad_read(&self, shard: ShardId, wanted: &Wanted) -> io::Error {
-        self.lock().stats.bad_reads += 1;
         let (file, position) = (wanted.file.lap.seq, wanted.at.position);
+        {
+            let mut state = self.lock();
+            state.stats.bad_reads += 1;
+            if !state.doubtful.contains(&file) {
+                state.doubtful.push(file);
+            }
+            self.keep.notify_all();
+        }
         tracing::error!(%shard, index = wanted.index, file, position, "the log's disk returned something else than was written");
         io::Error::new(io::ErrorKind::InvalidData, format!("log file {file} is damaged at byte {position}"))
     }

@@ -1,8 +1,7 @@
 //! Reading a file from front to back, as recovery does: batch by batch, or looking for any batch that proves that an earlier one was
 //! synced (rule 5).
 
-use super::file::WalFile;
-use super::format::{BATCH_HEAD, BatchHeader, SECTOR};
+use super::format::{BATCH_HEAD, BatchHeader, Lap, SECTOR};
 use crate::store::disk::DiskFile;
 use std::io;
 
@@ -44,6 +43,13 @@ impl<'a> Scan<'a> {
         Ok(header.filter(|h| h.len as usize >= BATCH_HEAD && h.end() <= len))
     }
 
+    /// The first batch of this lap from `from` on with a number above `number`: proof that the batch with that number was synced.
+    pub fn later(&mut self, lap: Lap, from: u64, number: u64) -> io::Result<Option<BatchHeader>> {
+        let len = self.len;
+        let at = self.find(from, len, |h| h.lap == lap && h.number > number)?;
+        at.map_or(Ok(None), |at| self.header(at))
+    }
+
     /// The first place in `[from, to)` with the head of a batch that `wanted` accepts.
     pub fn find(&mut self, from: u64, to: u64, wanted: impl Fn(&BatchHeader) -> bool) -> io::Result<Option<u64>> {
         let mut at = from;
@@ -55,11 +61,4 @@ impl<'a> Scan<'a> {
         }
         Ok(None)
     }
-}
-
-/// Where a bad batch makes the difference between a torn tail and damage: a later batch of the same lap is proof that it was synced.
-pub(super) fn proof_of_sync(file: &WalFile, from: u64, number: u64) -> io::Result<Option<u64>> {
-    let mut scan = Scan::new(&*file.file)?;
-    let len = scan.len;
-    scan.find(from + SECTOR, len, |h| h.lap == file.lap && h.number > number)
 }

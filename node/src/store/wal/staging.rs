@@ -84,8 +84,8 @@ impl ShardIndex {
         }
         for (index, Staged { leader, at }) in staged {
             let Some(at) = at else { continue };
-            let here = all.get(&index).filter(|(row, l)| *l == leader && row.file != NOWHERE);
-            if index > upto || here.is_some() {
+            // It was staged because what is here is missing, or could not be read.
+            if index > upto {
                 frees.add(at.file);
             } else if let Some((old, _)) = all.insert(index, (Row::new(index, at), leader)) {
                 frees.add(old.file);
@@ -141,7 +141,8 @@ impl Shared {
     pub fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
         self.submit(done, |state, done| {
             let index = state.shard(shard);
-            let keep_tail = index.continues(upto);
+            // Behind damage nothing here is known to be what was acknowledged.
+            let keep_tail = index.group.damaged.is_none() && index.continues(upto);
             let (frees, bytes) = index.install(upto, keep_tail);
             // The epoch before, when nothing was cut: then there is nothing to forget.
             let epoch = if keep_tail { 0 } else { index.epoch };

@@ -3,6 +3,7 @@
 
 use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
 use super::file::{Held, ReadyFile};
+use super::format::Record;
 use super::group::Pending;
 use super::index::{Frees, ShardIndex};
 use super::sidecar::Sidecar;
@@ -29,6 +30,11 @@ pub(super) enum Op {
     },
     Identity {
         identity: Identity,
+        done: Done,
+    },
+    /// A record about damage.
+    Note {
+        record: Record,
         done: Done,
     },
     Truncate {
@@ -101,6 +107,8 @@ pub(super) struct State {
     pub next_seq: u32,
     /// Closed files whose sidecars are to be written.
     pub sidecars: Vec<Sidecar>,
+    /// Files of which something could not be read back: the next start must not trust their sidecars.
+    pub doubtful: Vec<u32>,
 }
 
 impl State {
@@ -118,6 +126,7 @@ impl State {
             ready: VecDeque::new(),
             next_seq: 1,
             sidecars: Vec::new(),
+            doubtful: Vec::new(),
         }
     }
 

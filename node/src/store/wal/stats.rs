@@ -38,6 +38,8 @@ pub struct WalStats {
     pub low_space: bool,
     /// Entries are held back until there is space.
     pub full: bool,
+    /// Damaged places that the last start found.
+    pub damages: u64,
     /// Reads that found something else than was written.
     pub bad_reads: u64,
     /// A write or sync failed; nothing is accepted any more.

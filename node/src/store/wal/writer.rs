@@ -1,12 +1,11 @@
 //! The writer's thread: drains the queue, one write and one fdatasync per batch, then all callbacks. A failed write or sync ends the
 //! process: what the disk holds then is unknown, and trying again proves nothing.
 
-use super::entry::{Done, Identity, LogEntry, Payload};
+use super::entry::{Done, LogEntry, Payload};
 use super::file::{Held, WalFile};
 use super::format::{FileHeader, Kind, Lap, RECORD_HEAD, Record, SECTOR, batch_size, encode, slices};
-use super::group::Groups;
 use super::index::{Frees, Location};
-use super::meta;
+use super::meta::{self, Meta};
 use super::sidecar::{Item, Sidecar};
 use super::state::{Commits, Op, Shared, State};
 use crate::model::entry::EntryBytes;
@@ -28,8 +27,7 @@ pub(super) struct Writer {
     /// The file ends with a CLOSE record.
     pub closed: bool,
     pub next_batch: u64,
-    pub groups: Groups,
-    pub identity: Option<Identity>,
+    pub meta: Meta,
     /// Of the open file.
     pub items: Vec<Item>,
     pub heads: Vec<u8>,
@@ -182,7 +180,7 @@ impl Writer {
     /// Write and sync one batch at the end of the open file.
     fn put(&mut self, records: &mut [Record]) -> io::Result<()> {
         let mut heads = std::mem::take(&mut self.heads);
-        let header = encode(self.file.lap, self.next_batch, self.position, records, &mut heads);
+        let header = encode(self.file.lap, (self.next_batch, self.term(records)), self.position, records, &mut heads);
         let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(3 * records.len() + 1);
         slices(&header, records, &heads, &mut parts);
         self.file.file.write_all_vectored_at(&parts, self.position)?;
@@ -198,6 +196,12 @@ impl Writer {
         Ok(())
     }
 
+    /// Highest term of a vote, those in `records` included.
+    fn term(&self, records: &[Record]) -> u64 {
+        let votes = records.iter().filter(|record| matches!(record.head.kind, Kind::Vote | Kind::Damaged));
+        votes.map(|record| record.head.id.leader.term).fold(self.meta.term(), u64::max)
+    }
+
     fn sync(&self) -> io::Result<()> {
         let began = Instant::now();
         self.shared.lock().sync_began = Some(began);
@@ -211,7 +215,7 @@ impl Writer {
     /// What is on disk now says this of the groups.
     fn note(&mut self, records: &[Record]) {
         for record in records {
-            meta::apply(&mut self.groups, &mut self.identity, &record.head, &record.body);
+            meta::apply(&mut self.meta, &record.head, &record.body);
             if record.head.kind.is_indexed() {
                 self.items.push(Item { head: record.head, position: record.position });
             }
@@ -298,8 +302,12 @@ impl Writer {
         self.file = file;
         self.position = SECTOR;
         self.closed = false;
-        self.put(&mut [meta::record(&self.groups, self.identity)])?;
-        self.items = meta::items(&self.groups);
+        {
+            let state = self.shared.lock();
+            self.meta.holes.retain(|hole| state.files.contains_key(&hole.file));
+        }
+        self.put(&mut [meta::record(&self.meta)])?;
+        self.items = meta::items(&self.meta.groups);
         let mut state = self.shared.lock();
         state.current = self.file.lap.seq;
         state.files.insert(self.file.lap.seq, Held { file: self.file.clone(), needed: 0 });
@@ -318,7 +326,7 @@ impl Writer {
         for op in std::mem::take(&mut self.waiting) {
             match op {
                 Op::Append { done, .. } | Op::Vote { done, .. } | Op::Identity { done, .. } | Op::Truncate { done, .. } => done(closed()),
-                Op::Stage { done, .. } | Op::Prepare { done, .. } | Op::Install { done, .. } => done(closed()),
+                Op::Stage { done, .. } | Op::Prepare { done, .. } | Op::Install { done, .. } | Op::Note { done, .. } => done(closed()),
                 Op::Purge { .. } | Op::Free(_) => {}
             }
         }
@@ -380,6 +388,10 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
         }
         Op::Identity { identity, done } => {
             batch.push(meta::identity_record(identity));
+            batch.dones.push(done);
+        }
+        Op::Note { record, done } => {
+            batch.push(record);
             batch.dones.push(done);
         }
         Op::Truncate { shard, keep, epoch, frees, done } => {

@@ -118,17 +118,58 @@ fn immediate_and_flow_and_recover_without_requeue_are_not_implemented() {
 }
 
 #[test]
+fn a_user_who_lost_its_vhost_is_told_when_it_updates_its_secret() {
+    let mut talk = Talk::open();
+    talk.say(0, Method::ConnectionUpdateSecret { new_secret: crate::wire::amqp::Long(Bytes::from_static(b"s")), reason: "r".into() });
+    talk.edge(Event::SecretUpdated(Err(Refusal::NotAllowed("access to vhost '/' refused for user 'u'".into()))));
+    talk.reads(
+        "> 0 connection.update-secret
+         = update secret
+         ! SecretUpdated
+         < 0 connection.close 530 NOT_ALLOWED - access to vhost '/' refused for user 'u' (10,70)",
+    );
+}
+
+#[test]
+fn a_channel_is_open_when_the_edge_says_so_and_what_came_for_it_waits() {
+    let mut talk = Talk::open();
+    talk.keeps_opens = true;
+    talk.say(2, channel_open());
+    talk.say(2, declare("q", &[]));
+    talk.edge(done(2));
+    talk.reads(
+        "> 2 channel.open
+         = request 2 open
+         > 2 queue.declare
+         ! Reply
+         = request 2 declare q passive=false
+         < 2 channel.open-ok",
+    );
+    talk.say(3, channel_open());
+    talk.edge(Event::Reply { channel: 3, result: Err(Refusal::NotAllowed("no more".into())) });
+    talk.reads(
+        "> 3 channel.open
+         = request 3 open
+         ! Reply
+         < 0 connection.close 530 NOT_ALLOWED - no more (20,10)",
+    );
+}
+
+#[test]
 fn small_requests_of_old_and_new_clients_are_answered() {
     let secret = Method::ConnectionUpdateSecret { new_secret: crate::wire::amqp::Long(Bytes::from_static(b"s")), reason: "r".into() };
     let access = Method::AccessRequest { realm: "/data".into(), exclusive: false, passive: true, active: true, write: true, read: true };
     let mut talk = Talk::open();
     talk.say(0, secret);
+    talk.edge(Event::SecretUpdated(Ok(())));
     talk.say(1, access);
     talk.say(1, Method::ChannelFlow { active: true });
     talk.say(1, Method::BasicRecover { requeue: true });
     talk.say(1, Method::BasicRecoverAsync { requeue: true });
     talk.reads(
         "> 0 connection.update-secret
+         = update secret
+         ! SecretUpdated
          < 0 connection.update-secret-ok
          > 1 access.request
          < 1 access.request-ok

@@ -39,7 +39,7 @@ proptest::proptest! {
 fn obey(talk: &mut Talk) {
     while let Some(step) = talk.out.steps.pop_front() {
         let event = match step {
-            Step::Authenticate { .. } => Event::Authenticated,
+            Step::Authenticate { .. } | Step::AuthenticateByCertificate { .. } => Event::Authenticated,
             Step::Open { .. } => Event::Opened,
             Step::Publish(publish) => match publish.ticket {
                 Some(ticket) => Event::Confirmed { channel: publish.channel, tickets: vec![(ticket, ticket)] },
@@ -51,12 +51,8 @@ fn obey(talk: &mut Talk) {
                 continue;
             }
             Step::Commit(commit) => done(commit.channel),
-            Step::Settle { .. }
-            | Step::Written { .. }
-            | Step::ChannelOpened { .. }
-            | Step::ChannelPrefetch { .. }
-            | Step::Check(_)
-            | Step::Report(_) => continue,
+            Step::UpdateSecret => Event::SecretUpdated(Ok(())),
+            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check(_) | Step::Report(_) => continue,
             Step::Leave => Event::Left,
         };
         talk.session.on_event(event, &mut talk.out);
@@ -74,6 +70,7 @@ fn reply(request: &Request) -> Reply {
         | Request::Bind(_)
         | Request::Unbind(_)
         | Request::Cancel { .. }
+        | Request::OpenChannel
         | Request::Barrier => Reply::Done,
     }
 }

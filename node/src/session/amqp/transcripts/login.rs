@@ -1,6 +1,7 @@
 //! Handshakes: mechanisms, vhosts, what is negotiated.
 
 use super::*;
+use handshake::Mechanism;
 
 #[test]
 fn a_client_logs_in_and_opens_a_channel() {
@@ -31,9 +32,47 @@ fn a_client_logs_in_and_opens_a_channel() {
 
 #[test]
 fn amqplain_logs_in() {
-    let step = handshake::login(b"AMQPLAIN", b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p").expect("known");
+    let step = handshake::login(Mechanism::AmqPlain, b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p");
     assert_eq!(step, Some(Step::Authenticate { user: "u".into(), password: b"p".to_vec() }));
-    assert_eq!(handshake::login(b"AMQPLAIN", b"\x05LOGINS\0").expect("known"), None);
+    assert_eq!(handshake::login(Mechanism::AmqPlain, b"\x05LOGINS\0"), None);
+    let mut talk = Talk::new();
+    talk.say(0, start_ok_with("AMQPLAIN", b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p", &[]));
+    talk.reads(
+        "> 0 connection.start-ok
+         = authenticate u p",
+    );
+}
+
+#[test]
+fn external_logs_in_as_the_user_of_the_certificate_whatever_the_client_says() {
+    let mut talk = Talk::as_holder(Some("joe"));
+    talk.say(0, start_ok_with("EXTERNAL", b"guest", &["authentication_failure_close"]));
+    talk.reads(
+        "> 0 connection.start-ok
+         = authenticate joe by certificate",
+    );
+    talk.edge(Event::AuthenticationFailed("no such user".into()));
+    talk.reads(
+        "! AuthenticationFailed
+         < 0 connection.close 403 ACCESS_REFUSED - Login was refused using authentication mechanism EXTERNAL. For details see the broker logfile. (0,0)",
+    );
+    // With a certificate a password still counts.
+    let mut talk = Talk::as_holder(Some("joe"));
+    talk.say(0, start_ok(b"\0guest\0secret", &[]));
+    talk.reads(
+        "> 0 connection.start-ok
+         = authenticate guest secret",
+    );
+}
+
+#[test]
+fn a_mechanism_that_was_not_offered_is_unknown() {
+    for mechanism in ["EXTERNAL", "SCRAM-SHA-256", ""] {
+        let mut talk = Talk::new();
+        talk.say(0, start_ok_with(mechanism, b"guest", &[]));
+        let closed = format!("< 0 connection.close 503 COMMAND_INVALID - unknown authentication mechanism '{mechanism}' (10,11)");
+        talk.reads(&format!("> 0 connection.start-ok\n{closed}"));
+    }
 }
 
 #[test]
@@ -83,7 +122,7 @@ fn sizes_beyond_the_offer_are_not_allowed() {
 
 #[test]
 fn another_protocol_gets_our_header() {
-    let mut session = Session::new(Options { cluster_name: String::new(), seed: 1 });
+    let mut session = Session::new(Options { cluster_name: String::new(), seed: 1, certificate_name: None });
     let mut out = Out::default();
     session.on_header(*b"AMQP\x00\x01\x00\x00", &mut out);
     assert_eq!(&out.bytes.take()[..], PROTOCOL_HEADER);

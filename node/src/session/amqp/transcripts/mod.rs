@@ -27,6 +27,8 @@ struct Talk {
     record: Vec<String>,
     /// The edge does not take `ChannelClosed` by itself.
     slow_edge: bool,
+    /// channel.open is not answered by itself.
+    keeps_opens: bool,
 }
 
 fn capabilities(names: &[&str]) -> Table {
@@ -35,9 +37,13 @@ fn capabilities(names: &[&str]) -> Table {
 }
 
 fn start_ok(response: &[u8], names: &[&str]) -> Method {
+    start_ok_with("PLAIN", response, names)
+}
+
+fn start_ok_with(mechanism: &str, response: &[u8], names: &[&str]) -> Method {
     Method::ConnectionStartOk {
         client_properties: capabilities(names),
-        mechanism: "PLAIN".into(),
+        mechanism: mechanism.into(),
         response: crate::wire::amqp::Long(Bytes::copy_from_slice(response)),
         locale: "en_US".into(),
     }
@@ -124,8 +130,14 @@ fn deliver(seqs: &[u64]) -> Event {
 
 impl Talk {
     fn new() -> Talk {
-        let options = Options { cluster_name: "warren".into(), seed: 1 };
-        let mut talk = Talk { session: Session::new(options), out: Out::default(), record: Vec::new(), slow_edge: false };
+        Talk::as_holder(None)
+    }
+
+    /// Of a verified certificate that stands for this user.
+    fn as_holder(certificate_name: Option<&str>) -> Talk {
+        let options = Options { cluster_name: "warren".into(), seed: 1, certificate_name: certificate_name.map(Arc::from) };
+        let mut talk =
+            Talk { session: Session::new(options), out: Out::default(), record: Vec::new(), slow_edge: false, keeps_opens: false };
         talk.session.on_header(PROTOCOL_HEADER, &mut talk.out);
         let start = talk.out.bytes.take();
         assert_eq!(&start[7..11], [0, 10, 0, 10]);
@@ -197,10 +209,12 @@ impl Talk {
 
     fn heard(&mut self) {
         while let Some(taken) = self.out.steps.pop_front() {
-            if !matches!(taken, Step::ChannelOpened { .. }) {
+            let opens = matches!(taken, Step::Request { request: Request::OpenChannel, .. });
+            if !opens || self.keeps_opens {
                 self.record.push(format!("= {}", step(&taken)).trim_end().to_owned());
             }
             match taken {
+                Step::Request { channel, .. } if opens && !self.keeps_opens => self.session.on_event(done(channel), &mut self.out),
                 Step::ChannelClosed { channel, .. } if !self.slow_edge => self.session.on_channel_closed(channel, &mut self.out),
                 _ => {}
             }
@@ -256,6 +270,7 @@ fn seqs(held: &[Held]) -> String {
 fn step(step: &Step) -> String {
     match step {
         Step::Authenticate { user, password } => format!("authenticate {user} {}", String::from_utf8_lossy(password)),
+        Step::AuthenticateByCertificate { user } => format!("authenticate {user} by certificate"),
         Step::Open { vhost } => format!("open {vhost}"),
         Step::Publish(p) => format!("publish {} ticket={:?} mandatory={} {} bytes", p.channel, p.ticket, p.mandatory, p.body.len()),
         Step::Check(publish) => format!("check {} {}", publish.channel, String::from_utf8_lossy(&publish.exchange)),
@@ -268,7 +283,7 @@ fn step(step: &Step) -> String {
         Step::Written { consumer, bytes } => format!("written {consumer} {bytes}"),
         Step::ChannelPrefetch { channel, limit } => format!("prefetch {channel} {limit:?}"),
         Step::ChannelClosed { channel, held } => format!("closed {channel} holding {}", seqs(held)),
-        Step::ChannelOpened { channel } => format!("opened {channel}"),
+        Step::UpdateSecret => "update secret".to_owned(),
         Step::Report(report) => format!("report {} with {} channels", report.state, report.channels.len()),
         Step::Leave => "leave".to_owned(),
     }
@@ -287,6 +302,7 @@ fn ask(request: &Request) -> String {
         Request::Cancel { consumer } => format!("cancel {consumer}"),
         Request::Get { queue, .. } => format!("get {}", queue.name),
         Request::Barrier => "barrier".to_owned(),
+        Request::OpenChannel => "open".to_owned(),
     }
 }
 

@@ -1,0 +1,179 @@
+//! A replica whose log was damaged has forgotten things that it confirmed: it takes part in nothing until it has again all that it may
+//! have acknowledged, and a vote that is not older than any it may have given (rules 1, 5; docs/decisions/0011). It asks who leads; the
+//! leader has itself confirmed by a majority without the asker, and answers when all that its log holds then is applied. The state from
+//! there on is what the asker goes on with.
+
+use super::core::Core;
+use super::fetch;
+use super::formation::FormationError;
+use super::holding::Holding;
+use super::journal::{Damage, Vote};
+use super::log::completion;
+use super::service::group as group_of;
+use super::wire::Ask;
+use crate::model::{LeaderId, NodeId, ShardId, VoterId};
+use crate::peer::transport::head_only;
+use crate::peer::{Frame, PeerError};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use openraft::raft::ReadPolicy;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const RETRY: Duration = Duration::from_millis(300);
+/// Between two log lines about the same obstacle.
+const REPEAT: Duration = Duration::from_secs(10);
+/// The leader may take so long to be confirmed and to apply its log.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+const NOT_LEADING: u8 = 0;
+const DAMAGED_TOO: u8 = 1;
+const WHOLE_FROM: u8 = 2;
+
+/// What another replica says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// It does not lead, or cannot prove it.
+    NotLeading,
+    /// Its own log is damaged.
+    DamagedToo,
+    /// It leads; its state after this entry has all that it ever sent and all that was confirmed before.
+    WholeFrom(u64),
+}
+
+/// Returns when the group may take part again.
+pub(super) async fn group(core: &Core, holding: &Arc<Holding>, voters: &[VoterId], damage: Damage) -> Result<(), FormationError> {
+    let shard = holding.shard;
+    let others: Vec<NodeId> = voters.iter().map(|v| v.node).filter(|n| *n != core.me).collect();
+    if others.is_empty() {
+        return Err(FormationError::Stopped(format!(
+            "the log of shard {shard} is damaged and no other node has a replica: restore the data directory from a backup"
+        )));
+    }
+    tracing::error!(%shard, ?damage, "the log of this shard is damaged: this replica takes part in nothing until it is rebuilt from the leader");
+    let mut said: Option<Instant> = None;
+    loop {
+        let answers = ask_all(core, shard, &others).await;
+        let mut why = String::from("no leader that a majority without this node confirms");
+        if let Some((node, least)) = answers.iter().find_map(|(node, said)| whole_from(*said).map(|least| (*node, least))) {
+            match fetch::from(core, holding, node, Some(least)).await {
+                Ok(()) => return mend(core, shard, voters, damage, node).await,
+                Err(error) => why = format!("node {node}: {error}"),
+            }
+        }
+        if said.is_none_or(|at| at.elapsed() >= REPEAT) {
+            let damaged = 1 + answers.iter().filter(|(_, said)| *said == Some(Said::DamagedToo)).count();
+            tell(shard, voters.len(), damaged, &why);
+            said = Some(Instant::now());
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn tell(shard: ShardId, replicas: usize, damaged: usize, why: &str) {
+    if has_majority(replicas, damaged) {
+        tracing::error!(%shard, why, "the damaged replica of this shard waits to be rebuilt; it does not vote");
+    } else {
+        tracing::error!(
+            %shard, replicas, damaged,
+            "too many replicas of this shard are damaged: those that are left are no majority, so what was confirmed may be on damaged \
+             disks only. Nothing is done without you: restore the data directories as they were, or mend the disks; until then the shard is \
+             not served"
+        );
+    }
+}
+
+/// Whether the replicas that are not damaged can elect a leader.
+fn has_majority(replicas: usize, damaged: usize) -> bool {
+    (replicas - damaged) * 2 > replicas
+}
+
+fn whole_from(said: Option<Said>) -> Option<u64> {
+    match said? {
+        Said::WholeFrom(index) => Some(index),
+        Said::NotLeading | Said::DamagedToo => None,
+    }
+}
+
+/// All that may have been acknowledged is here. The vote first: it must not be older than one that may have been given.
+async fn mend(core: &Core, shard: ShardId, voters: &[VoterId], damage: Damage, from: NodeId) -> Result<(), FormationError> {
+    let me = voters.iter().find(|voter| voter.node == core.me);
+    if let (Some(term), Some(me)) = (damage.votes, me) {
+        // As if this node had stood for election in the term after: nobody has its vote there.
+        let leader = LeaderId { term: term + 1, voter: me.pack() };
+        let known = core.journal.state(shard).vote;
+        if known.is_none_or(|vote| vote.leader < leader) {
+            let (done, saved) = completion();
+            core.journal.save_vote(shard, Vote { leader, committed: false }, done);
+            saved.await?;
+        }
+    }
+    let (done, mended) = completion();
+    core.journal.mended(shard, done);
+    mended.await?;
+    core.rebuilt.fetch_add(1, Ordering::Relaxed);
+    tracing::warn!(%shard, %from, "the damaged replica of this shard is rebuilt and takes part again");
+    Ok(())
+}
+
+async fn ask_all(core: &Core, shard: ShardId, others: &[NodeId]) -> Vec<(NodeId, Option<Said>)> {
+    let Some(transport) = core.transport() else { return Vec::new() };
+    let mut question = BytesMut::from(&[Ask::Rebuild as u8][..]);
+    question.put_u16_le(shard.0);
+    let question = question.freeze();
+    let asks = others.iter().map(|node| {
+        let answer = transport.ask(*node, head_only(question.clone()), 2 * PATIENCE);
+        async move { (*node, answer.await.ok().and_then(|frame| read(frame.head))) }
+    });
+    futures::future::join_all(asks).await
+}
+
+fn read(mut head: Bytes) -> Option<Said> {
+    match head.try_get_u8().ok()? {
+        NOT_LEADING => Some(Said::NotLeading),
+        DAMAGED_TOO => Some(Said::DamagedToo),
+        WHOLE_FROM => Some(Said::WholeFrom(head.try_get_u64_le().ok()?)),
+        _ => None,
+    }
+}
+
+/// Answers `Ask::Rebuild`.
+pub(super) async fn answer(core: &Core, mut head: Bytes) -> Result<Frame, PeerError> {
+    let shard = ShardId(head.try_get_u16_le().map_err(|_| PeerError::Malformed("rebuild"))?);
+    let mut answer = BytesMut::with_capacity(9);
+    if core.journal.damage(shard).is_some() {
+        answer.put_u8(DAMAGED_TOO);
+    } else if let Ok(Some(index)) = tokio::time::timeout(PATIENCE, confirmed(core, shard)).await {
+        answer.put_u8(WHOLE_FROM);
+        answer.put_u64_le(index);
+    } else {
+        answer.put_u8(NOT_LEADING);
+    }
+    Ok(head_only(answer.freeze()))
+}
+
+/// The end of this leader's log, once a majority has said since the question that this node leads, and once it is applied. The asker does
+/// not answer heartbeats, so it is not in that majority.
+async fn confirmed(core: &Core, shard: ShardId) -> Option<u64> {
+    let group = group_of(core, shard).ok()?;
+    if !group.leadership().borrow().is_me {
+        return None;
+    }
+    let _ = group.inner().raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
+    let last = core.journal.state(shard).last?.index;
+    let mut applied_rx = group.applied();
+    applied_rx.wait_for(|applied| applied.is_some_and(|id| id.index >= last)).await.ok()?;
+    Some(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_must_be_left_to_rebuild_from() {
+        assert!(has_majority(3, 1) && has_majority(5, 2));
+        assert!(!has_majority(3, 2) && !has_majority(5, 3) && !has_majority(2, 1));
+    }
+}

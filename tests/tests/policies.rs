@@ -1,0 +1,302 @@
+//! What every policy key does to queues and exchanges: told to one node, seen through another.
+#![allow(clippy::unwrap_used)] // all of this file is tests
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+use warren::machine::catalog::policy_keys;
+use warren_tests::client::{Connection, Field, Incoming, QueueOptions, encode, encode::Route};
+use warren_tests::{Broker, Cluster, Ctl, eventually, message_event, refusal, unique};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A queue, declared at the second node, policies told to the first, a client of the last.
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    broker: &'a Broker,
+    queue: String,
+    client: Connection,
+    policies: Vec<(bool, String)>,
+}
+
+impl<'a> Scene<'a> {
+    fn new(broker: &'a Broker, cluster: &'a Cluster) -> Scene<'a> {
+        Scene::of_type(broker, cluster, "classic")
+    }
+
+    fn of_type(broker: &'a Broker, cluster: &'a Cluster, kind: &str) -> Scene<'a> {
+        let queue = unique("ruled");
+        let arguments = vec![("x-queue-type".to_owned(), Field::Text(kind.to_owned()))];
+        broker.connect(1 % cluster.len()).declare(1, &queue, &QueueOptions { arguments, ..QueueOptions::durable() }).unwrap();
+        let mut client = broker.connect(cluster.len() - 1);
+        client.confirm_select(1).unwrap();
+        Scene { cluster, broker, queue, client, policies: Vec::new() }
+    }
+
+    fn ctl(&self) -> Ctl<'a> {
+        Ctl { cluster: self.cluster, at: 0 }
+    }
+
+    /// A policy for this queue alone; its name.
+    fn policy(&mut self, operator: bool, definition: &str, more: &[&str]) -> String {
+        let name = unique("policy");
+        let pattern = format!("^{}$", self.queue);
+        let command = if operator { "set_operator_policy" } else { "set_policy" };
+        self.ctl().done(&[&[command, &name, &pattern, definition][..], more].concat());
+        self.policies.push((operator, name.clone()));
+        name
+    }
+
+    fn clear(&mut self, name: &str) {
+        let at = self.policies.iter().position(|p| p.1 == name).unwrap();
+        let (operator, name) = self.policies.remove(at);
+        self.ctl().done(&[if operator { "clear_operator_policy" } else { "clear_policy" }, &name]);
+    }
+
+    /// Whether the broker took it.
+    fn publish(&mut self, body: &str) -> bool {
+        self.client.publish(1, &self.queue, body.as_bytes()).unwrap();
+        match message_event(&mut self.client, PATIENCE).unwrap() {
+            Some(Incoming::Confirm { nack, .. }) => !nack,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn messages(&mut self) -> u32 {
+        let queue = self.queue.clone();
+        self.client.declare(1, &queue, &QueueOptions::look()).unwrap().messages
+    }
+
+    /// So many of those published remain.
+    fn keeps(&mut self, published: u32) -> u32 {
+        (0..published).for_each(|n| assert!(self.publish(&n.to_string())));
+        self.messages()
+    }
+
+    fn purge(&mut self) {
+        let mut out = Vec::new();
+        encode::queue_purge(&mut out, 1, &self.queue);
+        self.client.send(&out).unwrap();
+        self.client.answer((50, 31)).unwrap();
+    }
+
+    /// Takes a message and gives it back, or throws it away. False: there is none, not in a second either.
+    fn refuse(&mut self, requeue: bool) -> bool {
+        let mut message = None;
+        let there = eventually(Duration::from_secs(1), || {
+            message = self.client.get(1, &self.queue).unwrap();
+            message.is_some()
+        });
+        let Some((message, _)) = message.filter(|_| there) else { return false };
+        let mut out = Vec::new();
+        encode::nack(&mut out, 1, message.tag, false, requeue);
+        self.client.send(&out).unwrap();
+        true
+    }
+
+    /// The first message that comes to this queue.
+    fn arrives(&self, queue: &str) -> String {
+        let mut client = self.broker.connect(0);
+        let mut body = None;
+        let came = eventually(PATIENCE, || {
+            body = client.get(1, queue).unwrap().map(|(message, _)| String::from_utf8(message.body).unwrap());
+            body.is_some()
+        });
+        assert!(came, "nothing came to {queue}");
+        body.unwrap()
+    }
+}
+
+impl Drop for Scene<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            for (_, name) in self.policies.clone() {
+                self.clear(&name);
+            }
+            // It may have expired.
+            let _ = self.broker.connect(0).delete(1, &self.queue);
+        }
+    }
+}
+
+type Effect = fn(&mut Scene<'_>);
+
+/// Each key's test.
+const KEYS: [(&str, Effect); 10] = [
+    ("alternate-exchange", alternate_exchange),
+    ("consumer-timeout", consumer_timeout),
+    ("dead-letter-exchange", dead_letter_exchange),
+    ("dead-letter-routing-key", dead_letter_routing_key),
+    ("delivery-limit", delivery_limit),
+    ("expires", expires),
+    ("max-length", max_length),
+    ("max-length-bytes", max_length_bytes),
+    ("message-ttl", message_ttl),
+    ("overflow", overflow),
+];
+
+#[test]
+fn every_key_takes_effect_on_the_other_nodes() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let covered: BTreeSet<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+    assert_eq!(covered, policy_keys().collect(), "each key has its test");
+    for (key, effect) in KEYS {
+        println!("{key}");
+        effect(&mut Scene::new(&broker, cluster));
+    }
+}
+
+fn max_length(scene: &mut Scene<'_>) {
+    assert_eq!(scene.keeps(4), 4);
+    scene.purge();
+    scene.policy(false, r#"{"max-length":2}"#, &[]);
+    assert_eq!(scene.keeps(5), 2);
+    let (oldest, left) = scene.client.get(1, &scene.queue).unwrap().unwrap();
+    assert_eq!((oldest.body.as_slice(), left), (&b"3"[..], 1), "the newest stay");
+}
+
+fn max_length_bytes(scene: &mut Scene<'_>) {
+    scene.policy(false, r#"{"max-length-bytes":2}"#, &[]);
+    assert_eq!(scene.keeps(5), 2, "of one byte each");
+}
+
+fn overflow(scene: &mut Scene<'_>) {
+    scene.policy(false, r#"{"max-length":1,"overflow":"reject-publish"}"#, &[]);
+    assert!(scene.publish("first"));
+    assert!(!scene.publish("second"), "refused, not dropped");
+    assert_eq!(scene.messages(), 1);
+}
+
+fn message_ttl(scene: &mut Scene<'_>) {
+    scene.policy(false, r#"{"message-ttl":100}"#, &[]);
+    scene.keeps(3);
+    assert!(eventually(PATIENCE, || scene.messages() == 0), "they stay");
+}
+
+fn expires(scene: &mut Scene<'_>) {
+    scene.policy(false, r#"{"expires":300}"#, &[]);
+    // Not looked at by name: a passive declare is a use of the queue.
+    let name = format!("{}\n", scene.queue);
+    assert!(eventually(PATIENCE, || !scene.ctl().done(&["-q", "list_queues", "name"]).contains(&name)), "it stays");
+    let (code, _) = refusal(scene.client.declare(1, &scene.queue, &QueueOptions::look()));
+    assert_eq!(code, 404);
+}
+
+fn dead_letter_exchange(scene: &mut Scene<'_>) {
+    let (exchange, target) = (unique("letters"), unique("dead"));
+    let mut client = scene.broker.connect(0);
+    client.declare_exchange(1, &exchange, "direct").unwrap();
+    client.declare(1, &target, &QueueOptions::durable()).unwrap();
+    client.bind(1, &target, &exchange, &scene.queue).unwrap();
+    scene.policy(false, &format!(r#"{{"dead-letter-exchange":"{exchange}"}}"#), &[]);
+    assert!(scene.publish("rejected") && scene.refuse(false));
+    assert_eq!(scene.arrives(&target), "rejected");
+    client.delete(1, &target).unwrap();
+    client.delete_exchange(1, &exchange).unwrap();
+}
+
+fn dead_letter_routing_key(scene: &mut Scene<'_>) {
+    let target = unique("dead");
+    let mut client = scene.broker.connect(0);
+    client.declare(1, &target, &QueueOptions::durable()).unwrap();
+    scene.policy(false, &format!(r#"{{"dead-letter-exchange":"","dead-letter-routing-key":"{target}"}}"#), &[]);
+    assert!(scene.publish("rejected") && scene.refuse(false));
+    assert_eq!(scene.arrives(&target), "rejected");
+    client.delete(1, &target).unwrap();
+}
+
+fn delivery_limit(scene: &mut Scene<'_>) {
+    let failures = |scene: &mut Scene<'_>| {
+        assert!(scene.publish("fails"));
+        (0..4).take_while(|_| scene.refuse(true)).count()
+    };
+    assert_eq!(failures(scene), 4, "a classic queue has no limit of its own");
+    scene.purge();
+    scene.policy(false, r#"{"delivery-limit":1}"#, &[]);
+    assert_eq!(failures(scene), 2, "one failure is allowed");
+}
+
+fn consumer_timeout(scene: &mut Scene<'_>) {
+    scene.policy(false, r#"{"consumer-timeout":200}"#, &[]);
+    assert!(scene.publish("held"));
+    let mut consumer = scene.broker.connect(scene.cluster.len() - 1);
+    consumer.consume(1, &scene.queue, "slow", &[]).unwrap();
+    assert!(matches!(message_event(&mut consumer, PATIENCE).unwrap(), Some(Incoming::Deliver(..))));
+    match message_event(&mut consumer, PATIENCE).unwrap() {
+        Some(Incoming::ChannelClose { code: 406, text, .. }) => assert!(text.contains("Timeout value used: 200 ms"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn alternate_exchange(scene: &mut Scene<'_>) {
+    let exchange = unique("source");
+    scene.broker.connect(0).declare_exchange(1, &exchange, "direct").unwrap();
+    scene.broker.connect(0).bind(1, &scene.queue, "amq.fanout", "").unwrap();
+    let routed = |scene: &mut Scene<'_>| {
+        scene.client.publish_to(Route { channel: 1, exchange: &exchange, key: "nowhere", mandatory: true }, b"x").unwrap();
+        let mut returned = false;
+        loop {
+            match message_event(&mut scene.client, PATIENCE).unwrap() {
+                Some(Incoming::Returned { .. }) => returned = true,
+                Some(Incoming::Confirm { nack: false, .. }) => return !returned,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert!(!routed(scene));
+    let name = unique("policy");
+    scene.ctl().done(&["set_policy", &name, &format!("^{exchange}$"), r#"{"alternate-exchange":"amq.fanout"}"#]);
+    assert!(routed(scene));
+    assert_eq!(scene.messages(), 1);
+    scene.ctl().done(&["clear_policy", &name]);
+    assert!(!routed(scene));
+    scene.broker.connect(0).delete_exchange(1, &exchange).unwrap();
+}
+
+#[test]
+fn the_lower_of_two_limits_counts_and_each_change_holds_at_once_on_every_node() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let mut scene = Scene::new(&broker, cluster);
+    let user = scene.policy(false, r#"{"max-length":3}"#, &[]);
+    assert_eq!(scene.keeps(5), 3);
+    let operator = scene.policy(true, r#"{"max-length":2}"#, &[]);
+    let listed = Ctl { cluster, at: cluster.len() - 1 };
+    let columns = ["-q", "list_queues", "name", "policy", "operator_policy", "effective_policy_definition"];
+    let row = format!("{}\t{user}\t{operator}\t[{{\"max-length\",2}}]\n", scene.queue);
+    let rows = listed.done(&columns);
+    assert!(rows.contains(&row), "{row} in {rows}");
+    assert_eq!(scene.keeps(5), 2, "the operator's is lower");
+    scene.clear(&user);
+    let row = format!("{}\t\t{operator}\t[{{\"max-length\",2}}]\n", scene.queue);
+    assert!(listed.done(&columns).contains(&row));
+    scene.policy(false, r#"{"max-length":1}"#, &[]);
+    assert_eq!(scene.keeps(5), 1, "the user's is lower");
+    scene.clear(&operator);
+    let user = scene.policies[0].1.clone();
+    scene.clear(&user);
+    assert_eq!(scene.keeps(4), 5, "no limit any more");
+}
+
+#[test]
+fn of_several_policies_the_highest_counts_alone_and_only_for_what_it_applies_to() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let mut scene = Scene::of_type(&broker, cluster, "quorum");
+    let mut after = |more: &[&str], limit: u32, kept: u32| {
+        let name = scene.policy(false, &format!(r#"{{"max-length":{limit}}}"#), more);
+        assert_eq!(scene.keeps(6), kept, "{more:?}");
+        scene.purge();
+        name
+    };
+    after(&["--priority", "1"], 5, 5);
+    let high = after(&["--priority", "3", "--apply-to", "queues"], 4, 4);
+    after(&["--priority", "2"], 3, 4);
+    after(&["--priority", "9", "--apply-to", "exchanges"], 2, 4);
+    after(&["--priority", "9", "--apply-to", "classic_queues"], 2, 4);
+    let quorum = after(&["--priority", "9", "--apply-to", "quorum_queues"], 2, 2);
+    scene.clear(&quorum);
+    assert_eq!(scene.keeps(6), 4);
+    scene.clear(&high);
+    assert_eq!(scene.keeps(6), 3, "the next one, with all of its keys");
+}
