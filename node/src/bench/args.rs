@@ -1,7 +1,7 @@
 //! The command line of `warren bench`.
 
 use super::BenchError;
-use super::client::Dial;
+use super::client::{Dial, Field, Table};
 use std::path::PathBuf;
 
 /// Measure a broker: confirms, deliveries, latencies, and whether every message came exactly once and in order.
@@ -55,7 +55,13 @@ pub struct BenchArgs {
     /// Messages of the scenario `memory`.
     #[arg(long, default_value_t = 1_000_000)]
     pub messages: u64,
-    /// Seconds the scenario `memory` waits after the last confirm.
+    /// Queues of the scenario `idle-queues`.
+    #[arg(long, default_value_t = 10_000)]
+    pub idle_queues: usize,
+    /// Connections of the scenario `idle-connections`, with ten channels each.
+    #[arg(long, default_value_t = 1000)]
+    pub idle_connections: usize,
+    /// Seconds the scenario `memory` waits after the last confirm, and those of idle things before they look.
     #[arg(long, default_value_t = 60)]
     pub settle_seconds: u64,
     /// Processes whose VmRSS and CPU time are printed, as pids on this machine.
@@ -72,9 +78,26 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
+/// What is special about the queues of a load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// Messages live for ten minutes.
+    Ttl,
+    /// Ten priorities.
+    Priority,
+    /// Each message dies at once in another queue, and comes from there.
+    DeadLetter,
+    /// Each message goes to all queues.
+    Fanout,
+}
+
 /// One load, without the question whom it is put on.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Load {
+    pub kind: Kind,
     pub queue: String,
     pub queue_type: Option<String>,
     pub size: usize,
@@ -89,6 +112,45 @@ pub(super) struct Load {
 }
 
 impl Load {
+    /// Exchange and routing key of the n-th producer.
+    pub(super) fn route_of(&self, client: usize) -> (String, String) {
+        match self.kind {
+            Kind::Plain | Kind::Ttl | Kind::Priority => (String::new(), self.queue_of(client)),
+            Kind::DeadLetter => (String::new(), source_of(&self.queue_of(client))),
+            Kind::Fanout => (self.exchange(), String::new()),
+        }
+    }
+
+    /// The exchange of a fan-out.
+    pub(super) fn exchange(&self) -> String {
+        format!("{}-fanout", self.queue)
+    }
+
+    /// How often each message is there.
+    pub(super) fn copies(&self) -> u64 {
+        if self.kind == Kind::Fanout { self.queues as u64 } else { 1 }
+    }
+
+    /// Arguments of the queues that are consumed.
+    pub(super) fn arguments(&self) -> Table {
+        let mut arguments: Table = self.queue_type.iter().map(|kind| ("x-queue-type".to_owned(), Field::Text(kind.clone()))).collect();
+        match self.kind {
+            Kind::Ttl => arguments.push(("x-message-ttl".to_owned(), Field::Int(600_000))),
+            Kind::Priority => arguments.push(("x-max-priority".to_owned(), Field::Int(10))),
+            Kind::Plain | Kind::DeadLetter | Kind::Fanout => {}
+        }
+        arguments
+    }
+
+    /// The queue whose messages die into `queue`, and its arguments; only of such loads.
+    pub(super) fn source(&self, queue: &str) -> Option<(String, Table)> {
+        let mut arguments = self.arguments();
+        arguments.push(("x-message-ttl".to_owned(), Field::Int(0)));
+        arguments.push(("x-dead-letter-exchange".to_owned(), Field::Text(String::new())));
+        arguments.push(("x-dead-letter-routing-key".to_owned(), Field::Text(queue.to_owned())));
+        (self.kind == Kind::DeadLetter).then(|| (source_of(queue), arguments))
+    }
+
     /// Name of the queue that the n-th producer or consumer uses.
     pub(super) fn queue_of(&self, client: usize) -> String {
         self.queue_name(client % self.queues)
@@ -105,10 +167,15 @@ impl Load {
     }
 }
 
+fn source_of(queue: &str) -> String {
+    format!("{queue}-source")
+}
+
 impl BenchArgs {
     /// The load that the flags describe.
     pub(super) fn load(&self) -> Load {
         Load {
+            kind: Kind::Plain,
             queue: self.queue.clone(),
             queue_type: Some(self.queue_type.clone()).filter(|kind| kind != "none"),
             size: self.size,

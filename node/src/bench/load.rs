@@ -1,7 +1,7 @@
 //! One run: declares the queues, starts producers and consumers, watches them, and adds up what they saw.
 
-use super::args::Load;
-use super::client::{ClientError, Connection, Dial, Field, QueueOptions};
+use super::args::{Kind, Load};
+use super::client::{ClientError, Connection, Dial, QueueOptions};
 use super::consumer::{self, Consumed};
 use super::message::Clock;
 use super::producer::{self, Published};
@@ -198,23 +198,39 @@ fn control(dial: &Dial) -> Result<Connection, BenchError> {
 }
 
 fn declare(load: &Load, dial: &Dial) -> Result<(), BenchError> {
+    delete(load, dial)?;
     let mut connection = control(dial)?;
-    let arguments = load.queue_type.iter().map(|kind| ("x-queue-type".to_owned(), Field::Text(kind.clone()))).collect();
-    let options = QueueOptions { arguments, ..QueueOptions::durable() };
-    for at in 0..load.queues {
-        let name = load.queue_name(at);
-        let made = connection.delete(1, &name).and_then(|_| connection.declare(1, &name, &options));
-        made.map_err(|error| BenchError::Client { address: dial.address.clone(), error })?;
-    }
-    Ok(())
+    let mut made = || {
+        if load.kind == Kind::Fanout {
+            connection.declare_exchange(1, &load.exchange(), "fanout")?;
+        }
+        for name in (0..load.queues).map(|at| load.queue_name(at)) {
+            connection.declare(1, &name, &QueueOptions { arguments: load.arguments(), ..QueueOptions::durable() })?;
+            if load.kind == Kind::Fanout {
+                connection.bind(1, &name, &load.exchange(), "")?;
+            }
+            if let Some((source, arguments)) = load.source(&name) {
+                connection.declare(1, &source, &QueueOptions { arguments, ..QueueOptions::durable() })?;
+            }
+        }
+        Ok(())
+    };
+    made().map_err(|error| BenchError::Client { address: dial.address.clone(), error })
 }
 
 fn delete(load: &Load, dial: &Dial) -> Result<(), BenchError> {
     let mut connection = control(dial)?;
-    for at in 0..load.queues {
-        connection.delete(1, &load.queue_name(at)).map_err(|error| BenchError::Client { address: dial.address.clone(), error })?;
-    }
-    Ok(())
+    let mut gone = || {
+        for name in (0..load.queues).map(|at| load.queue_name(at)) {
+            let source = load.source(&name).map(|(source, _)| source);
+            source.iter().chain([&name]).try_for_each(|name| connection.delete(1, name).map(drop))?;
+        }
+        if load.kind == Kind::Fanout {
+            connection.delete_exchange(1, &load.exchange())?;
+        }
+        Ok(())
+    };
+    gone().map_err(|error| BenchError::Client { address: dial.address.clone(), error })
 }
 
 /// Without consumers: what was confirmed must be in the queues. Some brokers count with a delay, so look for a while.
@@ -227,8 +243,8 @@ fn count_ready(load: &Load, dial: &Dial, figures: &mut Figures) -> Result<(), Be
             let state = connection.declare(1, &load.queue_name(at), &QueueOptions::look());
             ready += u64::from(state.map_err(|error| BenchError::Client { address: dial.address.clone(), error })?.messages);
         }
-        figures.lost = figures.confirmed.saturating_sub(ready);
-        figures.repeated = ready.saturating_sub(figures.published);
+        figures.lost = (figures.confirmed * load.copies()).saturating_sub(ready);
+        figures.repeated = ready.saturating_sub(figures.published * load.copies());
         if (figures.lost == 0 && figures.repeated == 0) || Instant::now() >= until {
             figures.end_to_end_us = histogram();
             return Ok(());

@@ -1,7 +1,7 @@
 //! The scenario `memory`: fill a queue, wait, and look at how much memory the given processes hold. Then everything is consumed and checked.
 
 use super::args::{BenchArgs, Load};
-use super::client::{Connection, Dial, Field, QueueOptions};
+use super::client::{Connection, Dial, QueueOptions};
 use super::message::{HEAD, Stamp};
 use super::seen::Seen;
 use super::{BenchError, environment};
@@ -15,9 +15,8 @@ const BATCH: u64 = 500;
 pub(super) fn run(args: &BenchArgs, load: &Load, dial: &Dial) -> Result<Value, BenchError> {
     let failed = |error| BenchError::Client { address: dial.address.clone(), error };
     let mut connection = Connection::open_with_channel(dial).map_err(failed)?;
-    let arguments = load.queue_type.iter().map(|kind| ("x-queue-type".to_owned(), Field::Text(kind.clone()))).collect();
     connection.delete(1, &load.queue).map_err(failed)?;
-    connection.declare(1, &load.queue, &QueueOptions { arguments, ..QueueOptions::durable() }).map_err(failed)?;
+    connection.declare(1, &load.queue, &QueueOptions { arguments: load.arguments(), ..QueueOptions::durable() }).map_err(failed)?;
     let run = rand::random();
     let began = Instant::now();
     fill(&mut connection, load, args.messages, run).map_err(failed)?;

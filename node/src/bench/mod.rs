@@ -6,6 +6,7 @@ mod args;
 pub mod client;
 mod consumer;
 mod environment;
+mod idle;
 mod load;
 mod memory;
 mod message;

@@ -51,7 +51,8 @@ struct Writer {
     pattern: Vec<u8>,
     body: Vec<u8>,
     body_at: Option<usize>,
-    queue: String,
+    exchange: String,
+    key: String,
     frame_max: u32,
     out: Vec<u8>,
     batch: usize,
@@ -94,10 +95,10 @@ impl Writer {
     }
 
     fn new(load: &Load, at: usize, connection: &Connection, shared: &Arc<Shared>) -> Writer {
-        let queue = load.queue_of(at);
+        let (exchange, key) = load.route_of(at);
         let body = vec![b'x'; load.size];
         let mut pattern = Vec::new();
-        encode::publish(&mut pattern, Route { channel: 1, exchange: "", key: &queue, mandatory: false }, &body, connection.frame_max);
+        encode::publish(&mut pattern, Route { channel: 1, exchange: &exchange, key: &key, mandatory: false }, &body, connection.frame_max);
         let one_frame = load.size + 8 <= connection.frame_max as usize;
         let slots = Slots((0..load.window.next_power_of_two() * 2).map(|_| AtomicU64::new(0)).collect());
         Writer {
@@ -106,7 +107,8 @@ impl Writer {
             batch: (BATCH_BYTES / pattern.len()).clamp(1, BATCH),
             pattern,
             body,
-            queue,
+            exchange,
+            key,
             frame_max: connection.frame_max,
             out: Vec::new(),
             slots: Arc::new(slots),
@@ -131,7 +133,7 @@ impl Writer {
                 }
                 None => {
                     self.stamp.write(&mut self.body);
-                    let route = Route { channel: 1, exchange: "", key: &self.queue, mandatory: false };
+                    let route = Route { channel: 1, exchange: &self.exchange, key: &self.key, mandatory: false };
                     encode::publish(&mut self.out, route, &self.body, self.frame_max);
                 }
             }

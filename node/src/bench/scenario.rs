@@ -1,9 +1,9 @@
 //! Named loads, one broker or two in turn, and what is printed of them.
 
-use super::args::{BenchArgs, Load};
+use super::args::{BenchArgs, Kind, Load};
 use super::client::Dial;
 use super::report::{Figures, Outcome, median};
-use super::{BenchError, environment, load, memory};
+use super::{BenchError, environment, idle, load, memory};
 use serde_json::{Value, json};
 
 /// A load with a name, and the one figure that it is judged by.
@@ -16,14 +16,20 @@ struct Scenario {
 /// What differs from the flags.
 #[derive(Clone, Copy)]
 struct Shape {
+    kind: Kind,
     size: usize,
     window: usize,
     clients: usize,
+    /// At least; each client has one.
+    queues: usize,
     consumers: bool,
     rate: u64,
 }
 
-const BASE: Shape = Shape { size: 100, window: 1000, clients: 1, consumers: true, rate: 0 };
+const BASE: Shape = Shape { kind: Kind::Plain, size: 100, window: 1000, clients: 1, queues: 1, consumers: true, rate: 0 };
+const FANOUT: Shape = Shape { kind: Kind::Fanout, size: 1024, window: 200, queues: 100, consumers: false, ..BASE };
+/// What is not a load; all of them want `--pids`.
+const STILL: [&str; 3] = ["memory", "idle-queues", "idle-connections"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Figure {
@@ -33,7 +39,7 @@ enum Figure {
     EndToEndP99,
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "queue-100B", shape: BASE, figure: Figure::ConsumeRate },
     Scenario { name: "queue-1KB", shape: Shape { size: 1024, ..BASE }, figure: Figure::ConsumeRate },
     Scenario { name: "queue-16KB", shape: Shape { size: 16384, window: 200, ..BASE }, figure: Figure::ConsumeRate },
@@ -41,6 +47,10 @@ const SCENARIOS: [Scenario; 8] = [
     Scenario { name: "queue-3x3", shape: Shape { clients: 3, ..BASE }, figure: Figure::ConsumeRate },
     Scenario { name: "queue-20x20", shape: Shape { clients: 20, window: 50, ..BASE }, figure: Figure::ConsumeRate },
     Scenario { name: "queue-p99-at-2k", shape: Shape { rate: 2000, ..BASE }, figure: Figure::EndToEndP99 },
+    Scenario { name: "queue-ttl", shape: Shape { kind: Kind::Ttl, ..BASE }, figure: Figure::ConsumeRate },
+    Scenario { name: "queue-priority", shape: Shape { kind: Kind::Priority, ..BASE }, figure: Figure::ConsumeRate },
+    Scenario { name: "queue-dead-letter", shape: Shape { kind: Kind::DeadLetter, ..BASE }, figure: Figure::ConsumeRate },
+    Scenario { name: "fanout-100", shape: FANOUT, figure: Figure::ConfirmRate },
     Scenario { name: "queue-window-1", shape: Shape { window: 1, ..BASE }, figure: Figure::ConfirmRate },
 ];
 
@@ -72,7 +82,7 @@ impl Figure {
 pub(super) fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
     if args.scenario.iter().any(|name| name == "list") {
         SCENARIOS.iter().for_each(|scenario| println!("{}", scenario.name));
-        println!("memory");
+        STILL.iter().for_each(|name| println!("{name}"));
         return Ok(Outcome::Clean);
     }
     args.check()?;
@@ -83,7 +93,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
     for (name, load, figure) in &runs {
         let (result, bad) = match figure {
             Some(figure) => compare(args, name, load, *figure, [&first, &second])?,
-            None => fill_memory(args, name, load, &first)?,
+            None => be_still(args, name, load, &first)?,
         };
         results.push(result);
         wrong += bad;
@@ -103,7 +113,7 @@ fn chosen(args: &BenchArgs) -> Result<Vec<Run>, BenchError> {
     }
     let mut runs = Vec::new();
     for wanted in &args.scenario {
-        if wanted == "memory" {
+        if STILL.contains(&wanted.as_str()) {
             runs.push((wanted.clone(), args.load(), None));
             continue;
         }
@@ -121,11 +131,12 @@ impl Shape {
     fn load(&self, args: &BenchArgs) -> Load {
         let consumers = if self.consumers { self.clients } else { 0 };
         Load {
+            kind: self.kind,
             size: self.size,
             window: self.window,
             producers: self.clients,
             consumers,
-            queues: self.clients,
+            queues: self.queues.max(self.clients),
             rate: self.rate,
             prefetch: 500,
             ..args.load()
@@ -190,9 +201,13 @@ fn cpu_seconds(pids: &[u32]) -> Option<f64> {
     each.ok().filter(|each| !each.is_empty()).map(|each| each.iter().sum())
 }
 
-fn fill_memory(args: &BenchArgs, name: &str, load: &Load, broker: &[Dial]) -> Result<(Value, usize), BenchError> {
+fn be_still(args: &BenchArgs, name: &str, load: &Load, broker: &[Dial]) -> Result<(Value, usize), BenchError> {
     eprintln!("{name}");
-    let mut result = memory::run(args, load, &broker[0])?;
+    let mut result = match name {
+        "idle-queues" => idle::queues(args, load, broker)?,
+        "idle-connections" => idle::connections(args, broker)?,
+        _ => memory::run(args, load, &broker[0])?,
+    };
     let wrong = usize::from(result["clean"] != json!(true));
     result["scenario"] = json!(name);
     Ok((result, wrong))

@@ -239,3 +239,20 @@ fn arguments_that_make_no_sense_are_refused() {
         assert!(args.check().is_err(), "{line:?}");
     }
 }
+
+#[test]
+fn a_load_says_where_its_messages_go_and_how_often_they_are_there() {
+    use super::args::Kind;
+    let of = |kind| super::args::Load { kind, queues: 3, ..args(Breach::None).load() };
+    let (plain, dead, fanout) = (of(Kind::Plain), of(Kind::DeadLetter), of(Kind::Fanout));
+    let route = |load: &super::args::Load| load.route_of(4);
+    assert_eq!(route(&plain), (String::new(), "bench-1".to_string()));
+    assert_eq!(route(&dead), (String::new(), "bench-1-source".to_string()));
+    assert_eq!(route(&fanout), ("bench-fanout".to_string(), String::new()));
+    assert_eq!([plain.copies(), dead.copies(), fanout.copies()], [1, 1, 3]);
+    let (source, arguments) = dead.source("bench-1").unwrap();
+    assert_eq!(source, route(&dead).1);
+    assert!(arguments.iter().any(|(name, value)| name == "x-dead-letter-routing-key" && *value == super::client::Field::Text("bench-1".into())));
+    assert!(plain.source("bench-1").is_none());
+    assert_ne!(of(Kind::Ttl).arguments(), of(Kind::Priority).arguments());
+}

@@ -7,6 +7,7 @@ use super::lane::Lane;
 use super::mailbox::{ChannelRef, Mailbox};
 use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
+use super::transaction::Routes;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
 use crate::model::step::{Event, Held, Outcome, Reply, Request, Step};
@@ -30,6 +31,8 @@ pub struct Connection {
     /// Lanes that this connection has used.
     pub(super) lanes: Vec<Entered>,
     pub(super) hold: Option<Hold>,
+    /// Of a transaction that was given back.
+    pub(super) routes: Option<Routes>,
     pub(super) writable: Writable,
     // Scratch space of the publish path.
     pub(super) targets: Vec<(QueueId, ShardId)>,
@@ -69,6 +72,7 @@ impl Connection {
             channels: Vec::new(),
             lanes: Vec::new(),
             hold: None,
+            routes: None,
             writable: Writable::default(),
             targets: Vec::new(),
             unseen: false,
@@ -85,7 +89,7 @@ impl Connection {
         match step {
             Step::Publish(publish) => return self.publish(publish).map_err(Step::Publish),
             Step::Commit(commit) => return self.commit(commit).map_err(Step::Commit),
-            Step::Check { channel, exchange } => self.check_exchange(channel, &exchange),
+            Step::Check(publish) => self.check_publish(&publish),
             Step::Settle { held, outcome } => self.settle(&held, outcome),
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),

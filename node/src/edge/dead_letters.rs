@@ -8,12 +8,12 @@ use super::mailbox::{ChannelRef, Mailbox};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
-use crate::model::entry::{SettleReason, StoredMessage, StoredView};
+use crate::model::entry::{SettleReason, StoredMessage, StoredView, Word};
 use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
 use crate::model::limits::NAME_BYTES;
-use crate::model::ports::{DeadLetterOffice, LetterAnswered};
+use crate::model::ports::{Courier, DeadLetterOffice, LetterAnswered, WordHeard};
 use crate::model::properties::BLIND_COPIES;
-use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId};
+use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, TxId};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,6 +43,28 @@ impl Office {
 
     fn edge(&self) -> Option<Arc<Edge>> {
         self.edge.get().and_then(Weak::upgrade)
+    }
+
+    fn run(&self, answered: LetterAnswered) -> Run {
+        Run {
+            mailbox: self.mailbox.clone(),
+            at: ChannelRef { channel: 0, epoch: 0 },
+            ticket: 0,
+            mandatory: false,
+            rerouted: false,
+            first: 0,
+            count: 1,
+            shared: Some(Shared::letter(answered)),
+            commit: None,
+        }
+    }
+}
+
+impl Courier for Office {
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool {
+        let Some(edge) = self.edge() else { return false };
+        edge.lane(shard).word(tx, word, self.run(Box::new(move |_| heard())), None);
+        true
     }
 }
 
@@ -80,19 +102,7 @@ impl DeadLetterOffice for Office {
         }
         let LetterMessage { exchange, key, properties, body } = message;
         let message = Message { exchange, key, properties, body, source: Some(source) };
-        let at = ChannelRef { channel: 0, epoch: 0 };
-        let shared = Some(Shared::letter(answered));
-        let run = Run {
-            mailbox: self.mailbox.clone(),
-            at,
-            ticket: 0,
-            mandatory: false,
-            rerouted: false,
-            first: 0,
-            count: 1,
-            shared,
-            commit: None,
-        };
+        let run = self.run(answered);
         lane.enqueue(queues, &message, catalog_index, run);
     }
 }

@@ -119,29 +119,34 @@ impl Connection {
         }
     }
 
-    /// A message of a transaction was taken in: its exchange is looked at now, its way is found at the commit. Without a routing lease
-    /// this node's catalog may be old, and the commit will tell.
-    pub(super) fn check_exchange(&mut self, channel: u16, exchange: &Bytes) {
-        if self.is_failed(channel) || !self.edge.port.routing_lease() {
+    /// A message of a transaction was taken in. What RabbitMQ looks at then is looked at now; its way is found at the commit. Without a
+    /// routing lease this node's catalog may be old, and the commit will tell.
+    pub(super) fn check_publish(&mut self, publish: &Publish) {
+        if self.is_failed(publish.channel) || !self.edge.port.routing_lease() {
             return;
         }
-        if let Err(refusal) = self.try_exchange(exchange) {
-            self.fail(channel, refusal);
+        if let Err(refusal) = self.try_publish(publish) {
+            self.fail(publish.channel, refusal);
         }
     }
 
-    fn try_exchange(&mut self, exchange: &Bytes) -> Result<(), Refusal> {
+    fn try_publish(&mut self, publish: &Publish) -> Result<(), Refusal> {
         let Connection { edge, mailbox, writable, .. } = self;
         let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
         let catalog = edge.catalog.read();
-        let name = exchange_name(identity, exchange)?;
-        writable.check(&edge.patterns, &catalog, identity.who(), (exchange, name), [])?;
-        let name = identity.name(name);
-        match catalog.exchange(&name) {
-            None => Err(names::not_found(Kind::Exchange, &name)),
-            Some(spec) if spec.internal => Err(internal(&name)),
-            Some(_) => Ok(()),
+        let exchange = exchange_name(identity, &publish.exchange)?;
+        let (copies, name) = (Copies::read(&publish.properties), identity.name(exchange));
+        {
+            let keys = copies.as_ref().map(|copies| copies.keys(&publish.routing_key)).unwrap_or_default();
+            writable.check(&edge.patterns, &catalog, identity.who(), (&publish.exchange, exchange), keys.iter().copied())?;
         }
+        match catalog.exchange(&name) {
+            None => return Err(names::not_found(Kind::Exchange, &name)),
+            Some(spec) if spec.internal => return Err(internal(&name)),
+            Some(_) => {}
+        }
+        check_user_id(&catalog, &identity.user, &publish.properties)?;
+        copies.map(drop)
     }
 
     /// Finds the lanes of `targets`: positions in `lanes` with the end of their stretch of `targets`. Shards that are gone for good

@@ -1,18 +1,19 @@
 //! tx.commit: every message is routed before anything happens, then each shard gets its messages and settlements in one batch, which
-//! is one section of one entry: all of it or nothing. Across shards the parts are independent entries, and commit-ok comes when all of
-//! them are applied; a publisher that dies in between may find some of them (rule 26 would close that).
+//! is one section of one entry. Over several replicated shards these are parts of one decision (rule 26); how it is made is in
+//! `lane::committing`. Queues in memory get theirs when the rest is decided.
 
 use super::connection::Connection;
 use super::copies::Copies;
-use super::lane::{Committing, Fate, Home, Message, Run, Shared, Taken};
+use super::lane::{Committing, Fate, Home, Lane, Late, Run, Share, Shared};
 use super::mailbox::ChannelRef;
 use super::publish::{Hold, NO_LEASE};
 use crate::model::catalog::Refusal;
-use crate::model::entry::StoredMessage;
-use crate::model::step::{Commit, Outcome, Publish};
-use crate::model::{QueueId, limits};
+use crate::model::entry::{Ops, StoredMessage};
+use crate::model::step::{Commit, Held, Outcome, Publish};
+use crate::model::{QueueId, ShardId, TxId, limits};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Where a message goes.
 struct Way {
@@ -23,17 +24,27 @@ struct Way {
     unseen: bool,
 }
 
+/// Where all messages of a transaction go.
+pub(super) struct Routes {
+    /// Whose transaction it is; it is given back at most once before it is carried out.
+    at: ChannelRef,
+    ways: Vec<Way>,
+    /// What they were found by.
+    catalog_index: u64,
+}
+
 impl Connection {
     /// Commits, or gives the transaction back when it has to wait.
     pub(super) fn commit(&mut self, commit: Box<Commit>) -> Result<(), Box<Commit>> {
         let at = self.at(commit.channel);
         self.hold = None;
+        let known = self.routes.take().filter(|routes| routes.at == at && routes.ways.len() == commit.publishes.len());
         if self.is_failed(commit.channel) {
             self.give_up(&commit);
             return Ok(());
         }
-        match self.find_ways(&commit) {
-            Ok((ways, index)) => self.carry_out(at, &commit, ways, index),
+        match self.find_room(at, &commit, known) {
+            Ok(routes) => self.carry_out(&commit, &routes),
             Err(Some(refusal)) => {
                 self.give_up(&commit);
                 self.mailbox.reply(at, Err(refusal));
@@ -43,23 +54,33 @@ impl Connection {
         Ok(())
     }
 
-    /// The ways of all messages and the catalog index they were found by. `Err(None)`: wait, `hold` says for what.
-    fn find_ways(&mut self, commit: &Commit) -> Result<(Vec<Way>, u64), Option<Refusal>> {
-        if commit.publishes.is_empty() {
-            return Ok((Vec::new(), 0));
-        }
-        match self.check_node(true) {
-            Ok(()) => {}
-            Err(None) => return Err(Some(Refusal::Unavailable(NO_LEASE.to_string()))),
-            Err(hold) => {
-                self.hold = hold;
-                return Err(None);
+    /// The ways of all messages, which are found once, and room for them. `Err(None)`: wait, `hold` says for what.
+    fn find_room(&mut self, at: ChannelRef, commit: &Commit, known: Option<Routes>) -> Result<Routes, Option<Refusal>> {
+        let routes = match known {
+            Some(routes) => routes,
+            None if commit.publishes.is_empty() => return Ok(Routes { at, ways: Vec::new(), catalog_index: 0 }),
+            None => {
+                self.check_node(true).map_err(|hold| match hold {
+                    None => Some(Refusal::Unavailable(NO_LEASE.to_string())),
+                    Some(hold) => (self.hold = Some(hold), None).1,
+                })?;
+                self.find_ways(at, commit).map_err(Some)?
             }
+        };
+        let full = routes.ways.iter().flat_map(|way| &way.parts).find(|(lane, _)| !self.lanes[*lane].lane.has_room());
+        if let Some((lane, _)) = full {
+            self.hold = Some(Hold::Room(self.lanes[*lane].lane.clone()));
+            self.routes = Some(routes);
+            return Err(None);
         }
-        let (mut ways, mut index) = (Vec::with_capacity(commit.publishes.len()), 0);
+        Ok(routes)
+    }
+
+    fn find_ways(&mut self, at: ChannelRef, commit: &Commit) -> Result<Routes, Refusal> {
+        let (mut ways, mut catalog_index) = (Vec::with_capacity(commit.publishes.len()), 0);
         for publish in &commit.publishes {
-            let copies = Copies::read(&publish.properties).map_err(Some)?;
-            index = self.route(publish, &copies).map_err(Some)?.max(index);
+            let copies = Copies::read(&publish.properties)?;
+            catalog_index = self.route(publish, &copies)?.max(catalog_index);
             self.enter_lanes();
             let mut start = 0;
             let parts = self.entered.iter().map(|(lane, end)| {
@@ -72,61 +93,101 @@ impl Connection {
                 unseen: self.unseen,
             });
         }
-        if let Some(bytes) = largest(commit, &ways).filter(|bytes| *bytes > limits::TRANSACTION_ENTRY_BYTES) {
-            let most = limits::TRANSACTION_ENTRY_BYTES;
-            return Err(Some(Refusal::Precondition(format!("transaction takes {bytes} bytes in one shard, more than {most}"))));
+        let most = limits::TRANSACTION_ENTRY_BYTES;
+        match sizes(commit, &ways).into_values().max().filter(|bytes| *bytes > most) {
+            Some(bytes) => Err(Refusal::Precondition(format!("transaction takes {bytes} bytes in one shard, more than {most}"))),
+            None => Ok(Routes { at, ways, catalog_index }),
         }
-        let full = ways.iter().flat_map(|way| &way.parts).find(|(lane, _)| !self.lanes[*lane].lane.has_room());
-        if let Some((lane, _)) = full {
-            self.hold = Some(Hold::Room(self.lanes[*lane].lane.clone()));
-            return Err(None);
-        }
-        Ok((ways, index))
     }
 
-    fn carry_out(&mut self, at: ChannelRef, commit: &Commit, ways: Vec<Way>, index: u64) {
-        let committing = Committing::new(self.mailbox.clone(), at);
+    fn carry_out(&mut self, commit: &Commit, routes: &Routes) {
         self.published += commit.publishes.len() as u64;
-        let mut by_lane: BTreeMap<usize, Vec<Taken<'_>>> = BTreeMap::new();
-        for held in commit.settlements.iter().flat_map(|(held, _)| held) {
-            by_lane.entry(self.lane_at(held.shard)).or_default();
-        }
-        for (publish, way) in commit.publishes.iter().zip(&ways) {
-            let mandatory = publish.mandatory && (!way.unseen || way.parts.is_empty());
-            if publish.mandatory && !mandatory {
-                self.edge.counters.returned.add(1);
-                self.mailbox.returned(at, Publish { properties: way.properties.clone(), ..publish.clone() });
-            }
-            let shared = (way.parts.len() > 1 && mandatory).then(|| Shared::new(way.parts.len() as u32));
-            let run = Run {
-                mailbox: self.mailbox.clone(),
-                at,
-                ticket: 0,
-                mandatory,
-                rerouted: false,
-                first: 0,
-                count: 1,
-                shared,
-                commit: Some(committing.clone()),
-            };
-            if way.parts.is_empty() {
-                self.unroutable(&run, publish, way);
-            }
-            for (lane, queues) in &way.parts {
-                let (exchange, key, properties, body) = (&publish.exchange, &publish.routing_key, &way.properties, &publish.body);
-                let message = Message { exchange, key, properties, body, source: None };
-                by_lane.entry(*lane).or_default().push(Taken { queues, message, run: run.clone() });
+        let shards = self.shards_of(commit, routes);
+        // Shards in memory have the highest numbers.
+        let replicated = shards.keys().filter(|shard| shard.owner().is_none()).count();
+        let decided = if replicated > 1 { replicated } else { 0 };
+        let parts: Vec<Arc<Lane>> = shards.values().take(decided).map(|lane| self.lanes[*lane].lane.clone()).collect();
+        let config = &self.edge.config;
+        let tx = TxId { node: config.node, incarnation: config.incarnation, number: self.edge.next_id() };
+        let committing = Committing::new(self.mailbox.clone(), routes.at, tx, &parts);
+        let mut shares = self.encode(commit, routes, &shards, &committing);
+        let (mut settled, mut late) = (vec![0; commit.settlements.len()], Vec::new());
+        for (shard, lane) in &shards {
+            let share = shares.remove(lane).unwrap_or_default();
+            let entered = &mut self.lanes[*lane];
+            if replicated > 0 && shard.owner().is_some() {
+                let (lane, settlements) = (entered.lane.clone(), of_shard(&commit.settlements, *shard));
+                settlements.iter().zip(&mut settled).for_each(|((held, _), count)| *count += held.len() as u64);
+                late.push(Late { lane, share, settlements, catalog_index: routes.catalog_index });
+            } else {
+                committing.expect(1);
+                entered.mark = entered.lane.transact(share, &commit.settlements, &mut settled, routes.catalog_index, &committing);
             }
         }
-        let mut settled = vec![0; commit.settlements.len()];
-        for (lane, messages) in by_lane {
-            let entered = &mut self.lanes[lane];
-            entered.mark = entered.lane.transact(self.mailbox.id(), messages, (&commit.settlements, &mut settled), index, &committing);
-        }
+        committing.follow_with(late);
         for ((held, outcome), count) in commit.settlements.iter().zip(settled) {
             self.settled(held, *outcome, count);
         }
         committing.done();
+    }
+
+    /// All shards that it concerns, with the positions of their lanes.
+    fn shards_of(&mut self, commit: &Commit, routes: &Routes) -> BTreeMap<ShardId, usize> {
+        let mut shards = BTreeMap::new();
+        for (lane, _) in routes.ways.iter().flat_map(|way| &way.parts) {
+            shards.insert(self.lanes[*lane].lane.shard, *lane);
+        }
+        for held in commit.settlements.iter().flat_map(|(held, _)| held) {
+            shards.entry(held.shard).or_insert_with(|| self.lane_at(held.shard));
+        }
+        shards
+    }
+
+    /// The messages of each lane; what no queue takes is given back.
+    fn encode(
+        &self,
+        commit: &Commit,
+        routes: &Routes,
+        shards: &BTreeMap<ShardId, usize>,
+        committing: &Arc<Committing>,
+    ) -> BTreeMap<usize, Share> {
+        let mut sizes = sizes(commit, &routes.ways);
+        let decided = committing.decided();
+        let mut shares: BTreeMap<usize, Share> = BTreeMap::new();
+        for (at, lane) in shards.values().enumerate() {
+            let mut ops = Ops::with_capacity(sizes.remove(lane).unwrap_or_default());
+            let (part, runs) = match decided.split_first() {
+                Some((decider, others)) if at < decided.len() => {
+                    let start = ops.begin_part(committing.tx(), *decider, if at == 0 { others } else { &[] });
+                    (Some(start), vec![committing.run(Some(committing.clone()))])
+                }
+                Some(_) | None => (None, Vec::new()),
+            };
+            shares.insert(*lane, Share { ops, part, runs });
+        }
+        for (publish, way) in commit.publishes.iter().zip(&routes.ways) {
+            let plain = way.parts.iter().all(|(lane, _)| shares.get(lane).is_some_and(|share| share.part.is_none()));
+            let mandatory = publish.mandatory && (!way.unseen || way.parts.is_empty());
+            if publish.mandatory && !mandatory {
+                self.edge.counters.returned.add(1);
+                self.mailbox.returned(routes.at, Publish { properties: way.properties.clone(), ..publish.clone() });
+            }
+            let mandatory = mandatory && plain;
+            let shared = (way.parts.len() > 1 && mandatory).then(|| Shared::new(way.parts.len() as u32));
+            let run = Run { mandatory, shared, ..committing.run(Some(committing.clone())) };
+            if way.parts.is_empty() {
+                self.unroutable(&run, publish, way);
+            }
+            for (lane, queues) in &way.parts {
+                let Some(share) = shares.get_mut(lane) else { continue };
+                let first = share.ops.enqueue(queues, &publish.exchange, &publish.routing_key, &way.properties, &publish.body);
+                let next = Run { first, ..run.clone() };
+                if share.part.is_none() && !share.runs.last_mut().is_some_and(|last| last.extend(&next)) {
+                    share.runs.push(next);
+                }
+            }
+        }
+        shares
     }
 
     fn unroutable(&self, run: &Run, publish: &Publish, way: &Way) {
@@ -149,8 +210,8 @@ impl Connection {
 /// What one message takes in an entry besides its texts and queues, bytes at most.
 const MESSAGE_HEAD: usize = 64;
 
-/// The most that any lane gets of it, bytes: names and queues count, a small message to many queues is a large one.
-fn largest(commit: &Commit, ways: &[Way]) -> Option<usize> {
+/// What each lane gets of it, bytes at most: names and queues count, a small message to many queues is a large one.
+fn sizes(commit: &Commit, ways: &[Way]) -> BTreeMap<usize, usize> {
     let mut lanes: BTreeMap<usize, usize> = BTreeMap::new();
     for (publish, way) in commit.publishes.iter().zip(ways) {
         let message = MESSAGE_HEAD + publish.exchange.len() + publish.routing_key.len() + way.properties.len() + publish.body.len();
@@ -158,5 +219,10 @@ fn largest(commit: &Commit, ways: &[Way]) -> Option<usize> {
             *lanes.entry(*lane).or_default() += message + size_of::<QueueId>() * queues.len();
         }
     }
-    lanes.into_values().max()
+    lanes
+}
+
+fn of_shard(settlements: &[(Vec<Held>, Outcome)], shard: ShardId) -> Vec<(Vec<Held>, Outcome)> {
+    let here = |held: &[Held]| held.iter().filter(|h| h.shard == shard).copied().collect();
+    settlements.iter().map(|(held, outcome)| (here(held), *outcome)).collect()
 }

@@ -2,7 +2,7 @@
 //! back in between, and encoded when nothing is locked. It shows the state of its beginning: a queue that is not copied yet when an entry
 //! changes it is copied first. Called by `consensus` through `checkpoint` and for states that go to other nodes.
 
-use super::checkpoint::{DEAD, DEAD_META, Delta, KNOWN, MAGIC, META, PUBLISHERS, QUEUE, SESSION, VERSION, chunk_key, key};
+use super::checkpoint::{DEAD, DEAD_META, Delta, KNOWN, MAGIC, META, PUBLISHERS, QUEUE, SESSION, VERSION, chunk_key, key, tx_key};
 use super::codec::Writer;
 use super::extents::{Captured, Extents};
 use super::queue::Row;
@@ -47,7 +47,7 @@ pub struct Image {
     deletes: Vec<Vec<u8>>,
     /// Each with its priorities.
     queues: Vec<(QueueId, Row, Vec<Captured>)>,
-    /// Indices of entries with dead letters; of a whole state.
+    /// Indices of entries with dead letters and undecided transactions; of a whole state.
     letters: Vec<u64>,
 }
 
@@ -61,6 +61,7 @@ impl DataMachine {
             rows.push((vec![DEAD_META], self.exits.dead.encode_meta()));
             self.exits.dead.take_changes(|n, row| rows.push((key(DEAD, &[n]), row)), |n| deletes.push(key(DEAD, &[n])));
         }
+        self.transactions.take_changes(|tx, row| rows.push((tx_key(tx), row)), |tx| deletes.push(tx_key(tx)));
         let pending = std::mem::take(&mut self.dirty);
         for id in &pending {
             if let Some(queue) = self.queues.get_mut(id).filter(|queue| queue.dedup().is_some()) {
@@ -82,13 +83,14 @@ impl DataMachine {
             rows.push((vec![DEAD_META], self.exits.dead.encode_meta()));
             self.exits.dead.export(|n, row| rows.push((key(DEAD, &[n]), row)));
         }
+        self.transactions.export(|tx, row| rows.push((tx_key(tx), row)));
         for (id, dedup) in self.queues().filter_map(|(id, queue)| Some((id, queue.dedup()?))) {
             let mut publishers = None;
             dedup.export(|piece, value| rows.push((key(KNOWN, &[id.0, piece]), value)), |value| publishers = Some(value));
             rows.extend(publishers.map(|value| (key(PUBLISHERS, &[id.0]), value)));
         }
         let pending = self.queues.keys().copied().collect();
-        let letters = self.exits.dead.indices().collect();
+        let letters = self.exits.dead.indices().chain(self.transactions.indices()).collect();
         let (queues, deletes) = (Vec::new(), Vec::new());
         self.begin(true, pending, Image { applied: self.applied, full: true, rows, deletes, queues, letters })
     }

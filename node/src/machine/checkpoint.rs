@@ -10,7 +10,7 @@ use super::codec::{Reader, Writer};
 use super::extents::Extents;
 use super::queue::Queue;
 use super::shard::{DataMachine, RestoreError};
-use crate::model::{LeaderId, LogId, QueueId, SessionId, ShardId};
+use crate::model::{Incarnation, LeaderId, LogId, NodeId, QueueId, SessionId, ShardId, TxId};
 
 pub(super) const VERSION: u8 = 1;
 pub(super) const MAGIC: &[u8; 4] = b"WSNP";
@@ -19,6 +19,7 @@ pub(super) const SESSION: u8 = b's';
 pub(super) const QUEUE: u8 = b'q';
 pub(super) const DEAD: u8 = b'd';
 pub(super) const DEAD_META: u8 = b'n';
+pub(super) const TRANSACTION: u8 = b't';
 const CHUNK: u8 = b'x';
 pub(super) const KNOWN: u8 = b'k';
 pub(super) const PUBLISHERS: u8 = b'p';
@@ -42,6 +43,10 @@ pub struct Delta {
     pub puts: Vec<(Vec<u8>, Vec<u8>)>,
     /// Keys to remove.
     pub deletes: Vec<Vec<u8>>,
+}
+
+pub(super) fn tx_key(tx: TxId) -> Vec<u8> {
+    key(TRANSACTION, &[u64::from(tx.node.0), tx.incarnation.0, tx.number])
 }
 
 pub(super) fn key(kind: u8, numbers: &[u64]) -> Vec<u8> {
@@ -76,6 +81,7 @@ impl DataMachine {
         self.gone.clear();
         self.sessions.forget_stored();
         self.exits.dead.forget_stored();
+        self.transactions.forget_stored();
         self.dirty = self.queues.keys().copied().collect();
         for queue in self.queues.values_mut() {
             queue.stored = false;
@@ -156,7 +162,7 @@ impl DataMachine {
                 *machine.entries.entry(index).or_insert(0) += 1;
             }
         }
-        for index in machine.exits.dead.indices() {
+        for index in machine.exits.dead.indices().chain(machine.transactions.indices()) {
             *machine.entries.entry(index).or_insert(0) += 1;
         }
         if machine.entries.last_key_value().is_some_and(|(index, _)| *index > machine.applied.index) {
@@ -185,6 +191,12 @@ impl DataMachine {
                 self.imported_queue(QueueId(queue), stored).dedup_mut().import_publishers(value, stored)
             }
             DEAD => self.exits.dead.import(numbers::<1>(rest)?[0], value, stored),
+            TRANSACTION => {
+                let [node, incarnation, number] = numbers::<3>(rest)?;
+                let node = u16::try_from(node).map_err(|_| RestoreError::Malformed("node of a transaction"))?;
+                let tx = TxId { node: NodeId(node), incarnation: Incarnation(incarnation), number };
+                self.transactions.import(tx, value, stored)
+            }
             DEAD_META => self.exits.dead.decode_meta(value),
             _ => Err(RestoreError::Malformed("kind of key")),
         }

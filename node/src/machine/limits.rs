@@ -85,12 +85,12 @@ fn excess(queue: &Queue, basis: &mut Basis) -> u64 {
     beyond.max(heavy.into())
 }
 
-/// Whether one more message with a body of this size does not fit.
-pub(super) fn is_full(queue: &Queue, basis: &mut Basis, body_bytes: u32) -> bool {
+/// Whether one more message does not fit. `coming`: others that come before it, and the bytes of all their bodies and its own.
+pub(super) fn is_full(queue: &Queue, basis: &mut Basis, coming: (u64, u64)) -> bool {
     let Some(settings) = queue.settings() else { return false };
     let (count, bytes) = basis.ready(queue);
-    let long = settings.max_length.is_some_and(|max| count >= max.saturating_add(basis.room));
-    let heavy = settings.max_length_bytes.is_some_and(|max| bytes + u64::from(body_bytes) > max);
+    let long = settings.max_length.is_some_and(|max| count + coming.0 >= max.saturating_add(basis.room));
+    let heavy = settings.max_length_bytes.is_some_and(|max| bytes + coming.1 > max);
     long || (heavy && basis.room == 0)
 }
 

@@ -10,6 +10,7 @@ mod codec;
 mod dead;
 #[cfg(test)]
 mod dead_tests;
+mod deciding;
 mod dedup;
 #[cfg(test)]
 mod dedup_tests;
@@ -34,6 +35,9 @@ mod shard_tests;
 mod stores;
 #[cfg(test)]
 mod stores_tests;
+mod transactions;
+#[cfg(test)]
+mod transactions_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
@@ -41,3 +45,4 @@ pub use dead::{Dead, Routed};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};
+pub use transactions::{Decided, Leaving, Prepared};

@@ -103,6 +103,11 @@ impl Sessions {
         self.rows.get(&id).filter(|row| !row.gone)
     }
 
+    /// Another process of that node has said hello since.
+    pub fn is_replaced(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.rows.values().any(|row| row.node == node && row.incarnation != incarnation)
+    }
+
     /// All that are not gone, by id.
     pub fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.rows.iter().filter(|(_, row)| !row.gone).map(|(id, row)| (*id, row))
@@ -158,6 +163,7 @@ fn reason_byte(reason: RefusedEnqueue) -> u8 {
     match reason {
         RefusedEnqueue::UnknownQueue => 1,
         RefusedEnqueue::Full => 2,
+        RefusedEnqueue::GivenUp => 3,
     }
 }
 
@@ -194,6 +200,7 @@ fn decode(value: &[u8]) -> Result<Session, RestoreError> {
             let reason = match input.u8()? {
                 1 => RefusedEnqueue::UnknownQueue,
                 2 => RefusedEnqueue::Full,
+                3 => RefusedEnqueue::GivenUp,
                 _ => return Err(RestoreError::Malformed("reason of a refusal")),
             };
             let end = first.checked_add(count).ok_or(RestoreError::Malformed("ordinal of a refusal"))?;

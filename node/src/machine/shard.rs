@@ -11,10 +11,11 @@ use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
+use super::transactions::{Leaving, Transactions};
 use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
-use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId};
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,6 +133,11 @@ pub enum Effect {
         /// Its node.
         node: NodeId,
     },
+    /// A transaction over several shards has changed: its part came or ended, its edge is gone, its decision is wanted.
+    Transaction {
+        /// Which.
+        tx: TxId,
+    },
     /// The shard follows the catalog to here.
     Advanced {
         /// The catalog index.
@@ -163,8 +169,9 @@ pub struct DataMachine {
     references: u32,
     /// Dead letters, and what the entry being applied lets go of.
     pub(super) exits: Exits,
+    pub(super) transactions: Transactions,
     /// What the entry being applied says of queues with limits.
-    bases: Bases,
+    pub(super) bases: Bases,
 }
 
 impl DataMachine {
@@ -186,6 +193,7 @@ impl DataMachine {
             section: 0,
             references: 0,
             exits: Exits::default(),
+            transactions: Transactions::default(),
             bases: Bases::default(),
         }
     }
@@ -306,6 +314,7 @@ impl DataMachine {
             .for_each(|word| hasher.word(word));
         self.sessions.hash(&mut hasher);
         self.exits.dead.hash(&mut hasher);
+        self.transactions.hash(&mut hasher);
         for (id, queue) in self.queues() {
             hasher.word(id.0);
             queue.hash(&mut hasher);
@@ -328,7 +337,9 @@ impl DataMachine {
             }
             Section::Hello { node, incarnation } => self.hello(SessionId(index), node, incarnation, effects),
             Section::Gone { session } => {
+                let incarnation = self.sessions.get(session).map(|row| row.incarnation).unwrap_or_default();
                 if let Some(node) = self.sessions.gone(session) {
+                    self.orphaned(index, (node, incarnation), effects);
                     effects.push(Effect::SessionGone { session, node });
                 }
                 SectionReply::Gone
@@ -382,18 +393,17 @@ impl DataMachine {
                     }
                     ordinal += 1;
                 }
-                Op::Settle { queue: id, reason, ranges } => {
-                    self.keep_captured(id);
-                    let Some(queue) = self.queues.get_mut(&id) else { continue };
-                    let mut any = false;
-                    for (first, last) in ranges {
-                        any |= self.exits.leave(id, queue, (first, last), reason);
-                    }
-                    if any {
-                        self.bases.changed(id);
-                        note_settled(index, (id, queue), effects, &mut self.dirty);
-                    }
+                Op::Part(part) => {
+                    let why = self.part(index, part, effects)?;
+                    refused.extend(why.map(|why| (ordinal, why)));
+                    ordinal += 1;
                 }
+                Op::Word { tx, word } => {
+                    let why = self.word(index, (tx, word), effects);
+                    refused.extend(why.map(|why| (ordinal, why)));
+                    ordinal += 1;
+                }
+                Op::Settle { queue, reason, ranges } => self.settle(index, (queue, reason, ranges), effects),
                 Op::Routed { queue, number, catalog_index, address, targets } => {
                     // Queues that this shard has not heard of yet are not gone (rule 27).
                     if catalog_index <= self.catalog_index {
@@ -436,6 +446,24 @@ impl DataMachine {
         Ok(refused)
     }
 
+    /// What follows continues no extent.
+    pub(super) fn new_section(&mut self) {
+        self.section += 1;
+    }
+
+    pub(super) fn settle(&mut self, index: u64, (id, reason, ranges): Leaving, effects: &mut Vec<Effect>) {
+        self.keep_captured(id);
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        let mut any = false;
+        for (first, last) in ranges {
+            any |= self.exits.leave(id, queue, (first, last), reason);
+        }
+        if any {
+            self.bases.changed(id);
+            note_settled(index, (id, queue), effects, &mut self.dirty);
+        }
+    }
+
     /// Deliveries failed; what failed too often dies.
     fn failed(&mut self, index: u64, id: QueueId, ranges: Vec<(Seq, Seq, u32)>, effects: &mut Vec<Effect>) {
         self.keep_captured(id);
@@ -452,7 +480,7 @@ impl DataMachine {
     }
 
     /// Why not, if some queue did not take it that should.
-    fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+    pub(super) fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
         // One into no queue only keeps its ordinal.
         let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
         let mut full = false;
@@ -507,7 +535,8 @@ impl DataMachine {
             None if op.traits.expiration_ms.is_none() => (0, Note { deadline_ms: 0, body_bytes: op.body_bytes() }),
             settings => {
                 let note = note_of(settings, op, self.last_time_ms);
-                if refuses(settings, queue, note, id, &mut self.bases) || self.exits.is_stuck(id, queue) {
+                let is_full = refuses(settings, queue, note, id, &mut self.bases) || self.exits.is_stuck(id, queue);
+                if is_full && op.staged.is_none() {
                     queue.passed_over();
                     if op.source.is_none() {
                         self.exits.refused(id, queue, (index, op.position as u32), note.body_bytes);
@@ -521,8 +550,12 @@ impl DataMachine {
                 (queue.level(op.traits.priority), note)
             }
         };
-        if queue.enqueue(self.section, (index, op.position as u32), op.message.len() as u32, level, note) {
-            self.references += 1;
+        let at = op.staged.map_or(index, |staged| staged.index);
+        if queue.enqueue(self.section, (at, op.position as u32), op.bytes(), level, note) {
+            match at == index {
+                true => self.references += 1,
+                false => self.exits.taken.push(at),
+            }
         }
         marks.iter().for_each(|marks| queue.remember(marks, self.last_time_ms));
         if note.deadline_ms > 0 && std::mem::replace(&mut queue.timed_in, index) != index {
@@ -560,7 +593,12 @@ impl DataMachine {
     }
 
     fn hello(&mut self, session: SessionId, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> SectionReply {
+        let former = self.sessions.iter().find(|(_, row)| row.node == node).map(|(_, row)| row.incarnation);
+        if let Some(former) = former.filter(|former| *former != incarnation) {
+            self.orphaned(session.0, (node, former), effects);
+        }
         let replaced = self.sessions.hello(session, node, incarnation);
+        self.transactions.forget_earlier(node, incarnation);
         if let Some(session) = replaced {
             effects.push(Effect::SessionGone { session, node });
         }
@@ -623,7 +661,7 @@ fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Ve
 }
 
 /// What a queue with these settings notes of a message that comes at `now_ms`.
-fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+pub(super) fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
     if let Some(store) = settings.and_then(|s| s.store) {
         return stores::note(store, op, now_ms);
     }
@@ -640,6 +678,6 @@ fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: Queu
     let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
     match settings.overflow {
         Overflow::DropHead => false,
-        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), note.body_bytes),
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.into())),
     }
 }

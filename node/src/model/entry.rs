@@ -6,9 +6,11 @@
 //! op      := kind u8 | len u32 | body(len)
 
 mod ops;
+mod parts;
 mod stored;
 
-pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, each_target, has_settles, is_batch};
+pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
+pub use parts::{PartOp, PartStart, Word};
 pub use stored::{StoredMessage, StoredView};
 
 use super::link::{Batch, RefusedEnqueue};

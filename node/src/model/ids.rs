@@ -131,6 +131,17 @@ impl VoterId {
     }
 }
 
+/// A transaction over several shards: the process that commits it and its number there. Never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TxId {
+    /// The node of the client's edge.
+    pub node: NodeId,
+    /// Its process.
+    pub incarnation: Incarnation,
+    /// Unique in the process.
+    pub number: u64,
+}
+
 /// A leader's full identity; term alone is not unique (rule 11). Ordered as openraft orders it: term, then voter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LeaderId {

@@ -212,8 +212,10 @@ pub enum ToEdge {
 pub enum RefusedEnqueue {
     /// None of its queues exists in the shard: route again, once (rule 27).
     UnknownQueue,
-    /// A queue of it is full and refuses publishes; the other queues have it.
+    /// A queue of it is full and refuses publishes; the other queues have it. Of a transaction's part: nothing of the part is kept.
     Full,
+    /// Its transaction was given up: the shard that decides lost contact with the edge.
+    GivenUp,
 }
 
 /// Leader to edge: messages for one consumer.

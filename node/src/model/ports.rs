@@ -1,10 +1,10 @@
 //! The seams between rooms that must not know each other: what `serving` needs from whoever replicates, and the paths between an
 //! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
 
-use super::entry::{EntryBytes, SectionReply};
+use super::entry::{EntryBytes, SectionReply, Word};
 use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
 use super::link::{Deliveries, ToEdge, ToLeader};
-use super::{LeaderId, LogId, NodeId, QueueId, ShardId};
+use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
 use futures::future::BoxFuture;
 use std::io;
 use tokio::sync::mpsc;
@@ -125,6 +125,15 @@ pub trait DeadLetterOffice: Send + Sync + 'static {
 
 /// Told once what became of a letter.
 pub type LetterAnswered = Box<dyn Fn(LetterFate) + Send + Sync>;
+
+/// Carries what the leaders of this node have to say to other shards about transactions (rule 26). Implemented by `edge`.
+pub trait Courier: Send + Sync + 'static {
+    /// Says it behind what was said there before; false: not now. `heard` is called once the shard has it.
+    fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool;
+}
+
+/// Told once that a word arrived.
+pub type WordHeard = Box<dyn Fn() + Send + Sync>;
 
 /// Opens paths to leaders, in process or over the network. The composition root implements it.
 pub trait Paths: Send + Sync + 'static {

@@ -33,14 +33,9 @@ pub enum Step {
     },
     /// A message. No answer unless `ticket` is given or it cannot be routed.
     Publish(Publish),
-    /// A message of a transaction was taken in: is there such an exchange, may this client write to it? No answer but a
-    /// `ChannelError`.
-    Check {
-        /// The channel.
-        channel: u16,
-        /// Exchange, "" for the default one.
-        exchange: Bytes,
-    },
+    /// A message of a transaction was taken in, here without its body: is there such an exchange, may this client publish that? No
+    /// answer but a `ChannelError`.
+    Check(Publish),
     /// tx.commit. Answered like a request: `Reply::Done` when all of it took effect.
     Commit(Box<Commit>),
     /// The client has dealt with these messages. No answer.

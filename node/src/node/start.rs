@@ -189,6 +189,7 @@ fn start_servers(
         let handle = &opened.applied.servers[&shard];
         let mut settings = serving::ServerConfig::new(shard, config.node, opened.replicas.catalog());
         settings.letters = office.clone();
+        settings.courier = office.clone();
         if shard.owner().is_some() {
             let machine = Arc::new(Mutex::new(DataMachine::new(shard)));
             let bodies = Arc::new(LocalBodies::default());

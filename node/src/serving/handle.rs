@@ -5,9 +5,12 @@
 use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
+use crate::model::entry::Word;
 use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
-use crate::model::ports::{Clock, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading};
-use crate::model::{LogId, NodeId, QueueId, ShardId, limits};
+use crate::model::ports::{
+    Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading, WordHeard,
+};
+use crate::model::{LogId, NodeId, QueueId, ShardId, TxId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
@@ -38,6 +41,8 @@ pub struct ServerConfig {
     pub catalog: Arc<dyn CatalogFeed>,
     /// Who routes dead letters.
     pub letters: Arc<dyn DeadLetterOffice>,
+    /// Who carries words about transactions.
+    pub courier: Arc<dyn Courier>,
 }
 
 /// No letter goes anywhere.
@@ -55,12 +60,18 @@ impl DeadLetterOffice for Closed {
     fn forward(&self, _: Source, _: (ShardId, &[QueueId]), _catalog_index: u64, _: &LetterMessage, _answered: LetterAnswered) {}
 }
 
+impl Courier for Closed {
+    fn tell(&self, _shard: ShardId, _tx: TxId, _word: Word, _heard: WordHeard) -> bool {
+        false
+    }
+}
+
 impl ServerConfig {
     /// With the limits' times and this machine's own clock; dead letters wait.
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
         let edge_gone = limits::EDGE_GONE;
-        let letters = Arc::new(Closed);
-        ServerConfig { shard, node, clock: Arc::new(OwnClock), edge_gone, tick: TICK, catalog, letters }
+        let (letters, courier) = (Arc::new(Closed), Arc::new(Closed));
+        ServerConfig { shard, node, clock: Arc::new(OwnClock), edge_gone, tick: TICK, catalog, letters, courier }
     }
 }
 
@@ -118,6 +129,7 @@ pub(super) struct Inbox {
     pub reads: Vec<ReadDone>,
     pub letters: Vec<LetterRead>,
     pub letters_answered: Vec<(u64, ShardId, LetterFate)>,
+    pub told: Vec<(TxId, ShardId)>,
     pub catalog_moved: bool,
     pub stop: bool,
 }
@@ -131,6 +143,7 @@ impl Inbox {
             && self.reads.is_empty()
             && self.letters.is_empty()
             && self.letters_answered.is_empty()
+            && self.told.is_empty()
             && !self.catalog_moved
             && !self.stop
     }
@@ -226,6 +239,10 @@ impl ServerHandle {
 
     pub(super) fn letter_answered(&self, number: u64, target: ShardId, fate: LetterFate) {
         self.put(|inbox| inbox.letters_answered.push((number, target, fate)));
+    }
+
+    pub(super) fn told(&self, tx: TxId, shard: ShardId) {
+        self.put(|inbox| inbox.told.push((tx, shard)));
     }
 
     fn put(&self, change: impl FnOnce(&mut Inbox)) {

@@ -18,6 +18,7 @@ mod requests;
 mod server;
 mod stamp;
 mod tending;
+mod transactions;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};

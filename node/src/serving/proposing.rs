@@ -9,10 +9,10 @@ use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
 use crate::machine::AT_ONCE;
-use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, is_batch};
+use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
-use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, limits};
+use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, TxId, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -63,6 +63,7 @@ struct Own {
     activations: Vec<QueueId>,
     letters: Vec<Routing>,
     dones: Vec<(u64, ShardId)>,
+    told: Vec<(TxId, ShardId)>,
     returns: Vec<Return>,
 }
 
@@ -89,6 +90,7 @@ pub(super) struct Log {
     pub tends: Vec<QueueId>,
     pub activations: Vec<QueueId>,
     pub dones: Vec<(u64, ShardId)>,
+    pub told: Vec<(TxId, ShardId)>,
     pub returns: Vec<Return>,
     pub gones: Vec<SessionId>,
     pub replies: Replies,
@@ -276,13 +278,17 @@ impl ShardServer {
         let letters = self.letter_targets(targets);
         let log = &mut self.log;
         let wanted = [&log.reserves, &log.tends, &log.activations].iter().any(|list| !list.is_empty());
-        let waiting = !log.purges.is_empty() || !log.dones.is_empty() || !log.returns.is_empty();
+        let waiting = !log.purges.is_empty() || !log.dones.is_empty() || !log.told.is_empty() || !log.returns.is_empty();
         if !wanted && !waiting && letters == 0 && targets.is_empty() {
             return;
         }
         let (mut own, mut ops) = (Own::default(), Ops::default());
         own.dones = std::mem::take(&mut log.dones);
         own.dones.iter().for_each(|(number, shard)| ops.done(*number, *shard));
+        own.told = std::mem::take(&mut log.told);
+        for (tx, shard) in &own.told {
+            ops.word(*tx, Word::Told { shard: *shard });
+        }
         own.returns = std::mem::take(&mut log.returns);
         own.returns.iter().for_each(|r| ops.returned(r.queue, &r.ranges));
         self.write_reserves(&mut own, &mut ops);
@@ -459,6 +465,7 @@ impl ShardServer {
                 own.activations.into_iter().for_each(|queue| self.activated(queue));
                 self.log.purges.extend(own.purges);
                 self.log.dones.extend(own.dones);
+                self.log.told.extend(own.told);
                 self.log.returns.extend(own.returns);
                 self.letters_posted(own.letters, false);
             }

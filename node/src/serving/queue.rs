@@ -4,6 +4,7 @@
 use super::edges::PathId;
 use super::level::Level;
 use super::ranges::{RangeMap, RangeSet};
+use super::transactions::UNDECIDED;
 use crate::machine::Queue;
 use crate::model::link::{Consumer as Spec, Delivery, Ranges, ToLeader};
 use crate::model::settings::QueueSettings;
@@ -317,7 +318,8 @@ impl QueueState {
         self.forget_seen(queue);
         self.unlisted_held = false;
         let listed = self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session));
-        let mut sessions: Vec<SessionId> = listed.chain(self.checked.ranges().map(|(_, _, session)| session)).collect();
+        let holders = self.checked.ranges().map(|(_, _, session)| session).filter(|session| *session != UNDECIDED);
+        let mut sessions: Vec<SessionId> = listed.chain(holders).collect();
         if !self.seen.is_empty() {
             sessions.push(SEEN_MARK);
         }

@@ -7,6 +7,7 @@ use super::handle::{Inbox, Mailbox, ServerConfig, ServerEvent, ServerHandle};
 use super::letters::Letters;
 use super::proposing::Log;
 use super::queue::QueueState;
+use super::transactions::Undecided;
 use crate::machine::Located;
 use crate::machine::shard::{DataMachine, Effect};
 use crate::model::link::ToLeader;
@@ -65,6 +66,8 @@ pub(super) struct ShardServer {
     pub thawed: bool,
     /// Dead letters.
     pub letters: Letters,
+    /// Transactions over several shards.
+    pub undecided: Undecided,
     /// Given to the consumer started last.
     pub last_order: u64,
     mailbox: Mailbox,
@@ -108,6 +111,7 @@ pub fn spawn(
         limited: HashSet::new(),
         thawed: false,
         letters: Letters::default(),
+        undecided: Undecided::default(),
         last_order: 0,
         mailbox,
         events_tx: events,
@@ -203,6 +207,7 @@ impl ShardServer {
         if self.lead.is_some() {
             inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
             inbox.letters_answered.into_iter().for_each(|(number, shard, fate)| self.letter_answered(number, shard, fate));
+            inbox.told.into_iter().for_each(|(tx, shard)| self.was_told(tx, shard));
         }
     }
 
@@ -213,6 +218,7 @@ impl ShardServer {
                 Effect::Enqueued { queue } => self.news(*queue),
                 Effect::Configured { queue } | Effect::Timed { queue } => self.take_care_of(*queue),
                 Effect::Died => self.letters.news = true,
+                Effect::Transaction { tx } => self.transaction(*tx),
                 Effect::Dropped { queue } => self.queue_dropped(*queue),
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
@@ -286,6 +292,7 @@ impl ShardServer {
         self.alarms.clear();
         self.limited.clear();
         self.letters = Letters::default();
+        self.undecided = Undecided::default();
         self.log.forget();
     }
 
@@ -305,6 +312,7 @@ impl ShardServer {
         let special: Vec<QueueId> = machine.queues().filter(|(_, q)| q.settings().is_some() || q.is_timed()).map(|(id, _)| id).collect();
         drop(machine);
         special.into_iter().for_each(|queue| self.take_care_of(queue));
+        self.take_up_transactions();
         self.begin_letters();
         self.greet_waiting();
     }
@@ -334,6 +342,7 @@ impl ShardServer {
         let stalled = std::mem::take(&mut self.stalled);
         stalled.into_iter().for_each(|queue| self.mark(queue));
         self.unload_idle();
+        self.retry_transactions();
         let paths: Vec<PathId> = self.paths.iter().filter(|p| p.full).map(|p| p.id).collect();
         paths.into_iter().for_each(|id| self.path_has_room(id));
     }
@@ -398,6 +407,7 @@ impl ShardServer {
                 || self.paths.iter().any(|p| p.full || !p.backlog.is_empty())
                 || !self.loaded.is_empty()
                 || !self.stalled.is_empty()
+                || !self.undecided.stalled.is_empty()
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
         let alarm = self.alarms.first().map(|(at, _)| *at);

@@ -434,8 +434,12 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
             if from < ordinal {
                 ended += run.slice(from, ordinal).end(Fate::Taken, None);
             }
-            if why == RefusedEnqueue::Full {
-                ended += run.one(ordinal).end(Fate::Nacked, None);
+            match why {
+                RefusedEnqueue::UnknownQueue => {}
+                RefusedEnqueue::Full | RefusedEnqueue::GivenUp => {
+                    run.commit.iter().for_each(|commit| commit.refused(why));
+                    ended += run.one(ordinal).end(Fate::Nacked, None);
+                }
             }
             from = ordinal + 1;
         }
@@ -445,7 +449,12 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
     }
     let unknown = refused.iter().filter(|r| r.1 == RefusedEnqueue::UnknownQueue).map(|r| r.0);
     for (run, queues, message) in closed.messages(unknown) {
-        if let Some(fate) = home.reroute(&run, &message, &queues, closed.catalog_index) {
+        // A message of a transaction went with its queue: it counts as published before that was deleted.
+        let fate = match &run.commit {
+            Some(_) => Some(Fate::Unroutable),
+            None => home.reroute(&run, &message, &queues, closed.catalog_index),
+        };
+        if let Some(fate) = fate {
             ended += run.end(fate, Some(&message));
         }
     }

@@ -4,11 +4,11 @@
 use super::committing::Committing;
 use super::run::Run;
 use crate::edge::ranges::RangeSet;
-use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage};
+use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage, Word};
 use crate::model::letters::Source;
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
-use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId};
+use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, TxId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +23,9 @@ const BYTES_IN_FLIGHT: usize = limits::BATCHES_IN_FLIGHT * limits::BATCH_BYTES;
 /// What a run costs besides its bytes in the batch.
 const RUN_BYTES: usize = std::mem::size_of::<Run>();
 
+/// Messages that leave a queue.
+pub(super) type Settles = (QueueId, SettleReason, Ranges);
+
 /// A closed batch.
 #[derive(Debug)]
 pub(super) struct Closed {
@@ -31,7 +34,7 @@ pub(super) struct Closed {
     pub catalog_index: u64,
     /// Transactions that have a part here.
     pub commits: Vec<Arc<Committing>>,
-    settles: Vec<(QueueId, SettleReason, Ranges)>,
+    settles: Vec<Settles>,
     sent_under: Option<LeaderId>,
     /// Its tickets were nacked: it must never confirm, and should have no effect if it can still be helped.
     nacked: bool,
@@ -51,6 +54,8 @@ pub(super) struct Batches {
     open: Ops,
     open_runs: Vec<Run>,
     open_commits: Vec<Arc<Committing>>,
+    /// Those that are in `open` already.
+    open_settles: Vec<Settles>,
     open_index: u64,
     open_since: Instant,
     settles: BTreeMap<(QueueId, SettleReason), RangeSet>,
@@ -79,6 +84,7 @@ impl Batches {
             open: Ops::default(),
             open_runs: Vec::new(),
             open_commits: Vec::new(),
+            open_settles: Vec::new(),
             open_index: 0,
             open_since: now,
             settles: BTreeMap::new(),
@@ -131,10 +137,6 @@ impl Batches {
     /// One message, copied into the open batch. True when the lane's task has something new to do.
     pub fn enqueue(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, run: Run, now: Instant) -> bool {
         let fresh = self.open.is_empty();
-        if let Some(commit) = &run.commit {
-            commit.add();
-            self.open_commits.push(commit.clone());
-        }
         self.append(queues, message, index, run, now);
         let full = self.open.len() >= limits::BATCH_BYTES;
         if full {
@@ -143,12 +145,34 @@ impl Batches {
         fresh || full
     }
 
-    /// A transaction's messages; they and the settles since the last batch are in one batch, which is closed with them.
-    pub fn transact(&mut self, messages: Vec<Taken<'_>>, index: u64, commit: &Arc<Committing>, now: Instant) {
-        commit.add();
+    /// What one transaction brings, in one batch: `ops` with the settles in them, encoded before the lane was locked. Only what is small
+    /// is copied.
+    pub fn transact(&mut self, mut ops: Ops, runs: Vec<Run>, settles: Vec<Settles>, index: u64, commit: &Arc<Committing>, now: Instant) {
+        if ops.len() >= limits::BATCH_BYTES {
+            let batch = (ops.take(), runs, settles);
+            return self.push_alone(batch, index, vec![commit.clone()], now);
+        }
+        if self.open.is_empty() {
+            self.open_since = now;
+        }
+        let first = self.open.append(&ops);
+        self.open_runs.extend(runs.into_iter().map(|run| Run { first: first + run.first, ..run }));
+        self.open_settles.extend(settles);
         self.open_commits.push(commit.clone());
-        messages.into_iter().for_each(|taken| self.append(taken.queues, &taken.message, index, taken.run, now));
-        self.close();
+        self.open_index = self.open_index.max(index);
+        if self.open.len() >= limits::BATCH_BYTES {
+            self.close();
+        }
+    }
+
+    /// A word about a transaction; `commit` waits for its verdict.
+    pub fn word(&mut self, tx: TxId, word: Word, mut run: Run, commit: Option<&Arc<Committing>>, now: Instant) {
+        if self.open.is_empty() {
+            self.open_since = now;
+        }
+        run.first = self.open.word(tx, word);
+        self.open_runs.push(run);
+        self.open_commits.extend(commit.cloned());
     }
 
     fn append(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, mut run: Run, now: Instant) {
@@ -167,23 +191,23 @@ impl Batches {
     /// A large message, encoded before the lane was locked: a batch of its own. Settles wait for the next one, so that nothing is added
     /// to it.
     pub fn enqueue_alone(&mut self, ops: Bytes, index: u64, run: Run, now: Instant) -> bool {
+        self.push_alone((ops, vec![Run { first: 0, ..run }], Vec::new()), index, Vec::new(), now);
+        true
+    }
+
+    fn push_alone(
+        &mut self,
+        (ops, runs, settles): (Bytes, Vec<Run>, Vec<Settles>),
+        index: u64,
+        commits: Vec<Arc<Committing>>,
+        now: Instant,
+    ) {
         if !self.open.is_empty() {
             self.close();
         }
         self.open_index = self.open_index.max(index);
-        let commits: Vec<_> = run.commit.iter().cloned().collect();
-        commits.iter().for_each(|commit| commit.add());
-        self.push(Closed {
-            ops,
-            runs: vec![Run { first: 0, ..run }],
-            catalog_index: self.open_index,
-            commits,
-            settles: Vec::new(),
-            sent_under: None,
-            nacked: false,
-            since: now,
-        });
-        true
+        let catalog_index = self.open_index;
+        self.push(Closed { ops, runs, catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
     }
 
     /// A message leaves its queue. True when the lane's task has something new to do.
@@ -202,6 +226,9 @@ impl Batches {
         for (queue, _, ranges) in self.closed.iter().flat_map(|b| &b.settles) {
             all.entry(*queue).or_default().extend(ranges);
         }
+        for (queue, _, ranges) in &self.open_settles {
+            all.entry(*queue).or_default().extend(ranges);
+        }
         for ((queue, _), set) in &self.settles {
             all.entry(*queue).or_default().extend(&set.to_ranges());
         }
@@ -209,8 +236,10 @@ impl Batches {
     }
 
     fn close(&mut self) {
-        let settles: Vec<_> = std::mem::take(&mut self.settles).into_iter().map(|(at, mut set)| (at.0, at.1, set.take())).collect();
+        let settles = std::mem::take(&mut self.settles).into_iter();
+        let mut settles: Vec<Settles> = settles.map(|((queue, reason), mut set)| (queue, reason, set.take())).collect();
         settles.iter().for_each(|(queue, reason, ranges)| self.open.settle(*queue, *reason, ranges));
+        settles.append(&mut self.open_settles);
         self.settle_count = 0;
         let since = if self.open_runs.is_empty() { self.settles_since } else { self.open_since };
         let batch = Closed {
@@ -393,21 +422,21 @@ impl Closed {
         self.ops.len() + self.runs.len() * RUN_BYTES
     }
 
-    /// Leaves only settles and messages without a ticket, which keep their ordinals: the verdict may be one of the batch as it was sent
-    /// before (rule 13).
+    /// Leaves only settles and what has no ticket, which keeps its ordinals: the verdict may be one of the batch as it was sent before
+    /// (rule 13).
     fn make_void(&mut self) {
         let mut kept = Ops::default();
         let mut runs = Vec::new();
         let old = std::mem::take(&mut self.runs);
-        let mut ordinal = 0;
-        for op in read_ops(&self.ops) {
+        let (mut ordinal, mut from) = (0, 0);
+        let mut reader = OpsReader::at(&EntryBytes::from(self.ops.clone()), 0);
+        while let Some(Ok(op)) = reader.next() {
+            let raw = &self.ops[std::mem::replace(&mut from, reader.position())..from];
             match op {
-                Op::Enqueue(enqueue) => {
-                    if let (Some(run), Some(m)) = (find(&old, ordinal), StoredMessage::parse(enqueue.message.clone())) {
-                        let queues: Vec<_> = enqueue.queues().collect();
-                        (kept.enqueues()..ordinal).for_each(|_| kept.void());
-                        let first = kept.enqueue_from(enqueue.source, &queues, (&m.exchange, &m.key, &m.properties, &m.body));
-                        runs.push(Run { first, count: 1, ..run.clone() });
+                Op::Enqueue(_) | Op::Part(_) | Op::Word { .. } => {
+                    if let Some(run) = find(&old, ordinal) {
+                        (kept.ordinals()..ordinal).for_each(|_| kept.void());
+                        runs.push(Run { first: kept.copy(raw), count: 1, ..run.clone() });
                     }
                     ordinal += 1;
                 }
@@ -425,14 +454,13 @@ impl Closed {
     pub fn messages(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(Run, Vec<QueueId>, StoredMessage)> {
         let mut wanted = ordinals.peekable();
         let mut found = Vec::new();
-        let enqueues = read_ops(&self.ops).filter_map(|op| match op {
-            Op::Enqueue(enqueue) => Some(enqueue),
+        let ordinals = read_ops(&self.ops).filter_map(|op| match op {
+            Op::Enqueue(enqueue) => Some(Some(enqueue)),
+            Op::Part(_) | Op::Word { .. } => Some(None),
             _ => None,
         });
-        for (ordinal, enqueue) in (0..).zip(enqueues) {
-            if wanted.next_if_eq(&ordinal).is_none() {
-                continue;
-            }
+        for (ordinal, enqueue) in (0..).zip(ordinals) {
+            let (Some(_), Some(enqueue)) = (wanted.next_if_eq(&ordinal), enqueue) else { continue };
             let queues = enqueue.queues().collect();
             if let (Some(run), Some(message)) = (find(&self.runs, ordinal), StoredMessage::parse(enqueue.message)) {
                 found.push((run.one(ordinal), queues, message));
@@ -449,14 +477,6 @@ fn find(runs: &[Run], ordinal: u32) -> Option<&Run> {
 
 fn read_ops(ops: &Bytes) -> impl Iterator<Item = Op> + use<> {
     OpsReader::at(&EntryBytes::from(ops.clone()), 0).map_while(Result::ok)
-}
-
-/// A message of a transaction with its queues in one shard.
-#[derive(Debug)]
-pub(in crate::edge) struct Taken<'a> {
-    pub queues: &'a [QueueId],
-    pub message: Message<'a>,
-    pub run: Run,
 }
 
 /// A message as it comes from a client.

@@ -10,7 +10,7 @@ mod requests;
 mod run;
 mod task;
 
-use self::batches::Batches;
+use self::batches::{Batches, Settles};
 pub(super) use self::consumers::Wishes;
 use self::consumers::{Cancelling, Consumers};
 use self::requests::{Requests, Sink};
@@ -19,10 +19,10 @@ use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
 use super::pulse::Pulse;
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
-use crate::model::entry::SettleReason;
+use crate::model::entry::{SettleReason, Word};
 use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
-use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, Seq, ShardId};
+use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, Seq, ShardId, TxId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,8 +31,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
 pub(super) use self::answers::{Home, complete, named};
-pub(super) use self::batches::{Message, Taken};
-pub(super) use self::committing::Committing;
+pub(super) use self::batches::Message;
+pub(super) use self::committing::{Committing, Late, Share};
 pub(super) use self::requests::Answer;
 pub(super) use self::run::{Ended, Fate, Run, Shared};
 pub(super) use self::task::run;
@@ -197,29 +197,61 @@ impl Lane {
         released
     }
 
-    /// The part of a transaction that concerns this shard, in one batch: its messages, and of its settlements those of this shard, whose
-    /// numbers are added up. Returns the mark behind it.
+    /// What a transaction brings to this shard, in one batch: `share` has its messages; of its settlements those of this shard join
+    /// them, and their numbers are added up. Returns the mark behind it.
     pub fn transact(
         &self,
-        connection: ConnectionId,
-        messages: Vec<Taken<'_>>,
-        (settlements, settled): (&[(Vec<Held>, Outcome)], &mut [u64]),
+        share: Share,
+        settlements: &[(Vec<Held>, Outcome)],
+        settled: &mut [u64],
         catalog_index: u64,
         commit: &Arc<Committing>,
     ) -> u64 {
-        let now = Instant::now();
+        let (connection, now) = (commit.connection(), Instant::now());
+        let Share { mut ops, part, runs } = share;
         let mut state = self.state.lock();
-        if let Some(taken) = messages.first().filter(|_| state.stuck) {
-            state.block(self.shard, &taken.run.mailbox);
+        if let Some(run) = runs.first().filter(|_| state.stuck) {
+            state.block(self.shard, &run.mailbox);
         }
+        let mut leaving: BTreeMap<(QueueId, SettleReason), RangeSet> = BTreeMap::new();
         for ((held, outcome), count) in settlements.iter().zip(settled) {
-            *count += state.settle(connection, held.iter().filter(|h| h.shard == self.shard), *outcome, now).0;
+            let held = held.iter().filter(|h| h.shard == self.shard);
+            *count += state
+                .release(connection, held, *outcome, |_, queue, reason, seq| leaving.entry((queue, reason)).or_default().insert(seq))
+                .0;
         }
-        state.batches.transact(messages, catalog_index, commit, now);
+        let settles: Vec<Settles> = leaving.into_iter().map(|((queue, reason), mut set)| (queue, reason, set.take())).collect();
+        settles.iter().for_each(|(queue, reason, ranges)| ops.settle(*queue, *reason, ranges));
+        if let Some(start) = part {
+            ops.end_part(start);
+            commit.holds(self.shard, &settles);
+        }
+        // What it settled may have been given to others meanwhile: then there is nothing to wait for.
+        let is_empty = ops.is_empty();
+        if !is_empty {
+            state.batches.transact(ops, runs, settles, catalog_index, commit, now);
+        }
         let mark = state.batches.mark();
         self.unlock(state);
         self.wake.notify_one();
+        if is_empty {
+            commit.done();
+        }
         mark
+    }
+
+    /// Says something about a transaction to this shard.
+    pub fn word(&self, tx: TxId, word: Word, run: Run, commit: Option<&Arc<Committing>>) {
+        let mut state = self.state.lock();
+        state.batches.word(tx, word, run, commit, Instant::now());
+        self.unlock(state);
+        self.wake.notify_one();
+    }
+
+    /// A transaction was given up: what its client had settled waits again.
+    pub fn requeue(&self, held: BTreeMap<QueueId, RangeSet>) {
+        self.state.lock().give_back(held, true);
+        self.wake.notify_one();
     }
 
     /// Deliveries of a consumer reached the socket.
@@ -395,6 +427,17 @@ impl State {
         outcome: Outcome,
         now: Instant,
     ) -> (u64, bool) {
+        self.release(connection, held, outcome, |batches, queue, reason, seq| batches.settle(queue, reason, seq, now))
+    }
+
+    /// The same; `leave` takes those that leave their queues for good, and says whether the task has something to do.
+    fn release<'h>(
+        &mut self,
+        connection: ConnectionId,
+        held: impl Iterator<Item = &'h Held>,
+        outcome: Outcome,
+        mut leave: impl FnMut(&mut Batches, QueueId, SettleReason, Seq) -> bool,
+    ) -> (u64, bool) {
         let mut back: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
         let (mut released, mut wake) = (0, false);
         for h in held {
@@ -406,8 +449,8 @@ impl State {
                 self.settled(h.queue, h.seq);
             }
             match outcome {
-                Outcome::Ack => wake |= self.batches.settle(h.queue, SettleReason::Ack, h.seq, now),
-                Outcome::Reject => wake |= self.batches.settle(h.queue, SettleReason::Reject, h.seq, now),
+                Outcome::Ack => wake |= leave(&mut self.batches, h.queue, SettleReason::Ack, h.seq),
+                Outcome::Reject => wake |= leave(&mut self.batches, h.queue, SettleReason::Reject, h.seq),
                 Outcome::Requeue => {
                     back.entry(h.queue).or_default().insert(h.seq);
                 }

@@ -159,7 +159,6 @@ impl Run {
     }
 
     fn nack(&self) -> Ended {
-        self.commit.iter().for_each(|commit| commit.fail());
         if self.is_ticketed() {
             self.mailbox.nack(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
             return Ended { nacked: self.count.into(), ..Ended::default() };

@@ -1,10 +1,11 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
+use super::parts::{PartOp, Word, read_part, read_word, skip_head};
 use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
 use crate::model::letters::{Address, Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
-use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId};
+use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId, TxId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 const OP_ENQUEUE: u8 = 1;
@@ -23,6 +24,8 @@ const OP_ACTIVATE: u8 = 5;
 const OP_ROUTED: u8 = 6;
 const OP_DONE: u8 = 7;
 const OP_RETURN: u8 = 8;
+pub(super) const OP_PART: u8 = 16;
+pub(super) const OP_WORD: u8 = 17;
 
 /// Why messages leave a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,17 +72,18 @@ impl SettleReason {
 /// Builds operations: the content of a batch (edge) or of a leader section.
 #[derive(Debug, Default)]
 pub struct Ops {
-    buffer: BytesMut,
-    enqueues: u32,
+    pub(super) buffer: BytesMut,
+    /// Of enqueues, parts and words: what may be refused.
+    pub(super) ordinals: u32,
 }
 
 impl Ops {
     /// With room for `bytes`.
     pub fn with_capacity(bytes: usize) -> Ops {
-        Ops { buffer: BytesMut::with_capacity(bytes), enqueues: 0 }
+        Ops { buffer: BytesMut::with_capacity(bytes), ordinals: 0 }
     }
 
-    /// One message into `queues` (not empty, all of this shard). Returns its ordinal among the batch's enqueues.
+    /// One message into `queues` (not empty, all of this shard). Returns its ordinal.
     pub fn enqueue(&mut self, queues: &[QueueId], exchange: &[u8], key: &[u8], properties: &[u8], body: &[u8]) -> u32 {
         self.enqueue_from(None, queues, (exchange, key, properties, body))
     }
@@ -101,15 +105,15 @@ impl Ops {
         self.buffer.put_u32_le(properties.len() as u32);
         self.buffer.put_slice(properties);
         self.buffer.put_slice(body);
-        self.enqueues += 1;
-        self.enqueues - 1
+        self.ordinals += 1;
+        self.ordinals - 1
     }
 
     /// The place of a message that is not to be stored: it only has an ordinal, so that those behind it keep theirs.
     pub fn void(&mut self) {
         self.frame(OP_ENQUEUE, 3);
         self.buffer.put_slice(&[0; 3]);
-        self.enqueues += 1;
+        self.ordinals += 1;
     }
 
     /// head := flags u8 | queues u16 (u32 with `MANY_QUEUES`) | expiration ms u64? | priority u8? | (source shard u16, epoch u64, number u64)?
@@ -248,18 +252,18 @@ impl Ops {
         self.buffer.is_empty()
     }
 
-    /// Enqueues so far.
-    pub fn enqueues(&self) -> u32 {
-        self.enqueues
+    /// Ordinals given out so far.
+    pub fn ordinals(&self) -> u32 {
+        self.ordinals
     }
 
     /// Take the bytes; the builder starts anew.
     pub fn take(&mut self) -> Bytes {
-        self.enqueues = 0;
+        self.ordinals = 0;
         self.buffer.split().freeze()
     }
 
-    fn frame(&mut self, kind: u8, len: usize) {
+    pub(super) fn frame(&mut self, kind: u8, len: usize) {
         self.buffer.put_u8(kind);
         self.buffer.put_u32_le(len as u32);
     }
@@ -333,6 +337,15 @@ pub enum Op {
         /// Which, and how often they had failed before.
         ranges: Vec<(Seq, Seq, u32)>,
     },
+    /// A part of a transaction.
+    Part(PartOp),
+    /// Something is said of a transaction.
+    Word {
+        /// Which.
+        tx: TxId,
+        /// What.
+        word: Word,
+    },
     /// Only this consumer gets messages.
     Activate {
         /// Of which queue.
@@ -356,9 +369,47 @@ pub struct EnqueueOp {
     pub source: Option<Source>,
     /// The stored message.
     pub message: Bytes,
+    /// It waited in a part of a transaction.
+    pub staged: Option<Staged>,
+}
+
+/// Where a message is that waited in a part of a transaction, and what of it the machine did not keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// The entry that it lies in.
+    pub index: u64,
+    /// Bytes of its body, which are not in `message`.
+    pub body_bytes: u32,
 }
 
 impl EnqueueOp {
+    /// Without its body, as a machine keeps it that holds the entry at `index`.
+    pub fn stage(&self, index: u64) -> EnqueueOp {
+        let body_bytes = self.body_bytes();
+        let head = &self.message[..self.message.len() - body_bytes as usize];
+        EnqueueOp {
+            queues: Bytes::copy_from_slice(&self.queues),
+            message: Bytes::copy_from_slice(head),
+            staged: Some(Staged { index, body_bytes }),
+            ..*self
+        }
+    }
+
+    /// One that was kept so.
+    pub fn unstage(position: usize, queues: Bytes, traits: Traits, head: Bytes, staged: Staged) -> EnqueueOp {
+        EnqueueOp { position, queues, traits, source: None, message: head, staged: Some(staged) }
+    }
+
+    /// Bytes of it as it is stored.
+    pub fn bytes(&self) -> u32 {
+        self.message.len() as u32 + self.staged.map_or(0, |staged| staged.body_bytes)
+    }
+
+    /// Its queues as they are written.
+    pub fn queue_bytes(&self) -> &[u8] {
+        &self.queues
+    }
+
     /// It stands for a message that is not stored (`Ops::void`).
     pub fn is_void(&self) -> bool {
         self.queues.is_empty()
@@ -366,11 +417,14 @@ impl EnqueueOp {
 
     /// Bytes of its body.
     pub fn body_bytes(&self) -> u32 {
+        if let Some(staged) = self.staged {
+            return staged.body_bytes;
+        }
         StoredView::parse(&self.message).map_or(0, |view| (self.message.len() - view.body_at) as u32)
     }
 
     /// The queues it goes to.
-    pub fn queues(&self) -> impl Iterator<Item = QueueId> + '_ {
+    pub fn queues(&self) -> impl Iterator<Item = QueueId> + Clone + '_ {
         self.queues.chunks_exact(8).map(|mut c| QueueId(c.get_u64_le()))
     }
 }
@@ -386,6 +440,15 @@ impl OpsReader {
             }
         };
         Ok(OpsReader { bytes, position: start })
+    }
+
+    pub(super) fn over(bytes: Bytes, position: usize) -> OpsReader {
+        OpsReader { bytes, position }
+    }
+
+    /// Position of the next operation.
+    pub fn position(&self) -> usize {
+        self.position
     }
 
     /// Operations from the position of one (an extent's first) to the end of the part that holds it. The caller stops after its count.
@@ -429,7 +492,8 @@ pub fn has_settles(mut ops: &[u8]) -> bool {
     false
 }
 
-/// The queues that a batch's enqueues go to, once for each message; walks the heads of operations only.
+/// The queues that a batch's enqueues go to, once for each message; walks the heads of operations only. Parts of transactions bring
+/// nothing yet.
 pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {
     while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
         let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
@@ -460,6 +524,11 @@ pub fn is_batch(mut ops: &[u8]) -> bool {
 
 fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
     match kind {
+        OP_PART => {
+            let ops = skip_head(body)?;
+            Some(is_batch(ops) && kinds(ops).all(|kind| matches!(kind, OP_ENQUEUE | OP_SETTLE)))
+        }
+        OP_WORD => Some(read_word(&mut body)?.1.is_edges()),
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
@@ -472,6 +541,15 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
         }
         _ => None,
     }
+}
+
+/// The kinds of operations; up to the first malformed one.
+fn kinds(mut ops: &[u8]) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let (head, rest) = ops.split_first_chunk::<FRAME_HEAD>()?;
+        ops = rest.get(u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize..)?;
+        Some(head[0])
+    })
 }
 
 /// Takes the head off: the number of queues, what the message asks for, where it died.
@@ -532,7 +610,7 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
                 return None;
             }
             let queues = body.split_to(n * 8);
-            Some(Op::Enqueue(EnqueueOp { position, queues, traits, source, message: body }))
+            Some(Op::Enqueue(EnqueueOp { position, queues, traits, source, message: body, staged: None }))
         }
         OP_SETTLE => {
             let reason = SettleReason::from_byte(body.try_get_u8().ok()?)?;
@@ -545,6 +623,8 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
             Some(Op::Tend { queue, now_ms, room, checked: read_ranges(&body, n)? })
         }
         OP_ROUTED => read_routed(body),
+        OP_PART => read_part(body, position + FRAME_HEAD).map(Op::Part),
+        OP_WORD => read_word(&mut body).map(|(tx, word)| Op::Word { tx, word }),
         OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
         OP_RETURN => {
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);

@@ -12,6 +12,7 @@ mod queues;
 mod replies;
 mod tending;
 mod throughput;
+mod transactions;
 
 use super::handle::OwnClock;
 use super::local::{LocalBodies, LocalProposer};
@@ -126,6 +127,7 @@ struct Shard {
     server: ServerHandle,
     events: mpsc::Receiver<ServerEvent>,
     office: Arc<dead_letters::TestOffice>,
+    courier: Arc<transactions::TestCourier>,
     clock: Arc<TestClock>,
     term: u64,
     setup: Setup,
@@ -190,6 +192,8 @@ impl Shard {
         config.tick = Duration::from_millis(15);
         let office = Arc::new(dead_letters::TestOffice::default());
         config.letters = office.clone();
+        let courier = Arc::new(transactions::TestCourier::default());
+        config.courier = courier.clone();
         config.clock = clock.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
         let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
@@ -197,7 +201,7 @@ impl Shard {
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, office, clock, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, clock, term, setup }
     }
 
     /// Another leader over the same replicated state.

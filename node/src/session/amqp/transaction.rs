@@ -75,7 +75,7 @@ impl Channel {
         self.say(&Method::TxRollbackOk {}, out)
     }
 
-    /// A publish of a transaction; the edge looks at its exchange now. It is copied out of the read buffer, which it would pin.
+    /// A publish of a transaction; the edge looks at all but its body now. It is copied out of the read buffer, which it would pin.
     pub(super) fn keep_publish(&mut self, publish: Publish, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         let Some(tx) = &mut self.tx else { return Ok(()) };
         let size = publish.properties.len() + publish.body.len();
@@ -94,11 +94,8 @@ impl Channel {
             body: copy(&publish.body),
             ..publish
         };
-        let repeats = tx.publishes.last().is_some_and(|last| last.exchange == publish.exchange);
-        if !repeats {
-            self.published = true;
-            out.step(Step::Check { channel: self.number, exchange: publish.exchange.clone() });
-        }
+        self.published = true;
+        out.step(Step::Check(Publish { body: Bytes::new(), ..publish.clone() }));
         tx.publishes.push(publish);
         Ok(())
     }

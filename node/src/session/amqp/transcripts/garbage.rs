@@ -52,7 +52,7 @@ fn obey(talk: &mut Talk) {
             }
             Step::Commit(commit) => done(commit.channel),
             Step::UpdateSecret => Event::SecretUpdated(Ok(())),
-            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check { .. } | Step::Report(_) => continue,
+            Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check(_) | Step::Report(_) => continue,
             Step::Leave => Event::Left,
         };
         talk.session.on_event(event, &mut talk.out);

@@ -273,7 +273,7 @@ fn step(step: &Step) -> String {
         Step::AuthenticateByCertificate { user } => format!("authenticate {user} by certificate"),
         Step::Open { vhost } => format!("open {vhost}"),
         Step::Publish(p) => format!("publish {} ticket={:?} mandatory={} {} bytes", p.channel, p.ticket, p.mandatory, p.body.len()),
-        Step::Check { channel, exchange } => format!("check {channel} {}", String::from_utf8_lossy(exchange)),
+        Step::Check(publish) => format!("check {} {}", publish.channel, String::from_utf8_lossy(&publish.exchange)),
         Step::Commit(commit) => {
             let settled = commit.settlements.iter().map(|(held, outcome)| format!(" {outcome:?} {}", seqs(held)));
             format!("commit {} {} publishes{}", commit.channel, commit.publishes.len(), settled.collect::<String>())

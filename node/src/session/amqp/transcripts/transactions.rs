@@ -29,6 +29,7 @@ fn publishes_and_settlements_go_out_together_at_the_commit() {
          = check 1 e
          > 1 basic.ack
          > 1 basic.publish
+         = check 1 e
          > 1 basic.reject
          > 1 tx.commit
          = commit 1 2 publishes Ack 1,2 Reject 3
