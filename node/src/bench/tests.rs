@@ -252,7 +252,9 @@ fn a_load_says_where_its_messages_go_and_how_often_they_are_there() {
     assert_eq!([plain.copies(), dead.copies(), fanout.copies()], [1, 1, 3]);
     let (source, arguments) = dead.source("bench-1").unwrap();
     assert_eq!(source, route(&dead).1);
-    assert!(arguments.iter().any(|(name, value)| name == "x-dead-letter-routing-key" && *value == super::client::Field::Text("bench-1".into())));
+    assert!(
+        arguments.iter().any(|(name, value)| name == "x-dead-letter-routing-key" && *value == super::client::Field::Text("bench-1".into()))
+    );
     assert!(plain.source("bench-1").is_none());
     assert_ne!(of(Kind::Ttl).arguments(), of(Kind::Priority).arguments());
 }

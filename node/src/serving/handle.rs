@@ -7,9 +7,7 @@ use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
 use crate::model::entry::Word;
 use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
-use crate::model::ports::{
-    Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading, WordHeard,
-};
+use crate::model::ports::{Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading, WordHeard};
 use crate::model::{LogId, NodeId, QueueId, ShardId, TxId, limits};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
