@@ -494,8 +494,8 @@ impl DataMachine {
             match self.put(index, op, id, effects) {
                 Some(RefusedEnqueue::Full) => full = true,
                 // A letter's queue that this shard does not have is gone.
-                Some(RefusedEnqueue::UnknownQueue) if op.source.is_none() => continue,
-                Some(RefusedEnqueue::UnknownQueue) | None => self.took(op, n, id),
+                Some(RefusedEnqueue::UnknownQueue | RefusedEnqueue::GivenUp) if op.source.is_none() => continue,
+                Some(RefusedEnqueue::UnknownQueue | RefusedEnqueue::GivenUp) | None => self.took(op, n, id),
             }
             refused = None;
         }

@@ -235,7 +235,7 @@ fn encode(row: &Row) -> Vec<u8> {
 fn encode_message(message: &EnqueueOp, out: &mut Writer) {
     out.u32(message.position as u32);
     out.u32(message.body_bytes());
-    out.u32(message.traits.expiration_ms.unwrap_or(u32::MAX));
+    out.u64(message.traits.expiration_ms.unwrap_or(u64::MAX));
     out.u8(message.traits.priority);
     out.bytes(message.queue_bytes());
     out.bytes(&message.message);
@@ -266,8 +266,8 @@ fn decode_prepared(input: &mut Reader<'_>) -> Result<Prepared, RestoreError> {
     let (is_orphan, index) = (input.u8()? != 0, input.u64()?);
     let mut messages = Vec::new();
     for _ in 0..input.u32()? {
-        let (position, body_bytes, ttl) = (input.u32()?, input.u32()?, input.u32()?);
-        let traits = Traits { expiration_ms: (ttl != u32::MAX).then_some(ttl), priority: input.u8()? };
+        let (position, body_bytes, ttl) = (input.u32()?, input.u32()?, input.u64()?);
+        let traits = Traits { expiration_ms: (ttl != u64::MAX).then_some(ttl), priority: input.u8()? };
         let (queues, head) = (Bytes::copy_from_slice(input.bytes()?), Bytes::copy_from_slice(input.bytes()?));
         messages.push(EnqueueOp::unstage(position as usize, queues, traits, head, Staged { index, body_bytes }));
     }

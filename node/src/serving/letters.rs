@@ -206,7 +206,7 @@ impl ShardServer {
         }
         while self.take_up(id) {}
         let is_over = |out: &mut Outgoing| out.again.is_empty() && out.resume_at.is_none() && out.waits_for.is_none();
-        if self.machine.lock().waiting_letters(id, 0).is_none() && self.letters.queues.get_mut(&id).is_some_and(|out| is_over(out)) {
+        if self.machine.lock().waiting_letters(id, 0).is_none() && self.letters.queues.get_mut(&id).is_some_and(is_over) {
             self.letters.queues.remove(&id);
         }
     }

@@ -160,7 +160,7 @@ async fn what_a_transaction_had_settled_waits_again_when_it_was_given_up() {
     assert!(why.contains("nothing of the transaction took effect"), "{why}");
     let back = loop {
         match first.next().await {
-            ToLeader::Return { queue, ranges, seen } => break (queue, ranges, seen),
+            ToLeader::Return { queue, ranges, seen, .. } => break (queue, ranges, seen),
             ToLeader::Batch(_) | ToLeader::Credit { .. } => {}
             other => panic!("{other:?}"),
         }
