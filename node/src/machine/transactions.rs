@@ -199,7 +199,7 @@ const DECIDED: u8 = 2;
 
 /// row      := 1 u8 | prepared, or 2 u8 | decided
 /// prepared := decider u16 | shards | orphan u8 | index u64 | n u32 | message* | n u32 | leaving*
-/// message  := position u32 | body bytes u32 | time to live ms u32 (`u32::MAX`: none) | priority u8 | len u32 | queue u64* | len u32 | message without body
+/// message  := position u32 | body bytes u32 | time to live ms u64 (`u64::MAX`: none) | priority u8 | len u32 | queue u64* | len u32 | message without body
 /// leaving  := queue u64 | reason u8 | n u32 | (first u64, last u64)*
 /// decided  := commit u8 | shards | urgent u8
 /// shards   := n u16 | shard u16*
