@@ -326,6 +326,7 @@ fn a_failed_sync_ends_everything() {
     let hook: FatalHook = Arc::new(move |e| tx.send(e.raw_os_error()).unwrap());
     let wal = Wal::open(Arc::new(disk.clone()), WalConfig { fatal: Some(hook), ..config() }).unwrap();
     append(&wal, DATA, vec![entry(1, 1, 10)]);
+    until("the spare file is there: its syncs are not those that fail", || wal.stats().spare_files == 1);
     disk.fail_syncs(1);
     let (never_tx, never_rx) = mpsc::channel();
     wal.append(DATA, vec![entry(1, 2, 10)], move |r| never_tx.send(r.is_ok()).unwrap());
