@@ -40,18 +40,7 @@ impl Scene {
         let entry = entry.finish();
         let applied = self.machine.apply(id(self.log.len() as u64), &entry).unwrap();
         self.log.push(entry);
-        let delta = self.machine.checkpoint();
-        if delta.full {
-            self.disk.clear();
-        }
-        delta.deletes.iter().for_each(|key| drop(self.disk.remove(key)));
-        self.disk.extend(delta.puts);
-        let restored = DataMachine::restore(ShardId(3), &self.disk).unwrap();
-        assert_eq!(restored.state_hash(), self.machine.state_hash());
-        assert_eq!(restored.live_entries(), self.machine.live_entries());
-        let copied = DataMachine::from_snapshot(ShardId(3), &self.machine.snapshot()).unwrap();
-        assert_eq!(copied.state_hash(), self.machine.state_hash());
-        self.machine = restored;
+        super::reread::reread(&mut self.machine, &mut self.disk);
         applied
     }
 

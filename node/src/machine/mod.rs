@@ -28,6 +28,8 @@ mod limits;
 mod limits_tests;
 mod notes;
 mod queue;
+#[cfg(test)]
+mod reread;
 mod sessions;
 pub mod shard;
 #[cfg(test)]

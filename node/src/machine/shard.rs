@@ -174,6 +174,14 @@ pub struct DataMachine {
     pub(super) bases: Bases,
 }
 
+/// What became of a message that was to be put into a queue.
+enum Put {
+    /// It is there, or was before.
+    Done,
+    NoQueue,
+    Full,
+}
+
 impl DataMachine {
     /// An empty one, before any entry.
     pub fn new(shard: ShardId) -> DataMachine {
@@ -492,10 +500,10 @@ impl DataMachine {
                 continue;
             }
             match self.put(index, op, id, effects) {
-                Some(RefusedEnqueue::Full) => full = true,
+                Put::Full => full = true,
                 // A letter's queue that this shard does not have is gone.
-                Some(RefusedEnqueue::UnknownQueue | RefusedEnqueue::GivenUp) if op.source.is_none() => continue,
-                Some(RefusedEnqueue::UnknownQueue | RefusedEnqueue::GivenUp) | None => self.took(op, n, id),
+                Put::NoQueue if op.source.is_none() => continue,
+                Put::NoQueue | Put::Done => self.took(op, n, id),
             }
             refused = None;
         }
@@ -522,14 +530,14 @@ impl DataMachine {
         }
     }
 
-    /// Puts a message into a queue, or says why not.
-    fn put(&mut self, index: u64, op: &EnqueueOp, id: QueueId, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
+    /// Puts a message into a queue.
+    fn put(&mut self, index: u64, op: &EnqueueOp, id: QueueId, effects: &mut Vec<Effect>) -> Put {
         self.keep_captured(id);
-        let Some(queue) = self.queues.get_mut(&id) else { return Some(RefusedEnqueue::UnknownQueue) };
+        let Some(queue) = self.queues.get_mut(&id) else { return Put::NoQueue };
         let marks = queue.marks(&op.message);
         if marks.is_some_and(|marks| queue.came_before(&marks, self.last_time_ms)) {
             queue.passed_over();
-            return None;
+            return Put::Done;
         }
         let (level, note) = match queue.settings() {
             None if op.traits.expiration_ms.is_none() => (0, Note { deadline_ms: 0, body_bytes: op.body_bytes() }),
@@ -541,7 +549,7 @@ impl DataMachine {
                     if op.source.is_none() {
                         self.exits.refused(id, queue, (index, op.position as u32), note.body_bytes);
                     }
-                    return Some(RefusedEnqueue::Full);
+                    return Put::Full;
                 }
                 if queue.settings().is_some_and(QueueSettings::is_limited) {
                     // What was with consumers before this message came.
@@ -575,7 +583,7 @@ impl DataMachine {
         if stores::forget_oldest(id, queue, &mut self.exits) {
             note_settled(index, (id, queue), effects, &mut self.dirty);
         }
-        None
+        Put::Done
     }
 
     /// The catalog's settings of a queue, unless they are of another catalog index than the shard's.

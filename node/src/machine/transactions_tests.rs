@@ -46,19 +46,7 @@ impl Shard {
         for index in &applied.freed {
             assert!(self.freed.insert(*index), "entry {index} is freed twice");
         }
-        let delta = self.machine.checkpoint();
-        if delta.full {
-            self.disk.clear();
-        }
-        delta.deletes.iter().for_each(|key| drop(self.disk.remove(key)));
-        self.disk.extend(delta.puts);
-        let shard = self.machine.shard();
-        let restored = DataMachine::restore(shard, &self.disk).unwrap();
-        assert_eq!(restored.state_hash(), self.machine.state_hash());
-        assert_eq!(restored.live_entries(), self.machine.live_entries());
-        let copied = DataMachine::from_snapshot(shard, &self.machine.snapshot()).unwrap();
-        assert_eq!(copied.state_hash(), self.machine.state_hash());
-        self.machine = restored;
+        super::reread::reread(&mut self.machine, &mut self.disk);
         applied
     }
 

@@ -304,7 +304,7 @@ impl Wal {
         let done: Done = Box::new(done);
         self.shared.submit(done, |state, done| {
             state.identity = Some(identity);
-            Ok(Op::Identity { identity, done })
+            Ok(Op::Note { record: meta::identity_record(identity), done })
         });
     }
 

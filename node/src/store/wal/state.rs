@@ -28,11 +28,7 @@ pub(super) enum Op {
         vote: Vote,
         done: Done,
     },
-    Identity {
-        identity: Identity,
-        done: Done,
-    },
-    /// A record about damage.
+    /// A small record that says it all: whose disk this is, or of damage.
     Note {
         record: Record,
         done: Done,

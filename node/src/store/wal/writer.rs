@@ -325,7 +325,7 @@ impl Writer {
         drop(state);
         for op in std::mem::take(&mut self.waiting) {
             match op {
-                Op::Append { done, .. } | Op::Vote { done, .. } | Op::Identity { done, .. } | Op::Truncate { done, .. } => done(closed()),
+                Op::Append { done, .. } | Op::Vote { done, .. } | Op::Truncate { done, .. } => done(closed()),
                 Op::Stage { done, .. } | Op::Prepare { done, .. } | Op::Install { done, .. } | Op::Note { done, .. } => done(closed()),
                 Op::Purge { .. } | Op::Free(_) => {}
             }
@@ -384,10 +384,6 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
         }
         Op::Vote { shard, vote, done } => {
             batch.push(small(Kind::Vote, shard, LogId { leader: vote.leader, index: 0 }).flagged(vote.committed));
-            batch.dones.push(done);
-        }
-        Op::Identity { identity, done } => {
-            batch.push(meta::identity_record(identity));
             batch.dones.push(done);
         }
         Op::Note { record, done } => {
