@@ -238,6 +238,7 @@ async fn read_life(world: &World, host: &Arc<Host>, next: &mut u64) {
                 Ok(()) => *next = chunk.next().0,
                 Err(why) => {
                     world.error(why);
+                    drop(reader);
                     return over(world, Phase::End).await;
                 }
             },
