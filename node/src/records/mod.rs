@@ -1,11 +1,10 @@
-//! What a stream holds: records in AMQP 1.0's format, sub-entry batches around them, filters over chunks; and the ways from and to AMQP 0-9-1.
-//! Pure. The edge writes what is published and reads what AMQP consumers get, a stream session reads filters.
+//! What a stream holds, as AMQP 0-9-1 clients write and read it: records in AMQP 1.0's format, and sub-entry batches of them. Pure; called by
+//! the edge when it publishes and when it delivers.
 //!
 //! A client of streams writes any bytes it likes and gets them back as they are; only AMQP 0-9-1 readers need them to be understood. So
 //! nothing here refuses a record: what is not AMQP 1.0 is a body.
 
 mod batch;
-mod bloom;
 mod encoding;
 mod reading;
 mod sections;
@@ -13,7 +12,6 @@ mod value;
 mod writing;
 
 pub use batch::{BadBatch, Batch, Compression, Entries, Entry, INFLATED_BYTES, inflate};
-pub use bloom::{Bloom, FILTER_BYTES_DEFAULT, FILTER_BYTES_MAX, FILTER_BYTES_MIN, Matcher};
 pub use reading::{Reading, append_stored};
 pub use sections::{Body, Message};
 pub use value::{Items, Malformed, Value};
