@@ -87,6 +87,8 @@ impl ShardId {
     /// Group 0: vhosts, users, exchanges, bindings, queues and their shards.
     pub const CATALOG: ShardId = ShardId(0);
     const LOCAL_BIT: u16 = 0x8000;
+    /// Where deliveries of streams say that they come from: the edge of the reader's node. No queue lives there, and no node has the number 0.
+    pub const STREAMS: ShardId = ShardId(ShardId::LOCAL_BIT);
 
     /// The pseudo shard of exclusive and transient queues in the memory of `owner`; not a Raft group.
     pub fn local(owner: NodeId) -> ShardId {
