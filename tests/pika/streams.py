@@ -266,6 +266,30 @@ def transactions_bring_all_to_streams_and_queues():
         assert [body for _, _, _, body in got] == [b"0", b"1", b"2"], got
 
 
+def letters_and_delayed_messages_come_to_streams():
+    with Scene() as scene:
+        streams = [scene.stream() for _ in range(4)]
+        exchange = scene.name("exchange")
+        scene.out.exchange_declare(exchange, "fanout", durable=True)
+        scene.exchanges.append(exchange)
+        for stream in streams:
+            scene.out.queue_bind(stream, exchange)
+        source = scene.queue(**{"x-dead-letter-exchange": exchange, "x-message-ttl": 0})
+        delayed = scene.name("delayed")
+        scene.out.exchange_declare(delayed, "x-delayed-message", durable=True, arguments={"x-delayed-type": "direct"})
+        scene.exchanges.append(delayed)
+        scene.out.queue_bind(streams[0], delayed, "later")
+        for n in range(5):
+            scene.out.basic_publish("", source, b"%d" % n)
+        for stream in streams:
+            got = scene.read(stream, 5)
+            assert pairs(got) == numbered(0, 5)
+            deaths = got[0][3].headers["x-death"]
+            assert (deaths[0]["queue"], deaths[0]["reason"]) == (source, "expired"), deaths
+        scene.out.basic_publish(delayed, "later", b"5", pika.BasicProperties(headers={"x-delay": 100}))
+        assert pairs(scene.read(streams[0], 6)) == numbered(0, 6)
+
+
 def filters_pass_over_chunks():
     with Scene() as scene:
         stream = scene.stream(x_stream_filter_size_bytes=32)
@@ -351,6 +375,7 @@ SCENES = [
     credit_is_what_is_settled,
     exchanges_route_to_queues_and_streams_at_once,
     transactions_bring_all_to_streams_and_queues,
+    letters_and_delayed_messages_come_to_streams,
     filters_pass_over_chunks,
     what_rabbitmq_refuses_is_refused,
     deleting_a_stream_ends_its_consumers,
