@@ -3,13 +3,21 @@
 //!
 //! Publishing and asking go to the shard's leader, wherever it is; reading is done on this node, from its own replica.
 
+mod arguments;
 mod bells;
+mod consumer;
+mod cursor;
+mod publishing;
 mod reader;
 mod source;
 
 pub use bells::Bells;
 pub use reader::{ReadError, Reader};
 pub use source::{Replica, StreamSource};
+
+pub(super) use arguments::check_known;
+pub(super) use consumer::{Consume, StreamConsumer};
+pub(super) use publishing::{KnownStreams, Record, stream_target};
 
 use super::access::{Kind, Right};
 use super::connection::Connection;
@@ -59,7 +67,7 @@ impl Edge {
         Reader::new(stream.stream, replica, reading.bells.of(stream.stream), from)
     }
 
-    async fn stream_state(
+    pub(super) async fn stream_state(
         &self,
         (stream, after): (Arc<StreamTarget>, u64),
         publisher: Option<String>,
