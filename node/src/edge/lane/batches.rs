@@ -5,7 +5,7 @@ use super::committing::Committing;
 use super::run::Run;
 use crate::edge::ranges::RangeSet;
 use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage, Word};
-use crate::model::letters::Source;
+use crate::model::letters::{LetterMessage, Source};
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
 use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, TxId};
@@ -436,7 +436,7 @@ impl Closed {
                 Op::Enqueue(_) | Op::Part(_) | Op::Word { .. } => {
                     if let Some(run) = find(&old, ordinal) {
                         (kept.ordinals()..ordinal).for_each(|_| kept.void());
-                        runs.push(Run { first: kept.copy(raw), count: 1, ..run.clone() });
+                        runs.push(Run { first: kept.copy(raw), ..run.one(ordinal) });
                     }
                     ordinal += 1;
                 }
@@ -497,6 +497,14 @@ impl StoredMessage {
     }
 }
 
+impl<'a> Message<'a> {
+    /// A letter, or its copy for the first of its queues.
+    pub fn letter(letter: &'a LetterMessage, source: Source) -> Message<'a> {
+        let LetterMessage { exchange, key, properties, body } = letter;
+        Message { exchange, key, properties, body, source: Some(source) }
+    }
+}
+
 impl Message<'_> {
     /// As the operations of a batch of its own, when it is so large that copying it must not keep others waiting.
     pub fn alone(&self, queues: &[QueueId]) -> Option<Bytes> {
@@ -531,6 +539,7 @@ mod tests {
             first: 0,
             count: 1,
             shared: None,
+            letters: None,
             commit: None,
         };
         let body = vec![7; 16 << 20];
