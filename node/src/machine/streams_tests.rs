@@ -321,8 +321,11 @@ proptest! {
                     scene.batch(naive.now, ops.take().to_vec());
                 }
                 Act::Settings { max_bytes, max_age } => {
-                    (naive.max_bytes, naive.max_age) = (max_bytes, max_age);
-                    naive.retain();
+                    // The same again changes nothing.
+                    if (naive.max_bytes, naive.max_age) != (max_bytes, max_age) {
+                        (naive.max_bytes, naive.max_age) = (max_bytes, max_age);
+                        naive.retain();
+                    }
                     scene.settings(StreamSettings { max_length_bytes: max_bytes, max_age_ms: max_age, ..sized(SEGMENT) });
                 }
                 Act::Reread => {
