@@ -3,8 +3,9 @@
 
 use super::Edge;
 use super::headers::MessageSubject;
-use super::lane::{Letters, Run};
+use super::lane::{Fate, Letters, Message, Run, Shared};
 use super::mailbox::{ChannelRef, Mailbox};
+use super::streams::{Record, stream_target};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
@@ -14,7 +15,7 @@ use crate::model::limits::NAME_BYTES;
 use crate::model::ports::{Courier, DeadLetterOffice, LetterAnswered, WordHeard};
 use crate::model::properties::BLIND_COPIES;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, TxId};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -58,6 +59,7 @@ impl Office {
             shared: None,
             letters: Some(Letters::new(answered)),
             commit: None,
+            strict: false,
         }
     }
 }
@@ -99,11 +101,37 @@ impl DeadLetterOffice for Office {
     ) {
         let all = (0, (letters.len() as u64).saturating_sub(1));
         let Some(edge) = self.edge() else { return answered(all, LetterFate::Refused) };
+        if let Some(shard) = target.of_streams() {
+            return self.append(&edge, shard, queues, letters, &answered);
+        }
         let lane = edge.lane(target);
         if lane.is_gone() {
             return answered(all, LetterFate::Taken);
         }
         lane.enqueue_letters(queues, (source, letters), catalog_index, &self.run(answered));
+    }
+}
+
+impl Office {
+    /// Letters for streams: at least once.
+    fn append(&self, edge: &Edge, shard: ShardId, streams: &[QueueId], letters: &[LetterMessage], answered: &LetterAnswered) {
+        let targets: Vec<_> = {
+            let catalog = self.catalog.read();
+            streams.iter().filter_map(|id| stream_target(&catalog, catalog.queue_by_id(*id)?)).collect()
+        };
+        let (lane, sent, mut scratch) = (edge.lane(shard), self.run(answered.clone()), BytesMut::new());
+        for (n, LetterMessage { exchange, key, properties, body }) in (0..).zip(letters) {
+            let mut run = sent.one(n);
+            if targets.is_empty() {
+                run.end(Fate::Taken, None);
+                continue;
+            }
+            run.shared = (targets.len() > 1).then(|| Shared::new(targets.len() as u32));
+            let record = Record::encode(&mut scratch, &Message { exchange, key, properties, body, source: None });
+            for target in &targets {
+                lane.append_record(target, record.entry(), &run);
+            }
+        }
     }
 }
 
@@ -216,12 +244,17 @@ fn route_dead(
     if letter.reason != SettleReason::Reject {
         found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
     }
-    let targets = by_shard(found);
+    let targets = by_shard(catalog, found);
     (message, targets)
 }
 
 /// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
-fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> (LetterMessage, Targets) {
+fn route_kept(
+    catalog: &Catalog,
+    letter: &Letter,
+    (vhost, exchange): (&str, &str),
+    near: &dyn Fn(ShardId) -> bool,
+) -> (LetterMessage, Targets) {
     let message = kept(letter);
     let mut keys = vec![message.key.to_vec()];
     let headers = Headers::of(&message.properties);
@@ -235,7 +268,7 @@ fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str
         true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
         false => catalog.route_released(&envelope, &mut found),
     }
-    let targets = by_shard(found);
+    let targets = by_shard(catalog, found);
     (message, targets)
 }
 
@@ -251,7 +284,8 @@ fn kept(letter: &Letter) -> LetterMessage {
     LetterMessage { exchange, key, properties, body }
 }
 
-fn by_shard(mut found: Vec<(QueueId, ShardId)>) -> Targets {
+fn by_shard(catalog: &Catalog, mut found: Vec<(QueueId, ShardId)>) -> Targets {
+    found.iter_mut().filter(|(queue, _)| catalog.is_stream(*queue)).for_each(|(_, shard)| *shard = ShardId::streams_of(*shard));
     found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
     found.dedup();
     found.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
@@ -449,6 +483,20 @@ mod tests {
         let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &properties));
         assert_eq!(routed.targets, [(ShardId(2), vec![own, blind])]);
         assert!(crate::model::properties::has_blind_copies(&routed.messages[0].properties), "at its next death too");
+    }
+
+    #[test]
+    fn a_stream_takes_letters_apart_from_the_queues_of_its_shard() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx")]);
+        let (plain, near) = (scene.queue("plain", 1, &[]), scene.queue("near", 1, &[("x-queue-type", "stream")]));
+        let far = scene.queue("far", 2, &[("x-queue-type", "stream")]);
+        scene.bound_exchange("dlx", &[("k", "plain"), ("k", "near"), ("k", "far")]);
+        let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &[0, 0]));
+        let streams_of = |shard| ShardId::streams_of(ShardId(shard));
+        assert_eq!(routed.targets, [(ShardId(1), vec![plain]), (streams_of(1), vec![near]), (streams_of(2), vec![far])]);
+        assert_eq!(streams_of(2).of_streams(), Some(ShardId(2)));
+        assert_eq!((ShardId(2).of_streams(), ShardId::local(NodeId(3)).of_streams(), streams_of(2).owner()), (None, None, None));
     }
 
     #[test]

@@ -121,7 +121,14 @@ pub trait DeadLetterOffice: Send + Sync + 'static {
     fn write(&self, letter: &Letter, address: &Address) -> LetterMessage;
     /// Sends letters to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
     /// `answered` is called once for each, for several together when it can be, unless the node ends before.
-    fn forward(&self, first: Source, target: (ShardId, &[QueueId]), catalog_index: u64, letters: &[LetterMessage], answered: LetterAnswered);
+    fn forward(
+        &self,
+        first: Source,
+        target: (ShardId, &[QueueId]),
+        catalog_index: u64,
+        letters: &[LetterMessage],
+        answered: LetterAnswered,
+    );
 }
 
 /// Told what became of letters: from one to another, counted from 0 in what was sent.

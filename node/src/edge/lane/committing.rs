@@ -232,6 +232,7 @@ impl Committing {
             shared: None,
             letters: None,
             commit,
+            strict: false,
         }
     }
 }

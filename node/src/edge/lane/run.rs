@@ -29,6 +29,8 @@ pub(in crate::edge) struct Run {
     pub letters: Option<Letters>,
     /// The transaction it is part of.
     pub commit: Option<Arc<Committing>>,
+    /// Of the stream protocol: tickets are publishing ids, counted from 0, and what nobody took is nacked.
+    pub strict: bool,
 }
 
 /// What became of a message in one shard.
@@ -109,6 +111,44 @@ pub(in crate::edge) struct Ended {
 }
 
 impl Run {
+    /// Without messages, for `with_id`.
+    pub fn of_stream(mailbox: Arc<Mailbox>, at: ChannelRef) -> Run {
+        Run {
+            mailbox,
+            at,
+            ticket: 0,
+            mandatory: false,
+            rerouted: false,
+            first: 0,
+            count: 1,
+            shared: None,
+            letters: None,
+            commit: None,
+            strict: true,
+        }
+    }
+
+    /// The same for the message of a stream with this publishing id, which is the `first`th entry of its chunk.
+    pub fn with_id(&self, id: u64, first: u32) -> Run {
+        Run { ticket: id.saturating_add(1), first, ..self.clone() }
+    }
+
+    /// One more message of a stream, with this publishing id, when it continues this run.
+    pub fn extend_by(&mut self, next: &Run, id: u64) -> bool {
+        let continues = self.strict
+            && self.ticket.checked_add(self.count.into()) == id.checked_add(1)
+            && self.at == next.at
+            && Arc::ptr_eq(&self.mailbox, &next.mailbox);
+        self.count += u32::from(continues);
+        continues
+    }
+
+    /// Its tickets as events name them.
+    fn tickets(&self) -> (u64, u64) {
+        let first = self.ticket - u64::from(self.strict);
+        (first, first + (u64::from(self.count) - 1))
+    }
+
     pub fn is_ticketed(&self) -> bool {
         self.ticket != 0
     }
@@ -123,6 +163,7 @@ impl Run {
             && ticket == next.ticket
             && self.mandatory == next.mandatory
             && self.rerouted == next.rerouted
+            && self.strict == next.strict
             && self.first + self.count == next.first
             && match (&self.letters, &next.letters) {
                 (None, None) => true,
@@ -151,21 +192,22 @@ impl Run {
 
     /// The whole run ends. `message`: its one message, when it may have to be returned.
     pub fn end(&self, fate: Fate, message: Option<&StoredMessage>) -> Ended {
-        if let Some(Letters { first, then }) = &self.letters {
+        let fate = match &self.shared {
+            None => Some(fate),
+            Some(shared) => shared.part(fate),
+        };
+        if let (Some(Letters { first, then }), Some(fate)) = (&self.letters, fate) {
             let fate = match fate {
                 Fate::Nacked => LetterFate::Refused,
                 Fate::Taken | Fate::Unroutable => LetterFate::Taken,
             };
             then((*first, first + u64::from(self.count) - 1), fate);
         }
-        let fate = match &self.shared {
-            None => Some(fate),
-            Some(shared) => shared.part(fate),
-        };
         match fate {
             None => Ended::default(),
             Some(Fate::Taken) => self.confirm(),
             Some(Fate::Nacked) => self.nack(),
+            Some(Fate::Unroutable) if self.strict => self.nack(),
             Some(Fate::Unroutable) => {
                 let returned = u64::from(self.give_back(message));
                 Ended { returned, ..self.confirm() }
@@ -175,7 +217,8 @@ impl Run {
 
     fn confirm(&self) -> Ended {
         if self.is_ticketed() {
-            self.mailbox.confirm(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
+            let (first, last) = self.tickets();
+            self.mailbox.confirm(self.at, first, last);
             return Ended { confirmed: self.count.into(), ..Ended::default() };
         }
         Ended::default()
@@ -183,7 +226,8 @@ impl Run {
 
     fn nack(&self) -> Ended {
         if self.is_ticketed() {
-            self.mailbox.nack(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
+            let (first, last) = self.tickets();
+            self.mailbox.nack(self.at, first, last);
             return Ended { nacked: self.count.into(), ..Ended::default() };
         }
         Ended::default()
@@ -223,7 +267,7 @@ mod tests {
             let at = ChannelRef { channel: 0, epoch: 0 };
             let letters = Some(Letters::new(Arc::new(move |letters, fate| told.lock().push((letters, fate)))));
             let (mailbox, shared, commit) = (mailbox.clone(), None, None);
-            Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared, letters, commit }
+            Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared, letters, commit, strict: false }
         };
         let first = sent();
         let mut run = first.one(0);
