@@ -3,7 +3,7 @@
 
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
-use crate::store::wal::Wal;
+use crate::store::wal::{Moved, OldFiles, Wal};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
@@ -70,6 +70,22 @@ pub trait Journal: Send + Sync + 'static {
     }
     /// That state is durable: what is staged becomes readable, the log is purged up to `upto`.
     fn finish_install(&self, _shard: ShardId, _upto: LogId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// The log's files take more than they should.
+    fn is_over_budget(&self) -> bool {
+        false
+    }
+    /// There is a file to go on in when the open one is full.
+    fn has_spare(&self) -> bool {
+        true
+    }
+    /// Files behind number `after` that everything may leave, until they have `entries` together.
+    fn old_files(&self, _after: u32, _entries: u64) -> OldFiles {
+        OldFiles::default()
+    }
+    /// Write purged entries again, with what is left of them; `done` once durable.
+    fn relocate(&self, _shard: ShardId, _entries: Vec<Moved>, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
     /// What this disk has lost of a group, which must not take part before it is rebuilt.
@@ -177,6 +193,22 @@ impl Journal for Wal {
 
     fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
         Wal::finish_install(self, shard, upto, done)
+    }
+
+    fn is_over_budget(&self) -> bool {
+        Wal::is_over_budget(self)
+    }
+
+    fn has_spare(&self) -> bool {
+        Wal::has_spare(self)
+    }
+
+    fn old_files(&self, after: u32, entries: u64) -> OldFiles {
+        Wal::old_files(self, after, entries)
+    }
+
+    fn relocate(&self, shard: ShardId, entries: Vec<Moved>, done: Done) {
+        Wal::relocate(self, shard, entries, done)
     }
 
     fn damage(&self, shard: ShardId) -> Option<Damage> {

@@ -273,6 +273,11 @@ impl DataMachine {
         all.into_iter()
     }
 
+    /// Stored bytes of all live messages; one that is in several queues counts in each.
+    pub fn live_bytes(&self) -> u64 {
+        self.queues.values().map(Queue::live_bytes).sum()
+    }
+
     /// All sessions, by id, with the last batch applied.
     pub fn sessions(&self) -> impl Iterator<Item = (SessionId, NodeId, Incarnation, BatchSeq)> + '_ {
         self.sessions.iter().map(|(id, row)| (id, row.node, row.incarnation, row.last))
@@ -419,6 +424,7 @@ impl DataMachine {
                     }
                 }
                 Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
+                Op::Gone(_) => return Err(Malformed { position: 0, why: "what is left of an entry is not applied" }.into()),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);

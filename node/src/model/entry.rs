@@ -8,6 +8,7 @@
 mod ops;
 mod parts;
 mod stored;
+pub mod trimmed;
 
 pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
 pub use parts::{PartOp, PartStart, Word};

@@ -36,6 +36,8 @@ pub struct Summary {
     pub delivered: u64,
     /// Names declared, seen, deleted and missed as they should.
     pub names: u64,
+    /// Bytes of messages that left old files of the logs.
+    pub relocated_bytes: u64,
     /// Runs on so busy a machine that a second was none: an edge may be taken for gone in them though nothing is wrong.
     pub starved: u64,
 }
@@ -254,6 +256,7 @@ fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
         world.error("an edge was taken for gone, though nothing kept it from its leaders");
     }
     let mut summary = Summary { names: world.checks.load(Ordering::Relaxed), starved: starved.into(), ..Summary::default() };
+    summary.relocated_bytes = world.hosts.iter().map(|host| host.relocated_bytes.load(Ordering::Relaxed)).sum();
     let mut findings = Vec::new();
     for (queue, kind) in QUEUES {
         let found = world.judges[queue].findings();

@@ -442,7 +442,7 @@ impl Closed {
                 }
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
                 Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
-                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Gone(_) => {}
             }
         }
         self.ops = kept.take();
