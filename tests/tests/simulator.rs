@@ -37,6 +37,7 @@ fn seeds_lose_nothing_whatever_fails() {
                             let mut total = total.lock().unwrap();
                             total.confirmed += summary.confirmed;
                             total.delivered += summary.delivered;
+                            total.records += summary.records;
                             total.names += summary.names;
                             total.relocated_bytes += summary.relocated_bytes;
                             total.starved += summary.starved;
@@ -54,7 +55,10 @@ fn seeds_lose_nothing_whatever_fails() {
     println!("{count} seeds from {first}: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed, see above");
     let cleaned = total.relocated_bytes > 0 || count < 20;
-    assert!(total.confirmed > 100 * count && total.names > 0 && cleaned, "so little happened that it proves nothing: {total:?}");
+    assert!(
+        total.confirmed > 100 * count && total.records > 100 * count && total.names > 0 && cleaned,
+        "so little happened that it proves nothing: {total:?}"
+    );
 }
 
 #[test]

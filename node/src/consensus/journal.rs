@@ -26,10 +26,6 @@ pub trait Journal: Send + Sync + 'static {
     fn save_committed(&self, shard: ShardId, id: LogId);
     /// Last entry known to be on this disk.
     fn flushed(&self, shard: ShardId) -> Option<LogId>;
-    /// There is hardly any space left on the disk.
-    fn is_full(&self) -> bool {
-        false
-    }
     /// Now and then: memory that is held for no reader can go.
     fn forget_unread(&self) {}
     /// An entry from memory.
@@ -72,7 +68,7 @@ pub trait Journal: Send + Sync + 'static {
     fn finish_install(&self, _shard: ShardId, _upto: LogId, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
-    /// The log's files take more than they should.
+    /// The log's files take more than they should, or than the disk has.
     fn is_over_budget(&self) -> bool {
         false
     }
@@ -133,10 +129,6 @@ impl Journal for Wal {
 
     fn flushed(&self, shard: ShardId) -> Option<LogId> {
         Wal::flushed(self, shard)
-    }
-
-    fn is_full(&self) -> bool {
-        Wal::is_full(self)
     }
 
     fn forget_unread(&self) {

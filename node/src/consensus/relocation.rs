@@ -133,6 +133,7 @@ async fn clean_some(core: &Core, files: Vec<OldFile>, seen: &mut Seen) -> Found 
         }
         match clean(core, &file, &alive).await {
             Ok(()) => found.cleaned += 1,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
             Err(error) => tracing::warn!(file = file.seq, live, %error, "an old log file cannot be cleaned now"),
         }
     }
@@ -185,6 +186,10 @@ async fn in_time(is_so: impl Fn() -> bool) -> bool {
 
 /// Writes what is alive in a file again, portion by portion.
 async fn clean(core: &Core, file: &OldFile, alive: &Alive) -> io::Result<()> {
+    // Half a file fits in there. What is left of the open one belongs to those who settle messages, when there is no other.
+    if !in_time(|| core.journal.has_spare()).await {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     let mut portion = Portion::default();
     for (shard, index, _) in &file.entries {
         let Some(left) = alive.get(shard).and_then(|living| living.entries.get(index)) else { continue };
@@ -237,10 +242,6 @@ impl Portion {
     async fn write(self, core: &Core) -> io::Result<()> {
         if self.entries.is_empty() {
             return Ok(());
-        }
-        // What is left in the open file belongs to those who settle messages when there is no other one.
-        if !in_time(|| core.journal.has_spare()).await {
-            return Err(io::ErrorKind::StorageFull.into());
         }
         let (done, written) = completion();
         core.journal.relocate(self.shard, self.entries, done);

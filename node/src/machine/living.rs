@@ -3,7 +3,9 @@
 
 use super::capture::{CaptureId, Image};
 use super::dead::Dead;
+use super::queue::Queue;
 use super::shard::DataMachine;
+use super::stream::Stream;
 use crate::model::LogId;
 use crate::model::entry::trimmed::Wanted;
 use std::collections::BTreeMap;
@@ -54,6 +56,11 @@ impl Found {
 }
 
 impl DataMachine {
+    /// Stored bytes of all live messages and chunks of streams; a message that is in several queues counts in each.
+    pub fn live_bytes(&self) -> u64 {
+        self.queues.values().map(Queue::live_bytes).sum::<u64>() + self.streams.values().map(Stream::bytes).sum::<u64>()
+    }
+
     /// Begins to look for what is left of these entries (ascending). The survey is over when its capture is.
     pub fn begin_survey(&mut self, indices: &[u64]) -> Survey {
         // Not an empty range, which a map takes for a mistake.
@@ -94,6 +101,11 @@ impl Image {
                 }
                 found.add(wanted, bytes);
             });
+        }
+        for (stream, chunk) in self.stream_chunks().filter(|(_, chunk)| range.contains(&chunk.index)) {
+            if let Some(found) = found.get_mut(&chunk.index) {
+                found.add(vec![Wanted { position: chunk.position, queue: stream, skip: 0, count: 1 }], chunk.bytes.into());
+            }
         }
         // What refers to an entry and was not found is of a kind that is not known here.
         let left = |found: Found| if found.references > 0 { Left::Whole } else { Left::Messages(found.wanted, found.bytes) };

@@ -11,12 +11,17 @@ use crate::model::{LeaderId, LogId, QueueId, Seq, ShardId};
 
 /// Leaves of each entry of a log (from index 1 on) only what the state still needs.
 pub(super) fn leave_behind(machine: &mut DataMachine, log: &mut [EntryBytes]) {
-    let indices: Vec<u64> = (1..log.len() as u64).collect();
+    leave_of(machine, (0..).zip(log).skip(1).collect());
+}
+
+/// The same of all entries, by index.
+pub(super) fn leave_of(machine: &mut DataMachine, log: Vec<(u64, &mut EntryBytes)>) {
+    let indices: Vec<u64> = log.iter().map(|(index, _)| *index).collect();
     let survey = machine.begin_survey(&indices);
     let living = machine.capture_rest(survey.capture).unwrap().living(survey);
     assert_eq!(living.applied, machine.applied());
     assert_eq!(living.entries.keys().copied().collect::<Vec<_>>(), machine.live_entries());
-    for (index, entry) in (0..).zip(log.iter_mut()).skip(1) {
+    for (index, entry) in log {
         *entry = match living.entries.get(&index) {
             None => EntryBytes::default(),
             Some(Left::Messages(wanted, _)) => {

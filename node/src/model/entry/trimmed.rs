@@ -4,7 +4,7 @@
 //!
 //! trimmed := length of the entry u32 | n u32 | (position u32, len u32)* | the bytes of these pieces
 
-use super::ops::{OP_ENQUEUE, OP_GONE, OP_PART, enqueued_to};
+use super::ops::{OP_APPEND, OP_ENQUEUE, OP_GONE, OP_PART, enqueued_to};
 use super::parts::skip_head;
 use super::{EntryBytes, FRAME_HEAD};
 use crate::model::QueueId;
@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 /// Longest entry that is read back, bytes: half of the largest file of a log.
 const LONGEST: usize = 512 << 20;
 
-/// Messages of a queue in an entry, found as deliveries find them.
+/// Messages of a queue in an entry, found as deliveries find them; or a chunk of a stream, which is one at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wanted {
-    /// Position of an enqueue into the queue, from where `skip` counts.
+    /// Position of an enqueue into the queue, from where `skip` counts; of a chunk's append.
     pub position: u32,
     /// Whose.
     pub queue: QueueId,
@@ -151,7 +151,7 @@ fn walk((mut bytes, mut position): (Bytes, usize), wanted: &mut &[Wanted], found
         }
         let op = bytes.split_to(FRAME_HEAD + len);
         let mut seen = Seen { position, bytes: op, is_wanted: false, begins, counts: false, passed: SmallVec::new() };
-        if kind == OP_ENQUEUE || kind == OP_GONE {
+        if matches!(kind, OP_ENQUEUE | OP_APPEND | OP_GONE) {
             seen.counts = true;
             let body = seen.bytes.slice(FRAME_HEAD..);
             each_passed(kind, &body, |queue, count| {
@@ -169,7 +169,7 @@ fn walk((mut bytes, mut position): (Bytes, usize), wanted: &mut &[Wanted], found
             })?;
         }
         // What is gone stays so.
-        seen.is_wanted &= kind == OP_ENQUEUE;
+        seen.is_wanted &= kind != OP_GONE;
         position += seen.bytes.len();
         let inside = (kind == OP_PART).then(|| seen.bytes.clone());
         found.push(seen);
@@ -192,10 +192,10 @@ fn walk_part(part: &Bytes, end: usize, wanted: &mut &[Wanted], found: &mut Vec<S
 
 /// The queues that an operation says messages of, and how many of each.
 fn each_passed(kind: u8, body: &[u8], mut each: impl FnMut(QueueId, u32)) -> Option<()> {
-    if kind == OP_GONE {
-        gone(body)?.into_iter().for_each(|(queue, count)| each(queue, count));
-    } else {
-        enqueued_to(body)?.for_each(|queue| each(queue, 1));
+    match kind {
+        OP_GONE => gone(body)?.into_iter().for_each(|(queue, count)| each(queue, count)),
+        OP_APPEND => each(QueueId((&mut &*body).try_get_u64_le().ok()?), 1),
+        _ => enqueued_to(body)?.for_each(|queue| each(queue, 1)),
     }
     Some(())
 }

@@ -122,13 +122,14 @@ impl ShardIndex {
 }
 
 impl State {
+    /// Files with data take more than they should, or than the disk has.
     pub fn is_over(&self, file_bytes: u64, budget_bytes: u64) -> bool {
-        self.files.len() as u64 * file_bytes > budget_bytes
+        self.stats.low_space || self.files.len() as u64 * file_bytes > budget_bytes
     }
 }
 
 impl Shared {
-    /// Files with data take more than they should.
+    /// Files with data take more than they should, or than the disk has.
     pub fn is_over_budget(&self) -> bool {
         self.lock().is_over(self.config.file_bytes, self.config.budget_bytes)
     }

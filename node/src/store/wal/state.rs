@@ -276,7 +276,7 @@ impl Shared {
 
     /// What gives space free rides with the next batch; when space is low, or the log too large, it does not wait for one.
     pub fn hurry_when_short(&self, state: &State) {
-        let is_short = state.stats.low_space || state.is_over(self.config.file_bytes, self.config.budget_bytes);
+        let is_short = state.is_over(self.config.file_bytes, self.config.budget_bytes);
         let mut inbox = self.inbox();
         if is_short && !inbox.queue.is_empty() {
             inbox.urgent = true;
