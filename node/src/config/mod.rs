@@ -136,6 +136,8 @@ pub struct ServerConfig {
     pub memory_limit_bytes: u64,
     /// Bytes of log kept for nodes that lag or are away.
     pub catch_up_log_bytes: u64,
+    /// Bytes of log files beyond which old ones are cleaned.
+    pub log_budget_bytes: u64,
     /// Threads that serve clients.
     pub workers: usize,
     /// After this long without a majority, publishes are nacked and declarations fail.
@@ -186,6 +188,7 @@ impl ServerConfig {
                 None => memory::default_limit_bytes(),
             },
             catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
+            log_budget_bytes: quantity::bytes("log-budget", settings.log_budget.as_deref().unwrap_or("2GiB"))?,
             workers: workers(settings.workers)?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {

@@ -110,6 +110,9 @@ pub struct Settings {
     /// Log kept for nodes that lag or are away; beyond it they catch up by snapshot [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub catch_up_log: Option<String>,
+    /// Log files beyond this are cleaned: messages that are left in old ones are written again [default: 2GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_budget: Option<String>,
     /// Threads that serve clients; replication and the disk have their own [default: the CPUs less one, at least 1]
     #[arg(long, value_name = "N")]
     pub workers: Option<u16>,
@@ -221,6 +224,7 @@ impl Settings {
             disk_floor: self.disk_floor.or(lower.disk_floor),
             memory_limit: self.memory_limit.or(lower.memory_limit),
             catch_up_log: self.catch_up_log.or(lower.catch_up_log),
+            log_budget: self.log_budget.or(lower.log_budget),
             workers: self.workers.or(lower.workers),
             no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
             advertised_host: self.advertised_host.or(lower.advertised_host),

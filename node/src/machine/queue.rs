@@ -477,28 +477,35 @@ fn settings_bytes(settings: Option<&QueueSettings>) -> Vec<u8> {
     settings.map_or(Vec::new(), bytes)
 }
 
-/// Reads the messages of a run out of its entry: slices, no copies. Gives fewer when the entry is not the one the run names.
+/// Reads the messages of a run out of its entry: slices, no copies. Gives fewer when the entry is not the one the run names, and leaves
+/// out what is gone from what is left of an entry (`trimmed`): it was settled since the run was located.
 pub fn read_run(entry: &EntryBytes, queue: QueueId, run: &Located, out: &mut Vec<(Seq, Bytes)>) {
     let (mut skip, mut next, end) = (run.skip, run.first.0, run.first.0 + u64::from(run.count));
     for op in OpsReader::at(entry, run.position as usize) {
-        let Ok(Op::Enqueue(op)) = op else {
-            if op.is_err() {
-                return;
+        match op {
+            Err(_) => return,
+            Ok(Op::Enqueue(op)) => {
+                for _ in op.queues().filter(|q| *q == queue) {
+                    if skip > 0 {
+                        skip -= 1;
+                        continue;
+                    }
+                    if next == end {
+                        return;
+                    }
+                    out.push((Seq(next), op.message.clone()));
+                    next += 1;
+                }
             }
-            continue;
-        };
-        for _ in op.queues().filter(|q| *q == queue) {
-            if skip > 0 {
-                skip -= 1;
-                continue;
+            Ok(Op::Gone(passed)) => {
+                let mut gone: u32 = passed.iter().filter(|(q, _)| *q == queue).map(|(_, count)| *count).sum();
+                let before = skip.min(gone);
+                (skip, gone) = (skip - before, gone - before);
+                next += u64::from(gone);
             }
-            if next == end {
-                return;
-            }
-            out.push((Seq(next), op.message.clone()));
-            next += 1;
+            Ok(_) => {}
         }
-        if next == end {
+        if next >= end {
             return;
         }
     }

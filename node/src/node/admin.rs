@@ -306,6 +306,7 @@ fn settings(config: &ServerConfig) -> Vec<SettingRow> {
         row("loopback-users", config.loopback_users.join(",")),
         row("disk-floor", config.disk_floor_bytes.to_string()),
         row("catch-up-log", config.catch_up_log_bytes.to_string()),
+        row("log-budget", config.log_budget_bytes.to_string()),
         row("workers", config.workers.to_string()),
         row("no-quorum-timeout", format!("{:?}", config.no_quorum_timeout)),
     ]
