@@ -19,6 +19,8 @@ mod pulse;
 mod ranges;
 mod replies;
 mod requests;
+mod rocketmq;
+mod taking;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -26,6 +28,7 @@ mod transaction;
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
+pub use self::rocketmq::{May, RocketDefaults};
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
 
 use self::access::Patterns;

@@ -8,6 +8,7 @@ mod committing;
 mod consumers;
 mod requests;
 mod run;
+mod takes;
 mod task;
 
 use self::batches::{Batches, Settles};
@@ -35,6 +36,7 @@ pub(super) use self::batches::Message;
 pub(super) use self::committing::{Committing, Late, Share};
 pub(super) use self::requests::Answer;
 pub(super) use self::run::{Ended, Fate, Run, Shared};
+pub(super) use self::takes::{Order, Taken};
 pub(super) use self::task::run;
 
 #[derive(Debug)]

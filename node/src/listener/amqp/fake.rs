@@ -209,6 +209,7 @@ impl Broker {
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
             | ExchangeKind::LocalRandom
+            | ExchangeKind::RocketTopic
             | ExchangeKind::Delayed
             | ExchangeKind::RecentHistory
             | ExchangeKind::Deduplication => true,
