@@ -21,7 +21,7 @@ pub enum Step {
         /// Password in the clear as the client sent it.
         password: Vec<u8>,
     },
-    /// The listener has verified a certificate that stands for this user; answers as above.
+    /// The listener has verified a certificate, or a signature, that stands for this user; answers as above.
     AuthenticateByCertificate {
         /// User name.
         user: Arc<str>,
