@@ -7,7 +7,7 @@ use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target,
 };
 use crate::model::rocketmq::{self, AccessKey, Arrangement, TopicSettings};
-use crate::model::{NodeId, ShardId};
+use crate::model::{Incarnation, NodeId, ShardId};
 use std::sync::Arc;
 
 /// What the server says where a topic says nothing.
@@ -26,6 +26,8 @@ pub struct RocketDefaults {
 /// What a client wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum May<'a> {
+    /// Make a topic.
+    Create(&'a str),
     /// Publish to a topic.
     Publish(&'a str),
     /// Make a group on a topic: its first queue is named.
@@ -77,8 +79,13 @@ impl Edge {
         nodes.into_iter().filter_map(known).collect()
     }
 
+    /// This node and its process.
+    pub fn process(&self) -> (NodeId, Incarnation) {
+        (self.config.node, self.config.incarnation)
+    }
+
     /// Nodes that are up, with their processes.
-    pub fn processes(&self) -> Vec<(NodeId, crate::model::Incarnation)> {
+    pub fn processes(&self) -> Vec<(NodeId, Incarnation)> {
         self.catalog.read().nodes().collect()
     }
 
@@ -87,6 +94,7 @@ impl Edge {
         let catalog = self.catalog.read();
         let who = Who { user, vhost };
         match what {
+            May::Create(topic) => self.patterns.check(&catalog, who, Right::Configure, (Kind::Exchange, topic)),
             May::Publish(topic) => self.patterns.check(&catalog, who, Right::Write, (Kind::Exchange, topic)),
             May::Subscribe(topic, queue) => {
                 self.patterns.check(&catalog, who, Right::Read, (Kind::Exchange, topic))?;

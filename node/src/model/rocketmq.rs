@@ -12,6 +12,8 @@ pub const SHARDING_KEY: &str = "__SHARDINGKEY";
 pub const PARTITION: &str = "x-partition";
 /// Argument of a rocket topic: how many partitions it has.
 pub const PARTITIONS: &str = "x-partitions";
+/// Partitions unless told otherwise, as in RocketMQ.
+pub const PARTITIONS_DEFAULT: u32 = 8;
 /// Most partitions: each is a queue of every group.
 pub const PARTITIONS_MAX: u32 = 64;
 /// Longest name of a topic or a group, bytes (the service allows 64, and its dead letter topics have a prefix).

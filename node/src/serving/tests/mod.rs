@@ -11,6 +11,7 @@ mod publishing;
 mod queues;
 mod replies;
 mod tending;
+mod taking;
 mod throughput;
 mod transactions;
 
