@@ -4,6 +4,7 @@
 
 use super::access::Who;
 use super::pool::Pool;
+use super::streams::StreamConsumer;
 use crate::model::catalog::{Name, Owner, Refusal};
 use crate::model::link::Delivery;
 use crate::model::report::Report;
@@ -97,6 +98,8 @@ pub(super) struct Mailbox {
     changed: Notify,
     /// A channel, or the connection, was closed.
     closing: Notify,
+    /// Consumers of streams, which live on this node.
+    pub streams: Mutex<HashMap<ConsumerId, Arc<StreamConsumer>>>,
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +128,7 @@ impl Mailbox {
             state: Mutex::default(),
             changed: Notify::new(),
             closing: Notify::new(),
+            streams: Mutex::default(),
         }
     }
 

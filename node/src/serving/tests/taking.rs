@@ -34,11 +34,11 @@ impl Edge {
 async fn a_take_gets_what_is_there_up_to_so_many() {
     let shard = Shard::with_queues(&[Q]);
     let mut edge = shard.edge(1).await;
-    assert_eq!(edge.take_now(Q, 16, false).await, []);
+    assert_eq!(edge.take_now(Q, 16, false).await, [0u64; 0]);
     edge.publish(Q, 0..5).await;
     assert_eq!(edge.take_now(Q, 3, false).await, [1, 2, 3]);
     assert_eq!(edge.take_now(Q, 3, false).await, [4, 5]);
-    assert_eq!(edge.take_now(Q, 3, false).await, []);
+    assert_eq!(edge.take_now(Q, 3, false).await, [0u64; 0]);
     assert_eq!(edge.stat(Q).await.unacked, 5);
     edge.give_back(Q, 2, 3, true).await;
     edge.ask_to_take(9, Q, 16, (false, false)).await;
@@ -82,7 +82,7 @@ async fn who_wants_to_be_alone_waits_until_nobody_holds_a_message() {
     let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
     one.publish(Q, 0..5).await;
     assert_eq!(one.take_now(Q, 2, true).await, [1, 2]);
-    assert_eq!(two.take_now(Q, 2, true).await, [], "at once");
+    assert_eq!(two.take_now(Q, 2, true).await, [0u64; 0], "at once");
     two.ask_to_take(3, Q, 2, (true, true)).await;
     one.settle(Q, 1, 1).await;
     two.no_answer().await;
