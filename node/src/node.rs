@@ -159,7 +159,14 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
 fn ports(amqp: &TcpListener, more: (Option<&TcpListener>, Option<&TcpListener>), http: &TcpListener, peer: &TcpListener) -> Ports {
     let (amqps, rocketmq) = more;
     let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports { amqp: port(amqp), amqps: amqps.map_or(0, port), stream: 0, rocketmq: rocketmq.map_or(0, port), management: port(http), peer: port(peer) }
+    Ports {
+        amqp: port(amqp),
+        amqps: amqps.map_or(0, port),
+        stream: 0,
+        rocketmq: rocketmq.map_or(0, port),
+        management: port(http),
+        peer: port(peer),
+    }
 }
 
 /// What this node shows clients and other nodes.

@@ -20,8 +20,8 @@ mod ranges;
 mod replies;
 mod requests;
 mod rocketmq;
-mod taking;
 mod streams;
+mod taking;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -30,8 +30,8 @@ pub use self::access::Right;
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
-pub use self::rocketmq::{May, RocketDefaults};
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
+pub use self::rocketmq::{May, RocketDefaults};
 pub use self::streams::{Bells, ReadError, Reader, Replica, StreamSource};
 
 use self::access::Patterns;

@@ -22,7 +22,16 @@ impl NodePorts {
     /// Node `node`, from 1, with all ports moved by `offset`.
     pub(super) fn new(node: u16, offset: u16, has_tls: bool) -> NodePorts {
         let port = |base: u16| base + node + offset;
-        NodePorts { node, amqp: port(5671), amqps: port(5680), has_tls, stream: port(5551), rocketmq: port(8079), management: port(15671), peer: port(7670) }
+        NodePorts {
+            node,
+            amqp: port(5671),
+            amqps: port(5680),
+            has_tls,
+            stream: port(5551),
+            rocketmq: port(8079),
+            management: port(15671),
+            peer: port(7670),
+        }
     }
 
     /// Whether the ports that will be bound are free, so that the error names the port and not just a node that ended.

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
-    self as wire, ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest, ErrandReply, ErrandRequest,
-    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
+    self as wire, ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply,
+    CountRequest, ErrandReply, ErrandRequest, ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply,
+    SaltRequest, StatusReply, StatusRequest,
 };
 
 /// The service of one node.

@@ -10,8 +10,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 use warren_proto::admin::admin_client::AdminClient as Stub;
 use warren_proto::admin::{
-    ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ErrandRequest, ListReply, ListRequest, PingReply,
-    PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
+    ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ErrandRequest,
+    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
 };
 
 /// Why a node did not answer as hoped.

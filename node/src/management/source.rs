@@ -3,8 +3,8 @@
 
 use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Table, Target};
-use crate::model::rocketmq::{Arrangement, TopicSettings};
 use crate::model::report::{ConnectionStat, Counted, RaftFigures, Report};
+use crate::model::rocketmq::{Arrangement, TopicSettings};
 use crate::model::{ConsumerId, LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};

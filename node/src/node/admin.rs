@@ -8,8 +8,8 @@ use crate::consensus::{Shard, placement};
 use crate::listener::rocketmq::Hub;
 use crate::machine::catalog::{User, password_digest, split_hash};
 use crate::management::{
-    AccessKeyRow, Active, AdminSource, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow,
-    SettingRow, ShardStatus, Status, TopicRow, UserRow, VhostRow, implicit_binding,
+    AccessKeyRow, Active, AdminSource, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow, MemberStatus, PolicyRow,
+    QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, TopicRow, UserRow, VhostRow, implicit_binding,
 };
 use crate::model::admin::{AdminCommand, Limits, Permission, PolicyKind, TopicPermission};
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, Refusal};

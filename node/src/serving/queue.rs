@@ -3,8 +3,8 @@
 
 use super::edges::PathId;
 use super::level::Level;
-use super::taking::Take;
 use super::ranges::{RangeMap, RangeSet};
+use super::taking::Take;
 use super::transactions::UNDECIDED;
 use crate::machine::Queue;
 use crate::model::link::{Consumer as Spec, Delivery, Ranges, ToLeader};

@@ -290,10 +290,9 @@ impl CtlArgs {
                 });
                 self.close(client, "", vhost, explanation).await?;
             }
-            CtlCommand::AddTopic { .. }
-            | CtlCommand::DeleteTopic { .. }
-            | CtlCommand::AddGroup { .. }
-            | CtlCommand::DeleteGroup { .. } => self.arrange(client).await?,
+            CtlCommand::AddTopic { .. } | CtlCommand::DeleteTopic { .. } | CtlCommand::AddGroup { .. } | CtlCommand::DeleteGroup { .. } => {
+                self.arrange(client).await?
+            }
             CtlCommand::AuthenticateUser { username, password } => self.authenticate(client, username, password.as_deref()).await?,
             _ => return Ok(false),
         }

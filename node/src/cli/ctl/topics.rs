@@ -53,7 +53,8 @@ impl CtlArgs {
             return Ok(vec![topic.clone()]);
         }
         let columns = vec!["name".to_owned()];
-        let listed = client.list(ListRequest { what: "topics".into(), vhost: self.vhost.clone(), columns, ..ListRequest::default() }).await?;
+        let listed =
+            client.list(ListRequest { what: "topics".into(), vhost: self.vhost.clone(), columns, ..ListRequest::default() }).await?;
         let names = listed.rows.into_iter().filter_map(|row| row.cells.into_iter().next()).map(|cell| cell.text);
         Ok(names.filter(|name| crate::model::rocketmq::dead_letters_of(name).is_none()).collect())
     }

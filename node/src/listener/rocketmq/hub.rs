@@ -219,7 +219,13 @@ impl Hub {
     }
 
     /// Half messages of a topic that are to be checked now, from any node.
-    pub(super) async fn check(&self, user: &Arc<str>, topic: &Name, peer: SocketAddr, (most, invisible_ms): (u32, u64)) -> Result<Vec<Handed>, Refusal> {
+    pub(super) async fn check(
+        &self,
+        user: &Arc<str>,
+        topic: &Name,
+        peer: SocketAddr,
+        (most, invisible_ms): (u32, u64),
+    ) -> Result<Vec<Handed>, Refusal> {
         let found = self.check_here(user, topic, peer, most, invisible_ms).await?;
         if !found.is_empty() {
             return Ok(found);

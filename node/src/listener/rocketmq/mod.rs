@@ -155,7 +155,12 @@ impl Port {
         let stop_rx = self.stop_rx.clone();
         let asked = Asked { peer, authorization: authorization.as_deref(), signed, document: &document, stop_rx };
         // A long poll has no document worth counting.
-        let permit = if document.is_empty() { drop(permit); None } else { Some(permit) };
+        let permit = if document.is_empty() {
+            drop(permit);
+            None
+        } else {
+            Some(permit)
+        };
         let done = self.hub.answer(asked).await;
         drop(permit);
         done

@@ -2,8 +2,8 @@
 //! change nothing. No command costs more than what it touches.
 
 use super::bindings::not_found;
-use super::password::password_matches;
 use super::equivalence::{check_exchange, check_queue, exchange_text};
+use super::password::password_matches;
 use super::{Catalog, User};
 use crate::model::admin::{Permission, VhostFacts};
 use crate::model::catalog::{

@@ -10,8 +10,8 @@ mod handover;
 mod publishing;
 mod queues;
 mod replies;
-mod tending;
 mod taking;
+mod tending;
 mod throughput;
 mod transactions;
 

@@ -7,9 +7,7 @@ use super::request::Incoming;
 use crate::model::catalog::{Table, Value};
 use crate::model::entry::StoredMessage;
 use crate::model::link::Delivery;
-use crate::model::properties::{
-    CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, DELIVERY_MODE, EXPIRATION, HEADERS, PRIORITY, REPLY_TO,
-};
+use crate::model::properties::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, DELIVERY_MODE, EXPIRATION, HEADERS, PRIORITY, REPLY_TO};
 use crate::model::step::Publish;
 use crate::model::{limits, store};
 use crate::wire::amqp::table;

@@ -213,7 +213,9 @@ mod tests {
 
     #[test]
     fn numbers_have_their_ranges() {
-        for query in ["consumer=g", "consumer=g&numOfMessages=0", "consumer=g&numOfMessages=17", "consumer=g&numOfMessages=1&waitseconds=31"] {
+        for query in
+            ["consumer=g", "consumer=g&numOfMessages=0", "consumer=g&numOfMessages=17", "consumer=g&numOfMessages=1&waitseconds=31"]
+        {
             assert_eq!(code("GET", query, ""), "InvalidArgument", "{query}");
         }
         let all = asked("GET", "consumer=g&numOfMessages=16&waitseconds=30&trans=order&tag=a", "");
@@ -243,7 +245,10 @@ mod tests {
         assert_eq!(code("DELETE", "consumer=g", ""), "MissingReceiptHandle");
         assert_eq!(code("DELETE", "consumer=g", &handles(0)), "MissingReceiptHandle");
         assert_eq!(code("DELETE", "consumer=g", &handles(17)), "InvalidArgument");
-        assert_eq!(code("DELETE", "consumer=g", "<ReceiptHandles><ReceiptHandle> </ReceiptHandle></ReceiptHandles>"), "MissingReceiptHandle");
+        assert_eq!(
+            code("DELETE", "consumer=g", "<ReceiptHandles><ReceiptHandle> </ReceiptHandle></ReceiptHandles>"),
+            "MissingReceiptHandle"
+        );
         let verdict = |query: &str| match asked("DELETE", query, &handles(16)) {
             Ok(Deed::Settle { verdict, handles, .. }) => (verdict, handles.len()),
             other => panic!("{other:?}"),

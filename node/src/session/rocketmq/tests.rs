@@ -338,7 +338,8 @@ fn a_start_of_delivery_becomes_a_delay() {
     assert_eq!(delay(&at(4000)), Ok(Some(4000)));
     assert_eq!(delay(&format!("__STARTDELIVERTIME:{}|", NOW - 4000)), Ok(None));
     assert_eq!(delay(&at(40 * 24 * 3600 * 1000)), Ok(Some(3_456_000_000)));
-    for wrong in [at(40 * 24 * 3600 * 1000 + 1), "__STARTDELIVERTIME:soon|".into(), "__TransCheckT:9|".into(), "__TransCheckT:301|".into()] {
+    for wrong in [at(40 * 24 * 3600 * 1000 + 1), "__STARTDELIVERTIME:soon|".into(), "__TransCheckT:9|".into(), "__TransCheckT:301|".into()]
+    {
         assert_eq!(delay(&wrong).expect_err(&wrong).code, "InvalidArgument");
     }
 }

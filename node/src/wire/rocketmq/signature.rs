@@ -112,7 +112,9 @@ mod tests {
     #[test]
     fn dates_have_one_form() {
         assert_eq!(date_ms("Thu, 07 Mar 2019 18:49:58 GMT"), Some(1_551_984_598_000));
-        for wrong in ["", "2019-03-07T18:49:58Z", "Thursday, 07-Mar-19 18:49:58 GMT", "Thu Mar  7 18:49:58 2019", "Thu, 07 Mar 2019 18:49:58 UTC"] {
+        for wrong in
+            ["", "2019-03-07T18:49:58Z", "Thursday, 07-Mar-19 18:49:58 GMT", "Thu Mar  7 18:49:58 2019", "Thu, 07 Mar 2019 18:49:58 UTC"]
+        {
             assert_eq!(date_ms(wrong), None, "{wrong}");
         }
     }

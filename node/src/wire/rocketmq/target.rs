@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_consume_request_says_all_it_wants() {
-        let target = Target::parse("/topics/orders/messages?consumer=GID_a&numOfMessages=3&ns=MQ_1&waitseconds=3&tag=TagA%7C%7CTag%20B&trans=order");
+        let target =
+            Target::parse("/topics/orders/messages?consumer=GID_a&numOfMessages=3&ns=MQ_1&waitseconds=3&tag=TagA%7C%7CTag%20B&trans=order");
         let text = |text: &str| Some(text.to_owned());
         let expected = Target {
             topic: "orders".into(),
