@@ -90,6 +90,10 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         0 => None,
         port => Some(bind(&config, port, "RocketMQ").await?),
     };
+    let rocket_tls = match config.rocketmq.tls_port {
+        Some(port) => Some(bind(&config, port, "RocketMQ over TLS").await?),
+        None => None,
+    };
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
     DataDir::write_ports(&config.data_dir, ports(&amqp, (amqps.as_ref(), rocket.as_ref()), &http, &peer)).map_err(doing("ports file"))?;
@@ -111,11 +115,14 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let settings = amqp::Settings::new("warren");
     let mut listeners = JoinSet::new();
+    if let (Some(rocket), Some(front)) = (rocket_tls, tls.clients.clone()) {
+        listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));
+    }
     if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
         listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
     }
     if let Some(rocket) = rocket {
-        listeners.spawn(rocketmq::serve(rocket, hub, stop_rx.clone()));
+        listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
     }
     listeners.spawn(amqp::serve(amqp, clients, settings, stop_rx));
 

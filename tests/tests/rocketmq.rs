@@ -7,10 +7,11 @@ use std::net::TcpStream;
 use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use warren_tests::certificates::{Authority, Subject};
 use warren_tests::clients::{here, python, run};
 use warren_tests::cluster::ClusterOptions;
 use warren_tests::ctl::Ctl;
-use warren_tests::{Broker, Cluster};
+use warren_tests::{Broker, Cluster, ports};
 
 /// Rounds of a kill and a restart.
 const KILLS: usize = 3;
@@ -116,9 +117,20 @@ fn request(line: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
 }
 
 #[test]
-fn strange_requests_are_answered_with_the_protocols_errors() {
-    let options = ClusterOptions { nodes: 1, ..ClusterOptions::default() };
+fn strange_requests_are_answered_with_the_protocols_errors_and_others_over_tls_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new("servers");
+    let (ca, server) = (authority.write(dir.path(), "servers"), authority.issue(&Subject::at("server", "127.0.0.1")));
+    let server = server.write(dir.path(), "server");
+    let port = ports::take(1)[0].rocketmq;
+    let arguments = [
+        format!("--tls-cert={}", server.certificate.display()),
+        format!("--tls-key={}", server.key.display()),
+        format!("--rocketmq-tls-port={port}"),
+    ];
+    let options = ClusterOptions { nodes: 1, arguments: arguments.into(), ..ClusterOptions::default() };
     let cluster = Cluster::start_with(&options);
+    run(&mut program("over_tls.py", &["127.0.0.1".into(), port.to_string(), ca.display().to_string()]));
     let consume = "GET /topics/t/messages?consumer=g&numOfMessages=1";
     let date = ("Date", "Thu, 07 Mar 2019 18:49:58 GMT");
     let cases: [(Vec<u8>, u16, &str); 7] = [

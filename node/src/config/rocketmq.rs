@@ -8,6 +8,8 @@ use crate::model::rocketmq::INVISIBLE_MAX_MS;
 pub struct Rocketmq {
     /// Port.
     pub port: u16,
+    /// Port over TLS, with what clients of AMQP over TLS are shown.
+    pub tls_port: Option<u16>,
     /// How long a delivered message is invisible, ms.
     pub invisible_ms: u64,
     /// The same for messages consumed in order.
@@ -20,6 +22,11 @@ pub struct Rocketmq {
     pub auto_create_topics: bool,
 }
 
+fn with_certificate(port: u16, settings: &Settings) -> Result<u16, ConfigError> {
+    let why = || "clients need to be shown a certificate: give --tls-cert and --tls-key".to_owned();
+    if settings.tls_cert.is_some() { Ok(port) } else { Err(ConfigError::Value { option: "rocketmq-tls-port", why: why() }) }
+}
+
 /// The service's own defaults where nothing is said.
 pub(super) fn checked(settings: &Settings) -> Result<Rocketmq, ConfigError> {
     let time = |option, value: &Option<String>, default| {
@@ -30,6 +37,7 @@ pub(super) fn checked(settings: &Settings) -> Result<Rocketmq, ConfigError> {
     };
     Ok(Rocketmq {
         port: settings.rocketmq_port.unwrap_or(8080),
+        tls_port: settings.rocketmq_tls_port.map(|port| with_certificate(port, settings)).transpose()?,
         invisible_ms: time("rocketmq-invisible", &settings.rocketmq_invisible, "300s")?,
         ordered_invisible_ms: time("rocketmq-ordered-invisible", &settings.rocketmq_ordered_invisible, "60s")?,
         half_invisible_ms: time("rocketmq-half-invisible", &settings.rocketmq_half_invisible, "10s")?,

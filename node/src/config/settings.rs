@@ -77,6 +77,9 @@ pub struct Settings {
     /// RocketMQ's HTTP protocol [default: 8080]
     #[arg(long, value_name = "PORT")]
     pub rocketmq_port: Option<u16>,
+    /// The same over TLS, served when it is given and there is a --tls-cert [default: not served]
+    #[arg(long, value_name = "PORT")]
+    pub rocketmq_tls_port: Option<u16>,
     /// How long a delivered message of a rocket topic is invisible, unless the topic says otherwise [default: 300s]
     #[arg(long, value_name = "TIME")]
     pub rocketmq_invisible: Option<String>,
@@ -228,6 +231,7 @@ impl Settings {
             peer_tls_ca: self.peer_tls_ca.or(lower.peer_tls_ca),
             stream_port: self.stream_port.or(lower.stream_port),
             rocketmq_port: self.rocketmq_port.or(lower.rocketmq_port),
+            rocketmq_tls_port: self.rocketmq_tls_port.or(lower.rocketmq_tls_port),
             rocketmq_invisible: self.rocketmq_invisible.or(lower.rocketmq_invisible),
             rocketmq_ordered_invisible: self.rocketmq_ordered_invisible.or(lower.rocketmq_ordered_invisible),
             rocketmq_half_invisible: self.rocketmq_half_invisible.or(lower.rocketmq_half_invisible),

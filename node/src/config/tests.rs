@@ -27,6 +27,7 @@ fn without_any_option_a_node_runs_alone_on_the_usual_ports() {
     let rocketmq = &config.rocketmq;
     assert_eq!((rocketmq.port, rocketmq.max_retries, rocketmq.auto_create_topics), (8080, 288, false));
     assert_eq!((rocketmq.invisible_ms, rocketmq.ordered_invisible_ms, rocketmq.half_invisible_ms), (300_000, 60_000, 10_000));
+    assert!(rocketmq.tls_port.is_none() && load(&["--rocketmq-tls-port=8443"], &[]).is_err(), "TLS needs a certificate");
     assert!(load(&["--rocketmq-invisible=13m"], &[]).is_ok() && load(&["--rocketmq-invisible=721m"], &[]).is_err());
     assert_eq!((config.cluster.len(), config.shards), (1, 3));
     assert_eq!((config.first.user.as_str(), config.first.password.expose(), config.first.vhost.as_str()), ("guest", "guest", "/"));
@@ -212,7 +213,7 @@ fn the_commented_file_has_every_option_and_every_layer_carries_it() {
 #[test]
 fn the_commented_file_shows_the_defaults() {
     let shown = toml::from_str::<toml::Table>(&deployed_file()).unwrap();
-    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit", "workers"];
+    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit", "workers", "rocketmq-tls-port"];
     let is_file =
         |key: &str| key.contains("tls-") && ["-cert", "-key", "-ca"].iter().any(|end| key.ends_with(end)) && !key.contains("fail");
     let differs = |key: &str| differ_on_purpose.contains(&key) || is_file(key);

@@ -216,6 +216,7 @@ impl AdminSource for Admin {
             row("clustering", config.peer_port, "inter-node and CLI tool communication"),
         ];
         rows.retain(|row| row.port != 0);
+        rows.extend(config.rocketmq.tls_port.map(|port| row("rocketmq/ssl", port, "RocketMQ over HTTPS")));
         rows.extend(amqps);
         rows
     }
@@ -354,6 +355,7 @@ fn settings(config: &ServerConfig) -> Vec<SettingRow> {
         row("tls-cert", file(config.amqps.as_ref().map(|amqps| &amqps.files))),
         row("peer-tls-cert", file(config.peer_tls.as_ref())),
         row("rocketmq-port", config.rocketmq.port.to_string()),
+        row("rocketmq-tls-port", config.rocketmq.tls_port.map_or_else(|| "none".into(), |port| port.to_string())),
         row("rocketmq-invisible", format!("{} ms", config.rocketmq.invisible_ms)),
         row("rocketmq-ordered-invisible", format!("{} ms", config.rocketmq.ordered_invisible_ms)),
         row("rocketmq-half-invisible", format!("{} ms", config.rocketmq.half_invisible_ms)),

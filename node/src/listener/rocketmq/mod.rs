@@ -13,6 +13,7 @@ use crate::model::limits;
 use crate::session::rocketmq::answers;
 use crate::session::rocketmq::faults::Fault;
 use crate::session::rocketmq::request::DOCUMENT_BYTES;
+use crate::tls::Front;
 use crate::wire::rocketmq::signature::Signed;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -28,6 +29,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -49,13 +51,17 @@ const MQ_VERSION: HeaderValue = HeaderValue::from_static("2015-06-06");
 /// What all connections share.
 struct Port {
     hub: Arc<Hub>,
+    front: Option<Front>,
+    handshakes: Semaphore,
     documents: Semaphore,
     stop_rx: watch::Receiver<bool>,
 }
 
 /// Serves clients until `shutdown` holds true (or its sender is gone); then those that wait are answered, and it returns.
-pub async fn serve(listener: TcpListener, hub: Arc<Hub>, shutdown: watch::Receiver<bool>) {
-    let port = Arc::new(Port { hub, documents: Semaphore::new(DOCUMENTS_KIB), stop_rx: shutdown.clone() });
+/// `front`: what clients meet over TLS.
+pub async fn serve(listener: TcpListener, hub: Arc<Hub>, front: Option<Front>, shutdown: watch::Receiver<bool>) {
+    let handshakes = Semaphore::new(limits::TLS_HANDSHAKES);
+    let port = Arc::new(Port { hub, front, handshakes, documents: Semaphore::new(DOCUMENTS_KIB), stop_rx: shutdown.clone() });
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut stop_rx = shutdown;
     let mut tasks = JoinSet::new();
@@ -66,7 +72,7 @@ pub async fn serve(listener: TcpListener, hub: Arc<Hub>, shutdown: watch::Receiv
                     Ok(place) => {
                         let port = port.clone();
                         tasks.spawn(async move {
-                            port.connection(socket, peer).await;
+                            port.welcome(socket, peer).await;
                             drop(place);
                         });
                     }
@@ -89,9 +95,22 @@ pub async fn serve(listener: TcpListener, hub: Arc<Hub>, shutdown: watch::Receiv
 }
 
 impl Port {
-    async fn connection(self: Arc<Self>, socket: TcpStream, peer: SocketAddr) {
+    async fn welcome(self: Arc<Self>, socket: TcpStream, peer: SocketAddr) {
         // Answers are small and wait for nothing.
         let _ = socket.set_nodelay(true);
+        let Some(front) = self.front.clone() else { return self.connection(socket, peer).await };
+        let Ok(permit) = self.handshakes.acquire().await else { return };
+        // In a box: what the handshake needs is gone when the conversation begins.
+        let done = tokio::time::timeout(limits::TLS_HANDSHAKE, Box::pin(front.acceptor().accept(socket))).await;
+        drop(permit);
+        match done {
+            Ok(Ok(socket)) => Box::pin(self.clone().connection(socket, peer)).await,
+            Ok(Err(error)) => tracing::warn!(%peer, %error, "connection refused: the TLS handshake failed"),
+            Err(_) => tracing::warn!(%peer, "connection refused: the TLS handshake took too long"),
+        }
+    }
+
+    async fn connection(self: Arc<Self>, socket: impl AsyncRead + AsyncWrite + Send + Unpin, peer: SocketAddr) {
         let mut stop_rx = self.stop_rx.clone();
         let service = service_fn(|request| {
             let port = self.clone();
