@@ -3,7 +3,8 @@
 //! unseen. A task per request, at most one per channel.
 
 use super::access::Right;
-use super::lane::{Ask, Lane, Order, Taken};
+use super::lane::takes::{Order, Taken};
+use super::lane::{Ask, Lane};
 use super::requests::Asking;
 use crate::model::QueueId;
 use crate::model::catalog::{Name, QueueRecord, Refusal};

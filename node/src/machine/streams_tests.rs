@@ -239,12 +239,14 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Its chunks' bytes, the time of the last one, and records as (publishing id, offset).
+type NaiveSegment = (u64, u64, Vec<(u64, u64)>);
+
 #[derive(Default)]
 struct Naive {
     now: u64,
     tail: u64,
-    /// By segment: its chunks' bytes, the time of the last one, and records as (publishing id, offset).
-    segments: Vec<(u64, u64, Vec<(u64, u64)>)>,
+    segments: Vec<NaiveSegment>,
     publishers: BTreeMap<u8, u64>,
     readers: BTreeMap<u8, u64>,
     max_bytes: Option<u64>,

@@ -73,8 +73,8 @@ pub const NODE_DOWN: Duration = Duration::from_secs(5);
 /// Messages reserved ahead of the cursor of a queue with consumers (rule on `Reserve`).
 pub const RESERVE_AHEAD: u64 = 4096;
 /// Letters that a shard's leader has under way to one target shard: what a slow one holds up, and how many rows with a fixed way a shard
-/// keeps for a stuck source.
-pub const LETTERS_UNDER_WAY: usize = 1024;
+/// keeps for a stuck source at most, 250 bytes each.
+pub const LETTERS_UNDER_WAY: usize = 4096;
 /// ... and their bytes, unless one letter is larger: bounds the memory of their bodies here and in the lane they travel in.
 pub const LETTER_BYTES: usize = 16 << 20;
 /// Letters of one queue that wait for targets. At this many, messages whose time ended or that are too many stay in their queue; what

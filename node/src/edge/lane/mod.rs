@@ -1,6 +1,5 @@
-//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one
-//! task per lane talks to the shard's leader. `batches`, `consumers` and `requests` decide, `task` carries out, `answers` is what the
-//! leader says.
+//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one task
+//! talks to the shard's leader. `batches`, `consumers`, `requests` decide, `task` carries out, `answers` is what the leader says.
 
 mod answers;
 mod batches;
@@ -9,7 +8,7 @@ mod committing;
 mod consumers;
 mod requests;
 mod run;
-mod takes;
+pub(super) mod takes;
 mod task;
 
 use self::batches::{Batches, Settles};
@@ -22,10 +21,12 @@ use super::pulse::Pulse;
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, Word};
+use crate::model::letters::{LetterMessage, Source};
 use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
 use crate::model::stream::{Published, StreamTarget};
 use crate::model::{ConnectionId, ConsumerId, LeaderId, Offset, QueueId, Seq, ShardId, TxId};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -37,8 +38,7 @@ pub(super) use self::answers::{Home, complete, named};
 pub(super) use self::batches::Message;
 pub(super) use self::committing::{Committing, Late, Share};
 pub(super) use self::requests::Answer;
-pub(super) use self::run::{Ended, Fate, Run, Shared};
-pub(super) use self::takes::{Order, Taken};
+pub(super) use self::run::{Ended, Fate, Letters, Run, Shared};
 pub(super) use self::task::run;
 
 #[derive(Debug)]
@@ -187,6 +187,30 @@ impl Lane {
             self.wake.notify_one();
         }
         mark
+    }
+
+    /// Letters, one behind the other, each into these queues; the copies are numbered from `first` on. `run`: of one letter.
+    pub fn enqueue_letters(&self, queues: &[QueueId], (first, letters): (Source, &[LetterMessage]), catalog_index: u64, run: &Run) {
+        let number = |n: usize| Source { number: first.number + (n * queues.len()) as u64, ..first };
+        let messages = letters.iter().enumerate().map(|(n, letter)| Message::letter(letter, number(n)));
+        let messages: Vec<(Message<'_>, Option<Bytes>)> = messages.map(|message| (message, message.alone(queues))).collect();
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        let mut wake = false;
+        for (n, (message, alone)) in (0..).zip(messages) {
+            let run = run.one(n);
+            wake |= match alone {
+                Some(ops) => state.batches.enqueue_alone(ops, catalog_index, run, now),
+                None => state.batches.enqueue(queues, &message, catalog_index, run, now),
+            };
+        }
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
     }
 
     /// Messages for a stream of this shard. Returns the mark behind them, and their number.

@@ -121,7 +121,9 @@ impl Fault {
             Refusal::NotFound { kind, .. } if kind == "exchange" || kind == "topic" || kind == "vhost" => Fault::no_topic(),
             Refusal::NotFound { .. } | Refusal::Unavailable(_) | Refusal::Locked(_) => Fault::unavailable(refusal.to_string()),
             Refusal::Access(_) | Refusal::NotAllowed(_) => Fault::denied(),
-            Refusal::Precondition(text) | Refusal::Inequivalent(text) | Refusal::NotImplemented(text) => fault(400, "InvalidArgument", text.clone()),
+            Refusal::Precondition(text) | Refusal::Inequivalent(text) | Refusal::NotImplemented(text) => {
+                fault(400, "InvalidArgument", text.clone())
+            }
         }
     }
 }
