@@ -156,11 +156,7 @@ impl Worker {
 
     /// Publishes keep their order; nothing else waits behind them.
     fn submit(&mut self, step: Step) {
-        let is_publish = match &step {
-            Step::Publish(_) => true,
-            Step::Commit(commit) => !commit.publishes.is_empty(),
-            _ => false,
-        };
+        let is_publish = matches!(&step, Step::Publish(_)) || matches!(&step, Step::Commit(commit) if !commit.publishes.is_empty());
         if is_publish && !self.held_back.is_empty() {
             return self.held_back.push_back(step);
         }

@@ -452,7 +452,15 @@ impl Agent {
     fn reply(&mut self, channel: u16, result: Result<Reply, Refusal>, now_ms: u64, out: &mut Output) {
         let messages = match result {
             Ok(Reply::Took(messages)) => messages,
-            Ok(_) => return self.answer(channel, Outcome::Published, out),
+            // Only commits are answered so; who waits for one asks whether it was.
+            Ok(
+                Reply::Done
+                | Reply::Queue { .. }
+                | Reply::Count(_)
+                | Reply::Consuming { .. }
+                | Reply::ReplyTo { .. }
+                | Reply::Got(_),
+            ) => return self.answer(channel, Outcome::Published, out),
             Err(refusal) => return self.answer(channel, Outcome::Refused(refusal), out),
         };
         let Some(call) = self.calls.remove(&channel) else { return };
@@ -541,9 +549,9 @@ impl Agent {
         let found: Vec<(u16, Slot, String)> = self
             .calls
             .iter()
-            .filter_map(|(channel, call)| match &call.doing {
-                Doing::HalfTaking(half) => Some((*channel, self.halves.find(&half.id)?, half.id.clone())),
-                _ => None,
+            .filter_map(|(channel, call)| {
+                let Doing::HalfTaking(half) = &call.doing else { return None };
+                Some((*channel, self.halves.find(&half.id)?, half.id.clone()))
             })
             .collect();
         for (channel, slot, message_id) in found {

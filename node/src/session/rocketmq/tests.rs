@@ -308,7 +308,8 @@ fn properties_come_through_as_they_were() {
     let shown = show(&publish.properties, &publish.routing_key, &publish.body);
     let mut found: Vec<&str> = shown.properties.split_terminator('|').collect();
     let mut sent: Vec<&str> = properties.split_terminator('|').collect();
-    (found.sort_unstable(), sent.sort_unstable());
+    found.sort_unstable();
+    sent.sort_unstable();
     assert_eq!(found, sent);
     assert_eq!((shown.tag.as_str(), &shown.md5, shown.published_ms), ("tag 0", &md5, Some(NOW)));
     assert_eq!(crate::model::store::delay_ms(&publish.properties), None);
