@@ -7,6 +7,7 @@ mod members;
 mod memory;
 mod quantity;
 mod reserve;
+mod rocketmq;
 mod secret;
 mod settings;
 mod tls;
@@ -14,6 +15,7 @@ mod tls;
 pub use data_dir::{DataDir, DataDirError, Ports, default_cluster_dir, default_server_dir};
 pub use members::Member;
 pub use reserve::Reserve;
+pub use rocketmq::Rocketmq;
 pub use secret::{ClusterSecret, SECRET_VARIABLE, Secret};
 pub use settings::{LogFormat, Settings};
 pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
@@ -114,6 +116,8 @@ pub struct ServerConfig {
     pub amqps: Option<Amqps>,
     /// Port kept for the RabbitMQ stream protocol.
     pub stream_port: u16,
+    /// RocketMQ's HTTP protocol.
+    pub rocketmq: Rocketmq,
     /// HTTP: `/ready`, `/metrics`.
     pub management_port: u16,
     /// Other nodes and `warren ctl`.
@@ -174,6 +178,7 @@ impl ServerConfig {
             amqp_port,
             amqps: tls::amqps(&settings)?,
             stream_port,
+            rocketmq: rocketmq::checked(&settings)?,
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,
             shards: shards(settings.shards, cluster.len())?,

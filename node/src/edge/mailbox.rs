@@ -96,6 +96,8 @@ pub(super) struct Mailbox {
     closed: AtomicBool,
     state: Mutex<State>,
     changed: Notify,
+    /// A channel, or the connection, was closed.
+    closing: Notify,
     /// Consumers of streams, which live on this node.
     pub streams: Mutex<HashMap<ConsumerId, Arc<StreamConsumer>>>,
 }
@@ -125,6 +127,7 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Notify::new(),
+            closing: Notify::new(),
             streams: Mutex::default(),
         }
     }
@@ -144,6 +147,7 @@ impl Mailbox {
         let mut guard = self.state.lock();
         let state = std::mem::take(&mut *guard);
         drop(guard);
+        self.closing.notify_waiters();
         let mut unseen: Vec<_> = state.pools.into_values().flat_map(Pool::into_parked).collect();
         for event in state.events {
             if let Event::Deliver { shard, messages, .. } = event {
@@ -320,7 +324,10 @@ impl Mailbox {
         state.events.retain(|e| channel_of(e) != Some(channel));
         let epoch = state.epochs.entry(channel).or_default();
         *epoch += 1;
-        (*epoch, ended)
+        let epoch = *epoch;
+        drop(state);
+        self.closing.notify_waiters();
+        (epoch, ended)
     }
 
     /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.
@@ -373,6 +380,19 @@ impl Mailbox {
 
     pub fn is_blocked(&self) -> bool {
         !self.state.lock().blockers.is_empty()
+    }
+
+    /// Resolves when that life of the channel is over; cancel safe.
+    pub async fn closed(&self, at: ChannelRef) {
+        loop {
+            let closing = self.closing.notified();
+            tokio::pin!(closing);
+            closing.as_mut().enable();
+            if self.is_closed() || self.state.lock().epoch(at.channel) != at.epoch {
+                return;
+            }
+            closing.await;
+        }
     }
 
     /// All events in order.

@@ -12,6 +12,7 @@ pub mod link;
 pub mod ports;
 pub mod properties;
 pub mod report;
+pub mod rocketmq;
 pub mod settings;
 pub mod shortage;
 pub mod step;

@@ -4,6 +4,7 @@
 use super::edges::PathId;
 use super::level::Level;
 use super::ranges::{RangeMap, RangeSet};
+use super::taking::Take;
 use super::transactions::UNDECIDED;
 use crate::machine::Queue;
 use crate::model::link::{Consumer as Spec, Delivery, Ranges, ToLeader};
@@ -113,6 +114,7 @@ pub(super) struct QueueState {
     /// A session that is not in `holders` holds messages that a former leader gave it.
     unlisted_held: bool,
     pub gets: VecDeque<Get>,
+    pub takes: VecDeque<Take>,
     /// As applied.
     pub reserved: Seq,
     pub holders: SmallVec<[SessionId; 4]>,
@@ -189,6 +191,7 @@ impl QueueState {
             turn: 0,
             unlisted_held: false,
             gets: VecDeque::new(),
+            takes: VecDeque::new(),
             reserved: queue.reserved(),
             holders: SmallVec::from_slice(queue.holders()),
             reserve: Step::Idle,
@@ -303,21 +306,27 @@ impl QueueState {
 
     /// Whether the reserved mark or the list of holders must be renewed.
     pub fn needs_reserve(&self) -> bool {
-        let active = !self.consumers.is_empty() || !self.gets.is_empty();
+        let active = !self.consumers.is_empty() || !self.gets.is_empty() || !self.takes.is_empty();
         let short = self.reserved.0 + 1 < self.cursor().0 + limits::RESERVE_AHEAD / 2;
         let mark = !self.seen.is_empty() && self.reserved.0 > 0 && !self.may_hold(SEEN_MARK);
         self.reserve == Step::Idle && !self.held && ((active && short) || mark || self.has_unlisted())
     }
 
+    /// Sessions that messages may be handed to.
+    fn users(&self) -> impl Iterator<Item = SessionId> {
+        let asking = self.gets.iter().map(|g| g.session).chain(self.takes.iter().map(|t| t.session));
+        self.consumers.iter().map(|c| c.session).chain(asking)
+    }
+
     fn has_unlisted(&self) -> bool {
-        self.unlisted_held || self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session)).any(|s| !self.may_hold(s))
+        self.unlisted_held || self.users().any(|s| !self.may_hold(s))
     }
 
     /// What to propose: the mark, and everybody who may hold messages up to it.
     pub fn reservation(&mut self, queue: &Queue) -> (Seq, Vec<SessionId>) {
         self.forget_seen(queue);
         self.unlisted_held = false;
-        let listed = self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session));
+        let listed = self.users();
         let holders = self.checked.ranges().map(|(_, _, session)| session).filter(|session| *session != UNDECIDED);
         let mut sessions: Vec<SessionId> = listed.chain(holders).collect();
         if !self.seen.is_empty() {

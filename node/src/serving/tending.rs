@@ -142,7 +142,7 @@ impl ShardServer {
 
     /// When the queue ends for want of use; tells the node when it does.
     fn unused_at(&mut self, state: &mut QueueState) -> Option<Instant> {
-        let used = !state.consumers.is_empty() || !state.gets.is_empty() || !state.parked.is_empty();
+        let used = !state.consumers.is_empty() || !state.gets.is_empty() || !state.takes.is_empty() || !state.parked.is_empty();
         let care = state.care.as_mut()?;
         let after = care.settings.expires_ms.filter(|_| !used && !care.unused_told)?;
         let now = Instant::now();

@@ -10,6 +10,7 @@ mod handover;
 mod publishing;
 mod queues;
 mod replies;
+mod taking;
 mod tending;
 mod throughput;
 mod transactions;
