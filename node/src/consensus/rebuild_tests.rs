@@ -89,7 +89,7 @@ async fn a_former_leader_with_a_wrecked_stretch_of_its_log_is_rebuilt_and_votes_
 }
 
 async fn leads_catalog(nodes: &[&Node]) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let leads = |node: &&Node| node.consensus.shard(ShardId::CATALOG).is_some_and(|c| c.leadership().borrow().is_me);
     while !nodes.iter().any(leads) {
         assert!(Instant::now() < deadline, "the catalog has no leader");

@@ -66,7 +66,7 @@ pub enum ToLeader {
         no_ack: bool,
     },
     /// Give back checked-out messages to their original places, redelivered (requeue, closed channel, lost connection).
-    /// Not replicated: a lost return is a return by leader change.
+    /// That a client saw them is put on record when it is not yet; then `Recorded` is said.
     Return {
         /// From where.
         queue: QueueId,
@@ -85,6 +85,11 @@ pub enum ToLeader {
         queues: Vec<QueueId>,
         /// A client declared them: they count as used.
         used: bool,
+    },
+    /// Messages wait for a client, and nothing was heard for a while. Answer: `Pong` with the same number, under a valid lease only.
+    Ping {
+        /// Echoed.
+        number: u64,
     },
     /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
     Purge {
@@ -197,6 +202,18 @@ pub enum ToEdge {
         request: u64,
         /// One for each known queue asked for.
         stats: Vec<QueueStat>,
+    },
+    /// It is on record that a client saw messages that were returned: the edge need not tell a later leader.
+    Recorded {
+        /// Of which queue.
+        queue: QueueId,
+        /// Which, as they were returned.
+        ranges: Ranges,
+    },
+    /// Answer to `Ping`: a quorum acknowledged this leader within its lease, and this path is the edge's.
+    Pong {
+        /// Echoed.
+        number: u64,
     },
     /// Answer to `Purge`.
     Purged {

@@ -25,6 +25,7 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
         | ToLeader::Credit { .. }
         | ToLeader::Prefetch { .. }
         | ToLeader::Return { .. }
+        | ToLeader::Ping { .. }
         | ToLeader::Stat { .. } => None,
     }
 }
@@ -50,6 +51,8 @@ impl ShardServer {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
                 self.stat(id, request, &queues);
             }
+            ToLeader::Ping { number } if self.lead.is_some() && self.proposer.lease_valid() => self.send(id, ToEdge::Pong { number }),
+            ToLeader::Ping { .. } => {}
             ToLeader::Purge { request, queue } => self.log.purges.push(Purge { path: id, request, queue, count: 0 }),
             ToLeader::Hello { .. } | ToLeader::Batch(_) | ToLeader::Attach { .. } => {}
         }
@@ -77,6 +80,7 @@ impl ShardServer {
             | ToLeader::Credit { .. }
             | ToLeader::Prefetch { .. }
             | ToLeader::Return { .. }
+            | ToLeader::Ping { .. }
             | ToLeader::Stat { .. } => {}
         }
     }
@@ -205,7 +209,12 @@ impl ShardServer {
 
     /// `seen`: a client had them, and so often some of them had failed before.
     fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: Option<&Vec<(Seq, u32)>>) {
-        let Some(state) = self.queue_state(queue) else { return };
+        let Some(state) = self.queue_state(queue) else {
+            if seen.is_some() {
+                self.send_session(session, ToEdge::Recorded { queue, ranges: ranges.clone() });
+            }
+            return;
+        };
         let counts = |care: &&mut Box<Care>| care.settings.delivery_limit.is_some();
         if let (Some(care), Some(failures)) = (state.care.as_mut().filter(counts), seen) {
             // They come before what is behind them: nothing is delivered until they are counted.
@@ -213,7 +222,18 @@ impl ShardServer {
             return self.log.returns.push(Return { session, queue, ranges: counted(ranges, failures) });
         }
         ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen.is_some()));
+        if seen.is_some() {
+            self.put_on_record(session, queue, ranges.clone());
+        }
         self.mark(queue);
+    }
+
+    /// The session is told once every later leader will know that these were seen.
+    pub(super) fn put_on_record(&mut self, session: SessionId, queue: QueueId, ranges: Ranges) {
+        match self.queues.get_mut(&queue).filter(|state| !state.is_on_record()) {
+            Some(state) => state.unrecorded.push((session, ranges)),
+            None => self.send_session(session, ToEdge::Recorded { queue, ranges }),
+        }
     }
 
     fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
@@ -257,6 +277,9 @@ impl ShardServer {
         }
         for (path, request) in state.parked {
             self.request(path, request);
+        }
+        for (session, ranges) in state.unrecorded.into_iter().chain(state.recording) {
+            self.send_session(session, ToEdge::Recorded { queue, ranges });
         }
     }
 
