@@ -2,6 +2,7 @@
 //! messages are released, logs are purged up to min(checkpoint, max(floor, slowest replica)) (rule 8). A replica that lags keeps the others'
 //! logs only above the floor, and only while it is not away for long; then it catches up by snapshot.
 
+use super::clock;
 use super::core::Core;
 use super::holding::Holding;
 use super::retry::Retry;
@@ -109,7 +110,7 @@ pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
         core.away.look(&core);
         core.journal.forget_unread();
         for round in &mut rounds {
-            tokio::time::sleep(step).await;
+            clock::calm(step).await;
             let holding = &round.group.inner().holding.clone();
             holding.tidy();
             round.checkpoint(&store).await;

@@ -4,6 +4,7 @@
 //! node finds out how far its own is ahead of the leader's and tells, the leader answers with the median (`time`).
 
 use super::boot::BootTime;
+use super::clock;
 use super::core::Core;
 use super::hearing::{Heard, Hearing};
 use super::time::{Clocks, ClusterClock, Verdict};
@@ -23,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Renewal period: five chances per lease.
-const RENEW: Duration = Duration::from_millis(200);
+const RENEW: Duration = Duration::from_millis(192);
 /// An alarm that is not told again for so long is over: its node is gone.
 const ALARM_TIME: Duration = Duration::from_secs(5);
 
@@ -284,7 +285,7 @@ impl Leases {
     }
 }
 
-/// Keeps this node's lease alive: every 200 ms, and at once after a new catalog entry was applied (the leader waits for that).
+/// Keeps this node's lease alive: every `RENEW`, and at once after a new catalog entry was applied (the leader waits for that).
 pub(super) async fn keep(core: Arc<Core>) {
     let mut leadership_rx = core.leadership(ShardId::CATALOG);
     let Some(catalog) = core.group(ShardId::CATALOG) else {
@@ -306,7 +307,7 @@ pub(super) async fn keep(core: Arc<Core>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(RENEW) => {}
+            () = clock::calm(RENEW) => {}
             () = core.leases.news.notified() => {}
             changed = applied_rx.changed() => if changed.is_err() { return },
             changed = leadership_rx.changed() => if changed.is_err() { return },

@@ -11,12 +11,14 @@ use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
+use super::stream::Stream;
 use super::transactions::{Leaving, Transactions};
 use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The log and the machine do not fit: a bug or a newer version. The node must stop serving this shard; the machine is not to be
@@ -100,6 +102,11 @@ pub enum Effect {
         /// Where.
         queue: QueueId,
     },
+    /// Chunks came to a stream.
+    Appended {
+        /// Which.
+        stream: QueueId,
+    },
     /// There are new dead letters.
     Died,
     /// A message came whose time ends.
@@ -153,6 +160,7 @@ pub struct DataMachine {
     pub(super) catalog_index: u64,
     pub(super) last_time_ms: u64,
     pub(super) queues: HashMap<QueueId, Queue>,
+    pub(super) streams: BTreeMap<QueueId, Stream>,
     pub(super) sessions: Sessions,
     /// Extents per entry.
     pub(super) entries: BTreeMap<u64, u32>,
@@ -166,7 +174,7 @@ pub struct DataMachine {
     pub(super) captures: Vec<Capture>,
     pub(super) last_capture: u64,
     section: u64,
-    references: u32,
+    pub(super) references: u32,
     /// Dead letters, and what the entry being applied lets go of.
     pub(super) exits: Exits,
     pub(super) transactions: Transactions,
@@ -191,6 +199,7 @@ impl DataMachine {
             catalog_index: 0,
             last_time_ms: 0,
             queues: HashMap::new(),
+            streams: BTreeMap::new(),
             sessions: Sessions::default(),
             entries: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -293,14 +302,19 @@ impl DataMachine {
         self.exits.dead.waiting(queue, from)
     }
 
-    /// Letters with a way that are not everywhere yet, by number.
+    /// Letters with a way that are not everywhere yet, in runs, by the number of the first.
     pub fn routed_letters(&self) -> impl Iterator<Item = (u64, &Routed)> {
         self.exits.dead.all_routed()
     }
 
+    /// What of the letters with these numbers has a way and is not everywhere yet, in runs, by the number of the first.
+    pub fn routed_among(&self, first: u64, last: u64) -> Vec<(u64, Routed)> {
+        self.exits.dead.routed(first, last)
+    }
+
     /// A letter with a way that is not everywhere yet.
-    pub fn routed_letter(&self, number: u64) -> Option<&Routed> {
-        self.exits.dead.routed(number)
+    pub fn routed_letter(&self, number: u64) -> Option<Routed> {
+        self.routed_among(number, number).pop().map(|(_, routed)| routed)
     }
 
     /// A queue may add dead letters of its own accord: its outbox is not full.
@@ -326,6 +340,10 @@ impl DataMachine {
         for (id, queue) in self.queues() {
             hasher.word(id.0);
             queue.hash(&mut hasher);
+        }
+        for (id, stream) in self.streams() {
+            hasher.word(id.0);
+            stream.hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -401,6 +419,11 @@ impl DataMachine {
                     }
                     ordinal += 1;
                 }
+                Op::Append(op) => {
+                    refused.extend(self.append(index, &op, effects).map(|why| (ordinal, why)));
+                    ordinal += 1;
+                }
+                Op::Store { stream, reader, offset } => self.store(stream, &reader, offset),
                 Op::Part(part) => {
                     let why = self.part(index, part, effects)?;
                     refused.extend(why.map(|why| (ordinal, why)));
@@ -412,13 +435,13 @@ impl DataMachine {
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => self.settle(index, (queue, reason, ranges), effects),
-                Op::Routed { queue, number, catalog_index, address, targets } => {
+                Op::Routed { queue, number, count, catalog_index, address, targets } => {
                     // Queues that this shard has not heard of yet are not gone (rule 27).
                     if catalog_index <= self.catalog_index {
-                        self.exits.route((queue, number), (catalog_index, address, targets));
+                        self.exits.route((queue, number, count), (catalog_index, address, targets));
                     }
                 }
-                Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
+                Op::Done { first, last, shard } => self.exits.done((first, last), shard),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);
@@ -491,7 +514,7 @@ impl DataMachine {
     pub(super) fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
         // One into no queue only keeps its ordinal.
         let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
-        let mut full = false;
+        let (mut full, mut taken) = (false, SmallVec::<[QueueId; 4]>::new());
         for (n, id) in (0..).zip(op.queues()) {
             if !self.is_wanted(op, n, id) {
                 // It takes no place in its queue: what comes behind it does not continue what was before.
@@ -503,12 +526,16 @@ impl DataMachine {
                 Put::Full => full = true,
                 // A letter's queue that this shard does not have is gone.
                 Put::NoQueue if op.source.is_none() => continue,
-                Put::NoQueue | Put::Done => self.took(op, n, id),
+                Put::NoQueue | Put::Done => match op.source {
+                    Some(source) if source.shard == self.shard => taken.push(id),
+                    Some(source) => self.exits.dead.inlets.took(source, n),
+                    None => {}
+                },
             }
             refused = None;
         }
-        if let Some(source) = op.source.filter(|source| source.shard == self.shard) {
-            self.exits.released.extend(self.exits.dead.end(source.number));
+        if let Some(source) = op.source.filter(|_| !taken.is_empty()) {
+            self.exits.taken_here(source.number, self.shard, &taken);
         }
         if full { Some(RefusedEnqueue::Full) } else { refused }
     }
@@ -519,14 +546,6 @@ impl DataMachine {
             None => true,
             Some(source) if source.shard == self.shard => self.exits.dead.is_due(source.number, self.shard, queue),
             Some(source) => self.exits.dead.inlets.wants(source, n),
-        }
-    }
-
-    fn took(&mut self, op: &EnqueueOp, n: u64, queue: QueueId) {
-        match op.source {
-            None => {}
-            Some(source) if source.shard == self.shard => self.exits.dead.taken_here(source.number, self.shard, queue),
-            Some(source) => self.exits.dead.inlets.took(source, n),
         }
     }
 
@@ -592,6 +611,9 @@ impl DataMachine {
             return;
         }
         self.keep_captured(id);
+        if let Some(settings) = settings.stream {
+            return self.configure_stream(id, settings);
+        }
         if let Some(queue) = self.queues.get_mut(&id)
             && queue.configure(settings)
         {
@@ -616,7 +638,7 @@ impl DataMachine {
 
     fn advance(&mut self, to: u64, creates: &[QueueId], drops: &[QueueId], effects: &mut Vec<Effect>) {
         for id in creates {
-            if !self.queues.contains_key(id) {
+            if !self.queues.contains_key(id) && !self.streams.contains_key(id) {
                 self.queues.insert(*id, Queue::default());
                 self.dirty.insert(*id);
                 effects.push(Effect::Created { queue: *id });
@@ -629,6 +651,8 @@ impl DataMachine {
                 self.exits.released.extend(queue.extents().flat_map(Extents::indices));
                 self.exits.released.extend(self.exits.dead.queue_dropped(*id));
                 self.forget_queue(*id, &queue);
+                effects.push(Effect::Dropped { queue: *id });
+            } else if self.drop_stream(*id) {
                 effects.push(Effect::Dropped { queue: *id });
             }
         }

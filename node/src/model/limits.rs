@@ -80,8 +80,8 @@ pub const NODE_DOWN: Duration = Duration::from_secs(5);
 /// Messages reserved ahead of the cursor of a queue with consumers (rule on `Reserve`).
 pub const RESERVE_AHEAD: u64 = 4096;
 /// Letters that a shard's leader has under way to one target shard: what a slow one holds up, and how many rows with a fixed way a shard
-/// keeps for a stuck source.
-pub const LETTERS_UNDER_WAY: usize = 1024;
+/// keeps for a stuck source at most, 250 bytes each.
+pub const LETTERS_UNDER_WAY: usize = 4096;
 /// ... and their bytes, unless one letter is larger: bounds the memory of their bodies here and in the lane they travel in.
 pub const LETTER_BYTES: usize = 16 << 20;
 /// Letters of one queue that wait for targets. At this many, messages whose time ended or that are too many stay in their queue; what
@@ -103,6 +103,12 @@ pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
 pub const PUBLISHERS: usize = 1024;
 /// Gaps in the publishing ids of a publisher that a queue remembers: ids missing further back count as having come.
 pub const PUBLISHER_GAPS: usize = 64;
+/// Publishers whose last publishing id a stream remembers (osiris's limit); the one that was silent for longest is forgotten first.
+pub const STREAM_PUBLISHERS: usize = 255;
+/// Readers whose offset a stream remembers; the one that stored none for longest is forgotten first.
+pub const STREAM_READERS: usize = 4096;
+/// Longest name of a publisher or reader of a stream, bytes (RabbitMQ's limit).
+pub const STREAM_REFERENCE_BYTES: usize = 255;
 /// How long a consumer may hold a message unless it or its queue says otherwise (RabbitMQ's default).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A name on the wire is a short string (spec 4.2.5.3).

@@ -2,7 +2,7 @@
 //! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
 
 use super::entry::{EntryBytes, SectionReply, Word};
-use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Source};
 use super::link::{Deliveries, ToEdge, ToLeader};
 use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
 use futures::future::BoxFuture;
@@ -139,17 +139,24 @@ pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
 
 /// Routes letters of the shards that this node leads and carries them to other shards. Implemented by `edge`. No call waits.
 pub trait DeadLetterOffice: Send + Sync + 'static {
-    /// Where a letter goes, and what it becomes; `None`: not now, ask again.
-    fn route(&self, letter: &Letter) -> Option<RoutedLetter>;
+    /// Where letters of one queue go, and what they become, in order; `None`: not now, ask again.
+    fn route(&self, letters: &[Letter]) -> Option<Vec<RoutedRun>>;
     /// What a letter becomes that was routed before, by the address it was routed with: always the same.
     fn write(&self, letter: &Letter, address: &Address) -> LetterMessage;
-    /// Sends a letter to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
-    /// `answered` is called once, unless the node ends before.
-    fn forward(&self, letter: Source, target: (ShardId, &[QueueId]), catalog_index: u64, message: &LetterMessage, answered: LetterAnswered);
+    /// Sends letters to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
+    /// `answered` is called once for each, for several together when it can be, unless the node ends before.
+    fn forward(
+        &self,
+        first: Source,
+        target: (ShardId, &[QueueId]),
+        catalog_index: u64,
+        letters: &[LetterMessage],
+        answered: LetterAnswered,
+    );
 }
 
-/// Told once what became of a letter.
-pub type LetterAnswered = Box<dyn Fn(LetterFate) + Send + Sync>;
+/// Told what became of letters: from one to another, counted from 0 in what was sent.
+pub type LetterAnswered = Arc<dyn Fn((u64, u64), LetterFate) + Send + Sync>;
 
 /// Carries what the leaders of this node have to say to other shards about transactions (rule 26). Implemented by `edge`.
 pub trait Courier: Send + Sync + 'static {

@@ -62,7 +62,7 @@ struct Own {
     tends: Vec<QueueId>,
     activations: Vec<QueueId>,
     letters: Vec<Routing>,
-    dones: Vec<(u64, ShardId)>,
+    dones: Vec<((u64, u64), ShardId)>,
     told: Vec<(TxId, ShardId)>,
     returns: Vec<Return>,
 }
@@ -89,7 +89,8 @@ pub(super) struct Log {
     pub purges: Vec<Purge>,
     pub tends: Vec<QueueId>,
     pub activations: Vec<QueueId>,
-    pub dones: Vec<(u64, ShardId)>,
+    /// Letters, from one to another, that a shard has.
+    pub dones: Vec<((u64, u64), ShardId)>,
     pub told: Vec<(TxId, ShardId)>,
     pub returns: Vec<Return>,
     pub gones: Vec<SessionId>,
@@ -124,6 +125,14 @@ impl Log {
             if let Part::Batch { session: of, seq, void, .. } = part {
                 *void |= *of == session && *seq >= from;
             }
+        }
+    }
+
+    /// A shard has these letters.
+    pub fn done(&mut self, (first, last): (u64, u64), shard: ShardId) {
+        match self.dones.last_mut() {
+            Some(((_, before), of)) if *of == shard && *before + 1 == first => *before = last,
+            _ => self.dones.push(((first, last), shard)),
         }
     }
 
@@ -244,7 +253,10 @@ impl ShardServer {
         // What an advance on its way makes or drops, the machine does not know yet: then it cannot be compared with the catalog.
         let known = || {
             let machine = self.machine.lock();
-            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).filter(|id| !id.is_reply()).collect())
+            (machine.catalog_index() == from).then(|| {
+                let queues = machine.queues().map(|(id, _)| id).filter(|id| !id.is_reply());
+                queues.chain(machine.streams().map(|(id, _)| id)).collect()
+            })
         };
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
@@ -284,7 +296,7 @@ impl ShardServer {
         }
         let (mut own, mut ops) = (Own::default(), Ops::default());
         own.dones = std::mem::take(&mut log.dones);
-        own.dones.iter().for_each(|(number, shard)| ops.done(*number, *shard));
+        own.dones.iter().for_each(|(letters, shard)| ops.done(*letters, *shard));
         own.told = std::mem::take(&mut log.told);
         for (tx, shard) in &own.told {
             ops.word(*tx, Word::Told { shard: *shard });

@@ -206,7 +206,7 @@ impl ShardServer {
         }
         if self.lead.is_some() {
             inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
-            inbox.letters_answered.into_iter().for_each(|(number, shard, fate)| self.letter_answered(number, shard, fate));
+            inbox.letters_answered.into_iter().for_each(|(letters, shard, fate)| self.letters_answered(letters, shard, fate));
             inbox.told.into_iter().for_each(|(tx, shard)| self.was_told(tx, shard));
         }
     }
@@ -223,7 +223,7 @@ impl ShardServer {
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
                 Effect::Created { queue } if queue.is_reply() => opened.push(*queue),
-                Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } => {}
+                Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } | Effect::Appended { .. } => {}
             }
         }
         if sessions {

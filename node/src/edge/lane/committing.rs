@@ -230,7 +230,9 @@ impl Committing {
             first: 0,
             count: 1,
             shared: None,
+            letters: None,
             commit,
+            strict: false,
         }
     }
 }

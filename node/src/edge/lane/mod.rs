@@ -4,6 +4,7 @@
 
 mod answers;
 mod batches;
+mod chunks;
 mod committing;
 mod consumers;
 mod contact;
@@ -24,9 +25,12 @@ use super::pulse::{self, Pulse};
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, Word};
+use crate::model::letters::{LetterMessage, Source};
 use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
-use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, Seq, ShardId, TxId};
+use crate::model::stream::{Published, StreamTarget};
+use crate::model::{ConnectionId, ConsumerId, LeaderId, Offset, QueueId, Seq, ShardId, TxId};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -38,7 +42,7 @@ pub(super) use self::answers::{Home, complete, named};
 pub(super) use self::batches::Message;
 pub(super) use self::committing::{Committing, Late, Share};
 pub(super) use self::requests::Answer;
-pub(super) use self::run::{Ended, Fate, Run, Shared};
+pub(super) use self::run::{Ended, Fate, Letters, Run, Shared};
 pub(super) use self::task::run;
 
 #[derive(Debug)]
@@ -179,6 +183,62 @@ impl Lane {
         mark
     }
 
+    /// Letters, one behind the other, each into these queues; the copies are numbered from `first` on. `run`: of one letter.
+    pub fn enqueue_letters(&self, queues: &[QueueId], (first, letters): (Source, &[LetterMessage]), catalog_index: u64, run: &Run) {
+        let number = |n: usize| Source { number: first.number + (n * queues.len()) as u64, ..first };
+        let messages = letters.iter().enumerate().map(|(n, letter)| Message::letter(letter, number(n)));
+        let messages: Vec<(Message<'_>, Option<Bytes>)> = messages.map(|message| (message, message.alone(queues))).collect();
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        let mut wake = false;
+        for (n, (message, alone)) in (0..).zip(messages) {
+            let run = run.one(n);
+            wake |= match alone {
+                Some(ops) => state.batches.enqueue_alone(ops, catalog_index, run, now),
+                None => state.batches.enqueue(queues, &message, catalog_index, run, now),
+            };
+        }
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Messages for a stream of this shard. Returns the mark behind them, and their number.
+    pub fn append(&self, to: &StreamTarget, mut published: Published, run: &Run) -> (u64, u64) {
+        let (now, mut wake, mut count) = (Instant::now(), false, 0);
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        while let Some((entry, len)) = published.first() {
+            wake |= state.batches.append_entry(to, &entry, run, now);
+            published.advance(len);
+            count += 1;
+        }
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        (mark, count)
+    }
+
+    /// A reader of a stream of this shard is this far. Returns the mark behind that.
+    pub fn store(&self, to: &StreamTarget, reader: &str, offset: Offset) -> u64 {
+        let mut state = self.state.lock();
+        let wake = state.batches.store(to, reader, offset, Instant::now());
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        mark
+    }
+
     /// A client has dealt with messages of this shard. Returns how many of them it did hold.
     pub fn settle(&self, connection: ConnectionId, held: &[Held], outcome: Outcome) -> u64 {
         let now = Instant::now();
@@ -293,6 +353,18 @@ impl Lane {
     /// Drop all ready messages of a queue.
     pub fn purge(&self, id: u64, queue: QueueId, after: u64) -> oneshot::Receiver<Result<Answer, Refusal>> {
         self.ask(id, ToLeader::Purge { request: id, queue }, Some(queue), after, self.config.no_quorum_timeout)
+    }
+
+    /// Ask how far a stream is, and what it remembers of a publisher and a reader.
+    pub fn stream(
+        &self,
+        id: u64,
+        stream: QueueId,
+        (publisher, reader): (Option<String>, Option<String>),
+        after: u64,
+    ) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        let message = ToLeader::Stream { request: id, stream, publisher, reader };
+        self.ask(id, message, Some(stream), after, self.config.no_quorum_timeout)
     }
 
     fn ask(

@@ -1,11 +1,12 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
+use super::append::{AppendOp, is_sound};
 use super::parts::{PartOp, Word, read_part, read_word, skip_head};
 use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
 use crate::model::letters::{Address, Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
-use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId, TxId};
+use crate::model::{ConsumerId, Offset, QueueId, Seq, SessionId, ShardId, TxId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 const OP_ENQUEUE: u8 = 1;
@@ -24,6 +25,8 @@ const OP_ACTIVATE: u8 = 5;
 const OP_ROUTED: u8 = 6;
 const OP_DONE: u8 = 7;
 const OP_RETURN: u8 = 8;
+pub(super) const OP_APPEND: u8 = 9;
+pub(super) const OP_STORE: u8 = 10;
 pub(super) const OP_PART: u8 = 16;
 pub(super) const OP_WORD: u8 = 17;
 
@@ -73,7 +76,7 @@ impl SettleReason {
 #[derive(Debug, Default)]
 pub struct Ops {
     pub(super) buffer: BytesMut,
-    /// Of enqueues, parts and words: what may be refused.
+    /// Of enqueues, appends, parts and words: what may be refused.
     pub(super) ordinals: u32,
 }
 
@@ -171,15 +174,22 @@ impl Ops {
         self.buffer.put_u64_le(consumer.0);
     }
 
-    /// The first waiting letter of a queue has its way (rule 25): the machine gives its copies their numbers. It counts only in a shard
-    /// that follows the catalog to `catalog_index`, and for the first one.
-    pub fn routed(&mut self, (queue, number): (QueueId, u64), catalog_index: u64, address: &Address, targets: &[(ShardId, Vec<QueueId>)]) {
+    /// The first waiting letters of a queue have their way (rule 25): the machine gives their copies numbers. It counts only in a shard
+    /// that follows the catalog to `catalog_index`, and for the first ones, of one run.
+    pub fn routed(
+        &mut self,
+        (queue, number, count): (QueueId, u64, u32),
+        catalog_index: u64,
+        address: &Address,
+        targets: &[(ShardId, Vec<QueueId>)],
+    ) {
         let Address { queue: name, exchange, routing_key } = address;
         let texts = 13 + name.len() + exchange.len() + routing_key.as_ref().map_or(0, String::len);
         let len = targets.iter().map(|(_, queues)| 6 + 8 * queues.len()).sum::<usize>();
-        self.frame(OP_ROUTED, 26 + texts + len);
+        self.frame(OP_ROUTED, 30 + texts + len);
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u64_le(number);
+        self.buffer.put_u32_le(count);
         self.buffer.put_u64_le(catalog_index);
         self.put_text(name);
         self.put_text(exchange);
@@ -198,10 +208,11 @@ impl Ops {
         self.buffer.put_slice(text.as_bytes());
     }
 
-    /// A shard has a dead letter.
-    pub fn done(&mut self, number: u64, shard: ShardId) {
-        self.frame(OP_DONE, 10);
-        self.buffer.put_u64_le(number);
+    /// A shard has these dead letters.
+    pub fn done(&mut self, (first, last): (u64, u64), shard: ShardId) {
+        self.frame(OP_DONE, 18);
+        self.buffer.put_u64_le(first);
+        self.buffer.put_u64_le(last);
         self.buffer.put_u16_le(shard.0);
     }
 
@@ -310,12 +321,14 @@ pub enum Op {
         /// With consumers.
         checked: Ranges,
     },
-    /// A letter has its way.
+    /// Letters have their way.
     Routed {
         /// The queue it left.
         queue: QueueId,
-        /// Its number.
+        /// Number of the first.
         number: u64,
+        /// How many, side by side.
+        count: u32,
         /// Routed by.
         catalog_index: u64,
         /// What it is written by.
@@ -323,10 +336,12 @@ pub enum Op {
         /// The queues that get it.
         targets: Targets,
     },
-    /// A shard has a dead letter.
+    /// A shard has dead letters.
     Done {
-        /// Its number.
-        number: u64,
+        /// Number of the first.
+        first: u64,
+        /// Number of the last.
+        last: u64,
         /// Which shard.
         shard: ShardId,
     },
@@ -336,6 +351,17 @@ pub enum Op {
         queue: QueueId,
         /// Which, and how often they had failed before.
         ranges: Vec<(Seq, Seq, u32)>,
+    },
+    /// A chunk comes to a stream.
+    Append(AppendOp),
+    /// A reader of a stream is this far.
+    Store {
+        /// Of which stream.
+        stream: QueueId,
+        /// The name that it gave itself, UTF-8.
+        reader: Bytes,
+        /// How far.
+        offset: Offset,
     },
     /// A part of a transaction.
     Part(PartOp),
@@ -529,6 +555,8 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
             Some(is_batch(ops) && kinds(ops).all(|kind| matches!(kind, OP_ENQUEUE | OP_SETTLE)))
         }
         OP_WORD => Some(read_word(&mut body)?.1.is_edges()),
+        OP_APPEND => Some(is_sound(body)),
+        OP_STORE => Some(std::str::from_utf8(body.get(16..)?).is_ok()),
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
@@ -575,7 +603,8 @@ fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Sourc
 }
 
 fn read_routed(mut body: Bytes) -> Option<Op> {
-    let (queue, number, catalog_index) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?, body.try_get_u64_le().ok()?);
+    let (queue, number) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?);
+    let (count, catalog_index) = (body.try_get_u32_le().ok()?, body.try_get_u64_le().ok()?);
     let (name, exchange) = (read_text(&mut body)?, read_text(&mut body)?);
     let keyed = body.try_get_u8().ok()? != 0;
     let routing_key = Some(read_text(&mut body)?).filter(|_| keyed);
@@ -588,7 +617,7 @@ fn read_routed(mut body: Bytes) -> Option<Op> {
         }
         targets.push((shard, (0..n).map(|_| QueueId(body.get_u64_le())).collect()));
     }
-    body.is_empty().then_some(Op::Routed { queue, number, catalog_index, address, targets })
+    body.is_empty().then_some(Op::Routed { queue, number, count, catalog_index, address, targets })
 }
 
 fn read_text(body: &mut Bytes) -> Option<String> {
@@ -623,9 +652,18 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
             Some(Op::Tend { queue, now_ms, room, checked: read_ranges(&body, n)? })
         }
         OP_ROUTED => read_routed(body),
+        OP_APPEND => AppendOp::read(body, position).map(Op::Append),
+        OP_STORE => {
+            let (stream, offset) = (QueueId(body.try_get_u64_le().ok()?), Offset(body.try_get_u64_le().ok()?));
+            Some(Op::Store { stream, reader: body, offset })
+        }
         OP_PART => read_part(body, position + FRAME_HEAD).map(Op::Part),
         OP_WORD => read_word(&mut body).map(|(tx, word)| Op::Word { tx, word }),
-        OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
+        OP_DONE => Some(Op::Done {
+            first: body.try_get_u64_le().ok()?,
+            last: body.try_get_u64_le().ok()?,
+            shard: ShardId(body.try_get_u16_le().ok()?),
+        }),
         OP_RETURN => {
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
             let range = |mut c: &[u8]| (Seq(c.get_u64_le()), Seq(c.get_u64_le()), c.get_u32_le());

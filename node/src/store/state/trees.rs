@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const CACHE_BYTES: u64 = 64 << 20;
 /// sled collects segments only in its flusher thread, so that must run.
-const FLUSHER_MS: u64 = 500;
+const FLUSHER_MS: u64 = 1000;
 /// An epoch collection frees at most 8 bags of 64 objects; a checkpoint of 5,000 keys leaves about 80 bags in one go.
 const EPOCH_ROUNDS: usize = 200;
 /// sled's words for a store that somebody holds.
