@@ -30,13 +30,19 @@ use crate::tls::{Front, Mutual, Renewed, TlsError};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-/// Leaderships are given away within this time at an ordered stop.
+/// An ordered stop takes no longer, whoever does not answer; an operator's tools kill after 5 s.
+const STOP: Duration = Duration::from_millis(4500);
+/// Of that: leaderships are given away within this time,
 const HAND_OVER: Duration = Duration::from_millis(1500);
+/// and so much is kept for the last checkpoint, when clients are slow to go.
+const LAST: Duration = Duration::from_millis(1500);
 
 /// Between two looks for groups that have ended.
 const GROUPS_CHECK: Duration = Duration::from_secs(1);
@@ -130,16 +136,34 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
     let signal = shutdown.requested().await;
     tracing::info!(signal, "stopping");
+    let until = Instant::now() + STOP;
+    end_in_time();
     groups.abort();
     readiness.not_serving("stopping");
-    node.running.consensus.hand_over_leadership(HAND_OVER).await;
+    let handing_over = node.running.consensus.hand_over_leadership(HAND_OVER);
+    // A thread that is stuck hands nothing over.
+    let _ = tokio::time::timeout(HAND_OVER, handing_over).await;
     let _ = stop_tx.send(true);
-    listeners.join_all().await;
-    node.stop().await;
+    if tokio::time::timeout_at(until - LAST, listeners.join_all()).await.is_err() {
+        tracing::warn!("clients are cut off: they do not go in time");
+    }
+    node.stop(until).await;
     http.abort();
     renewal.inspect(|task| task.abort());
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The process ends when its time is over, whatever holds it up: nothing that was answered depends on what is still to be done.
+fn end_in_time() {
+    let end = || {
+        thread::sleep(STOP);
+        tracing::warn!("the stop takes too long; the process ends as it is");
+        std::process::exit(0);
+    };
+    if let Err(error) = thread::Builder::new().name("end-in-time".into()).spawn(end) {
+        tracing::error!(%error, "nobody sees to it that this process ends in time");
+    }
 }
 
 /// A node with a group that ended by a fault is not ready: an operator must look.

@@ -2,6 +2,7 @@
 //! catalog's commands from any node. Runs on its own runtime, so that client load cannot starve elections.
 
 mod bodies;
+mod boot;
 mod catalog;
 mod checkpoint;
 mod clock;

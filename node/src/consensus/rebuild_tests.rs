@@ -124,7 +124,7 @@ async fn a_replica_whose_log_has_lost_its_first_entry_gets_its_state_and_counts_
 }
 
 async fn leads_catalog(nodes: &[&Node]) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let leads = |node: &&Node| node.consensus.shard(ShardId::CATALOG).is_some_and(|c| c.leadership().borrow().is_me);
     while !nodes.iter().any(leads) {
         assert!(Instant::now() < deadline, "the catalog has no leader");

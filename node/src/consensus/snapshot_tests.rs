@@ -79,7 +79,7 @@ impl World {
 
 /// The tasks of a dropped node let go of its store and its port a moment later.
 async fn in_time<T, E: std::fmt::Display>(open: impl Fn() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match open() {
             Ok(opened) => return opened,

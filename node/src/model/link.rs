@@ -87,7 +87,7 @@ pub enum ToLeader {
         queue: QueueId,
     },
     /// Give back checked-out messages to their original places, redelivered (requeue, closed channel, lost connection).
-    /// Not replicated: a lost return is a return by leader change.
+    /// That a client saw them is put on record when it is not yet; then `Recorded` is said.
     Return {
         /// From where.
         queue: QueueId,
@@ -117,6 +117,11 @@ pub enum ToLeader {
         publisher: Option<String>,
         /// The stored offset of this reader is wanted.
         reader: Option<String>,
+    },
+    /// Messages wait for a client, and nothing was heard for a while. Answer: `Pong` with the same number, under a valid lease only.
+    Ping {
+        /// Echoed.
+        number: u64,
     },
     /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
     Purge {
@@ -243,6 +248,18 @@ pub enum ToEdge {
         request: u64,
         /// How far it is.
         result: Result<StreamState, Refusal>,
+    },
+    /// It is on record that a client saw messages that were returned: the edge need not tell a later leader.
+    Recorded {
+        /// Of which queue.
+        queue: QueueId,
+        /// Which, as they were returned.
+        ranges: Ranges,
+    },
+    /// Answer to `Ping`: a quorum acknowledged this leader within its lease, and this path is the edge's.
+    Pong {
+        /// Echoed.
+        number: u64,
     },
     /// Answer to `Purge`.
     Purged {

@@ -9,6 +9,7 @@ pub mod ids;
 pub mod letters;
 pub mod limits;
 pub mod link;
+pub mod panics;
 pub mod ports;
 pub mod properties;
 pub mod report;

@@ -123,6 +123,10 @@ pub(super) struct QueueState {
     pub held: bool,
     /// Requests that wait for the end of `held`.
     pub parked: Vec<(PathId, ToLeader)>,
+    /// Returns of messages that clients saw, of which later leaders do not know yet: who is to be told when they do.
+    pub unrecorded: Vec<(SessionId, Ranges)>,
+    /// Those that the reservation in flight puts on record.
+    pub recording: Vec<(SessionId, Ranges)>,
     /// The last consumer went while some edges had not attached yet.
     pub last_gone: bool,
     /// In the server's list of queues to pump.
@@ -197,6 +201,8 @@ impl QueueState {
             reserve: Step::Idle,
             held: queue.first_live() <= queue.reserved(),
             parked: Vec::new(),
+            unrecorded: Vec::new(),
+            recording: Vec::new(),
             last_gone: false,
             dirty: false,
             loaded: false,
@@ -304,11 +310,16 @@ impl QueueState {
         self.consumers.insert(at, consumer);
     }
 
+    /// A later leader knows that messages up to the reserved mark may have been seen, or none of those is left.
+    pub fn is_on_record(&self) -> bool {
+        self.seen.is_empty() || self.may_hold(SEEN_MARK)
+    }
+
     /// Whether the reserved mark or the list of holders must be renewed.
     pub fn needs_reserve(&self) -> bool {
         let active = !self.consumers.is_empty() || !self.gets.is_empty() || !self.takes.is_empty();
         let short = self.reserved.0 + 1 < self.cursor().0 + limits::RESERVE_AHEAD / 2;
-        let mark = !self.seen.is_empty() && self.reserved.0 > 0 && !self.may_hold(SEEN_MARK);
+        let mark = self.reserved.0 > 0 && !self.is_on_record();
         self.reserve == Step::Idle && !self.held && ((active && short) || mark || self.has_unlisted())
     }
 
@@ -325,6 +336,7 @@ impl QueueState {
     /// What to propose: the mark, and everybody who may hold messages up to it.
     pub fn reservation(&mut self, queue: &Queue) -> (Seq, Vec<SessionId>) {
         self.forget_seen(queue);
+        self.recording.append(&mut self.unrecorded);
         self.unlisted_held = false;
         let listed = self.users();
         let holders = self.checked.ranges().map(|(_, _, session)| session).filter(|session| *session != UNDECIDED);

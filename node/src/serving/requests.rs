@@ -28,6 +28,7 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
         | ToLeader::Prefetch { .. }
         | ToLeader::Return { .. }
         | ToLeader::Withdraw { .. }
+        | ToLeader::Ping { .. }
         | ToLeader::Stream { .. }
         | ToLeader::Stat { .. } => None,
     }
@@ -58,6 +59,8 @@ impl ShardServer {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
                 self.stat(id, request, &queues);
             }
+            ToLeader::Ping { number } if self.lead.is_some() && self.proposer.lease_valid() => self.send(id, ToEdge::Pong { number }),
+            ToLeader::Ping { .. } => {}
             ToLeader::Stream { request, stream, publisher, reader } => {
                 let state = self.machine.lock().stream(stream).map(|s| s.state(publisher.as_deref(), reader.as_deref()));
                 match state {
@@ -95,6 +98,7 @@ impl ShardServer {
             | ToLeader::Prefetch { .. }
             | ToLeader::Return { .. }
             | ToLeader::Withdraw { .. }
+            | ToLeader::Ping { .. }
             | ToLeader::Stat { .. } => {}
         }
     }
@@ -223,7 +227,12 @@ impl ShardServer {
 
     /// `seen`: a client had them, and so often some of them had failed before.
     fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: Option<&Vec<(Seq, u32)>>) {
-        let Some(state) = self.queue_state(queue) else { return };
+        let Some(state) = self.queue_state(queue) else {
+            if seen.is_some() {
+                self.send_session(session, ToEdge::Recorded { queue, ranges: ranges.clone() });
+            }
+            return;
+        };
         let counts = |care: &&mut Box<Care>| care.settings.delivery_limit.is_some();
         if let (Some(care), Some(failures)) = (state.care.as_mut().filter(counts), seen) {
             // They come before what is behind them: nothing is delivered until they are counted.
@@ -231,7 +240,18 @@ impl ShardServer {
             return self.log.returns.push(Return { session, queue, ranges: counted(ranges, failures) });
         }
         ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen.is_some()));
+        if seen.is_some() {
+            self.put_on_record(session, queue, ranges.clone());
+        }
         self.mark(queue);
+    }
+
+    /// The session is told once every later leader will know that these were seen.
+    pub(super) fn put_on_record(&mut self, session: SessionId, queue: QueueId, ranges: Ranges) {
+        match self.queues.get_mut(&queue).filter(|state| !state.is_on_record()) {
+            Some(state) => state.unrecorded.push((session, ranges)),
+            None => self.send_session(session, ToEdge::Recorded { queue, ranges }),
+        }
     }
 
     fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
@@ -281,6 +301,9 @@ impl ShardServer {
         }
         for (path, request) in state.parked {
             self.request(path, request);
+        }
+        for (session, ranges) in state.unrecorded.into_iter().chain(state.recording) {
+            self.send_session(session, ToEdge::Recorded { queue, ranges });
         }
     }
 

@@ -163,8 +163,17 @@ impl EdgeConnection for FakeConnection {
         Ok(())
     }
 
-    fn take_events(&mut self, out: &mut Vec<Event>) {
-        out.append(&mut self.outbox.events.lock());
+    fn take_events(&mut self, out: &mut Vec<Event>, bytes: usize) {
+        let (mut events, mut used) = (self.outbox.events.lock(), 0);
+        let mut fits = |event: &Event| {
+            let before = used;
+            if let Event::Deliver { messages, .. } = event {
+                used += messages.iter().map(|m| m.message.len()).sum::<usize>();
+            }
+            before < bytes
+        };
+        let count = events.iter().take_while(|e| fits(e)).count();
+        out.extend(events.drain(..count));
     }
 
     async fn changed(&self) {

@@ -261,6 +261,8 @@ impl Recovery<'_> {
                 index.stage(head.id);
                 index.place_staged(head.id, Location { file, position, len: head.len });
             }
+            // A META repeats it; it is where its own record, the only one with a place, says.
+            Kind::Install if position == 0 => index.restate_install(head.id),
             Kind::Install => {
                 if let Some(copies) = self.copies.get_mut(&head.shard) {
                     // What came by snapshot came because the copy could not be read.

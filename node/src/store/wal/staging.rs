@@ -70,6 +70,14 @@ impl ShardIndex {
         (frees, bytes)
     }
 
+    /// An installation whose own record may be gone with its file. What was staged since for a later one stays staged: by now somebody
+    /// may count on it (rule 6).
+    pub fn restate_install(&mut self, upto: LogId) {
+        let later = self.staged.split_off(&(upto.index + 1));
+        self.install(upto, true);
+        self.staged = later;
+    }
+
     /// Staged entries take their places among the rows, instead of others with their index.
     fn merge(&mut self, upto: u64, frees: &mut Frees) {
         let staged = std::mem::take(&mut self.staged);
