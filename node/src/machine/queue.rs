@@ -10,6 +10,7 @@ use super::shard::RestoreError;
 use super::stores::Schedule;
 use crate::model::deduplication::Marks;
 use crate::model::entry::{EntryBytes, Op, OpsReader, StoredView};
+use crate::model::link::Ranges;
 use crate::model::settings::QueueSettings;
 use crate::model::store::Store;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
@@ -283,6 +284,22 @@ impl Queue {
                 out.push(run);
             }
         }
+    }
+
+    /// The live messages in `first..=last`, ascending.
+    pub fn live_ranges(&self, first: Seq, last: Seq) -> Ranges {
+        let mut runs = Vec::new();
+        self.locate_in(first, last, &mut runs);
+        runs.sort_unstable_by_key(|run| run.first);
+        let mut live = Ranges::new();
+        for run in runs {
+            let end = Seq(run.first.0 + u64::from(run.count) - 1);
+            match live.last_mut() {
+                Some(before) if before.1.0 + 1 >= run.first.0 => before.1 = before.1.max(end),
+                _ => live.push((run.first, end)),
+            }
+        }
+        live
     }
 
     /// A message that came next was not taken: what follows it in the entry begins a new extent.

@@ -112,7 +112,14 @@ impl ShardServer {
                     self.answer_gets_empty(state);
                     break;
                 }
-                Next::Waiting | Next::Expired => break,
+                Next::Waiting => break,
+                Next::Expired => {
+                    // It goes with the next entry, unless its letter finds no room: nobody is to wait for that.
+                    if !state.gets.is_empty() && !self.may_leave(state) {
+                        self.answer_gets_empty(state);
+                    }
+                    break;
+                }
             };
             if seq > state.reserved || !self.hand_out(leader, state, place, budget) {
                 break;

@@ -176,6 +176,14 @@ impl Care {
         }
     }
 
+    /// Time without use counts from the moment that it is limited, or limited otherwise.
+    fn configure(&mut self, settings: QueueSettings) {
+        if settings.expires_ms != self.settings.expires_ms {
+            (self.last_used, self.unused_told) = (Instant::now(), false);
+        }
+        self.settings = settings;
+    }
+
     /// Messages leave it by themselves when it is full.
     pub fn drops_head(&self) -> bool {
         self.settings.is_limited() && self.settings.overflow == crate::model::settings::Overflow::DropHead
@@ -214,7 +222,7 @@ impl QueueState {
     /// The machine has other settings for it, or messages that expire.
     pub fn configure(&mut self, queue: &Queue) {
         match &mut self.care {
-            Some(care) => care.settings = queue.settings().cloned().unwrap_or_default(),
+            Some(care) => care.configure(queue.settings().cloned().unwrap_or_default()),
             None => self.care = Some(Box::new(Care::new(queue))),
         }
         while self.levels.len() < queue.levels() {
@@ -442,4 +450,26 @@ pub(super) enum Choice {
     Unlisted,
     /// Nobody has credit and room.
     Nobody,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// As in RabbitMQ: a policy that limits a queue in use must not find it unused for as long as this node leads.
+    #[test]
+    fn time_without_use_counts_from_the_moment_that_it_is_limited() {
+        let mut care = Care::new(&Queue::default());
+        let mut limit = |expires_ms| {
+            let before = care.last_used;
+            std::thread::sleep(Duration::from_millis(1));
+            care.unused_told = true;
+            care.configure(QueueSettings { expires_ms, max_length: Some(9), ..QueueSettings::default() });
+            (care.last_used > before, care.unused_told)
+        };
+        assert_eq!(limit(Some(60_000)), (true, false));
+        assert_eq!(limit(Some(60_000)), (false, true), "the same again changes nothing");
+        assert_eq!(limit(Some(30_000)), (true, false));
+    }
 }

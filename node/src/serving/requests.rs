@@ -275,7 +275,7 @@ impl ShardServer {
             queue: id,
             ready: queue.live_count() - unacked,
             unacked,
-            bytes: queue.live_bytes(),
+            bytes: queue.live_body_bytes(),
             consumers: state.map_or(0, |s| s.consumers.len() as u32),
             active: queue.active().and_then(|(session, consumer)| Some((self.sessions.get(&session)?.node, consumer))),
         }

@@ -101,7 +101,7 @@ impl ShardServer {
     }
 
     /// Whether messages can leave the queue of their own accord; if its outbox is full they stay until it is not (rule 25).
-    fn may_leave(&mut self, state: &QueueState) -> bool {
+    pub(super) fn may_leave(&mut self, state: &QueueState) -> bool {
         let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some() || c.settings.store.is_some());
         let may = !buries || self.machine.lock().buries(state.id);
         if !may {
