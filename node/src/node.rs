@@ -13,6 +13,7 @@ mod renewal;
 mod running;
 mod simulated;
 mod start;
+mod streams;
 mod unused;
 
 pub use ground::Ground;

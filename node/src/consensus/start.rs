@@ -154,6 +154,13 @@ impl Consensus {
         self.core.group(shard).cloned()
     }
 
+    /// The nodes with a replica of a shard, ascending.
+    pub fn holders(&self, shard: ShardId) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> = self.core.voters(shard).into_iter().map(|voter| voter.node).collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
     /// All groups of this node, the catalog included.
     pub fn shards(&self) -> Vec<Shard> {
         self.core.all_groups().cloned().collect()

@@ -19,9 +19,12 @@ const KEYS_REMEMBERED: usize = 256;
 
 /// What is done to a thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Right {
+pub enum Right {
+    /// It is made, changed or deleted.
     Configure,
+    /// Messages are put into it.
     Write,
+    /// Messages are taken from it.
     Read,
 }
 

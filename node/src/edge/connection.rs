@@ -88,6 +88,7 @@ impl Connection {
     pub fn submit(&mut self, step: Step) -> Result<(), Step> {
         match step {
             Step::Publish(publish) => return self.publish(publish).map_err(Step::Publish),
+            Step::Append(append) => return self.append_to_stream(append).map_err(Step::Append),
             Step::Commit(commit) => return self.commit(commit).map_err(Step::Commit),
             Step::Check(publish) => self.check_publish(&publish),
             Step::Settle { held, outcome } => self.settle(&held, outcome),

@@ -56,6 +56,7 @@ impl Office {
             count: 1,
             shared: Some(Shared::letter(answered)),
             commit: None,
+            strict: false,
         }
     }
 }

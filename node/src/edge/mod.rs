@@ -19,19 +19,23 @@ mod pulse;
 mod ranges;
 mod replies;
 mod requests;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod transaction;
 
+pub use self::access::Right;
 pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
+pub use self::streams::{Bells, ReadError, Reader, Replica, StreamSource};
 
 use self::access::Patterns;
 use self::lane::{Answer, Ask, Lane};
-use self::mailbox::{Blocker, Mailbox};
+use self::mailbox::{Blocker, Identity, Mailbox};
 use self::pulse::Pulse;
+use self::streams::Reading;
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Owner, Refusal};
 use crate::model::link::QueueStat;
@@ -107,6 +111,7 @@ pub struct Edge {
     lease_lost: Mutex<Option<Instant>>,
     patterns: Patterns,
     neighbours: OnceLock<Arc<dyn Neighbours>>,
+    reading: OnceLock<Reading>,
     /// The catalog's access version when connections were last looked at.
     expelled_at: AtomicU64,
     pulse: Arc<Pulse>,
@@ -142,6 +147,7 @@ impl Edge {
             lease_lost: Mutex::default(),
             patterns: Patterns::default(),
             neighbours: OnceLock::new(),
+            reading: OnceLock::new(),
             expelled_at: AtomicU64::new(0),
             pulse,
             counters: Counters::default(),
@@ -268,7 +274,7 @@ impl Edge {
         match answer.await {
             Ok(Ok(Answer::Stats(stats))) => Ok(lane::complete(&queues, &stats)),
             Ok(Err(refusal)) => Err(refusal),
-            Ok(Ok(Answer::Purged(_))) | Err(_) => Err(Refusal::Unavailable(lane::no_quorum(shard))),
+            Ok(Ok(Answer::Purged(_) | Answer::Stream(_))) | Err(_) => Err(Refusal::Unavailable(lane::no_quorum(shard))),
         }
     }
 

@@ -373,7 +373,7 @@ impl Edge {
         match answer.await {
             Ok(Ok(Answer::Purged(count))) => Ok(count),
             Ok(Err(refusal)) => Err(named(refusal, &record.spec.name)),
-            Ok(Ok(Answer::Stats(_))) | Err(_) => Err(Refusal::Unavailable(no_quorum(record.shard))),
+            Ok(Ok(Answer::Stats(_) | Answer::Stream(_))) | Err(_) => Err(Refusal::Unavailable(no_quorum(record.shard))),
         }
     }
 
@@ -398,7 +398,7 @@ impl Edge {
     }
 
     /// The data shard for a new queue: the least loaded, of those one that this node leads, if any.
-    fn place(&self) -> ShardId {
+    pub(super) fn place(&self) -> ShardId {
         let loads: Vec<_> = {
             let catalog = self.catalog.read();
             catalog.shards().map(|shard| (catalog.queues_of(shard).count(), shard)).collect()

@@ -7,6 +7,7 @@ use super::codec::Writer;
 use super::extents::{Captured, Extents};
 use super::queue::Row;
 use super::shard::DataMachine;
+use super::stream::CapturedStream;
 use crate::model::{LogId, QueueId};
 use std::collections::BTreeSet;
 
@@ -47,6 +48,7 @@ pub struct Image {
     deletes: Vec<Vec<u8>>,
     /// Each with its priorities.
     queues: Vec<(QueueId, Row, Vec<Captured>)>,
+    streams: Vec<(QueueId, CapturedStream)>,
     /// Indices of entries with dead letters and undecided transactions; of a whole state.
     letters: Vec<u64>,
 }
@@ -71,8 +73,8 @@ impl DataMachine {
                 rows.extend(publishers.map(|value| (key(PUBLISHERS, &[id.0]), value)));
             }
         }
-        let (queues, letters) = (Vec::new(), Vec::new());
-        self.begin(false, pending, Image { applied: self.applied, full, rows, deletes, queues, letters })
+        let (queues, streams, letters) = (Vec::new(), Vec::new(), Vec::new());
+        self.begin(false, pending, Image { applied: self.applied, full, rows, deletes, queues, streams, letters })
     }
 
     /// Begins to copy all of the state, for another node.
@@ -89,10 +91,10 @@ impl DataMachine {
             dedup.export(|piece, value| rows.push((key(KNOWN, &[id.0, piece]), value)), |value| publishers = Some(value));
             rows.extend(publishers.map(|value| (key(PUBLISHERS, &[id.0]), value)));
         }
-        let pending = self.queues.keys().copied().collect();
+        let pending = self.queues.keys().chain(self.streams.keys()).copied().collect();
         let letters = self.exits.dead.indices().chain(self.transactions.indices()).collect();
-        let (queues, deletes) = (Vec::new(), Vec::new());
-        self.begin(true, pending, Image { applied: self.applied, full: true, rows, deletes, queues, letters })
+        let (queues, streams, deletes) = (Vec::new(), Vec::new(), Vec::new());
+        self.begin(true, pending, Image { applied: self.applied, full: true, rows, deletes, queues, streams, letters })
     }
 
     fn begin(&mut self, whole: bool, pending: BTreeSet<QueueId>, image: Image) -> CaptureId {
@@ -137,6 +139,11 @@ impl DataMachine {
 
     /// Returns how many chunks it copied.
     fn copy(&mut self, at: usize, id: QueueId) -> usize {
+        if let Some(stream) = self.copy_stream(id, self.captures[at].whole) {
+            let copied = stream.blocks();
+            self.captures[at].image.streams.push((id, stream));
+            return copied;
+        }
         let Some(queue) = self.queues.get_mut(&id) else { return 0 };
         let capture = &mut self.captures[at];
         let chunks: Vec<Captured> = if capture.whole {
@@ -160,6 +167,7 @@ impl Image {
     /// Indices of the entries with live messages, ascending; of a whole state.
     pub fn live_entries(&self) -> Vec<u64> {
         let mut live: Vec<u64> = self.queues.iter().flat_map(|(_, _, levels)| levels.iter().flat_map(Captured::indices)).collect();
+        live.extend(self.streams.iter().flat_map(|(_, stream)| stream.indices()));
         live.extend(&self.letters);
         live.sort_unstable();
         live.dedup();
@@ -177,12 +185,14 @@ impl Image {
                 chunks.encode(|chunk, value| puts.push((key(chunk), value)), |chunk| deletes.push(key(chunk)));
             }
         }
+        Image::encode_streams(self.streams, puts, deletes);
         delta
     }
 
     /// As bytes for another node: the same keys and values in one piece, queues in their order.
     pub fn into_snapshot(mut self) -> Vec<u8> {
         self.queues.sort_unstable_by_key(|(id, _, _)| *id);
+        self.streams.sort_unstable_by_key(|(id, _)| *id);
         let pairs = self.into_delta().puts;
         let mut out = Writer::with_capacity(32 + pairs.iter().map(|(k, v)| 8 + k.len() + v.len()).sum::<usize>());
         MAGIC.iter().for_each(|b| out.u8(*b));

@@ -2,7 +2,8 @@
 //! Called by `consensus`, which hands deltas to `store::state`. How the state is copied out is in `capture`; the formats of values are
 //! with their types.
 //!
-//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk | 'n' | 'd' number | 'k' queue piece | 'p' queue     (numbers u64, big endian, so that keys sort)
+//! key := 'm' | 's' session | 'q' queue | 'x' queue chunk | 'n' | 'd' number | 'k' queue piece | 'p' queue
+//!      | 'v' | 'o' stream | 'w' stream offset     (numbers u64, big endian, so that keys sort)
 //! snapshot := "WSNP" version u8 pairs u64 (len u32 key, len u32 value)* crc32c u32
 
 use super::capture::Image;
@@ -10,6 +11,8 @@ use super::codec::{Reader, Writer};
 use super::extents::Extents;
 use super::queue::Queue;
 use super::shard::{DataMachine, RestoreError};
+use super::stream::Stream;
+use super::streams::{BLOCK, READERS, STREAM};
 use crate::model::{Incarnation, LeaderId, LogId, NodeId, QueueId, SessionId, ShardId, TxId};
 
 pub(super) const VERSION: u8 = 1;
@@ -82,7 +85,8 @@ impl DataMachine {
         self.sessions.forget_stored();
         self.exits.dead.forget_stored();
         self.transactions.forget_stored();
-        self.dirty = self.queues.keys().copied().collect();
+        self.dirty = self.queues.keys().chain(self.streams.keys()).copied().collect();
+        self.streams.values_mut().for_each(Stream::forget_stored);
         for queue in self.queues.values_mut() {
             queue.stored = false;
             queue.extents_mut().for_each(Extents::forget_stored);
@@ -162,6 +166,12 @@ impl DataMachine {
                 *machine.entries.entry(index).or_insert(0) += 1;
             }
         }
+        for stream in machine.streams.values_mut() {
+            stream.complete()?;
+            for index in stream.indices() {
+                *machine.entries.entry(index).or_insert(0) += 1;
+            }
+        }
         for index in machine.exits.dead.indices().chain(machine.transactions.indices()) {
             *machine.entries.entry(index).or_insert(0) += 1;
         }
@@ -198,6 +208,12 @@ impl DataMachine {
                 self.transactions.import(tx, value, stored)
             }
             DEAD_META => self.exits.dead.decode_meta(value),
+            STREAM => self.imported_stream(QueueId(numbers::<1>(rest)?[0]), stored).decode_row(value),
+            READERS => self.imported_stream(QueueId(numbers::<1>(rest)?[0]), stored).decode_readers(value, stored),
+            BLOCK => {
+                let [stream, first] = numbers::<2>(rest)?;
+                self.imported_stream(QueueId(stream), stored).import_block(first, value, stored)
+            }
             _ => Err(RestoreError::Malformed("kind of key")),
         }
     }

@@ -50,7 +50,7 @@ impl DataMachine {
                 Op::Settle { queue, reason, ranges } => leaving.extend(self.live_of(queue, reason, &ranges)),
                 // Nothing else is let into a part (`is_batch`).
                 Op::Part(_) | Op::Word { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
-                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Append(_) | Op::Store { .. } => {}
             }
         }
         if full {

@@ -37,6 +37,10 @@ mod shard_tests;
 mod stores;
 #[cfg(test)]
 mod stores_tests;
+mod stream;
+mod streams;
+#[cfg(test)]
+mod streams_tests;
 mod transactions;
 #[cfg(test)]
 mod transactions_tests;
@@ -47,4 +51,5 @@ pub use dead::{Dead, Routed};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};
+pub use stream::{LocatedChunk, Stream};
 pub use transactions::{Decided, Leaving, Prepared};

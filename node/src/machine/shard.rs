@@ -11,6 +11,7 @@ use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
+use super::stream::Stream;
 use super::transactions::{Leaving, Transactions};
 use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
@@ -100,6 +101,11 @@ pub enum Effect {
         /// Where.
         queue: QueueId,
     },
+    /// Chunks came to a stream.
+    Appended {
+        /// Which.
+        stream: QueueId,
+    },
     /// There are new dead letters.
     Died,
     /// A message came whose time ends.
@@ -153,6 +159,7 @@ pub struct DataMachine {
     pub(super) catalog_index: u64,
     pub(super) last_time_ms: u64,
     pub(super) queues: HashMap<QueueId, Queue>,
+    pub(super) streams: BTreeMap<QueueId, Stream>,
     pub(super) sessions: Sessions,
     /// Extents per entry.
     pub(super) entries: BTreeMap<u64, u32>,
@@ -166,7 +173,7 @@ pub struct DataMachine {
     pub(super) captures: Vec<Capture>,
     pub(super) last_capture: u64,
     section: u64,
-    references: u32,
+    pub(super) references: u32,
     /// Dead letters, and what the entry being applied lets go of.
     pub(super) exits: Exits,
     pub(super) transactions: Transactions,
@@ -191,6 +198,7 @@ impl DataMachine {
             catalog_index: 0,
             last_time_ms: 0,
             queues: HashMap::new(),
+            streams: BTreeMap::new(),
             sessions: Sessions::default(),
             entries: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -327,6 +335,10 @@ impl DataMachine {
             hasher.word(id.0);
             queue.hash(&mut hasher);
         }
+        for (id, stream) in self.streams() {
+            hasher.word(id.0);
+            stream.hash(&mut hasher);
+        }
         hasher.finish()
     }
 
@@ -401,6 +413,11 @@ impl DataMachine {
                     }
                     ordinal += 1;
                 }
+                Op::Append(op) => {
+                    refused.extend(self.append(index, &op, effects).map(|why| (ordinal, why)));
+                    ordinal += 1;
+                }
+                Op::Store { stream, reader, offset } => self.store(stream, &reader, offset),
                 Op::Part(part) => {
                     let why = self.part(index, part, effects)?;
                     refused.extend(why.map(|why| (ordinal, why)));
@@ -592,6 +609,9 @@ impl DataMachine {
             return;
         }
         self.keep_captured(id);
+        if let Some(settings) = settings.stream {
+            return self.configure_stream(id, settings);
+        }
         if let Some(queue) = self.queues.get_mut(&id)
             && queue.configure(settings)
         {
@@ -616,7 +636,7 @@ impl DataMachine {
 
     fn advance(&mut self, to: u64, creates: &[QueueId], drops: &[QueueId], effects: &mut Vec<Effect>) {
         for id in creates {
-            if !self.queues.contains_key(id) {
+            if !self.queues.contains_key(id) && !self.streams.contains_key(id) {
                 self.queues.insert(*id, Queue::default());
                 self.dirty.insert(*id);
                 effects.push(Effect::Created { queue: *id });
@@ -629,6 +649,8 @@ impl DataMachine {
                 self.exits.released.extend(queue.extents().flat_map(Extents::indices));
                 self.exits.released.extend(self.exits.dead.queue_dropped(*id));
                 self.forget_queue(*id, &queue);
+                effects.push(Effect::Dropped { queue: *id });
+            } else if self.drop_stream(*id) {
                 effects.push(Effect::Dropped { queue: *id });
             }
         }

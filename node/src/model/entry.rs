@@ -5,10 +5,12 @@
 //! section := kind u8 | len u32 | body(len)
 //! op      := kind u8 | len u32 | body(len)
 
+mod append;
 mod ops;
 mod parts;
 mod stored;
 
+pub use append::{AppendOp, ChunkBuilder, Skipped};
 pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
 pub use parts::{PartOp, PartStart, Word};
 pub use stored::{StoredMessage, StoredView};

@@ -43,6 +43,10 @@ id!(
     Seq(u64)
 );
 id!(
+    /// A record's place in its stream, from 0, dense per stream.
+    Offset(u64)
+);
+id!(
     /// An edge's session with a shard: the log index of its `EdgeHello` in that shard (rule 14). 0 = none.
     SessionId(u64)
 );

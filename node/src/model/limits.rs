@@ -96,6 +96,12 @@ pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
 pub const PUBLISHERS: usize = 1024;
 /// Gaps in the publishing ids of a publisher that a queue remembers: ids missing further back count as having come.
 pub const PUBLISHER_GAPS: usize = 64;
+/// Publishers whose last publishing id a stream remembers (osiris's limit); the one that was silent for longest is forgotten first.
+pub const STREAM_PUBLISHERS: usize = 255;
+/// Readers whose offset a stream remembers; the one that stored none for longest is forgotten first.
+pub const STREAM_READERS: usize = 4096;
+/// Longest name of a publisher or reader of a stream, bytes (RabbitMQ's limit).
+pub const STREAM_REFERENCE_BYTES: usize = 255;
 /// How long a consumer may hold a message unless it or its queue says otherwise (RabbitMQ's default).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A name on the wire is a short string (spec 4.2.5.3).

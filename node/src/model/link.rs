@@ -3,6 +3,7 @@
 //! (rule 16), so that a slow consumer never holds up a confirm.
 
 use super::catalog::Refusal;
+use super::stream::StreamState;
 use super::{BatchSeq, ConsumerId, Incarnation, LeaderId, NodeId, QueueId, Seq, SessionId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,17 @@ pub enum ToLeader {
         queues: Vec<QueueId>,
         /// A client declared them: they count as used.
         used: bool,
+    },
+    /// How far a stream is, and what it remembers. Answer: `Stream`.
+    Stream {
+        /// Echoed.
+        request: u64,
+        /// Which.
+        stream: QueueId,
+        /// The last publishing id of this publisher is wanted.
+        publisher: Option<String>,
+        /// The stored offset of this reader is wanted.
+        reader: Option<String>,
     },
     /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
     Purge {
@@ -197,6 +209,13 @@ pub enum ToEdge {
         request: u64,
         /// One for each known queue asked for.
         stats: Vec<QueueStat>,
+    },
+    /// Answer to `Stream`.
+    Stream {
+        /// Echoed.
+        request: u64,
+        /// How far it is.
+        result: Result<StreamState, Refusal>,
     },
     /// Answer to `Purge`.
     Purged {

@@ -16,5 +16,6 @@ pub mod settings;
 pub mod shortage;
 pub mod step;
 pub mod store;
+pub mod stream;
 
 pub use ids::*;

@@ -5,6 +5,7 @@ use super::catalog::{Table, Value};
 use super::deduplication::{self, Deduplication};
 use super::limits;
 use super::store::Store;
+use super::stream::{FILTER_BYTES_MIN, SEGMENT_BYTES, StreamSettings, parse_max_age};
 use serde::{Deserialize, Serialize};
 
 /// Largest time to live or expiry, ms: ten years, as in RabbitMQ. Clients that build delays from queues use more than 2^32 ms.
@@ -76,6 +77,9 @@ pub struct QueueSettings {
     /// It takes no message twice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deduplication: Option<Deduplication>,
+    /// It is a stream; nothing else here concerns it then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamSettings>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -140,6 +144,9 @@ impl QueueSettings {
         let quorum = own("queue-type").and_then(text).as_deref() == Some("quorum");
         // A limit of -1 switches the default of a quorum queue off.
         let unlimited = [own("delivery-limit"), policy.get("delivery-limit")].into_iter().flatten().any(|v| *v == Value::Int(-1));
+        if own("queue-type").and_then(text).as_deref() == Some("stream") {
+            return QueueSettings { stream: Some(stream_settings(arguments, policy)), ..QueueSettings::default() };
+        }
         let exchange = first("dead-letter-exchange");
         QueueSettings {
             max_length: lowest("max-length"),
@@ -158,7 +165,21 @@ impl QueueSettings {
             consumer_timeout_ms: lowest("consumer-timeout"),
             store: None,
             deduplication: Deduplication::of_queue(arguments),
+            stream: None,
         }
+    }
+}
+
+/// As RabbitMQ merges them: the lower limit; the policy's segment size only where the stream names none.
+fn stream_settings(arguments: &Table, policy: &Table) -> StreamSettings {
+    let both = |name: &str| [arguments.get(&format!("x-{name}")), policy.get(name)].into_iter().flatten();
+    let size = both("stream-max-segment-size-bytes").find_map(number).filter(|size| *size > 0);
+    let filter = both("stream-filter-size-bytes").find_map(number).and_then(|size| u8::try_from(size).ok());
+    StreamSettings {
+        max_length_bytes: both("max-length-bytes").filter_map(number).min(),
+        max_age_ms: both("max-age").filter_map(text).filter_map(|age| parse_max_age(&age)).min(),
+        segment_bytes: size.unwrap_or(SEGMENT_BYTES),
+        filter_bytes: filter.filter(|size| *size >= FILTER_BYTES_MIN).unwrap_or(FILTER_BYTES_MIN),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::catalog::{BindingSpec, ExchangeSpec, Name, Refusal, Table};
 use super::link::Delivery;
 use super::report::Report;
+use super::stream::Append;
 use super::{ConsumerId, QueueId, Seq, ShardId};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub enum Step {
     },
     /// A message. No answer unless `ticket` is given or it cannot be routed.
     Publish(Publish),
+    /// Messages for a stream. No answer unless they cannot be stored in time; confirms name publishing ids.
+    Append(Append),
     /// A message of a transaction was taken in, here without its body: is there such an exchange, may this client publish that? No
     /// answer but a `ChannelError`.
     Check(Publish),

@@ -1,7 +1,7 @@
 //! What this node's groups apply, told to its servers; commands into the catalog and paths to leaders as `edge` asks for them.
 
 use crate::consensus::{CatalogClient, Consensus, Observer};
-use crate::edge::CatalogPort;
+use crate::edge::{Bells, CatalogPort};
 use crate::machine::Effect;
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
@@ -70,6 +70,8 @@ pub(super) struct Applied {
     pub servers: HashMap<ShardId, ServerHandle>,
     /// Counts up whenever the catalog applied something.
     pub moved_tx: watch::Sender<u64>,
+    /// Rung when chunks come to streams.
+    pub bells: Arc<Bells>,
     process: (NodeId, Incarnation),
     catalog: OnceLock<Arc<RwLock<Catalog>>>,
     is_up: AtomicBool,
@@ -79,7 +81,7 @@ impl Applied {
     /// For a process of a node.
     pub fn new(servers: HashMap<ShardId, ServerHandle>, node: NodeId, incarnation: Incarnation) -> Applied {
         let (moved_tx, is_up) = (watch::channel(0).0, AtomicBool::new(false));
-        Applied { servers, moved_tx, process: (node, incarnation), catalog: OnceLock::new(), is_up }
+        Applied { servers, moved_tx, bells: Arc::default(), process: (node, incarnation), catalog: OnceLock::new(), is_up }
     }
 
     /// Call it before anything is applied.
@@ -92,6 +94,29 @@ impl Applied {
     /// routing lease again, and is missing until its in-memory queues are gone.
     pub fn is_up(&self) -> bool {
         self.is_up.load(Ordering::Acquire)
+    }
+
+    /// Wakes readers of streams. No effects may mean that another node's state took the place of this one's.
+    fn ring(&self, effects: &[Effect]) {
+        if effects.is_empty() {
+            self.bells.ring_all();
+        }
+        for effect in effects {
+            match effect {
+                Effect::Appended { stream } | Effect::Dropped { queue: stream } => self.bells.ring(*stream),
+                Effect::Enqueued { .. }
+                | Effect::Settled { .. }
+                | Effect::Reserved { .. }
+                | Effect::Configured { .. }
+                | Effect::Died
+                | Effect::Timed { .. }
+                | Effect::Created { .. }
+                | Effect::SessionOpened { .. }
+                | Effect::SessionGone { .. }
+                | Effect::Transaction { .. }
+                | Effect::Advanced { .. } => {}
+            }
+        }
     }
 
     fn catalog_applied(&self) {
@@ -108,7 +133,10 @@ impl Observer for Applied {
     fn applied(&self, shard: ShardId, id: LogId, effects: Vec<Effect>) {
         if shard == ShardId::CATALOG {
             self.catalog_applied();
-        } else if let Some(server) = self.servers.get(&shard) {
+            return;
+        }
+        self.ring(&effects);
+        if let Some(server) = self.servers.get(&shard) {
             server.applied(id, effects);
         }
     }

@@ -5,6 +5,7 @@ use super::feed::{Applied, Connector, Port};
 use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
+use super::streams::Held;
 use super::{StartError, alarm, doing, presence, unused};
 use crate::config::{DataDir, ServerConfig};
 use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
@@ -107,6 +108,8 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     };
     let edge = Edge::new(edge_config, catalog.clone(), port, leaders, Arc::new(connector));
     office.open(&edge);
+    let held = Held { replicas: opened.replicas.clone(), consensus: consensus.clone() };
+    edge.set_streams(Arc::new(held), opened.applied.bells.clone());
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let replicas = opened.replicas.clone();

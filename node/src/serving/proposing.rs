@@ -244,7 +244,10 @@ impl ShardServer {
         // What an advance on its way makes or drops, the machine does not know yet: then it cannot be compared with the catalog.
         let known = || {
             let machine = self.machine.lock();
-            (machine.catalog_index() == from).then(|| machine.queues().map(|(id, _)| id).filter(|id| !id.is_reply()).collect())
+            (machine.catalog_index() == from).then(|| {
+                let queues = machine.queues().map(|(id, _)| id).filter(|id| !id.is_reply());
+                queues.chain(machine.streams().map(|(id, _)| id)).collect()
+            })
         };
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();

@@ -6,6 +6,7 @@ use super::handle::ServerEvent;
 use super::proposing::{Purge, Return};
 use super::queue::{Care, Consumer, Get, Step};
 use super::server::ShardServer;
+use crate::machine::Stream;
 use crate::model::catalog::Refusal;
 use crate::model::link::{Consumer as Spec, QueueStat, Ranges, ToEdge, ToLeader};
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
@@ -25,6 +26,7 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
         | ToLeader::Credit { .. }
         | ToLeader::Prefetch { .. }
         | ToLeader::Return { .. }
+        | ToLeader::Stream { .. }
         | ToLeader::Stat { .. } => None,
     }
 }
@@ -50,6 +52,13 @@ impl ShardServer {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
                 self.stat(id, request, &queues);
             }
+            ToLeader::Stream { request, stream, publisher, reader } => {
+                let state = self.machine.lock().stream(stream).map(|s| s.state(publisher.as_deref(), reader.as_deref()));
+                match state {
+                    Some(state) => self.send(id, ToEdge::Stream { request, result: Ok(state) }),
+                    None => self.too_early(id, stream, ToLeader::Stream { request, stream, publisher, reader }),
+                }
+            }
             ToLeader::Purge { request, queue } => self.log.purges.push(Purge { path: id, request, queue, count: 0 }),
             ToLeader::Hello { .. } | ToLeader::Batch(_) | ToLeader::Attach { .. } => {}
         }
@@ -70,6 +79,7 @@ impl ShardServer {
             ToLeader::Consume(spec) => self.send(id, ToEdge::Consuming { consumer: spec.id, result: Err(refusal) }),
             ToLeader::Get { request, .. } => self.send(id, ToEdge::Got { request, result: Err(refusal) }),
             ToLeader::Purge { request, .. } => self.send(id, ToEdge::Purged { request, result: Err(refusal) }),
+            ToLeader::Stream { request, .. } => self.send(id, ToEdge::Stream { request, result: Err(refusal) }),
             ToLeader::Hello { .. }
             | ToLeader::Batch(_)
             | ToLeader::Attach { .. }
@@ -219,10 +229,12 @@ impl ShardServer {
     fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
         let shared = self.machine.clone();
         let machine = shared.lock();
+        let stream = |id| Some(stat_of_stream(id, machine.stream(id)?));
         let stats = if queues.is_empty() {
-            machine.queues().map(|(id, queue)| self.stat_of(id, queue)).collect()
+            let streams = machine.streams().map(|(id, stream)| stat_of_stream(id, stream));
+            machine.queues().map(|(id, queue)| self.stat_of(id, queue)).chain(streams).collect()
         } else {
-            queues.iter().filter_map(|id| Some(self.stat_of(*id, machine.queue(*id)?))).collect()
+            queues.iter().filter_map(|id| machine.queue(*id).map(|queue| self.stat_of(*id, queue)).or_else(|| stream(*id))).collect()
         };
         drop(machine);
         self.send(id, ToEdge::Stats { request, stats });
@@ -269,6 +281,11 @@ impl ShardServer {
             self.log.reserves.push(queue);
         }
     }
+}
+
+fn stat_of_stream(queue: QueueId, stream: &Stream) -> QueueStat {
+    let ready = stream.next().0 - stream.first().0;
+    QueueStat { queue, ready, bytes: stream.bytes(), ..QueueStat::default() }
 }
 
 /// Ranges with how often their messages had failed; `failures`, ascending, has those that had.

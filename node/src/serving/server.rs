@@ -223,7 +223,7 @@ impl ShardServer {
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
                 Effect::Created { queue } if queue.is_reply() => opened.push(*queue),
-                Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } => {}
+                Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } | Effect::Appended { .. } => {}
             }
         }
         if sessions {

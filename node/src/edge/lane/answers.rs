@@ -65,7 +65,8 @@ impl Lane {
             ToEdge::Cancelled { consumer, asked } => self.cancelled(consumer, asked),
             ToEdge::Got { request, result } => self.got(home, request, result),
             ToEdge::Stats { request, stats } => self.answer(request, Ok(Answer::Stats(stats))),
-            ToEdge::Purged { request, result } => self.purged(home, request, result),
+            ToEdge::Purged { request, result } => self.about_queue(home, request, result.map(Answer::Purged)),
+            ToEdge::Stream { request, result } => self.about_queue(home, request, result.map(Answer::Stream)),
         }
         Next::Stay
     }
@@ -103,6 +104,7 @@ impl Lane {
             let mut refused = refused;
             refused.sort_unstable_by_key(|r| r.0);
             resolve(home, &closed, &refused);
+            resolve_chunks(home, &closed, &refused);
             closed.commits.iter().for_each(|commit| commit.done());
         }
     }
@@ -198,7 +200,8 @@ impl Lane {
         }
     }
 
-    fn purged(&self, home: &dyn Home, request: u64, result: Result<u64, Refusal>) {
+    /// An answer about a queue that the leader may not have heard of.
+    fn about_queue(&self, home: &dyn Home, request: u64, result: Result<Answer, Refusal>) {
         if let Err(Refusal::NotFound { .. }) = &result {
             let mut state = self.state.lock();
             let known = state.requests.queue_of(request).is_some_and(|q| home.knows(q));
@@ -206,7 +209,7 @@ impl Lane {
                 return;
             }
         }
-        self.answer(request, result.map(Answer::Purged));
+        self.answer(request, result);
     }
 
     fn answer(&self, request: u64, answer: Result<Answer, Refusal>) {
@@ -359,6 +362,7 @@ impl Lane {
             for (run, _, message) in batch.messages(all) {
                 home.ended(run.end(Fate::Unroutable, Some(&message)));
             }
+            batch.chunks.iter().flat_map(|chunk| &chunk.runs).for_each(|run| home.ended(run.end(Fate::Unroutable, None)));
             batch.commits.iter().for_each(|commit| commit.done());
         }
     }
@@ -418,6 +422,17 @@ pub(in crate::edge) fn named(refusal: Refusal, name: &Name) -> Refusal {
         Refusal::NotFound { .. } => not_found(Kind::Queue, name),
         other => other,
     }
+}
+
+/// The same for its chunks: one that was refused has lost its stream.
+fn resolve_chunks(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) {
+    let mut ended = Ended::default();
+    for chunk in &closed.chunks {
+        let is_refused = refused.iter().any(|(ordinal, _)| *ordinal == chunk.ordinal);
+        let fate = if is_refused { Fate::Unroutable } else { Fate::Taken };
+        chunk.runs.iter().for_each(|run| ended += run.end(fate, None));
+    }
+    home.ended(ended);
 }
 
 /// A batch took effect except for the `refused` messages (ascending): their queues are gone, or full.

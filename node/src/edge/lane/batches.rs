@@ -1,6 +1,7 @@
 //! What a lane has for its shard and has no verdict for: closed batches in order, the open one, settles that wait for a ride. Pure:
 //! numbers, windows and resends are decided here (rules 12 to 15 and 17), the lane's task only carries them out.
 
+use super::chunks::{ChunkRuns, Chunks};
 use super::committing::Committing;
 use super::run::Run;
 use crate::edge::ranges::RangeSet;
@@ -8,7 +9,8 @@ use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMe
 use crate::model::letters::Source;
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
-use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, TxId};
+use crate::model::stream::{PublishedEntry, StreamTarget};
+use crate::model::{BatchSeq, LeaderId, Offset, QueueId, Seq, SessionId, TxId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub(super) type Settles = (QueueId, SettleReason, Ranges);
 pub(super) struct Closed {
     pub ops: Bytes,
     pub runs: Vec<Run>,
+    /// Who waits for chunks of streams.
+    pub chunks: Vec<ChunkRuns>,
     pub catalog_index: u64,
     /// Transactions that have a part here.
     pub commits: Vec<Arc<Committing>>,
@@ -53,6 +57,7 @@ pub(super) struct Batches {
     closed_bytes: usize,
     open: Ops,
     open_runs: Vec<Run>,
+    open_chunks: Chunks,
     open_commits: Vec<Arc<Committing>>,
     /// Those that are in `open` already.
     open_settles: Vec<Settles>,
@@ -83,6 +88,7 @@ impl Batches {
             closed_bytes: 0,
             open: Ops::default(),
             open_runs: Vec::new(),
+            open_chunks: Chunks::default(),
             open_commits: Vec::new(),
             open_settles: Vec::new(),
             open_index: 0,
@@ -106,17 +112,30 @@ impl Batches {
 
     /// Bytes held, sent or not.
     pub fn bytes(&self) -> usize {
-        self.closed_bytes + self.open.len() + self.open_runs.len() * RUN_BYTES
+        let runs = self.open_runs.len() + self.open_chunks.runs().count();
+        self.closed_bytes + self.open_bytes() + runs * RUN_BYTES
     }
 
     /// No publish and no settle waits.
     pub fn is_empty(&self) -> bool {
-        self.closed.is_empty() && self.open.is_empty() && self.settles.is_empty()
+        self.closed.is_empty() && !self.has_open() && self.settles.is_empty()
+    }
+
+    fn has_open(&self) -> bool {
+        !self.open.is_empty() || !self.open_chunks.is_empty()
+    }
+
+    fn open_bytes(&self) -> usize {
+        self.open.len() + self.open_chunks.bytes()
     }
 
     /// Publishes wait (settles alone do not count).
     pub fn has_publishes(&self) -> bool {
-        !self.open_runs.is_empty() || self.closed.iter().any(|b| !b.runs.is_empty())
+        self.has_open_runs() || self.closed.iter().any(Closed::has_runs)
+    }
+
+    fn has_open_runs(&self) -> bool {
+        !self.open_runs.is_empty() || !self.open_chunks.is_empty()
     }
 
     /// Transactions wait, if only with settles.
@@ -126,7 +145,7 @@ impl Batches {
 
     /// A mark behind everything enqueued so far: reached when `is_past(mark)`.
     pub fn mark(&self) -> u64 {
-        self.done + self.closed.len() as u64 + u64::from(!self.open.is_empty())
+        self.done + self.closed.len() as u64 + u64::from(self.has_open())
     }
 
     /// Everything enqueued before `mark` was taken has its verdict.
@@ -136,13 +155,54 @@ impl Batches {
 
     /// One message, copied into the open batch. True when the lane's task has something new to do.
     pub fn enqueue(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, run: Run, now: Instant) -> bool {
-        let fresh = self.open.is_empty();
+        let fresh = !self.has_open();
         self.append(queues, message, index, run, now);
-        let full = self.open.len() >= limits::BATCH_BYTES;
+        self.close_when_full() || fresh
+    }
+
+    fn close_when_full(&mut self) -> bool {
+        let full = self.open_bytes() >= limits::BATCH_BYTES || self.open_chunks.is_full();
         if full {
             self.close();
         }
-        fresh || full
+        full
+    }
+
+    /// A message of a stream, copied into the open chunk of the stream. `run`: of a client that speaks of publishing ids (`strict`), or of
+    /// this message alone. True when the lane's task has something new to do.
+    pub fn append_entry(&mut self, to: &StreamTarget, entry: &PublishedEntry<'_>, run: &Run, now: Instant) -> bool {
+        let fresh = self.opened(now);
+        self.open_index = self.open_index.max(to.catalog_index);
+        let (runs, first) = self.open_chunks.push(to, entry);
+        let last = runs.last_mut();
+        if run.strict {
+            if !last.is_some_and(|last| last.extend_by(run, entry.id)) {
+                runs.push(run.with_id(entry.id, first));
+            }
+        } else {
+            let run = Run { first, ..run.clone() };
+            if !last.is_some_and(|last| last.extend(&run)) {
+                runs.push(run);
+            }
+        }
+        self.close_when_full() || fresh
+    }
+
+    /// A reader of a stream is this far.
+    pub fn store(&mut self, to: &StreamTarget, reader: &str, offset: Offset, now: Instant) -> bool {
+        let fresh = self.opened(now);
+        self.open_index = self.open_index.max(to.catalog_index);
+        self.open.store(to.stream, reader, offset);
+        self.close_when_full() || fresh
+    }
+
+    /// Something comes into the open batch. True when it is the first.
+    fn opened(&mut self, now: Instant) -> bool {
+        let fresh = !self.has_open();
+        if fresh {
+            self.open_since = now;
+        }
+        fresh
     }
 
     /// What one transaction brings, in one batch: `ops` with the settles in them, encoded before the lane was locked. Only what is small
@@ -152,33 +212,25 @@ impl Batches {
             let batch = (ops.take(), runs, settles);
             return self.push_alone(batch, index, vec![commit.clone()], now);
         }
-        if self.open.is_empty() {
-            self.open_since = now;
-        }
+        self.opened(now);
         let first = self.open.append(&ops);
         self.open_runs.extend(runs.into_iter().map(|run| Run { first: first + run.first, ..run }));
         self.open_settles.extend(settles);
         self.open_commits.push(commit.clone());
         self.open_index = self.open_index.max(index);
-        if self.open.len() >= limits::BATCH_BYTES {
-            self.close();
-        }
+        self.close_when_full();
     }
 
     /// A word about a transaction; `commit` waits for its verdict.
     pub fn word(&mut self, tx: TxId, word: Word, mut run: Run, commit: Option<&Arc<Committing>>, now: Instant) {
-        if self.open.is_empty() {
-            self.open_since = now;
-        }
+        self.opened(now);
         run.first = self.open.word(tx, word);
         self.open_runs.push(run);
         self.open_commits.extend(commit.cloned());
     }
 
     fn append(&mut self, queues: &[QueueId], message: &Message<'_>, index: u64, mut run: Run, now: Instant) {
-        if self.open.is_empty() {
-            self.open_since = now;
-        }
+        self.opened(now);
         let parts = (message.exchange, message.key, message.properties, message.body);
         run.first = self.open.enqueue_from(message.source, queues, parts);
         let joined = self.open_runs.last_mut().is_some_and(|last| last.extend(&run));
@@ -202,12 +254,12 @@ impl Batches {
         commits: Vec<Arc<Committing>>,
         now: Instant,
     ) {
-        if !self.open.is_empty() {
+        if self.has_open() {
             self.close();
         }
         self.open_index = self.open_index.max(index);
         let catalog_index = self.open_index;
-        self.push(Closed { ops, runs, catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
+        self.push(Closed { ops, runs, chunks: Vec::new(), catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
     }
 
     /// A message leaves its queue. True when the lane's task has something new to do.
@@ -241,10 +293,12 @@ impl Batches {
         settles.iter().for_each(|(queue, reason, ranges)| self.open.settle(*queue, *reason, ranges));
         settles.append(&mut self.open_settles);
         self.settle_count = 0;
-        let since = if self.open_runs.is_empty() { self.settles_since } else { self.open_since };
+        let since = if self.has_open_runs() { self.open_since } else { self.settles_since };
+        let (ops, chunks) = self.open_chunks.close(&mut self.open);
         let batch = Closed {
-            ops: self.open.take(),
+            ops,
             runs: std::mem::take(&mut self.open_runs),
+            chunks,
             catalog_index: self.open_index,
             commits: std::mem::take(&mut self.open_commits),
             settles,
@@ -334,13 +388,13 @@ impl Batches {
     }
 
     fn may_close(&self, now: Instant) -> bool {
-        !self.open.is_empty()
+        self.has_open()
             || !self.settles.is_empty() && (self.settle_count >= SETTLES_MAX || now >= self.settles_since + self.settle_linger)
     }
 
     /// When `next` may have something although nothing new came.
     pub fn due(&self) -> Option<Instant> {
-        let settles = self.open.is_empty() && !self.settles.is_empty() && self.sent < limits::BATCHES_IN_FLIGHT;
+        let settles = !self.has_open() && !self.settles.is_empty() && self.sent < limits::BATCHES_IN_FLIGHT;
         let settles = settles.then(|| self.settles_since + self.settle_linger);
         match (self.hold_until, settles) {
             (None, settles) => settles,
@@ -368,22 +422,22 @@ impl Batches {
 
     /// Publishes have waited since then without any verdict.
     pub fn stuck_since(&self) -> Option<Instant> {
-        let oldest = self.closed.iter().find(|b| !b.runs.is_empty()).map(|b| b.since);
-        let open = (!self.open_runs.is_empty()).then_some(self.open_since);
+        let oldest = self.closed.iter().find(|b| b.has_runs()).map(|b| b.since);
+        let open = self.has_open_runs().then_some(self.open_since);
         oldest.or(open).map(|since| since.max(self.progress))
     }
 
     /// Tickets of publishes that are older than `before`: nacked from now on, their batches keep their numbers.
     pub fn nack_older(&mut self, before: Instant) -> Vec<Run> {
-        if self.open_since <= before && !self.open_runs.is_empty() {
+        if self.open_since <= before && self.has_open_runs() {
             self.close();
         }
         let mut nacked = Vec::new();
         let mut freed = 0;
         for batch in self.closed.iter_mut().take_while(|b| b.since <= before) {
             let bytes = batch.bytes();
-            let (tickets, others): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.runs).into_iter().partition(|r| r.is_ticketed());
-            batch.runs = others;
+            let mut tickets = Vec::new();
+            batch.all_runs_mut().for_each(|runs| tickets.extend(runs.extract_if(.., |run| run.is_ticketed())));
             if !tickets.is_empty() {
                 batch.nacked = true;
                 if batch.sent_under.is_none() {
@@ -399,7 +453,7 @@ impl Batches {
 
     /// The shard's state is gone for good (an in-memory owner): everything is taken out, numbers start anew with the next session.
     pub fn wipe(&mut self) -> Vec<Closed> {
-        if !self.open.is_empty() {
+        if self.has_open() {
             self.close();
         }
         self.settles.clear();
@@ -413,21 +467,32 @@ impl Batches {
 
     /// Publishers of everything that waits.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
-        self.closed.iter().flat_map(|b| &b.runs).chain(&self.open_runs)
+        let closed = self.closed.iter().flat_map(|b| b.runs.iter().chain(b.chunks.iter().flat_map(|chunk| &chunk.runs)));
+        closed.chain(&self.open_runs).chain(self.open_chunks.runs())
     }
 }
 
 impl Closed {
     fn bytes(&self) -> usize {
-        self.ops.len() + self.runs.len() * RUN_BYTES
+        let chunks: usize = self.chunks.iter().map(|chunk| chunk.runs.len()).sum();
+        self.ops.len() + (self.runs.len() + chunks) * RUN_BYTES
+    }
+
+    /// Somebody waits for a message of it.
+    fn has_runs(&self) -> bool {
+        !self.runs.is_empty() || self.chunks.iter().any(|chunk| !chunk.runs.is_empty())
+    }
+
+    fn all_runs_mut(&mut self) -> impl Iterator<Item = &mut Vec<Run>> {
+        self.chunks.iter_mut().map(|chunk| &mut chunk.runs).chain([&mut self.runs])
     }
 
     /// Leaves only settles and what has no ticket, which keeps its ordinals: the verdict may be one of the batch as it was sent before
     /// (rule 13).
     fn make_void(&mut self) {
         let mut kept = Ops::default();
-        let mut runs = Vec::new();
-        let old = std::mem::take(&mut self.runs);
+        let (mut runs, mut chunks) = (Vec::new(), Vec::new());
+        let (old, mut old_chunks) = (std::mem::take(&mut self.runs), std::mem::take(&mut self.chunks).into_iter().peekable());
         let (mut ordinal, mut from) = (0, 0);
         let mut reader = OpsReader::at(&EntryBytes::from(self.ops.clone()), 0);
         while let Some(Ok(op)) = reader.next() {
@@ -443,10 +508,19 @@ impl Closed {
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
                 Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
                 Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } => {}
+                Op::Append(_) => {
+                    let waiting = old_chunks.next_if(|chunk| chunk.ordinal == ordinal).filter(|chunk| !chunk.runs.is_empty());
+                    if let Some(ChunkRuns { runs, .. }) = waiting {
+                        (kept.ordinals()..ordinal).for_each(|_| kept.void());
+                        chunks.push(ChunkRuns { ordinal: kept.append_chunk(raw), runs });
+                    }
+                    ordinal += 1;
+                }
+                Op::Store { stream, reader, offset } => kept.store(stream, &String::from_utf8_lossy(&reader), offset),
             }
         }
         self.ops = kept.take();
-        self.runs = runs;
+        (self.runs, self.chunks) = (runs, chunks);
         self.nacked = false;
     }
 
@@ -456,7 +530,7 @@ impl Closed {
         let mut found = Vec::new();
         let ordinals = read_ops(&self.ops).filter_map(|op| match op {
             Op::Enqueue(enqueue) => Some(Some(enqueue)),
-            Op::Part(_) | Op::Word { .. } => Some(None),
+            Op::Part(_) | Op::Word { .. } | Op::Append(_) => Some(None),
             _ => None,
         });
         for (ordinal, enqueue) in (0..).zip(ordinals) {
@@ -532,6 +606,7 @@ mod tests {
             count: 1,
             shared: None,
             commit: None,
+            strict: false,
         };
         let body = vec![7; 16 << 20];
         let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: &body, source: None };

@@ -231,6 +231,7 @@ impl Committing {
             count: 1,
             shared: None,
             commit,
+            strict: false,
         }
     }
 }

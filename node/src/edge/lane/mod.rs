@@ -4,6 +4,7 @@
 
 mod answers;
 mod batches;
+mod chunks;
 mod committing;
 mod consumers;
 mod requests;
@@ -22,7 +23,8 @@ use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, Word};
 use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
-use crate::model::{ConnectionId, ConsumerId, LeaderId, QueueId, Seq, ShardId, TxId};
+use crate::model::stream::{Published, StreamTarget};
+use crate::model::{ConnectionId, ConsumerId, LeaderId, Offset, QueueId, Seq, ShardId, TxId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -185,6 +187,38 @@ impl Lane {
         mark
     }
 
+    /// Messages for a stream of this shard. Returns the mark behind them, and their number.
+    pub fn append(&self, to: &StreamTarget, mut published: Published, run: &Run) -> (u64, u64) {
+        let (now, mut wake, mut count) = (Instant::now(), false, 0);
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        while let Some((entry, len)) = published.first() {
+            wake |= state.batches.append_entry(to, &entry, run, now);
+            published.advance(len);
+            count += 1;
+        }
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        (mark, count)
+    }
+
+    /// A reader of a stream of this shard is this far. Returns the mark behind that.
+    pub fn store(&self, to: &StreamTarget, reader: &str, offset: Offset) -> u64 {
+        let mut state = self.state.lock();
+        let wake = state.batches.store(to, reader, offset, Instant::now());
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        mark
+    }
+
     /// A client has dealt with messages of this shard. Returns how many of them it did hold.
     pub fn settle(&self, connection: ConnectionId, held: &[Held], outcome: Outcome) -> u64 {
         let now = Instant::now();
@@ -299,6 +333,18 @@ impl Lane {
     /// Drop all ready messages of a queue.
     pub fn purge(&self, id: u64, queue: QueueId, after: u64) -> oneshot::Receiver<Result<Answer, Refusal>> {
         self.ask(id, ToLeader::Purge { request: id, queue }, Some(queue), after, self.config.no_quorum_timeout)
+    }
+
+    /// Ask how far a stream is, and what it remembers of a publisher and a reader.
+    pub fn stream(
+        &self,
+        id: u64,
+        stream: QueueId,
+        (publisher, reader): (Option<String>, Option<String>),
+        after: u64,
+    ) -> oneshot::Receiver<Result<Answer, Refusal>> {
+        let message = ToLeader::Stream { request: id, stream, publisher, reader };
+        self.ask(id, message, Some(stream), after, self.config.no_quorum_timeout)
     }
 
     fn ask(

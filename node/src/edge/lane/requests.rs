@@ -5,6 +5,7 @@ use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::QueueId;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::link::{QueueStat, ToLeader};
+use crate::model::stream::StreamState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 pub(in crate::edge) enum Answer {
     Stats(Vec<QueueStat>),
     Purged(u64),
+    Stream(StreamState),
 }
 
 /// Who is answered.

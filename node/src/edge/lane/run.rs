@@ -27,6 +27,8 @@ pub(in crate::edge) struct Run {
     pub shared: Option<Arc<Shared>>,
     /// The transaction it is part of.
     pub commit: Option<Arc<Committing>>,
+    /// Of the stream protocol: tickets are publishing ids, counted from 0, and what nobody took is nacked.
+    pub strict: bool,
 }
 
 /// What became of a message in one shard.
@@ -99,6 +101,32 @@ pub(in crate::edge) struct Ended {
 }
 
 impl Run {
+    /// Without messages, for `with_id`.
+    pub fn of_stream(mailbox: Arc<Mailbox>, at: ChannelRef) -> Run {
+        Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared: None, commit: None, strict: true }
+    }
+
+    /// The same for the message of a stream with this publishing id, which is the `first`th entry of its chunk.
+    pub fn with_id(&self, id: u64, first: u32) -> Run {
+        Run { ticket: id.saturating_add(1), first, ..self.clone() }
+    }
+
+    /// One more message of a stream, with this publishing id, when it continues this run.
+    pub fn extend_by(&mut self, next: &Run, id: u64) -> bool {
+        let continues = self.strict
+            && self.ticket.checked_add(self.count.into()) == id.checked_add(1)
+            && self.at == next.at
+            && Arc::ptr_eq(&self.mailbox, &next.mailbox);
+        self.count += u32::from(continues);
+        continues
+    }
+
+    /// Its tickets as events name them.
+    fn tickets(&self) -> (u64, u64) {
+        let first = self.ticket - u64::from(self.strict);
+        (first, first + (u64::from(self.count) - 1))
+    }
+
     pub fn is_ticketed(&self) -> bool {
         self.ticket != 0
     }
@@ -113,6 +141,7 @@ impl Run {
             && ticket == next.ticket
             && self.mandatory == next.mandatory
             && self.rerouted == next.rerouted
+            && self.strict == next.strict
             && self.first + self.count == next.first
             && self.commit.as_ref().map(Arc::as_ptr) == next.commit.as_ref().map(Arc::as_ptr)
             && Arc::ptr_eq(&self.mailbox, &next.mailbox);
@@ -143,6 +172,7 @@ impl Run {
             None => Ended::default(),
             Some(Fate::Taken) => self.confirm(),
             Some(Fate::Nacked) => self.nack(),
+            Some(Fate::Unroutable) if self.strict => self.nack(),
             Some(Fate::Unroutable) => {
                 let returned = u64::from(self.give_back(message));
                 Ended { returned, ..self.confirm() }
@@ -152,7 +182,8 @@ impl Run {
 
     fn confirm(&self) -> Ended {
         if self.is_ticketed() {
-            self.mailbox.confirm(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
+            let (first, last) = self.tickets();
+            self.mailbox.confirm(self.at, first, last);
             return Ended { confirmed: self.count.into(), ..Ended::default() };
         }
         Ended::default()
@@ -160,7 +191,8 @@ impl Run {
 
     fn nack(&self) -> Ended {
         if self.is_ticketed() {
-            self.mailbox.nack(self.at, self.ticket, self.ticket + u64::from(self.count) - 1);
+            let (first, last) = self.tickets();
+            self.mailbox.nack(self.at, first, last);
             return Ended { nacked: self.count.into(), ..Ended::default() };
         }
         Ended::default()

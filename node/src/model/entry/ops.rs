@@ -1,11 +1,12 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
+use super::append::{AppendOp, is_sound};
 use super::parts::{PartOp, Word, read_part, read_word, skip_head};
 use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
 use crate::model::letters::{Address, Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
-use crate::model::{ConsumerId, QueueId, Seq, SessionId, ShardId, TxId};
+use crate::model::{ConsumerId, Offset, QueueId, Seq, SessionId, ShardId, TxId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 const OP_ENQUEUE: u8 = 1;
@@ -24,6 +25,8 @@ const OP_ACTIVATE: u8 = 5;
 const OP_ROUTED: u8 = 6;
 const OP_DONE: u8 = 7;
 const OP_RETURN: u8 = 8;
+pub(super) const OP_APPEND: u8 = 9;
+pub(super) const OP_STORE: u8 = 10;
 pub(super) const OP_PART: u8 = 16;
 pub(super) const OP_WORD: u8 = 17;
 
@@ -73,7 +76,7 @@ impl SettleReason {
 #[derive(Debug, Default)]
 pub struct Ops {
     pub(super) buffer: BytesMut,
-    /// Of enqueues, parts and words: what may be refused.
+    /// Of enqueues, appends, parts and words: what may be refused.
     pub(super) ordinals: u32,
 }
 
@@ -337,6 +340,17 @@ pub enum Op {
         /// Which, and how often they had failed before.
         ranges: Vec<(Seq, Seq, u32)>,
     },
+    /// A chunk comes to a stream.
+    Append(AppendOp),
+    /// A reader of a stream is this far.
+    Store {
+        /// Of which stream.
+        stream: QueueId,
+        /// The name that it gave itself, UTF-8.
+        reader: Bytes,
+        /// How far.
+        offset: Offset,
+    },
     /// A part of a transaction.
     Part(PartOp),
     /// Something is said of a transaction.
@@ -529,6 +543,8 @@ fn is_edge_op(kind: u8, mut body: &[u8]) -> Option<bool> {
             Some(is_batch(ops) && kinds(ops).all(|kind| matches!(kind, OP_ENQUEUE | OP_SETTLE)))
         }
         OP_WORD => Some(read_word(&mut body)?.1.is_edges()),
+        OP_APPEND => Some(is_sound(body)),
+        OP_STORE => Some(std::str::from_utf8(body.get(16..)?).is_ok()),
         OP_ENQUEUE => {
             let (queues, ..) = read_enqueue_head(&mut body)?;
             let message = body.get(queues.checked_mul(8)?..)?;
@@ -623,6 +639,11 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
             Some(Op::Tend { queue, now_ms, room, checked: read_ranges(&body, n)? })
         }
         OP_ROUTED => read_routed(body),
+        OP_APPEND => AppendOp::read(body, position).map(Op::Append),
+        OP_STORE => {
+            let (stream, offset) = (QueueId(body.try_get_u64_le().ok()?), Offset(body.try_get_u64_le().ok()?));
+            Some(Op::Store { stream, reader: body, offset })
+        }
         OP_PART => read_part(body, position + FRAME_HEAD).map(Op::Part),
         OP_WORD => read_word(&mut body).map(|(tx, word)| Op::Word { tx, word }),
         OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),

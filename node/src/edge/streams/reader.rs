@@ -1,0 +1,174 @@
+//! Reading a stream on a node that holds a replica of it: whole chunks, in order, up to what is committed and applied here. Chunks that came
+//! lately are slices of the log's cache; older ones are read from disk, a few ahead.
+
+use super::bells::Bell;
+use super::source::Replica;
+use crate::machine::LocatedChunk;
+use crate::model::entry::{EntryBytes, Op, OpsReader};
+use crate::model::stream::{OffsetSpec, StreamChunk};
+use crate::model::{Offset, QueueId};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use std::collections::VecDeque;
+use std::io;
+
+/// Chunks looked up at a time.
+const LOCATED: usize = 64;
+/// Entries read ahead at most,
+const AHEAD_ENTRIES: usize = 16;
+/// ... and bytes of their chunks, unless one is larger.
+const AHEAD_BYTES: u64 = 2 << 20;
+
+/// Why there is no next chunk.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The stream is deleted, or this node has not heard of it yet.
+    #[error("no such stream")]
+    Gone,
+    /// This node holds no replica of the stream.
+    #[error("this node holds no replica of the stream")]
+    NotHere,
+    /// No replica can give the chunk.
+    #[error("a chunk cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads a stream. Dropping it ends the reading.
+pub struct Reader {
+    stream: QueueId,
+    replica: Replica,
+    bell: Bell,
+    next: Offset,
+    /// What comes next, looked up.
+    located: VecDeque<LocatedChunk>,
+    /// The entry that was used last; the next chunk may lie in it, too.
+    entry: Option<(u64, EntryBytes)>,
+    /// Entries on their way from the disk, in the order of their chunks.
+    ahead: FuturesOrdered<BoxFuture<'static, (u64, io::Result<EntryBytes>)>>,
+    /// Index of the last of them, and their chunks' bytes.
+    asked: u64,
+    asked_bytes: u64,
+}
+
+impl Reader {
+    pub(super) fn new(stream: QueueId, replica: Replica, bell: Bell, from: OffsetSpec) -> Result<Reader, ReadError> {
+        let next = replica.machine.lock().stream(stream).map(|stream| stream.find(from)).ok_or(ReadError::Gone)?;
+        let (located, ahead) = (VecDeque::new(), FuturesOrdered::new());
+        Ok(Reader { stream, replica, bell, next, located, entry: None, ahead, asked: 0, asked_bytes: 0 })
+    }
+
+    /// Offset of the first record of the chunk that comes next, unless retention takes it before.
+    pub fn position(&self) -> Offset {
+        self.next
+    }
+
+    /// The next chunk, as soon as there is one. Cancel safe. After an error the same chunk is tried again.
+    ///
+    /// # Errors
+    /// The stream is gone, or no replica can give the chunk.
+    pub async fn next(&mut self) -> Result<StreamChunk, ReadError> {
+        loop {
+            let Some(chunk) = self.located.front().copied() else {
+                self.wait().await?;
+                continue;
+            };
+            if self.entry.as_ref().is_none_or(|(index, _)| *index != chunk.index) {
+                match self.fetch(chunk.index).await {
+                    Ok(entry) => self.entry = Some((chunk.index, entry)),
+                    Err(error) => {
+                        self.forget();
+                        // What was taken by retention meanwhile is no loss: the reader goes on behind it.
+                        match self.replica.machine.lock().stream(self.stream) {
+                            Some(stream) if stream.first() <= chunk.first => return Err(error.into()),
+                            Some(_) => {}
+                            None => return Err(ReadError::Gone),
+                        }
+                        continue;
+                    }
+                }
+            }
+            let read = self.entry.as_ref().and_then(|(_, entry)| cut(self.stream, entry, &chunk));
+            let Some(read) = read else {
+                self.forget();
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the entry does not hold the chunk").into());
+            };
+            self.located.pop_front();
+            self.next = read.next();
+            return Ok(read);
+        }
+    }
+
+    fn forget(&mut self) {
+        self.located.clear();
+        self.ahead = FuturesOrdered::new();
+        (self.entry, self.asked, self.asked_bytes) = (None, 0, 0);
+    }
+
+    /// Looks up what comes next; waits until there is something.
+    async fn wait(&mut self) -> Result<(), ReadError> {
+        let rung = self.bell.notify().notified();
+        tokio::pin!(rung);
+        // Before looking: what comes after the look rings.
+        rung.as_mut().enable();
+        let mut found = Vec::new();
+        match self.replica.machine.lock().stream(self.stream) {
+            Some(stream) => stream.locate(self.next, LOCATED, &mut found),
+            None => return Err(ReadError::Gone),
+        }
+        if found.is_empty() {
+            rung.await;
+            return Ok(());
+        }
+        self.located.extend(found);
+        Ok(())
+    }
+
+    /// The entry of the next chunk; asks for those behind it.
+    async fn fetch(&mut self, index: u64) -> io::Result<EntryBytes> {
+        if self.ahead.is_empty()
+            && let Some(entry) = self.replica.bodies.cached(index)
+        {
+            return Ok(entry);
+        }
+        for chunk in &self.located {
+            let full = self.ahead.len() >= AHEAD_ENTRIES || self.asked_bytes >= AHEAD_BYTES;
+            if full && !self.ahead.is_empty() {
+                break;
+            }
+            if chunk.index > self.asked {
+                let (index, read) = (chunk.index, self.replica.bodies.read(chunk.index));
+                self.ahead.push_back(Box::pin(async move { (index, read.await) }));
+                self.asked = index;
+                self.asked_bytes += u64::from(chunk.bytes);
+            }
+        }
+        while let Some((found, entry)) = self.ahead.next().await {
+            let bytes: u64 = self.located.iter().take_while(|c| c.index == found).map(|c| u64::from(c.bytes)).next().unwrap_or(0);
+            self.asked_bytes = self.asked_bytes.saturating_sub(bytes);
+            if found == index {
+                return entry;
+            }
+        }
+        self.replica.bodies.read(index).await
+    }
+}
+
+/// A chunk out of its entry: slices, no copies. `None`: the entry is not the one that the chunk names.
+fn cut(stream: QueueId, entry: &EntryBytes, chunk: &LocatedChunk) -> Option<StreamChunk> {
+    let Some(Ok(Op::Append(op))) = OpsReader::at(entry, chunk.position as usize).next() else { return None };
+    let skipped = op.skip(chunk.skip);
+    let fits = op.stream == stream && op.records.checked_sub(skipped.records) == Some(chunk.records);
+    let data = op.data.slice(skipped.bytes..);
+    let crc = if chunk.skip == 0 { op.crc } else { crc32fast::hash(&data) };
+    let entries = op.entries.checked_sub(skipped.entries)?;
+    fits.then_some(StreamChunk {
+        first: chunk.first,
+        entries,
+        records: chunk.records,
+        time_ms: chunk.time_ms,
+        crc,
+        filter: op.filter,
+        data,
+    })
+}

@@ -1,0 +1,1 @@
+//! Streams of a data shard, entry by entry.
