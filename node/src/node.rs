@@ -22,7 +22,8 @@ pub use simulated::SimulatedNode;
 use crate::cli::Shutdown;
 use crate::config::{Amqps, DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
-use crate::listener::{amqp, edge::Clients};
+use crate::edge::Addresses;
+use crate::listener::{amqp, edge::Clients, stream};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
@@ -86,13 +87,15 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         Some(amqps) => Some(bind(&config, amqps.port, "AMQP over TLS").await?),
         None => None,
     };
+    let streams = bind(&config, config.stream_port, "stream").await?;
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    DataDir::write_ports(&config.data_dir, ports(&amqp, amqps.as_ref(), &http, &peer)).map_err(doing("ports file"))?;
+    DataDir::write_ports(&config.data_dir, ports((&amqp, amqps.as_ref()), &streams, &http, &peer)).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
     readiness.not_serving("recovering the log and forming the cluster");
 
+    let (address, only_own) = (config.stream_address(), config.stream_advertise_self);
     let starting = start::start(config, peer, tls.peers, readiness.clone());
     let node = tokio::select! {
         node = starting => node?,
@@ -101,6 +104,7 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
             return Ok(());
         }
     };
+    node.running.edge.set_addresses(Addresses::new(address.clone(), only_own));
     figures::register(&metrics, &node.running);
     readiness.serving();
     tracing::info!("Server startup complete");
@@ -110,7 +114,8 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
         listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
     }
-    listeners.spawn(amqp::serve(amqp, clients, settings, stop_rx));
+    listeners.spawn(amqp::serve(amqp, clients.clone(), settings.clone(), stop_rx.clone()));
+    listeners.spawn(stream::serve(streams, clients, settings, address, stop_rx));
 
     let consensus = node.running.consensus.clone();
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
@@ -149,9 +154,9 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
     TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
 }
 
-fn ports(amqp: &TcpListener, amqps: Option<&TcpListener>, http: &TcpListener, peer: &TcpListener) -> Ports {
+fn ports((amqp, amqps): (&TcpListener, Option<&TcpListener>), stream: &TcpListener, http: &TcpListener, peer: &TcpListener) -> Ports {
     let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports { amqp: port(amqp), amqps: amqps.map_or(0, port), stream: 0, management: port(http), peer: port(peer) }
+    Ports { amqp: port(amqp), amqps: amqps.map_or(0, port), stream: port(stream), management: port(http), peer: port(peer) }
 }
 
 /// What this node shows clients and other nodes.

@@ -112,8 +112,10 @@ pub struct ServerConfig {
     pub amqp_port: u16,
     /// AMQP 0-9-1 over TLS, if it is served.
     pub amqps: Option<Amqps>,
-    /// Port kept for the RabbitMQ stream protocol.
+    /// RabbitMQ streams.
     pub stream_port: u16,
+    /// Stream clients are told of the node they are on only, not of leaders and replicas.
+    pub stream_advertise_self: bool,
     /// HTTP: `/ready`, `/metrics`.
     pub management_port: u16,
     /// Other nodes and `warren ctl`.
@@ -151,6 +153,11 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
+    /// Where stream clients reach this node.
+    pub fn stream_address(&self) -> crate::model::stream_step::Advertised {
+        crate::model::stream_step::Advertised { host: self.advertised.host.clone(), port: self.advertised.stream_port }
+    }
+
     /// Join the layers and check the result. Makes `DATA_DIR/secret` for a node on its own that has none.
     ///
     /// # Errors
@@ -172,6 +179,7 @@ impl ServerConfig {
             amqp_port,
             amqps: tls::amqps(&settings)?,
             stream_port,
+            stream_advertise_self: settings.stream_advertise_self.unwrap_or(false),
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,
             shards: shards(settings.shards, cluster.len())?,

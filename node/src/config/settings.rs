@@ -71,7 +71,7 @@ pub struct Settings {
     /// Authority of the nodes' and operators' certificates, PEM
     #[arg(long, value_name = "FILE")]
     pub peer_tls_ca: Option<PathBuf>,
-    /// Port kept for the RabbitMQ stream protocol, which is not served yet [default: 5552]
+    /// Port of the RabbitMQ stream protocol [default: 5552]
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<u16>,
     /// HTTP port for /ready and /metrics [default: 15672]
@@ -116,7 +116,7 @@ pub struct Settings {
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
-    /// Host name for clients of protocols that are told one: none is served yet [default: --host, or the machine's name where that is 0.0.0.0]
+    /// Host name that stream clients are told [default: --host, or the machine's name where that is 0.0.0.0]
     #[arg(long, value_name = "HOST")]
     pub advertised_host: Option<String>,
     /// AMQP port, likewise [default: --amqp-port]
@@ -125,6 +125,9 @@ pub struct Settings {
     /// Stream port, likewise [default: --stream-port]
     #[arg(long, value_name = "PORT")]
     pub advertised_stream_port: Option<u16>,
+    /// Tell stream clients of the node they are on only: it serves every stream, wherever that is led [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub stream_advertise_self: Option<bool>,
     /// Form of the log lines [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -226,6 +229,7 @@ impl Settings {
             advertised_host: self.advertised_host.or(lower.advertised_host),
             advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
+            stream_advertise_self: self.stream_advertise_self.or(lower.stream_advertise_self),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),
             log_file_size: self.log_file_size.or(lower.log_file_size),

@@ -172,8 +172,18 @@ impl Connection {
     fn append(&mut self, at: ChannelRef, publish: &Publish, index: u64) {
         let mailbox = self.mailbox.clone();
         let ticket = publish.ticket.unwrap_or_default();
-        let mut run =
-            Run { mailbox, at, ticket, mandatory: publish.mandatory, rerouted: false, first: 0, count: 1, shared: None, commit: None, strict: false };
+        let mut run = Run {
+            mailbox,
+            at,
+            ticket,
+            mandatory: publish.mandatory,
+            rerouted: false,
+            first: 0,
+            count: 1,
+            shared: None,
+            commit: None,
+            strict: false,
+        };
         if self.entered.is_empty() {
             self.edge.counters.unroutable.add(1);
             let message = StoredMessage {

@@ -3,6 +3,11 @@
 
 pub mod amqp;
 pub mod edge;
+mod line;
+pub mod port;
+mod secure;
+mod socket;
+pub mod stream;
 
 use crate::model::step::{Event, Step};
 use std::net::SocketAddr;

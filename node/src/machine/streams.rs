@@ -92,11 +92,7 @@ impl DataMachine {
 
 impl Image {
     /// Keys and values of its streams.
-    pub(super) fn encode_streams(
-        streams: Vec<(QueueId, CapturedStream)>,
-        puts: &mut Vec<(Vec<u8>, Vec<u8>)>,
-        deletes: &mut Vec<Vec<u8>>,
-    ) {
+    pub(super) fn encode_streams(streams: Vec<(QueueId, CapturedStream)>, puts: &mut Vec<(Vec<u8>, Vec<u8>)>, deletes: &mut Vec<Vec<u8>>) {
         for (id, mut stream) in streams {
             let (row, readers) = stream.rows();
             puts.push((key(STREAM, &[id.0]), row));

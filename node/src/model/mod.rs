@@ -17,5 +17,6 @@ pub mod shortage;
 pub mod step;
 pub mod store;
 pub mod stream;
+pub mod stream_step;
 
 pub use ids::*;

@@ -319,8 +319,7 @@ mod tests {
     #[test]
     fn a_header_is_osiris_s() {
         let data = Bytes::from_static(b"\0\0\0\x02hi\0\0\0\x01!");
-        let chunk =
-            StreamChunk { first: Offset(7), entries: 2, records: 2, time_ms: 9, crc: 0x01020304, filter: Bytes::new(), data };
+        let chunk = StreamChunk { first: Offset(7), entries: 2, records: 2, time_ms: 9, crc: 0x01020304, filter: Bytes::new(), data };
         let mut expected = vec![0x50, 0, 0, 2, 0, 0, 0, 2];
         for number in [9u64, 1, 7] {
             expected.extend(number.to_be_bytes());

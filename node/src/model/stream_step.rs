@@ -1,8 +1,8 @@
 //! What a stream client's conversation asks of the edge beyond `Step`s, and the answers. A connection asks one thing at a time: what the
 //! client sends meanwhile waits, so answers come in order, as from RabbitMQ.
 
-use super::stream::{OffsetSpec, StreamState, StreamTarget};
 use super::Offset;
+use super::stream::{OffsetSpec, StreamState, StreamTarget};
 use std::sync::Arc;
 
 /// A question of a client in its vhost, with its user's rights.
@@ -170,4 +170,17 @@ pub struct Advertised {
     pub host: String,
     /// Port.
     pub port: u16,
+}
+
+/// A subscription as one of a group on its stream, of which one is active at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its number on its connection.
+    pub subscription: u8,
+    /// The stream.
+    pub target: Arc<StreamTarget>,
+    /// The group's name.
+    pub group: Arc<str>,
+    /// The super stream that the stream is a partition of, as the client says.
+    pub super_stream: Option<Arc<str>>,
 }

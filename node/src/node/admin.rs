@@ -13,6 +13,7 @@ use crate::model::admin::{AdminCommand, Limits, Permission, PolicyKind, TopicPer
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, Refusal};
 use crate::model::link::QueueStat;
 use crate::model::report::{ConnectionStat, Counted};
+use crate::model::stream_step::Advertised;
 use crate::model::{NodeId, QueueId, ShardId};
 use crate::peer::auth::Secret;
 use crate::tls::{Files, Mutual};
@@ -78,6 +79,10 @@ impl Admin {
 }
 
 impl AdminSource for Admin {
+    fn advertised(&self) -> Advertised {
+        self.running.get().map(|running| running.config.stream_address()).unwrap_or_default()
+    }
+
     fn queues(&self, vhost: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async move {
             let running = self.in_vhost(&vhost)?;

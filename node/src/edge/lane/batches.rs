@@ -388,8 +388,7 @@ impl Batches {
     }
 
     fn may_close(&self, now: Instant) -> bool {
-        self.has_open()
-            || !self.settles.is_empty() && (self.settle_count >= SETTLES_MAX || now >= self.settles_since + self.settle_linger)
+        self.has_open() || !self.settles.is_empty() && (self.settle_count >= SETTLES_MAX || now >= self.settles_since + self.settle_linger)
     }
 
     /// When `next` may have something although nothing new came.

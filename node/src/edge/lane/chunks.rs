@@ -64,7 +64,8 @@ impl Chunks {
     /// Closes them. What they are in a batch with these other operations; a chunk that is alone is not copied.
     pub fn close(&mut self, ops: &mut Ops) -> (Bytes, Vec<ChunkRuns>) {
         self.bytes = 0;
-        if ops.is_empty() && self.open.len() == 1
+        if ops.is_empty()
+            && self.open.len() == 1
             && let Some((chunk, runs)) = self.open.pop()
         {
             return (chunk.finish(), vec![ChunkRuns { ordinal: 0, runs }]);

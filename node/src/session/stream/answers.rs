@@ -57,12 +57,9 @@ fn metadata(correlation: u32, places: &Places, out: &mut Output) {
         .streams
         .iter()
         .map(|(stream, place)| match place {
-            Ok(place) => StreamMetadata {
-                stream,
-                code: Code::Ok as u16,
-                leader: place.leader.unwrap_or(NOBODY),
-                replicas: place.replicas.clone(),
-            },
+            Ok(place) => {
+                StreamMetadata { stream, code: Code::Ok as u16, leader: place.leader.unwrap_or(NOBODY), replicas: place.replicas.clone() }
+            }
             Err(failure) => StreamMetadata { stream, code: codes::of(*failure) as u16, leader: NOBODY, replicas: Vec::new() },
         })
         .collect();
@@ -76,10 +73,5 @@ fn stats(state: &StreamState) -> [(&'static str, i64); 4] {
         Some(_) => (state.first.0 as i64, state.next.0 as i64 - 1),
         None => (-1, -1),
     };
-    [
-        ("first_chunk_id", first),
-        ("last_chunk_id", last_chunk),
-        ("committed_chunk_id", last_chunk),
-        ("committed_offset", last),
-    ]
+    [("first_chunk_id", first), ("last_chunk_id", last_chunk), ("committed_chunk_id", last_chunk), ("committed_offset", last)]
 }

@@ -12,12 +12,13 @@ mod subscriptions;
 #[cfg(test)]
 mod transcripts;
 
-pub use out::{Act, Member, Out, Read};
+pub use out::{Act, Out, Read};
 
-use crate::model::limits;
 use crate::model::catalog::{Table, Value};
+use crate::model::limits;
 use crate::model::report::Report;
 use crate::model::step::{Event, Step};
+use crate::model::stream::StreamTarget;
 use crate::model::stream_step::{Advertised, Answer, Ask, Failure};
 use crate::wire::stream::client::{Pair, Request};
 use crate::wire::stream::{Code, FromClient, Key, Malformed, TooLarge};
@@ -52,7 +53,7 @@ pub enum Phase {
     Closed,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Nothing was said.
     New,
@@ -61,13 +62,17 @@ enum State {
     /// The client knows how to log in.
     Greeted,
     /// The edge looks at its login.
-    Authenticating { correlation: u32 },
+    Authenticating {
+        correlation: u32,
+    },
     /// Tune was offered.
     Tuning,
     /// And answered.
     Tuned,
     /// The edge looks at its vhost.
-    Opening { correlation: u32 },
+    Opening {
+        correlation: u32,
+    },
     Running,
     Closing,
     Closed,
@@ -75,7 +80,7 @@ enum State {
 
 impl State {
     /// As RabbitMQ lists it.
-    fn text(&self) -> &'static str {
+    fn text(self) -> &'static str {
         match self {
             State::New => "tcp_connected",
             State::Introduced => "peer_properties_exchanged",
@@ -239,7 +244,7 @@ impl Session {
     // ---- before a vhost ----
 
     fn on_said_early(&mut self, said: FromClient<'_>, out: &mut Out) {
-        match (&self.state, said) {
+        match (self.state, said) {
             (_, FromClient::Heartbeat) => {}
             (State::New, FromClient::Request { correlation, request: Request::PeerProperties { properties } }) => {
                 self.client_properties = properties.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -508,10 +513,18 @@ impl Session {
             self.publishers.remove(number);
             out.step(Step::ChannelClosed { channel: (*number).into(), held: Vec::new() });
         }
-        subscriptions.iter().for_each(|number| drop(self.end_subscription(*number, out)));
+        for number in &subscriptions {
+            self.end_subscription(*number, out);
+        }
         if !publishers.is_empty() || !subscriptions.is_empty() {
             out.bytes.metadata_update(stream, Code::StreamNotAvailable);
         }
+    }
+
+    /// Streams that it has publishers or subscriptions of, some of them more than once.
+    pub fn streams(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<StreamTarget>)> {
+        let publishers = self.publishers.values().map(|p| (&p.stream, &p.target));
+        publishers.chain(self.subscriptions.values().map(|s| (&s.stream, &s.target)))
     }
 
     /// A subscription's reader has ended.

@@ -2,7 +2,7 @@
 
 use crate::model::step::Step;
 use crate::model::stream::{OffsetSpec, StreamTarget};
-use crate::model::stream_step::{Ask, Wanted};
+use crate::model::stream_step::{Ask, Member, Wanted};
 use crate::wire::stream::Output;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,19 +49,6 @@ pub struct Read {
     pub from: OffsetSpec,
     /// Chunks that it wants; `None`: all.
     pub wanted: Option<Arc<Wanted>>,
-}
-
-/// A member of a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The subscription.
-    pub subscription: u8,
-    /// The stream.
-    pub target: Arc<StreamTarget>,
-    /// The group's name.
-    pub group: Arc<str>,
-    /// The super stream that the stream is a partition of, as the client says.
-    pub super_stream: Option<Arc<str>>,
 }
 
 /// What a session wants done, in order. The listener drains both.

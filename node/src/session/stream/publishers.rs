@@ -1,10 +1,10 @@
 //! A connection's publishers: their numbers, what they publish, and what becomes of it.
 
 use super::{Session, codes};
+use crate::model::limits;
 use crate::model::step::Step;
 use crate::model::stream::{Append, Published, StreamTarget};
 use crate::model::stream_step::{Ask, Failure};
-use crate::model::limits;
 use crate::wire::stream::{Code, Entry, Key, Malformed, Messages};
 use bytes::Bytes;
 use std::sync::Arc;

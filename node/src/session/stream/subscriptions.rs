@@ -1,10 +1,10 @@
 //! A connection's subscriptions: where they read, their credit in chunks, and groups of which one member is active.
 
-use super::out::{Act, Member, Out, Read};
+use super::out::{Act, Out, Read};
 use super::{Asked, Session};
 use crate::model::limits;
 use crate::model::stream::{OffsetSpec, StreamChunk, StreamTarget, may_hold};
-use crate::model::stream_step::{Ask, Wanted};
+use crate::model::stream_step::{Ask, Member, Wanted};
 use crate::wire::stream::client::Pair;
 use crate::wire::stream::{self, Code, Key};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub(super) struct Subscription {
     pub stream: Arc<str>,
-    target: Arc<StreamTarget>,
+    pub target: Arc<StreamTarget>,
     from: OffsetSpec,
     wanted: Option<Arc<Wanted>>,
     /// Chunks that may come; less than nothing when the client took some back.
@@ -169,16 +169,16 @@ impl Session {
         self.subscriptions.get(&subscription).is_some_and(|s| s.reads && s.credit > 0)
     }
 
-    /// A chunk for a subscription. What holds nothing that it wants costs no credit. `committed`: first offset of the newest chunk that
-    /// readers may have, as far as is known.
-    pub fn on_chunk(&mut self, number: u8, chunk: &StreamChunk, committed: u64, out: &mut Out) {
+    /// A chunk for a subscription. What holds nothing that it wants costs no credit. Version 2 tells the newest committed chunk: this one,
+    /// as far as the client must know.
+    pub fn on_chunk(&mut self, number: u8, chunk: &StreamChunk, out: &mut Out) {
         let version_2 = self.delivers_version_2;
         let Some(subscription) = self.subscriptions.get_mut(&number).filter(|s| s.reads) else { return };
         if subscription.wanted.as_ref().is_some_and(|wanted| !may_hold(&chunk.filter, &wanted.values, wanted.unfiltered)) {
             return;
         }
         subscription.credit -= 1;
-        out.bytes.deliver(number, version_2.then_some(committed), &chunk.header(), &chunk.data);
+        out.bytes.deliver(number, version_2.then_some(chunk.first.0), &chunk.header(), &chunk.data);
     }
 
     // ---- groups ----

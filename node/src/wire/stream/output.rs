@@ -3,7 +3,8 @@
 use super::client::{Versions, put_versions};
 use super::code::{Code, Key, RESPONSE};
 use super::primitive::Put;
-use super::server::{Broker, CHUNK_HEAD, CHUNK_MAGIC, ChunkHead, StreamMetadata};
+use super::server::{Broker, StreamMetadata};
+use crate::model::stream::CHUNK_HEAD;
 use crate::wire::rope::Rope;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::ops::{Deref, DerefMut};
@@ -184,9 +185,8 @@ impl Output {
         });
     }
 
-    /// Deliver: the chunk's head is written, its data shared. `committed`: version 2. The bloom filter and the trailer stay here, as they
-    /// do in RabbitMQ; this head says that they are empty.
-    pub fn deliver(&mut self, subscription: u8, committed: Option<u64>, head: &ChunkHead, data: &Bytes) {
+    /// Deliver: the chunk's head is written, its data shared. `committed`: version 2. The filter stays here, as in RabbitMQ.
+    pub fn deliver(&mut self, subscription: u8, committed: Option<u64>, head: &[u8; CHUNK_HEAD], data: &Bytes) {
         let own = 5 + if committed.is_some() { 8 } else { 0 };
         let tail = &mut self.0.tail;
         tail.reserve(4 + own + CHUNK_HEAD);
@@ -196,16 +196,7 @@ impl Output {
         if let Some(offset) = committed {
             tail.put_u64(offset);
         }
-        tail.put_u8(CHUNK_MAGIC);
-        tail.put_u8(0);
-        tail.put_u16(head.entries);
-        tail.put_u32(head.records);
-        tail.put_i64(head.timestamp_ms);
-        tail.put_u64(head.epoch);
-        tail.put_u64(head.first);
-        tail.put_u32(head.crc);
-        tail.put_u32(data.len() as u32);
-        tail.put_u64(0);
+        tail.put_slice(head);
         self.0.body(data, 0, data.len());
     }
 }

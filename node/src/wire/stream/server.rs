@@ -65,9 +65,7 @@ pub struct ChunkHead {
 }
 
 /// Magic and version in a chunk's first byte.
-pub const CHUNK_MAGIC: u8 = 0x51;
-/// Bytes of a chunk's head.
-pub const CHUNK_HEAD: usize = 48;
+const CHUNK_MAGIC: u8 = 0x50;
 
 /// A frame from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]

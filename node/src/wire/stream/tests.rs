@@ -1,6 +1,8 @@
 use super::client::{Request, Versions};
 use super::server::{Answer, Broker, ChunkHead, StreamMetadata};
 use super::*;
+use crate::model::Offset;
+use crate::model::stream::StreamChunk;
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
 
@@ -108,11 +110,13 @@ fn confirms_and_errors_have_the_bytes_of_the_reference() {
 
 #[test]
 fn a_chunk_travels_behind_its_head_shared_when_it_is_large() {
-    let head = ChunkHead { entries: 2, records: 5, timestamp_ms: 1_700_000_000_000, epoch: 4, first: 100, crc: 0xDEAD_BEEF };
+    let head = ChunkHead { entries: 2, records: 5, timestamp_ms: 1_700_000_000_000, epoch: 1, first: 100, crc: 0xDEAD_BEEF };
     for (len, committed) in [(3, None), (100_000, Some(104))] {
         let data = Bytes::from(vec![7; len]);
+        let (first, time_ms, filter) = (Offset(100), 1_700_000_000_000, Bytes::new());
+        let chunk = StreamChunk { first, entries: 2, records: 5, time_ms, crc: 0xDEAD_BEEF, filter, data: data.clone() };
         let mut out = Output::default();
-        out.deliver(9, committed, &head, &data);
+        out.deliver(9, committed, &chunk.header(), &chunk.data);
         assert_eq!(out.len(), 4 + 5 + if committed.is_some() { 8 } else { 0 } + 48 + len);
         let mut slices = [std::io::IoSlice::new(&[]); 4];
         let filled = out.slices(&mut slices);
