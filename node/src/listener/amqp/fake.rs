@@ -138,7 +138,7 @@ impl EdgeConnection for FakeConnection {
                 self.written.fetch_add(bytes, Ordering::SeqCst);
                 return Ok(());
             }
-            Step::ChannelPrefetch { .. } | Step::Check(_) => return Ok(()),
+            Step::ChannelPrefetch { .. } | Step::Check(_) | Step::Append(_) => return Ok(()),
             Step::UpdateSecret => Event::SecretUpdated(Ok(())),
             Step::Report(report) => {
                 *self.reported.lock() = Some(*report);

@@ -252,7 +252,8 @@ impl Layout {
             let len = usize::from(body[cut(1)?.start]);
             filter = cut(len)?;
         }
-        (at == body.len()).then_some(Layout { stream, entries, records, crc, data, publisher, ids, filter })
+        let known = flags & !(HAS_PUBLISHER | HAS_FILTER) == 0;
+        (known && at == body.len()).then_some(Layout { stream, entries, records, crc, data, publisher, ids, filter })
     }
 }
 

@@ -53,6 +53,7 @@ fn obey(talk: &mut Talk) {
             Step::Commit(commit) => done(commit.channel),
             Step::UpdateSecret => Event::SecretUpdated(Ok(())),
             Step::Settle { .. } | Step::Written { .. } | Step::ChannelPrefetch { .. } | Step::Check(_) | Step::Report(_) => continue,
+            Step::Append(append) => panic!("an AMQP session appends: {append:?}"),
             Step::Leave => Event::Left,
         };
         talk.session.on_event(event, &mut talk.out);

@@ -273,6 +273,7 @@ fn step(step: &Step) -> String {
         Step::AuthenticateByCertificate { user } => format!("authenticate {user} by certificate"),
         Step::Open { vhost } => format!("open {vhost}"),
         Step::Publish(p) => format!("publish {} ticket={:?} mandatory={} {} bytes", p.channel, p.ticket, p.mandatory, p.body.len()),
+        Step::Append(append) => format!("append {} {:?}", append.channel, append.published.count()),
         Step::Check(publish) => format!("check {} {}", publish.channel, String::from_utf8_lossy(&publish.exchange)),
         Step::Commit(commit) => {
             let settled = commit.settlements.iter().map(|(held, outcome)| format!(" {outcome:?} {}", seqs(held)));
