@@ -7,6 +7,7 @@ use super::lane::Lane;
 use super::mailbox::{ChannelRef, Mailbox};
 use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
+use super::streams::Clerk;
 use super::transaction::Routes;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
@@ -46,6 +47,8 @@ pub struct Connection {
     stops: u64,
     /// Nothing of the client is left in this room.
     departed: bool,
+    /// Of consumer groups.
+    pub(super) clerk: Option<Clerk>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,6 +83,7 @@ impl Connection {
             entered: Vec::new(),
             published: 0,
             departed: false,
+            clerk: None,
         }
     }
 

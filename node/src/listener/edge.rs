@@ -3,9 +3,10 @@
 use super::stream::{StreamConnection, StreamReader};
 use super::{Edge, EdgeConnection};
 use crate::edge;
+use crate::model::consumer_group::Turn;
 use crate::model::step::{Event, Step};
 use crate::model::stream::{OffsetSpec, StreamChunk, StreamTarget};
-use crate::model::stream_step::{Answer, Ask, Failure};
+use crate::model::stream_step::{Answer, Ask, Failure, Member};
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,6 +53,22 @@ impl StreamConnection for edge::Connection {
 
     fn read(&mut self, target: &StreamTarget, from: OffsetSpec) -> Result<edge::Reader, Failure> {
         Ok(self.read_stream(target, from)?)
+    }
+
+    fn join_group(&mut self, member: &Member) {
+        edge::Connection::join_group(self, member);
+    }
+
+    fn leave_group(&mut self, member: &Member) {
+        edge::Connection::leave_group(self, member);
+    }
+
+    fn yield_turn(&mut self, member: &Member) {
+        edge::Connection::yield_turn(self, member);
+    }
+
+    fn turn(&self, member: &Member) -> Option<Turn> {
+        edge::Connection::turn(self, member)
     }
 
     fn has_stream(&self, target: &StreamTarget) -> bool {

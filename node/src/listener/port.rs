@@ -31,7 +31,7 @@ pub struct Settings {
     /// The port speaks TLS.
     pub tls: Option<Front>,
     /// Connections that there may be, all ports together.
-    places: Arc<Semaphore>,
+    pub(super) places: Arc<Semaphore>,
 }
 
 impl Settings {

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod catalog;
+pub mod consumer_group;
 pub mod deaths;
 pub mod deduplication;
 pub mod entry;

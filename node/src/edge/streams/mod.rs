@@ -6,12 +6,14 @@
 mod addresses;
 mod asks;
 mod bells;
+mod groups;
 mod reader;
 mod source;
 mod super_streams;
 
 pub use addresses::Addresses;
 pub use bells::Bells;
+pub(super) use groups::Clerk;
 pub use reader::{ReadError, Reader};
 pub use source::{Replica, StreamSource};
 

@@ -5,7 +5,6 @@ mod tls;
 use super::fake::FakeEdge;
 use super::*;
 use crate::model::catalog::Table;
-use crate::model::limits;
 use crate::tls::Front;
 use crate::wire::amqp::output::Content;
 use crate::wire::amqp::{Frame, FrameKind, Long, Method, Output, PROTOCOL_HEADER, frame};

@@ -4,6 +4,7 @@
 
 use super::StreamConnection;
 use super::readers::Readers;
+use super::turns::Turns;
 use crate::listener::line::Line;
 use crate::listener::port::{Client, stopped};
 use crate::model::limits;
@@ -40,7 +41,8 @@ pub(super) struct Connection<C: StreamConnection> {
     out: Out,
     events: Vec<Event>,
     readers: Readers<C::Reader>,
-    /// Streams may have gone.
+    turns: Turns,
+    /// Streams may have gone, turns may have moved.
     catalog_rx: watch::Receiver<()>,
     /// Scratch space.
     idle: Vec<u8>,
@@ -87,6 +89,7 @@ impl<C: StreamConnection> Connection<C> {
             out: Out::default(),
             events: Vec::new(),
             readers: Readers::new(),
+            turns: Turns::default(),
             catalog_rx,
             idle: Vec::new(),
             asking: None,
@@ -150,7 +153,7 @@ impl<C: StreamConnection> Connection<C> {
                 woken = self.readers.wait(), if has_room && self.readers.any_waits() => if let Some((subscription, chunk)) = woken {
                     self.on_chunk(subscription, chunk);
                 },
-                Ok(()) = self.catalog_rx.changed() => self.look_for_streams(),
+                Ok(()) = self.catalog_rx.changed() => self.look_into_catalog(),
                 () = sleep_until(wake_at) => if let Some(end) = self.on_time(Instant::now(), reads) {
                     return end;
                 },
@@ -246,7 +249,9 @@ impl<C: StreamConnection> Connection<C> {
                 }
             },
             Act::Stop { subscription } => self.readers.remove(subscription),
-            Act::Join(_) | Act::Leave(_) | Act::Yielded(_) => {}
+            Act::Join(member) => self.turns.join(member, &mut self.edge),
+            Act::Leave(member) => self.turns.leave(&member, &mut self.edge),
+            Act::Yielded(member) => self.edge.yield_turn(&member),
         }
     }
 
@@ -301,11 +306,14 @@ impl<C: StreamConnection> Connection<C> {
         }
     }
 
-    /// Streams that are gone take their publishers and subscriptions with them.
-    fn look_for_streams(&mut self) {
+    /// Streams that are gone take their publishers and subscriptions with them; turns may have moved.
+    fn look_into_catalog(&mut self) {
         let gone: Vec<Arc<str>> =
             self.session.streams().filter(|(_, target)| !self.edge.has_stream(target)).map(|(stream, _)| stream.clone()).collect();
         gone.iter().for_each(|stream| self.session.on_gone(stream, &mut self.out));
+        for (subscription, active) in self.turns.look(&mut self.edge) {
+            self.session.on_turn(subscription, active, &mut self.out);
+        }
     }
 
     fn has_room(&self) -> bool {

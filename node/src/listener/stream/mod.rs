@@ -4,11 +4,13 @@ mod connection;
 mod readers;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use super::port::{self, Client, Host, Settings};
 use super::{Edge, EdgeConnection};
+use crate::model::consumer_group::Turn;
 use crate::model::stream::{OffsetSpec, StreamChunk, StreamTarget};
-use crate::model::stream_step::{Advertised, Answer, Ask, Failure};
+use crate::model::stream_step::{Advertised, Answer, Ask, Failure, Member};
 use crate::session::stream::Options;
 use connection::Connection;
 use futures::future::BoxFuture;
@@ -29,6 +31,14 @@ pub trait StreamConnection: EdgeConnection {
     /// # Errors
     /// The stream is gone, or cannot be read here.
     fn read(&mut self, target: &StreamTarget, from: OffsetSpec) -> Result<Self::Reader, Failure>;
+    /// A subscription becomes a member of a group.
+    fn join_group(&mut self, member: &Member);
+    /// It is none any more.
+    fn leave_group(&mut self, member: &Member);
+    /// It has stopped reading, as it was told.
+    fn yield_turn(&mut self, member: &Member);
+    /// What it may do; `None`: the cluster does not know it.
+    fn turn(&self, member: &Member) -> Option<Turn>;
     /// Whether the stream is still there.
     fn has_stream(&self, target: &StreamTarget) -> bool;
     /// Tells when streams may have gone.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::stream::{Append, OffsetSpec, Published, StreamChunk, StreamState};
-use crate::model::stream_step::{Place, Places};
+use crate::model::stream_step::{Member, Place, Places};
 use crate::model::{Offset, QueueId, ShardId};
 use crate::wire::stream::server::Answer as Told;
 use crate::wire::stream::{FromServer, frame, server};

@@ -1,0 +1,72 @@
+//! The stream protocol as Python's rstream speaks it: through every node, with super streams and groups, and while the leader of a stream
+//! is killed under load.
+#![allow(clippy::unwrap_used)] // all of this file is tests
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+use warren_tests::clients::{here, python, run};
+use warren_tests::cluster::ClusterOptions;
+use warren_tests::{Broker, Cluster};
+
+/// Streams of the load: they fall into all shards.
+const STREAMS: usize = 6;
+/// Clients stay on a node that lives, so a killed leader must go unnoticed.
+const STAY: [&str; 2] = ["--stream-advertise-self", "true"];
+
+fn program(name: &str) -> Command {
+    let mut command = Command::new(python());
+    command.arg(here().join("rstream").join(name)).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn addresses(cluster: &Cluster) -> Vec<String> {
+    (0..cluster.len()).map(|at| format!("127.0.0.1:{}", cluster.ports(at).stream)).collect()
+}
+
+#[test]
+fn rstream_publishes_and_reads_through_every_node() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return println!("left out: brokers behind WARREN_TEST_URIS do not name stream ports") };
+    run(program("streams.py").args(addresses(cluster)));
+}
+
+#[test]
+fn a_group_on_two_nodes_shares_the_partitions_of_a_super_stream() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return println!("left out: brokers behind WARREN_TEST_URIS do not name stream ports") };
+    run(program("groups.py").args(addresses(cluster)));
+}
+
+#[test]
+fn nothing_confirmed_is_lost_or_doubled_when_leaders_are_killed() {
+    if std::env::var("WARREN_TEST_URIS").is_ok() {
+        return println!("left out: processes behind WARREN_TEST_URIS cannot be harmed");
+    }
+    let cluster = Cluster::start_with(&ClusterOptions { arguments: STAY.map(str::to_owned).into(), ..ClusterOptions::default() });
+    let nodes = addresses(&cluster);
+    let names = (0..STREAMS).map(|n| format!("load-{n}"));
+    let mut load = program("load.py");
+    load.args([&nodes[0], &nodes[2]]).args(names).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = load.spawn().expect("python starts");
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("it speaks");
+    let mut killed = 0;
+    if line == "publishing\n" {
+        for victim in [1, 2] {
+            killed += cluster.led_data_shards()[victim].len();
+            cluster.kill(victim);
+            sleep(Duration::from_secs(2));
+            cluster.restart(victim);
+            sleep(Duration::from_secs(1));
+        }
+    }
+    drop(child.stdin.take());
+    output.read_to_string(&mut line).expect("it speaks");
+    let status = child.wait_with_output().expect("it ends");
+    assert!(status.status.success(), "{line}{}", String::from_utf8_lossy(&status.stderr));
+    assert!(killed > 0, "the nodes that were killed led nothing: it proves nothing");
+    print!("{line}");
+}
