@@ -37,6 +37,7 @@ fn seeds_lose_nothing_whatever_fails() {
                             let mut total = total.lock().unwrap();
                             total.confirmed += summary.confirmed;
                             total.delivered += summary.delivered;
+                            total.records += summary.records;
                             total.names += summary.names;
                             total.starved += summary.starved;
                         }
@@ -52,7 +53,10 @@ fn seeds_lose_nothing_whatever_fails() {
     let (total, failures) = (total.into_inner().unwrap(), failures.into_inner().unwrap());
     println!("{count} seeds from {first}: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed, see above");
-    assert!(total.confirmed > 100 * count && total.names > 0, "so little happened that it proves nothing: {total:?}");
+    assert!(
+        total.confirmed > 100 * count && total.records > 100 * count && total.names > 0,
+        "so little happened that it proves nothing: {total:?}"
+    );
 }
 
 #[test]

@@ -3,14 +3,14 @@
 
 use super::journal::{Done, Journal, LogEntry, Payload, Vote};
 use super::types::*;
-use crate::model::ShardId;
+use crate::model::{LogId, ShardId};
 use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -141,6 +141,27 @@ impl RaftLogReader<Types> for GroupLog {
         self.read(start, end, SLICE_BYTES).await
     }
 
+    /// The last entry of each leader, as the journal remembers them: an entry below the checkpoint that rotted hinders no start.
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<Oid>) -> Result<Vec<Oid>, io::Error> {
+        let id = |index: u64| {
+            let found = self.journal.log_id(self.shard, index);
+            found.ok_or_else(|| io::Error::other(format!("entry {index} is not in the log of shard {}", self.shard)))
+        };
+        let (mut first, end) = (range.start().index, range.end().index + 1);
+        let mut keys = Vec::new();
+        while first < end {
+            let leader = id(first)?.leader;
+            let (mut known, mut beyond) = (first, end);
+            while beyond - known > 1 {
+                let middle = known + (beyond - known) / 2;
+                if id(middle)?.leader == leader { known = middle } else { beyond = middle }
+            }
+            keys.push(to_oid(LogId { leader, index: known }));
+            first = beyond;
+        }
+        Ok(keys)
+    }
+
     async fn read_vote(&mut self) -> Result<Option<Ovote>, io::Error> {
         let vote = self.journal.state(self.shard).vote;
         Ok(vote.map(|v| Ovote { leader_id: to_lid(v.leader), committed: v.committed }))
@@ -212,8 +233,8 @@ impl RaftLogStorage<Types> for GroupLog {
 mod tests {
     use super::*;
     use crate::consensus::tests::MemoryJournal;
+    use crate::model::LeaderId;
     use crate::model::entry::EntryBytes;
-    use crate::model::{LeaderId, LogId};
     use bytes::Bytes;
     use futures::StreamExt;
 
@@ -247,6 +268,42 @@ mod tests {
             let (mut log, _) = filled((1..100).filter(|index| *index != missing), 100 << 10);
             let entries: Vec<_> = log.entries_stream(1..100).await.collect().await;
             assert!(entries.last().is_some_and(Result::is_err), "{missing} is missing: {} entries", entries.len());
+        }
+    }
+
+    /// The library's own way, which reads entries.
+    struct ByReading(GroupLog);
+
+    impl RaftLogReader<Types> for ByReading {
+        async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Oentry>, io::Error>
+        where
+            RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+        {
+            self.0.try_get_log_entries(range).await
+        }
+
+        async fn read_vote(&mut self) -> Result<Option<Ovote>, io::Error> {
+            self.0.read_vote().await
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_entries_of_leaders_are_known_without_reading_any() {
+        for terms in ["1", "11", "12", "1112", "1222", "123", "11122234", "1234444444", "11111115"] {
+            let journal = Arc::new(MemoryJournal::default());
+            let id = |(index, term): (usize, char)| {
+                let term = u64::from(term.to_digit(10).expect("a digit"));
+                LogId { leader: LeaderId { term, voter: 1 }, index: index as u64 + 1 }
+            };
+            let ids: Vec<LogId> = terms.chars().enumerate().map(id).collect();
+            let entries = ids.iter().map(|id| LogEntry { id: *id, payload: Payload::Blank }).collect();
+            journal.append(SHARD, entries, Box::new(|_| ()));
+            let mut log = GroupLog::new(SHARD, journal);
+            for first in 0..ids.len() {
+                let range = || to_oid(ids[first])..=to_oid(ids[ids.len() - 1]);
+                let by_reading = ByReading(log.clone()).get_key_log_ids(range()).await.expect("read");
+                assert_eq!(log.get_key_log_ids(range()).await.expect("known"), by_reading, "{terms} from {first}");
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod host;
 mod lagging;
 mod names;
 mod publisher;
+mod streams;
 mod world;
 
 use self::faults::{Fault, Schedule};
@@ -34,6 +35,8 @@ pub struct Summary {
     pub confirmed: u64,
     /// Deliveries.
     pub delivered: u64,
+    /// Records of the stream, as each node gave them.
+    pub records: u64,
     /// Names declared, seen, deleted and missed as they should.
     pub names: u64,
     /// Runs on so busy a machine that a second was none: an edge may be taken for gone in them though nothing is wrong.
@@ -90,6 +93,7 @@ async fn simulate(world: Arc<World>, schedule: &Schedule, mut chance: Chance) {
     if timeout(PATIENCE, declare_all(&world)).await.is_err() {
         return world.error("the cluster was not formed");
     }
+    streams::declare(&world).await;
     let mut next = || Chance::of(chance.between(0, u64::MAX));
     let mut tasks = Vec::new();
     for (queue, kind) in QUEUES {
@@ -99,6 +103,8 @@ async fn simulate(world: Arc<World>, schedule: &Schedule, mut chance: Chance) {
         tasks.extend((0..consumers).map(|_| tokio::spawn(consumer::run(world.clone(), queue, kind, next()))));
     }
     tasks.push(tokio::spawn(publisher::run(world.clone(), Target::Fanout, next())));
+    tasks.extend((0..2).map(|_| tokio::spawn(streams::publish(world.clone(), next()))));
+    tasks.extend(world.hosts.iter().map(|host| tokio::spawn(streams::read(world.clone(), host.clone()))));
     tasks.push(tokio::spawn(names::look(world.clone(), next())));
     tasks.push(tokio::spawn(names::churn(world.clone(), next())));
     tasks.push(tokio::spawn(names::churn(world.clone(), next())));
@@ -109,6 +115,7 @@ async fn simulate(world: Arc<World>, schedule: &Schedule, mut chance: Chance) {
     world.note("nothing is wrong any more");
     // A node that a failed sync took down starts by itself; all others have been started.
     settle(&world).await;
+    streams::settle(&world, PATIENCE).await;
     world.phase_tx.send_replace(Phase::End);
     for task in tasks {
         match timeout(PATIENCE, task).await {
@@ -244,6 +251,7 @@ async fn restart_all(world: &Arc<World>) {
     }
     drop(client);
     agree(world, wanted).await;
+    streams::reread(world, PATIENCE).await;
 }
 
 fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
@@ -253,7 +261,12 @@ fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
     if parted && !starved && !schedule.iter().any(|(_, fault)| fault.parts()) {
         world.error("an edge was taken for gone, though nothing kept it from its leaders");
     }
-    let mut summary = Summary { names: world.checks.load(Ordering::Relaxed), starved: starved.into(), ..Summary::default() };
+    let mut summary = Summary {
+        records: world.stream.records(),
+        names: world.checks.load(Ordering::Relaxed),
+        starved: starved.into(),
+        ..Summary::default()
+    };
     let mut findings = Vec::new();
     for (queue, kind) in QUEUES {
         let found = world.judges[queue].findings();

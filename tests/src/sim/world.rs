@@ -59,6 +59,7 @@ pub struct World {
     pub network: MemoryNetwork,
     pub hosts: Vec<Arc<Host>>,
     pub judges: BTreeMap<&'static str, Arc<Oracle>>,
+    pub stream: super::streams::Judge,
     pub phase_tx: watch::Sender<Phase>,
     /// What must not have happened.
     pub errors: Arc<Mutex<Vec<String>>>,
@@ -83,6 +84,7 @@ impl World {
             network,
             hosts,
             judges: QUEUES.iter().map(|(queue, _)| (*queue, Arc::new(Oracle::with_stories()))).collect(),
+            stream: super::streams::Judge::default(),
             phase_tx: watch::channel(Phase::Load).0,
             errors,
             checks: AtomicU64::new(0),
@@ -108,6 +110,11 @@ impl World {
         let text = format!("{} ms: {}", self.begun.elapsed().as_millis(), text.into());
         tracing::error!(seed = self.seed, "{text}");
         self.errors.lock().unwrap_or_else(|poison| poison.into_inner()).push(text);
+    }
+
+    /// How often something happened that must not.
+    pub fn errors_so_far(&self) -> usize {
+        self.errors.lock().unwrap_or_else(|poison| poison.into_inner()).len()
     }
 
     /// For the reader of a failed run.

@@ -112,7 +112,7 @@ impl Batches {
 
     /// Bytes held, sent or not.
     pub fn bytes(&self) -> usize {
-        let runs = self.open_runs.len() + self.open_chunks.runs().count();
+        let runs = self.open_runs.len() + self.open_chunks.waiting();
         self.closed_bytes + self.open_bytes() + runs * RUN_BYTES
     }
 

@@ -39,6 +39,11 @@ impl Chunks {
         self.open.len() >= OPEN
     }
 
+    /// How many runs there are.
+    pub fn waiting(&self) -> usize {
+        self.open.iter().map(|(_, runs)| runs.len()).sum()
+    }
+
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.open.iter().flat_map(|(_, runs)| runs)
     }

@@ -5,6 +5,7 @@ mod consume;
 mod publish;
 mod replies;
 mod requests;
+mod streams;
 mod transactions;
 
 use super::*;

@@ -280,6 +280,23 @@ fn what_a_group_is_made_from_is_read_before_and_is_damage_when_it_cannot_be() {
     assert_eq!(wal.damage(DATA), Some(Damage { votes: None }));
 }
 
+#[test]
+fn where_a_log_begins_is_read_before_too() {
+    let (disk, names) = filled(9, 80);
+    let wal = open(&disk);
+    wal.purge(DATA, id(1, 4));
+    wait(|done| wal.append(DATA, vec![entry(1, 81, 300)], done)).unwrap();
+    let at = wal.shared.lock().shards[&DATA].find(5).unwrap();
+    drop(wal);
+    assert_eq!(at.file, 1);
+    disk.flip_bit(&names[0], (u64::from(at.position) + 40 + 7) * 8);
+    let wal = open(&disk);
+    if wal.damage(DATA).is_none() {
+        wal.verify(DATA, 60).unwrap();
+    }
+    assert_eq!(wal.damage(DATA), Some(Damage { votes: None }));
+}
+
 /// The notes are written like everything else: a crash at any of the first writes after the damage was found forgets nothing.
 #[test]
 fn a_crash_while_damage_is_noted_does_not_hide_it() {

@@ -266,16 +266,18 @@ impl Wal {
         self.shared.lock().shards.get(&shard)?.group.damaged
     }
 
-    /// Reads what the log holds behind `after`, which the group is about to be made from. A sidecar tells that an entry is there, not
-    /// that it can be read: when one cannot, the group is damaged. Blocks on the disk.
+    /// Reads the log's first entry, which tells where it begins, and what it holds behind `after`, which the group is about to be made
+    /// from. A sidecar tells that an entry is there, not that it can be read: when one cannot, the group is damaged. Blocks on the disk.
     pub fn verify(&self, shard: ShardId, after: u64) -> io::Result<()> {
         const STEP: usize = 1 << 20;
         let state = self.state(shard);
-        let mut next = after.max(state.purged.map_or(0, |id| id.index)) + 1;
+        let first = state.purged.map_or(0, |id| id.index) + 1;
+        let mut next = first;
         while state.last.is_some_and(|last| next <= last.index) {
-            match self.read(shard, next..u64::MAX, STEP) {
+            let to = if next <= after { next + 1 } else { u64::MAX };
+            match self.read(shard, next..to, STEP) {
                 Ok(read) if read.is_empty() => return Ok(()),
-                Ok(read) => next += read.len() as u64,
+                Ok(read) => next = (next + read.len() as u64).max(after + 1),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     let damage = Damage { votes: None };
                     self.shared.submit(Box::new(|_| ()), |state, done| {
