@@ -12,6 +12,7 @@ pub mod management;
 pub mod model;
 pub mod node;
 pub mod peer;
+pub mod records;
 pub mod routing;
 pub mod serving;
 pub mod session;

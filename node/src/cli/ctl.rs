@@ -118,6 +118,7 @@ impl CtlError {
             | Refusal::Inequivalent(text)
             | Refusal::Access(text)
             | Refusal::Locked(text)
+            | Refusal::NotImplemented(text)
             | Refusal::NotAllowed(text) => CtlError::failed(UNAVAILABLE, format!("Error:\n{text}")),
         }
     }

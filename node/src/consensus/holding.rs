@@ -200,11 +200,15 @@ impl Holding {
         Ok(self.journal.damage(self.shard).is_none() && !self.is_hollow())
     }
 
-    /// The state cannot be made from what this disk holds: the log does not reach back to the checkpoint, or bodies are missing.
+    /// The state cannot be made from what this disk holds: the log does not reach back to the checkpoint or lacks its beginning, or bodies
+    /// are missing.
     pub fn is_hollow(&self) -> bool {
         let restored = self.machine.restored().map(|id| id.index);
-        let purged = self.journal.state(self.shard).purged.map(|id| id.index);
-        purged > restored || self.machine.live().iter().any(|index| self.journal.log_id(self.shard, *index).is_none())
+        let log = self.journal.state(self.shard);
+        let (begins, purged) = (log.last.is_none() || self.journal.log_id(self.shard, 0).is_some(), log.purged.map(|id| id.index));
+        purged > restored
+            || (purged.is_none() && !begins)
+            || self.machine.live().iter().any(|index| self.journal.log_id(self.shard, *index).is_none())
     }
 
     /// Now and then: what a transfer left behind goes when nobody comes for it.

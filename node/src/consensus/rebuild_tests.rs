@@ -88,6 +88,37 @@ async fn a_former_leader_with_a_wrecked_stretch_of_its_log_is_rebuilt_and_votes_
     comes_back_with_everything(true, 3000).await;
 }
 
+/// Flips a bit of the first entry of a group's log, which says who its members are (docs/formats.md: kind 3, flag 0, shard; term 0).
+fn damage_beginning(world: &World, id: u16) {
+    const PAYLOAD_BEHIND_KIND: usize = 32;
+    let sim = &world.disks.as_ref().expect("simulated")[usize::from(id) - 1];
+    let [low, high] = DATA.0.to_le_bytes();
+    for name in sim.list().expect("listed").iter().filter(|name| name.ends_with(".wal")) {
+        let bytes = sim.contents(name).expect("a file");
+        let begins = |here: &[u8]| here[..4] == [3, 0, low, high] && here[8..16] == [0; 8];
+        if let Some(at) = bytes.windows(16).position(begins) {
+            return sim.flip_bit(name, (at + PAYLOAD_BEHIND_KIND + 2) as u64 * 8);
+        }
+    }
+    panic!("the log of node {id} does not begin there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_log_has_lost_its_first_entry_gets_its_state_and_counts_again() {
+    let mut world = World::simulated();
+    let (mut nodes, session) = filled(&world).await;
+    let (at, _) = leader(&nodes).await;
+    let lost = nodes.remove((at + 1) % 3);
+    let id = lost.id;
+    assert_eq!(lost.wal.state(DATA).purged, None, "the entry is needed");
+    drop(lost);
+    world.crash(id.0, Crash::Process);
+    damage_beginning(&world, id.0);
+    nodes.push(world.start(id.0).await.expect("boots"));
+    publish(&mut nodes, session, 60, 70).await;
+    agree(&nodes, 69 * 5).await;
+}
+
 async fn leads_catalog(nodes: &[&Node]) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let leads = |node: &&Node| node.consensus.shard(ShardId::CATALOG).is_some_and(|c| c.leadership().borrow().is_me);

@@ -7,12 +7,14 @@ use super::lane::Lane;
 use super::mailbox::{ChannelRef, Mailbox};
 use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
-use super::streams::Clerk;
+use super::streams::{Clerk, KnownStreams};
 use super::transaction::Routes;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
 use crate::model::step::{Event, Held, Outcome, Reply, Request, Step};
+use crate::model::stream::StreamTarget;
 use crate::model::{ConsumerId, QueueId, ShardId};
+use bytes::BytesMut;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -37,6 +39,11 @@ pub struct Connection {
     pub(super) writable: Writable,
     // Scratch space of the publish path.
     pub(super) targets: Vec<(QueueId, ShardId)>,
+    /// Those of them that are streams.
+    pub(super) streams: Vec<Arc<StreamTarget>>,
+    pub(super) known_streams: KnownStreams,
+    /// A message as streams hold it.
+    pub(super) record: BytesMut,
     /// Only exchanges that remember it take what was routed last.
     pub(super) unseen: bool,
     pub(super) queues: Vec<QueueId>,
@@ -78,6 +85,9 @@ impl Connection {
             routes: None,
             writable: Writable::default(),
             targets: Vec::new(),
+            streams: Vec::new(),
+            known_streams: KnownStreams::default(),
+            record: BytesMut::new(),
             unseen: false,
             queues: Vec::new(),
             entered: Vec::new(),
@@ -205,10 +215,24 @@ impl Connection {
     pub(super) fn settle(&mut self, held: &[Held], outcome: Outcome) {
         let mut settled = 0;
         for group in held.chunk_by(|a, b| a.shard == b.shard) {
+            if group[0].shard == ShardId::STREAMS {
+                settled += self.settle_streams(group);
+                continue;
+            }
             let lane = self.lane_at(group[0].shard);
             settled += self.lanes[lane].lane.settle(self.mailbox.id(), group, outcome);
         }
         self.settled(held, outcome, settled);
+    }
+
+    /// What came from streams is credit again, whatever the client says of it.
+    pub(super) fn settle_streams(&self, held: &[Held]) -> u64 {
+        for group in held.chunk_by(|a, b| a.consumer == b.consumer) {
+            if let Some(consumer) = group[0].consumer.and_then(|id| self.mailbox.stream(id)) {
+                consumer.settled(group.len() as u32);
+            }
+        }
+        held.len() as u64
     }
 
     /// `held` were settled in their lanes, `settled` of them were held there.
@@ -227,7 +251,12 @@ impl Connection {
     }
 
     fn written(&mut self, consumer: ConsumerId, bytes: u64) {
-        if let Some(place) = self.mailbox.consumer(consumer) {
+        let Some(place) = self.mailbox.consumer(consumer) else { return };
+        if place.shard == ShardId::STREAMS {
+            if let Some(stream) = self.mailbox.stream(consumer) {
+                stream.written(bytes);
+            }
+        } else {
             let lane = self.lane_at(place.shard);
             self.lanes[lane].lane.written(consumer, bytes);
         }
@@ -257,6 +286,12 @@ impl Connection {
 
     fn cancel(&mut self, at: ChannelRef, consumer: ConsumerId) {
         let place = self.mailbox.consumer(consumer).filter(|p| p.channel == at);
+        if place.is_some_and(|p| p.shard == ShardId::STREAMS) {
+            self.mailbox.end_stream(consumer);
+            self.mailbox.drop_consumer(consumer);
+            self.mailbox.reply(at, Ok(Reply::Done));
+            return;
+        }
         let known = place.is_some_and(|p| {
             let lane = self.lane_at(p.shard);
             self.lanes[lane].lane.cancel(consumer, at)
@@ -268,11 +303,15 @@ impl Connection {
 
     fn channel_prefetch(&mut self, channel: u16, limit: Option<u32>) {
         let consumers = self.mailbox.consumers_of(channel);
-        let counted: Vec<_> = consumers.into_iter().filter(|(_, p)| !p.no_ack).collect();
-        let held: Vec<_> = counted.iter().map(|(id, p)| (*id, self.edge.lane(p.shard).held(*id))).collect();
+        let mut counted: Vec<_> = consumers.into_iter().filter(|(_, p)| !p.no_ack).collect();
+        let streams = counted.extract_if(.., |(_, place)| place.shard == ShardId::STREAMS);
+        let streams: Vec<_> = streams.filter_map(|(id, place)| Some((self.mailbox.stream(id)?, id, place))).collect();
+        let mut held: Vec<_> = counted.iter().map(|(id, p)| (*id, self.edge.lane(p.shard).held(*id))).collect();
+        held.extend(streams.iter().map(|(stream, id, _)| (*id, stream.held())));
         self.mailbox.set_pool(channel, limit, &held);
         let limit = self.mailbox.common_prefetch(channel);
         counted.iter().for_each(|(id, p)| self.edge.lane(p.shard).set_prefetch(*id, p.prefetch_under(limit)));
+        streams.iter().for_each(|(stream, _, p)| p.prefetch_under(limit).into_iter().for_each(|limit| stream.set_limit(limit)));
     }
 
     fn channel_closed(&mut self, channel: u16, held: &[Held]) {
@@ -280,7 +319,9 @@ impl Connection {
         let one_less = |channels: u32| Some(channels.saturating_sub(1));
         let _ = self.mailbox.channels.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
         *self.channel(channel) = Channel { epoch, failed: false };
+        consumers.iter().filter(|c| c.1.shard == ShardId::STREAMS).for_each(|c| self.mailbox.end_stream(c.0));
         let mut shards: Vec<ShardId> = consumers.iter().map(|c| c.1.shard).chain(held.iter().map(|h| h.shard)).collect();
+        shards.retain(|shard| *shard != ShardId::STREAMS);
         shards.sort_unstable();
         shards.dedup();
         for shard in shards {
@@ -346,6 +387,7 @@ impl Connection {
         }
         self.count();
         let unseen = self.mailbox.close();
+        self.mailbox.end_streams();
         let edge = &self.edge;
         edge.connections.lock().remove(&self.mailbox.id());
         let lanes: Vec<Arc<lane::Lane>> = edge.lanes.read().values().cloned().collect();

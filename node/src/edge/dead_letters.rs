@@ -5,6 +5,7 @@ use super::Edge;
 use super::headers::MessageSubject;
 use super::lane::{Message, Run, Shared};
 use super::mailbox::{ChannelRef, Mailbox};
+use super::streams::{Record, stream_target};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
@@ -14,7 +15,7 @@ use crate::model::limits::NAME_BYTES;
 use crate::model::ports::{Courier, DeadLetterOffice, LetterAnswered, WordHeard};
 use crate::model::properties::BLIND_COPIES;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, TxId};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock, Weak};
@@ -45,7 +46,7 @@ impl Office {
         self.edge.get().and_then(Weak::upgrade)
     }
 
-    fn run(&self, answered: LetterAnswered) -> Run {
+    fn run(&self, shared: Arc<Shared>) -> Run {
         Run {
             mailbox: self.mailbox.clone(),
             at: ChannelRef { channel: 0, epoch: 0 },
@@ -54,7 +55,7 @@ impl Office {
             rerouted: false,
             first: 0,
             count: 1,
-            shared: Some(Shared::letter(answered)),
+            shared: Some(shared),
             commit: None,
             strict: false,
         }
@@ -64,7 +65,7 @@ impl Office {
 impl Courier for Office {
     fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool {
         let Some(edge) = self.edge() else { return false };
-        edge.lane(shard).word(tx, word, self.run(Box::new(move |_| heard())), None);
+        edge.lane(shard).word(tx, word, self.run(Shared::letter(Box::new(move |_| heard()))), None);
         true
     }
 }
@@ -97,14 +98,37 @@ impl DeadLetterOffice for Office {
         answered: LetterAnswered,
     ) {
         let Some(edge) = self.edge() else { return answered(LetterFate::Refused) };
+        if let Some(shard) = target.of_streams() {
+            return self.append(&edge, shard, queues, message, answered);
+        }
         let lane = edge.lane(target);
         if lane.is_gone() {
             return answered(LetterFate::Taken);
         }
         let LetterMessage { exchange, key, properties, body } = message;
         let message = Message { exchange, key, properties, body, source: Some(source) };
-        let run = self.run(answered);
+        let run = self.run(Shared::letter(answered));
         lane.enqueue(queues, &message, catalog_index, run);
+    }
+}
+
+impl Office {
+    /// A letter for streams: at least once.
+    fn append(&self, edge: &Edge, shard: ShardId, streams: &[QueueId], message: &LetterMessage, answered: LetterAnswered) {
+        let targets: Vec<_> = {
+            let catalog = self.catalog.read();
+            streams.iter().filter_map(|id| stream_target(&catalog, catalog.queue_by_id(*id)?)).collect()
+        };
+        let Some(more) = targets.len().checked_sub(1) else { return answered(LetterFate::Taken) };
+        let shared = Shared::letter(answered);
+        shared.add_parts(more as u32);
+        let run = self.run(shared);
+        let LetterMessage { exchange, key, properties, body } = message;
+        let mut scratch = BytesMut::new();
+        let record = Record::encode(&mut scratch, &Message { exchange, key, properties, body, source: None });
+        for target in &targets {
+            edge.lane(shard).append_record(target, record.entry(), &run);
+        }
     }
 }
 
@@ -165,7 +189,7 @@ fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> 
     if letter.reason != SettleReason::Reject {
         found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
     }
-    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(catalog, found) }
 }
 
 /// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
@@ -184,7 +208,7 @@ fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str
         true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
         false => catalog.route_released(&envelope, &mut found),
     }
-    RoutedLetter { catalog_index, address, message, targets: by_shard(found) }
+    RoutedLetter { catalog_index, address, message, targets: by_shard(catalog, found) }
 }
 
 /// It goes as it was published, but for its delay.
@@ -199,7 +223,8 @@ fn kept(letter: &Letter) -> LetterMessage {
     LetterMessage { exchange, key, properties, body }
 }
 
-fn by_shard(mut found: Vec<(QueueId, ShardId)>) -> Targets {
+fn by_shard(catalog: &Catalog, mut found: Vec<(QueueId, ShardId)>) -> Targets {
+    found.iter_mut().filter(|(queue, _)| catalog.is_stream(*queue)).for_each(|(_, shard)| *shard = ShardId::streams_of(*shard));
     found.sort_unstable_by_key(|(queue, shard)| (*shard, *queue));
     found.dedup();
     found.chunk_by(|a, b| a.1 == b.1).map(|part| (part[0].1, part.iter().map(|t| t.0).collect())).collect()
@@ -377,6 +402,20 @@ mod tests {
         let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &properties));
         assert_eq!(routed.targets, [(ShardId(2), vec![own, blind])]);
         assert!(crate::model::properties::has_blind_copies(&routed.message.properties), "at its next death too");
+    }
+
+    #[test]
+    fn a_stream_takes_letters_apart_from_the_queues_of_its_shard() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx")]);
+        let (plain, near) = (scene.queue("plain", 1, &[]), scene.queue("near", 1, &[("x-queue-type", "stream")]));
+        let far = scene.queue("far", 2, &[("x-queue-type", "stream")]);
+        scene.bound_exchange("dlx", &[("k", "plain"), ("k", "near"), ("k", "far")]);
+        let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &[0, 0]));
+        let streams_of = |shard| ShardId::streams_of(ShardId(shard));
+        assert_eq!(routed.targets, [(ShardId(1), vec![plain]), (streams_of(1), vec![near]), (streams_of(2), vec![far])]);
+        assert_eq!(streams_of(2).of_streams(), Some(ShardId(2)));
+        assert_eq!((ShardId(2).of_streams(), ShardId::local(NodeId(3)).of_streams(), streams_of(2).owner()), (None, None, None));
     }
 
     #[test]

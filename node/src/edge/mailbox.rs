@@ -4,6 +4,7 @@
 
 use super::access::Who;
 use super::pool::Pool;
+use super::streams::StreamConsumer;
 use crate::model::catalog::{Name, Owner, Refusal};
 use crate::model::link::Delivery;
 use crate::model::report::Report;
@@ -95,6 +96,8 @@ pub(super) struct Mailbox {
     closed: AtomicBool,
     state: Mutex<State>,
     changed: Notify,
+    /// Consumers of streams, which live on this node.
+    pub streams: Mutex<HashMap<ConsumerId, Arc<StreamConsumer>>>,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +125,7 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Notify::new(),
+            streams: Mutex::default(),
         }
     }
 

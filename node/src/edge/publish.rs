@@ -7,17 +7,21 @@ use super::copies::{Copies, Keys};
 use super::headers::{MessageSubject, user_id};
 use super::lane::{Ended, Fate, Home, Lane, Message, Run, Shared};
 use super::mailbox::{Blocker, ChannelRef, Identity};
+use super::streams::{Record, stream_target};
 use super::{Edge, names, replies};
 use crate::machine::catalog::{Catalog, Envelope, RouteResult, exchange_text};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::StoredMessage;
 use crate::model::step::{Event, Publish};
+use crate::model::stream::StreamTarget;
 use crate::model::{QueueId, ShardId};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const PUBLISH: (u16, u16) = (60, 40);
+/// Scratch space for records that a connection keeps.
+const RECORD_BYTES: usize = 64 << 10;
 /// Users with this tag may publish in the name of others.
 const IMPERSONATOR: &str = "impersonator";
 pub(super) const NO_LEASE: &str = "this node has no contact with a majority of the cluster; it serves again when it has";
@@ -103,7 +107,8 @@ impl Connection {
     /// Fills `targets` and `unseen`. Returns the catalog index that it was routed by.
     pub(super) fn route(&mut self, publish: &Publish, copies: &Copies) -> Result<u64, Refusal> {
         self.targets.clear();
-        let Connection { edge, mailbox, writable, targets, unseen, .. } = self;
+        let Connection { edge, mailbox, writable, targets, streams, known_streams, unseen, .. } = self;
+        streams.clear();
         let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
         let catalog = edge.catalog.read();
         let exchange = exchange_name(identity, &publish.exchange)?;
@@ -112,6 +117,7 @@ impl Connection {
         match edge.route(&catalog, &identity.vhost, (exchange, &keys), &publish.properties, targets) {
             result @ (RouteResult::Routed | RouteResult::OnlyRemembered) => {
                 *unseen = result == RouteResult::OnlyRemembered;
+                known_streams.among(&catalog, targets, streams);
                 check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index())
             }
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
@@ -200,8 +206,9 @@ impl Connection {
             self.mailbox.returned(at, publish.clone());
             run.mandatory = false;
         }
-        if self.entered.len() > 1 && (run.is_ticketed() || run.mandatory) {
-            run.shared = Some(Shared::new(self.entered.len() as u32));
+        let parts = self.parts();
+        if parts > 1 && (run.is_ticketed() || run.mandatory) {
+            run.shared = Some(Shared::new(parts));
         }
         let message = Message {
             exchange: &publish.exchange,
@@ -210,14 +217,41 @@ impl Connection {
             body: &publish.body,
             source: None,
         };
+        let record = (!self.streams.is_empty()).then(|| Record::encode(&mut self.record, &message));
         let mut start = 0;
         for (lane, end) in &self.entered {
-            self.queues.clear();
-            self.queues.extend(self.targets[start..*end].iter().map(|t| t.0));
+            let targets = &self.targets[start..*end];
             start = *end;
             let entered = &mut self.lanes[*lane];
-            entered.mark = entered.lane.enqueue(&self.queues, &message, index, run.clone());
+            self.queues.clear();
+            self.queues.extend(targets.iter().map(|t| t.0));
+            if let Some(record) = &record {
+                self.queues.retain(|queue| !self.streams.iter().any(|stream| stream.stream == *queue));
+                for stream in self.streams.iter().filter(|stream| stream.shard == entered.lane.shard) {
+                    entered.mark = entered.lane.append_record(stream, record.entry(), &run);
+                }
+            }
+            if !self.queues.is_empty() {
+                entered.mark = entered.lane.enqueue(&self.queues, &message, index, run.clone());
+            }
         }
+        if self.record.capacity() > RECORD_BYTES {
+            self.record = BytesMut::new();
+        }
+    }
+
+    /// How many verdicts the message waits for: one for the queues of each shard, one for each stream.
+    fn parts(&self) -> u32 {
+        if self.streams.is_empty() {
+            return self.entered.len() as u32;
+        }
+        let is_stream = |queue: QueueId| self.streams.iter().any(|stream| stream.stream == queue);
+        let mut start = 0;
+        let with_queues = self.entered.iter().filter(|(_, end)| {
+            let targets = &self.targets[std::mem::replace(&mut start, *end)..*end];
+            targets.iter().any(|(queue, _)| !is_stream(*queue))
+        });
+        with_queues.count() as u32 + self.streams.len() as u32
     }
 
     /// A publish that closes its channel.
@@ -264,6 +298,13 @@ impl Edge {
             out.extend(replies.filter(|(_, node)| catalog.incarnation(*node).is_some()).map(|(queue, node)| (queue, ShardId::local(node))));
         }
         result
+    }
+
+    /// Takes the streams out of `targets`.
+    fn split_streams(&self, targets: &mut Vec<(QueueId, ShardId)>) -> Vec<StreamTarget> {
+        let catalog = self.catalog.read();
+        let streams = targets.extract_if(.., |(queue, _)| catalog.is_stream(*queue));
+        streams.filter_map(|(queue, _)| stream_target(&catalog, catalog.queue_by_id(queue)?)).collect()
     }
 
     /// This node leads the shard.
@@ -316,23 +357,29 @@ impl Home for Edge {
             targets.extend(queues.iter().filter_map(|id| Some((*id, catalog.queue_by_id(*id)?.shard))));
             catalog.index()
         };
+        let streams = self.split_streams(&mut targets);
         targets.sort_unstable_by_key(|t| t.1);
         let parts: Vec<_> = targets.chunk_by(|a, b| a.1 == b.1).filter(|p| !self.lane(p[0].1).is_gone()).collect();
-        if parts.is_empty() {
+        let count = (parts.len() + streams.len()) as u32;
+        if count == 0 {
             return Some(Fate::Unroutable);
         }
         let shared = match &run.shared {
             Some(shared) => {
-                shared.add_parts(parts.len() as u32 - 1);
+                shared.add_parts(count - 1);
                 Some(shared.clone())
             }
-            None => (parts.len() > 1 && (run.is_ticketed() || run.mandatory)).then(|| Shared::new(parts.len() as u32)),
+            None => (count > 1 && (run.is_ticketed() || run.mandatory)).then(|| Shared::new(count)),
         };
         let again = Run { rerouted: true, shared, ..run.clone() };
         let message = message.view();
         for part in &parts {
             let queues: Vec<_> = part.iter().map(|t| t.0).collect();
             self.lane(part[0].1).enqueue(&queues, &message, index, again.clone());
+        }
+        let mut scratch = BytesMut::new();
+        for stream in &streams {
+            self.lane(stream.shard).append_record(stream, Record::encode(&mut scratch, &message).entry(), &again);
         }
         self.counters.rerouted.add(1);
         None

@@ -9,6 +9,7 @@ use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
+use super::streams::{self, check_known};
 use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
 use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target, Value,
@@ -311,6 +312,12 @@ impl Asking {
             REPLY_TO => (replies::new_queue(), ShardId::local(self.edge.config.node)),
             _ => {
                 let record = self.queue(&consume.queue, Some(Right::Read))?;
+                check_known(&record, &consume.arguments)?;
+                if self.edge.catalog.read().is_stream(record.id) {
+                    let Consume { no_ack, prefetch, arguments, .. } = consume;
+                    let wish = (streams::Consume { no_ack, prefetch, arguments }, self.mark(record.shard));
+                    return self.edge.consume_stream(&record, wish, &self.mailbox, self.at);
+                }
                 (record.id, record.shard)
             }
         };
@@ -349,6 +356,7 @@ impl Asking {
 
     fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
         let record = self.queue(queue, Some(Right::Read))?;
+        self.edge.not_of_streams("basic.get", &record)?;
         let (id, after) = (self.edge.next_id(), self.mark(record.shard));
         let fetch = Fetch { queue: record.id, name: queue.clone(), no_ack, timeout: self.hold_timeout(record.id, None) };
         self.lane(record.shard)?.get(id, fetch, &self.mailbox, self.at, after);
@@ -368,7 +376,16 @@ impl Edge {
         self.purge(&record, 0).await
     }
 
+    /// What streams refuse, in RabbitMQ's words.
+    fn not_of_streams(&self, method: &str, record: &QueueRecord) -> Result<(), Refusal> {
+        match self.catalog.read().is_stream(record.id) {
+            false => Ok(()),
+            true => Err(Refusal::NotImplemented(format!("{method} not supported by stream queues {}", queue_text(&record.spec.name)))),
+        }
+    }
+
     async fn purge(&self, record: &QueueRecord, after: u64) -> Result<u64, Refusal> {
+        self.not_of_streams("queue.purge", record)?;
         let answer = self.reachable(record.shard)?.purge(self.next_id(), record.id, after);
         match answer.await {
             Ok(Ok(Answer::Purged(count))) => Ok(count),
@@ -380,6 +397,9 @@ impl Edge {
     /// Deletes a queue; how many ready messages went, as far as its leader answers. `after`: a mark behind which the question comes.
     pub async fn delete_queue(&self, record: &QueueRecord, if_unused: bool, if_empty: bool, after: u64) -> Result<u64, Refusal> {
         let name = &record.spec.name;
+        // A stream is deleted whatever is asked, as by RabbitMQ.
+        let asks = !self.catalog.read().is_stream(record.id);
+        let (if_unused, if_empty) = (if_unused && asks, if_empty && asks);
         let conditional = if_unused || if_empty;
         let timeout = if conditional { self.config.no_quorum_timeout } else { COUNT_TIMEOUT };
         let ask = Ask { queues: vec![record.id], used: false };

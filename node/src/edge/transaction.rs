@@ -4,14 +4,16 @@
 
 use super::connection::Connection;
 use super::copies::Copies;
-use super::lane::{Committing, Fate, Home, Lane, Late, Run, Share, Shared};
+use super::lane::{Committing, Fate, Home, Lane, Late, Message, Run, Share, Shared};
 use super::mailbox::ChannelRef;
 use super::publish::{Hold, NO_LEASE};
+use super::streams::Record;
 use crate::model::catalog::Refusal;
-use crate::model::entry::{Ops, StoredMessage};
+use crate::model::entry::{ChunkBuilder, Ops, StoredMessage};
 use crate::model::step::{Commit, Held, Outcome, Publish};
+use crate::model::stream::StreamTarget;
 use crate::model::{QueueId, ShardId, TxId, limits};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,8 +22,16 @@ struct Way {
     properties: Bytes,
     /// Positions in the connection's lanes, with the queues there.
     parts: Vec<(usize, Vec<QueueId>)>,
+    /// The same of streams.
+    streams: Vec<(usize, Arc<StreamTarget>)>,
     /// No queue that clients see is among them.
     unseen: bool,
+}
+
+impl Way {
+    fn lanes(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().map(|part| part.0).chain(self.streams.iter().map(|stream| stream.0))
+    }
 }
 
 /// Where all messages of a transaction go.
@@ -67,9 +77,9 @@ impl Connection {
                 self.find_ways(at, commit).map_err(Some)?
             }
         };
-        let full = routes.ways.iter().flat_map(|way| &way.parts).find(|(lane, _)| !self.lanes[*lane].lane.has_room());
-        if let Some((lane, _)) = full {
-            self.hold = Some(Hold::Room(self.lanes[*lane].lane.clone()));
+        let full = routes.ways.iter().flat_map(Way::lanes).find(|lane| !self.lanes[*lane].lane.has_room());
+        if let Some(lane) = full {
+            self.hold = Some(Hold::Room(self.lanes[lane].lane.clone()));
             self.routes = Some(routes);
             return Err(None);
         }
@@ -82,22 +92,32 @@ impl Connection {
             let copies = Copies::read(&publish.properties)?;
             catalog_index = self.route(publish, &copies)?.max(catalog_index);
             self.enter_lanes();
-            let mut start = 0;
-            let parts = self.entered.iter().map(|(lane, end)| {
-                let queues = self.targets[std::mem::replace(&mut start, *end)..*end].iter().map(|t| t.0).collect();
-                (*lane, queues)
-            });
-            ways.push(Way {
-                properties: copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone()),
-                parts: parts.collect(),
-                unseen: self.unseen,
-            });
+            ways.push(self.way(copies.stored(&publish.properties).unwrap_or_else(|| publish.properties.clone())));
         }
         let most = limits::TRANSACTION_ENTRY_BYTES;
         match sizes(commit, &ways).into_values().max().filter(|bytes| *bytes > most) {
             Some(bytes) => Err(Refusal::Precondition(format!("transaction takes {bytes} bytes in one shard, more than {most}"))),
             None => Ok(Routes { at, ways, catalog_index }),
         }
+    }
+
+    /// The way of the message that was routed last.
+    fn way(&self, properties: Bytes) -> Way {
+        let (mut parts, mut streams, mut start) = (Vec::with_capacity(self.entered.len()), Vec::new(), 0);
+        for (lane, end) in &self.entered {
+            let targets = &self.targets[std::mem::replace(&mut start, *end)..*end];
+            let mut queues = Vec::with_capacity(targets.len());
+            for (queue, _) in targets {
+                match self.streams.iter().find(|stream| stream.stream == *queue) {
+                    Some(stream) => streams.push((*lane, stream.clone())),
+                    None => queues.push(*queue),
+                }
+            }
+            if !queues.is_empty() {
+                parts.push((*lane, queues));
+            }
+        }
+        Way { properties, parts, streams, unseen: self.unseen }
     }
 
     fn carry_out(&mut self, commit: &Commit, routes: &Routes) {
@@ -111,10 +131,19 @@ impl Connection {
         let tx = TxId { node: config.node, incarnation: config.incarnation, number: self.edge.next_id() };
         let committing = Committing::new(self.mailbox.clone(), routes.at, tx, &parts);
         let mut shares = self.encode(commit, routes, &shards, &committing);
+        let mut chunks = encode_chunks(commit, routes);
         let (mut settled, mut late) = (vec![0; commit.settlements.len()], Vec::new());
         for (shard, lane) in &shards {
-            let share = shares.remove(lane).unwrap_or_default();
+            let mut share = shares.remove(lane).unwrap_or_default();
+            let chunks = chunks.remove(lane).unwrap_or_default();
             let entered = &mut self.lanes[*lane];
+            if share.part.is_some() && !chunks.is_empty() {
+                // A part holds no chunks.
+                let (lane, share) = (entered.lane.clone(), Share { ops: with_chunks(Ops::default(), &chunks), ..Share::default() });
+                late.push(Late { lane, share, settlements: Vec::new(), catalog_index: routes.catalog_index });
+            } else {
+                share.ops = with_chunks(share.ops, &chunks);
+            }
             if replicated > 0 && shard.owner().is_some() {
                 let (lane, settlements) = (entered.lane.clone(), of_shard(&commit.settlements, *shard));
                 settlements.iter().zip(&mut settled).for_each(|((held, _), count)| *count += held.len() as u64);
@@ -123,6 +152,11 @@ impl Connection {
                 committing.expect(1);
                 entered.mark = entered.lane.transact(share, &commit.settlements, &mut settled, routes.catalog_index, &committing);
             }
+        }
+        for (held, _) in &commit.settlements {
+            held.chunk_by(|a, b| a.shard == b.shard).filter(|group| group[0].shard == ShardId::STREAMS).for_each(|group| {
+                self.settle_streams(group);
+            });
         }
         committing.follow_with(late);
         for ((held, outcome), count) in commit.settlements.iter().zip(settled) {
@@ -134,10 +168,10 @@ impl Connection {
     /// All shards that it concerns, with the positions of their lanes.
     fn shards_of(&mut self, commit: &Commit, routes: &Routes) -> BTreeMap<ShardId, usize> {
         let mut shards = BTreeMap::new();
-        for (lane, _) in routes.ways.iter().flat_map(|way| &way.parts) {
-            shards.insert(self.lanes[*lane].lane.shard, *lane);
+        for lane in routes.ways.iter().flat_map(Way::lanes) {
+            shards.insert(self.lanes[lane].lane.shard, lane);
         }
-        for held in commit.settlements.iter().flat_map(|(held, _)| held) {
+        for held in commit.settlements.iter().flat_map(|(held, _)| held).filter(|held| held.shard != ShardId::STREAMS) {
             shards.entry(held.shard).or_insert_with(|| self.lane_at(held.shard));
         }
         shards
@@ -166,7 +200,8 @@ impl Connection {
             shares.insert(*lane, Share { ops, part, runs });
         }
         for (publish, way) in commit.publishes.iter().zip(&routes.ways) {
-            let plain = way.parts.iter().all(|(lane, _)| shares.get(lane).is_some_and(|share| share.part.is_none()));
+            let plain =
+                way.streams.is_empty() && way.parts.iter().all(|(lane, _)| shares.get(lane).is_some_and(|share| share.part.is_none()));
             let mandatory = publish.mandatory && (!way.unseen || way.parts.is_empty());
             if publish.mandatory && !mandatory {
                 self.edge.counters.returned.add(1);
@@ -175,7 +210,7 @@ impl Connection {
             let mandatory = mandatory && plain;
             let shared = (way.parts.len() > 1 && mandatory).then(|| Shared::new(way.parts.len() as u32));
             let run = Run { mandatory, shared, ..committing.run(Some(committing.clone())) };
-            if way.parts.is_empty() {
+            if way.parts.is_empty() && way.streams.is_empty() {
                 self.unroutable(&run, publish, way);
             }
             for (lane, queues) in &way.parts {
@@ -207,6 +242,43 @@ impl Connection {
     }
 }
 
+/// A record has at most so many times the bytes of its message: properties may be in it twice, each byte of a name as three.
+const RECORD_FACTOR: usize = 2;
+
+/// The chunks of each lane: one for each stream, with all messages that go there.
+fn encode_chunks(commit: &Commit, routes: &Routes) -> BTreeMap<usize, Vec<Bytes>> {
+    let mut open: BTreeMap<(usize, QueueId), Vec<ChunkBuilder>> = BTreeMap::new();
+    let mut scratch = BytesMut::new();
+    for (publish, way) in commit.publishes.iter().zip(&routes.ways).filter(|(_, way)| !way.streams.is_empty()) {
+        let Publish { exchange, routing_key, body, .. } = publish;
+        let message = Message { exchange, key: routing_key, properties: &way.properties, body, source: None };
+        let record = Record::encode(&mut scratch, &message);
+        for (lane, stream) in &way.streams {
+            let chunks = open.entry((*lane, stream.stream)).or_default();
+            match chunks.last_mut().filter(|chunk| chunk.fits(record.entry())) {
+                Some(chunk) => chunk.push(record.entry()),
+                None => {
+                    let mut chunk = ChunkBuilder::new(stream.stream, None, stream.filter_bytes);
+                    chunk.push(record.entry());
+                    chunks.push(chunk);
+                }
+            }
+        }
+    }
+    let mut chunks: BTreeMap<usize, Vec<Bytes>> = BTreeMap::new();
+    for ((lane, _), built) in open {
+        chunks.entry(lane).or_default().extend(built.into_iter().map(ChunkBuilder::finish));
+    }
+    chunks
+}
+
+fn with_chunks(mut ops: Ops, chunks: &[Bytes]) -> Ops {
+    for chunk in chunks {
+        ops.append_chunk(chunk);
+    }
+    ops
+}
+
 /// What one message takes in an entry besides its texts and queues, bytes at most.
 const MESSAGE_HEAD: usize = 64;
 
@@ -217,6 +289,9 @@ fn sizes(commit: &Commit, ways: &[Way]) -> BTreeMap<usize, usize> {
         let message = MESSAGE_HEAD + publish.exchange.len() + publish.routing_key.len() + way.properties.len() + publish.body.len();
         for (lane, queues) in &way.parts {
             *lanes.entry(*lane).or_default() += message + size_of::<QueueId>() * queues.len();
+        }
+        for (lane, _) in &way.streams {
+            *lanes.entry(*lane).or_default() += RECORD_FACTOR * message;
         }
     }
     lanes

@@ -36,6 +36,7 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::NotFound { .. } => Code::NotFound,
         Refusal::Unavailable(_) => Code::Unavailable,
         Refusal::Access(_) | Refusal::NotAllowed(_) => Code::PermissionDenied,
+        Refusal::NotImplemented(_) => Code::Unimplemented,
         Refusal::Inequivalent(_) | Refusal::Precondition(_) | Refusal::Locked(_) => Code::FailedPrecondition,
     };
     let details = rmp_serde::to_vec_named(&refusal).unwrap_or_default();

@@ -376,6 +376,9 @@ pub enum Refusal {
     /// No quorum in time, shutdown, internal (541): says why and what to do.
     #[error("{0}")]
     Unavailable(String),
+    /// Not done for a queue of this kind: 540, closes the connection.
+    #[error("{0}")]
+    NotImplemented(String),
     /// Refused on the level of the whole connection: 530.
     #[error("{0}")]
     NotAllowed(String),

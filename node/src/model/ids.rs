@@ -87,10 +87,23 @@ impl ShardId {
     /// Group 0: vhosts, users, exchanges, bindings, queues and their shards.
     pub const CATALOG: ShardId = ShardId(0);
     const LOCAL_BIT: u16 = 0x8000;
+    const STREAMS_BIT: u16 = 0x4000;
+    /// Where deliveries of streams say that they come from: the edge of the reader's node. No queue lives there, and no node has the number 0.
+    pub const STREAMS: ShardId = ShardId(ShardId::LOCAL_BIT);
 
     /// The pseudo shard of exclusive and transient queues in the memory of `owner`; not a Raft group.
     pub fn local(owner: NodeId) -> ShardId {
         ShardId(Self::LOCAL_BIT | owner.0)
+    }
+
+    /// The streams of a data shard as a target of letters, apart from its queues: they take copies without counting them.
+    pub fn streams_of(shard: ShardId) -> ShardId {
+        ShardId(shard.0 | Self::STREAMS_BIT)
+    }
+
+    /// The data shard whose streams are meant.
+    pub fn of_streams(self) -> Option<ShardId> {
+        (self.owner().is_none() && self.0 & Self::STREAMS_BIT != 0).then_some(ShardId(self.0 & !Self::STREAMS_BIT))
     }
 
     /// The node that owns this pseudo shard, `None` for a Raft group.

@@ -2,7 +2,7 @@
 //! `entry` (what an enqueue tells the machine), the session (form), the edge (headers, dead letters).
 
 use super::settings::EXPIRY_MAX_MS;
-use bytes::Buf;
+use bytes::{Buf, BufMut};
 
 /// Flag of content-type.
 pub const CONTENT_TYPE: u16 = 1 << 15;
@@ -20,6 +20,12 @@ pub const CORRELATION_ID: u16 = 1 << 10;
 pub const REPLY_TO: u16 = 1 << 9;
 /// Flag of expiration.
 pub const EXPIRATION: u16 = 1 << 8;
+const MESSAGE_ID: u16 = 1 << 7;
+const TIMESTAMP: u16 = 1 << 6;
+const TYPE: u16 = 1 << 5;
+const USER_ID: u16 = 1 << 4;
+const APP_ID: u16 = 1 << 3;
+const CLUSTER_ID: u16 = 1 << 2;
 
 /// How `BCC` is called in a stored message: no client sees it, a dead letter goes by it (RabbitMQ keeps the routing keys apart).
 pub const BLIND_COPIES: &str = "\0CC";
@@ -82,16 +88,155 @@ pub fn field(mut list: &[u8], wanted: u16) -> Option<&[u8]> {
 
 /// A header's value with its type in front, as the client wrote it; builds nothing.
 pub fn header<'a>(properties: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let mut rest = field(properties, HEADERS)?;
-    while let Ok(len) = rest.try_get_u8() {
+    entries(field(properties, HEADERS)?).find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
+}
+
+/// The entries of a table: their names, and their values with the type in front. Ends at what is malformed.
+pub fn entries(table: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = table;
+    std::iter::from_fn(move || {
+        let len = rest.try_get_u8().ok()?;
         let (key, value) = rest.split_at_checked(usize::from(len))?;
         let (value, next) = value.split_at_checked(value_len(value, 0)?)?;
-        if key == name.as_bytes() {
-            return Some(value);
-        }
         rest = next;
+        Some((key, value))
+    })
+}
+
+/// Takes an array's item with its type in front off the front of `bytes`.
+pub fn item<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (item, rest) = bytes.split_at_checked(value_len(bytes, 0)?)?;
+    *bytes = rest;
+    Some(item)
+}
+
+/// All fields of a property list, borrowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Fields<'a> {
+    pub content_type: Option<&'a [u8]>,
+    pub content_encoding: Option<&'a [u8]>,
+    /// The table's entries, without their length.
+    pub headers: Option<&'a [u8]>,
+    pub delivery_mode: Option<u8>,
+    pub priority: Option<u8>,
+    pub correlation_id: Option<&'a [u8]>,
+    pub reply_to: Option<&'a [u8]>,
+    pub expiration: Option<&'a [u8]>,
+    pub message_id: Option<&'a [u8]>,
+    /// Seconds since the epoch.
+    pub timestamp: Option<u64>,
+    pub kind: Option<&'a [u8]>,
+    pub user_id: Option<&'a [u8]>,
+    pub app_id: Option<&'a [u8]>,
+    pub cluster_id: Option<&'a [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads a list; `None` when it is not what its flags promise, down to the values within headers.
+    pub fn parse(mut list: &'a [u8]) -> Option<Fields<'a>> {
+        let flags = list.try_get_u16().ok()?;
+        let mut short = |flag: u16| -> Option<Option<&'a [u8]>> {
+            if flags & flag == 0 {
+                return Some(None);
+            }
+            let len = match flag {
+                HEADERS => list.try_get_u32().ok()? as usize,
+                DELIVERY_MODE | PRIORITY => 1,
+                TIMESTAMP => 8,
+                _ => usize::from(list.try_get_u8().ok()?),
+            };
+            let (value, rest) = list.split_at_checked(len)?;
+            list = rest;
+            Some(Some(value))
+        };
+        let octet = |value: Option<&[u8]>| value.and_then(|v| v.first().copied());
+        let fields = Fields {
+            content_type: short(CONTENT_TYPE)?,
+            content_encoding: short(CONTENT_ENCODING)?,
+            headers: short(HEADERS)?,
+            delivery_mode: octet(short(DELIVERY_MODE)?),
+            priority: octet(short(PRIORITY)?),
+            correlation_id: short(CORRELATION_ID)?,
+            reply_to: short(REPLY_TO)?,
+            expiration: short(EXPIRATION)?,
+            message_id: short(MESSAGE_ID)?,
+            timestamp: short(TIMESTAMP)?.and_then(|v| v.try_into().ok()).map(u64::from_be_bytes),
+            kind: short(TYPE)?,
+            user_id: short(USER_ID)?,
+            app_id: short(APP_ID)?,
+            cluster_id: short(CLUSTER_ID)?,
+        };
+        let is_whole = flags & 0b11 == 0 && list.is_empty() && fields.headers.is_none_or(|table| is_table(table, 0));
+        is_whole.then_some(fields)
     }
-    None
+
+    /// Appends the list. Text is cut at 255 bytes, `headers` must be a table's entries.
+    pub fn write(&self, out: &mut impl BufMut) {
+        let texts_before = [(CONTENT_TYPE, self.content_type), (CONTENT_ENCODING, self.content_encoding)];
+        let texts = [
+            (CORRELATION_ID, self.correlation_id),
+            (REPLY_TO, self.reply_to),
+            (EXPIRATION, self.expiration),
+            (MESSAGE_ID, self.message_id),
+        ];
+        let texts_behind = [(TYPE, self.kind), (USER_ID, self.user_id), (APP_ID, self.app_id), (CLUSTER_ID, self.cluster_id)];
+        let present = |fields: &[(u16, Option<&[u8]>)]| fields.iter().filter(|f| f.1.is_some()).fold(0, |flags, f| flags | f.0);
+        let mut flags = present(&texts_before) | present(&texts) | present(&texts_behind);
+        flags |= if self.headers.is_some() { HEADERS } else { 0 };
+        flags |= if self.delivery_mode.is_some() { DELIVERY_MODE } else { 0 };
+        flags |= if self.priority.is_some() { PRIORITY } else { 0 };
+        flags |= if self.timestamp.is_some() { TIMESTAMP } else { 0 };
+        out.put_u16(flags);
+        put_texts(out, &texts_before);
+        if let Some(headers) = self.headers {
+            out.put_u32(headers.len() as u32);
+            out.put_slice(headers);
+        }
+        [self.delivery_mode, self.priority].into_iter().flatten().for_each(|octet| out.put_u8(octet));
+        put_texts(out, &texts);
+        self.timestamp.into_iter().for_each(|seconds| out.put_u64(seconds));
+        put_texts(out, &texts_behind);
+    }
+}
+
+fn put_texts(out: &mut impl BufMut, fields: &[(u16, Option<&[u8]>)]) {
+    for text in fields.iter().filter_map(|f| f.1) {
+        let text = &text[..text.len().min(usize::from(u8::MAX))];
+        out.put_u8(text.len() as u8);
+        out.put_slice(text);
+    }
+}
+
+/// Whether these are the entries of a table, with well-formed values all the way down.
+fn is_table(mut bytes: &[u8], depth: u8) -> bool {
+    while !bytes.is_empty() {
+        let Ok(len) = bytes.try_get_u8() else { return false };
+        let Some((_, value)) = bytes.split_at_checked(usize::from(len)) else { return false };
+        bytes = value;
+        if !is_value(&mut bytes, depth) {
+            return false;
+        }
+    }
+    true
+}
+
+fn is_value(bytes: &mut &[u8], depth: u8) -> bool {
+    let Some((value, rest)) = value_len(bytes, depth).and_then(|len| bytes.split_at_checked(len)) else { return false };
+    *bytes = rest;
+    match value[0] {
+        b'F' => is_table(&value[5..], depth + 1),
+        b'A' => {
+            let mut items = &value[5..];
+            while !items.is_empty() {
+                if !is_value(&mut items, depth + 1) {
+                    return false;
+                }
+            }
+            true
+        }
+        _ => true,
+    }
 }
 
 /// Bytes of a field table's value with its type (spec 4.2.5.5 and its errata); `depth`: nesting of those around it.
@@ -132,7 +277,6 @@ pub fn check_expiration(text: &[u8]) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::BufMut;
     use proptest::prelude::*;
 
     fn properties() -> Vec<u8> {
@@ -172,10 +316,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn all_fields_of_a_list_are_read_and_written() {
+        let list = properties();
+        let fields = Fields::parse(&list).expect("well-formed");
+        assert_eq!((fields.content_type, fields.priority, fields.headers), (Some(&b"text"[..]), Some(7), Some(&b"\x01kV"[..])));
+        let all = Fields { cluster_id: Some(b"c"), kind: Some(b"k"), timestamp: Some(1 << 40), ..fields };
+        let mut out = Vec::new();
+        all.write(&mut out);
+        assert_eq!(Fields::parse(&out), Some(all));
+        for cut in 0..list.len() {
+            assert_eq!(Fields::parse(&list[..cut]), None, "{cut} bytes of {}", list.len());
+        }
+        let inner = [&[0x20, 0, 0, 0, 0, 9][..], b"\x01kF\0\0\0\x02", b"\x05k"].concat();
+        assert_eq!(Fields::parse(&inner), None, "the table within the table is cut short");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
             Traits::of(&bytes);
+            if let Some(fields) = Fields::parse(&bytes) {
+                let mut out = Vec::new();
+                fields.write(&mut out);
+                prop_assert_eq!(&out, &bytes);
+            }
             let _ = check_expiration(&bytes);
         }
     }

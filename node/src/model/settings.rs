@@ -14,6 +14,8 @@ pub const EXPIRY_MAX_MS: i64 = 10 * 365 * 24 * 60 * 60 * 1000;
 pub const PRIORITY_MAX: i64 = 255;
 /// Failed deliveries of a message in a queue declared `quorum` that names no limit (RabbitMQ 4's default).
 pub const QUORUM_DELIVERY_LIMIT: u64 = 20;
+/// Largest segment of a stream, bytes (RabbitMQ's).
+pub const SEGMENT_BYTES_MAX: i64 = 3_000_000_000;
 
 /// What happens to a message that finds the queue full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,17 +88,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Why an argument is refused: its name, and RabbitMQ's words after the subject.
+/// Why an argument is refused, in RabbitMQ's words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid arg '{name}' for {subject}: {why}")]
-pub struct InvalidArgument {
-    /// Which.
-    pub name: &'static str,
-    /// `queue 'q' in vhost '/'`.
-    pub subject: String,
-    /// As RabbitMQ prints it.
-    pub why: String,
-}
+#[error("{0}")]
+pub struct InvalidArgument(String);
 
 type Check = Result<(), String>;
 
@@ -122,12 +117,18 @@ impl QueueSettings {
 
     /// Checks the arguments of a declare; `subject` is `queue 'q' in vhost '/'`.
     pub fn check(subject: &str, arguments: &Table) -> Result<(), InvalidArgument> {
-        for (name, check) in CHECKS {
+        let kind = arguments.get("x-queue-type").and_then(text);
+        let is_stream = kind.as_deref() == Some("stream");
+        for (name, check) in CHECKS.into_iter().filter(|(name, _)| is_known(name, is_stream)) {
             if let Some(value) = arguments.get(name) {
-                check(value, arguments).map_err(|why| InvalidArgument { name, subject: subject.to_owned(), why })?;
+                check(value, arguments).map_err(|why| InvalidArgument(format!("invalid arg '{name}' for {subject}: {why}")))?;
             }
         }
-        Ok(())
+        if let Some((name, _)) = CHECKS.iter().find(|(name, _)| !is_known(name, is_stream) && arguments.contains_key(*name)) {
+            let kind = kind.filter(|kind| ["quorum", "stream"].contains(&kind.as_str())).unwrap_or("classic".to_owned());
+            return Err(InvalidArgument(format!("invalid arg '{name}' for {subject} of queue type rabbit_{kind}_queue")));
+        }
+        if is_stream { check_stream(arguments).map_err(|why| InvalidArgument(why.to_owned())) } else { Ok(()) }
     }
 
     /// The settings that checked arguments ask for. What does not check counts as absent.
@@ -170,14 +171,14 @@ impl QueueSettings {
     }
 }
 
-/// As RabbitMQ merges them: the lower limit; the policy's segment size only where the stream names none.
+/// Of a stream a policy wins over an argument, as in RabbitMQ (`rabbit_stream_queue:policy_precedence`).
 fn stream_settings(arguments: &Table, policy: &Table) -> StreamSettings {
-    let both = |name: &str| [arguments.get(&format!("x-{name}")), policy.get(name)].into_iter().flatten();
+    let both = |name: &str| [policy.get(name), arguments.get(&format!("x-{name}"))].into_iter().flatten();
     let size = both("stream-max-segment-size-bytes").find_map(number).filter(|size| *size > 0);
     let filter = both("stream-filter-size-bytes").find_map(number).and_then(|size| u8::try_from(size).ok());
     StreamSettings {
-        max_length_bytes: both("max-length-bytes").filter_map(number).min(),
-        max_age_ms: both("max-age").filter_map(text).filter_map(|age| parse_max_age(&age)).min(),
+        max_length_bytes: both("max-length-bytes").find_map(number),
+        max_age_ms: both("max-age").filter_map(text).find_map(|age| parse_max_age(&age)),
         segment_bytes: size.unwrap_or(SEGMENT_BYTES),
         filter_bytes: filter.filter(|size| *size >= FILTER_BYTES_MIN).unwrap_or(FILTER_BYTES_MIN),
     }
@@ -197,13 +198,41 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
+/// Arguments that streams know, and only those of them that no other queue knows.
+const OF_STREAMS: [&str; 6] = [
+    "x-max-length-bytes",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-stream-filter-size-bytes",
+    "x-initial-cluster-size",
+    "x-queue-leader-locator",
+];
+const OF_STREAMS_ONLY: [&str; 3] = ["x-max-age", "x-stream-max-segment-size-bytes", "x-stream-filter-size-bytes"];
+
+fn is_known(name: &str, to_stream: bool) -> bool {
+    if to_stream { OF_STREAMS.contains(&name) } else { !OF_STREAMS_ONLY.contains(&name) }
+}
+
+/// What a stream checks when all arguments are of their types (`rabbit_stream_queue:declare`).
+fn check_stream(arguments: &Table) -> Result<(), &'static str> {
+    let beyond =
+        |name: &str, range: std::ops::RangeInclusive<i64>| matches!(arguments.get(name), Some(Value::Int(n)) if !range.contains(n));
+    if beyond("x-stream-max-segment-size-bytes", 0..=SEGMENT_BYTES_MAX) {
+        return Err("Exceeded max value for x-stream-max-segment-size-bytes");
+    }
+    if beyond("x-stream-filter-size-bytes", i64::from(FILTER_BYTES_MIN)..=255) {
+        return Err("Invalid value for x-stream-filter-size-bytes");
+    }
+    Ok(())
+}
+
 /// Longest short string of AMQP, bytes.
 const NAME_BYTES: usize = 255;
 
 /// How an argument's value is checked; some depend on other arguments.
 type Checker = fn(&Value, &Table) -> Check;
 
-const CHECKS: [(&str, Checker); 23] = [
+const CHECKS: [(&str, Checker); 26] = [
     ("x-expires", |v, _| check_expiry(v, false)),
     ("x-message-ttl", |v, _| check_expiry(v, true)),
     ("x-dead-letter-exchange", |v, _| check_text(v)),
@@ -224,6 +253,9 @@ const CHECKS: [(&str, Checker); 23] = [
     ("x-initial-cluster-size", |v, _| check_size(v)),
     ("x-queue-leader-locator", |v, _| check_one_of(v, LOCATORS, "invalid_queue_locator_arg")),
     ("x-queue-master-locator", |v, _| check_text(v)),
+    ("x-max-age", |v, _| check_max_age(v)),
+    ("x-stream-max-segment-size-bytes", |v, _| check_count(v).map(drop)),
+    ("x-stream-filter-size-bytes", |v, _| check_count(v).map(drop)),
     ("x-message-deduplication", |v, _| check_bool(v)),
     ("x-cache-size", |v, of| if of.contains_key(deduplication::ENABLED) { check_window(v) } else { Ok(()) }),
     ("x-cache-ttl", |v, of| if of.contains_key(deduplication::ENABLED) { check_expiry(v, false) } else { Ok(()) }),
@@ -277,6 +309,19 @@ fn check_priority(value: &Value) -> Check {
         n if n > PRIORITY_MAX => Err(format!("{{max_value_exceeded,{n}}}")),
         _ => Ok(()),
     }
+}
+
+fn check_max_age(value: &Value) -> Check {
+    match value {
+        Value::Text(text) if is_max_age(text) => Ok(()),
+        Value::Text(_) => Err("invalid_max_age".to_owned()),
+        other => Err(unacceptable(other)),
+    }
+}
+
+/// A number of at least 1 and a unit.
+pub fn is_max_age(text: &[u8]) -> bool {
+    str::from_utf8(text).ok().and_then(parse_max_age).is_some_and(|ms| ms > 0)
 }
 
 fn check_bool(value: &Value) -> Check {
@@ -375,6 +420,52 @@ mod tests {
             ..QueueSettings::default()
         };
         assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn streams_and_queues_know_their_own_arguments() {
+        let check =
+            |arguments: &[(&str, Value)]| QueueSettings::check("queue 'q' in vhost '/'", &table(arguments)).map_err(|e| e.to_string());
+        let stream = ("x-queue-type", words("stream"));
+        let of_type =
+            |name: &str, kind: &str| Err(format!("invalid arg '{name}' for queue 'q' in vhost '/' of queue type rabbit_{kind}_queue"));
+        for name in ["x-expires", "x-max-length", "x-overflow", "x-max-priority", "x-single-active-consumer", "x-dead-letter-exchange"] {
+            assert_eq!(check(&[stream.clone(), (name, Value::Int(5))]), of_type(name, "stream"));
+        }
+        assert_eq!(check(&[("x-max-age", words("1D"))]), of_type("x-max-age", "classic"));
+        assert_eq!(
+            check(&[("x-queue-type", words("quorum")), ("x-stream-filter-size-bytes", Value::Int(16))]),
+            of_type("x-stream-filter-size-bytes", "quorum")
+        );
+        let invalid = |name: &str, why: &str| Err(format!("invalid arg '{name}' for queue 'q' in vhost '/': {why}"));
+        assert_eq!(check(&[stream.clone(), ("x-max-age", words("1d"))]), invalid("x-max-age", "invalid_max_age"));
+        assert_eq!(check(&[stream.clone(), ("x-max-age", words("0D"))]), invalid("x-max-age", "invalid_max_age"));
+        assert_eq!(check(&[stream.clone(), ("x-max-age", Value::Int(1))]), invalid("x-max-age", "{unacceptable_type,signedint}"));
+        assert_eq!(check(&[stream.clone(), ("x-max-length-bytes", Value::Int(-1))]), invalid("x-max-length-bytes", "{value_negative,-1}"));
+        assert_eq!(
+            check(&[stream.clone(), ("x-initial-cluster-size", Value::Int(0))]),
+            invalid("x-initial-cluster-size", "{value_zero,0}")
+        );
+        let too_large = Err("Exceeded max value for x-stream-max-segment-size-bytes".to_owned());
+        assert_eq!(check(&[stream.clone(), ("x-stream-max-segment-size-bytes", Value::Int(3_000_000_001))]), too_large);
+        for size in [15, 256] {
+            let refused = check(&[stream.clone(), ("x-stream-filter-size-bytes", Value::Int(size))]);
+            assert_eq!(refused, Err("Invalid value for x-stream-filter-size-bytes".to_owned()));
+        }
+        let all = [
+            stream,
+            ("x-max-age", words("7D")),
+            ("x-max-length-bytes", Value::Int(1 << 40)),
+            ("x-stream-max-segment-size-bytes", Value::Int(3_000_000_000)),
+            ("x-stream-filter-size-bytes", Value::Int(255)),
+            ("x-initial-cluster-size", Value::Int(3)),
+            ("x-queue-leader-locator", words("balanced")),
+        ];
+        assert_eq!(check(&all), Ok(()));
+        let policy = table(&[("max-age", words("1h")), ("max-length-bytes", Value::Int(1 << 41))]);
+        let settings = QueueSettings::effective(&table(&all), &policy).stream.expect("a stream");
+        assert_eq!((settings.max_age_ms, settings.max_length_bytes), (Some(3_600_000), Some(1 << 41)), "policies win");
+        assert_eq!((settings.segment_bytes, settings.filter_bytes), (3_000_000_000, 255));
     }
 
     #[test]

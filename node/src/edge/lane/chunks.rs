@@ -1,10 +1,29 @@
 //! Chunks of streams that a lane is filling, and who waits for them: a chunk is one operation with one ordinal, whatever number of messages
 //! of whatever clients is in it. Called by `batches`.
 
+use super::Lane;
 use super::run::Run;
 use crate::model::entry::{ChunkBuilder, Ops};
 use crate::model::stream::{PublishedEntry, StreamTarget};
 use bytes::Bytes;
+use std::time::Instant;
+
+impl Lane {
+    /// One message for a stream of this shard, from a publisher without a name. Returns the mark behind it.
+    pub fn append_record(&self, to: &StreamTarget, entry: &PublishedEntry<'_>, run: &Run) -> u64 {
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        let wake = state.batches.append_entry(to, entry, run, Instant::now());
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        mark
+    }
+}
 
 /// Chunks filled at a time: beyond it the batch is closed.
 const OPEN: usize = 128;

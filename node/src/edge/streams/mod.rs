@@ -4,9 +4,13 @@
 //! Publishing and asking go to the shard's leader, wherever it is; reading is done on this node, from its own replica.
 
 mod addresses;
+mod arguments;
 mod asks;
 mod bells;
+mod consumer;
+mod cursor;
 mod groups;
+mod publishing;
 mod reader;
 mod source;
 mod super_streams;
@@ -16,6 +20,10 @@ pub use bells::Bells;
 pub(super) use groups::Clerk;
 pub use reader::{ReadError, Reader};
 pub use source::{Replica, StreamSource};
+
+pub(super) use arguments::check_known;
+pub(super) use consumer::{Consume, StreamConsumer};
+pub(super) use publishing::{KnownStreams, Record, stream_target};
 
 use super::access::{Kind, Right};
 use super::connection::Connection;
@@ -67,7 +75,7 @@ impl Edge {
         Reader::new(stream.stream, replica, reading.bells.of(stream.stream), from)
     }
 
-    async fn stream_state(
+    pub(super) async fn stream_state(
         &self,
         (stream, after): (Arc<StreamTarget>, u64),
         publisher: Option<String>,

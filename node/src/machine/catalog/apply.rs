@@ -61,8 +61,8 @@ impl Catalog {
         if self.is_bootstrapped() {
             return DONE;
         }
-        if shards == 0 || ShardId(shards).owner().is_some() {
-            return Err(Refusal::Precondition(format!("a cluster has 1 to 32767 data shards, not {shards}")));
+        if shards == 0 || ShardId(shards).owner().is_some() || ShardId(shards).of_streams().is_some() {
+            return Err(Refusal::Precondition(format!("a cluster has 1 to 16383 data shards, not {shards}")));
         }
         self.shards = shards;
         self.add_vhost(index, vhost, &VhostFacts::default());

@@ -1,6 +1,6 @@
 //! Bindings, and the end of things that have some: what depends on an exchange or a queue goes with it. Called by `apply`.
 
-use super::policy::Applied;
+use super::policy::{Applied, queue_type};
 use super::{Catalog, Destination, Exchange, QueueEntry};
 use crate::model::QueueId;
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, QueueRecord, Refusal, Target};
@@ -85,6 +85,9 @@ impl Catalog {
         }
         let Name { vhost, name } = record.spec.name.clone();
         self.queues.insert(record.id, record.clone());
+        if queue_type(&record.spec.arguments) == "stream" {
+            self.streams.insert(record.id);
+        }
         let vhost = self.vhosts.entry(vhost).or_default();
         if let Some(exchange) = &record.backs {
             if let Some(exchange) = vhost.exchanges.get_mut(exchange) {
@@ -113,6 +116,7 @@ impl Catalog {
     /// Takes a queue away with its bindings.
     pub(super) fn drop_queue(&mut self, index: u64, id: QueueId) {
         let Some(record) = self.queues.remove(&id) else { return };
+        self.streams.remove(&id);
         let Name { vhost, name } = &record.spec.name;
         let incoming = self.queue_entry(vhost, name).map(|q| q.incoming.clone()).unwrap_or_default();
         self.drop_bindings(incoming);

@@ -4,7 +4,7 @@
 use crate::model::catalog::{ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
 
 /// Arguments of a queue whose change is refused; others are kept as first declared and ignored later, as in RabbitMQ.
-const QUEUE_ARGUMENTS: [&str; 21] = [
+const QUEUE_ARGUMENTS: [&str; 25] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -23,6 +23,10 @@ const QUEUE_ARGUMENTS: [&str; 21] = [
     "x-delivery-limit",
     "x-single-active-consumer",
     "x-queue-leader-locator",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-stream-filter-size-bytes",
+    "x-initial-cluster-size",
     "x-message-deduplication",
     "x-cache-size",
     "x-cache-ttl",

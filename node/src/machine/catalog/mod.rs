@@ -42,7 +42,7 @@ use groups::Groups;
 use hashbrown::HashMap;
 use policy::Compiled;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Exchanges that every vhost has: name, kind, internal.
@@ -150,6 +150,8 @@ pub struct Catalog {
     /// Processes that are up.
     nodes: BTreeMap<NodeId, Incarnation>,
     queues: HashMap<QueueId, Arc<QueueRecord>>,
+    /// Those of them that are streams.
+    streams: HashSet<QueueId>,
     by_shard: BTreeMap<ShardId, ShardQueues>,
     by_owner: HashMap<Owner, BTreeSet<QueueId>>,
     groups: Groups,
@@ -257,6 +259,11 @@ impl Catalog {
     /// A queue by identity.
     pub fn queue_by_id(&self, id: QueueId) -> Option<&Arc<QueueRecord>> {
         self.queues.get(&id)
+    }
+
+    /// Whether a queue is a stream. Asked for every message that is routed.
+    pub fn is_stream(&self, id: QueueId) -> bool {
+        !self.streams.is_empty() && self.streams.contains(&id)
     }
 
     /// All queues that clients can name, by id. O(n log n).

@@ -7,7 +7,8 @@ use super::{Catalog, Vhost};
 use crate::model::QueueId;
 use crate::model::admin::{ApplyTo, Policy, PolicyKind};
 use crate::model::catalog::{ExchangeSpec, QueueSpec, Refusal, Table, Value};
-use crate::model::settings::{EXPIRY_MAX_MS, is_name};
+use crate::model::settings::{EXPIRY_MAX_MS, SEGMENT_BYTES_MAX, is_max_age, is_name};
+use crate::model::stream::FILTER_BYTES_MIN;
 use std::sync::Arc;
 
 /// The policies that a queue or an exchange has.
@@ -191,22 +192,37 @@ fn is_expiry(value: &Value) -> bool {
     is_time(value) && *value != Value::Int(0)
 }
 
+fn is_age(value: &Value) -> bool {
+    matches!(value, Value::Text(age) if is_max_age(age))
+}
+
+fn is_filter_size(value: &Value) -> bool {
+    matches!(value, Value::Int(n) if (FILTER_BYTES_MIN.into()..=255).contains(n))
+}
+
+fn is_segment_size(value: &Value) -> bool {
+    matches!(value, Value::Int(n) if (0..=SEGMENT_BYTES_MAX).contains(n))
+}
+
 fn is_overflow(value: &Value) -> bool {
     matches!(value, Value::Text(word) if [&b"drop-head"[..], b"reject-publish", b"reject-publish-dlx"].contains(&word.as_slice()))
 }
 
 /// The keys that have an effect: on exchanges here, on queues by `QueueSettings::effective`. A policy with another one is refused.
-const KEYS: [Key; 10] = [
+const KEYS: [Key; 13] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
     key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
     key("dead-letter-routing-key", is_name, "is not a valid dead letter routing key", false),
     key("delivery-limit", is_integer, "is not a valid delivery limit", true),
     key("expires", is_expiry, "is not a valid queue expiry", true),
+    key("max-age", is_age, "is not a valid max age", false),
     key("max-length", is_count, "is not a valid maximum length", true),
     key("max-length-bytes", is_count, "is not a valid maximum length in bytes", true),
     key("message-ttl", is_time, "is not a valid message TTL", true),
     key("overflow", is_overflow, "is not a valid overflow value", true),
+    key("stream-filter-size-bytes", is_filter_size, "is not a valid filter size. Valid range is 16-255", false),
+    key("stream-max-segment-size-bytes", is_segment_size, "is not a valid segment size", false),
 ];
 
 /// All keys that a policy may have.

@@ -4,30 +4,32 @@
 use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{ExchangeKind, Table, Value};
 use crate::model::settings::QueueSettings;
+use crate::model::step::DeclareQueue;
 use crate::model::store;
 
-const QUEUE_REFUSED: [&str; 4] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-max-age"];
+const QUEUE_REFUSED: [&str; 3] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type"];
 const ALTERNATE: &str = "alternate-exchange";
-const CONSUMER_REFUSED: [&str; 3] = ["x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
 
-/// Checks queue.declare's arguments.
-pub fn check_queue(queue: &str, vhost: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
-    let subject = format!("queue '{queue}' in vhost '{vhost}'");
+/// Checks queue.declare.
+pub fn check_queue(declare: &DeclareQueue) -> Result<(), Fault> {
+    let DeclareQueue { name, arguments, .. } = declare;
+    let subject = format!("queue '{}' in vhost '{}'", name.name, name.vhost);
     refuse(&QUEUE_REFUSED, arguments, &subject)?;
-    check_queue_type(&subject, durable, exclusive, arguments)?;
+    check_queue_type(&subject, declare)?;
     QueueSettings::check(&subject, arguments).map_err(|invalid| Fault::precondition(invalid.to_string()))
 }
 
-fn check_queue_type(subject: &str, durable: bool, exclusive: bool, arguments: &Table) -> Result<(), Fault> {
+fn check_queue_type(subject: &str, declare: &DeclareQueue) -> Result<(), Fault> {
+    let DeclareQueue { durable, exclusive, auto_delete, arguments, .. } = declare;
     let invalid = |what: &str| Fault::precondition(format!("invalid property '{what}' for {subject}"));
     match arguments.get("x-queue-type") {
         None => Ok(()),
         Some(Value::Text(kind)) => match kind.as_slice() {
             b"classic" | b"" | b"undefined" => Ok(()),
-            b"quorum" if exclusive => Err(invalid("exclusive-owner")),
-            b"quorum" if !durable => Err(invalid("non-durable")),
-            b"quorum" => Ok(()),
-            b"stream" => Err(not_yet("x-queue-type' = 'stream", subject)),
+            b"stream" if *auto_delete => Err(invalid("auto-delete")),
+            b"quorum" | b"stream" if *exclusive => Err(invalid("exclusive-owner")),
+            b"quorum" | b"stream" if !durable => Err(invalid("non-durable")),
+            b"quorum" | b"stream" => Ok(()),
             other => Err(Fault::precondition(format!(
                 "invalid arg 'x-queue-type' for {subject}: \"unsupported queue type '{}'\"",
                 String::from_utf8_lossy(other)
@@ -57,9 +59,6 @@ pub fn check_exchange(exchange: &str, vhost: &str, kind: ExchangeKind, arguments
 /// Checks basic.consume's arguments.
 pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(), Fault> {
     let subject = format!("queue '{queue}' in vhost '{vhost}'");
-    if let Some(name) = CONSUMER_REFUSED.into_iter().find(|name| arguments.contains_key(*name)) {
-        return Err(not_yet(name, &format!("consumer of {subject}")));
-    }
     let invalid = |name: &str, why: String| Err(Fault::precondition(format!("invalid arg '{name}' for {subject}: {why}")));
     for name in ["x-priority", "x-consumer-timeout"] {
         match arguments.get(name) {
@@ -85,11 +84,7 @@ fn unknown_kind(kind: &str) -> Fault {
 
 fn refuse(names: &[&str], arguments: &Table, subject: &str) -> Result<(), Fault> {
     match names.iter().find(|name| arguments.contains_key(**name)) {
-        Some(name) => Err(not_yet(name, subject)),
+        Some(name) => Err(Fault::precondition(format!("invalid arg '{name}' for {subject}: not supported by this version"))),
         None => Ok(()),
     }
-}
-
-fn not_yet(name: &str, subject: &str) -> Fault {
-    Fault::precondition(format!("invalid arg '{name}' for {subject}: not supported by this version"))
 }

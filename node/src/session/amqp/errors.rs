@@ -138,6 +138,7 @@ impl Fault {
             | Refusal::Precondition(text)
             | Refusal::Access(text)
             | Refusal::Locked(text)
+            | Refusal::NotImplemented(text)
             | Refusal::NotAllowed(text) => text,
             Refusal::Unavailable(text) => return Fault::new(ReplyCode::InternalError, text).at((10, 40)),
         };
@@ -159,6 +160,7 @@ impl From<Refusal> for Fault {
             Refusal::Locked(text) if text.contains("in exclusive use") => Fault::new(ReplyCode::AccessRefused, text),
             Refusal::Locked(text) => Fault::new(ReplyCode::ResourceLocked, text),
             Refusal::Unavailable(text) => Fault::unavailable(text),
+            Refusal::NotImplemented(text) => Fault::not_implemented(text),
             Refusal::NotAllowed(text) => Fault::new(ReplyCode::NotAllowed, text),
         }
     }

@@ -118,10 +118,10 @@ impl Channel {
                     return Ok(());
                 }
                 let name = self.declared_name(&queue, passive, shared)?;
-                if !passive {
-                    arguments::check_queue(&name.name, &name.vhost, durable, exclusive, &arguments)?;
-                }
                 let declare = DeclareQueue { name, passive, durable, exclusive, auto_delete, arguments };
+                if !passive {
+                    arguments::check_queue(&declare)?;
+                }
                 (Request::DeclareQueue(declare), Pending::Declare { nowait })
             }
             Method::QueueBind { queue, exchange, routing_key, nowait, arguments, .. } => {

@@ -57,7 +57,7 @@ impl Keeper {
         let mut state = self.shared.lock();
         loop {
             if state.stats.dead {
-                return Job::Stop;
+                return state.doubtful.pop().map_or(Job::Stop, Job::Doubt);
             }
             if let Some(job) = self.pick(&mut state) {
                 return job;

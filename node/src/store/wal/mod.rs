@@ -271,12 +271,11 @@ impl Wal {
     pub fn verify(&self, shard: ShardId, after: u64) -> io::Result<()> {
         const STEP: usize = 1 << 20;
         let state = self.state(shard);
-        let first = state.purged.map_or(0, |id| id.index) + 1;
-        let mut next = first;
+        let mut next = state.purged.map_or(0, |id| id.index + 1);
         while state.last.is_some_and(|last| next <= last.index) {
             let to = if next <= after { next + 1 } else { u64::MAX };
             match self.read(shard, next..to, STEP) {
-                Ok(read) if read.is_empty() => return Ok(()),
+                Ok(read) if read.is_empty() && next > after => return Ok(()),
                 Ok(read) => next = (next + read.len() as u64).max(after + 1),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     let damage = Damage { votes: None };

@@ -91,6 +91,7 @@ fn refusals_become_rabbitmqs_codes() {
         ),
         (Refusal::Unavailable("no quorum".into()), "1 channel.close 541 INTERNAL_ERROR - no quorum"),
         (Refusal::NotAllowed("no".into()), "0 connection.close 530 NOT_ALLOWED - no"),
+        (Refusal::NotImplemented("no".into()), "0 connection.close 540 NOT_IMPLEMENTED - no"),
     ];
     for (refusal, text) in cases {
         let mut talk = Talk::open();
@@ -112,19 +113,30 @@ fn arguments_without_effect_yet_are_refused_by_name() {
         text,
         "< 1 channel.close 406 PRECONDITION_FAILED - invalid arg 'x-delayed-retry-min' for queue 'q' in vhost '/': not supported by this version (50,10)"
     );
-    assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"stream".to_vec()))])).contains("406"));
     assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"odd".to_vec()))])).contains("406"));
     assert!(refused(declare("q", &[("x-queue-type", Value::Int(1))])).contains("406"));
     for (name, value) in [("x-queue-type", "quorum"), ("x-queue-type", "classic"), ("x-queue-mode", "lazy"), ("x-unknown", "1")] {
         let text = refused(declare("q", &[(name, Value::Text(value.into()))]));
         assert_eq!(text, "= request 1 declare q passive=false", "{name}");
     }
-    let Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, .. } = consume("q", "", false) else {
-        panic!("consume")
+}
+
+#[test]
+fn a_stream_is_durable_and_nobodys_own() {
+    let said = |change: &dyn Fn(&mut bool, &mut bool, &mut bool)| {
+        let mut method = declare("s", &[("x-queue-type", Value::Text(b"stream".to_vec())), ("x-max-age", Value::Text(b"7D".to_vec()))]);
+        let Method::QueueDeclare { durable, exclusive, auto_delete, .. } = &mut method else { panic!("declare") };
+        change(durable, exclusive, auto_delete);
+        let mut talk = Talk::open();
+        talk.say(1, method);
+        talk.record.pop().expect("answer")
     };
-    let arguments = Table::from([("x-stream-offset".to_owned(), Value::Int(10))]);
-    let consume = Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
-    assert!(refused(consume).contains("invalid arg 'x-stream-offset' for consumer of queue 'q'"));
+    assert_eq!(said(&|_, _, _| {}), "= request 1 declare s passive=false");
+    let invalid =
+        |what: &str| format!("< 1 channel.close 406 PRECONDITION_FAILED - invalid property '{what}' for queue 's' in vhost '/' (50,10)");
+    assert_eq!(said(&|durable, _, _| *durable = false), invalid("non-durable"));
+    assert_eq!(said(&|_, exclusive, _| *exclusive = true), invalid("exclusive-owner"));
+    assert_eq!(said(&|_, _, auto_delete| *auto_delete = true), invalid("auto-delete"));
 }
 
 #[test]
