@@ -29,7 +29,7 @@ pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
-pub use self::streams::{Addresses, Bells, ReadError, Reader, Replica, StreamSource};
+pub use self::streams::{Addresses, Bells, ReadError, Reader, Replica, StreamReading, StreamSource};
 
 use self::access::Patterns;
 use self::lane::{Answer, Ask, Lane};

@@ -41,7 +41,7 @@ impl EdgeConnection for edge::Connection {
 }
 
 impl StreamConnection for edge::Connection {
-    type Reader = edge::Reader;
+    type Reader = edge::StreamReading;
 
     fn ask(&mut self, ask: Ask) -> BoxFuture<'static, Result<Answer, Failure>> {
         edge::Connection::ask(self, ask)
@@ -51,8 +51,8 @@ impl StreamConnection for edge::Connection {
         self.store_stream_offset(stream, reference, offset);
     }
 
-    fn read(&mut self, target: &StreamTarget, from: OffsetSpec) -> Result<edge::Reader, Failure> {
-        Ok(self.read_stream(target, from)?)
+    fn read(&mut self, target: &StreamTarget, from: OffsetSpec) -> Result<edge::StreamReading, Failure> {
+        Ok(self.open_stream(target, from)?)
     }
 
     fn join_group(&mut self, member: &Member) {
@@ -80,8 +80,8 @@ impl StreamConnection for edge::Connection {
     }
 }
 
-impl StreamReader for edge::Reader {
+impl StreamReader for edge::StreamReading {
     async fn next(&mut self) -> Result<StreamChunk, Failure> {
-        Ok(edge::Reader::next(self).await?)
+        Ok(edge::StreamReading::next(self).await?)
     }
 }

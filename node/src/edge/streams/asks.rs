@@ -1,6 +1,6 @@
 //! What clients of the stream protocol ask, answered with their rights (RabbitMQ's rules) from the catalog, from leaders, and by commands.
 
-use super::reader::{ReadError, Reader};
+use super::reader::ReadError;
 use super::super_streams;
 use crate::edge::Connection;
 use crate::edge::access::{Kind, Right};
@@ -94,22 +94,9 @@ impl Connection {
         }
     }
 
-    /// Begins to read a stream on this node; rights were checked when the client asked for it.
-    ///
-    /// # Errors
-    /// The stream is not there, or not on this node.
-    pub fn read_stream(&self, target: &StreamTarget, from: OffsetSpec) -> Result<Reader, ReadError> {
-        self.edge.read_stream(target, from)
-    }
-
     /// Tells when the catalog has changed: a stream may be gone.
     pub fn catalog(&self) -> watch::Receiver<()> {
         self.edge.catalog_moved.subscribe()
-    }
-
-    /// Whether the stream is in the catalog.
-    pub fn has_stream(&self, target: &StreamTarget) -> bool {
-        self.edge.catalog.read().queue_by_id(target.stream).is_some()
     }
 
     fn stream_to(&self, right: Right, stream: &str) -> Result<StreamInfo, Failure> {

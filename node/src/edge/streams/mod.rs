@@ -10,6 +10,7 @@ mod bells;
 mod consumer;
 mod cursor;
 mod groups;
+mod opening;
 mod publishing;
 mod reader;
 mod source;
@@ -18,6 +19,7 @@ mod super_streams;
 pub use addresses::Addresses;
 pub use bells::Bells;
 pub(super) use groups::Clerk;
+pub use opening::StreamReading;
 pub use reader::{ReadError, Reader};
 pub use source::{Replica, StreamSource};
 
