@@ -88,6 +88,10 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         None => None,
     };
     let streams = bind(&config, config.stream_port, "stream").await?;
+    let streams_over_tls = match &config.amqps {
+        Some(_) => Some(bind(&config, config.stream_tls_port, "streams over TLS").await?),
+        None => None,
+    };
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
     DataDir::write_ports(&config.data_dir, ports((&amqp, amqps.as_ref()), &streams, &http, &peer)).map_err(doing("ports file"))?;
@@ -111,8 +115,10 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let settings = amqp::Settings::new("warren");
     let mut listeners = JoinSet::new();
-    if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
-        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
+    if let (Some(amqps), Some(streams), Some(front)) = (amqps, streams_over_tls, tls.clients) {
+        let settings = settings.with_tls(front);
+        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.clone(), stop_rx.clone()));
+        listeners.spawn(stream::serve(streams, clients.clone(), settings, address.clone(), stop_rx.clone()));
     }
     listeners.spawn(amqp::serve(amqp, clients.clone(), settings.clone(), stop_rx.clone()));
     listeners.spawn(stream::serve(streams, clients, settings, address, stop_rx));

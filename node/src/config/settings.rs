@@ -74,6 +74,9 @@ pub struct Settings {
     /// Port of the RabbitMQ stream protocol [default: 5552]
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<u16>,
+    /// Stream protocol over TLS, served when there is a --tls-cert [default: 5551]
+    #[arg(long, value_name = "PORT")]
+    pub stream_tls_port: Option<u16>,
     /// HTTP port for /ready and /metrics [default: 15672]
     #[arg(long, value_name = "PORT")]
     pub management_port: Option<u16>,
@@ -125,6 +128,9 @@ pub struct Settings {
     /// Stream port, likewise [default: --stream-port]
     #[arg(long, value_name = "PORT")]
     pub advertised_stream_port: Option<u16>,
+    /// Stream port over TLS, likewise [default: --stream-tls-port]
+    #[arg(long, value_name = "PORT")]
+    pub advertised_stream_tls_port: Option<u16>,
     /// Tell stream clients of the node they are on only: it serves every stream, wherever that is led [default: false]
     #[arg(long, value_name = "BOOL")]
     pub stream_advertise_self: Option<bool>,
@@ -212,6 +218,7 @@ impl Settings {
             peer_tls_key: self.peer_tls_key.or(lower.peer_tls_key),
             peer_tls_ca: self.peer_tls_ca.or(lower.peer_tls_ca),
             stream_port: self.stream_port.or(lower.stream_port),
+            stream_tls_port: self.stream_tls_port.or(lower.stream_tls_port),
             management_port: self.management_port.or(lower.management_port),
             peer_port: self.peer_port.or(lower.peer_port),
             cluster: self.cluster.or(lower.cluster),
@@ -229,6 +236,7 @@ impl Settings {
             advertised_host: self.advertised_host.or(lower.advertised_host),
             advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
+            advertised_stream_tls_port: self.advertised_stream_tls_port.or(lower.advertised_stream_tls_port),
             stream_advertise_self: self.stream_advertise_self.or(lower.stream_advertise_self),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),

@@ -215,8 +215,9 @@ impl Admin for AdminService {
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         let waiting_for = self.readiness.waiting_for().unwrap_or_default();
         let (node, version) = (self.node.0.into(), env!("CARGO_PKG_VERSION").into());
-        let Advertised { host, port } = self.source.advertised();
-        Ok(Response::new(PingReply { node, version, waiting_for, stream_host: host, stream_port: port.into() }))
+        let Advertised { host, port, tls_port } = self.source.advertised();
+        let (stream_port, stream_tls_port) = (port.into(), tls_port.into());
+        Ok(Response::new(PingReply { node, version, waiting_for, stream_host: host, stream_port, stream_tls_port }))
     }
 }
 

@@ -170,6 +170,15 @@ pub struct Advertised {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// Port with TLS; 0: it has none.
+    pub tls_port: u16,
+}
+
+impl Advertised {
+    /// The port for clients that speak TLS, or do not.
+    pub fn port(&self, over_tls: bool) -> u16 {
+        if over_tls && self.tls_port != 0 { self.tls_port } else { self.port }
+    }
 }
 
 /// A subscription as one of a group on its stream, of which one is active at a time.

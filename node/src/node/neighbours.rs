@@ -124,7 +124,10 @@ impl edge::Neighbours for Neighbours {
     fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Advertised)>> {
         async move {
             let told = self.ask(&nodes, COUNT_PATIENCE, |mut client| async move { client.ping().await }).await;
-            let address = |reply: PingReply| Some(Advertised { host: reply.stream_host, port: u16::try_from(reply.stream_port).ok()? });
+            let address = |reply: PingReply| {
+                let (port, tls_port) = (reply.stream_port.try_into().ok()?, reply.stream_tls_port.try_into().ok()?);
+                Some(Advertised { host: reply.stream_host, port, tls_port })
+            };
             told.into_iter().filter_map(|(node, reply)| Some((node, address(reply)?))).filter(|(_, a)| !a.host.is_empty()).collect()
         }
         .boxed()

@@ -73,7 +73,8 @@ struct Broker<E> {
 impl<E: Edge<Connection: StreamConnection>> Host for Broker<E> {
     async fn converse(&self, client: Client, shutdown: watch::Receiver<bool>) {
         let (cluster_name, advertised) = (self.cluster_name.clone(), self.advertised.clone());
-        let options = Options { cluster_name, advertised, certificate_name: client.certificate_name.clone() };
+        let (over_tls, certificate_name) = (client.encryption.is_some(), client.certificate_name.clone());
+        let options = Options { cluster_name, advertised, over_tls, certificate_name };
         let edge = self.edge.connect(client.peer);
         Connection::new(client, edge, options).run(shutdown).await;
     }

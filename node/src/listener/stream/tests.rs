@@ -155,7 +155,7 @@ impl Server {
         let address = listener.local_addr().expect("address");
         let (edge, (stop, stopped)) = (FakeEdge::default(), watch::channel(false));
         let shared = edge.0.clone();
-        let advertised = Advertised { host: "alpha".into(), port: 1 };
+        let advertised = Advertised { host: "alpha".into(), port: 1, tls_port: 0 };
         tokio::spawn(serve(listener, Arc::new(edge), Settings::new("test"), advertised, stopped));
         Server { shared, address, stop }
     }

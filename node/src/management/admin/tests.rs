@@ -32,7 +32,7 @@ fn only_root<T: Send + 'static>(vhost: String, answer: Vec<T>) -> BoxFuture<'sta
 
 impl AdminSource for OneVhost {
     fn advertised(&self) -> Advertised {
-        Advertised { host: "alpha".into(), port: 5552 }
+        Advertised { host: "alpha".into(), port: 5552, tls_port: 0 }
     }
     fn queues(&self, _: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async { Err(Refusal::Unavailable("no majority for 10 s".into())) }.boxed()

@@ -10,10 +10,10 @@ use std::sync::Arc;
 /// A reference to no broker.
 const NOBODY: u16 = u16::MAX;
 
-/// Writes the response of `key`.
-pub(super) fn write(key: Key, correlation: u32, answer: Result<Answer, Failure>, out: &mut Output) {
+/// Writes the response of `key`, with ports for a client that speaks TLS or does not.
+pub(super) fn write(key: Key, correlation: u32, answer: Result<Answer, Failure>, over_tls: bool, out: &mut Output) {
     match (key, answer) {
-        (Key::Metadata, Ok(Answer::Places(places))) => metadata(correlation, &places, out),
+        (Key::Metadata, Ok(Answer::Places(places))) => metadata(correlation, &places, over_tls, out),
         (Key::Metadata, _) => out.metadata(correlation, &[], &[]),
         (Key::StreamStats, Ok(Answer::State(state))) => out.stats(correlation, Code::Ok, &stats(&state)),
         (Key::StreamStats, other) => out.stats(correlation, code(&other), &[]),
@@ -46,12 +46,12 @@ fn texts(key: Key, correlation: u32, code: Code, streams: &[Arc<str>], out: &mut
     out.texts(key, correlation, code, &streams);
 }
 
-fn metadata(correlation: u32, places: &Places, out: &mut Output) {
+fn metadata(correlation: u32, places: &Places, over_tls: bool, out: &mut Output) {
     let brokers: Vec<Broker<'_>> = places
         .brokers
         .iter()
         .zip(0..)
-        .map(|(broker, reference)| Broker { reference, host: &broker.host, port: broker.port.into() })
+        .map(|(broker, reference)| Broker { reference, host: &broker.host, port: broker.port(over_tls).into() })
         .collect();
     let streams: Vec<StreamMetadata<'_>> = places
         .streams

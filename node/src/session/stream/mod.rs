@@ -36,6 +36,8 @@ pub struct Options {
     pub cluster_name: Arc<str>,
     /// Where clients are told that they are.
     pub advertised: Advertised,
+    /// The client speaks TLS: it is told of ports with TLS.
+    pub over_tls: bool,
     /// The user that the client's certificate stands for, if one was verified: then EXTERNAL is offered.
     pub certificate_name: Option<Arc<str>>,
 }
@@ -332,8 +334,8 @@ impl Session {
 
     fn on_opened(&mut self, out: &mut Out) {
         if let State::Opening { correlation } = self.state {
-            let Advertised { host, port } = &self.options.advertised;
-            let port = port.to_string();
+            let Advertised { host, .. } = &self.options.advertised;
+            let port = self.options.advertised.port(self.options.over_tls).to_string();
             out.bytes.pairs(Key::Open, correlation, &[("advertised_host", host), ("advertised_port", &port)]);
             self.state = State::Running;
         }
@@ -483,6 +485,7 @@ impl Session {
         if self.state != State::Running {
             return;
         }
+        let over_tls = self.options.over_tls;
         match (asked, answer) {
             (Asked::Publisher(declaring), Ok(Answer::Target(target))) => {
                 self.publisher_declared(declaring, target);
@@ -492,14 +495,14 @@ impl Session {
                 out.bytes.respond(Key::Subscribe, correlation, Code::Ok);
                 self.subscribed(subscribing, target, out);
             }
-            (Asked::Publisher(_), other) => answers::write(Key::DeclarePublisher, correlation, other, &mut out.bytes),
-            (Asked::Subscription(_), other) => answers::write(Key::Subscribe, correlation, other, &mut out.bytes),
+            (Asked::Publisher(_), other) => answers::write(Key::DeclarePublisher, correlation, other, over_tls, &mut out.bytes),
+            (Asked::Subscription(_), other) => answers::write(Key::Subscribe, correlation, other, over_tls, &mut out.bytes),
             (Asked::Plain(key, going), answer) => {
                 let mut gone = if answer.is_ok() { going } else { Vec::new() };
                 if let (Key::DeleteSuperStream, Ok(Answer::Streams(partitions))) = (key, &answer) {
                     gone.clone_from(partitions);
                 }
-                answers::write(key, correlation, answer, &mut out.bytes);
+                answers::write(key, correlation, answer, over_tls, &mut out.bytes);
                 gone.iter().for_each(|stream| self.on_gone(stream, out));
             }
         }

@@ -25,8 +25,8 @@ impl Heard {
 }
 
 fn options() -> Options {
-    let advertised = Advertised { host: "alpha".into(), port: 5552 };
-    Options { cluster_name: "test".into(), advertised, certificate_name: None }
+    let advertised = Advertised { host: "alpha".into(), port: 5552, tls_port: 5551 };
+    Options { cluster_name: "test".into(), advertised, over_tls: false, certificate_name: None }
 }
 
 fn target(stream: u64) -> Arc<StreamTarget> {
@@ -218,7 +218,7 @@ fn logins_and_vhosts_that_are_refused_have_their_codes() {
 
 #[test]
 fn with_a_certificate_external_is_offered() {
-    let options = Options { certificate_name: Some("cn".into()), ..options() };
+    let options = Options { certificate_name: Some("cn".into()), over_tls: true, ..options() };
     let mut talk = Talk { session: Session::new(options), out: Out::default() };
     talk.ask(1, Request::PeerProperties { properties: vec![] });
     talk.ask(2, Request::SaslHandshake);
@@ -226,6 +226,14 @@ fn with_a_certificate_external_is_offered() {
     assert!(matches!(heard[1].read(), FromServer::Response { answer: Told::Texts(names), .. } if names == ["PLAIN", "EXTERNAL"]));
     talk.ask(3, Request::SaslAuthenticate { mechanism: "EXTERNAL", response: b"" });
     assert_eq!(talk.acts(), [Act::Step(Step::AuthenticateByCertificate { user: "cn".into() })]);
+    talk.event(Event::Authenticated);
+    talk.say(&FromClient::Tune { frame_max: 0, heartbeat: 30 });
+    talk.ask(4, Request::Open { vhost: "/" });
+    talk.hears();
+    talk.event(Event::Opened);
+    let heard = talk.hears();
+    let FromServer::Response { answer: Told::Pairs(pairs), .. } = heard[0].read() else { panic!("Open") };
+    assert_eq!(pairs[1], ("advertised_port", "5551"), "TLS clients stay with TLS");
 }
 
 #[test]
@@ -322,7 +330,10 @@ fn answers_of_the_edge_reach_the_client() {
     talk.ask(9, Request::Partitions { super_stream: "s" });
     talk.answer(Ok(Answer::Streams(vec!["s-0".into(), "s-1".into()])));
     let places = Places {
-        brokers: vec![Advertised { host: "alpha".into(), port: 5552 }, Advertised { host: "beta".into(), port: 5553 }],
+        brokers: vec![
+            Advertised { host: "alpha".into(), port: 5552, tls_port: 0 },
+            Advertised { host: "beta".into(), port: 5553, tls_port: 5561 },
+        ],
         streams: vec![("s".into(), Ok(Place { leader: Some(1), replicas: vec![0] })), ("x".into(), Err(Failure::Missing))],
     };
     talk.ask(10, Request::Metadata { streams: vec!["s", "x"] });
