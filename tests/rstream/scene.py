@@ -41,10 +41,10 @@ async def until(condition, what):
     raise AssertionError("waited in vain: %s" % (what() if callable(what) else what))
 
 
-async def read(node, stream, count, start=None, settle=0.0, **more):
+async def read(node, stream, count, start=None, settle=0.0, secure=None, **more):
     """The first `count` messages from `start` on, as (offset, text); fails when there are more within `settle` seconds."""
     got = []
-    client = consumer(node)
+    client = consumer(node, ssl_context=secure)
     await client.start()
     start = start or ConsumerOffsetSpecification(OffsetType.FIRST, None)
     await client.subscribe(stream=stream, callback=lambda m, context: got.append((context.offset, text_of(m))), decoder=amqp_decoder,

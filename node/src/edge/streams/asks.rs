@@ -280,3 +280,44 @@ fn placed(found: Vec<(Arc<str>, Result<StreamInfo, Failure>)>, addresses: &BTree
     let brokers = addresses.values().cloned().collect();
     Places { brokers, streams: found.into_iter().map(|(stream, info)| (stream, info.map(place))).collect() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::stream::StreamSettings;
+    use crate::model::{QueueId, ShardId};
+
+    fn pairs(given: &[(&str, &str)]) -> Vec<(String, String)> {
+        given.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn arguments_become_those_of_a_queue_and_numbers_must_be_numbers() {
+        let table = arguments(&pairs(&[("max-length-bytes", "2000000000"), ("max-age", "7D"), ("unheard-of", "x")])).expect("sound");
+        let expected =
+            [("x-max-age".to_owned(), Value::Text(b"7D".to_vec())), ("x-max-length-bytes".to_owned(), Value::Int(2_000_000_000))];
+        assert_eq!(table, Table::from(expected));
+        assert_eq!(arguments(&pairs(&[("max-length-bytes", "much")])), Err(Failure::Precondition));
+    }
+
+    #[test]
+    fn new_names_lose_line_ends_and_are_not_the_brokers() {
+        assert_eq!(new_name("a\r\nb"), Ok("ab".into()));
+        assert_eq!(new_name("\n"), Err(Failure::Precondition));
+        assert_eq!(new_name("amq.x"), Err(Failure::Precondition));
+    }
+
+    #[test]
+    fn streams_stand_where_their_nodes_are_known_and_one_node_may_stand_for_all() {
+        let target = StreamTarget { stream: QueueId(1), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16 };
+        let replicas = [1, 2, 3].map(NodeId).into();
+        let info = StreamInfo { target, leader: Some(NodeId(2)), replicas, settings: StreamSettings::default() };
+        let found = || vec![("s".into(), Ok(info.clone())), ("x".into(), Err(Failure::Missing))];
+        let address = |node: u16| (NodeId(node), Advertised { host: format!("n{node}"), port: 1, tls_port: 0 });
+        let places = placed(found(), &BTreeMap::from([address(2), address(3)]), NodeId(3));
+        assert_eq!(places.streams[0].1, Ok(Place { leader: Some(0), replicas: vec![1] }), "node 1 is down");
+        assert_eq!(places.streams[1].1, Err(Failure::Missing));
+        let places = placed(found(), &BTreeMap::from([address(3)]), NodeId(3));
+        assert_eq!(places.streams[0].1, Ok(Place { leader: Some(0), replicas: vec![] }));
+    }
+}

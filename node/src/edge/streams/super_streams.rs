@@ -192,3 +192,74 @@ pub(super) async fn delete(edge: &Edge, exchange: Name, partitions: &[Arc<str>])
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Incarnation, LogId, NodeId, ShardId};
+
+    fn apply(catalog: &mut Catalog, command: &CatalogCommand) {
+        let id = LogId { index: catalog.index() + 1, ..LogId::default() };
+        let reply = catalog.apply(id, command);
+        assert!(!matches!(reply, CatalogReply::Refused(_)), "{reply:?}");
+    }
+
+    fn catalog() -> Catalog {
+        let mut catalog = Catalog::new();
+        let bootstrap = CatalogCommand::Bootstrap { vhost: "/".into(), user: "u".into(), password_hash: String::new(), shards: 3 };
+        apply(&mut catalog, &bootstrap);
+        catalog
+    }
+
+    fn named(name: &str) -> Name {
+        Name { vhost: "/".into(), name: name.into() }
+    }
+
+    fn plan(catalog: &Catalog, name: &str, partitions: &[(&str, &str)]) -> Result<Plan, Failure> {
+        let partitions: Vec<(Arc<str>, Arc<str>)> = partitions.iter().map(|(stream, key)| ((*stream).into(), (*key).into())).collect();
+        Plan::new(catalog, named(name), &partitions, Table::new())
+    }
+
+    fn make(catalog: &mut Catalog, plan: Plan) {
+        apply(catalog, &CatalogCommand::DeclareExchange(plan.exchange));
+        for spec in plan.queues {
+            let declare = CatalogCommand::DeclareQueue { spec, node: NodeId(1), incarnation: Incarnation(1), shard: ShardId(1) };
+            apply(catalog, &declare);
+        }
+        plan.bindings.into_iter().for_each(|binding| apply(catalog, &CatalogCommand::Bind(binding)));
+    }
+
+    #[test]
+    fn partitions_stand_in_the_order_in_which_they_were_named_and_keys_lead_to_them() {
+        let mut catalog = catalog();
+        let streams = [("orders-b", "eu"), ("orders-a", "us"), ("orders-c", "asia")];
+        let planned = plan(&catalog, "orders", &streams).expect("sound");
+        make(&mut catalog, planned);
+        let orders = named("orders");
+        assert_eq!(
+            partitions(&catalog, &orders).expect("there"),
+            ["orders-b".into(), "orders-a".into(), "orders-c".into()] as [Arc<str>; 3]
+        );
+        assert_eq!(route(&catalog, &orders, "us").expect("there"), ["orders-a".into()] as [Arc<str>; 1]);
+        assert_eq!(route(&catalog, &orders, "nowhere").expect("there"), [] as [Arc<str>; 0]);
+        assert_eq!(partition_index(&catalog, &orders, "orders-a"), Some(1));
+        assert_eq!(partition_index(&catalog, &orders, "elsewhere"), None);
+        assert_eq!(partitions(&catalog, &named("nothing")), Err(Failure::Missing));
+        assert_eq!(route(&catalog, &named("nothing"), "us"), Err(Failure::Missing));
+    }
+
+    #[test]
+    fn a_super_stream_is_made_of_what_is_new_and_has_a_name() {
+        let mut catalog = catalog();
+        let planned = plan(&catalog, "orders", &[("orders-0", "0")]).expect("sound");
+        make(&mut catalog, planned);
+        let why = |name: &str, partitions: &[(&str, &str)]| plan(&catalog, name, partitions).err();
+        assert_eq!(why("orders", &[("new", "0")]), Some(Failure::Exists), "the exchange");
+        assert_eq!(why("another", &[("orders-0", "0")]), Some(Failure::Exists), "a stream");
+        assert_eq!(why("another", &[("x", "0"), ("x", "1")]), Some(Failure::Precondition), "twice");
+        assert_eq!(why("another", &[("amq.x", "0")]), Some(Failure::Precondition), "reserved");
+        let many: Vec<String> = (0..=limits::SUPER_STREAM_PARTITIONS).map(|n| format!("s{n}")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|name| (&**name, "k")).collect();
+        assert_eq!(why("another", &many), Some(Failure::Precondition), "too many");
+    }
+}

@@ -127,7 +127,7 @@ impl<C: StreamConnection> Connection<C> {
             }
             self.watch_phase();
             let is_written = self.line.is_written(&self.out.bytes);
-            if self.session.phase() == Phase::Closed && is_written {
+            if self.session.phase() == Phase::Closed && is_written && self.out.acts.is_empty() {
                 return End::Closed;
             }
             if self.has_more() {
