@@ -215,6 +215,10 @@ mod tests {
         Name { vhost: "/".into(), name: name.into() }
     }
 
+    fn names(names: &[&str]) -> Vec<Arc<str>> {
+        names.iter().map(|name| (*name).into()).collect()
+    }
+
     fn plan(catalog: &Catalog, name: &str, partitions: &[(&str, &str)]) -> Result<Plan, Failure> {
         let partitions: Vec<(Arc<str>, Arc<str>)> = partitions.iter().map(|(stream, key)| ((*stream).into(), (*key).into())).collect();
         Plan::new(catalog, named(name), &partitions, Table::new())
@@ -236,12 +240,9 @@ mod tests {
         let planned = plan(&catalog, "orders", &streams).expect("sound");
         make(&mut catalog, planned);
         let orders = named("orders");
-        assert_eq!(
-            partitions(&catalog, &orders).expect("there"),
-            ["orders-b".into(), "orders-a".into(), "orders-c".into()] as [Arc<str>; 3]
-        );
-        assert_eq!(route(&catalog, &orders, "us").expect("there"), ["orders-a".into()] as [Arc<str>; 1]);
-        assert_eq!(route(&catalog, &orders, "nowhere").expect("there"), [] as [Arc<str>; 0]);
+        assert_eq!(partitions(&catalog, &orders).expect("there"), names(&["orders-b", "orders-a", "orders-c"]));
+        assert_eq!(route(&catalog, &orders, "us").expect("there"), names(&["orders-a"]));
+        assert_eq!(route(&catalog, &orders, "nowhere").expect("there"), names(&[]));
         assert_eq!(partition_index(&catalog, &orders, "orders-a"), Some(1));
         assert_eq!(partition_index(&catalog, &orders, "elsewhere"), None);
         assert_eq!(partitions(&catalog, &named("nothing")), Err(Failure::Missing));
