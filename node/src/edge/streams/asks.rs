@@ -6,7 +6,7 @@ use crate::edge::Connection;
 use crate::edge::access::{Kind, Right};
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::{Refusal, Table, Value};
-use crate::model::stream::{OffsetSpec, StreamChunk, StreamInfo, StreamTarget, may_hold};
+use crate::model::stream::{OffsetSpec, StreamChunk, StreamInfo, may_hold};
 use crate::model::stream_step::{Advertised, Answer, Ask, Failure, Place, Places, Wanted};
 use crate::model::{NodeId, Offset};
 use futures::FutureExt;
@@ -25,7 +25,7 @@ impl From<Refusal> for Failure {
         match refusal {
             Refusal::NotFound { .. } => Failure::Missing,
             Refusal::Access(_) | Refusal::Locked(_) | Refusal::NotAllowed(_) => Failure::Refused,
-            Refusal::Inequivalent(_) | Refusal::Precondition(_) => Failure::Precondition,
+            Refusal::Inequivalent(_) | Refusal::Precondition(_) | Refusal::NotImplemented(_) => Failure::Precondition,
             Refusal::Unavailable(_) => Failure::Unavailable,
         }
     }
@@ -284,7 +284,7 @@ fn placed(found: Vec<(Arc<str>, Result<StreamInfo, Failure>)>, addresses: &BTree
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::stream::StreamSettings;
+    use crate::model::stream::{StreamSettings, StreamTarget};
     use crate::model::{QueueId, ShardId};
 
     fn pairs(given: &[(&str, &str)]) -> Vec<(String, String)> {
