@@ -3,7 +3,8 @@ Arguments: the stream addresses of the nodes."""
 import asyncio
 import sys
 
-from rstream import CompressionType, FilterConfiguration, OffsetNotFound, StreamAlreadyExists, StreamDoesNotExist
+from rstream import CompressionType, FilterConfiguration, OffsetNotFound, StreamDoesNotExist
+from rstream.exceptions import StreamAlreadyExists
 from scene import at, consumer, message, producer, read, until
 
 NODES = sys.argv[1:]
