@@ -209,13 +209,17 @@ impl AdminSource for Admin {
             let interface = config.host.clone();
             ListenerRow { node: config.node, protocol, interface, port, purpose }
         };
-        let amqps = config.amqps.as_ref().map(|amqps| row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"));
+        let with_tls = config.amqps.as_ref().map(|amqps| {
+            let streams = row("stream/ssl", config.stream_tls_port, "stream protocol over TLS");
+            [row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"), streams]
+        });
         let mut rows = vec![
             row("amqp", config.amqp_port, "AMQP 0-9-1"),
+            row("stream", config.stream_port, "stream protocol"),
             row("http", config.management_port, "readiness and metrics"),
             row("clustering", config.peer_port, "inter-node and CLI tool communication"),
         ];
-        rows.extend(amqps);
+        rows.extend(with_tls.into_iter().flatten());
         rows
     }
 

@@ -542,6 +542,7 @@ impl Session {
         let client_properties: Table = self.client_properties.iter().map(|(k, v)| (k.clone(), text(v))).collect();
         Report {
             state: self.state.text(),
+            protocol: "stream",
             mechanism: self.login.as_ref().map_or("", |login| login.mechanism),
             client_properties,
             frame_max: self.frame_max,
