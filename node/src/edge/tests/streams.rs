@@ -187,7 +187,8 @@ async fn a_question_comes_behind_what_the_connection_appended_and_stored() {
 async fn streams_are_made_found_and_deleted_by_who_may() {
     let scene = Scene::new(default_config());
     let client = scene.client();
-    let arguments: Table = [("x-max-length-bytes".to_owned(), Value::Int(1000)), ("x-max-age".to_owned(), Value::Text(b"7D".to_vec()))].into();
+    let arguments: Table =
+        [("x-max-length-bytes".to_owned(), Value::Int(1000)), ("x-max-age".to_owned(), Value::Text(b"7D".to_vec()))].into();
     assert_eq!(client.connection.create_stream("s", arguments.clone()).await, Ok(true));
     assert_eq!(client.connection.create_stream("s", arguments).await, Ok(false));
     assert!(matches!(client.connection.create_stream("amq.s", Table::new()).await, Err(Refusal::Access(_))));

@@ -11,6 +11,7 @@ mod tests;
 
 use super::Edge;
 use crate::model::limits;
+use crate::model::panics::contained_task;
 use crate::session::amqp::Options;
 use crate::tls::Front;
 use connection::Connection;
@@ -111,15 +112,15 @@ impl Newcomer {
         let options = Options { cluster_name: settings.cluster_name, seed: rand::random(), certificate_name: None };
         let Some(front) = settings.tls else {
             let connection = Connection::new(Socket::Plain(socket), peer, edge.connect(peer), options, until);
-            tasks.spawn(async move {
+            tasks.spawn(contained_task(async move {
                 connection.run(shutdown).await;
                 drop(place);
-            });
+            }));
             return;
         };
         let handshake = handshakes.clone().try_acquire_owned();
         let edge = edge.clone();
-        tasks.spawn(async move {
+        tasks.spawn(contained_task(async move {
             let mut stop = shutdown.clone();
             // In a box: what the handshake needs is gone when the conversation begins.
             let welcome = Box::pin(secure::welcome(socket, peer, &front, limit));
@@ -132,7 +133,7 @@ impl Newcomer {
             let options = Options { certificate_name, ..options };
             Connection::new(socket, peer, edge.connect(peer), options, until).encrypted(encryption).run(shutdown).await;
             drop(place);
-        });
+        }));
     }
 }
 
