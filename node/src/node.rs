@@ -22,7 +22,7 @@ pub use simulated::SimulatedNode;
 use crate::cli::Shutdown;
 use crate::config::{Amqps, DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
-use crate::listener::{amqp, edge::Clients};
+use crate::listener::{amqp, edge::Clients, rocketmq};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
@@ -92,16 +92,24 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         Some(amqps) => Some(bind(&config, amqps.port, "AMQP over TLS").await?),
         None => None,
     };
+    let rocket = match config.rocketmq.port {
+        0 => None,
+        port => Some(bind(&config, port, "RocketMQ").await?),
+    };
+    let rocket_tls = match config.rocketmq.tls_port {
+        Some(port) => Some(bind(&config, port, "RocketMQ over TLS").await?),
+        None => None,
+    };
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    DataDir::write_ports(&config.data_dir, ports(&amqp, amqps.as_ref(), &http, &peer)).map_err(doing("ports file"))?;
+    DataDir::write_ports(&config.data_dir, ports(&amqp, (amqps.as_ref(), rocket.as_ref()), &http, &peer)).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
     readiness.not_serving("recovering the log and forming the cluster");
 
     let starting = start::start(config, peer, tls.peers, readiness.clone());
-    let node = tokio::select! {
-        node = starting => node?,
+    let (node, hub) = tokio::select! {
+        started = starting => started?,
         signal = shutdown.requested() => {
             tracing::info!(signal, "stopped before the node was serving");
             return Ok(());
@@ -113,8 +121,14 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let settings = amqp::Settings::new("warren");
     let mut listeners = JoinSet::new();
+    if let (Some(rocket), Some(front)) = (rocket_tls, tls.clients.clone()) {
+        listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));
+    }
     if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
         listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
+    }
+    if let Some(rocket) = rocket {
+        listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
     }
     listeners.spawn(amqp::serve(amqp, clients, settings, stop_rx));
 
@@ -173,9 +187,17 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
     TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
 }
 
-fn ports(amqp: &TcpListener, amqps: Option<&TcpListener>, http: &TcpListener, peer: &TcpListener) -> Ports {
+fn ports(amqp: &TcpListener, more: (Option<&TcpListener>, Option<&TcpListener>), http: &TcpListener, peer: &TcpListener) -> Ports {
+    let (amqps, rocketmq) = more;
     let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports { amqp: port(amqp), amqps: amqps.map_or(0, port), stream: 0, management: port(http), peer: port(peer) }
+    Ports {
+        amqp: port(amqp),
+        amqps: amqps.map_or(0, port),
+        stream: 0,
+        rocketmq: rocketmq.map_or(0, port),
+        management: port(http),
+        peer: port(peer),
+    }
 }
 
 /// What this node shows clients and other nodes.

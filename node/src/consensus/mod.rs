@@ -21,6 +21,7 @@ pub mod machine;
 mod network;
 pub mod placement;
 mod rebuild;
+mod relocation;
 pub mod replica;
 mod retry;
 mod service;
@@ -47,6 +48,8 @@ pub use types::Reply;
 
 #[cfg(test)]
 mod rebuild_tests;
+#[cfg(test)]
+mod relocation_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

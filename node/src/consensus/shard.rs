@@ -273,7 +273,7 @@ impl Bodies for Shard {
     fn cached(&self, index: u64) -> Option<EntryBytes> {
         match self.inner.journal.cached(self.inner.id, index)?.payload {
             Payload::Normal(bytes) => Some(bytes),
-            Payload::Blank | Payload::Membership(_) => None,
+            Payload::Blank | Payload::Membership(_) | Payload::Trimmed(_) => None,
         }
     }
 

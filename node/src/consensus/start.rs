@@ -17,7 +17,7 @@ use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
 use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
-use super::{checkpoint, failover, fetch, lease, rebuild};
+use super::{checkpoint, failover, fetch, lease, rebuild, relocation};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
@@ -318,6 +318,7 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
     if let Some(store) = store {
         core.watch.spawn("the keeper of checkpoints", checkpoint::keep(core.clone(), store));
+        core.watch.spawn("the cleaner of the log", relocation::keep(core.clone()));
     }
     formation::complete(core).await;
 }

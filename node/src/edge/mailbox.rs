@@ -102,6 +102,8 @@ pub(super) struct Mailbox {
     closed: AtomicBool,
     state: Mutex<State>,
     changed: Notify,
+    /// A channel, or the connection, was closed.
+    closing: Notify,
     /// Consumers of streams, which live on this node.
     pub streams: Mutex<HashMap<ConsumerId, Arc<StreamConsumer>>>,
 }
@@ -133,6 +135,7 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Notify::new(),
+            closing: Notify::new(),
             streams: Mutex::default(),
         }
     }
@@ -152,6 +155,7 @@ impl Mailbox {
         let mut guard = self.state.lock();
         let state = std::mem::take(&mut *guard);
         drop(guard);
+        self.closing.notify_waiters();
         let mut unseen: Vec<_> = state.pools.into_values().flat_map(Pool::into_parked).collect();
         for event in state.events {
             if let Event::Deliver { shard, messages, .. } = event {
@@ -331,7 +335,10 @@ impl Mailbox {
         state.stale = 0;
         let epoch = state.epochs.entry(channel).or_default();
         *epoch += 1;
-        (*epoch, ended)
+        let epoch = *epoch;
+        drop(state);
+        self.closing.notify_waiters();
+        (epoch, ended)
     }
 
     /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.
@@ -384,6 +391,19 @@ impl Mailbox {
 
     pub fn is_blocked(&self) -> bool {
         !self.state.lock().blockers.is_empty()
+    }
+
+    /// Resolves when that life of the channel is over; cancel safe.
+    pub async fn closed(&self, at: ChannelRef) {
+        loop {
+            let closing = self.closing.notified();
+            tokio::pin!(closing);
+            closing.as_mut().enable();
+            if self.is_closed() || self.state.lock().epoch(at.channel) != at.epoch {
+                return;
+            }
+            closing.await;
+        }
     }
 
     /// Events in order, until the messages among them come to `bytes`. Messages of a shard that is not `fresh` wait, and with them what

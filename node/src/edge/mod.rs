@@ -19,7 +19,9 @@ mod pulse;
 mod ranges;
 mod replies;
 mod requests;
+mod rocketmq;
 mod streams;
+mod taking;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -29,6 +31,7 @@ pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
+pub use self::rocketmq::{May, RocketDefaults};
 pub use self::streams::{Bells, ReadError, Reader, Replica, StreamSource};
 
 use self::access::Patterns;

@@ -13,6 +13,7 @@ pub(super) struct NodePorts {
     /// There is a certificate for that port.
     pub(super) has_tls: bool,
     pub(super) stream: u16,
+    pub(super) rocketmq: u16,
     pub(super) management: u16,
     pub(super) peer: u16,
 }
@@ -21,12 +22,21 @@ impl NodePorts {
     /// Node `node`, from 1, with all ports moved by `offset`.
     pub(super) fn new(node: u16, offset: u16, has_tls: bool) -> NodePorts {
         let port = |base: u16| base + node + offset;
-        NodePorts { node, amqp: port(5671), amqps: port(5680), has_tls, stream: port(5551), management: port(15671), peer: port(7670) }
+        NodePorts {
+            node,
+            amqp: port(5671),
+            amqps: port(5680),
+            has_tls,
+            stream: port(5551),
+            rocketmq: port(8079),
+            management: port(15671),
+            peer: port(7670),
+        }
     }
 
     /// Whether the ports that will be bound are free, so that the error names the port and not just a node that ended.
     pub(super) fn check(&self) -> Result<(), ClusterError> {
-        let always = [(self.amqp, "AMQP"), (self.management, "management"), (self.peer, "peers")];
+        let always = [(self.amqp, "AMQP"), (self.rocketmq, "RocketMQ over HTTP"), (self.management, "management"), (self.peer, "peers")];
         for (port, role) in always.into_iter().chain(self.has_tls.then_some((self.amqps, "AMQP over TLS"))) {
             TcpListener::bind(("127.0.0.1", port)).map_err(|error| ClusterError::Port { port, role, node: self.node, error })?;
         }
@@ -41,13 +51,14 @@ pub(super) fn cluster_list(nodes: &[NodePorts]) -> String {
 
 /// What is printed at start.
 pub(super) fn table(nodes: &[NodePorts], directory: &ClusterDir) -> String {
-    let mut text = format!("{:<6}{:<25}{:<26}{:<18}{}\n", "node", "AMQP 0-9-1", "management", "peers, ctl", "data");
+    let mut text = format!("{:<6}{:<25}{:<24}{:<26}{:<18}{}\n", "node", "AMQP 0-9-1", "RocketMQ", "management", "peers, ctl", "data");
     for n in nodes {
         let amqp = format!("amqp://127.0.0.1:{}", n.amqp);
         let management = format!("http://127.0.0.1:{}", n.management);
+        let rocketmq = format!("http://127.0.0.1:{}", n.rocketmq);
         let peer = format!("127.0.0.1:{}", n.peer);
         let data = directory.node(n.node);
-        text += &format!("{:<6}{amqp:<25}{management:<26}{peer:<18}{}\n", n.node, data.display());
+        text += &format!("{:<6}{amqp:<25}{rocketmq:<24}{management:<26}{peer:<18}{}\n", n.node, data.display());
         if n.has_tls {
             text += &format!("{:<6}amqps://127.0.0.1:{}\n", "", n.amqps);
         }
@@ -62,7 +73,7 @@ mod tests {
     #[test]
     fn node_one_has_the_protocols_own_ports() {
         let ports = NodePorts::new(1, 0, false);
-        assert_eq!((ports.amqp, ports.stream, ports.management, ports.peer), (5672, 5552, 15672, 7671));
+        assert_eq!((ports.amqp, ports.stream, ports.rocketmq, ports.management, ports.peer), (5672, 5552, 8080, 15672, 7671));
         let ports = NodePorts::new(3, 100, true);
         assert_eq!((ports.amqp, ports.amqps), (5774, 5783));
     }

@@ -134,6 +134,7 @@ fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secr
         format!("--amqp-port={}", ports.amqp),
         format!("--amqps-port={}", ports.amqps),
         format!("--stream-port={}", ports.stream),
+        format!("--rocketmq-port={}", ports.rocketmq),
         format!("--management-port={}", ports.management),
         format!("--peer-port={}", ports.peer),
         format!("--cluster={cluster}"),

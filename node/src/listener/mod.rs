@@ -3,6 +3,7 @@
 
 pub mod amqp;
 pub mod edge;
+pub mod rocketmq;
 
 use crate::model::step::{Event, Step};
 use std::net::SocketAddr;

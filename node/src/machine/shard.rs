@@ -442,6 +442,7 @@ impl DataMachine {
                     }
                 }
                 Op::Done { first, last, shard } => self.exits.done((first, last), shard),
+                Op::Gone(_) => return Err(Malformed { position: 0, why: "what is left of an entry is not applied" }.into()),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);

@@ -24,6 +24,8 @@ pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
 pub const WAL_FILE_BYTES: u64 = 64 << 20;
 /// Log kept by a node for replicas that lag or are away: beyond it they catch up by snapshot (rule 8).
 pub const CATCH_UP_BYTES: u64 = 1 << 30;
+/// Log files with data beyond this are cleaned: what is still alive in old ones is written again at the log's end.
+pub const LOG_BUDGET_BYTES: u64 = 2 << 30;
 /// A replica that is away for longer keeps no log at all: it catches up by snapshot (rule 8).
 pub const AWAY: Duration = Duration::from_secs(600);
 /// Largest frame of a snapshot under way, unless one entry is larger: bounds the memory of both sides.

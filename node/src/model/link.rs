@@ -66,6 +66,26 @@ pub enum ToLeader {
         /// Settled at once by the edge when true (the settle rides in a batch as usual).
         no_ack: bool,
     },
+    /// Up to so many messages now, or, when patient, as soon as there are some. Answer: `Took` with the same `request`.
+    Take {
+        /// Echoed.
+        request: u64,
+        /// From where.
+        queue: QueueId,
+        /// So many at most.
+        most: u32,
+        /// Only while nobody holds messages of the queue.
+        alone: bool,
+        /// It waits until there are some, or until it is withdrawn.
+        patient: bool,
+    },
+    /// A take is not waited for any more; its answer may be on its way.
+    Withdraw {
+        /// Which.
+        request: u64,
+        /// From where it would have taken.
+        queue: QueueId,
+    },
     /// Give back checked-out messages to their original places, redelivered (requeue, closed channel, lost connection).
     /// That a client saw them is put on record when it is not yet; then `Recorded` is said.
     Return {
@@ -207,6 +227,13 @@ pub enum ToEdge {
         request: u64,
         /// A message and how many ready ones remain, nothing, or why not.
         result: Result<Option<(Delivery, u64)>, Refusal>,
+    },
+    /// Answer to `Take`.
+    Took {
+        /// Echoed.
+        request: u64,
+        /// Messages in queue order, none when there are none, or why not.
+        result: Result<Vec<Delivery>, Refusal>,
     },
     /// Answer to `Stat`.
     Stats {

@@ -13,6 +13,7 @@ pub mod panics;
 pub mod ports;
 pub mod properties;
 pub mod report;
+pub mod rocketmq;
 pub mod settings;
 pub mod shortage;
 pub mod step;

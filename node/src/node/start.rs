@@ -7,9 +7,10 @@ use super::leaders::Leaders;
 use super::running::Running;
 use super::streams::Held;
 use super::{StartError, alarm, doing, presence, unused};
-use crate::config::{DataDir, ServerConfig};
+use crate::config::{DataDir, Rocketmq, ServerConfig};
 use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
-use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
+use crate::edge::{CatalogPort, Edge, EdgeConfig, Office, RocketDefaults};
+use crate::listener::rocketmq::{Hub, Settings};
 use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
@@ -67,15 +68,18 @@ pub(super) async fn start(
     peer: TcpListener,
     tls: Option<Mutual>,
     readiness: Arc<Readiness>,
-) -> Result<Started, StartError> {
+) -> Result<(Started, Arc<Hub>), StartError> {
     let admin = Admin::new(&config, tls.clone());
     let ground = Ground::real(&config, (peer, tls), &admin, &readiness)?;
     let incarnation = next_start(&config)?;
     let opened = open_aside(config.clone(), incarnation, ground).await?;
     let started = go_on(config, incarnation, opened, &readiness).await?;
     started.running.edge.set_neighbours(admin.neighbours.clone());
+    let edge = started.running.edge.clone();
+    let hub = Hub::new(edge.clone(), rocketmq_settings(&started.running.config, edge.process()), admin.neighbours.clone());
+    let _ = admin.hub.set(hub.clone());
     let _ = admin.running.set(started.running.clone());
-    Ok(started)
+    Ok((started, hub))
 }
 
 /// The same on any ground.
@@ -155,6 +159,23 @@ async fn go_on(
     tasks.spawn(expel(running.edge.clone(), opened.applied.moved_tx.subscribe()));
     tasks.spawn(alarm::watch(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
+}
+
+fn rocketmq_settings(config: &ServerConfig, (node, incarnation): (NodeId, Incarnation)) -> Settings {
+    Settings {
+        node,
+        incarnation,
+        default_vhost: config.first.vhost.clone(),
+        host_id: format!("http://{}:{}", config.advertised.host, config.rocketmq.port),
+        defaults: rocket_defaults(config),
+        auto_create_topics: config.rocketmq.auto_create_topics,
+    }
+}
+
+/// What topics are like that say nothing themselves.
+pub(super) fn rocket_defaults(config: &ServerConfig) -> RocketDefaults {
+    let Rocketmq { invisible_ms, ordered_invisible_ms, half_invisible_ms, max_retries, .. } = config.rocketmq;
+    RocketDefaults { invisible_ms, ordered_invisible_ms, half_invisible_ms, max_retries }
 }
 
 fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Result<(Opened, Wire), StartError> {

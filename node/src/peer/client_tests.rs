@@ -14,8 +14,9 @@ use tonic::Response;
 use warren_proto::admin::admin_client::AdminClient;
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
-    AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest, ListReply,
-    ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
+    ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest,
+    ErrandReply, ErrandRequest, ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest,
+    StatusReply, StatusRequest,
 };
 
 /// Answers a question with its own head, echoes streams, joins paths.
@@ -70,6 +71,14 @@ impl Admin for Lists {
 
     async fn change(&self, _: Request<ChangeRequest>) -> Result<Response<ChangeReply>, Status> {
         Ok(Response::new(ChangeReply::default()))
+    }
+
+    async fn arrange(&self, _: Request<ArrangeRequest>) -> Result<Response<ChangeReply>, Status> {
+        Ok(Response::new(ChangeReply::default()))
+    }
+
+    async fn errand(&self, _: Request<ErrandRequest>) -> Result<Response<ErrandReply>, Status> {
+        Ok(Response::new(ErrandReply::default()))
     }
 
     async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {

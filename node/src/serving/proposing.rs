@@ -529,6 +529,10 @@ impl ShardServer {
         for (queue, ranges) in settles {
             if let Some(state) = self.queues.get_mut(&queue) {
                 ranges.into_iter().filter(|(first, last): &(Seq, Seq)| first <= last).for_each(|(a, b)| state.settled(a, b));
+                // Somebody may wait to be alone.
+                if !state.takes.is_empty() {
+                    self.mark(queue);
+                }
             }
         }
     }

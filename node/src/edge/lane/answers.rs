@@ -65,6 +65,7 @@ impl Lane {
             ToEdge::Consuming { consumer, result } => self.consuming(home, consumer, result),
             ToEdge::Cancelled { consumer, asked } => self.cancelled(consumer, asked),
             ToEdge::Got { request, result } => self.got(home, request, result),
+            ToEdge::Took { request, result } => self.took(home, request, result),
             ToEdge::Stats { request, stats } => self.answer(request, Ok(Answer::Stats(stats))),
             ToEdge::Purged { request, result } => self.about_queue(home, request, result.map(Answer::Purged)),
             ToEdge::Stream { request, result } => self.about_queue(home, request, result.map(Answer::Stream)),
@@ -412,6 +413,9 @@ impl State {
     fn refuse(&mut self, id: u64, asked: Asked, refusal: Refusal) {
         match asked.sink {
             Sink::Task(answer_tx) => {
+                let _ = answer_tx.send(Err(refusal));
+            }
+            Sink::Take { answer_tx, .. } => {
                 let _ = answer_tx.send(Err(refusal));
             }
             Sink::Get { mailbox, at, .. } => {

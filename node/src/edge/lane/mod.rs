@@ -1,6 +1,5 @@
-//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one
-//! task per lane talks to the shard's leader. `batches`, `consumers` and `requests` decide, `task` carries out, `answers` is what the
-//! leader says.
+//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one task
+//! talks to the shard's leader. `batches`, `consumers`, `requests` decide, `task` carries out, `answers` is what the leader says.
 
 mod answers;
 mod batches;
@@ -11,6 +10,7 @@ mod contact;
 mod requests;
 mod returns;
 mod run;
+pub(super) mod takes;
 mod task;
 
 use self::batches::{Batches, Settles};

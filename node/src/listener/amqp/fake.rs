@@ -218,6 +218,7 @@ impl Broker {
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
             | ExchangeKind::LocalRandom
+            | ExchangeKind::RocketTopic
             | ExchangeKind::Delayed
             | ExchangeKind::RecentHistory
             | ExchangeKind::Deduplication => true,
@@ -335,6 +336,7 @@ impl Broker {
                 queue.held.push(delivery.clone());
                 return Ok(Reply::Got(Some(Got { shard: SHARD, delivery, remaining: queue.ready.len() as u64 })));
             }
+            Request::Take(_) => return Ok(Reply::Took(Vec::new())),
             Request::Barrier | Request::OpenChannel => {}
         }
         Ok(Reply::Done)

@@ -11,6 +11,7 @@ mod publishing;
 mod queues;
 mod records;
 mod replies;
+mod taking;
 mod tending;
 mod throughput;
 mod transactions;
