@@ -124,7 +124,7 @@ impl Worker {
             }
             () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
         }
-        self.connection.take_events(&mut self.events);
+        self.connection.take_events(&mut self.events, usize::MAX);
         for event in std::mem::take(&mut self.events) {
             self.agent.event(event, now_ms(), out);
         }

@@ -453,14 +453,9 @@ impl Agent {
         let messages = match result {
             Ok(Reply::Took(messages)) => messages,
             // Only commits are answered so; who waits for one asks whether it was.
-            Ok(
-                Reply::Done
-                | Reply::Queue { .. }
-                | Reply::Count(_)
-                | Reply::Consuming { .. }
-                | Reply::ReplyTo { .. }
-                | Reply::Got(_),
-            ) => return self.answer(channel, Outcome::Published, out),
+            Ok(Reply::Done | Reply::Queue { .. } | Reply::Count(_) | Reply::Consuming { .. } | Reply::ReplyTo { .. } | Reply::Got(_)) => {
+                return self.answer(channel, Outcome::Published, out);
+            }
             Err(refusal) => return self.answer(channel, Outcome::Refused(refusal), out),
         };
         let Some(call) = self.calls.remove(&channel) else { return };
