@@ -7,6 +7,7 @@ mod members;
 mod memory;
 mod quantity;
 mod reserve;
+mod rocketmq;
 mod secret;
 mod settings;
 mod tls;
@@ -14,6 +15,7 @@ mod tls;
 pub use data_dir::{DataDir, DataDirError, Ports, default_cluster_dir, default_server_dir};
 pub use members::Member;
 pub use reserve::Reserve;
+pub use rocketmq::Rocketmq;
 pub use secret::{ClusterSecret, SECRET_VARIABLE, Secret};
 pub use settings::{LogFormat, Settings};
 pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
@@ -121,6 +123,8 @@ pub struct ServerConfig {
     pub stream_tls_port: u16,
     /// Stream clients are told of the node they are on only, not of leaders and replicas.
     pub stream_advertise_self: bool,
+    /// RocketMQ's HTTP protocol.
+    pub rocketmq: Rocketmq,
     /// HTTP: `/ready`, `/metrics`.
     pub management_port: u16,
     /// Other nodes and `warren ctl`.
@@ -143,6 +147,8 @@ pub struct ServerConfig {
     pub memory_limit_bytes: u64,
     /// Bytes of log kept for nodes that lag or are away.
     pub catch_up_log_bytes: u64,
+    /// Bytes of log files beyond which old ones are cleaned.
+    pub log_budget_bytes: u64,
     /// Threads that serve clients.
     pub workers: usize,
     /// After this long without a majority, publishes are nacked and declarations fail.
@@ -188,6 +194,7 @@ impl ServerConfig {
             stream_port,
             stream_tls_port,
             stream_advertise_self: settings.stream_advertise_self.unwrap_or(false),
+            rocketmq: rocketmq::checked(&settings)?,
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,
             shards: shards(settings.shards, cluster.len())?,
@@ -202,6 +209,7 @@ impl ServerConfig {
                 None => memory::default_limit_bytes(),
             },
             catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
+            log_budget_bytes: quantity::bytes("log-budget", settings.log_budget.as_deref().unwrap_or("2GiB"))?,
             workers: workers(settings.workers)?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {

@@ -77,6 +77,27 @@ pub struct Settings {
     /// Stream protocol over TLS, served when there is a --tls-cert [default: 5551]
     #[arg(long, value_name = "PORT")]
     pub stream_tls_port: Option<u16>,
+    /// RocketMQ's HTTP protocol [default: 8080]
+    #[arg(long, value_name = "PORT")]
+    pub rocketmq_port: Option<u16>,
+    /// The same over TLS, served when it is given and there is a --tls-cert [default: not served]
+    #[arg(long, value_name = "PORT")]
+    pub rocketmq_tls_port: Option<u16>,
+    /// How long a delivered message of a rocket topic is invisible, unless the topic says otherwise [default: 300s]
+    #[arg(long, value_name = "TIME")]
+    pub rocketmq_invisible: Option<String>,
+    /// The same for messages consumed in order [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub rocketmq_ordered_invisible: Option<String>,
+    /// The same for half messages that are checked [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub rocketmq_half_invisible: Option<String>,
+    /// Deliveries after the first before a message goes to the dead letters of its group [default: 288]
+    #[arg(long, value_name = "N")]
+    pub rocketmq_max_retries: Option<u32>,
+    /// Make rocket topics when somebody publishes to them or consumes from them [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub rocketmq_auto_create_topics: Option<bool>,
     /// HTTP port for /ready and /metrics [default: 15672]
     #[arg(long, value_name = "PORT")]
     pub management_port: Option<u16>,
@@ -113,6 +134,9 @@ pub struct Settings {
     /// Log kept for nodes that lag or are away; beyond it they catch up by snapshot [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub catch_up_log: Option<String>,
+    /// Log files beyond this are cleaned: messages that are left in old ones are written again [default: 2GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_budget: Option<String>,
     /// Threads that serve clients; replication and the disk have their own [default: the CPUs less one, at least 1]
     #[arg(long, value_name = "N")]
     pub workers: Option<u16>,
@@ -219,6 +243,13 @@ impl Settings {
             peer_tls_ca: self.peer_tls_ca.or(lower.peer_tls_ca),
             stream_port: self.stream_port.or(lower.stream_port),
             stream_tls_port: self.stream_tls_port.or(lower.stream_tls_port),
+            rocketmq_port: self.rocketmq_port.or(lower.rocketmq_port),
+            rocketmq_tls_port: self.rocketmq_tls_port.or(lower.rocketmq_tls_port),
+            rocketmq_invisible: self.rocketmq_invisible.or(lower.rocketmq_invisible),
+            rocketmq_ordered_invisible: self.rocketmq_ordered_invisible.or(lower.rocketmq_ordered_invisible),
+            rocketmq_half_invisible: self.rocketmq_half_invisible.or(lower.rocketmq_half_invisible),
+            rocketmq_max_retries: self.rocketmq_max_retries.or(lower.rocketmq_max_retries),
+            rocketmq_auto_create_topics: self.rocketmq_auto_create_topics.or(lower.rocketmq_auto_create_topics),
             management_port: self.management_port.or(lower.management_port),
             peer_port: self.peer_port.or(lower.peer_port),
             cluster: self.cluster.or(lower.cluster),
@@ -231,6 +262,7 @@ impl Settings {
             disk_floor: self.disk_floor.or(lower.disk_floor),
             memory_limit: self.memory_limit.or(lower.memory_limit),
             catch_up_log: self.catch_up_log.or(lower.catch_up_log),
+            log_budget: self.log_budget.or(lower.log_budget),
             workers: self.workers.or(lower.workers),
             no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
             advertised_host: self.advertised_host.or(lower.advertised_host),

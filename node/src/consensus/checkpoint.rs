@@ -2,6 +2,7 @@
 //! messages are released, logs are purged up to min(checkpoint, max(floor, slowest replica)) (rule 8). A replica that lags keeps the others'
 //! logs only above the floor, and only while it is not away for long; then it catches up by snapshot.
 
+use super::clock;
 use super::core::Core;
 use super::holding::Holding;
 use super::retry::Retry;
@@ -109,7 +110,7 @@ pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
         core.away.look(&core);
         core.journal.forget_unread();
         for round in &mut rounds {
-            tokio::time::sleep(step).await;
+            clock::calm(step).await;
             let holding = &round.group.inner().holding.clone();
             holding.tidy();
             round.checkpoint(&store).await;
@@ -222,8 +223,8 @@ async fn purge(core: &Core, group: &Shard, durable: LogId) {
     core.floors.raise(group.id(), slowest(core, group).unwrap_or(0));
     let replicas = core.floors.of(group.id());
     let upto = durable.index.min(replicas.max(group.inner().journal.floor(group.id())));
-    // Without space every log file counts that a few entries keep.
-    let step = if core.journal.is_full() { 1 } else { PURGE_STEP };
+    // Without space, or beyond the log's budget, every file counts that a few entries keep, of idle groups too.
+    let step = if core.journal.is_over_budget() { 1 } else { PURGE_STEP };
     if upto < group.purged() + step {
         return;
     }

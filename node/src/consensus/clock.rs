@@ -1,16 +1,18 @@
 //! openraft's runtime: tokio, with a coarse clock under the groups' ticks. Each group ticks on its own every few milliseconds; on a grid
-//! they wake the thread together, and an idle node sleeps in between. Also, a wait of microseconds is none, where tokio's takes a
-//! millisecond.
+//! they wake the thread together, and so does what this room does now and then: an idle node sleeps in between. Also, a wait of
+//! microseconds is none, where tokio's takes a millisecond.
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft::{Instant as _, OptionalSend, TokioInstant, TokioRuntime};
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::time::Duration;
-use tokio::runtime::{self, Handle};
+use tokio::runtime::{self, Handle, Runtime};
 
-/// Ticks happen at multiples of this.
-pub(super) const GRID: Duration = Duration::from_millis(25);
+/// Ticks happen at multiples of this. tokio keeps what is due later in slots of so many milliseconds, and wakes at the beginning of a slot to
+/// look into it: what is due just then costs no second wake-up (see `begin`).
+const GRID: Duration = Duration::from_millis(64);
 /// tokio's timers have this resolution; openraft waits 1 us for more completions of the disk to come.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// A deadline so far back has passed whenever the timers were looked at last.
@@ -19,6 +21,28 @@ const LONG_PAST: Duration = Duration::from_secs(1);
 thread_local! {
     /// Where the grid of a runtime begins: when it first asked. A simulated clock sees the same grid in each of its runs.
     static ORIGIN: Cell<Option<(runtime::Id, TokioInstant)>> = const { Cell::new(None) };
+}
+
+/// Builds a runtime and says when: its timers count from there, and so does the grid on the thread that calls `begin` with both.
+pub(super) fn build(builder: &mut runtime::Builder) -> io::Result<(Runtime, TokioInstant)> {
+    let origin = TokioInstant::now();
+    Ok((builder.build()?, origin))
+}
+
+/// The calling thread will run `runtime`.
+pub(super) fn begin(runtime: &Runtime, origin: TokioInstant) {
+    ORIGIN.set(Some((runtime.handle().id(), origin)));
+}
+
+/// About so long, until a point of the grid: for what happens now and then and need not be exact.
+pub(super) fn calm(pause: Duration) -> tokio::time::Sleep {
+    let now = TokioInstant::now();
+    TokioRuntime::sleep_until(calm_until(origin(now), now, pause))
+}
+
+/// The point of the grid that is nearest to the end of the pause.
+fn calm_until(origin: TokioInstant, now: TokioInstant, pause: Duration) -> TokioInstant {
+    on_grid(origin, now + pause - GRID / 2)
 }
 
 fn origin(now: TokioInstant) -> TokioInstant {
@@ -112,8 +136,16 @@ mod tests {
     fn ticks_of_different_phases_come_together_and_never_early() {
         let origin = TokioInstant::now();
         let at = |ms| origin + Duration::from_millis(ms);
-        assert_eq!([0, 1, 18, 25, 26, 49].map(|ms| on_grid(origin, at(ms))), [0, 25, 25, 25, 50, 50].map(at));
+        assert_eq!([0, 1, 18, 64, 65, 127].map(|ms| on_grid(origin, at(ms))), [0, 64, 64, 64, 128, 128].map(at));
         assert_eq!(on_grid(at(5), at(3)), at(3), "what is past is not put off");
+    }
+
+    #[test]
+    fn a_calm_pause_that_begins_on_the_grid_ends_there_and_another_one_comes_back_to_it() {
+        let origin = TokioInstant::now();
+        let at = |ms| origin + Duration::from_millis(ms);
+        let pause = Duration::from_millis(200);
+        assert_eq!([0, 3, 64, 95, 130].map(|now| calm_until(origin, at(now), pause)), [192, 192, 256, 320, 320].map(at));
     }
 
     #[tokio::test]

@@ -19,7 +19,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Raft's clock, milliseconds. The defaults are measured: a heartbeat each third tick of the grid (see `clock`), election 200-400.
+/// Raft's clock, milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`), election 200-400 after
+/// a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Between heartbeats.
@@ -32,7 +33,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat_ms: 70, election_min_ms: 200, election_max_ms: 400 }
+        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Moving leadership on purpose: forced failover when a leader's process died (section 5 of the storage plan, T4, rule 10), leaders back to
 //! their preferred nodes, handing over before a stop, and telling nodes outside a group who leads it.
 
+use super::clock;
 use super::core::Core;
 use super::shard::Shard;
 use super::types::from_lid;
@@ -112,7 +113,7 @@ pub(super) async fn balance(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
     let mut up_since: BTreeMap<NodeId, Instant> = BTreeMap::new();
     loop {
-        tokio::time::sleep(BALANCE).await;
+        clock::calm(BALANCE).await;
         for node in core.others() {
             match transport.link(node).up {
                 2 => drop(up_since.entry(node).or_insert_with(Instant::now)),
@@ -149,7 +150,9 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
         }
         let others = group.voters().iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
         let Some(best) = others.max_by_key(|v| group.matching(**v)) else { continue };
-        group.transfer_to(best.node).await;
+        if tokio::time::timeout_at(deadline, group.transfer_to(best.node)).await.is_err() {
+            return;
+        }
         leaving.push(group.leadership());
     }
     for mut leadership_rx in leaving {
@@ -182,9 +185,9 @@ pub(super) async fn tell(core: Arc<Core>) {
             core.others().for_each(|node| drop(tokio::spawn(transport.ask(node, head_only(letter.clone()), HINTS))));
         }
         let changes = watched.iter_mut().map(|(rx, _)| Box::pin(rx.changed()));
-        match tokio::time::timeout(HINTS, futures::future::select_all(changes)).await {
-            Ok((Err(_), ..)) => return,
-            Ok((Ok(()), ..)) | Err(_) => {}
+        tokio::select! {
+            (changed, ..) = futures::future::select_all(changes) => if changed.is_err() { return },
+            () = clock::calm(HINTS) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 //! empty and wrote down the same UUID; only then groups are initialized. Every step can be repeated after a kill. An empty disk that
 //! meets a cluster whose logs hold anything was wiped: it does not vote, it says so and waits for the operator.
 
+use super::clock;
 use super::core::Core;
 use super::journal::Identity;
 use super::log::completion;
@@ -188,7 +189,7 @@ pub(super) async fn complete(core: Arc<Core>) {
         }
         // Nothing is open and nobody is missing an identity that could be given: only the watch for wiped disks remains.
         let idle = data || uninitialized(&core).await.is_empty();
-        tokio::time::sleep(if idle { Duration::from_secs(2) } else { ROUND }).await;
+        clock::calm(if idle { Duration::from_secs(2) } else { ROUND }).await;
     }
 }
 

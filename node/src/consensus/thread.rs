@@ -1,6 +1,7 @@
 //! The thread that all of this room's tasks run on: one, so that a wake-up between them costs no other thread, and its own, so that
 //! client load cannot starve elections.
 
+use super::clock;
 use std::io;
 use std::thread;
 use tokio::runtime::{Builder, Handle};
@@ -14,10 +15,11 @@ pub(super) struct RaftThread {
 
 impl RaftThread {
     pub(super) fn start() -> io::Result<RaftThread> {
-        let runtime = Builder::new_current_thread().thread_name("raft-blocking").enable_all().build()?;
+        let (runtime, origin) = clock::build(Builder::new_current_thread().thread_name("raft-blocking").enable_all())?;
         let handle = runtime.handle().clone();
         let (stop_tx, stop_rx) = oneshot::channel::<()>();
         thread::Builder::new().name("raft".into()).spawn(move || {
+            clock::begin(&runtime, origin);
             let _ = runtime.block_on(stop_rx);
             runtime.shutdown_background();
         })?;

@@ -120,15 +120,19 @@ impl Connection {
         Ok(())
     }
 
-    /// Everything that waits for the client, in order. Never waits.
-    pub fn take_events(&mut self, out: &mut Vec<Event>) {
+    /// What waits for the client, in order, until the messages among it come to `bytes`: only what is written at once may be taken, for
+    /// what stays is given back when this node loses contact with its leader (rule 20). Never waits.
+    pub fn take_events(&mut self, out: &mut Vec<Event>, bytes: usize) {
         self.count();
         let stops = self.edge.pulse.beat();
         if std::mem::replace(&mut self.stops, stops) != stops {
             // Others may have these messages by now (rule 20).
             self.edge.lanes.read().values().for_each(|lane| lane.drop_unwritten());
         }
-        self.mailbox.take_events(out);
+        let lanes = self.edge.lanes.read();
+        // Streams are read here, whoever leads.
+        let is_fresh = |shard| shard == ShardId::STREAMS || lanes.get(&shard).is_some_and(|lane| lane.is_fresh());
+        self.mailbox.take_events(out, bytes, is_fresh);
     }
 
     /// Resolves when there are events; cancel safe.

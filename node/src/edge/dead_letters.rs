@@ -3,20 +3,21 @@
 
 use super::Edge;
 use super::headers::MessageSubject;
-use super::lane::{Message, Run, Shared};
+use super::lane::{Letters, Message, Run, Shared};
 use super::mailbox::{ChannelRef, Mailbox};
 use super::streams::{Record, stream_target};
 use crate::machine::catalog::{Catalog, Envelope};
 use crate::model::catalog::Owner;
 use crate::model::deaths::{Death, Headers};
 use crate::model::entry::{SettleReason, StoredMessage, StoredView, Word};
-use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source, Targets};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Source, Targets};
 use crate::model::limits::NAME_BYTES;
 use crate::model::ports::{Courier, DeadLetterOffice, LetterAnswered, WordHeard};
 use crate::model::properties::BLIND_COPIES;
 use crate::model::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, TxId};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
+use smallvec::SmallVec;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -46,7 +47,7 @@ impl Office {
         self.edge.get().and_then(Weak::upgrade)
     }
 
-    fn run(&self, shared: Arc<Shared>) -> Run {
+    fn run(&self, answered: LetterAnswered) -> Run {
         Run {
             mailbox: self.mailbox.clone(),
             at: ChannelRef { channel: 0, epoch: 0 },
@@ -55,7 +56,8 @@ impl Office {
             rerouted: false,
             first: 0,
             count: 1,
-            shared: Some(shared),
+            shared: None,
+            letters: Some(Letters::new(answered)),
             commit: None,
             strict: false,
         }
@@ -65,16 +67,16 @@ impl Office {
 impl Courier for Office {
     fn tell(&self, shard: ShardId, tx: TxId, word: Word, heard: WordHeard) -> bool {
         let Some(edge) = self.edge() else { return false };
-        edge.lane(shard).word(tx, word, self.run(Shared::letter(Box::new(move |_| heard()))), None);
+        edge.lane(shard).word(tx, word, self.run(Arc::new(move |_, _| heard())), None);
         true
     }
 }
 
 impl DeadLetterOffice for Office {
-    fn route(&self, letter: &Letter) -> Option<RoutedLetter> {
+    fn route(&self, letters: &[Letter]) -> Option<Vec<RoutedRun>> {
         let edge = self.edge()?;
         // Without a lease this node's catalog may be old (rule 28).
-        edge.port.routing_lease().then(|| route(&self.catalog.read(), letter, &|shard| edge.leads(shard)))
+        edge.port.routing_lease().then(|| route(&self.catalog.read(), letters, &|shard| edge.leads(shard)))
     }
 
     fn write(&self, letter: &Letter, address: &Address) -> LetterMessage {
@@ -85,7 +87,7 @@ impl DeadLetterOffice for Office {
             | SettleReason::Purge
             | SettleReason::Expired
             | SettleReason::MaxLength
-            | SettleReason::DeliveryLimit => Draft::of(letter, address).message,
+            | SettleReason::DeliveryLimit => Draft::of(letter, address, &Texts::of(address)).message,
         }
     }
 
@@ -94,40 +96,55 @@ impl DeadLetterOffice for Office {
         source: Source,
         (target, queues): (ShardId, &[QueueId]),
         catalog_index: u64,
-        message: &LetterMessage,
+        letters: &[LetterMessage],
         answered: LetterAnswered,
     ) {
-        let Some(edge) = self.edge() else { return answered(LetterFate::Refused) };
+        let all = (0, (letters.len() as u64).saturating_sub(1));
+        let Some(edge) = self.edge() else { return answered(all, LetterFate::Refused) };
         if let Some(shard) = target.of_streams() {
-            return self.append(&edge, shard, queues, message, answered);
+            return self.append(&edge, shard, queues, letters, answered);
         }
         let lane = edge.lane(target);
         if lane.is_gone() {
-            return answered(LetterFate::Taken);
+            return answered(all, LetterFate::Taken);
         }
-        let LetterMessage { exchange, key, properties, body } = message;
-        let message = Message { exchange, key, properties, body, source: Some(source) };
-        let run = self.run(Shared::letter(answered));
-        lane.enqueue(queues, &message, catalog_index, run);
+        lane.enqueue_letters(queues, (source, letters), catalog_index, &self.run(answered));
+    }
+}
+
+/// What all letters to an address have in common.
+struct Texts {
+    exchange: Bytes,
+    /// Instead of their own keys; a key is a short string.
+    key: Option<Bytes>,
+}
+
+impl Texts {
+    fn of(address: &Address) -> Texts {
+        let key = address.routing_key.as_ref().map(|key| Bytes::copy_from_slice(&key.as_bytes()[..key.len().min(NAME_BYTES)]));
+        Texts { exchange: Bytes::copy_from_slice(address.exchange.as_bytes()), key }
     }
 }
 
 impl Office {
-    /// A letter for streams: at least once.
-    fn append(&self, edge: &Edge, shard: ShardId, streams: &[QueueId], message: &LetterMessage, answered: LetterAnswered) {
+    /// Letters for streams: at least once.
+    fn append(&self, edge: &Edge, shard: ShardId, streams: &[QueueId], letters: &[LetterMessage], answered: LetterAnswered) {
         let targets: Vec<_> = {
             let catalog = self.catalog.read();
             streams.iter().filter_map(|id| stream_target(&catalog, catalog.queue_by_id(*id)?)).collect()
         };
-        let Some(more) = targets.len().checked_sub(1) else { return answered(LetterFate::Taken) };
-        let shared = Shared::letter(answered);
-        shared.add_parts(more as u32);
-        let run = self.run(shared);
-        let LetterMessage { exchange, key, properties, body } = message;
+        if targets.is_empty() {
+            return answered((0, (letters.len() as u64).saturating_sub(1)), LetterFate::Taken);
+        }
+        let run = self.run(answered);
         let mut scratch = BytesMut::new();
-        let record = Record::encode(&mut scratch, &Message { exchange, key, properties, body, source: None });
-        for target in &targets {
-            edge.lane(shard).append_record(target, record.entry(), &run);
+        for (n, LetterMessage { exchange, key, properties, body }) in (0..).zip(letters) {
+            let shared = (targets.len() > 1).then(|| Shared::new(targets.len() as u32));
+            let run = Run { shared, first: 0, ..run.one(n) };
+            let record = Record::encode(&mut scratch, &Message { exchange, key, properties, body, source: None });
+            for target in &targets {
+                edge.lane(shard).append_record(target, record.entry(), &run);
+            }
         }
     }
 }
@@ -135,66 +152,109 @@ impl Office {
 /// A letter written anew.
 struct Draft<'a> {
     message: LetterMessage,
-    /// It is routed by these.
-    keys: Vec<Vec<u8>>,
+    /// It is routed by these too.
+    copies: Vec<Vec<u8>>,
     headers: Headers<'a>,
 }
 
 impl<'a> Draft<'a> {
     /// What can not be read as a message is empty.
-    fn of(letter: &'a Letter, address: &Address) -> Draft<'a> {
+    fn of(letter: &'a Letter, address: &Address, texts: &Texts) -> Draft<'a> {
         let empty = StoredView { exchange: b"", key: b"", properties: &[0, 0], body_at: letter.message.len() };
         let message = StoredView::parse(&letter.message).unwrap_or(empty);
         let mut headers = Headers::of(message.properties);
-        let mut keys = vec![message.key.to_vec()];
-        keys.extend(headers.keys("CC"));
-        keys.extend(headers.keys(BLIND_COPIES));
         let (exchange, key) = (message.exchange, message.key);
-        headers.record(&Death { queue: &address.queue, reason: letter.reason, time_ms: letter.time_ms, exchange, key });
-        if let Some(own) = &address.routing_key {
-            let key = own.as_bytes();
-            keys = vec![key[..key.len().min(NAME_BYTES)].to_vec()];
-            headers.remove("CC");
-            headers.remove(BLIND_COPIES);
-        }
-        let message = LetterMessage {
-            exchange: Bytes::copy_from_slice(address.exchange.as_bytes()),
-            key: Bytes::copy_from_slice(&keys[0]),
-            properties: Bytes::from(headers.write(false)),
-            body: letter.message.slice(message.body_at..),
+        let death = Death { queue: &address.queue, reason: letter.reason, time_ms: letter.time_ms, exchange, key };
+        let (key, copies) = match &texts.key {
+            Some(own) => {
+                headers.record(&death);
+                headers.remove("CC");
+                headers.remove(BLIND_COPIES);
+                (own.clone(), Vec::new())
+            }
+            None => {
+                let mut copies = headers.keys("CC");
+                copies.extend(headers.keys(BLIND_COPIES));
+                headers.record(&death);
+                (letter.message.slice_ref(key), copies)
+            }
         };
-        Draft { message, keys, headers }
+        let (exchange, properties) = (texts.exchange.clone(), Bytes::from(headers.write(false)));
+        let message = LetterMessage { exchange, key, properties, body: letter.message.slice(message.body_at..) };
+        Draft { message, copies, headers }
     }
 }
 
-/// To no queue when its queue's exchange, or the queue itself, is gone.
-fn route(catalog: &Catalog, letter: &Letter, near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
-    let catalog_index = catalog.index();
-    let record = catalog.queue_by_id(letter.queue);
-    if let Some((record, exchange)) = record.and_then(|record| Some((record, record.backs.as_ref()?))) {
-        return route_kept(catalog, letter, (&record.spec.name.vhost, exchange), near);
+/// Where letters of a queue go.
+enum Way<'a> {
+    /// The queue's exchange, or the queue itself, is gone.
+    Nowhere,
+    /// Behind the exchange that kept them.
+    Kept { vhost: &'a str, exchange: &'a str },
+    /// To an exchange for dead letters.
+    Dead { vhost: &'a str, texts: Texts },
+}
+
+/// Those side by side with the same targets are one run.
+fn route(catalog: &Catalog, letters: &[Letter], near: &dyn Fn(ShardId) -> bool) -> Vec<RoutedRun> {
+    let mut runs: Vec<RoutedRun> = Vec::new();
+    let Some(first) = letters.first() else { return runs };
+    let (way, address) = way(catalog, first.queue);
+    for letter in letters {
+        let (message, targets) = match &way {
+            Way::Nowhere => (LetterMessage::default(), Targets::new()),
+            Way::Kept { vhost, exchange } => route_kept(catalog, letter, (vhost, exchange), near),
+            Way::Dead { vhost, texts } => route_dead(catalog, letter, (vhost, &address, texts), near),
+        };
+        match runs.last_mut() {
+            Some(run) if run.targets == targets => run.messages.push(message),
+            _ => runs.push(RoutedRun { catalog_index: catalog.index(), address: address.clone(), messages: vec![message], targets }),
+        }
     }
-    let Some((record, dead_letter)) = record.and_then(|record| Some((record, catalog.settings(record).dead_letter?))) else {
-        return RoutedLetter { catalog_index, ..RoutedLetter::default() };
-    };
+    runs
+}
+
+fn way(catalog: &Catalog, queue: QueueId) -> (Way<'_>, Address) {
+    let Some(record) = catalog.queue_by_id(queue) else { return (Way::Nowhere, Address::default()) };
     let name = &record.spec.name;
+    let vhost = &name.vhost;
+    if let Some(exchange) = &record.backs {
+        return (Way::Kept { vhost, exchange }, Address::default());
+    }
+    let Some(dead_letter) = catalog.settings(record).dead_letter else { return (Way::Nowhere, Address::default()) };
     let address = Address { queue: name.name.to_string(), exchange: dead_letter.exchange, routing_key: dead_letter.routing_key };
-    let Draft { message, keys, headers } = Draft::of(letter, &address);
-    let subject = MessageSubject::new(&message.properties);
-    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    (Way::Dead { vhost, texts: Texts::of(&address) }, address)
+}
+
+fn route_dead(
+    catalog: &Catalog,
+    letter: &Letter,
+    (vhost, address, texts): (&str, &Address, &Texts),
+    near: &dyn Fn(ShardId) -> bool,
+) -> (LetterMessage, Targets) {
+    let Draft { message, copies, headers } = Draft::of(letter, address, texts);
     let mut found = Vec::new();
-    // A missing exchange takes nothing; an internal one takes letters, it only refuses clients.
-    let envelope = Envelope { vhost: &name.vhost, exchange: &address.exchange, keys: &slices, subject: &subject, near };
-    catalog.route_any(&envelope, &mut found);
+    {
+        let subject = MessageSubject::new(&message.properties);
+        let keys: SmallVec<[&[u8]; 4]> = std::iter::once(&message.key[..]).chain(copies.iter().map(Vec::as_slice)).collect();
+        // A missing exchange takes nothing; an internal one takes letters, it only refuses clients.
+        let envelope = Envelope { vhost, exchange: &address.exchange, keys: &keys, subject: &subject, near };
+        catalog.route_any(&envelope, &mut found);
+    }
     if letter.reason != SettleReason::Reject {
         found.retain(|(queue, _)| !catalog.queue_by_id(*queue).is_some_and(|q| headers.is_cycle(&q.spec.name.name)));
     }
-    RoutedLetter { catalog_index, address, message, targets: by_shard(catalog, found) }
+    let targets = by_shard(catalog, found);
+    (message, targets)
 }
 
 /// A message that an exchange kept: its delay is over, it came for the first time, or a new binding gets it.
-fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str), near: &dyn Fn(ShardId) -> bool) -> RoutedLetter {
-    let (catalog_index, address) = (catalog.index(), Address::default());
+fn route_kept(
+    catalog: &Catalog,
+    letter: &Letter,
+    (vhost, exchange): (&str, &str),
+    near: &dyn Fn(ShardId) -> bool,
+) -> (LetterMessage, Targets) {
     let message = kept(letter);
     let mut keys = vec![message.key.to_vec()];
     let headers = Headers::of(&message.properties);
@@ -208,7 +268,8 @@ fn route_kept(catalog: &Catalog, letter: &Letter, (vhost, exchange): (&str, &str
         true => catalog.route_replay(letter.time_ms, &envelope, &mut found),
         false => catalog.route_released(&envelope, &mut found),
     }
-    RoutedLetter { catalog_index, address, message, targets: by_shard(catalog, found) }
+    let targets = by_shard(catalog, found);
+    (message, targets)
 }
 
 /// It goes as it was published, but for its delay.
@@ -302,8 +363,12 @@ mod tests {
             }
         }
 
-        fn route(&self, queue: QueueId, reason: SettleReason, message: Bytes) -> RoutedLetter {
-            route(&self.0, &Letter { queue, reason, time_ms: 5_000, message }, &|_| false)
+        fn route(&self, queue: QueueId, reason: SettleReason, message: Bytes) -> RoutedRun {
+            self.route_one(Letter { queue, reason, time_ms: 5_000, message })
+        }
+
+        fn route_one(&self, letter: Letter) -> RoutedRun {
+            route(&self.0, &[letter], &|_| false).remove(0)
         }
     }
 
@@ -328,15 +393,31 @@ mod tests {
         let expiring = [&EXPIRATION.to_be_bytes()[..], b"\x0210"].concat();
         let routed = scene.route(plain, SettleReason::Expired, stored(b"k", &expiring));
         assert_eq!(
-            (&routed.message.exchange[..], &routed.message.key[..], &routed.message.body[..]),
+            (&routed.messages[0].exchange[..], &routed.messages[0].key[..], &routed.messages[0].body[..]),
             (&b"dlx"[..], &b"k"[..], &b"body"[..])
         );
         assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
-        assert_eq!(field(&routed.message.properties, EXPIRATION), None, "it does not expire again");
+        assert_eq!(field(&routed.messages[0].properties, EXPIRATION), None, "it does not expire again");
         let routed = scene.route(keyed, SettleReason::Reject, stored(b"k", &[0, 0]));
-        assert_eq!(&routed.message.key[..], b"other");
+        assert_eq!(&routed.messages[0].key[..], b"other");
         assert_eq!(routed.targets, [(ShardId(2), vec![one]), (ShardId(3), vec![two])]);
         assert_eq!(scene.route(plain, SettleReason::Reject, stored(b"nobody", &[0, 0])).targets, []);
+    }
+
+    #[test]
+    fn letters_side_by_side_with_the_same_targets_are_one_run() {
+        let mut scene = Scene::new();
+        let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx")]);
+        let (one, two) = (scene.queue("one", 2, &[]), scene.queue("two", 3, &[]));
+        scene.bound_exchange("dlx", &[("a", "one"), ("b", "one"), ("c", "two")]);
+        let letter = |key: &[u8]| Letter { queue, reason: SettleReason::Reject, time_ms: 5_000, message: stored(key, &[0, 0]) };
+        let letters: Vec<Letter> = [b"a", b"b", b"c", b"x", b"y", b"a"].iter().map(|key| letter(*key)).collect();
+        let runs = route(&scene.0, &letters, &|_| false);
+        let keys = |run: &RoutedRun| run.messages.iter().map(|m| m.key[0] as char).collect::<String>();
+        let found: Vec<(String, Targets)> = runs.iter().map(|run| (keys(run), run.targets.clone())).collect();
+        let to = |shard, queue| vec![(ShardId(shard), vec![queue])];
+        let expected = [("ab", to(2, one)), ("c", to(3, two)), ("xy", Targets::new()), ("a", to(2, one))];
+        assert_eq!(found, expected.map(|(keys, targets)| (keys.to_owned(), targets)));
     }
 
     #[test]
@@ -348,15 +429,15 @@ mod tests {
         let entry = b"\x07x-delayI\0\0\0\x05";
         let properties = [&(HEADERS | EXPIRATION).to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..], b"\x0210"].concat();
         let letter = |key| Letter { queue: scene.store(), reason: SettleReason::Due, time_ms: 9, message: stored(key, &properties) };
-        let routed = route(&scene.0, &letter(b"a.b"), &|_| false);
+        let routed = scene.route_one(letter(b"a.b"));
         assert_eq!(routed.targets, [(ShardId(2), vec![one])]);
-        let LetterMessage { exchange, key, properties: written, body } = &routed.message;
+        let LetterMessage { exchange, key, properties: written, body } = &routed.messages[0];
         assert_eq!((&exchange[..], &key[..], &body[..]), (&b"x"[..], &b"a.b"[..], &b"body"[..]));
         assert_eq!(field(written, HEADERS), Some(&b"\x07x-delayI\xff\xff\xff\xfb"[..]));
         assert_eq!(field(written, EXPIRATION), Some(&b"10"[..]), "its time to live begins now");
         let office = Office::new(Arc::new(RwLock::new(Catalog::new())));
-        assert_eq!(office.write(&letter(b"a.b"), &routed.address), routed.message, "whoever sends it again sends the same");
-        assert_eq!(route(&scene.0, &letter(b"nobody"), &|_| false).targets, []);
+        assert_eq!(office.write(&letter(b"a.b"), &routed.address), routed.messages[0], "whoever sends it again sends the same");
+        assert_eq!(scene.route_one(letter(b"nobody")).targets, []);
     }
 
     #[test]
@@ -366,10 +447,10 @@ mod tests {
         scene.exchange("h", ExchangeKind::RecentHistory, Table::new(), &[("", "two"), ("", "one")]);
         let (reason, message) = (SettleReason::Replay, stored(b"k", &[0, 0]));
         let letter = Letter { queue: scene.store(), reason, time_ms: scene.0.index(), message };
-        let routed = route(&scene.0, &letter, &|_| false);
-        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(2), vec![one])], &[0, 0][..]));
+        let routed = scene.route_one(letter.clone());
+        assert_eq!((routed.targets, &routed.messages[0].properties[..]), (vec![(ShardId(2), vec![one])], &[0, 0][..]));
         let gone = Letter { time_ms: 1, ..letter };
-        assert_eq!(route(&scene.0, &gone, &|_| false).targets, []);
+        assert_eq!(scene.route_one(gone).targets, []);
     }
 
     #[test]
@@ -380,7 +461,7 @@ mod tests {
         let entry = b"\x16x-deduplication-headerI\0\0\0\x05";
         let properties = [&HEADERS.to_be_bytes()[..], &[0, 0, 0, entry.len() as u8], &entry[..]].concat();
         let routed = scene.route(scene.store(), SettleReason::First, stored(b"k", &properties));
-        assert_eq!((routed.targets, &routed.message.properties[..]), (vec![(ShardId(1), vec![one])], &properties[..]));
+        assert_eq!((routed.targets, &routed.messages[0].properties[..]), (vec![(ShardId(1), vec![one])], &properties[..]));
     }
 
     #[test]
@@ -401,7 +482,7 @@ mod tests {
         let properties = [&[0x20, 0][..], &(table.len() as u32).to_be_bytes(), table].concat();
         let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &properties));
         assert_eq!(routed.targets, [(ShardId(2), vec![own, blind])]);
-        assert!(crate::model::properties::has_blind_copies(&routed.message.properties), "at its next death too");
+        assert!(crate::model::properties::has_blind_copies(&routed.messages[0].properties), "at its next death too");
     }
 
     #[test]
@@ -432,11 +513,11 @@ mod tests {
         let mut scene = Scene::new();
         let queue = scene.queue("q", 1, &[("x-dead-letter-exchange", "dlx"), ("x-dead-letter-routing-key", "k".repeat(300).as_str())]);
         let letter = Letter { queue, reason: SettleReason::Expired, time_ms: 5_000, message: stored(b"own", &[0, 0]) };
-        let routed = route(&scene.0, &letter, &|_| false);
+        let routed = scene.route_one(letter.clone());
         assert_eq!(routed.catalog_index, scene.0.index());
-        assert_eq!(routed.message.key.len(), NAME_BYTES, "a key is a short string");
+        assert_eq!(routed.messages[0].key.len(), NAME_BYTES, "a key is a short string");
         scene.apply(CatalogCommand::DeleteQueue { id: queue });
-        assert_eq!(Draft::of(&letter, &routed.address).message, routed.message);
+        assert_eq!(Draft::of(&letter, &routed.address, &Texts::of(&routed.address)).message, routed.messages[0]);
     }
 
     #[test]

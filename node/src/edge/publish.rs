@@ -187,6 +187,7 @@ impl Connection {
             first: 0,
             count: 1,
             shared: None,
+            letters: None,
             commit: None,
             strict: false,
         };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Somebody asks at least this often.
-pub(super) const BEAT: Duration = Duration::from_millis(100);
+pub(super) const BEAT: Duration = Duration::from_millis(200);
 /// A gap so long is a stop: an edge counts as gone after a second without a path. Unit tests make their own.
 const STOP_MS: u64 = if cfg!(test) { 3_600_000 } else { 500 };
 /// The time is written down no more often than this, so that asking is reading.
@@ -54,7 +54,7 @@ impl Pulse {
 }
 
 /// Goes on while the machine is suspended.
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     (now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000) & TIME_MASK
 }

@@ -135,6 +135,7 @@ fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secr
         format!("--amqps-port={}", ports.amqps),
         format!("--stream-tls-port={}", ports.stream_tls),
         format!("--stream-port={}", ports.stream),
+        format!("--rocketmq-port={}", ports.rocketmq),
         format!("--management-port={}", ports.management),
         format!("--peer-port={}", ports.peer),
         format!("--cluster={cluster}"),

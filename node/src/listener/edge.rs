@@ -27,8 +27,8 @@ impl EdgeConnection for edge::Connection {
         edge::Connection::submit(self, step)
     }
 
-    fn take_events(&mut self, out: &mut Vec<Event>) {
-        edge::Connection::take_events(self, out);
+    fn take_events(&mut self, out: &mut Vec<Event>, bytes: usize) {
+        edge::Connection::take_events(self, out, bytes);
     }
 
     async fn changed(&self) {

@@ -4,6 +4,7 @@
 use super::secure::{self, Welcomed};
 use super::socket::Socket;
 use crate::model::limits;
+use crate::model::panics::contained_task;
 use crate::model::report::Encryption;
 use crate::tls::Front;
 use rustix::process::{Resource, getrlimit};
@@ -120,14 +121,14 @@ impl Newcomer {
         let host = host.clone();
         let Some(front) = settings.tls else {
             let client = Client { socket: Socket::Plain(socket), peer, encryption: None, certificate_name: None, until };
-            tasks.spawn(async move {
+            tasks.spawn(contained_task(async move {
                 host.converse(client, shutdown).await;
                 drop(place);
-            });
+            }));
             return;
         };
         let handshake = handshakes.clone().try_acquire_owned();
-        tasks.spawn(async move {
+        tasks.spawn(contained_task(async move {
             let mut stop = shutdown.clone();
             // In a box: what the handshake needs is gone when the conversation begins.
             let welcome = Box::pin(secure::welcome(socket, peer, &front, limit));
@@ -140,7 +141,7 @@ impl Newcomer {
             let client = Client { socket, peer, encryption: Some(encryption), certificate_name, until };
             host.converse(client, shutdown).await;
             drop(place);
-        });
+        }));
     }
 }
 

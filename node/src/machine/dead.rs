@@ -1,7 +1,8 @@
 //! Letters of a data shard (rule 25): messages that left their queue unconsumed and are still to be put into other queues. They keep
-//! their entry alive. First they *wait*, as runs, which cost what waiting messages cost. Then the first of a queue is *routed*: its
-//! targets are fixed, each copy for another shard has its number. It ends when every target has it: queues of this shard with the entry
-//! that puts the copy there, other shards when they have said so. What this shard takes from others is in `inlets`.
+//! their entry alive. First they *wait*, as runs, which cost what waiting messages cost. Then the first of a queue are *routed*: their
+//! targets are fixed, each copy for another shard has its number. Those side by side with one way stay a run, until it ends for some and
+//! not for others. A letter ends when every target has it: queues of this shard with the entry that puts the copy there, other shards when
+//! they have said so. What this shard takes from others is in `inlets`.
 
 use super::hash::StateHasher;
 use super::inlets::Inlets;
@@ -28,17 +29,26 @@ pub struct Dead {
     pub time_ms: u64,
 }
 
-/// A letter with a way.
+/// Letters with one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routed {
-    /// One letter.
+    /// A run of them.
     pub dead: Dead,
-    /// The catalog index it was routed by.
+    /// The catalog index they were routed by.
     pub catalog_index: u64,
-    /// What it is written by.
+    /// What they are written by.
     pub address: Address,
-    /// What is still to get it.
+    /// What is still to get them.
     pub outlets: Vec<Outlet>,
+}
+
+/// What happens to the entries that hold letters.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    /// Log indices that are held once more.
+    pub taken: &'a mut Vec<u64>,
+    /// Log indices that are let go of.
+    pub released: &'a mut Vec<u64>,
 }
 
 /// A row of the state.
@@ -57,10 +67,11 @@ struct Outbox {
     bytes: u64,
 }
 
-/// All of a shard, by number.
+/// All of a shard.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DeadLetters {
     outboxes: BTreeMap<QueueId, Outbox>,
+    /// By the number of the last of each run: those in front end first, mostly.
     routed: BTreeMap<u64, Routed>,
     /// The last number given to a letter.
     pub(super) last: u64,
@@ -68,7 +79,7 @@ pub(super) struct DeadLetters {
     pub(super) outlets: BTreeMap<ShardId, u64>,
     /// What was taken from other shards.
     pub inlets: Inlets,
-    /// With the queue each left.
+    /// By number of the row: of its first letter when they wait, of its last when they have a way. With the queue they left.
     dirty: BTreeMap<u64, QueueId>,
     stored: BTreeSet<u64>,
 }
@@ -80,9 +91,10 @@ impl Dead {
         Dead { at, bytes: self.bytes - self.bytes / u64::from(self.at.count) * u64::from(n), ..*self }
     }
 
-    /// The first letter, which counts by the mean.
-    fn head(&self) -> Dead {
-        Dead { at: Located { count: 1, ..self.at }, bytes: self.bytes / u64::from(self.at.count), ..*self }
+    /// The first `n` letters, which count by the mean unless they are all.
+    fn head(&self, n: u32) -> Dead {
+        let bytes = if n == self.at.count { self.bytes } else { self.bytes / u64::from(self.at.count) * u64::from(n) };
+        Dead { at: Located { count: n, ..self.at }, bytes, ..*self }
     }
 
     /// `next` lies right behind it and left for the same reason.
@@ -90,6 +102,30 @@ impl Dead {
         let end = |at: &Located| (at.first.0 + u64::from(at.count), at.skip + at.count, at.index, at.position);
         let alike = (self.queue, self.reason, self.time_ms) == (next.queue, next.reason, next.time_ms);
         alike && next.at.first.0 > 0 && end(&self.at) == (next.at.first.0, next.at.skip, next.at.index, next.at.position)
+    }
+}
+
+impl Routed {
+    /// The letters from the `from`th to before the `to`th.
+    fn part(&self, from: u32, to: u32) -> Routed {
+        let mut part = Routed { dead: self.dead.head(to), ..self.clone() };
+        part.drop_front(from);
+        part
+    }
+
+    /// Without the first `n`.
+    fn drop_front(&mut self, n: u32) {
+        self.dead = if n == 0 { self.dead } else { self.dead.after(n) };
+        self.outlets.iter_mut().for_each(|outlet| outlet.first += u64::from(n) * outlet.queues.len() as u64);
+    }
+
+    /// Number of the first letter of a run with this last one.
+    fn first(&self, last: u64) -> u64 {
+        last + 1 - u64::from(self.dead.at.count)
+    }
+
+    fn goes_to(&self, shard: ShardId) -> bool {
+        self.outlets.iter().any(|outlet| outlet.shard == shard)
     }
 }
 
@@ -130,14 +166,26 @@ impl DeadLetters {
         }
     }
 
-    /// A routed one.
-    pub fn routed(&self, number: u64) -> Option<&Routed> {
-        self.routed.get(&number)
+    /// The run that a routed letter is in, with the numbers of its first and last letter.
+    fn run_of(&self, number: u64) -> Option<(u64, u64, &Routed)> {
+        let (last, run) = self.routed.range(number..).next()?;
+        let first = run.first(*last);
+        (first <= number).then_some((first, *last, run))
     }
 
-    /// All routed ones.
+    /// What of these letters is routed, with the number of the first of each run.
+    pub fn routed(&self, first: u64, last: u64) -> Vec<(u64, Routed)> {
+        let runs = self.routed.range(first..).map(|(end, run)| (run.first(*end), *end, run)).take_while(|(begin, ..)| *begin <= last);
+        let part = |(begin, end, run): (u64, u64, &Routed)| {
+            let from = begin.max(first);
+            (from, run.part((from - begin) as u32, (end.min(last) - begin) as u32 + 1))
+        };
+        runs.map(part).collect()
+    }
+
+    /// All routed ones, with the number of the first of each run.
     pub fn all_routed(&self) -> impl Iterator<Item = (u64, &Routed)> {
-        self.routed.iter().map(|(number, routed)| (*number, routed))
+        self.routed.iter().map(|(last, run)| (run.first(*last), run))
     }
 
     /// Letters of a queue, and the bytes of their bodies.
@@ -151,62 +199,112 @@ impl DeadLetters {
         if bytes >= limits::OUTBOX_BYTES { 0 } else { limits::OUTBOX_LETTERS.saturating_sub(letters) }
     }
 
-    /// The first waiting letter of a queue goes to these targets. True when it counts: it is that letter. `refer` is called when it needs a
-    /// reference to its entry beside that of its run.
-    pub fn route(&mut self, (queue, number): (QueueId, u64), way: (u64, Address, Targets), mut refer: impl FnMut(u64)) -> bool {
-        let Some(outbox) = self.outboxes.get_mut(&queue) else { return false };
-        let Some(run) = outbox.waiting.first_entry().filter(|run| *run.key() == number).map(|run| run.remove()) else { return false };
-        self.dirty.insert(number, queue);
-        if run.at.count > 1 {
-            self.dirty.insert(number + 1, queue);
-            outbox.waiting.insert(number + 1, run.after(1));
-            refer(run.at.index);
+    /// The first waiting letters of a queue, of one run, go to these targets. Nothing happens unless they are that.
+    pub fn route(&mut self, (queue, number, count): (QueueId, u64, u32), way: (u64, Address, Targets), held: &mut Held<'_>) {
+        let Some(outbox) = self.outboxes.get_mut(&queue) else { return };
+        let fits = |run: &Dead| (1..=run.at.count).contains(&count);
+        let Some(run) = outbox.waiting.first_entry().filter(|run| *run.key() == number && fits(run.get())).map(|run| run.remove()) else {
+            return;
+        };
+        let last = number + u64::from(count) - 1;
+        self.dirty.extend([(number, queue), (last, queue)]);
+        if run.at.count > count {
+            self.dirty.insert(last + 1, queue);
+            outbox.waiting.insert(last + 1, run.after(count));
+            held.taken.push(run.at.index);
         }
         let (catalog_index, address, targets) = way;
         let outlets = targets.into_iter().map(|(shard, queues)| {
-            let last = self.outlets.entry(shard).or_default();
-            let first = *last + 1;
-            *last += queues.len() as u64;
+            let given = self.outlets.entry(shard).or_default();
+            let first = *given + 1;
+            *given += queues.len() as u64 * u64::from(count);
             Outlet { shard, first, queues }
         });
-        self.routed.insert(number, Routed { dead: run.head(), catalog_index, address, outlets: outlets.collect() });
-        true
+        self.routed.insert(last, Routed { dead: run.head(count), catalog_index, address, outlets: outlets.collect() });
+        self.end(last, held);
     }
 
-    /// A shard has it. The log index that it lets go of, if any.
-    pub fn done(&mut self, number: u64, shard: ShardId) -> Option<u64> {
-        let routed = self.routed.get_mut(&number)?;
-        routed.outlets.retain(|outlet| outlet.shard != shard);
-        self.dirty.insert(number, routed.dead.queue);
-        self.end(number)
+    /// From here on a run begins with this letter, if it is one with a way.
+    fn cut(&mut self, number: u64, held: &mut Held<'_>) {
+        let Some((first, last, run)) = self.run_of(number).filter(|(first, ..)| *first < number) else { return };
+        let queue = run.dead.queue;
+        let n = (number - first) as u32;
+        let front = run.part(0, n);
+        held.taken.push(front.dead.at.index);
+        self.routed.insert(number - 1, front);
+        self.routed.entry(last).and_modify(|run| run.drop_front(n));
+        self.dirty.extend([(number - 1, queue), (last, queue)]);
+    }
+
+    /// A shard has these.
+    pub fn done(&mut self, (first, last): (u64, u64), shard: ShardId, held: &mut Held<'_>) {
+        if first > last {
+            return;
+        }
+        for number in [first, last.saturating_add(1)] {
+            if self.run_of(number).is_some_and(|(.., run)| run.goes_to(shard)) {
+                self.cut(number, held);
+            }
+        }
+        let runs = self.routed.range_mut(first..=last).filter(|(_, run)| run.goes_to(shard));
+        let runs: Vec<u64> = runs.map(|(end, run)| (run.outlets.retain(|outlet| outlet.shard != shard), *end).1).collect();
+        for end in runs {
+            self.end(end, held);
+        }
     }
 
     /// A queue of the shard itself is still to get it.
     pub fn is_due(&self, number: u64, shard: ShardId, queue: QueueId) -> bool {
-        let outlets = self.routed.get(&number).into_iter().flat_map(|routed| &routed.outlets);
+        let outlets = self.run_of(number).into_iter().flat_map(|(.., run)| &run.outlets);
         outlets.filter(|outlet| outlet.shard == shard).any(|outlet| outlet.queues.contains(&queue))
     }
 
-    /// A queue of the shard itself has it, or is gone.
-    pub fn taken_here(&mut self, number: u64, shard: ShardId, queue: QueueId) {
-        let Some(routed) = self.routed.get_mut(&number) else { return };
-        routed.outlets.iter_mut().filter(|outlet| outlet.shard == shard).for_each(|outlet| outlet.queues.retain(|q| *q != queue));
-        routed.outlets.retain(|outlet| !outlet.queues.is_empty());
-        self.dirty.insert(number, routed.dead.queue);
+    /// These queues of the shard itself have it, or are gone.
+    pub fn taken_here(&mut self, number: u64, shard: ShardId, queues: &[QueueId], held: &mut Held<'_>) {
+        let Some((first, last, run)) = self.run_of(number) else { return };
+        let is_over = matches!(&run.outlets[..], [own] if own.shard == shard && own.queues.iter().all(|q| queues.contains(q)));
+        if is_over && first == number && last > number {
+            return self.end_first(last);
+        }
+        self.cut(number, held);
+        self.cut(number + 1, held);
+        let Some(run) = self.routed.get_mut(&number) else { return };
+        // The numbers of copies within the shard mean nothing.
+        run.outlets.iter_mut().filter(|outlet| outlet.shard == shard).for_each(|outlet| outlet.queues.retain(|q| !queues.contains(q)));
+        run.outlets.retain(|outlet| !outlet.queues.is_empty());
+        self.end(number, held);
     }
 
-    /// When every target has it, it is over. The log index that it lets go of, if any.
-    pub fn end(&mut self, number: u64) -> Option<u64> {
-        let over = self.routed.get(&number).is_some_and(|routed| routed.outlets.is_empty());
-        let dead = over.then(|| self.routed.remove(&number)).flatten()?.dead;
-        if let Some(outbox) = self.outboxes.get_mut(&dead.queue) {
-            outbox.letters = outbox.letters.saturating_sub(1);
-            outbox.bytes = outbox.bytes.saturating_sub(dead.bytes);
+    /// The first letter of a longer run is over.
+    fn end_first(&mut self, last: u64) {
+        let Some(run) = self.routed.get_mut(&last) else { return };
+        let (queue, before) = (run.dead.queue, run.dead.bytes);
+        run.drop_front(1);
+        let bytes = before - run.dead.bytes;
+        self.dirty.insert(last, queue);
+        self.shrink(queue, 1, bytes);
+    }
+
+    /// A run changed: when every target has it, it is over.
+    fn end(&mut self, last: u64, held: &mut Held<'_>) {
+        let Some(run) = self.routed.get(&last) else { return };
+        let dead = run.dead;
+        self.dirty.insert(last, dead.queue);
+        if run.outlets.is_empty() {
+            self.routed.remove(&last);
+            self.shrink(dead.queue, dead.at.count.into(), dead.bytes);
+            held.released.push(dead.at.index);
+        }
+    }
+
+    fn shrink(&mut self, queue: QueueId, letters: u64, bytes: u64) {
+        if let Some(outbox) = self.outboxes.get_mut(&queue) {
+            outbox.letters = outbox.letters.saturating_sub(letters);
+            outbox.bytes = outbox.bytes.saturating_sub(bytes);
             if outbox.letters == 0 {
-                self.outboxes.remove(&dead.queue);
+                self.outboxes.remove(&queue);
             }
         }
-        Some(dead.at.index)
     }
 
     /// The queue is gone, and its letters that wait with it. The log indices they let go of.
@@ -215,7 +313,7 @@ impl DeadLetters {
         self.dirty.extend(outbox.waiting.keys().map(|number| (*number, queue)));
         let mut left = Outbox::default();
         for routed in self.routed.values().filter(|routed| routed.dead.queue == queue) {
-            left.letters += 1;
+            left.letters += u64::from(routed.dead.at.count);
             left.bytes += routed.dead.bytes;
         }
         if left.letters > 0 {
@@ -224,10 +322,15 @@ impl DeadLetters {
         outbox.waiting.values().map(|run| run.at.index).collect()
     }
 
+    /// All letters, a row for each run.
+    pub fn all(&self) -> impl Iterator<Item = &Dead> {
+        let waiting = self.outboxes.values().flat_map(|outbox| outbox.waiting.values());
+        waiting.chain(self.routed.values().map(|routed| &routed.dead))
+    }
+
     /// The log index of each row.
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        let waiting = self.outboxes.values().flat_map(|outbox| outbox.waiting.values());
-        waiting.chain(self.routed.values().map(|routed| &routed.dead)).map(|dead| dead.at.index)
+        self.all().map(|dead| dead.at.index)
     }
 
     fn row(&self, number: u64, queue: QueueId) -> Option<Row> {
@@ -263,6 +366,9 @@ impl DeadLetters {
     /// Puts a row back. `stored`: it came from the checkpoint that the next one builds on.
     pub fn import(&mut self, number: u64, value: &[u8], stored: bool) -> Result<(), RestoreError> {
         let row = decode_row(value)?;
+        if matches!(&row, Row::Routed(run) if number < u64::from(run.dead.at.count)) {
+            return Err(RestoreError::Malformed("number of letters"));
+        }
         let dead = match &row {
             Row::Waiting(dead) => *dead,
             Row::Routed(routed) => routed.dead,

@@ -41,6 +41,7 @@ impl Scene {
         let applied = self.machine.apply(id(self.log.len() as u64), &entry).unwrap();
         self.log.push(entry);
         super::reread::reread(&mut self.machine, &mut self.disk);
+        super::living_tests::leave_behind(&mut self.machine, &mut self.log);
         applied
     }
 
@@ -62,7 +63,8 @@ impl Scene {
 
     /// Number, body, reason of all letters, with a way or not.
     fn dead(&self) -> Vec<(u64, String, SettleReason)> {
-        let mut all: Vec<(u64, Dead)> = self.machine.routed_letters().map(|(number, routed)| (number, routed.dead)).collect();
+        let routed = self.machine.routed_letters().flat_map(|(first, run)| (first..).take(run.dead.at.count as usize));
+        let mut all: Vec<(u64, Dead)> = routed.map(|number| (number, self.machine.routed_letter(number).unwrap().dead)).collect();
         for queue in self.machine.letter_sources() {
             let mut from = 0;
             while let Some((number, dead)) = self.machine.waiting_letters(queue, from) {
@@ -81,11 +83,11 @@ impl Scene {
     }
 
     fn route(&mut self, number: u64, targets: &Targets) -> Applied {
-        self.ops(|ops| ops.routed((Q, number), 1, &address(), targets))
+        self.ops(|ops| ops.routed((Q, number, 1), 1, &address(), targets))
     }
 
     fn outlets(&self, number: u64) -> Vec<Outlet> {
-        self.machine.routed_letter(number).map(|routed| routed.outlets.clone()).unwrap_or_default()
+        self.machine.routed_letter(number).map(|routed| routed.outlets).unwrap_or_default()
     }
 
     fn live(&self, queue: QueueId) -> u64 {
@@ -138,7 +140,7 @@ fn a_letter_for_the_same_shard_moves_in_one_entry_and_once() {
     scene.publish(&["a"]);
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 1)));
     let route = |ops: &mut Ops| {
-        ops.routed((Q, 1), 1, &address(), &[(ShardId(3), vec![TARGET])]);
+        ops.routed((Q, 1, 1), 1, &address(), &[(ShardId(3), vec![TARGET])]);
         copy(ops, source(ShardId(3), 1), &[TARGET]);
     };
     let applied = scene.ops(route);
@@ -160,7 +162,7 @@ fn a_letter_that_a_queue_of_the_shard_refuses_stays_until_there_is_room() {
     scene.publish(&["b"]);
     // Back into its own queue, which is full, and into one that is not.
     scene.ops(|ops| {
-        ops.routed((Q, 1), 1, &address(), &[(ShardId(3), vec![Q, TARGET])]);
+        ops.routed((Q, 1, 1), 1, &address(), &[(ShardId(3), vec![Q, TARGET])]);
         copy(ops, source(ShardId(3), 1), &[Q, TARGET]);
     });
     assert_eq!((scene.live(Q), scene.live(TARGET)), (1, 1));
@@ -183,12 +185,60 @@ fn a_letter_for_other_shards_stays_until_all_have_it() {
     assert_eq!(scene.outlets(1), [outlet(OTHER, 1, &[50]), outlet(ShardId(9), 1, &[51, 52])]);
     scene.route(2, &vec![(ShardId(9), vec![QueueId(51)])]);
     assert_eq!(scene.outlets(2), [outlet(ShardId(9), 3, &[51])], "numbers have no gaps");
-    scene.ops(|ops| ops.done(1, OTHER));
-    scene.ops(|ops| ops.done(1, OTHER));
+    scene.ops(|ops| ops.done((1, 1), OTHER));
+    scene.ops(|ops| ops.done((1, 1), OTHER));
     assert_eq!(scene.outlets(1), [outlet(ShardId(9), 1, &[51, 52])]);
-    assert_eq!(scene.ops(|ops| ops.done(1, ShardId(9))).freed, [8]);
-    assert_eq!(scene.ops(|ops| ops.done(2, ShardId(9))).freed, [9, 2]);
+    assert_eq!(scene.ops(|ops| ops.done((1, 1), ShardId(9))).freed, [8]);
+    assert_eq!(scene.ops(|ops| ops.done((2, 2), ShardId(9))).freed, [9, 2]);
     assert_eq!(scene.dead(), []);
+}
+
+#[test]
+fn letters_side_by_side_get_one_way_and_end_apart() {
+    let mut scene = Scene::new(&buried());
+    scene.publish(&["a", "b", "c", "d"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 4)));
+    let queues = vec![QueueId(50), QueueId(51)];
+    let targets = [(OTHER, queues.clone())];
+    scene.ops(|ops| ops.routed((Q, 1, 5), 1, &address(), &targets));
+    scene.ops(|ops| ops.routed((Q, 1, 0), 1, &address(), &targets));
+    assert_eq!(scene.machine.routed_letters().count(), 0, "there are not so many");
+    scene.ops(|ops| ops.routed((Q, 1, 4), 1, &address(), &targets));
+    assert_eq!(scene.machine.routed_letters().count(), 1);
+    let outlet = |first| [Outlet { shard: OTHER, first, queues: queues.clone() }];
+    assert_eq!([1, 2, 3, 4].map(|number| scene.outlets(number)), [1, 3, 5, 7].map(|first| outlet(first).to_vec()));
+    scene.ops(|ops| ops.done((2, 3), ShardId(9)));
+    assert_eq!(scene.machine.routed_letters().count(), 1, "it is none of theirs");
+    scene.ops(|ops| ops.done((2, 3), OTHER));
+    assert_eq!([1, 2, 3, 4].map(|number| scene.outlets(number).len()), [1, 0, 0, 1]);
+    assert_eq!((scene.outlets(1), scene.outlets(4)), (outlet(1).to_vec(), outlet(7).to_vec()));
+    let texts: Vec<String> = scene.dead().into_iter().map(|(_, body, _)| body).collect();
+    assert_eq!(texts, ["a", "d"]);
+    assert_eq!(scene.ops(|ops| ops.done((1, 9), OTHER)).freed.last(), Some(&2));
+    assert_eq!((scene.dead(), scene.machine.live_entries()), (vec![], vec![]));
+}
+
+#[test]
+fn letters_side_by_side_for_the_same_shard_move_in_one_entry_but_for_those_that_are_refused() {
+    let mut scene = Scene::new(&QueueSettings { max_length: Some(4), overflow: Overflow::RejectPublish, ..buried() });
+    scene.publish(&["a", "b", "c", "d"]);
+    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 4)));
+    scene.publish(&["x", "y"]);
+    let own = ShardId(3);
+    scene.ops(|ops| {
+        ops.routed((Q, 1, 4), 1, &address(), &[(own, vec![Q])]);
+        (1..=4).for_each(|number| copy(ops, source(own, number), &[Q]));
+    });
+    assert_eq!(scene.live(Q), 4, "two find room");
+    assert_eq!([1, 2, 3, 4].map(|number| scene.outlets(number).len()), [0, 0, 1, 1]);
+    scene.ops(|ops| {
+        ops.settle(Q, SettleReason::Ack, &seqs(5, 6));
+        // The last one first, and one that is there already.
+        [4, 1, 3].into_iter().for_each(|number| copy(ops, source(own, number), &[Q]));
+    });
+    assert_eq!((scene.live(Q), scene.dead()), (4, vec![]));
+    scene.ops(|ops| ops.settle(Q, SettleReason::Ack, &seqs(7, 10)));
+    assert_eq!(scene.machine.live_entries(), Vec::<u64>::new());
 }
 
 #[test]
@@ -198,7 +248,7 @@ fn only_the_first_letter_of_a_queue_gets_its_way_and_only_by_a_catalog_the_shard
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
     let targets = vec![(OTHER, vec![QueueId(50)])];
     scene.route(2, &targets);
-    scene.ops(|ops| ops.routed((Q, 1), 2, &address(), &targets));
+    scene.ops(|ops| ops.routed((Q, 1, 1), 2, &address(), &targets));
     assert_eq!(scene.machine.routed_letters().count(), 0);
     scene.route(1, &targets);
     scene.route(1, &vec![(ShardId(9), vec![QueueId(51)])]);

@@ -1,12 +1,12 @@
 //! How messages leave queues: settled for good, or as dead letters where the queue names an exchange for those. Called by `shard` and
 //! `limits`, with what the entry being applied needs.
 
-use super::dead::{Dead, DeadLetters};
+use super::dead::{Dead, DeadLetters, Held};
 use super::queue::{Located, Queue};
 use crate::model::entry::SettleReason;
 use crate::model::letters::{Address, Targets};
 use crate::model::settings::Overflow;
-use crate::model::{QueueId, Seq};
+use crate::model::{QueueId, Seq, ShardId};
 
 /// Dead letters, and what the entry being applied lets go of.
 #[derive(Clone, Debug, Default)]
@@ -85,11 +85,19 @@ impl Exits {
         self.leaving = self.leaving.saturating_sub(count);
     }
 
-    /// A letter has its way (rule 25).
-    pub fn route(&mut self, letter: (QueueId, u64), way: (u64, Address, Targets)) {
-        if self.dead.route(letter, way, |index| self.taken.push(index)) {
-            self.released.extend(self.dead.end(letter.1));
-        }
+    /// Letters have their way (rule 25).
+    pub fn route(&mut self, letters: (QueueId, u64, u32), way: (u64, Address, Targets)) {
+        self.dead.route(letters, way, &mut Held { taken: &mut self.taken, released: &mut self.released });
+    }
+
+    /// A shard has letters.
+    pub fn done(&mut self, letters: (u64, u64), shard: ShardId) {
+        self.dead.done(letters, shard, &mut Held { taken: &mut self.taken, released: &mut self.released });
+    }
+
+    /// Queues of the shard itself have a letter.
+    pub fn taken_here(&mut self, number: u64, shard: ShardId, queues: &[QueueId]) {
+        self.dead.taken_here(number, shard, queues, &mut Held { taken: &mut self.taken, released: &mut self.released });
     }
 }
 

@@ -85,7 +85,7 @@ pub(super) fn decode_row(value: &[u8]) -> Result<Row, RestoreError> {
     let dead = decode_dead(&mut input)?;
     let row = match input.u8()? {
         0 => Row::Waiting(dead),
-        1 if dead.at.count == 1 => Row::Routed(decode_way(dead, &mut input)?),
+        1 => Row::Routed(decode_way(dead, &mut input)?),
         _ => return Err(RestoreError::Malformed("letter")),
     };
     input.end()?;

@@ -40,7 +40,9 @@ impl Shard {
         let entry = entry.finish();
         let id = LogId { leader: LeaderId { term: 1, voter: 7 }, index: self.log.len() as u64 };
         self.log.push(entry);
-        self.machine.apply(id, &self.log[self.log.len() - 1]).unwrap()
+        let applied = self.machine.apply(id, &self.log[self.log.len() - 1]).unwrap();
+        super::living_tests::leave_behind(&mut self.machine, &mut self.log);
+        applied
     }
 
     fn ops(&mut self, build: impl FnOnce(&mut Ops)) {
@@ -126,12 +128,15 @@ enum Step {
     Route {
         both: bool,
         ahead: bool,
+        count: u32,
     },
     /// Sends a letter that has a way.
     Send {
         which: usize,
         answered: bool,
     },
+    /// Sends a run of letters that have a way, and the answer for those that were taken comes at once.
+    SendRun(usize),
     /// Something that was sent before comes again.
     Again(usize),
     MakeRoom(u64),
@@ -145,7 +150,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (1u8..6).prop_map(Step::Publish),
         3 => (1u64..40, 0u64..6).prop_map(|(first, len)| Step::Reject { first, len }),
-        4 => (any::<bool>(), prop::bool::weighted(0.1)).prop_map(|(both, ahead)| Step::Route { both, ahead }),
+        4 => (any::<bool>(), prop::bool::weighted(0.1), 1u32..5).prop_map(|(both, ahead, count)| Step::Route { both, ahead, count }),
+        3 => (0usize..4).prop_map(Step::SendRun),
         6 => (0usize..8, prop::bool::weighted(0.7)).prop_map(|(which, answered)| Step::Send { which, answered }),
         2 => (0usize..30).prop_map(Step::Again),
         2 => (1u64..4).prop_map(Step::MakeRoom),
@@ -182,7 +188,8 @@ impl World {
                 self.died.extend(gone.map(|(_, body)| body));
                 self.source.ops(|ops| ops.settle(Q, SettleReason::Reject, &[(Seq(*first), Seq(first + len))]));
             }
-            Step::Route { both, ahead } => self.route(*both, *ahead),
+            Step::Route { both, ahead, count } => self.route(*both, *ahead, *count),
+            Step::SendRun(which) => self.send_run(*which),
             Step::Send { which, answered } => self.send(*which, *answered),
             Step::Again(which) => {
                 if let Some(sent) = self.sent.get(*which).cloned() {
@@ -201,23 +208,47 @@ impl World {
         }
     }
 
-    fn route(&mut self, both: bool, ahead: bool) {
-        let Some((number, _)) = self.source.machine.waiting_letters(Q, 0) else { return };
+    fn route(&mut self, both: bool, ahead: bool, count: u32) {
+        let Some((number, run)) = self.source.machine.waiting_letters(Q, 0) else { return };
         let queues = if both { vec![FREE, FULL] } else { vec![FULL] };
         let index = if ahead { 9 } else { 1 };
-        self.source.ops(|ops| ops.routed((Q, number), index, &Address::default(), &[(T, queues)]));
+        self.source.ops(|ops| ops.routed((Q, number, count.min(run.at.count)), index, &Address::default(), &[(T, queues)]));
         assert_eq!(self.source.machine.routed_letter(number).is_some(), !ahead);
     }
 
     /// Sends one; if its answer comes and says that it was taken, the source lets go of it.
     fn send(&mut self, which: usize, answered: bool) {
-        let Some((number, routed)) = self.source.machine.routed_letters().nth(which).map(|(n, r)| (n, r.clone())) else { return };
+        let Some(sent) = self.routed().get(which).map(|number| self.sending(*number)) else { return };
+        if self.deliver(&sent) && answered {
+            self.source.ops(|ops| ops.done((sent.number, sent.number), T));
+        }
+    }
+
+    /// All letters that have a way, by number.
+    fn routed(&self) -> Vec<u64> {
+        self.source.machine.routed_letters().flat_map(|(first, run)| (first..).take(run.dead.at.count as usize)).collect()
+    }
+
+    fn sending(&mut self, number: u64) -> Sent {
+        let routed = self.source.machine.routed_letter(number).unwrap();
         let outlet = &routed.outlets[0];
         let sent = Sent { number, first: outlet.first, queues: outlet.queues.clone(), body: self.source.body(&routed.dead) };
         self.sent.push(sent.clone());
-        if self.deliver(&sent) && answered {
-            self.source.ops(|ops| ops.done(sent.number, T));
+        sent
+    }
+
+    fn send_run(&mut self, which: usize) {
+        let Some((first, count)) = self.source.machine.routed_letters().nth(which).map(|(n, run)| (n, run.dead.at.count)) else { return };
+        let mut taken: Vec<(u64, u64)> = Vec::new();
+        for number in (first..).take(count as usize) {
+            let sent = self.sending(number);
+            match taken.last_mut() {
+                _ if !self.deliver(&sent) => {}
+                Some((_, last)) if *last + 1 == number => *last = number,
+                _ => taken.push((number, number)),
+            }
         }
+        self.source.ops(|ops| taken.iter().for_each(|letters| ops.done(*letters, T)));
     }
 
     fn deliver(&mut self, sent: &Sent) -> bool {
@@ -230,7 +261,7 @@ impl World {
     /// Everything goes on without faults until nothing is on its way.
     fn finish(&mut self) {
         for _ in 0..10_000 {
-            self.step(&Step::Route { both: false, ahead: false });
+            self.step(&Step::Route { both: false, ahead: false, count: 2 });
             self.step(&Step::Send { which: 0, answered: true });
             self.step(&Step::MakeRoom(2));
             let machine = &self.source.machine;
@@ -292,7 +323,7 @@ fn an_entry_lets_so_many_messages_expire_and_a_full_outbox_none() {
     assert_eq!(live(&shard), all - limits::OUTBOX_LETTERS, "what expired stays in its queue");
     assert!(!shard.machine.buries(Q));
     let (number, _) = shard.machine.waiting_letters(Q, 0).unwrap();
-    shard.ops(|ops| ops.routed((Q, number), 1, &Address::default(), &[]));
+    shard.ops(|ops| ops.routed((Q, number, 1), 1, &Address::default(), &[]));
     assert!(shard.machine.buries(Q));
     tend(&mut shard);
     assert_eq!(live(&shard), all - limits::OUTBOX_LETTERS - 1);

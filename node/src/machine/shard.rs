@@ -19,6 +19,7 @@ use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What applying an entry brought.
@@ -260,14 +261,19 @@ impl DataMachine {
         self.exits.dead.waiting(queue, from)
     }
 
-    /// Letters with a way that are not everywhere yet, by number.
+    /// Letters with a way that are not everywhere yet, in runs, by the number of the first.
     pub fn routed_letters(&self) -> impl Iterator<Item = (u64, &Routed)> {
         self.exits.dead.all_routed()
     }
 
+    /// What of the letters with these numbers has a way and is not everywhere yet, in runs, by the number of the first.
+    pub fn routed_among(&self, first: u64, last: u64) -> Vec<(u64, Routed)> {
+        self.exits.dead.routed(first, last)
+    }
+
     /// A letter with a way that is not everywhere yet.
-    pub fn routed_letter(&self, number: u64) -> Option<&Routed> {
-        self.exits.dead.routed(number)
+    pub fn routed_letter(&self, number: u64) -> Option<Routed> {
+        self.routed_among(number, number).pop().map(|(_, routed)| routed)
     }
 
     /// A queue may add dead letters of its own accord: its outbox is not full.
@@ -388,13 +394,14 @@ impl DataMachine {
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => self.settle(index, (queue, reason, ranges), effects),
-                Op::Routed { queue, number, catalog_index, address, targets } => {
+                Op::Routed { queue, number, count, catalog_index, address, targets } => {
                     // Queues that this shard has not heard of yet are not gone (rule 27).
                     if catalog_index <= self.catalog_index {
-                        self.exits.route((queue, number), (catalog_index, address, targets));
+                        self.exits.route((queue, number, count), (catalog_index, address, targets));
                     }
                 }
-                Op::Done { number, shard } => self.exits.released.extend(self.exits.dead.done(number, shard)),
+                Op::Done { first, last, shard } => self.exits.done((first, last), shard),
+                Op::Gone(_) => return Err(Malformed { position: 0, why: "what is left of an entry is not applied" }.into()),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);
@@ -467,7 +474,7 @@ impl DataMachine {
     pub(super) fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
         // One into no queue only keeps its ordinal.
         let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
-        let mut full = false;
+        let (mut full, mut taken) = (false, SmallVec::<[QueueId; 4]>::new());
         for (n, id) in (0..).zip(op.queues()) {
             if !self.is_wanted(op, n, id) {
                 // It takes no place in its queue: what comes behind it does not continue what was before.
@@ -479,12 +486,16 @@ impl DataMachine {
                 Put::Full => full = true,
                 // A letter's queue that this shard does not have is gone.
                 Put::NoQueue if op.source.is_none() => continue,
-                Put::NoQueue | Put::Done => self.took(op, n, id),
+                Put::NoQueue | Put::Done => match op.source {
+                    Some(source) if source.shard == self.shard => taken.push(id),
+                    Some(source) => self.exits.dead.inlets.took(source, n),
+                    None => {}
+                },
             }
             refused = None;
         }
-        if let Some(source) = op.source.filter(|source| source.shard == self.shard) {
-            self.exits.released.extend(self.exits.dead.end(source.number));
+        if let Some(source) = op.source.filter(|_| !taken.is_empty()) {
+            self.exits.taken_here(source.number, self.shard, &taken);
         }
         if full { Some(RefusedEnqueue::Full) } else { refused }
     }
@@ -495,14 +506,6 @@ impl DataMachine {
             None => true,
             Some(source) if source.shard == self.shard => self.exits.dead.is_due(source.number, self.shard, queue),
             Some(source) => self.exits.dead.inlets.wants(source, n),
-        }
-    }
-
-    fn took(&mut self, op: &EnqueueOp, n: u64, queue: QueueId) {
-        match op.source {
-            None => {}
-            Some(source) if source.shard == self.shard => self.exits.dead.taken_here(source.number, self.shard, queue),
-            Some(source) => self.exits.dead.inlets.took(source, n),
         }
     }
 

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
-    self as wire, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest,
-    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
+    self as wire, ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply,
+    CountRequest, ErrandReply, ErrandRequest, ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply,
+    SaltRequest, StatusReply, StatusRequest,
 };
 
 /// The service of one node.
@@ -103,6 +104,9 @@ impl AdminService {
             "operator_policies" => list(&source.policies(PolicyKind::Operator, vhost)?, columns)?,
             "vhost_limits" => list(&limits(source.vhost_limits(some(vhost))?), set(columns, words(&["vhost", "limits"])))?,
             "user_limits" => list(&limits(source.user_limits(some(of))?), set(columns, words(&["user", "limits"])))?,
+            "topics" => list(&source.topics(vhost)?, columns)?,
+            "groups" => list(&source.groups(vhost).await?, columns)?,
+            "access_keys" => list(&source.access_keys()?, columns)?,
             "listeners" => list(&source.listeners(), columns)?,
             "environment" => list(&source.settings(), columns)?,
             other => return Err(Unlisted::Wrong(format!("'{other}' cannot be listed"))),
@@ -164,6 +168,17 @@ impl Admin for AdminService {
         let command = decoded(&request.into_inner().command)?;
         self.source.change(command).await.map_err(refused)?;
         Ok(Response::new(ChangeReply {}))
+    }
+
+    async fn arrange(&self, request: Request<ArrangeRequest>) -> Result<Response<ChangeReply>, Status> {
+        let arrangement = decoded(&request.into_inner().arrangement)?;
+        self.source.arrange(arrangement).await.map_err(refused)?;
+        Ok(Response::new(ChangeReply {}))
+    }
+
+    async fn errand(&self, request: Request<ErrandRequest>) -> Result<Response<ErrandReply>, Status> {
+        let report = self.source.errand(request.into_inner().errand.to_vec()).await.map_err(refused)?;
+        Ok(Response::new(ErrandReply { report: report.into() }))
     }
 
     async fn authenticate(&self, request: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {

@@ -108,11 +108,13 @@ pub enum ExchangeKind {
     RecentHistory,
     /// Every binding, but for messages that came before.
     Deduplication,
+    /// Words with `*` and `#`, and bindings of partitions (`super::rocketmq`).
+    RocketTopic,
 }
 
 impl ExchangeKind {
     /// All of them.
-    pub const ALL: [ExchangeKind; 11] = [
+    pub const ALL: [ExchangeKind; 12] = [
         ExchangeKind::Direct,
         ExchangeKind::Fanout,
         ExchangeKind::Topic,
@@ -124,6 +126,7 @@ impl ExchangeKind {
         ExchangeKind::Delayed,
         ExchangeKind::RecentHistory,
         ExchangeKind::Deduplication,
+        ExchangeKind::RocketTopic,
     ];
 
     /// The name that clients use.
@@ -137,6 +140,7 @@ impl ExchangeKind {
             ExchangeKind::ModulusHash => "x-modulus-hash",
             ExchangeKind::Random => "x-random",
             ExchangeKind::LocalRandom => "x-local-random",
+            ExchangeKind::RocketTopic => "x-rocketmq-topic",
             ExchangeKind::Delayed => "x-delayed-message",
             ExchangeKind::RecentHistory => "x-recent-history",
             ExchangeKind::Deduplication => "x-message-deduplication",
@@ -185,7 +189,8 @@ impl ExchangeSpec {
             | ExchangeKind::ConsistentHash
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
-            | ExchangeKind::LocalRandom => self.kind,
+            | ExchangeKind::LocalRandom
+            | ExchangeKind::RocketTopic => self.kind,
         }
     }
 }

@@ -13,7 +13,8 @@ pub struct Source {
     pub shard: ShardId,
     /// 0; of a shard in memory: its process, whose numbers begin anew.
     pub epoch: u64,
-    /// Of the copy for the first queue named, the others follow; within the source shard itself: the letter's own number.
+    /// Of the copy for the first queue named, the others follow, then those of the next letter; within the source shard itself: the
+    /// letter's own number.
     pub number: u64,
 }
 
@@ -25,7 +26,8 @@ pub type Targets = Vec<(ShardId, Vec<QueueId>)>;
 pub struct Outlet {
     /// Their shard.
     pub shard: ShardId,
-    /// Number of the copy for the first of them, the others follow; nothing in the source shard itself.
+    /// Number of the first letter's copy for the first of them, the others follow, then those of the next letter; nothing in the source
+    /// shard itself.
     pub first: u64,
     /// Which.
     pub queues: Vec<QueueId>,
@@ -68,16 +70,16 @@ pub struct LetterMessage {
     pub body: Bytes,
 }
 
-/// A letter with its way.
+/// Letters side by side with the same way.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RoutedLetter {
-    /// The catalog index that it was routed by: a target shard that follows the catalog to here and has not the queue has it no more.
+pub struct RoutedRun {
+    /// The catalog index that they were routed by: a target shard that follows the catalog to here and has not the queue has it no more.
     pub catalog_index: u64,
-    /// What it was written by.
+    /// What they were written by.
     pub address: Address,
-    /// What it became.
-    pub message: LetterMessage,
-    /// The queues that take it; none: it is dropped.
+    /// What they became, in order.
+    pub messages: Vec<LetterMessage>,
+    /// The queues that take them; none: they are dropped.
     pub targets: Targets,
 }
 

@@ -2,11 +2,12 @@
 //! edge and a leader. Implemented by `consensus` (Raft groups), by `serving::local` (in-memory shards) and by `peer` (remote paths).
 
 use super::entry::{EntryBytes, SectionReply, Word};
-use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Source};
 use super::link::{Deliveries, ToEdge, ToLeader};
 use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
 use futures::future::BoxFuture;
-use std::io;
+use std::sync::Arc;
+use std::{fmt, io};
 use tokio::sync::mpsc;
 
 /// Who leads a shard as this node sees it.
@@ -77,6 +78,28 @@ pub trait Bodies: Send + Sync + 'static {
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>>;
 }
 
+/// Says whether a quorum acknowledged a leader of this process within the lease (rule 20).
+#[derive(Clone)]
+pub struct Lease(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Lease {
+    /// That `check` says so. It is asked often, under locks: it must not wait.
+    pub fn new(check: impl Fn() -> bool + Send + Sync + 'static) -> Lease {
+        Lease(Arc::new(check))
+    }
+
+    /// Now.
+    pub fn is_valid(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({})", self.is_valid())
+    }
+}
+
 /// An edge's end of a path to a shard's leader. Dropping it ends the path; a closed receiver says that the path is gone.
 #[derive(Debug)]
 pub struct EdgeEnd {
@@ -86,6 +109,8 @@ pub struct EdgeEnd {
     pub down_rx: mpsc::Receiver<ToEdge>,
     /// Messages.
     pub deliveries_rx: mpsc::Receiver<Deliveries>,
+    /// Of a leader in this process: what it gave may be written while this is valid.
+    pub lease: Option<Lease>,
 }
 
 /// The leader's end of the same path.
@@ -109,22 +134,29 @@ pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
     let (up_tx, up_rx) = mpsc::channel(PATH_CAPACITY);
     let (down_tx, down_rx) = mpsc::channel(PATH_CAPACITY);
     let (deliveries_tx, deliveries_rx) = mpsc::channel(PATH_CAPACITY);
-    (EdgeEnd { up_tx, down_rx, deliveries_rx }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
+    (EdgeEnd { up_tx, down_rx, deliveries_rx, lease: None }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
 }
 
 /// Routes letters of the shards that this node leads and carries them to other shards. Implemented by `edge`. No call waits.
 pub trait DeadLetterOffice: Send + Sync + 'static {
-    /// Where a letter goes, and what it becomes; `None`: not now, ask again.
-    fn route(&self, letter: &Letter) -> Option<RoutedLetter>;
+    /// Where letters of one queue go, and what they become, in order; `None`: not now, ask again.
+    fn route(&self, letters: &[Letter]) -> Option<Vec<RoutedRun>>;
     /// What a letter becomes that was routed before, by the address it was routed with: always the same.
     fn write(&self, letter: &Letter, address: &Address) -> LetterMessage;
-    /// Sends a letter to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
-    /// `answered` is called once, unless the node ends before.
-    fn forward(&self, letter: Source, target: (ShardId, &[QueueId]), catalog_index: u64, message: &LetterMessage, answered: LetterAnswered);
+    /// Sends letters to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
+    /// `answered` is called once for each, for several together when it can be, unless the node ends before.
+    fn forward(
+        &self,
+        first: Source,
+        target: (ShardId, &[QueueId]),
+        catalog_index: u64,
+        letters: &[LetterMessage],
+        answered: LetterAnswered,
+    );
 }
 
-/// Told once what became of a letter.
-pub type LetterAnswered = Box<dyn Fn(LetterFate) + Send + Sync>;
+/// Told what became of letters: from one to another, counted from 0 in what was sent.
+pub type LetterAnswered = Arc<dyn Fn((u64, u64), LetterFate) + Send + Sync>;
 
 /// Carries what the leaders of this node have to say to other shards about transactions (rule 26). Implemented by `edge`.
 pub trait Courier: Send + Sync + 'static {

@@ -3,6 +3,7 @@
 
 use crate::config::ServerConfig;
 use crate::edge;
+use crate::listener::rocketmq::Elsewhere;
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::NodeId;
 use crate::model::report::Counted;
@@ -89,6 +90,13 @@ impl Neighbours {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
+    async fn dial(&self, node: NodeId, address: &str) -> Result<AdminClient, String> {
+        let channel = dial_operator(address, &self.secret, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
+        let client = AdminClient::new(address, channel, PATIENCE);
+        self.clients.lock().insert(node, client.clone());
+        Ok(client)
+    }
+
     /// Over the connection there is, then over a new one.
     async fn ask_one<T, F>(&self, node: NodeId, address: &str, ask: &impl Fn(AdminClient) -> F) -> Result<T, String>
     where
@@ -102,10 +110,28 @@ impl Neighbours {
             }
         }
         self.clients.lock().remove(&node);
-        let channel = dial_operator(address, &self.secret, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
-        let client = AdminClient::new(address, channel, PATIENCE);
-        self.clients.lock().insert(node, client.clone());
+        let client = self.dial(node, address).await?;
         ask(client).await.map_err(|error| error.to_string())
+    }
+}
+
+impl Elsewhere for Neighbours {
+    fn ask(&self, node: NodeId, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        async move {
+            let address = self.addresses.get(&node).ok_or("no such node")?;
+            // Once: nobody knows what became of an errand that was not answered, and it may not be done twice.
+            let known = self.clients.lock().get(&node).cloned();
+            let mut client = match known {
+                Some(client) => client,
+                None => self.dial(node, address).await?,
+            };
+            let answered = client.errand(errand).await;
+            if let Err(ClientError::Unreachable { .. }) = &answered {
+                self.clients.lock().remove(&node);
+            }
+            answered.map_err(|error| error.to_string())
+        }
+        .boxed()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::consensus::{Consensus, Heard};
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::CatalogCommand;
 use crate::model::limits::{NODE_DOWN, ROUTING_LEASE};
-use crate::model::{Incarnation, NodeId};
+use crate::model::{Incarnation, NodeId, ShardId};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(200);
 /// One command: longer than the wait for leases of a new leader.
 const COMMAND: Duration = Duration::from_secs(3);
 /// A process that was not heard at so many looks is not taken for alive.
@@ -28,7 +28,11 @@ const DOWN: u32 = (NODE_DOWN.as_millis() / LOOK.as_millis()) as u32;
 /// For ever; does nothing while another node leads the catalog.
 pub(super) async fn keep(consensus: Arc<Consensus>, catalog: Arc<RwLock<Catalog>>) {
     let mut watch = Watch::default();
+    let mut leadership_rx = consensus.leadership(ShardId::CATALOG);
     loop {
+        if leadership_rx.wait_for(|leadership| leadership.is_me).await.is_err() {
+            return;
+        }
         tokio::time::sleep(LOOK).await;
         let Some(heard) = consensus.heard() else { continue };
         let (listed, first) = {

@@ -6,7 +6,7 @@ use super::feed::CatalogFeed;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
 use crate::model::entry::Word;
-use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Source};
 use crate::model::ports::{Clock, Courier, DeadLetterOffice, LeaderEnd, Leadership, LetterAnswered, ProposalOutcome, Reading, WordHeard};
 use crate::model::{LogId, NodeId, QueueId, ShardId, TxId, limits};
 use futures::task::AtomicWaker;
@@ -47,7 +47,7 @@ pub struct ServerConfig {
 struct Closed;
 
 impl DeadLetterOffice for Closed {
-    fn route(&self, _letter: &Letter) -> Option<RoutedLetter> {
+    fn route(&self, _letters: &[Letter]) -> Option<Vec<RoutedRun>> {
         None
     }
 
@@ -55,7 +55,7 @@ impl DeadLetterOffice for Closed {
         LetterMessage::default()
     }
 
-    fn forward(&self, _: Source, _: (ShardId, &[QueueId]), _catalog_index: u64, _: &LetterMessage, _answered: LetterAnswered) {}
+    fn forward(&self, _: Source, _: (ShardId, &[QueueId]), _catalog_index: u64, _: &[LetterMessage], _answered: LetterAnswered) {}
 }
 
 impl Courier for Closed {
@@ -126,7 +126,7 @@ pub(super) struct Inbox {
     pub effects: Vec<Effect>,
     pub reads: Vec<ReadDone>,
     pub letters: Vec<LetterRead>,
-    pub letters_answered: Vec<(u64, ShardId, LetterFate)>,
+    pub letters_answered: Vec<((u64, u64), ShardId, LetterFate)>,
     pub told: Vec<(TxId, ShardId)>,
     pub catalog_moved: bool,
     pub stop: bool,
@@ -235,8 +235,8 @@ impl ServerHandle {
         self.put(|inbox| inbox.letters.push(read));
     }
 
-    pub(super) fn letter_answered(&self, number: u64, target: ShardId, fate: LetterFate) {
-        self.put(|inbox| inbox.letters_answered.push((number, target, fate)));
+    pub(super) fn letters_answered(&self, letters: (u64, u64), target: ShardId, fate: LetterFate) {
+        self.put(|inbox| inbox.letters_answered.push((letters, target, fate)));
     }
 
     pub(super) fn told(&self, tx: TxId, shard: ShardId) {

@@ -8,7 +8,7 @@ use super::posting::Routing;
 use super::server::ShardServer;
 use crate::machine::{Dead, Routed, read_run};
 use crate::model::entry::EntryBytes;
-use crate::model::letters::{Letter, LetterFate, LetterMessage, Outlet, RoutedLetter, Source};
+use crate::model::letters::{Letter, LetterFate, LetterMessage, Outlet, RoutedRun, Source};
 use crate::model::{QueueId, ShardId, limits};
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -19,7 +19,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Letters of one queue that are read and routed at a time.
-const SLICE: u32 = 256;
+const SLICE: u32 = 512;
+/// ... and their bytes, unless one has more.
+const RUN_BYTES: u64 = (limits::ENTRY_BYTES / 2) as u64;
 /// Entries that are read for letters at a time, and kept.
 const ENTRIES: usize = 8;
 /// A letter that cannot be read is tried again after this time.
@@ -144,8 +146,8 @@ impl Letters {
         let (dropped, kept): (VecDeque<Routing>, _) = std::mem::take(&mut self.routing).into_iter().partition(is_behind);
         self.routing = kept;
         let first = dropped.iter().map(|r| r.number).chain([number]).min().unwrap_or(number);
-        for routing in dropped {
-            self.end(routing.number, shard);
+        for number in dropped.iter().flat_map(Routing::numbers) {
+            self.end(number, shard);
         }
         let out = self.queues.entry(queue).or_default();
         out.next = out.next.min(first);
@@ -163,7 +165,9 @@ impl ShardServer {
     /// This node leads from now on: what earlier leaders routed is sent again, whoever has it knows.
     pub(super) fn begin_letters(&mut self) {
         let machine = self.machine.lock();
-        machine.routed_letters().for_each(|(number, routed)| self.letters.resend(routed.dead.queue, number));
+        for (first, routed) in machine.routed_letters() {
+            (first..).take(routed.dead.at.count as usize).for_each(|number| self.letters.resend(routed.dead.queue, number));
+        }
         self.letters.news = true;
     }
 
@@ -225,7 +229,7 @@ impl ShardServer {
 
     /// Sends a letter that was routed before. False: not now.
     fn send_again(&mut self, id: QueueId, number: u64) -> bool {
-        let routed: Option<Routed> = self.machine.lock().routed_letter(number).cloned();
+        let routed: Option<Routed> = self.machine.lock().routed_letter(number);
         if let Some(routed) = routed {
             let Some(message) = self.messages(&routed.dead).and_then(|mut found| found.pop()) else { return false };
             let letter = letter_of(&routed.dead, message);
@@ -245,10 +249,10 @@ impl ShardServer {
         let outlets: Vec<Outlet> = outlets.into_iter().filter(|outlet| !self.letters.has_under_way(number, outlet.shard)).collect();
         self.letters.begin(number, dead.queue, message.body.len(), outlets.iter().map(|outlet| outlet.shard));
         let targets = outlets.iter().filter(|outlet| outlet.shard == own).map(|outlet| (own, outlet.queues.clone())).collect();
-        let letter = Arc::new(RoutedLetter { catalog_index, address, message, targets });
-        self.forward(number, &outlets, &letter);
-        if !letter.targets.is_empty() {
-            self.letters.routing.push_back(Routing { number, queue: dead.queue, fresh: false, letter });
+        let run = RoutedRun { catalog_index, address, messages: vec![message], targets };
+        self.forward(number, &outlets, catalog_index, &run.messages);
+        if !run.targets.is_empty() {
+            self.letters.routing.push_back(Routing::new(number, dead.queue, false, run));
         }
     }
 
@@ -256,25 +260,49 @@ impl ShardServer {
     fn take_up(&mut self, id: QueueId) -> bool {
         let next = self.letters.queues.get(&id).map_or(0, |out| out.next);
         let Some((first, mut dead)) = self.machine.lock().waiting_letters(id, next) else { return false };
-        dead.at.count = dead.at.count.min(SLICE);
+        dead.at.count = self.slice(&dead);
         let Some(messages) = self.messages(&dead) else { return false };
-        for (number, message) in (first..).zip(messages) {
-            let letter = letter_of(&dead, message);
-            let Some(routed) = self.config.letters.route(&letter) else {
-                self.letters.pause(id, Instant::now() + limits::LETTER_PAUSE_MIN);
-                return false;
-            };
-            let own = self.config.shard;
-            let others = routed.targets.iter().map(|target| target.0).filter(|shard| *shard != own);
-            if !self.has_room(id, others.chain([own]), routed.message.body.len()) {
-                return false;
+        let letters: Vec<Letter> = messages.into_iter().map(|message| letter_of(&dead, message)).collect();
+        let Some(runs) = self.config.letters.route(&letters) else {
+            self.letters.pause(id, Instant::now() + limits::LETTER_PAUSE_MIN);
+            return false;
+        };
+        let mut number = first;
+        runs.into_iter().all(|run| {
+            let count = run.messages.len() as u64;
+            let all = self.take_up_run(id, number, run);
+            number += count;
+            all
+        })
+    }
+
+    /// How many of these go into one run: it must fit into an entry beside others, and into this shard's window.
+    fn slice(&self, dead: &Dead) -> u32 {
+        let (under_way, _) = self.letters.windows.get(&self.config.shard).copied().unwrap_or_default();
+        let bytes = (dead.bytes / u64::from(dead.at.count)).max(1);
+        let fits = (RUN_BYTES / bytes).min(limits::LETTERS_UNDER_WAY.saturating_sub(under_way) as u64);
+        dead.at.count.min(SLICE).min(fits.max(1) as u32)
+    }
+
+    /// As many of a run as may be under way. False: not all.
+    fn take_up_run(&mut self, id: QueueId, number: u64, mut run: RoutedRun) -> bool {
+        let (own, wanted) = (self.config.shard, run.messages.len());
+        let shards: SmallVec<[ShardId; 4]> = run.targets.iter().map(|target| target.0).filter(|shard| *shard != own).chain([own]).collect();
+        let mut taken = 0;
+        for message in &run.messages {
+            if !self.has_room(id, shards.iter().copied(), message.body.len()) {
+                break;
             }
-            self.log.asked_index = self.log.asked_index.max(routed.catalog_index);
-            self.letters.begin(number, id, routed.message.body.len(), [own].into_iter());
-            self.letters.routing.push_back(Routing { number, queue: id, fresh: true, letter: Arc::new(routed) });
-            self.letters.queues.entry(id).or_default().next = number + 1;
+            self.letters.begin(number + taken, id, message.body.len(), [own].into_iter());
+            taken += 1;
         }
-        true
+        run.messages.truncate(taken as usize);
+        if taken > 0 {
+            self.log.asked_index = self.log.asked_index.max(run.catalog_index);
+            self.letters.queues.entry(id).or_default().next = number + taken;
+            self.letters.routing.push_back(Routing::new(number, id, true, run));
+        }
+        taken as usize == wanted
     }
 
     fn has_room(&mut self, id: QueueId, mut shards: impl Iterator<Item = ShardId>, bytes: usize) -> bool {
@@ -327,23 +355,24 @@ impl ShardServer {
         }
     }
 
-    /// Sends a letter to other shards.
-    pub(super) fn forward(&mut self, number: u64, outlets: &[Outlet], letter: &RoutedLetter) {
+    /// Sends letters side by side to other shards; `outlets` are theirs.
+    pub(super) fn forward(&mut self, first: u64, outlets: &[Outlet], catalog_index: u64, letters: &[LetterMessage]) {
         let epoch = self.epoch();
         for outlet in outlets.iter().filter(|outlet| outlet.shard != self.config.shard) {
             let (handle, target) = (self.handle.clone(), outlet.shard);
-            let answered = Box::new(move |fate| handle.letter_answered(number, target, fate));
+            let answered = Arc::new(move |(a, b), fate| handle.letters_answered((first + a, first + b), target, fate));
             let source = Source { shard: self.config.shard, epoch, number: outlet.first };
-            let to = (target, outlet.queues.as_slice());
-            self.config.letters.forward(source, to, letter.catalog_index, &letter.message, answered);
+            self.config.letters.forward(source, (target, &outlet.queues), catalog_index, letters, answered);
         }
     }
 
-    /// The same, of a letter that was routed just now.
-    pub(super) fn forward_first(&mut self, queue: QueueId, number: u64, outlets: &[Outlet], letter: &RoutedLetter) {
-        let others = outlets.iter().map(|outlet| outlet.shard).filter(|shard| *shard != self.config.shard);
-        self.letters.begin(number, queue, letter.message.body.len(), others);
-        self.forward(number, outlets, letter);
+    /// The same, of letters that were routed just now.
+    pub(super) fn forward_first(&mut self, first: u64, routed: &Routed, letters: &[LetterMessage]) {
+        let others = || routed.outlets.iter().map(|outlet| outlet.shard).filter(|shard| *shard != self.config.shard);
+        for (number, letter) in (first..).zip(letters) {
+            self.letters.begin(number, routed.dead.queue, letter.body.len(), others());
+        }
+        self.forward(first, &routed.outlets, routed.catalog_index, letters);
     }
 
     /// Which life of this shard's numbers; 0 where they never begin anew.
@@ -351,16 +380,18 @@ impl ShardServer {
         self.config.shard.owner().and(self.lead).map_or(0, |lead| lead.term)
     }
 
-    /// Another shard has said what became of a letter.
-    pub(super) fn letter_answered(&mut self, number: u64, shard: ShardId, fate: LetterFate) {
-        let queue = self.letters.under_way.get(&number).map(|under_way| under_way.queue);
-        let over = self.letters.end(number, shard);
-        match fate {
-            LetterFate::Taken => {
-                self.log.dones.push((number, shard));
-                over.into_iter().for_each(|queue| self.letters.taken(queue, number));
+    /// Another shard has said what became of letters.
+    pub(super) fn letters_answered(&mut self, (first, last): (u64, u64), shard: ShardId, fate: LetterFate) {
+        if fate == LetterFate::Taken {
+            self.log.done((first, last), shard);
+        }
+        for number in first..=last {
+            let queue = self.letters.under_way.get(&number).map(|under_way| under_way.queue);
+            let over = self.letters.end(number, shard);
+            match fate {
+                LetterFate::Taken => over.into_iter().for_each(|queue| self.letters.taken(queue, number)),
+                LetterFate::Refused => queue.into_iter().for_each(|queue| self.letters.refused(queue, number)),
             }
-            LetterFate::Refused => queue.into_iter().for_each(|queue| self.letters.refused(queue, number)),
         }
     }
 

@@ -62,7 +62,7 @@ struct Own {
     tends: Vec<QueueId>,
     activations: Vec<QueueId>,
     letters: Vec<Routing>,
-    dones: Vec<(u64, ShardId)>,
+    dones: Vec<((u64, u64), ShardId)>,
     told: Vec<(TxId, ShardId)>,
     returns: Vec<Return>,
 }
@@ -89,7 +89,8 @@ pub(super) struct Log {
     pub purges: Vec<Purge>,
     pub tends: Vec<QueueId>,
     pub activations: Vec<QueueId>,
-    pub dones: Vec<(u64, ShardId)>,
+    /// Letters, from one to another, that a shard has.
+    pub dones: Vec<((u64, u64), ShardId)>,
     pub told: Vec<(TxId, ShardId)>,
     pub returns: Vec<Return>,
     pub gones: Vec<SessionId>,
@@ -124,6 +125,14 @@ impl Log {
             if let Part::Batch { session: of, seq, void, .. } = part {
                 *void |= *of == session && *seq >= from;
             }
+        }
+    }
+
+    /// A shard has these letters.
+    pub fn done(&mut self, (first, last): (u64, u64), shard: ShardId) {
+        match self.dones.last_mut() {
+            Some(((_, before), of)) if *of == shard && *before + 1 == first => *before = last,
+            _ => self.dones.push(((first, last), shard)),
         }
     }
 
@@ -287,7 +296,7 @@ impl ShardServer {
         }
         let (mut own, mut ops) = (Own::default(), Ops::default());
         own.dones = std::mem::take(&mut log.dones);
-        own.dones.iter().for_each(|(number, shard)| ops.done(*number, *shard));
+        own.dones.iter().for_each(|(letters, shard)| ops.done(*letters, *shard));
         own.told = std::mem::take(&mut log.told);
         for (tx, shard) in &own.told {
             ops.word(*tx, Word::Told { shard: *shard });
@@ -440,11 +449,13 @@ impl ShardServer {
     /// The machine counted: what is still alive waits again.
     fn returned(&mut self, counted: Return) {
         let Return { session, queue, ranges } = counted;
-        let Some(state) = self.queues.get_mut(&queue) else { return };
-        ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
-        if let Some(care) = &mut state.care {
-            care.frozen = care.frozen.saturating_sub(1);
+        if let Some(state) = self.queues.get_mut(&queue) {
+            ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
+            if let Some(care) = &mut state.care {
+                care.frozen = care.frozen.saturating_sub(1);
+            }
         }
+        self.put_on_record(session, queue, ranges.into_iter().map(|(a, b, _)| (a, b)).collect());
         self.thawed = true;
         self.mark(queue);
     }
@@ -508,6 +519,9 @@ impl ShardServer {
         state.holders = applied.holders().into();
         state.reserve = Step::Idle;
         drop(machine);
+        for (session, ranges) in std::mem::take(&mut state.recording) {
+            self.send_session(session, ToEdge::Recorded { queue, ranges });
+        }
         self.mark(queue);
     }
 
@@ -515,6 +529,10 @@ impl ShardServer {
         for (queue, ranges) in settles {
             if let Some(state) = self.queues.get_mut(&queue) {
                 ranges.into_iter().filter(|(first, last): &(Seq, Seq)| first <= last).for_each(|(a, b)| state.settled(a, b));
+                // Somebody may wait to be alone.
+                if !state.takes.is_empty() {
+                    self.mark(queue);
+                }
             }
         }
     }

@@ -206,7 +206,7 @@ impl ShardServer {
         }
         if self.lead.is_some() {
             inbox.letters.into_iter().for_each(|read| self.letter_was_read(read));
-            inbox.letters_answered.into_iter().for_each(|(number, shard, fate)| self.letter_answered(number, shard, fate));
+            inbox.letters_answered.into_iter().for_each(|(letters, shard, fate)| self.letters_answered(letters, shard, fate));
             inbox.told.into_iter().for_each(|(tx, shard)| self.was_told(tx, shard));
         }
     }

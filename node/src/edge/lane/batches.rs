@@ -6,7 +6,7 @@ use super::committing::Committing;
 use super::run::Run;
 use crate::edge::ranges::RangeSet;
 use crate::model::entry::{EntryBytes, Op, Ops, OpsReader, SettleReason, StoredMessage, Word};
-use crate::model::letters::Source;
+use crate::model::letters::{LetterMessage, Source};
 use crate::model::limits;
 use crate::model::link::{Batch, Ranges};
 use crate::model::stream::{PublishedEntry, StreamTarget};
@@ -500,13 +500,13 @@ impl Closed {
                 Op::Enqueue(_) | Op::Part(_) | Op::Word { .. } => {
                     if let Some(run) = find(&old, ordinal) {
                         (kept.ordinals()..ordinal).for_each(|_| kept.void());
-                        runs.push(Run { first: kept.copy(raw), count: 1, ..run.clone() });
+                        runs.push(Run { first: kept.copy(raw), ..run.one(ordinal) });
                     }
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
                 Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
-                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Gone(_) => {}
                 Op::Append(_) => {
                     let waiting = old_chunks.next_if(|chunk| chunk.ordinal == ordinal).filter(|chunk| !chunk.runs.is_empty());
                     if let Some(ChunkRuns { runs, .. }) = waiting {
@@ -570,6 +570,14 @@ impl StoredMessage {
     }
 }
 
+impl<'a> Message<'a> {
+    /// A letter, or its copy for the first of its queues.
+    pub fn letter(letter: &'a LetterMessage, source: Source) -> Message<'a> {
+        let LetterMessage { exchange, key, properties, body } = letter;
+        Message { exchange, key, properties, body, source: Some(source) }
+    }
+}
+
 impl Message<'_> {
     /// As the operations of a batch of its own, when it is so large that copying it must not keep others waiting.
     pub fn alone(&self, queues: &[QueueId]) -> Option<Bytes> {
@@ -604,6 +612,7 @@ mod tests {
             first: 0,
             count: 1,
             shared: None,
+            letters: None,
             commit: None,
             strict: false,
         };

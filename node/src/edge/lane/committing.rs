@@ -230,6 +230,7 @@ impl Committing {
             first: 0,
             count: 1,
             shared: None,
+            letters: None,
             commit,
             strict: false,
         }

@@ -25,6 +25,8 @@ pub(in crate::edge) struct Run {
     pub count: u32,
     /// Set when the message went to several shards; then the run has one message.
     pub shared: Option<Arc<Shared>>,
+    /// Set when these are letters.
+    pub letters: Option<Letters>,
     /// The transaction it is part of.
     pub commit: Option<Arc<Committing>>,
     /// Of the stream protocol: tickets are publishing ids, counted from 0, and what nobody took is nacked.
@@ -42,27 +44,44 @@ pub(in crate::edge) enum Fate {
     Nacked,
 }
 
-/// A message that went to several shards: its ticket is answered when all have answered.
-pub(in crate::edge) struct Shared {
-    parts: Mutex<(u32, Fate)>,
-    /// Told when the last part has answered.
-    then: Option<LetterAnswered>,
+/// Nobody's messages: letters of a shard of this node, which is told what becomes of them.
+#[derive(Clone)]
+pub(in crate::edge) struct Letters {
+    /// The first of the run, counted in what the shard sent.
+    first: u64,
+    then: LetterAnswered,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Letters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Shared").field(&self.parts).finish()
+        f.debug_tuple("Letters").field(&self.first).finish()
     }
+}
+
+impl Letters {
+    pub fn new(then: LetterAnswered) -> Letters {
+        Letters { first: 0, then }
+    }
+
+    /// Those from the `n`th on.
+    fn after(&self, n: u32) -> Letters {
+        Letters { first: self.first + u64::from(n), then: self.then.clone() }
+    }
+
+    fn is_before(&self, n: u32, next: &Letters) -> bool {
+        self.first + u64::from(n) == next.first && Arc::ptr_eq(&self.then, &next.then)
+    }
+}
+
+/// A message that went to several shards: its ticket is answered when all have answered.
+#[derive(Debug)]
+pub(in crate::edge) struct Shared {
+    parts: Mutex<(u32, Fate)>,
 }
 
 impl Shared {
     pub fn new(parts: u32) -> Arc<Shared> {
-        Arc::new(Shared { parts: Mutex::new((parts, Fate::Unroutable)), then: None })
-    }
-
-    /// One part of nobody's.
-    pub fn letter(then: LetterAnswered) -> Arc<Shared> {
-        Arc::new(Shared { parts: Mutex::new((1, Fate::Unroutable)), then: Some(then) })
+        Arc::new(Shared { parts: Mutex::new((parts, Fate::Unroutable)) })
     }
 
     /// One part became `1 + more` parts.
@@ -79,16 +98,7 @@ impl Shared {
             (Fate::Taken, _) | (_, Fate::Taken) => Fate::Taken,
             (Fate::Unroutable, Fate::Unroutable) => Fate::Unroutable,
         };
-        if state.0 > 0 {
-            return None;
-        }
-        if let Some(then) = &self.then {
-            then(match state.1 {
-                Fate::Nacked => LetterFate::Refused,
-                Fate::Taken | Fate::Unroutable => LetterFate::Taken,
-            });
-        }
-        Some(state.1)
+        (state.0 == 0).then_some(state.1)
     }
 }
 
@@ -103,7 +113,8 @@ pub(in crate::edge) struct Ended {
 impl Run {
     /// Without messages, for `with_id`.
     pub fn of_stream(mailbox: Arc<Mailbox>, at: ChannelRef) -> Run {
-        Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared: None, commit: None, strict: true }
+        let (shared, letters, commit) = (None, None, None);
+        Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared, letters, commit, strict: true }
     }
 
     /// The same for the message of a stream with this publishing id, which is the `first`th entry of its chunk.
@@ -143,6 +154,11 @@ impl Run {
             && self.rerouted == next.rerouted
             && self.strict == next.strict
             && self.first + self.count == next.first
+            && match (&self.letters, &next.letters) {
+                (None, None) => true,
+                (Some(letters), Some(next)) => letters.is_before(self.count, next),
+                (Some(_), None) | (None, Some(_)) => false,
+            }
             && self.commit.as_ref().map(Arc::as_ptr) == next.commit.as_ref().map(Arc::as_ptr)
             && Arc::ptr_eq(&self.mailbox, &next.mailbox);
         if continues {
@@ -154,7 +170,8 @@ impl Run {
     /// The run of only the message with that ordinal.
     pub fn one(&self, ordinal: u32) -> Run {
         let ticket = if self.ticket == 0 { 0 } else { self.ticket + u64::from(ordinal - self.first) };
-        Run { first: ordinal, count: 1, ticket, ..self.clone() }
+        let letters = self.letters.as_ref().map(|letters| letters.after(ordinal - self.first));
+        Run { first: ordinal, count: 1, ticket, letters, ..self.clone() }
     }
 
     /// The run of the messages with ordinals `from..to`; both within it.
@@ -168,6 +185,13 @@ impl Run {
             None => Some(fate),
             Some(shared) => shared.part(fate),
         };
+        if let (Some(Letters { first, then }), Some(fate)) = (&self.letters, fate) {
+            let fate = match fate {
+                Fate::Nacked => LetterFate::Refused,
+                Fate::Taken | Fate::Unroutable => LetterFate::Taken,
+            };
+            then((*first, first + u64::from(self.count) - 1), fate);
+        }
         match fate {
             None => Ended::default(),
             Some(Fate::Taken) => self.confirm(),
@@ -213,5 +237,36 @@ impl Run {
             },
         );
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::catalog::Owner;
+    use crate::model::{ConnectionId, Incarnation, NodeId};
+
+    #[test]
+    fn letters_that_were_sent_together_are_answered_together_and_a_refused_one_by_itself() {
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(1), connection: ConnectionId(1) };
+        let mailbox = Arc::new(Mailbox::new(owner, std::net::SocketAddr::from(([127, 0, 0, 1], 1))));
+        type Told = Vec<((u64, u64), LetterFate)>;
+        let told: Arc<Mutex<Told>> = Arc::default();
+        let sent = || {
+            let told = told.clone();
+            let at = ChannelRef { channel: 0, epoch: 0 };
+            let letters = Some(Letters::new(Arc::new(move |letters, fate| told.lock().push((letters, fate)))));
+            let (mailbox, shared, commit) = (mailbox.clone(), None, None);
+            Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared, letters, commit, strict: false }
+        };
+        let first = sent();
+        let mut run = first.one(0);
+        assert!((1..5).all(|n| run.extend(&first.one(n))));
+        assert!(!run.extend(&sent().one(5)), "these were sent by themselves");
+        run.slice(0, 2).end(Fate::Taken, None);
+        run.one(2).end(Fate::Nacked, None);
+        run.slice(3, 5).end(Fate::Unroutable, None);
+        let fates = [((0, 1), LetterFate::Taken), ((2, 2), LetterFate::Refused), ((3, 4), LetterFate::Taken)];
+        assert_eq!(*told.lock(), fates);
     }
 }

@@ -110,9 +110,6 @@ impl<C: EdgeConnection> Connection<C> {
             if self.session.phase() == Phase::Closed && self.line.is_written(&self.out.bytes) && self.out.steps.is_empty() {
                 return End::Closed;
             }
-            if !self.events.is_empty() && self.takes_events() {
-                continue;
-            }
             let reads = self.reads();
             tokio::select! {
                 ready = self.line.socket.readable(), if reads => match ready.and_then(|()| self.line.read()) {
@@ -231,16 +228,14 @@ impl<C: EdgeConnection> Connection<C> {
         if !self.takes_events() {
             return false;
         }
-        self.edge.take_events(&mut self.events);
-        let mut done = 0;
-        while done < self.events.len() && self.takes_events() {
-            let event = std::mem::replace(&mut self.events[done], Event::Opened);
+        let room = limits::CONNECTION_OUTPUT_BYTES - self.out.bytes.len();
+        self.edge.take_events(&mut self.events, room);
+        let any = !self.events.is_empty();
+        for event in self.events.drain(..) {
             self.session.on_event(event, &mut self.out);
-            done += 1;
         }
-        self.events.drain(..done);
         self.session.end_batch(&mut self.out);
-        done > 0
+        any
     }
 
     fn takes_events(&self) -> bool {

@@ -68,7 +68,7 @@ impl EdgeConnection for FakeEdge {
         Ok(())
     }
 
-    fn take_events(&mut self, out: &mut Vec<Event>) {
+    fn take_events(&mut self, out: &mut Vec<Event>, _: usize) {
         out.append(&mut self.0.events.lock());
     }
 

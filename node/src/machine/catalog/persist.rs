@@ -10,6 +10,7 @@ use crate::machine::{Delta, RestoreError};
 use crate::model::admin::{Limits, Policy, PolicyKind, VhostFacts};
 use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
 use crate::model::consumer_group::GroupName;
+use crate::model::rocketmq::AccessKey;
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub struct Image {
     shards: u16,
     vhosts: Vec<VhostImage>,
     users: BTreeMap<String, User>,
+    #[serde(default)]
+    access_keys: BTreeMap<String, AccessKey>,
     nodes: BTreeMap<NodeId, Incarnation>,
     exchanges: Vec<Arc<ExchangeSpec>>,
     queues: Vec<Arc<QueueRecord>>,
@@ -153,6 +156,7 @@ impl Catalog {
             shards: self.shards,
             vhosts: self.vhosts.iter().map(|(name, vhost)| vhost_image(name, vhost)).collect(),
             users: self.users.clone(),
+            access_keys: self.access_keys.clone(),
             nodes: self.nodes.clone(),
             exchanges: self.vhosts.values().flat_map(|v| v.exchanges.values()).map(|x| x.spec.clone()).collect(),
             queues: self.queues.values().cloned().collect(),
@@ -167,6 +171,7 @@ impl Catalog {
             applied: image.applied,
             shards: image.shards,
             users: image.users,
+            access_keys: image.access_keys,
             nodes: image.nodes,
             groups: Groups::from_image(image.groups),
             access_version: image.applied.index,

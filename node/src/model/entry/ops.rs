@@ -9,7 +9,7 @@ use crate::model::properties::Traits;
 use crate::model::{ConsumerId, Offset, QueueId, Seq, SessionId, ShardId, TxId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-const OP_ENQUEUE: u8 = 1;
+pub(super) const OP_ENQUEUE: u8 = 1;
 /// Flag of an enqueue: the number of its queues is an u32, not an u16.
 const MANY_QUEUES: u8 = 1;
 /// Flag of an enqueue: its time to live follows.
@@ -29,6 +29,8 @@ pub(super) const OP_APPEND: u8 = 9;
 pub(super) const OP_STORE: u8 = 10;
 pub(super) const OP_PART: u8 = 16;
 pub(super) const OP_WORD: u8 = 17;
+/// Only in what is left of an entry (`trimmed`).
+pub(super) const OP_GONE: u8 = 32;
 
 /// Why messages leave a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -174,15 +176,22 @@ impl Ops {
         self.buffer.put_u64_le(consumer.0);
     }
 
-    /// The first waiting letter of a queue has its way (rule 25): the machine gives its copies their numbers. It counts only in a shard
-    /// that follows the catalog to `catalog_index`, and for the first one.
-    pub fn routed(&mut self, (queue, number): (QueueId, u64), catalog_index: u64, address: &Address, targets: &[(ShardId, Vec<QueueId>)]) {
+    /// The first waiting letters of a queue have their way (rule 25): the machine gives their copies numbers. It counts only in a shard
+    /// that follows the catalog to `catalog_index`, and for the first ones, of one run.
+    pub fn routed(
+        &mut self,
+        (queue, number, count): (QueueId, u64, u32),
+        catalog_index: u64,
+        address: &Address,
+        targets: &[(ShardId, Vec<QueueId>)],
+    ) {
         let Address { queue: name, exchange, routing_key } = address;
         let texts = 13 + name.len() + exchange.len() + routing_key.as_ref().map_or(0, String::len);
         let len = targets.iter().map(|(_, queues)| 6 + 8 * queues.len()).sum::<usize>();
-        self.frame(OP_ROUTED, 26 + texts + len);
+        self.frame(OP_ROUTED, 30 + texts + len);
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u64_le(number);
+        self.buffer.put_u32_le(count);
         self.buffer.put_u64_le(catalog_index);
         self.put_text(name);
         self.put_text(exchange);
@@ -201,10 +210,11 @@ impl Ops {
         self.buffer.put_slice(text.as_bytes());
     }
 
-    /// A shard has a dead letter.
-    pub fn done(&mut self, number: u64, shard: ShardId) {
-        self.frame(OP_DONE, 10);
-        self.buffer.put_u64_le(number);
+    /// A shard has these dead letters.
+    pub fn done(&mut self, (first, last): (u64, u64), shard: ShardId) {
+        self.frame(OP_DONE, 18);
+        self.buffer.put_u64_le(first);
+        self.buffer.put_u64_le(last);
         self.buffer.put_u16_le(shard.0);
     }
 
@@ -313,12 +323,14 @@ pub enum Op {
         /// With consumers.
         checked: Ranges,
     },
-    /// A letter has its way.
+    /// Letters have their way.
     Routed {
         /// The queue it left.
         queue: QueueId,
-        /// Its number.
+        /// Number of the first.
         number: u64,
+        /// How many, side by side.
+        count: u32,
         /// Routed by.
         catalog_index: u64,
         /// What it is written by.
@@ -326,10 +338,12 @@ pub enum Op {
         /// The queues that get it.
         targets: Targets,
     },
-    /// A shard has a dead letter.
+    /// A shard has dead letters.
     Done {
-        /// Its number.
-        number: u64,
+        /// Number of the first.
+        first: u64,
+        /// Number of the last.
+        last: u64,
         /// Which shard.
         shard: ShardId,
     },
@@ -360,6 +374,8 @@ pub enum Op {
         /// What.
         word: Word,
     },
+    /// What was here is gone from its queues: so many messages of each. In no entry that is applied.
+    Gone(Vec<(QueueId, u32)>),
     /// Only this consumer gets messages.
     Activate {
         /// Of which queue.
@@ -521,6 +537,13 @@ pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {
     }
 }
 
+/// The queues of an enqueue, by its body.
+pub(super) fn enqueued_to(mut body: &[u8]) -> Option<impl Iterator<Item = QueueId> + '_> {
+    let (n, ..) = read_enqueue_head(&mut body)?;
+    let queues = body.get(..n.checked_mul(8)?)?;
+    Some(queues.chunks_exact(8).map(|mut c| QueueId(c.get_u64_le())))
+}
+
 /// Whether these are operations as an edge may send them: an entry that a machine cannot read would stop the shard everywhere.
 /// Walks the heads and copies nothing.
 pub fn is_batch(mut ops: &[u8]) -> bool {
@@ -591,7 +614,8 @@ fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Sourc
 }
 
 fn read_routed(mut body: Bytes) -> Option<Op> {
-    let (queue, number, catalog_index) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?, body.try_get_u64_le().ok()?);
+    let (queue, number) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?);
+    let (count, catalog_index) = (body.try_get_u32_le().ok()?, body.try_get_u64_le().ok()?);
     let (name, exchange) = (read_text(&mut body)?, read_text(&mut body)?);
     let keyed = body.try_get_u8().ok()? != 0;
     let routing_key = Some(read_text(&mut body)?).filter(|_| keyed);
@@ -604,7 +628,7 @@ fn read_routed(mut body: Bytes) -> Option<Op> {
         }
         targets.push((shard, (0..n).map(|_| QueueId(body.get_u64_le())).collect()));
     }
-    body.is_empty().then_some(Op::Routed { queue, number, catalog_index, address, targets })
+    body.is_empty().then_some(Op::Routed { queue, number, count, catalog_index, address, targets })
 }
 
 fn read_text(body: &mut Bytes) -> Option<String> {
@@ -646,7 +670,12 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
         }
         OP_PART => read_part(body, position + FRAME_HEAD).map(Op::Part),
         OP_WORD => read_word(&mut body).map(|(tx, word)| Op::Word { tx, word }),
-        OP_DONE => Some(Op::Done { number: body.try_get_u64_le().ok()?, shard: ShardId(body.try_get_u16_le().ok()?) }),
+        OP_GONE => super::trimmed::gone(&body).map(Op::Gone),
+        OP_DONE => Some(Op::Done {
+            first: body.try_get_u64_le().ok()?,
+            last: body.try_get_u64_le().ok()?,
+            shard: ShardId(body.try_get_u16_le().ok()?),
+        }),
         OP_RETURN => {
             let (queue, n) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u32_le().ok()? as usize);
             let range = |mut c: &[u8]| (Seq(c.get_u64_le()), Seq(c.get_u64_le()), c.get_u32_le());

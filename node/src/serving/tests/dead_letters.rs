@@ -1,7 +1,7 @@
 //! Dead letters on their way, and what counts failed deliveries.
 
 use super::*;
-use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedLetter, Source};
+use crate::model::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Source};
 use crate::model::ports::{DeadLetterOffice, LetterAnswered};
 use crate::model::settings::DeadLetter;
 
@@ -12,6 +12,8 @@ pub(super) struct Sent {
     source: Source,
     target: ShardId,
     body: String,
+    /// Place in what was sent together.
+    at: u64,
     answered: LetterAnswered,
 }
 
@@ -26,12 +28,12 @@ pub(super) struct TestOffice {
 }
 
 impl DeadLetterOffice for TestOffice {
-    fn route(&self, letter: &Letter) -> Option<RoutedLetter> {
+    fn route(&self, letters: &[Letter]) -> Option<Vec<RoutedRun>> {
         let target = if self.far.load(Ordering::Relaxed) { (OTHER, vec![QueueId(99)]) } else { (ShardId(1), vec![Q2]) };
-        let message = self.write(letter, &Address::default());
+        let messages = letters.iter().map(|letter| self.write(letter, &Address::default())).collect();
         let catalog_index = self.ahead.load(Ordering::Relaxed) as u64;
-        let routed = RoutedLetter { catalog_index, address: Address::default(), message, targets: vec![target] };
-        (!self.closed.load(Ordering::Relaxed)).then_some(routed)
+        let routed = RoutedRun { catalog_index, address: Address::default(), messages, targets: vec![target] };
+        (!self.closed.load(Ordering::Relaxed)).then_some(vec![routed])
     }
 
     fn write(&self, letter: &Letter, _address: &Address) -> LetterMessage {
@@ -39,9 +41,12 @@ impl DeadLetterOffice for TestOffice {
         LetterMessage { exchange: "dlx".into(), key: format!("{:?}", letter.reason).into(), properties, body }
     }
 
-    fn forward(&self, source: Source, to: (ShardId, &[QueueId]), _index: u64, message: &LetterMessage, answered: LetterAnswered) {
-        let body = String::from_utf8(message.body.to_vec()).unwrap();
-        self.sent.lock().push(Sent { source, target: to.0, body, answered });
+    fn forward(&self, first: Source, to: (ShardId, &[QueueId]), _index: u64, letters: &[LetterMessage], answered: LetterAnswered) {
+        for (at, message) in (0..).zip(letters) {
+            let source = Source { number: first.number + at * to.1.len() as u64, ..first };
+            let body = String::from_utf8(message.body.to_vec()).unwrap();
+            self.sent.lock().push(Sent { source, target: to.0, body, at, answered: answered.clone() });
+        }
     }
 }
 
@@ -59,14 +64,19 @@ impl TestOffice {
     }
 
     fn answer(&self, nth: usize, fate: LetterFate) {
-        (self.sent.lock()[nth].answered)(fate);
+        let (at, answered) = {
+            let sent = &self.sent.lock()[nth];
+            (sent.at, sent.answered.clone())
+        };
+        answered((at, at), fate);
     }
 }
 
 /// Numbers of the letters that are somewhere on their way.
 fn on_their_way(machine: &Arc<Mutex<DataMachine>>) -> Vec<u64> {
     let machine = machine.lock();
-    let mut numbers: Vec<u64> = machine.routed_letters().map(|(number, _)| number).collect();
+    let runs = machine.routed_letters();
+    let mut numbers: Vec<u64> = runs.flat_map(|(first, run)| (first..).take(run.dead.at.count as usize)).collect();
     let mut from = 0;
     while let Some((number, _)) = machine.waiting_letters(Q, from) {
         numbers.push(number);
@@ -235,4 +245,25 @@ async fn failed_deliveries_are_counted_before_the_next_and_one_too_many_is_the_l
     }
     assert_eq!(edge.letter().await, letter("DeliveryLimit", "m0"));
     assert_eq!(edge.get(Q).await, Ok(Some((2, false, 0))));
+}
+
+#[tokio::test]
+async fn a_get_is_answered_while_the_first_message_has_expired_and_its_letter_finds_no_room() {
+    const FULL: u64 = limits::OUTBOX_LETTERS;
+    let shard = Shard::with(QueueSettings { message_ttl_ms: Some(1), max_priority: Some(1), ..buried() });
+    shard.office.closed.store(true, Ordering::Relaxed);
+    let mut edge = shard.edge(1).await;
+    let first = edge.batch(|ops| {
+        (0..FULL).for_each(|_| {
+            ops.enqueue(&[Q], b"", b"key", &[0, 0], b"");
+        });
+        ops.settle(Q, SettleReason::Reject, &[(Seq(1), Seq(FULL))]);
+    });
+    let seq = first.seq;
+    edge.up(ToLeader::Batch(first)).await;
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    edge.publish(Q, 0..1).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(edge.get(Q).await, Ok(None));
+    assert_eq!(edge.stat(Q).await.ready, 1, "it waits for room");
 }

@@ -4,7 +4,7 @@
 
 use super::marks::Marks;
 use super::{Change, Stored};
-use crate::model::{LeaderId, LogId, ShardId};
+use crate::model::{LeaderId, LogId, ShardId, panics};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const CACHE_BYTES: u64 = 64 << 20;
 /// sled collects segments only in its flusher thread, so that must run.
-const FLUSHER_MS: u64 = 500;
+const FLUSHER_MS: u64 = 1000;
 /// An epoch collection frees at most 8 bags of 64 objects; a checkpoint of 5,000 keys leaves about 80 bags in one go.
 const EPOCH_ROUNDS: usize = 200;
 /// sled's words for a store that somebody holds.
@@ -159,7 +159,7 @@ impl From<sled::Error> for StateError {
 
 /// Runs a piece of sled; a panic is damage.
 fn contained<R>(work: impl FnOnce() -> Result<R, StateError>) -> Result<R, StateError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    catch_unwind(AssertUnwindSafe(|| panics::contained(work))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         Err(StateError::Damaged(text.unwrap_or_else(|| "panic".to_owned())))
     })
