@@ -3,7 +3,7 @@
 
 use super::Edge;
 use super::headers::MessageSubject;
-use super::lane::{Fate, Letters, Message, Run, Shared};
+use super::lane::{Letters, Message, Run, Shared};
 use super::mailbox::{ChannelRef, Mailbox};
 use super::streams::{Record, stream_target};
 use crate::machine::catalog::{Catalog, Envelope};
@@ -102,36 +102,13 @@ impl DeadLetterOffice for Office {
         let all = (0, (letters.len() as u64).saturating_sub(1));
         let Some(edge) = self.edge() else { return answered(all, LetterFate::Refused) };
         if let Some(shard) = target.of_streams() {
-            return self.append(&edge, shard, queues, letters, &answered);
+            return self.append(&edge, shard, queues, letters, answered);
         }
         let lane = edge.lane(target);
         if lane.is_gone() {
             return answered(all, LetterFate::Taken);
         }
         lane.enqueue_letters(queues, (source, letters), catalog_index, &self.run(answered));
-    }
-}
-
-impl Office {
-    /// Letters for streams: at least once.
-    fn append(&self, edge: &Edge, shard: ShardId, streams: &[QueueId], letters: &[LetterMessage], answered: &LetterAnswered) {
-        let targets: Vec<_> = {
-            let catalog = self.catalog.read();
-            streams.iter().filter_map(|id| stream_target(&catalog, catalog.queue_by_id(*id)?)).collect()
-        };
-        let (lane, sent, mut scratch) = (edge.lane(shard), self.run(answered.clone()), BytesMut::new());
-        for (n, LetterMessage { exchange, key, properties, body }) in (0..).zip(letters) {
-            let mut run = sent.one(n);
-            if targets.is_empty() {
-                run.end(Fate::Taken, None);
-                continue;
-            }
-            run.shared = (targets.len() > 1).then(|| Shared::new(targets.len() as u32));
-            let record = Record::encode(&mut scratch, &Message { exchange, key, properties, body, source: None });
-            for target in &targets {
-                lane.append_record(target, record.entry(), &run);
-            }
-        }
     }
 }
 
@@ -146,6 +123,29 @@ impl Texts {
     fn of(address: &Address) -> Texts {
         let key = address.routing_key.as_ref().map(|key| Bytes::copy_from_slice(&key.as_bytes()[..key.len().min(NAME_BYTES)]));
         Texts { exchange: Bytes::copy_from_slice(address.exchange.as_bytes()), key }
+    }
+}
+
+impl Office {
+    /// Letters for streams: at least once.
+    fn append(&self, edge: &Edge, shard: ShardId, streams: &[QueueId], letters: &[LetterMessage], answered: LetterAnswered) {
+        let targets: Vec<_> = {
+            let catalog = self.catalog.read();
+            streams.iter().filter_map(|id| stream_target(&catalog, catalog.queue_by_id(*id)?)).collect()
+        };
+        if targets.is_empty() {
+            return answered((0, (letters.len() as u64).saturating_sub(1)), LetterFate::Taken);
+        }
+        let run = self.run(answered);
+        let mut scratch = BytesMut::new();
+        for (n, LetterMessage { exchange, key, properties, body }) in (0..).zip(letters) {
+            let shared = (targets.len() > 1).then(|| Shared::new(targets.len() as u32));
+            let run = Run { shared, first: 0, ..run.one(n) };
+            let record = Record::encode(&mut scratch, &Message { exchange, key, properties, body, source: None });
+            for target in &targets {
+                edge.lane(shard).append_record(target, record.entry(), &run);
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod dedup_tests;
 mod entry_tests;
 mod exits;
 mod extents;
+mod faults;
 mod hash;
 mod inlets;
 mod letter_rows;
@@ -26,6 +27,9 @@ mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
+mod living;
+#[cfg(test)]
+mod living_tests;
 mod notes;
 mod queue;
 #[cfg(test)]
@@ -48,6 +52,7 @@ mod transactions_tests;
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
 pub use dead::{Dead, Routed};
+pub use living::{Left, Living, Survey};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

@@ -113,19 +113,8 @@ pub(in crate::edge) struct Ended {
 impl Run {
     /// Without messages, for `with_id`.
     pub fn of_stream(mailbox: Arc<Mailbox>, at: ChannelRef) -> Run {
-        Run {
-            mailbox,
-            at,
-            ticket: 0,
-            mandatory: false,
-            rerouted: false,
-            first: 0,
-            count: 1,
-            shared: None,
-            letters: None,
-            commit: None,
-            strict: true,
-        }
+        let (shared, letters, commit) = (None, None, None);
+        Run { mailbox, at, ticket: 0, mandatory: false, rerouted: false, first: 0, count: 1, shared, letters, commit, strict: true }
     }
 
     /// The same for the message of a stream with this publishing id, which is the `first`th entry of its chunk.
@@ -261,7 +250,8 @@ mod tests {
     fn letters_that_were_sent_together_are_answered_together_and_a_refused_one_by_itself() {
         let owner = Owner { node: NodeId(1), incarnation: Incarnation(1), connection: ConnectionId(1) };
         let mailbox = Arc::new(Mailbox::new(owner, std::net::SocketAddr::from(([127, 0, 0, 1], 1))));
-        let told: Arc<Mutex<Vec<((u64, u64), LetterFate)>>> = Arc::default();
+        type Told = Vec<((u64, u64), LetterFate)>;
+        let told: Arc<Mutex<Told>> = Arc::default();
         let sent = || {
             let told = told.clone();
             let at = ChannelRef { channel: 0, epoch: 0 };
