@@ -22,7 +22,8 @@ pub use simulated::SimulatedNode;
 use crate::cli::Shutdown;
 use crate::config::{Amqps, DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
-use crate::listener::{amqp, edge::Clients, rocketmq};
+use crate::edge::Addresses;
+use crate::listener::{amqp, edge::Clients, rocketmq, stream};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
@@ -92,6 +93,11 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         Some(amqps) => Some(bind(&config, amqps.port, "AMQP over TLS").await?),
         None => None,
     };
+    let streams = bind(&config, config.stream_port, "stream").await?;
+    let streams_over_tls = match &config.amqps {
+        Some(_) => Some(bind(&config, config.stream_tls_port, "streams over TLS").await?),
+        None => None,
+    };
     let rocket = match config.rocketmq.port {
         0 => None,
         port => Some(bind(&config, port, "RocketMQ").await?),
@@ -102,11 +108,20 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     };
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    DataDir::write_ports(&config.data_dir, ports(&amqp, (amqps.as_ref(), rocket.as_ref()), &http, &peer)).map_err(doing("ports file"))?;
+    let bound = Ports {
+        amqp: port(&amqp),
+        amqps: amqps.as_ref().map_or(0, port),
+        stream: port(&streams),
+        rocketmq: rocket.as_ref().map_or(0, port),
+        management: port(&http),
+        peer: port(&peer),
+    };
+    DataDir::write_ports(&config.data_dir, bound).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
     readiness.not_serving("recovering the log and forming the cluster");
 
+    let (address, only_own) = (config.stream_address(), config.stream_advertise_self);
     let starting = start::start(config, peer, tls.peers, readiness.clone());
     let (node, hub) = tokio::select! {
         started = starting => started?,
@@ -115,6 +130,7 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
             return Ok(());
         }
     };
+    node.running.edge.set_addresses(Addresses::new(address.clone(), only_own));
     figures::register(&metrics, &node.running);
     readiness.serving();
     tracing::info!("Server startup complete");
@@ -124,13 +140,16 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     if let (Some(rocket), Some(front)) = (rocket_tls, tls.clients.clone()) {
         listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));
     }
-    if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
-        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
-    }
     if let Some(rocket) = rocket {
         listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
     }
-    listeners.spawn(amqp::serve(amqp, clients, settings, stop_rx));
+    if let (Some(amqps), Some(streams), Some(front)) = (amqps, streams_over_tls, tls.clients) {
+        let settings = settings.with_tls(front);
+        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.clone(), stop_rx.clone()));
+        listeners.spawn(stream::serve(streams, clients.clone(), settings, address.clone(), stop_rx.clone()));
+    }
+    listeners.spawn(amqp::serve(amqp, clients.clone(), settings.clone(), stop_rx.clone()));
+    listeners.spawn(stream::serve(streams, clients, settings, address, stop_rx));
 
     let consensus = node.running.consensus.clone();
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
@@ -187,17 +206,8 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
     TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
 }
 
-fn ports(amqp: &TcpListener, more: (Option<&TcpListener>, Option<&TcpListener>), http: &TcpListener, peer: &TcpListener) -> Ports {
-    let (amqps, rocketmq) = more;
-    let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports {
-        amqp: port(amqp),
-        amqps: amqps.map_or(0, port),
-        stream: 0,
-        rocketmq: rocketmq.map_or(0, port),
-        management: port(http),
-        peer: port(peer),
-    }
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().as_ref().map_or(0, SocketAddr::port)
 }
 
 /// What this node shows clients and other nodes.

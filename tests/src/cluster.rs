@@ -443,6 +443,7 @@ impl Node {
             ("--amqps-port", ports.amqps.to_string()),
             ("--stream-port", ports.stream.to_string()),
             ("--rocketmq-port", ports.rocketmq.to_string()),
+            ("--stream-tls-port", ports.stream_tls.to_string()),
             ("--management-port", ports.management.to_string()),
             ("--peer-port", ports.peer.to_string()),
             ("--die-with-parent", std::process::id().to_string()),

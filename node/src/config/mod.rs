@@ -21,6 +21,7 @@ pub use settings::{LogFormat, Settings};
 pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
 
 use crate::model::NodeId;
+use crate::model::stream_step::Advertised as StreamAddress;
 use crate::tls::Files;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +89,8 @@ pub struct Advertised {
     pub amqp_port: u16,
     /// RabbitMQ streams.
     pub stream_port: u16,
+    /// The same over TLS.
+    pub stream_tls_port: u16,
 }
 
 /// First user and vhost, made when the cluster is formed and never again.
@@ -114,8 +117,12 @@ pub struct ServerConfig {
     pub amqp_port: u16,
     /// AMQP 0-9-1 over TLS, if it is served.
     pub amqps: Option<Amqps>,
-    /// Port kept for the RabbitMQ stream protocol.
+    /// RabbitMQ streams.
     pub stream_port: u16,
+    /// The same over TLS, served where AMQP is.
+    pub stream_tls_port: u16,
+    /// Stream clients are told of the node they are on only, not of leaders and replicas.
+    pub stream_advertise_self: bool,
     /// RocketMQ's HTTP protocol.
     pub rocketmq: Rocketmq,
     /// HTTP: `/ready`, `/metrics`.
@@ -157,6 +164,12 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
+    /// Where stream clients reach this node.
+    pub fn stream_address(&self) -> StreamAddress {
+        let tls_port = if self.amqps.is_some() { self.advertised.stream_tls_port } else { 0 };
+        StreamAddress { host: self.advertised.host.clone(), port: self.advertised.stream_port, tls_port }
+    }
+
     /// Join the layers and check the result. Makes `DATA_DIR/secret` for a node on its own that has none.
     ///
     /// # Errors
@@ -173,11 +186,14 @@ impl ServerConfig {
         let secret = secret::resolve(&settings, &data_dir, cluster.len(), environment)?;
         let amqp_port = settings.amqp_port.unwrap_or(5672);
         let stream_port = settings.stream_port.unwrap_or(5552);
+        let stream_tls_port = settings.stream_tls_port.unwrap_or(5551);
         Ok(ServerConfig {
             node,
             amqp_port,
             amqps: tls::amqps(&settings)?,
             stream_port,
+            stream_tls_port,
+            stream_advertise_self: settings.stream_advertise_self.unwrap_or(false),
             rocketmq: rocketmq::checked(&settings)?,
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,
@@ -200,6 +216,7 @@ impl ServerConfig {
                 host: settings.advertised_host.clone().unwrap_or_else(|| reachable(&host)),
                 amqp_port: settings.advertised_amqp_port.unwrap_or(amqp_port),
                 stream_port: settings.advertised_stream_port.unwrap_or(stream_port),
+                stream_tls_port: settings.advertised_stream_tls_port.unwrap_or(stream_tls_port),
             },
             log_format: settings.log_format.unwrap_or_default(),
             log_file: settings.log_file.clone(),

@@ -71,9 +71,12 @@ pub struct Settings {
     /// Authority of the nodes' and operators' certificates, PEM
     #[arg(long, value_name = "FILE")]
     pub peer_tls_ca: Option<PathBuf>,
-    /// Port kept for the RabbitMQ stream protocol, which is not served yet [default: 5552]
+    /// Port of the RabbitMQ stream protocol [default: 5552]
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<u16>,
+    /// Stream protocol over TLS, served when there is a --tls-cert [default: 5551]
+    #[arg(long, value_name = "PORT")]
+    pub stream_tls_port: Option<u16>,
     /// RocketMQ's HTTP protocol [default: 8080]
     #[arg(long, value_name = "PORT")]
     pub rocketmq_port: Option<u16>,
@@ -140,7 +143,7 @@ pub struct Settings {
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
-    /// Host name for clients of protocols that are told one: none is served yet [default: --host, or the machine's name where that is 0.0.0.0]
+    /// Host name that stream clients are told [default: --host, or the machine's name where that is 0.0.0.0]
     #[arg(long, value_name = "HOST")]
     pub advertised_host: Option<String>,
     /// AMQP port, likewise [default: --amqp-port]
@@ -149,6 +152,12 @@ pub struct Settings {
     /// Stream port, likewise [default: --stream-port]
     #[arg(long, value_name = "PORT")]
     pub advertised_stream_port: Option<u16>,
+    /// Stream port over TLS, likewise [default: --stream-tls-port]
+    #[arg(long, value_name = "PORT")]
+    pub advertised_stream_tls_port: Option<u16>,
+    /// Tell stream clients of the node they are on only: it serves every stream, wherever that is led [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub stream_advertise_self: Option<bool>,
     /// Form of the log lines [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -233,6 +242,7 @@ impl Settings {
             peer_tls_key: self.peer_tls_key.or(lower.peer_tls_key),
             peer_tls_ca: self.peer_tls_ca.or(lower.peer_tls_ca),
             stream_port: self.stream_port.or(lower.stream_port),
+            stream_tls_port: self.stream_tls_port.or(lower.stream_tls_port),
             rocketmq_port: self.rocketmq_port.or(lower.rocketmq_port),
             rocketmq_tls_port: self.rocketmq_tls_port.or(lower.rocketmq_tls_port),
             rocketmq_invisible: self.rocketmq_invisible.or(lower.rocketmq_invisible),
@@ -258,6 +268,8 @@ impl Settings {
             advertised_host: self.advertised_host.or(lower.advertised_host),
             advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
+            advertised_stream_tls_port: self.advertised_stream_tls_port.or(lower.advertised_stream_tls_port),
+            stream_advertise_self: self.stream_advertise_self.or(lower.stream_advertise_self),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),
             log_file_size: self.log_file_size.or(lower.log_file_size),

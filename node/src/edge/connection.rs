@@ -7,7 +7,7 @@ use super::lane::Lane;
 use super::mailbox::{ChannelRef, Mailbox};
 use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
-use super::streams::KnownStreams;
+use super::streams::{Clerk, KnownStreams};
 use super::transaction::Routes;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
@@ -54,6 +54,8 @@ pub struct Connection {
     stops: u64,
     /// Nothing of the client is left in this room.
     departed: bool,
+    /// Of consumer groups.
+    pub(super) clerk: Option<Clerk>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,6 +93,7 @@ impl Connection {
             entered: Vec::new(),
             published: 0,
             departed: false,
+            clerk: None,
         }
     }
 

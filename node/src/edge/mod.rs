@@ -32,7 +32,7 @@ pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
 pub use self::rocketmq::{May, RocketDefaults};
-pub use self::streams::{Bells, ReadError, Reader, Replica, StreamSource};
+pub use self::streams::{Addresses, Bells, ReadError, Reader, Replica, StreamReading, StreamSource};
 
 use self::access::Patterns;
 use self::lane::{Answer, Ask, Lane};
@@ -53,7 +53,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 /// Counts for listings are given up after this time.
@@ -119,6 +119,9 @@ pub struct Edge {
     patterns: Patterns,
     neighbours: OnceLock<Arc<dyn Neighbours>>,
     reading: OnceLock<Reading>,
+    addresses: OnceLock<Addresses>,
+    /// The catalog has changed.
+    catalog_moved: watch::Sender<()>,
     /// The catalog's access version when connections were last looked at.
     expelled_at: AtomicU64,
     pulse: Arc<Pulse>,
@@ -155,6 +158,8 @@ impl Edge {
             patterns: Patterns::default(),
             neighbours: OnceLock::new(),
             reading: OnceLock::new(),
+            addresses: OnceLock::new(),
+            catalog_moved: watch::channel(()).0,
             expelled_at: AtomicU64::new(0),
             pulse,
             counters: Counters::default(),

@@ -133,6 +133,7 @@ fn arguments(ports: &NodePorts, cluster: &str, data_dir: &Path, log: &Path, secr
         "--host=127.0.0.1".to_owned(),
         format!("--amqp-port={}", ports.amqp),
         format!("--amqps-port={}", ports.amqps),
+        format!("--stream-tls-port={}", ports.stream_tls),
         format!("--stream-port={}", ports.stream),
         format!("--rocketmq-port={}", ports.rocketmq),
         format!("--management-port={}", ports.management),

@@ -3,7 +3,12 @@
 
 pub mod amqp;
 pub mod edge;
+mod line;
+pub mod port;
 pub mod rocketmq;
+mod secure;
+mod socket;
+pub mod stream;
 
 use crate::model::step::{Event, Step};
 use std::net::SocketAddr;

@@ -18,6 +18,7 @@ mod dedup_tests;
 mod entry_tests;
 mod exits;
 mod extents;
+mod faults;
 mod hash;
 mod inlets;
 mod letter_rows;

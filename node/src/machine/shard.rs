@@ -5,6 +5,7 @@ use super::capture::Capture;
 use super::dead::{Dead, Routed};
 use super::exits::Exits;
 use super::extents::Extents;
+pub use super::faults::{Fault, RestoreError};
 use super::hash::StateHasher;
 use super::limits::{self, Bases};
 use super::notes::{AT_ONCE, Note};
@@ -20,52 +21,6 @@ use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The log and the machine do not fit: a bug or a newer version. The node must stop serving this shard; the machine is not to be
-/// used any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// The entry cannot be read.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// Applied twice or out of order.
-    #[error("entry {index} after {applied}")]
-    Order {
-        /// Its index.
-        index: u64,
-        /// Last applied.
-        applied: u64,
-    },
-    /// Larger than an extent can point into.
-    #[error("entry {index} is larger than 4 GiB")]
-    TooLarge {
-        /// Its index.
-        index: u64,
-    },
-    /// A session id is an entry's index, so an entry has one hello.
-    #[error("entry {index} has two hellos")]
-    TwoHellos {
-        /// Its index.
-        index: u64,
-    },
-}
-
-/// A checkpoint or snapshot that cannot be taken back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RestoreError {
-    /// Not what was written.
-    #[error("malformed: {0}")]
-    Malformed(&'static str),
-    /// CRC.
-    #[error("checksum does not match")]
-    Checksum,
-    /// Written by a newer version.
-    #[error("format version {0} is unknown")]
-    Version(u8),
-    /// Of another shard.
-    #[error("belongs to shard {0}")]
-    OtherShard(ShardId),
-}
 
 /// What applying an entry brought.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -161,6 +116,8 @@ pub struct DataMachine {
     pub(super) last_time_ms: u64,
     pub(super) queues: HashMap<QueueId, Queue>,
     pub(super) streams: BTreeMap<QueueId, Stream>,
+    /// No segment of a stream is too old before; not state.
+    pub(super) streams_end_ms: u64,
     pub(super) sessions: Sessions,
     /// Extents per entry.
     pub(super) entries: BTreeMap<u64, u32>,
@@ -200,6 +157,7 @@ impl DataMachine {
             last_time_ms: 0,
             queues: HashMap::new(),
             streams: BTreeMap::new(),
+            streams_end_ms: 0,
             sessions: Sessions::default(),
             entries: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -230,6 +188,7 @@ impl DataMachine {
         self.bases.clear();
         self.last_time_ms = self.last_time_ms.max(time_ms);
         (self.exits.time_ms, self.exits.any_died, self.exits.leaving) = (self.last_time_ms, false, crate::model::limits::LEAVING_PER_ENTRY);
+        self.age_streams();
         for section in sections {
             self.section += 1;
             let reply = self.section(id.index, section, &mut out.effects)?;

@@ -325,23 +325,38 @@ impl Stream {
 
     /// Segments that are too many or too old go, but never the last one.
     fn retain(&mut self, now_ms: u64, released: &mut Vec<u64>) {
-        let StreamSettings { max_length_bytes, max_age_ms, .. } = self.settings;
-        while self.segments.len() > 1
-            && let Some(oldest) = self.segments.front()
-            && (max_length_bytes.is_some_and(|max| self.bytes > max)
-                || max_age_ms.is_some_and(|age| oldest.last_ms.saturating_add(age) < now_ms))
+        self.retain_aged(now_ms, released);
+        while self.segments.len() > 1 && self.settings.max_length_bytes.is_some_and(|max| self.bytes > max) {
+            self.drop_oldest(released);
+        }
+    }
+
+    /// Segments that are too old go, but never the last one. True when any went.
+    pub(super) fn retain_aged(&mut self, now_ms: u64, released: &mut Vec<u64>) -> bool {
+        let before = self.segments.len();
+        while self.ends_ms().is_some_and(|ends_ms| ends_ms < now_ms) {
+            self.drop_oldest(released);
+        }
+        self.segments.len() < before
+    }
+
+    /// The last time at which its oldest segment is not too old, ms since the epoch; `None`: age takes none.
+    pub(super) fn ends_ms(&self) -> Option<u64> {
+        let oldest = self.segments.front().filter(|_| self.segments.len() > 1)?;
+        self.settings.max_age_ms.map(|age| oldest.last_ms.saturating_add(age))
+    }
+
+    fn drop_oldest(&mut self, released: &mut Vec<u64>) {
+        let Some(oldest) = self.segments.pop_front() else { return };
+        self.bytes -= oldest.bytes;
+        let end = self.segments.front().map_or(self.tail, |segment| segment.first);
+        while self.blocks.front().is_some_and(|block| block.first < end)
+            && let Some(block) = self.blocks.pop_front()
         {
-            self.bytes -= oldest.bytes;
-            self.segments.pop_front();
-            let end = self.segments.front().map_or(self.tail, |segment| segment.first);
-            while self.blocks.front().is_some_and(|block| block.first < end)
-                && let Some(block) = self.blocks.pop_front()
-            {
-                released.extend(block.chunks().map(|chunk| chunk.index));
-                self.changed.remove(&block.first);
-                if block.stored {
-                    self.gone.push(block.first);
-                }
+            released.extend(block.chunks().map(|chunk| chunk.index));
+            self.changed.remove(&block.first);
+            if block.stored {
+                self.gone.push(block.first);
             }
         }
     }

@@ -30,6 +30,7 @@ impl DataMachine {
         self.keep_captured(op.stream);
         let Some(stream) = self.streams.get_mut(&op.stream) else { return Some(RefusedEnqueue::UnknownQueue) };
         if stream.append(index, op, self.last_time_ms, &mut self.exits.released) {
+            self.streams_end_ms = self.streams_end_ms.min(stream.ends_ms().unwrap_or(u64::MAX));
             self.references += 1;
             if std::mem::replace(&mut stream.appended_in, index) != index {
                 effects.push(Effect::Appended { stream: op.stream });
@@ -57,8 +58,27 @@ impl DataMachine {
         } else if let Some(stream) = self.streams.get_mut(&id)
             && stream.configure(settings, self.last_time_ms, &mut self.exits.released)
         {
+            self.streams_end_ms = self.streams_end_ms.min(stream.ends_ms().unwrap_or(u64::MAX));
             self.dirty.insert(id);
         }
+    }
+
+    /// Time has passed: segments that are too old go, also of streams that nobody appends to. Looks at nothing before the first is due.
+    pub(super) fn age_streams(&mut self) {
+        if self.last_time_ms <= self.streams_end_ms {
+            return;
+        }
+        let due = |stream: &Stream| stream.ends_ms().is_some_and(|ends_ms| ends_ms < self.last_time_ms);
+        let aged: Vec<QueueId> = self.streams.iter().filter(|(_, stream)| due(stream)).map(|(id, _)| *id).collect();
+        for id in aged {
+            self.keep_captured(id);
+            if let Some(stream) = self.streams.get_mut(&id)
+                && stream.retain_aged(self.last_time_ms, &mut self.exits.released)
+            {
+                self.dirty.insert(id);
+            }
+        }
+        self.streams_end_ms = self.streams.values().filter_map(Stream::ends_ms).min().unwrap_or(u64::MAX);
     }
 
     /// The catalog dropped it. False: there was none.

@@ -183,6 +183,8 @@ fn segments_go_when_their_last_chunk_is_too_old() {
     assert_eq!(ids(&scene), [10, 20, 30, 60, 70], "20 + 50 is not over yet");
     scene.append(71, None, &[(71, 1)]);
     assert_eq!(ids(&scene), [30, 60, 70, 71]);
+    scene.entry(121, |_| ());
+    assert_eq!(ids(&scene), [70, 71], "time passes for a stream that nobody appends to, too");
     scene.append(1000, None, &[(1000, 1)]);
     assert_eq!(ids(&scene), [1000]);
 }
@@ -256,7 +258,15 @@ struct Naive {
 const SEGMENT: u64 = 150;
 
 impl Naive {
+    /// Every entry brings its time.
+    fn age(&mut self) {
+        while self.segments.len() > 1 && self.max_age.is_some_and(|age| self.segments[0].1 + age < self.now) {
+            self.segments.remove(0);
+        }
+    }
+
     fn append(&mut self, publisher: Option<u8>, entries: &[(u64, u16)]) {
+        self.age();
         let last = publisher.and_then(|p| self.publishers.get(&p).copied());
         let fresh: Vec<_> = entries.iter().filter(|(id, _)| publisher.is_none() || last.is_none_or(|last| *id > last)).collect();
         let Some((id, _)) = fresh.last() else { return };

@@ -9,6 +9,7 @@ use super::source::{AdminSource, ConnectionRow, Holder, ShardStatus, Status as R
 use crate::model::NodeId;
 use crate::model::admin::PolicyKind;
 use crate::model::catalog::{Name, Refusal};
+use crate::model::stream_step::Advertised;
 use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 use warren_proto::admin::admin_server::{Admin, AdminServer};
@@ -228,7 +229,10 @@ impl Admin for AdminService {
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         let waiting_for = self.readiness.waiting_for().unwrap_or_default();
-        Ok(Response::new(PingReply { node: self.node.0.into(), version: env!("CARGO_PKG_VERSION").into(), waiting_for }))
+        let (node, version) = (self.node.0.into(), env!("CARGO_PKG_VERSION").into());
+        let Advertised { host, port, tls_port } = self.source.advertised();
+        let (stream_port, stream_tls_port) = (port.into(), tls_port.into());
+        Ok(Response::new(PingReply { node, version, waiting_for, stream_host: host, stream_port, stream_tls_port }))
     }
 }
 

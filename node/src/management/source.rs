@@ -5,6 +5,7 @@ use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, 
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Table, Target};
 use crate::model::report::{ConnectionStat, Counted, RaftFigures, Report};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::stream_step::Advertised;
 use crate::model::{ConsumerId, LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -221,6 +222,8 @@ pub struct Status {
 
 /// Answers for the operator. A missing vhost is `Refusal::NotFound`, no majority is `Refusal::Unavailable`.
 pub trait AdminSource: Send + Sync + 'static {
+    /// Where stream clients reach this node.
+    fn advertised(&self) -> Advertised;
     /// All queues of a vhost, by name.
     fn queues(&self, vhost: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>>;
     /// All exchanges of a vhost, the default one (with the name "") too.

@@ -2,6 +2,7 @@
 //! field can be added without breaking an older node. Made by `edge` and `management`, applied by `machine::catalog`.
 
 use super::admin::AdminCommand;
+use super::consumer_group::{GroupChange, GroupMember, GroupName};
 use super::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, store};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -323,6 +324,15 @@ pub enum CatalogCommand {
     Bind(BindingSpec),
     /// Unbind; idempotent.
     Unbind(BindingSpec),
+    /// A group of consumers of a stream changes.
+    Group {
+        /// Which.
+        group: GroupName,
+        /// Who.
+        member: GroupMember,
+        /// How.
+        change: GroupChange,
+    },
     /// Users, vhosts, permissions, policies, limits.
     Admin(AdminCommand),
 }

@@ -40,6 +40,16 @@ pub const FRAME_MAX: u32 = 131_072;
 pub const FRAME_MAX_BEFORE_TUNE: u32 = 8192;
 /// Heartbeat offered in tune, seconds (RabbitMQ's default).
 pub const HEARTBEAT_SECONDS: u16 = 60;
+/// Stream protocol: largest frame offered in tune (RabbitMQ's default).
+pub const STREAM_FRAME_MAX: u32 = 1 << 20;
+/// Stream protocol: largest frame of a client that is not in a vhost yet (RabbitMQ's default).
+pub const STREAM_FRAME_MAX_BEFORE_OPEN: u32 = 8192;
+/// Stream protocol: a client that does not answer a ConsumerUpdate for this long is cut (RabbitMQ's default).
+pub const STREAM_ANSWER: Duration = Duration::from_secs(60);
+/// Consumers of a group on a stream, of which one is active: the catalog keeps each.
+pub const GROUP_MEMBERS: usize = 1000;
+/// Partitions of a super stream: each is a queue, made one after the other within one request.
+pub const SUPER_STREAM_PARTITIONS: usize = 1000;
 /// A client must get through connection.open within this time (RabbitMQ's default handshake timeout).
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Of it, what the TLS handshake may take (RabbitMQ's default `ssl_handshake_timeout`).

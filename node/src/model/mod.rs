@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod catalog;
+pub mod consumer_group;
 pub mod deaths;
 pub mod deduplication;
 pub mod entry;
@@ -19,5 +20,6 @@ pub mod shortage;
 pub mod step;
 pub mod store;
 pub mod stream;
+pub mod stream_step;
 
 pub use ids::*;

@@ -16,6 +16,7 @@ use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeS
 use crate::model::link::QueueStat;
 use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, group_of};
+use crate::model::stream_step::Advertised;
 use crate::model::{NodeId, QueueId, ShardId};
 use crate::peer::auth::Secret;
 use crate::tls::{Files, Mutual};
@@ -82,6 +83,10 @@ impl Admin {
 }
 
 impl AdminSource for Admin {
+    fn advertised(&self) -> Advertised {
+        self.running.get().map(|running| running.config.stream_address()).unwrap_or_default()
+    }
+
     fn queues(&self, vhost: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async move {
             let running = self.in_vhost(&vhost)?;
@@ -208,16 +213,20 @@ impl AdminSource for Admin {
             let interface = config.host.clone();
             ListenerRow { node: config.node, protocol, interface, port, purpose }
         };
-        let amqps = config.amqps.as_ref().map(|amqps| row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"));
+        let with_tls = config.amqps.as_ref().map(|amqps| {
+            let streams = row("stream/ssl", config.stream_tls_port, "stream protocol over TLS");
+            [row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"), streams]
+        });
         let mut rows = vec![
             row("amqp", config.amqp_port, "AMQP 0-9-1"),
+            row("stream", config.stream_port, "stream protocol"),
             row("rocketmq", config.rocketmq.port, "RocketMQ over HTTP"),
             row("http", config.management_port, "readiness and metrics"),
             row("clustering", config.peer_port, "inter-node and CLI tool communication"),
         ];
         rows.retain(|row| row.port != 0);
         rows.extend(config.rocketmq.tls_port.map(|port| row("rocketmq/ssl", port, "RocketMQ over HTTPS")));
-        rows.extend(amqps);
+        rows.extend(with_tls.into_iter().flatten());
         rows
     }
 

@@ -7,6 +7,7 @@ use crate::listener::rocketmq::Elsewhere;
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::NodeId;
 use crate::model::report::Counted;
+use crate::model::stream_step::Advertised;
 use crate::peer::auth::Secret;
 use crate::peer::client::dial_operator;
 use crate::tls::Mutual;
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
-use warren_proto::admin::{CloseRequest, ListReply, ListRequest};
+use warren_proto::admin::{CloseRequest, ListReply, ListRequest, PingReply};
 
 /// For listings: longer than a node waits for its own sessions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -142,6 +143,18 @@ impl edge::Neighbours for Neighbours {
                 async move { client.count(&counted).await }
             });
             counts.await
+        }
+        .boxed()
+    }
+
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Advertised)>> {
+        async move {
+            let told = self.ask(&nodes, COUNT_PATIENCE, |mut client| async move { client.ping().await }).await;
+            let address = |reply: PingReply| {
+                let (port, tls_port) = (reply.stream_port.try_into().ok()?, reply.stream_tls_port.try_into().ok()?);
+                Some(Advertised { host: reply.stream_host, port, tls_port })
+            };
+            told.into_iter().filter_map(|(node, reply)| Some((node, address(reply)?))).filter(|(_, a)| !a.host.is_empty()).collect()
         }
         .boxed()
     }

@@ -2,3 +2,4 @@
 
 pub mod amqp;
 pub mod rocketmq;
+pub mod stream;

@@ -2,3 +2,5 @@
 
 pub mod amqp;
 pub mod rocketmq;
+pub mod rope;
+pub mod stream;

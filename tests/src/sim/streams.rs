@@ -120,8 +120,12 @@ pub async fn publish(world: Arc<World>, mut chance: Chance) {
             sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let stored = client.connection.stream_state(&target, Some(&name), None).await.map(|state| state.publishing_id.unwrap_or(0));
-        let Ok(stored) = stored else {
+        let asked = client.connection.stream_state(&target, Some(&name), None);
+        let state = tokio::select! {
+            state = asked => state,
+            () = client.dead() => continue,
+        };
+        let Ok(stored) = state.map(|state| state.publishing_id.unwrap_or(0)) else {
             sleep(Duration::from_millis(50)).await;
             continue;
         };

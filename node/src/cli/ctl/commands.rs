@@ -215,7 +215,7 @@ pub(super) enum CtlCommand {
     },
     /// Exit code 69 when the node does not serve this port
     CheckPortListener { port: u16 },
-    /// Exit code 69 when the node does not serve this protocol: amqp, http, clustering
+    /// Exit code 69 when the node does not serve this protocol: amqp, stream, http, clustering
     CheckProtocolListener { protocol: String },
     /// Exit code 69 when a shard has no leader
     CheckVirtualHosts,

@@ -5,14 +5,17 @@ mod tls;
 use super::fake::FakeEdge;
 use super::*;
 use crate::model::catalog::Table;
+use crate::tls::Front;
 use crate::wire::amqp::output::Content;
 use crate::wire::amqp::{Frame, FrameKind, Long, Method, Output, PROTOCOL_HEADER, frame};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::{Strategy, any};
 use proptest::strategy::ValueTree;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -124,6 +124,7 @@ impl Worker {
             }
             () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
         }
+        // The agent has all it is given in its hands at once.
         self.connection.take_events(&mut self.events, usize::MAX);
         for event in std::mem::take(&mut self.events) {
             self.agent.event(event, now_ms(), out);

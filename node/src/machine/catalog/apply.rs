@@ -56,6 +56,7 @@ impl Catalog {
             CatalogCommand::ConnectionGone(owner) => self.connection_gone(index, owner),
             CatalogCommand::Bind(spec) => self.checked_bind(index, spec),
             CatalogCommand::Unbind(spec) => self.checked_unbind(spec),
+            CatalogCommand::Group { group, member, change } => self.change_group(group, *member, change),
             CatalogCommand::Admin(command) => self.administer(index, command),
         }
     }
@@ -109,13 +110,16 @@ impl Catalog {
         DONE
     }
 
-    /// Drops the in-memory queues of those processes of a node that `which` picks.
+    /// Drops the in-memory queues, and the members of groups, of those processes of a node that `which` picks.
     fn drop_memory(&mut self, index: u64, node: NodeId, which: impl Fn(Incarnation) -> bool) {
         let local: Vec<QueueId> = self.queues_of(ShardId::local(node)).collect();
         for id in local {
             if self.queues.get(&id).is_some_and(|r| which(r.incarnation)) {
                 self.drop_queue(index, id);
             }
+        }
+        for owner in self.groups.owners_on(node).into_iter().filter(|owner| which(owner.incarnation)) {
+            self.groups.drop_owner(&owner);
         }
     }
 
@@ -211,6 +215,7 @@ impl Catalog {
     fn connection_gone(&mut self, index: u64, owner: &Owner) -> Outcome {
         let owned: Vec<QueueId> = self.by_owner.get(owner).into_iter().flatten().copied().collect();
         owned.into_iter().for_each(|id| self.drop_queue(index, id));
+        self.groups.drop_owner(owner);
         DONE
     }
 

@@ -10,6 +10,7 @@ mod bindings;
 mod changes;
 mod check;
 mod equivalence;
+mod groups;
 mod password;
 mod pattern;
 mod persist;
@@ -38,6 +39,7 @@ use crate::model::store;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::RoutingTable;
 use changes::ShardQueues;
+use groups::Groups;
 use hashbrown::HashMap;
 use policy::Compiled;
 use serde::{Deserialize, Serialize};
@@ -154,6 +156,7 @@ pub struct Catalog {
     streams: HashSet<QueueId>,
     by_shard: BTreeMap<ShardId, ShardQueues>,
     by_owner: HashMap<Owner, BTreeSet<QueueId>>,
+    groups: Groups,
     bindings: BTreeMap<u64, Arc<BindingSpec>>,
     binding_ids: HashMap<Box<[u8]>, u64>,
     /// The last change of users, vhosts, permissions or limits. Not state: after a restart it is the index that was restored.

@@ -2,12 +2,14 @@
 //! field can be added later. Called by `consensus`.
 
 use super::changes::History;
+use super::groups::{Group, Groups};
 use super::policy::Compiled;
 use super::{Catalog, User, Vhost};
 use crate::machine::hash::StateHasher;
 use crate::machine::{Delta, RestoreError};
 use crate::model::admin::{Limits, Policy, PolicyKind, VhostFacts};
 use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
+use crate::model::consumer_group::GroupName;
 use crate::model::rocketmq::AccessKey;
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use bytes::Bytes;
@@ -35,6 +37,8 @@ pub struct Image {
     queues: Vec<Arc<QueueRecord>>,
     histories: BTreeMap<ShardId, History>,
     bindings: Vec<(u64, Arc<BindingSpec>)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<(GroupName, Group)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -158,6 +162,7 @@ impl Catalog {
             queues: self.queues.values().cloned().collect(),
             histories: self.by_shard.iter().map(|(shard, queues)| (*shard, queues.history.clone())).collect(),
             bindings: self.bindings.iter().map(|(id, spec)| (*id, spec.clone())).collect(),
+            groups: self.groups.image(),
         }
     }
 
@@ -168,6 +173,7 @@ impl Catalog {
             users: image.users,
             access_keys: image.access_keys,
             nodes: image.nodes,
+            groups: Groups::from_image(image.groups),
             access_version: image.applied.index,
             ..Catalog::default()
         };

@@ -9,6 +9,7 @@ use crate::model::admin::{AdminCommand, Limits, Permission, TopicPermission};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table};
 use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::stream_step::Advertised;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,9 @@ fn only_root<T: Send + 'static>(vhost: String, answer: Vec<T>) -> BoxFuture<'sta
 }
 
 impl AdminSource for OneVhost {
+    fn advertised(&self) -> Advertised {
+        Advertised { host: "alpha".into(), port: 5552, tls_port: 0 }
+    }
     fn queues(&self, _: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async { Err(Refusal::Unavailable("no majority for 10 s".into())) }.boxed()
     }
