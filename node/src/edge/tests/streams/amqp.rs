@@ -185,7 +185,9 @@ async fn what_streams_do_not_do_is_refused_in_rabbitmqs_words() {
         (consume("q", (false, Some(1)), &[("x-stream-offset", text("first"))]), of_type("x-stream-offset", "q", "classic")),
         (
             consume("s", (false, Some(1)), &[("x-stream-offset", text("soon"))]),
-            Refusal::Precondition(format!("invalid arg 'x-stream-offset' for {subject}: {{invalid_stream_offset_arg,{{longstr,<<\"soon\">>}}}}")),
+            Refusal::Precondition(format!(
+                "invalid arg 'x-stream-offset' for {subject}: {{invalid_stream_offset_arg,{{longstr,<<\"soon\">>}}}}"
+            )),
         ),
         (Request::Get { queue: name("s"), no_ack: false }, not_done("basic.get not supported by stream queues")),
         (Request::PurgeQueue { name: name("s") }, not_done("queue.purge not supported by stream queues")),
