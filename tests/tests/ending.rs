@@ -58,7 +58,7 @@ fn a_node_that_has_only_begun_to_start_is_stopped_in_time() {
         let status = || std::fs::read_to_string(format!("/proc/{}/status", cluster.pid(0).unwrap())).unwrap();
         let caught = |line: &str| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok();
         // Before it listens to SIGTERM that ends it at once, as any process.
-        while !status().lines().find_map(caught).is_some_and(|signals| signals & (1 << (SIGTERM - 1)) != 0) {
+        while status().lines().find_map(caught).is_none_or(|signals| signals & (1 << (SIGTERM - 1)) == 0) {
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_millis(after_ms));

@@ -120,7 +120,7 @@ impl Plan {
         if let Some(queue) = queues.first() {
             super::check_settings(&queue.name, &queue.arguments)?;
         }
-        let binding = |((number, stream), (_, key)): ((i64, &Arc<str>), &(Arc<str>, Arc<str>))| BindingSpec {
+        let binding = |number: i64, stream: &Arc<str>, key: &Arc<str>| BindingSpec {
             vhost: vhost.clone(),
             source: exchange.name.clone(),
             target: Target::Queue,
@@ -128,7 +128,7 @@ impl Plan {
             key: key.clone(),
             arguments: Table::from([(ORDER.to_owned(), Value::Int(number))]),
         };
-        let bindings = (0..).zip(&names).zip(partitions).map(binding).collect();
+        let bindings = (0..).zip(&names).zip(partitions).map(|((number, stream), (_, key))| binding(number, stream, key)).collect();
         let exchange = ExchangeSpec {
             name: exchange,
             kind: ExchangeKind::Direct,

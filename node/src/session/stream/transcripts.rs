@@ -167,7 +167,8 @@ fn a_client_gets_into_its_vhost() {
 
 #[test]
 fn a_client_that_speaks_out_of_turn_before_its_vhost_is_cut_without_a_word() {
-    let cases: [(&str, fn(&mut Talk)); 4] = [
+    type Speaking = fn(&mut Talk);
+    let cases: [(&str, Speaking); 4] = [
         ("no introduction", |talk| talk.ask(1, Request::SaslHandshake)),
         ("a publisher", |talk| talk.ask(1, Request::DeclarePublisher { publisher: 1, reference: "", stream: "s" })),
         ("no command", |talk| talk.session.on_frame(&Bytes::from_static(b"GET / HTTP/1.1"), &mut talk.out)),
