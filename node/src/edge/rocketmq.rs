@@ -189,6 +189,14 @@ impl Edge {
     async fn delete_topic(&self, topic: &Name) -> Result<(), Refusal> {
         self.existing(topic)?;
         self.delete_queues(topic, |_| true).await?;
+        let halves: Vec<_> = {
+            let names = self.half_queues(topic);
+            let catalog = self.catalog.read();
+            names.iter().filter_map(|(_, name)| catalog.queue(name).map(|record| record.id)).collect()
+        };
+        for id in halves {
+            self.submit(CatalogCommand::DeleteQueue { id }).await?;
+        }
         let name = topic.clone();
         self.submit(CatalogCommand::DeleteExchange { name, if_unused: false }).await.map(drop)
     }
