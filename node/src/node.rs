@@ -108,7 +108,14 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     };
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    let bound = ports((&amqp, amqps.as_ref()), (&streams, rocket.as_ref()), &http, &peer);
+    let bound = Ports {
+        amqp: port(&amqp),
+        amqps: amqps.as_ref().map_or(0, port),
+        stream: port(&streams),
+        rocketmq: rocket.as_ref().map_or(0, port),
+        management: port(&http),
+        peer: port(&peer),
+    };
     DataDir::write_ports(&config.data_dir, bound).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
@@ -133,13 +140,13 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     if let (Some(rocket), Some(front)) = (rocket_tls, tls.clients.clone()) {
         listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));
     }
+    if let Some(rocket) = rocket {
+        listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
+    }
     if let (Some(amqps), Some(streams), Some(front)) = (amqps, streams_over_tls, tls.clients) {
         let settings = settings.with_tls(front);
         listeners.spawn(amqp::serve(amqps, clients.clone(), settings.clone(), stop_rx.clone()));
         listeners.spawn(stream::serve(streams, clients.clone(), settings, address.clone(), stop_rx.clone()));
-    }
-    if let Some(rocket) = rocket {
-        listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
     }
     listeners.spawn(amqp::serve(amqp, clients.clone(), settings.clone(), stop_rx.clone()));
     listeners.spawn(stream::serve(streams, clients, settings, address, stop_rx));
@@ -199,21 +206,8 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
     TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
 }
 
-fn ports(
-    (amqp, amqps): (&TcpListener, Option<&TcpListener>),
-    (stream, rocketmq): (&TcpListener, Option<&TcpListener>),
-    http: &TcpListener,
-    peer: &TcpListener,
-) -> Ports {
-    let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports {
-        amqp: port(amqp),
-        amqps: amqps.map_or(0, port),
-        stream: port(stream),
-        rocketmq: rocketmq.map_or(0, port),
-        management: port(http),
-        peer: port(peer),
-    }
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().as_ref().map_or(0, SocketAddr::port)
 }
 
 /// What this node shows clients and other nodes.

@@ -15,10 +15,10 @@ pub struct Ports {
     pub amqps: u16,
     /// Streams.
     pub stream: u16,
-    /// Streams over TLS, where they are served.
-    pub stream_tls: u16,
     /// RocketMQ over HTTP.
     pub rocketmq: u16,
+    /// Streams over TLS, where they are served.
+    pub stream_tls: u16,
     /// Management HTTP.
     pub management: u16,
     /// Peers.

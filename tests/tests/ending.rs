@@ -36,7 +36,7 @@ fn clients_that_answer_nothing_do_not_hold_up_a_stop() {
         client.send(&out).unwrap();
     });
     let mut rude: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(&broker.dial(0).address).unwrap()).collect();
-    rude.iter_mut().take(10).for_each(|socket| socket.write_all(&encode::PROTOCOL_HEADER).unwrap());
+    rude.iter_mut().take(10).for_each(|socket| socket.write_all(encode::PROTOCOL_HEADER).unwrap());
     // The others hand nothing over and take nothing: they stand still.
     cluster.freeze(1);
     cluster.freeze(2);

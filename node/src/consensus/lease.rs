@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(other(3, before.epoch, 10), Verdict::Unheard);
         assert!(!clock.read().is_sure && clock.read().clock_ms.is_some_and(|ms| ms.abs_diff(10 * HOUR + 100) < 1000));
         assert_eq!(other(2, set.epoch, 20 - HOUR as i64), Verdict::Disputed(20 - HOUR as i64));
-        assert_eq!(other(3, set.epoch, 10 - HOUR as i64), Verdict::Agreed(10 - HOUR as i64));
+        assert_eq!(other(3, set.epoch, 10 - HOUR as i64), Verdict::Agreed(20 - HOUR as i64), "the median");
         assert!(clock.is_off() && clock.read().clock_ms.is_some_and(|ms| ms.abs_diff(10 * HOUR + 100) < 1000));
     }
 

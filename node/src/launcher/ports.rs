@@ -13,8 +13,8 @@ pub(super) struct NodePorts {
     /// There is a certificate for that port.
     pub(super) has_tls: bool,
     pub(super) stream: u16,
-    pub(super) stream_tls: u16,
     pub(super) rocketmq: u16,
+    pub(super) stream_tls: u16,
     pub(super) management: u16,
     pub(super) peer: u16,
 }
@@ -29,8 +29,8 @@ impl NodePorts {
             amqps: port(5680),
             has_tls,
             stream: port(5551),
-            stream_tls: port(5560),
             rocketmq: port(8079),
+            stream_tls: port(5560),
             management: port(15671),
             peer: port(7670),
         }

@@ -14,7 +14,7 @@ use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
 use super::stream::Stream;
 use super::transactions::{Leaving, Transactions};
-use crate::model::entry::{EnqueueOp, EntryBytes, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};

@@ -95,7 +95,9 @@ impl ShardServer {
             let (place, seq): (Place, _) = match self.next(state) {
                 Next::Message(place, seq) => (place, seq),
                 Next::Nothing if messages.is_empty() => return Found::Nothing,
-                Next::Waiting | Next::Expired if messages.is_empty() => return Found::Later,
+                Next::Waiting if messages.is_empty() => return Found::Later,
+                // It goes with the next entry, unless its letter finds no room: nobody is to wait for that.
+                Next::Expired if messages.is_empty() => return if self.may_leave(state) { Found::Later } else { Found::Nothing },
                 Next::Nothing | Next::Waiting | Next::Expired => break,
             };
             if seq > state.reserved || !state.may_hold(take.session) {

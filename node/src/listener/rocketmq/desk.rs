@@ -124,7 +124,8 @@ impl Worker {
             }
             () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
         }
-        self.connection.take_events(&mut self.events);
+        // The agent has all it is given in its hands at once.
+        self.connection.take_events(&mut self.events, usize::MAX);
         for event in std::mem::take(&mut self.events) {
             self.agent.event(event, now_ms(), out);
         }
