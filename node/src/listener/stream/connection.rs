@@ -130,6 +130,9 @@ impl<C: StreamConnection> Connection<C> {
             if self.session.phase() == Phase::Closed && is_written && self.out.acts.is_empty() {
                 return End::Closed;
             }
+            if self.has_more() {
+                continue;
+            }
             let (reads, has_room, wake_at) = (self.reads(), self.has_room(), self.wake_at());
             tokio::select! {
                 ready = self.line.socket.readable(), if reads => match ready.and_then(|()| self.line.read()) {
@@ -176,6 +179,11 @@ impl<C: StreamConnection> Connection<C> {
                 return;
             }
         }
+    }
+
+    /// There was no room for all there is, and now there is room.
+    fn has_more(&self) -> bool {
+        self.has_room() && !self.events.is_empty()
     }
 
     /// Frames to the session. True: it stopped for the sake of the acts, there may be more.
@@ -260,13 +268,16 @@ impl<C: StreamConnection> Connection<C> {
         if !self.has_room() {
             return false;
         }
-        let room = limits::CONNECTION_OUTPUT_BYTES - self.out.bytes.len();
-        self.edge.take_events(&mut self.events, room);
-        let any = !self.events.is_empty();
-        for event in self.events.drain(..) {
+        // No messages are among them: those come as chunks.
+        self.edge.take_events(&mut self.events, usize::MAX);
+        let mut done = 0;
+        while done < self.events.len() && self.has_room() {
+            let event = std::mem::replace(&mut self.events[done], Event::Opened);
             self.session.on_event(event, &mut self.out);
+            done += 1;
         }
-        any
+        self.events.drain(..done);
+        done > 0
     }
 
     /// Chunks at hand, as many as the client has credit for and there is room.
