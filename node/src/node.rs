@@ -22,7 +22,8 @@ pub use simulated::SimulatedNode;
 use crate::cli::Shutdown;
 use crate::config::{Amqps, DataDir, Ports, ServerConfig};
 use crate::consensus::FormationError;
-use crate::listener::{amqp, edge::Clients};
+use crate::edge::Addresses;
+use crate::listener::{amqp, edge::Clients, rocketmq, stream};
 use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
@@ -30,13 +31,19 @@ use crate::tls::{Front, Mutual, Renewed, TlsError};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-/// Leaderships are given away within this time at an ordered stop.
+/// An ordered stop takes no longer, whoever does not answer; an operator's tools kill after 5 s.
+const STOP: Duration = Duration::from_millis(4500);
+/// Of that: leaderships are given away within this time,
 const HAND_OVER: Duration = Duration::from_millis(1500);
+/// and so much is kept for the last checkpoint, when clients are slow to go.
+const LAST: Duration = Duration::from_millis(1500);
 
 /// Between two looks for groups that have ended.
 const GROUPS_CHECK: Duration = Duration::from_secs(1);
@@ -86,46 +93,96 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         Some(amqps) => Some(bind(&config, amqps.port, "AMQP over TLS").await?),
         None => None,
     };
+    let streams = bind(&config, config.stream_port, "stream").await?;
+    let streams_over_tls = match &config.amqps {
+        Some(_) => Some(bind(&config, config.stream_tls_port, "streams over TLS").await?),
+        None => None,
+    };
+    let rocket = match config.rocketmq.port {
+        0 => None,
+        port => Some(bind(&config, port, "RocketMQ").await?),
+    };
+    let rocket_tls = match config.rocketmq.tls_port {
+        Some(port) => Some(bind(&config, port, "RocketMQ over TLS").await?),
+        None => None,
+    };
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    DataDir::write_ports(&config.data_dir, ports(&amqp, amqps.as_ref(), &http, &peer)).map_err(doing("ports file"))?;
+    let bound = Ports {
+        amqp: port(&amqp),
+        amqps: amqps.as_ref().map_or(0, port),
+        stream: port(&streams),
+        rocketmq: rocket.as_ref().map_or(0, port),
+        management: port(&http),
+        peer: port(&peer),
+    };
+    DataDir::write_ports(&config.data_dir, bound).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
     readiness.not_serving("recovering the log and forming the cluster");
 
+    let (address, only_own) = (config.stream_address(), config.stream_advertise_self);
     let starting = start::start(config, peer, tls.peers, readiness.clone());
-    let node = tokio::select! {
-        node = starting => node?,
+    let (node, hub) = tokio::select! {
+        started = starting => started?,
         signal = shutdown.requested() => {
             tracing::info!(signal, "stopped before the node was serving");
             return Ok(());
         }
     };
+    node.running.edge.set_addresses(Addresses::new(address.clone(), only_own));
     figures::register(&metrics, &node.running);
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let settings = amqp::Settings::new("warren");
     let mut listeners = JoinSet::new();
-    if let (Some(amqps), Some(front)) = (amqps, tls.clients) {
-        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.with_tls(front), stop_rx.clone()));
+    if let (Some(rocket), Some(front)) = (rocket_tls, tls.clients.clone()) {
+        listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));
     }
-    listeners.spawn(amqp::serve(amqp, clients, settings, stop_rx));
+    if let Some(rocket) = rocket {
+        listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
+    }
+    if let (Some(amqps), Some(streams), Some(front)) = (amqps, streams_over_tls, tls.clients) {
+        let settings = settings.with_tls(front);
+        listeners.spawn(amqp::serve(amqps, clients.clone(), settings.clone(), stop_rx.clone()));
+        listeners.spawn(stream::serve(streams, clients.clone(), settings, address.clone(), stop_rx.clone()));
+    }
+    listeners.spawn(amqp::serve(amqp, clients.clone(), settings.clone(), stop_rx.clone()));
+    listeners.spawn(stream::serve(streams, clients, settings, address, stop_rx));
 
     let consensus = node.running.consensus.clone();
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
     let signal = shutdown.requested().await;
     tracing::info!(signal, "stopping");
+    let until = Instant::now() + STOP;
+    end_in_time();
     groups.abort();
     readiness.not_serving("stopping");
-    node.running.consensus.hand_over_leadership(HAND_OVER).await;
+    let handing_over = node.running.consensus.hand_over_leadership(HAND_OVER);
+    // A thread that is stuck hands nothing over.
+    let _ = tokio::time::timeout(HAND_OVER, handing_over).await;
     let _ = stop_tx.send(true);
-    listeners.join_all().await;
-    node.stop().await;
+    if tokio::time::timeout_at(until - LAST, listeners.join_all()).await.is_err() {
+        tracing::warn!("clients are cut off: they do not go in time");
+    }
+    node.stop(until).await;
     http.abort();
     renewal.inspect(|task| task.abort());
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The process ends when its time is over, whatever holds it up: nothing that was answered depends on what is still to be done.
+fn end_in_time() {
+    let end = || {
+        thread::sleep(STOP);
+        tracing::warn!("the stop takes too long; the process ends as it is");
+        std::process::exit(0);
+    };
+    if let Err(error) = thread::Builder::new().name("end-in-time".into()).spawn(end) {
+        tracing::error!(%error, "nobody sees to it that this process ends in time");
+    }
 }
 
 /// A node with a group that ended by a fault is not ready: an operator must look.
@@ -149,9 +206,8 @@ async fn bind(config: &ServerConfig, port: u16, what: &str) -> Result<TcpListene
     TcpListener::bind(address).await.map_err(doing(format!("{what} port {}:{port}", config.host)))
 }
 
-fn ports(amqp: &TcpListener, amqps: Option<&TcpListener>, http: &TcpListener, peer: &TcpListener) -> Ports {
-    let port = |listener: &TcpListener| listener.local_addr().as_ref().map_or(0, SocketAddr::port);
-    Ports { amqp: port(amqp), amqps: amqps.map_or(0, port), stream: 0, management: port(http), peer: port(peer) }
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().as_ref().map_or(0, SocketAddr::port)
 }
 
 /// What this node shows clients and other nodes.

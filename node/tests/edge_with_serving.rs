@@ -241,7 +241,7 @@ fn connect(edge: &Arc<Edge>) -> Connection {
     let mut connection = edge.connect(ConnectionInfo { peer: "127.0.0.1:9".parse().expect("an address") });
     connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
     connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
-    connection.take_events(&mut Vec::new());
+    connection.take_events(&mut Vec::new(), usize::MAX);
     connection
 }
 
@@ -259,7 +259,7 @@ async fn ask(connection: &mut Connection, request: Request) -> (Reply, Vec<Event
     connection.submit(Step::Request { channel: 1, request }).expect("taken");
     timeout(Duration::from_secs(5), connection.changed()).await.expect("an answer in time");
     let mut events = Vec::new();
-    connection.take_events(&mut events);
+    connection.take_events(&mut events, usize::MAX);
     match events.remove(0) {
         Event::Reply { result, .. } => (result.expect("not refused"), events),
         other => panic!("not a reply: {other:?}"),
@@ -286,7 +286,7 @@ async fn publish(mut connection: Connection, publisher: u8, queues: u64, count: 
             next += 1;
         }
         timeout(Duration::from_secs(20), connection.changed()).await.expect("confirms go on");
-        connection.take_events(&mut events);
+        connection.take_events(&mut events, usize::MAX);
         for event in events.drain(..) {
             match event {
                 Event::Confirmed { tickets, .. } => {
@@ -328,7 +328,7 @@ async fn consume(mut connection: Connection, queue: String, got_tx: mpsc::Sender
             }
         }
         connection.changed().await;
-        connection.take_events(&mut events);
+        connection.take_events(&mut events, usize::MAX);
     }
 }
 
@@ -396,7 +396,7 @@ async fn confirmed(client: &mut Connection, count: u64, fates: &mut HashMap<u64,
     let (goal, mut events) = (fates.len() as u64 + count, Vec::new());
     while (fates.len() as u64) < goal {
         timeout(Duration::from_secs(20), client.changed()).await.expect("confirms go on");
-        client.take_events(&mut events);
+        client.take_events(&mut events, usize::MAX);
         for event in events.drain(..) {
             match event {
                 Event::Returned(publish) => assert!(returned.insert(publish.ticket.expect("ours has one")), "returned twice"),

@@ -13,8 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// A cluster must serve within this time, and a restarted node too.
-pub const READY_WITHIN: Duration = Duration::from_secs(20);
+/// A cluster serves within this time, and a restarted node too, on a busy machine as well. What is promised of a first start is shorter;
+/// `formation` holds it.
+pub const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How much of a log is shown when a test failed.
 const LOG_TAIL: u64 = 6_000;
 const SECRET: &str = "a secret of the tests, long enough for everyone";
@@ -441,6 +442,8 @@ impl Node {
             ("--amqp-port", ports.amqp.to_string()),
             ("--amqps-port", ports.amqps.to_string()),
             ("--stream-port", ports.stream.to_string()),
+            ("--rocketmq-port", ports.rocketmq.to_string()),
+            ("--stream-tls-port", ports.stream_tls.to_string()),
             ("--management-port", ports.management.to_string()),
             ("--peer-port", ports.peer.to_string()),
             ("--die-with-parent", std::process::id().to_string()),

@@ -15,6 +15,10 @@ pub struct Ports {
     pub amqps: u16,
     /// Streams.
     pub stream: u16,
+    /// RocketMQ over HTTP.
+    pub rocketmq: u16,
+    /// Streams over TLS, where they are served.
+    pub stream_tls: u16,
     /// Management HTTP.
     pub management: u16,
     /// Peers.
@@ -25,13 +29,14 @@ pub struct Ports {
 pub fn take(nodes: usize) -> Vec<Ports> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let spread = std::process::id().wrapping_mul(97);
-    let mut free = Vec::with_capacity(nodes * 5);
-    while free.len() < nodes * 5 {
+    let mut free = Vec::with_capacity(nodes * 7);
+    while free.len() < nodes * 7 {
         let at = spread.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (LAST - FIRST);
         let port = (FIRST + at) as u16;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             free.push(port);
         }
     }
-    free.chunks(5).map(|p| Ports { amqp: p[0], amqps: p[1], stream: p[2], management: p[3], peer: p[4] }).collect()
+    let ports = |p: &[u16]| Ports { amqp: p[0], amqps: p[1], stream: p[2], stream_tls: p[3], management: p[4], peer: p[5], rocketmq: p[6] };
+    free.chunks(7).map(ports).collect()
 }

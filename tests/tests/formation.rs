@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::collections::BTreeSet;
+use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use warren_tests::client::{Incoming, QueueOptions};
@@ -24,7 +25,7 @@ fn publish(broker: &Broker, at: usize, queue: &str, body: &str) {
     let mut client = broker.connect(at);
     client.confirm_select(1).unwrap();
     client.publish(1, queue, body.as_bytes()).unwrap();
-    let confirm = message_event(&mut client, Duration::from_secs(15));
+    let confirm = message_event(&mut client, Duration::from_secs(60));
     assert!(matches!(confirm, Ok(Some(Incoming::Confirm { nack: false, .. }))), "{queue} through node {at}: {confirm:?}");
 }
 
@@ -79,7 +80,7 @@ fn two_nodes_serve_together_and_neither_confirms_alone() {
         assert!(!matches!(event, Some(Incoming::Confirm { nack: false, .. })), "one of two nodes confirmed");
     }
     cluster.restart(1);
-    assert!(eventually(Duration::from_secs(15), || broker.connect(1).declare(1, &queue, &QueueOptions::look()).is_ok()));
+    assert!(eventually(Duration::from_secs(60), || broker.connect(1).declare(1, &queue, &QueueOptions::look()).is_ok()));
     publish(&broker, 1, &queue, "after");
     let mut bodies = take_all(&broker, 1, &queue);
     bodies.retain(|body| body != "alone"); // unknown: it may be there
@@ -97,7 +98,7 @@ fn five_nodes_go_on_without_one_and_without_another() {
     let mut leaders = Vec::new();
     for queue in &queues {
         publish(&broker, 1, queue, "before");
-        assert!(eventually(Duration::from_secs(10), || cluster.queue_leader(queue).is_some()), "no leader of {queue}");
+        assert!(eventually(Duration::from_secs(60), || cluster.queue_leader(queue).is_some()), "no leader of {queue}");
         leaders.push(cluster.queue_leader(queue).unwrap());
     }
     assert!(leaders.iter().collect::<BTreeSet<_>>().len() > 2, "queues are spread over the nodes: {leaders:?}");
@@ -178,5 +179,28 @@ fn assert_nobody_serves(cluster: &Cluster, long: Duration) {
             assert!(led.is_empty(), "node {at} leads {led:?}");
         }
         sleep(Duration::from_millis(100));
+    }
+}
+
+/// The promise of the first start, and what a flood of the peer ports may not do.
+#[test]
+fn three_nodes_serve_within_fifteen_seconds_and_strangers_on_the_peer_ports_keep_none_out() {
+    let Some(cluster) = prepare("three_nodes_serve_within_fifteen_seconds_and_strangers_on_the_peer_ports_keep_none_out", 3) else {
+        return;
+    };
+    let began = Instant::now();
+    cluster.start_all();
+    assert!(began.elapsed() < Duration::from_secs(15), "the first start took {:?}", began.elapsed());
+    let peers: Vec<u16> = (0..3).map(|at| cluster.ports(at).peer).collect();
+    let flood = |at: usize| {
+        let port = peers[at];
+        (0..200).filter_map(move |_| TcpStream::connect(("127.0.0.1", port)).ok())
+    };
+    for victim in [0, 1] {
+        cluster.kill(victim);
+        let strangers: Vec<TcpStream> = (0..3).filter(|at| *at != victim).flat_map(flood).collect();
+        assert!(strangers.len() > 256, "{} strangers", strangers.len());
+        cluster.restart(victim);
+        assert_serves(&cluster, &[0, 1, 2]);
     }
 }

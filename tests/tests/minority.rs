@@ -7,9 +7,9 @@ use warren_tests::client::{ClientError, Connection, Incoming, QueueOptions, enco
 use warren_tests::{Broker, Cluster, ClusterOptions, eventually, message_event, unique};
 
 /// Publishes are refused after this long without a majority.
-const NO_QUORUM_TIMEOUT: Duration = Duration::from_secs(8);
+const NO_QUORUM_TIMEOUT: Duration = Duration::from_secs(10);
 /// `connection.blocked` comes well before: a routing lease lasts a second.
-const AT_ONCE: Duration = Duration::from_secs(4);
+const AT_ONCE: Duration = Duration::from_secs(7);
 
 fn mandatory(key: &str) -> Route<'_> {
     Route { channel: 1, exchange: "amq.direct", key, mandatory: true }
@@ -34,7 +34,7 @@ fn is_refused<T: std::fmt::Debug>(broker: &Broker, what: &str, ask: impl FnOnce(
     assert_eq!(refused.code(), Some(541), "{what}: {refused}");
     let why = refused.to_string();
     assert!(why.contains("quorum") || why.contains("majority"), "{what}: the text does not say why: {why}");
-    assert!(began.elapsed() < NO_QUORUM_TIMEOUT * 2, "{what}: refused after {:?} only", began.elapsed());
+    assert!(began.elapsed() < NO_QUORUM_TIMEOUT * 5 / 2, "{what}: refused after {:?} only", began.elapsed());
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_minority_stops_confirming_says_so_and_heals() {
     let mut client = broker.connect(0);
     client.confirm_select(1).unwrap();
     client.publish(1, &queue, b"before").unwrap();
-    assert!(matches!(message_event(&mut client, Duration::from_secs(10)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
+    assert!(matches!(message_event(&mut client, Duration::from_secs(60)), Ok(Some(Incoming::Confirm { nack: false, .. }))));
 
     cluster.kill(1);
     cluster.kill(2);
@@ -70,7 +70,7 @@ fn a_minority_stops_confirming_says_so_and_heals() {
     (0..3).for_each(|at| cluster.await_ready(at));
     let mut confirmed = false;
     client.publish(1, &queue, b"after").unwrap();
-    while healed_from.elapsed() < Duration::from_secs(30) && !confirmed {
+    while healed_from.elapsed() < Duration::from_secs(60) && !confirmed {
         match client.event_within(Duration::from_millis(200)).unwrap() {
             Some(Incoming::Confirm { tag: 3, nack: false, .. }) => confirmed = true,
             Some(Incoming::Confirm { .. } | Incoming::Unblocked | Incoming::Heartbeat | Incoming::Blocked(_)) | None => (),
@@ -98,8 +98,8 @@ fn a_node_that_was_cut_off_calls_nothing_unroutable_by_what_it_knew_before() {
     let mut lonely = broker.connect(0);
     lonely.confirm_select(1).unwrap();
     lonely.publish_to(mandatory("nobody"), b"x").unwrap();
-    assert!(matches!(message_event(&mut lonely, Duration::from_secs(10)).unwrap(), Some(Incoming::Returned { .. })));
-    assert!(matches!(message_event(&mut lonely, Duration::from_secs(10)).unwrap(), Some(Incoming::Confirm { nack: false, .. })));
+    assert!(matches!(message_event(&mut lonely, Duration::from_secs(60)).unwrap(), Some(Incoming::Returned { .. })));
+    assert!(matches!(message_event(&mut lonely, Duration::from_secs(60)).unwrap(), Some(Incoming::Confirm { nack: false, .. })));
 
     // The majority binds the key while the node stands still with the message in its socket.
     let mut taken = 0;
@@ -115,7 +115,7 @@ fn a_node_that_was_cut_off_calls_nothing_unroutable_by_what_it_knew_before() {
         }
     }
     let mut ready = 0;
-    let all = eventually(Duration::from_secs(10), || {
+    let all = eventually(Duration::from_secs(60), || {
         ready = broker.connect(1).declare(1, &queue, &QueueOptions::look()).unwrap().messages;
         ready >= taken
     });

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Connections that declare and delete at the same time.
 const DECLARERS: usize = 16;
+/// What declaring queues left to do (checkpoints) is over after this time.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Channels of an idle connection.
 const CHANNELS: u16 = 10;
 
@@ -21,6 +23,9 @@ pub(super) fn queues(args: &BenchArgs, load: &Load, broker: &[Dial]) -> Result<V
     each_queue(args, load, broker, |connection, name| connection.declare(1, name, &options).map(drop))?;
     let per_second = args.idle_queues as f64 / began.elapsed().as_secs_f64().max(0.001);
     eprintln!("  {} queues declared, {per_second:.0}/s; waiting {} s", args.idle_queues, args.settle_seconds);
+    if !args.pids.is_empty() {
+        thread::sleep(SETTLED);
+    }
     let after = cpu_percent(&args.pids, window)?;
     eprintln!("  CPU of the given processes in percent of one core: {before:.1} without the queues, {after:.1} with them");
     let began = Instant::now();

@@ -6,6 +6,7 @@ mod changes;
 mod checks;
 mod commands;
 mod listings;
+mod topics;
 
 use super::format::Formatter;
 use super::variable;

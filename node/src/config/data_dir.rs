@@ -50,6 +50,8 @@ pub struct Ports {
     pub amqps: u16,
     /// RabbitMQ streams (0: not served).
     pub stream: u16,
+    /// RocketMQ over HTTP (0: not served).
+    pub rocketmq: u16,
     /// HTTP.
     pub management: u16,
     /// Other nodes and `warren ctl`.
@@ -136,8 +138,8 @@ impl DataDir {
     /// # Errors
     /// What the system says.
     pub fn write_ports(path: &Path, ports: Ports) -> io::Result<()> {
-        let Ports { amqp, amqps, stream, management, peer } = ports;
-        let text = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nmanagement={management}\npeer={peer}\n");
+        let Ports { amqp, amqps, stream, rocketmq, management, peer } = ports;
+        let text = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nrocketmq={rocketmq}\nmanagement={management}\npeer={peer}\n");
         write_whole(&path.join(PORTS), &text)
     }
 
@@ -151,6 +153,7 @@ impl DataDir {
                 "amqp" => ports.amqp = port,
                 "amqps" => ports.amqps = port,
                 "stream" => ports.stream = port,
+                "rocketmq" => ports.rocketmq = port,
                 "management" => ports.management = port,
                 "peer" => ports.peer = port,
                 _ => {}

@@ -7,6 +7,7 @@ mod members;
 mod memory;
 mod quantity;
 mod reserve;
+mod rocketmq;
 mod secret;
 mod settings;
 mod tls;
@@ -14,11 +15,13 @@ mod tls;
 pub use data_dir::{DataDir, DataDirError, Ports, default_cluster_dir, default_server_dir};
 pub use members::Member;
 pub use reserve::Reserve;
+pub use rocketmq::Rocketmq;
 pub use secret::{ClusterSecret, SECRET_VARIABLE, Secret};
 pub use settings::{LogFormat, Settings};
 pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
 
 use crate::model::NodeId;
+use crate::model::stream_step::Advertised as StreamAddress;
 use crate::tls::Files;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -86,6 +89,8 @@ pub struct Advertised {
     pub amqp_port: u16,
     /// RabbitMQ streams.
     pub stream_port: u16,
+    /// The same over TLS.
+    pub stream_tls_port: u16,
 }
 
 /// First user and vhost, made when the cluster is formed and never again.
@@ -112,8 +117,14 @@ pub struct ServerConfig {
     pub amqp_port: u16,
     /// AMQP 0-9-1 over TLS, if it is served.
     pub amqps: Option<Amqps>,
-    /// Port kept for the RabbitMQ stream protocol.
+    /// RabbitMQ streams.
     pub stream_port: u16,
+    /// The same over TLS, served where AMQP is.
+    pub stream_tls_port: u16,
+    /// Stream clients are told of the node they are on only, not of leaders and replicas.
+    pub stream_advertise_self: bool,
+    /// RocketMQ's HTTP protocol.
+    pub rocketmq: Rocketmq,
     /// HTTP: `/ready`, `/metrics`.
     pub management_port: u16,
     /// Other nodes and `warren ctl`.
@@ -136,6 +147,8 @@ pub struct ServerConfig {
     pub memory_limit_bytes: u64,
     /// Bytes of log kept for nodes that lag or are away.
     pub catch_up_log_bytes: u64,
+    /// Bytes of log files beyond which old ones are cleaned.
+    pub log_budget_bytes: u64,
     /// Threads that serve clients.
     pub workers: usize,
     /// After this long without a majority, publishes are nacked and declarations fail.
@@ -151,6 +164,12 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
+    /// Where stream clients reach this node.
+    pub fn stream_address(&self) -> StreamAddress {
+        let tls_port = if self.amqps.is_some() { self.advertised.stream_tls_port } else { 0 };
+        StreamAddress { host: self.advertised.host.clone(), port: self.advertised.stream_port, tls_port }
+    }
+
     /// Join the layers and check the result. Makes `DATA_DIR/secret` for a node on its own that has none.
     ///
     /// # Errors
@@ -167,11 +186,15 @@ impl ServerConfig {
         let secret = secret::resolve(&settings, &data_dir, cluster.len(), environment)?;
         let amqp_port = settings.amqp_port.unwrap_or(5672);
         let stream_port = settings.stream_port.unwrap_or(5552);
+        let stream_tls_port = settings.stream_tls_port.unwrap_or(5551);
         Ok(ServerConfig {
             node,
             amqp_port,
             amqps: tls::amqps(&settings)?,
             stream_port,
+            stream_tls_port,
+            stream_advertise_self: settings.stream_advertise_self.unwrap_or(false),
+            rocketmq: rocketmq::checked(&settings)?,
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,
             shards: shards(settings.shards, cluster.len())?,
@@ -186,12 +209,14 @@ impl ServerConfig {
                 None => memory::default_limit_bytes(),
             },
             catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
+            log_budget_bytes: quantity::bytes("log-budget", settings.log_budget.as_deref().unwrap_or("2GiB"))?,
             workers: workers(settings.workers)?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
             advertised: Advertised {
                 host: settings.advertised_host.clone().unwrap_or_else(|| reachable(&host)),
                 amqp_port: settings.advertised_amqp_port.unwrap_or(amqp_port),
                 stream_port: settings.advertised_stream_port.unwrap_or(stream_port),
+                stream_tls_port: settings.advertised_stream_tls_port.unwrap_or(stream_tls_port),
             },
             log_format: settings.log_format.unwrap_or_default(),
             log_file: settings.log_file.clone(),

@@ -71,9 +71,33 @@ pub struct Settings {
     /// Authority of the nodes' and operators' certificates, PEM
     #[arg(long, value_name = "FILE")]
     pub peer_tls_ca: Option<PathBuf>,
-    /// Port kept for the RabbitMQ stream protocol, which is not served yet [default: 5552]
+    /// Port of the RabbitMQ stream protocol [default: 5552]
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<u16>,
+    /// Stream protocol over TLS, served when there is a --tls-cert [default: 5551]
+    #[arg(long, value_name = "PORT")]
+    pub stream_tls_port: Option<u16>,
+    /// RocketMQ's HTTP protocol [default: 8080]
+    #[arg(long, value_name = "PORT")]
+    pub rocketmq_port: Option<u16>,
+    /// The same over TLS, served when it is given and there is a --tls-cert [default: not served]
+    #[arg(long, value_name = "PORT")]
+    pub rocketmq_tls_port: Option<u16>,
+    /// How long a delivered message of a rocket topic is invisible, unless the topic says otherwise [default: 300s]
+    #[arg(long, value_name = "TIME")]
+    pub rocketmq_invisible: Option<String>,
+    /// The same for messages consumed in order [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub rocketmq_ordered_invisible: Option<String>,
+    /// The same for half messages that are checked [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub rocketmq_half_invisible: Option<String>,
+    /// Deliveries after the first before a message goes to the dead letters of its group [default: 288]
+    #[arg(long, value_name = "N")]
+    pub rocketmq_max_retries: Option<u32>,
+    /// Make rocket topics when somebody publishes to them or consumes from them [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub rocketmq_auto_create_topics: Option<bool>,
     /// HTTP port for /ready and /metrics [default: 15672]
     #[arg(long, value_name = "PORT")]
     pub management_port: Option<u16>,
@@ -110,13 +134,16 @@ pub struct Settings {
     /// Log kept for nodes that lag or are away; beyond it they catch up by snapshot [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub catch_up_log: Option<String>,
+    /// Log files beyond this are cleaned: messages that are left in old ones are written again [default: 2GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_budget: Option<String>,
     /// Threads that serve clients; replication and the disk have their own [default: the CPUs less one, at least 1]
     #[arg(long, value_name = "N")]
     pub workers: Option<u16>,
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
-    /// Host name for clients of protocols that are told one: none is served yet [default: --host, or the machine's name where that is 0.0.0.0]
+    /// Host name that stream clients are told [default: --host, or the machine's name where that is 0.0.0.0]
     #[arg(long, value_name = "HOST")]
     pub advertised_host: Option<String>,
     /// AMQP port, likewise [default: --amqp-port]
@@ -125,6 +152,12 @@ pub struct Settings {
     /// Stream port, likewise [default: --stream-port]
     #[arg(long, value_name = "PORT")]
     pub advertised_stream_port: Option<u16>,
+    /// Stream port over TLS, likewise [default: --stream-tls-port]
+    #[arg(long, value_name = "PORT")]
+    pub advertised_stream_tls_port: Option<u16>,
+    /// Tell stream clients of the node they are on only: it serves every stream, wherever that is led [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub stream_advertise_self: Option<bool>,
     /// Form of the log lines [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -209,6 +242,14 @@ impl Settings {
             peer_tls_key: self.peer_tls_key.or(lower.peer_tls_key),
             peer_tls_ca: self.peer_tls_ca.or(lower.peer_tls_ca),
             stream_port: self.stream_port.or(lower.stream_port),
+            stream_tls_port: self.stream_tls_port.or(lower.stream_tls_port),
+            rocketmq_port: self.rocketmq_port.or(lower.rocketmq_port),
+            rocketmq_tls_port: self.rocketmq_tls_port.or(lower.rocketmq_tls_port),
+            rocketmq_invisible: self.rocketmq_invisible.or(lower.rocketmq_invisible),
+            rocketmq_ordered_invisible: self.rocketmq_ordered_invisible.or(lower.rocketmq_ordered_invisible),
+            rocketmq_half_invisible: self.rocketmq_half_invisible.or(lower.rocketmq_half_invisible),
+            rocketmq_max_retries: self.rocketmq_max_retries.or(lower.rocketmq_max_retries),
+            rocketmq_auto_create_topics: self.rocketmq_auto_create_topics.or(lower.rocketmq_auto_create_topics),
             management_port: self.management_port.or(lower.management_port),
             peer_port: self.peer_port.or(lower.peer_port),
             cluster: self.cluster.or(lower.cluster),
@@ -221,11 +262,14 @@ impl Settings {
             disk_floor: self.disk_floor.or(lower.disk_floor),
             memory_limit: self.memory_limit.or(lower.memory_limit),
             catch_up_log: self.catch_up_log.or(lower.catch_up_log),
+            log_budget: self.log_budget.or(lower.log_budget),
             workers: self.workers.or(lower.workers),
             no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
             advertised_host: self.advertised_host.or(lower.advertised_host),
             advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
+            advertised_stream_tls_port: self.advertised_stream_tls_port.or(lower.advertised_stream_tls_port),
+            stream_advertise_self: self.stream_advertise_self.or(lower.stream_advertise_self),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),
             log_file_size: self.log_file_size.or(lower.log_file_size),

@@ -24,10 +24,15 @@ fn without_any_option_a_node_runs_alone_on_the_usual_ports() {
     let config = load(&[], &[]).unwrap();
     assert_eq!((config.node, config.host.as_str()), (NodeId(1), "127.0.0.1"));
     assert_eq!((config.amqp_port, config.stream_port, config.management_port, config.peer_port), (5672, 5552, 15672, 7671));
+    let rocketmq = &config.rocketmq;
+    assert_eq!((rocketmq.port, rocketmq.max_retries, rocketmq.auto_create_topics), (8080, 288, false));
+    assert_eq!((rocketmq.invisible_ms, rocketmq.ordered_invisible_ms, rocketmq.half_invisible_ms), (300_000, 60_000, 10_000));
+    assert!(rocketmq.tls_port.is_none() && load(&["--rocketmq-tls-port=8443"], &[]).is_err(), "TLS needs a certificate");
+    assert!(load(&["--rocketmq-invisible=13m"], &[]).is_ok() && load(&["--rocketmq-invisible=721m"], &[]).is_err());
     assert_eq!((config.cluster.len(), config.shards), (1, 3));
     assert_eq!((config.first.user.as_str(), config.first.password.expose(), config.first.vhost.as_str()), ("guest", "guest", "/"));
     assert_eq!((config.disk_floor_bytes, config.no_quorum_timeout), (1 << 30, Duration::from_secs(10)));
-    assert_eq!(config.catch_up_log_bytes, 1 << 30);
+    assert_eq!((config.catch_up_log_bytes, config.log_budget_bytes), (1 << 30, 2 << 30));
     assert!((1 << 20..1 << 50).contains(&config.memory_limit_bytes), "a part of this machine's memory");
     assert_eq!(load(&["--memory-limit=3MiB"], &[]).unwrap().memory_limit_bytes, 3 << 20);
     assert_eq!(config.loopback_users, ["guest"]);
@@ -208,7 +213,7 @@ fn the_commented_file_has_every_option_and_every_layer_carries_it() {
 #[test]
 fn the_commented_file_shows_the_defaults() {
     let shown = toml::from_str::<toml::Table>(&deployed_file()).unwrap();
-    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit", "workers"];
+    let differ_on_purpose = ["data-dir", "cluster", "cluster-secret-file", "log-file", "memory-limit", "workers", "rocketmq-tls-port"];
     let is_file =
         |key: &str| key.contains("tls-") && ["-cert", "-key", "-ca"].iter().any(|end| key.ends_with(end)) && !key.contains("fail");
     let differs = |key: &str| differ_on_purpose.contains(&key) || is_file(key);
@@ -277,7 +282,7 @@ fn a_data_directory_has_one_user_at_a_time() {
 #[test]
 fn ports_are_read_back_as_they_were_written() {
     let dir = tempfile::tempdir().unwrap();
-    let ports = Ports { amqp: 5672, amqps: 5671, stream: 0, management: 15672, peer: 7671 };
+    let ports = Ports { amqp: 5672, amqps: 5671, stream: 0, rocketmq: 8080, management: 15672, peer: 7671 };
     assert_eq!(DataDir::read_ports(dir.path()), None);
     DataDir::write_ports(dir.path(), ports).unwrap();
     assert_eq!(DataDir::read_ports(dir.path()), Some(ports));

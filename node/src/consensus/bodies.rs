@@ -1,6 +1,7 @@
 //! Entries for deliveries: from this node's log, and from another replica when this disk returns something else than was written
-//! (rule 7). Only committed entries are asked for, so any replica that has the id has the same bytes. What is fetched is used, not
-//! written back: the damaged place is left behind with its log file.
+//! (rule 7). Only committed entries are asked for, so any replica that has the id has the same bytes, or what is left of them: what
+//! somebody's copy lacks was settled by an entry that is committed, so nobody delivers it any more. What is fetched is used, and written
+//! only when the file with the damaged place is cleaned (`relocation`).
 
 use super::core::Core;
 use super::journal::Journal;
@@ -86,6 +87,8 @@ pub(super) async fn give(core: &Core, pipe: &mut Pipe, shard: ShardId, id: LogId
     if journal.log_id(shard, id.index) != Some(id) {
         return Err(lacks("unknown".into()));
     }
-    let entry = from_disk(journal, shard, id.index).await.map_err(|error| lacks(error.to_string()))?;
-    transfer::give(pipe, id, entry).await
+    let journal = journal.clone();
+    let read = tokio::task::spawn_blocking(move || transfer::stored(&*journal, shard, id)).await;
+    let stored = read.map_err(|error| lacks(error.to_string()))?.map_err(|error| lacks(error.to_string()))?;
+    transfer::give(pipe, stored).await
 }

@@ -30,6 +30,9 @@ pub enum CatalogError {
     /// Nothing happened: another node leads the catalog.
     #[error("this node does not lead the catalog")]
     NotLeader,
+    /// Nothing happened: no majority acknowledged this leader in time.
+    #[error("no majority of the catalog's replicas answers")]
+    NoQuorum,
     /// It may have happened.
     #[error("{0}")]
     Unknown(String),
@@ -43,7 +46,8 @@ pub struct CatalogClient {
 
 impl CatalogClient {
     /// Commit `command` and wait until it is visible on every node that may route, this one included. Retries on a leader change until
-    /// `deadline`; commands are idempotent. Answers the catalog index that holds the effect.
+    /// `deadline`; commands are idempotent. Nothing is proposed later, but what was proposed before may still be committed: a refusal for
+    /// want of an answer leaves open whether the command takes effect. Answers the catalog index that holds the effect.
     pub async fn submit(&self, command: &CatalogCommand, deadline: Instant) -> Result<(u64, CatalogReply), Refusal> {
         let bytes = Bytes::from(encode(command)?);
         let mut why = "no leader of the catalog is known".to_string();
@@ -62,7 +66,7 @@ impl CatalogClient {
         let leader = leadership.leader.ok_or("no leader of the catalog is known")?.node();
         let patience = ATTEMPT.min(deadline.saturating_duration_since(Instant::now()));
         if leader == self.core.me {
-            let done = tokio::time::timeout(patience, propose(&self.core, command)).await;
+            let done = tokio::time::timeout(patience, propose(&self.core, command, Instant::now() + patience)).await;
             return done.map_err(|_| "no majority of the catalog's replicas answers".to_string())?.map_err(|e| e.to_string());
         }
         ask(&self.core, leader, command, patience).await
@@ -84,8 +88,8 @@ fn encode(command: &CatalogCommand) -> Result<Vec<u8>, Refusal> {
     rmp_serde::to_vec_named(command).map_err(|e| Refusal::Unavailable(format!("internal error: {e}")))
 }
 
-/// Commit a command as the catalog's leader and wait until it is visible.
-pub(super) async fn propose(core: &Core, command: Bytes) -> Result<(u64, CatalogReply), CatalogError> {
+/// Commit a command as the catalog's leader and wait until it is visible. It is proposed by `deadline` or not at all.
+pub(super) async fn propose(core: &Core, command: Bytes, deadline: Instant) -> Result<(u64, CatalogReply), CatalogError> {
     let catalog = core.group(ShardId::CATALOG).ok_or(CatalogError::NotLeader)?;
     if !catalog.leadership().borrow().is_me {
         return Err(CatalogError::NotLeader);
@@ -94,8 +98,9 @@ pub(super) async fn propose(core: &Core, command: Bytes) -> Result<(u64, Catalog
         match catalog.write(EntryBytes::from(command.clone())).await {
             Ok(done) => break done,
             Err(WriteError::NotLeader) => return Err(CatalogError::NotLeader),
-            // Nothing was written: the caller's patience bounds this.
-            Err(WriteError::NoQuorum) => tokio::time::sleep(RETRY).await,
+            // Nothing was written.
+            Err(WriteError::NoQuorum) if Instant::now() + RETRY < deadline => tokio::time::sleep(RETRY).await,
+            Err(WriteError::NoQuorum) => return Err(CatalogError::NoQuorum),
             Err(error) => return Err(CatalogError::Unknown(error.to_string())),
         }
     };
@@ -108,7 +113,10 @@ pub(super) async fn propose(core: &Core, command: Bytes) -> Result<(u64, Catalog
 
 async fn ask(core: &Core, leader: NodeId, command: Bytes, patience: Duration) -> Result<(u64, CatalogReply), String> {
     let transport = core.transport().ok_or("this node is starting")?;
-    let frame = Frame { head: Bytes::from_static(&[Ask::Catalog as u8]), body: vec![command] };
+    let mut head = BytesMut::with_capacity(9);
+    head.put_u8(Ask::Catalog as u8);
+    head.put_u64_le(patience.as_millis() as u64);
+    let frame = Frame { head: head.freeze(), body: vec![command] };
     let mut head = transport.ask(leader, frame, patience).await.map_err(|e| e.to_string())?.head;
     let malformed = |_| "malformed answer of the catalog's leader".to_string();
     match head.try_get_u8().map_err(malformed)? {
@@ -127,11 +135,13 @@ fn readable(body: &mut Vec<Bytes>) -> Result<Bytes, PeerError> {
     command.ok_or(PeerError::Malformed("catalog command"))
 }
 
-/// The leader's side of `ask`.
-pub(super) async fn answer(core: &Core, mut body: Vec<Bytes>) -> Result<Frame, PeerError> {
+/// The leader's side of `ask`: who asks waits no longer than it says.
+pub(super) async fn answer(core: &Core, Frame { head: mut question, mut body }: Frame) -> Result<Frame, PeerError> {
+    let patience_ms = question.try_get_u64_le().map_err(|_| PeerError::Malformed("catalog command"))?;
     let command = readable(&mut body)?;
+    let deadline = Instant::now() + ATTEMPT.min(Duration::from_millis(patience_ms));
     let mut head = BytesMut::new();
-    match propose(core, command).await {
+    match propose(core, command, deadline).await {
         Ok((index, reply)) => {
             head.put_u8(OK);
             head.put_u64_le(index);
@@ -139,9 +149,9 @@ pub(super) async fn answer(core: &Core, mut body: Vec<Bytes>) -> Result<Frame, P
             head.put_slice(&reply);
         }
         Err(CatalogError::NotLeader) => head.put_u8(NOT_LEADER),
-        Err(CatalogError::Unknown(why)) => {
+        Err(why @ (CatalogError::NoQuorum | CatalogError::Unknown(_))) => {
             head.put_u8(UNKNOWN);
-            head.put_slice(why.as_bytes());
+            head.put_slice(why.to_string().as_bytes());
         }
     }
     Ok(head_only(head.freeze()))

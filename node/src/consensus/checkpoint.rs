@@ -223,8 +223,8 @@ async fn purge(core: &Core, group: &Shard, durable: LogId) {
     core.floors.raise(group.id(), slowest(core, group).unwrap_or(0));
     let replicas = core.floors.of(group.id());
     let upto = durable.index.min(replicas.max(group.inner().journal.floor(group.id())));
-    // Without space every log file counts that a few entries keep.
-    let step = if core.journal.is_full() { 1 } else { PURGE_STEP };
+    // Without space, or beyond the log's budget, every file counts that a few entries keep, of idle groups too.
+    let step = if core.journal.is_over_budget() { 1 } else { PURGE_STEP };
     if upto < group.purged() + step {
         return;
     }

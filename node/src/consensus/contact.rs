@@ -2,11 +2,11 @@
 //! request left, and only for the request that was answered: openraft's own figure takes the answer to one request for that to the
 //! requests without entries behind it.
 
+use super::boot::BootTime;
 use super::types::{Ovote, from_lid};
 use crate::model::LeaderId;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use tokio::time::Instant;
 
 /// A group's acknowledgements, noted by `network`, read by `shard`.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ struct Acked {
     /// Whose requests were answered.
     leader: LeaderId,
     /// When the last answered request to each member was sent.
-    sent: BTreeMap<u64, Instant>,
-    quorum: Option<Instant>,
+    sent: BTreeMap<u64, BootTime>,
+    quorum: Option<BootTime>,
 }
 
 impl Contact {
@@ -32,7 +32,7 @@ impl Contact {
     }
 
     /// `voter` accepted a request that was sent then under `vote`.
-    pub fn acknowledged(&self, vote: &Ovote, voter: u64, sent: Instant) {
+    pub fn acknowledged(&self, vote: &Ovote, voter: u64, sent: BootTime) {
         let (leader, acked) = (from_lid(vote.leader_id), &mut *self.acked.lock());
         if leader < acked.leader {
             return;
@@ -42,13 +42,13 @@ impl Contact {
         }
         let last = acked.sent.entry(voter).or_insert(sent);
         *last = sent.max(*last);
-        let mut times: Vec<Instant> = acked.sent.values().copied().collect();
+        let mut times: Vec<BootTime> = acked.sent.values().copied().collect();
         times.sort_unstable_by(|a, b| b.cmp(a));
         acked.quorum = self.needed.checked_sub(1).and_then(|at| times.get(at).copied());
     }
 
     /// Since when at the earliest a majority may have forgotten `leader`, who is this node; `None`: none has answered, or none is needed.
-    pub fn quorum(&self, leader: LeaderId) -> Option<Instant> {
+    pub fn quorum(&self, leader: LeaderId) -> Option<BootTime> {
         let acked = self.acked.lock();
         acked.quorum.filter(|_| acked.leader == leader)
     }
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_majority_counts_from_its_slowest_member_and_for_one_leadership() {
         let (contact, leader) = (Contact::new(5), |term| LeaderId { term, voter: 1 });
-        let begun = Instant::now();
+        let begun = BootTime::now();
         let at = |ms| begun + Duration::from_millis(ms);
         contact.acknowledged(&vote(3), 2, at(10));
         assert_eq!(contact.quorum(leader(3)), None, "two of five");
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn of_two_or_three_members_one_other_is_enough() {
         for voters in [2, 3] {
-            let (contact, now) = (Contact::new(voters), Instant::now());
+            let (contact, now) = (Contact::new(voters), BootTime::now());
             contact.acknowledged(&vote(1), 2, now);
             assert_eq!(contact.quorum(LeaderId { term: 1, voter: 1 }), Some(now));
         }

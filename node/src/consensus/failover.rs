@@ -150,7 +150,9 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
         }
         let others = group.voters().iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
         let Some(best) = others.max_by_key(|v| group.matching(**v)) else { continue };
-        group.transfer_to(best.node).await;
+        if tokio::time::timeout_at(deadline, group.transfer_to(best.node)).await.is_err() {
+            return;
+        }
         leaving.push(group.leadership());
     }
     for mut leadership_rx in leaving {

@@ -1,6 +1,7 @@
 //! Heartbeats of all groups from this node to one other node on one stream, several in one frame. Each passes through the follower's
 //! RaftCore and is answered one to one; the multiplexer never answers itself.
 
+use super::boot::BootTime;
 use super::types::Types;
 use super::watch::Watch;
 use super::wire;
@@ -13,7 +14,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 /// So often the other tasks may run before a heartbeat goes: groups tick together (see `clock`), their heartbeats share a frame.
 const COMPANY_TURNS: usize = 4;
@@ -27,7 +27,7 @@ struct Beat {
 }
 
 /// When the heartbeat left, and what the follower said.
-type Answered = (Instant, StreamAppendResult<Types>);
+type Answered = (BootTime, StreamAppendResult<Types>);
 
 /// Sends heartbeats to one node.
 pub struct HeartbeatMux {
@@ -85,7 +85,7 @@ async fn send(transport: Arc<dyn Transport>, to: NodeId, mut beats_rx: mpsc::Rec
 }
 
 async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat>) -> Result<(), PeerError> {
-    let mut waiting: HashMap<u32, (Instant, oneshot::Sender<Answered>)> = HashMap::new();
+    let mut waiting: HashMap<u32, (BootTime, oneshot::Sender<Answered>)> = HashMap::new();
     let (mut id, mut next) = (0u32, Some(first));
     loop {
         if let Some(first) = next.take() {
@@ -93,7 +93,7 @@ async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat
                 tokio::task::yield_now().await;
             }
             let mut head = BytesMut::with_capacity(128);
-            let (sent, mut beat) = (Instant::now(), Some(first));
+            let (sent, mut beat) = (BootTime::now(), Some(first));
             while let Some(Beat { shard, request, answer_tx }) = beat {
                 id = id.wrapping_add(1);
                 put_record(&mut head, id, &wire::write_append(shard, request).head);

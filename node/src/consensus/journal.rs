@@ -3,7 +3,7 @@
 
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
-use crate::store::wal::Wal;
+use crate::store::wal::{Moved, OldFiles, Wal};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
@@ -26,10 +26,6 @@ pub trait Journal: Send + Sync + 'static {
     fn save_committed(&self, shard: ShardId, id: LogId);
     /// Last entry known to be on this disk.
     fn flushed(&self, shard: ShardId) -> Option<LogId>;
-    /// There is hardly any space left on the disk.
-    fn is_full(&self) -> bool {
-        false
-    }
     /// Now and then: memory that is held for no reader can go.
     fn forget_unread(&self) {}
     /// An entry from memory.
@@ -70,6 +66,22 @@ pub trait Journal: Send + Sync + 'static {
     }
     /// That state is durable: what is staged becomes readable, the log is purged up to `upto`.
     fn finish_install(&self, _shard: ShardId, _upto: LogId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// The log's files take more than they should, or than the disk has.
+    fn is_over_budget(&self) -> bool {
+        false
+    }
+    /// There is a file to go on in when the open one is full.
+    fn has_spare(&self) -> bool {
+        true
+    }
+    /// Files behind number `after` that everything may leave, until they have `entries` together.
+    fn old_files(&self, _after: u32, _entries: u64) -> OldFiles {
+        OldFiles::default()
+    }
+    /// Write purged entries again, with what is left of them; `done` once durable.
+    fn relocate(&self, _shard: ShardId, _entries: Vec<Moved>, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
     /// What this disk has lost of a group, which must not take part before it is rebuilt.
@@ -117,10 +129,6 @@ impl Journal for Wal {
 
     fn flushed(&self, shard: ShardId) -> Option<LogId> {
         Wal::flushed(self, shard)
-    }
-
-    fn is_full(&self) -> bool {
-        Wal::is_full(self)
     }
 
     fn forget_unread(&self) {
@@ -177,6 +185,22 @@ impl Journal for Wal {
 
     fn finish_install(&self, shard: ShardId, upto: LogId, done: Done) {
         Wal::finish_install(self, shard, upto, done)
+    }
+
+    fn is_over_budget(&self) -> bool {
+        Wal::is_over_budget(self)
+    }
+
+    fn has_spare(&self) -> bool {
+        Wal::has_spare(self)
+    }
+
+    fn old_files(&self, after: u32, entries: u64) -> OldFiles {
+        Wal::old_files(self, after, entries)
+    }
+
+    fn relocate(&self, shard: ShardId, entries: Vec<Moved>, done: Done) {
+        Wal::relocate(self, shard, entries, done)
     }
 
     fn damage(&self, shard: ShardId) -> Option<Damage> {

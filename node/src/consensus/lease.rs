@@ -3,6 +3,7 @@
 //! ride along: each node tells the leader what it is short of and learns of all, so that the whole cluster stops publishes. So do clocks: each
 //! node finds out how far its own is ahead of the leader's and tells, the leader answers with the median (`time`).
 
+use super::boot::BootTime;
 use super::clock;
 use super::core::Core;
 use super::hearing::{Heard, Hearing};
@@ -37,7 +38,7 @@ const DISPUTED: u8 = 2;
 
 /// Both sides of leases: this node's own, and those it grants while it leads the catalog.
 pub(super) struct Leases {
-    started: Instant,
+    started: BootTime,
     /// Microseconds after `started` until which this node may route.
     until_us: Arc<AtomicU64>,
     grants: Mutex<Grants>,
@@ -50,10 +51,28 @@ pub(super) struct Leases {
     alarms_tx: watch::Sender<Shortages>,
     /// The cluster's time.
     clock: ClusterClock,
-    /// How far this node's clock is ahead of that of the leader it asked last, ms.
-    ahead: Mutex<Option<(NodeId, i64)>>,
+    /// How far this node's clock is ahead of that of the leader it asked last, ms, and the epoch of that.
+    ahead: Mutex<Option<(NodeId, u64, i64)>>,
     /// Something is to be told before the next renewal is due.
     news: Notify,
+}
+
+/// What a node knows of its clock.
+#[derive(Clone, Copy, Debug)]
+enum Ahead {
+    /// It is the leader's.
+    Own,
+    /// So far ahead of the leader's, ms, as that was in this epoch.
+    Of(u64, i64),
+    Unknown,
+}
+
+/// What the catalog's leader says of the time.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    clock_ms: u64,
+    epoch: u64,
+    verdict: Verdict,
 }
 
 #[derive(Default)]
@@ -84,7 +103,7 @@ impl Leases {
     pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration, clock: ClusterClock) -> Leases {
         let (until_us, grants) = (Arc::new(AtomicU64::new(0)), Mutex::default());
         let (alarm, alarms_tx) = (AtomicU8::new(0), watch::channel(Shortages::new()).0);
-        let (ahead, news, started) = (Mutex::default(), Notify::new(), Instant::now());
+        let (ahead, news, started) = (Mutex::default(), Notify::new(), BootTime::now());
         Leases { started, until_us, grants, changed: Notify::new(), nodes, leader_lease, alarm, alarms_tx, clock, ahead, news }
     }
 
@@ -95,8 +114,8 @@ impl Leases {
     }
 
     /// Granted; counted from when the request was sent.
-    fn granted(&self, sent: Instant) {
-        let until = (sent + ROUTING_LEASE).saturating_duration_since(self.started).as_micros() as u64;
+    fn granted(&self, sent: BootTime) {
+        let until = (sent + ROUTING_LEASE).since(self.started).as_micros() as u64;
         self.until_us.fetch_max(until, Ordering::Relaxed);
     }
 
@@ -191,30 +210,36 @@ impl Leases {
     }
 
     /// A node's clock is so far ahead of this leader's, if it knows.
-    fn clocks(&self, node: NodeId, ahead: Option<i64>, now: Instant) -> Verdict {
+    fn clocks(&self, node: NodeId, ahead: Ahead, now: Instant) -> Said {
+        let moment = self.clock.moment();
         let mut grants = self.grants.lock();
-        if let Some(ahead) = ahead {
-            grants.clocks.hear(node, ahead, now);
+        let epoch = grants.clocks.look(moment);
+        match ahead {
+            Ahead::Own => grants.clocks.hear(node, epoch, 0, now),
+            Ahead::Of(epoch, ahead) => grants.clocks.hear(node, epoch, ahead, now),
+            Ahead::Unknown => {}
         }
         let verdict = grants.clocks.verdict(self.nodes.len(), now);
         drop(grants);
         // The leader needs no answer of its own.
-        self.clock.told(verdict, 0);
-        verdict
+        self.clock.told(verdict, 0, moment);
+        Said { clock_ms: moment.system_ms, epoch, verdict }
     }
 
-    /// How far this node's clock is ahead of that of `leader`, as far as it knows.
-    fn ahead_of(&self, leader: NodeId) -> Option<i64> {
-        self.ahead.lock().filter(|(of, _)| *of == leader).map(|(_, ahead)| ahead)
+    /// How far this node's clock is ahead of that of `leader`, as far as it knows, and the epoch of that.
+    fn ahead_of(&self, leader: NodeId) -> Option<(u64, i64)> {
+        self.ahead.lock().filter(|(of, ..)| *of == leader).map(|(_, epoch, ahead)| (epoch, ahead))
     }
 
     /// The leader answered with its clock and the verdict.
-    fn told_clock(&self, leader: NodeId, clock_ms: u64, verdict: Verdict, round_trip: Duration) {
-        let Some(ahead) = self.clock.ahead_of(clock_ms, round_trip) else { return };
-        if self.ahead.lock().replace((leader, ahead)).is_none_or(|(of, _)| of != leader) {
+    fn told_clock(&self, leader: NodeId, said: Said, round_trip: Duration) {
+        let now = self.clock.moment();
+        let Some(ahead) = ClusterClock::ahead_of(now, said.clock_ms, round_trip) else { return };
+        let before = self.ahead.lock().replace((leader, said.epoch, ahead));
+        if before.is_none_or(|(of, epoch, _)| (of, epoch) != (leader, said.epoch)) {
             self.news.notify_one();
         }
-        self.clock.told(verdict, ahead);
+        self.clock.told(said.verdict, ahead, now);
     }
 
     fn told_alarms(&self, alarms: Shortages) {
@@ -291,14 +316,16 @@ pub(super) async fn keep(core: Arc<Core>) {
 }
 
 async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
-    let sent = Instant::now();
+    let sent = BootTime::now();
     let alarm = core.leases.alarm.load(Ordering::Relaxed);
-    let ahead = if leader == core.me { Some(0) } else { core.leases.ahead_of(leader) };
-    let mut head = BytesMut::with_capacity(24);
+    let ahead = core.leases.ahead_of(leader);
+    let (epoch, ahead_ms) = ahead.unwrap_or_default();
+    let mut head = BytesMut::with_capacity(32);
     head.put_u64_le(applied);
     head.put_u8(alarm);
     head.put_u8(ahead.is_some().into());
-    head.put_i64_le(ahead.unwrap_or(0));
+    head.put_u64_le(epoch);
+    head.put_i64_le(ahead_ms);
     let answer = if leader == core.me {
         answer_frame(&core, core.me, core.incarnation, head.freeze())
     } else {
@@ -314,14 +341,15 @@ async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
     if granted == GRANTED {
         core.leases.granted(sent);
     }
-    let (Ok(clock_ms), Ok(verdict), Ok(median)) = (head.try_get_u64_le(), head.try_get_u8(), head.try_get_i64_le()) else { return };
+    let (Ok(clock_ms), Ok(epoch)) = (head.try_get_u64_le(), head.try_get_u64_le()) else { return };
+    let (Ok(verdict), Ok(median)) = (head.try_get_u8(), head.try_get_i64_le()) else { return };
     if leader != core.me {
         let verdict = match verdict {
             AGREED => Verdict::Agreed(median),
             DISPUTED => Verdict::Disputed(median),
             _ => Verdict::Unheard,
         };
-        core.leases.told_clock(leader, clock_ms, verdict, sent.elapsed());
+        core.leases.told_clock(leader, Said { clock_ms, epoch, verdict }, sent.elapsed());
     }
     let alarm = || Some((NodeId(head.try_get_u16_le().ok()?), Shortage::from_bits(head.try_get_u8().ok()?)));
     core.leases.told_alarms(std::iter::from_fn(alarm).collect());
@@ -331,7 +359,8 @@ async fn renew(core: Arc<Core>, leader: NodeId, applied: u64) {
 pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, mut head: Bytes) -> Result<Frame, PeerError> {
     let malformed = |_| PeerError::Malformed("lease");
     let (applied, alarm) = (head.try_get_u64_le().map_err(malformed)?, head.try_get_u8().map_err(malformed)?);
-    let (knows, ahead) = (head.try_get_u8().map_err(malformed)? != 0, head.try_get_i64_le().map_err(malformed)?);
+    let (knows, epoch) = (head.try_get_u8().map_err(malformed)? != 0, head.try_get_u64_le().map_err(malformed)?);
+    let ahead_ms = head.try_get_i64_le().map_err(malformed)?;
     let leads = core.group(ShardId::CATALOG).is_some_and(|catalog| {
         let leader = catalog.leadership().borrow().as_me();
         let index = catalog.applied().borrow().map_or(0, |id| id.index);
@@ -341,14 +370,21 @@ pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, 
         return Ok(head_only(Bytes::from_static(&[NOT_LEADING])));
     }
     let granted = core.leases.grant(node, incarnation, applied);
-    let (verdict, median) = match core.leases.clocks(node, knows.then_some(ahead), Instant::now()) {
+    let ahead = match knows {
+        _ if node == core.me => Ahead::Own,
+        true => Ahead::Of(epoch, ahead_ms),
+        false => Ahead::Unknown,
+    };
+    let said = core.leases.clocks(node, ahead, Instant::now());
+    let (verdict, median) = match said.verdict {
         Verdict::Unheard => (UNHEARD, 0),
         Verdict::Agreed(median) => (AGREED, median),
         Verdict::Disputed(lowest) => (DISPUTED, lowest),
     };
-    let mut answer = BytesMut::with_capacity(32);
+    let mut answer = BytesMut::with_capacity(40);
     answer.put_u8(if granted { GRANTED } else { TOO_OLD });
-    answer.put_u64_le(core.leases.clock.system_ms());
+    answer.put_u64_le(said.clock_ms);
+    answer.put_u64_le(said.epoch);
     answer.put_u8(verdict);
     answer.put_i64_le(median);
     for (node, shortage) in core.leases.alarms(node, Shortage::from_bits(alarm), Instant::now()) {
@@ -362,6 +398,7 @@ pub(super) fn answer_frame(core: &Core, node: NodeId, incarnation: Incarnation, 
 mod tests {
     use super::*;
     use crate::consensus::time::Sources;
+    use crate::model::ports::Clock;
 
     fn leases() -> Leases {
         Leases::new(vec![NodeId(1), NodeId(2)], Duration::from_millis(400), ClusterClock::new(Sources::default()))
@@ -400,7 +437,7 @@ mod tests {
         let leases = leases();
         let may_route = leases.check();
         assert!(!may_route());
-        let sent = Instant::now();
+        let sent = BootTime::now();
         tokio::time::sleep(Duration::from_millis(600)).await;
         leases.granted(sent);
         assert!(may_route());
@@ -449,6 +486,38 @@ mod tests {
         assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6);
         assert!(!leases.grant(NodeId(2), Incarnation(1), 9), "late words of the process before");
         assert_eq!(leases.grants.lock().held[&NodeId(2)].applied, 6);
+    }
+
+    /// Rule 24: what the others said of a leader's clock says nothing of where it stands since it was set.
+    #[test]
+    fn a_leader_whose_own_clock_is_set_does_not_believe_it_for_a_moment() {
+        const HOUR: u64 = 3_600_000;
+        let (system, steady) = (Arc::new(AtomicU64::new(10 * HOUR)), Arc::new(AtomicU64::new(50)));
+        let source = |of: &Arc<AtomicU64>| -> crate::consensus::time::Source {
+            let of = of.clone();
+            Arc::new(move || of.load(Ordering::Relaxed))
+        };
+        let clock = ClusterClock::new(Sources { system: source(&system), steady: source(&steady) });
+        let leases = Leases::new(vec![NodeId(1), NodeId(2), NodeId(3)], Duration::from_millis(400), clock.clone());
+        leases.lead(5);
+        let now = Instant::now();
+        let own = || leases.clocks(NodeId(1), Ahead::Own, now);
+        let other = |node, epoch, ahead| leases.clocks(NodeId(node), Ahead::Of(epoch, ahead), now).verdict;
+        let before = own();
+        assert_eq!(leases.clocks(NodeId(2), Ahead::Unknown, now).verdict, Verdict::Unheard);
+        assert_eq!(other(2, before.epoch, 20), Verdict::Agreed(10));
+        assert!(clock.read().is_sure);
+        // The clock is set, an hour ahead.
+        steady.fetch_add(100, Ordering::Relaxed);
+        system.fetch_add(100 + HOUR, Ordering::Relaxed);
+        let set = own();
+        assert_eq!((set.verdict, set.clock_ms), (Verdict::Unheard, 11 * HOUR + 100));
+        assert_eq!(other(2, before.epoch, 20), Verdict::Unheard, "said of the clock before");
+        assert_eq!(other(3, before.epoch, 10), Verdict::Unheard);
+        assert!(!clock.read().is_sure && clock.read().clock_ms.is_some_and(|ms| ms.abs_diff(10 * HOUR + 100) < 1000));
+        assert_eq!(other(2, set.epoch, 20 - HOUR as i64), Verdict::Disputed(20 - HOUR as i64));
+        assert_eq!(other(3, set.epoch, 10 - HOUR as i64), Verdict::Agreed(20 - HOUR as i64), "the median");
+        assert!(clock.is_off() && clock.read().clock_ms.is_some_and(|ms| ms.abs_diff(10 * HOUR + 100) < 1000));
     }
 
     #[test]

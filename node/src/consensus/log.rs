@@ -74,6 +74,7 @@ pub fn to_openraft(entry: LogEntry) -> io::Result<Oentry> {
     let payload = match entry.payload {
         Payload::Blank => EntryPayload::Blank,
         Payload::Normal(bytes) => EntryPayload::Normal(Command(bytes)),
+        Payload::Trimmed(_) => return Err(io::Error::other(format!("of entry {} only a part is left", entry.id.index))),
         Payload::Membership(bytes) => {
             let members = read_membership(&bytes);
             EntryPayload::Membership(members.ok_or_else(|| io::Error::other("malformed membership entry in the log"))?)

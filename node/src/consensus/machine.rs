@@ -3,6 +3,7 @@
 
 use super::holding::Holding;
 use super::types::*;
+use crate::machine::Living;
 use crate::model::LogId;
 use crate::model::entry::EntryBytes;
 use crate::store::state::Change;
@@ -62,6 +63,10 @@ pub trait Machine: Send + Sync + 'static {
     /// Indices of entries that a checkpoint at `upto` shows to be without live messages; each is given once.
     fn released(&self, _upto: u64) -> Vec<u64> {
         Vec::new()
+    }
+    /// What of these entries (ascending, all in its checkpoint) belongs to the state as it is now; `None`: it cannot tell.
+    fn living(&self, _indices: &[u64]) -> Option<Living> {
+        None
     }
     /// The last entry that the machine's state contains; `None` when it is empty.
     fn restored(&self) -> Option<LogId>;

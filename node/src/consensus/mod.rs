@@ -2,6 +2,7 @@
 //! catalog's commands from any node. Runs on its own runtime, so that client load cannot starve elections.
 
 mod bodies;
+mod boot;
 mod catalog;
 mod checkpoint;
 mod clock;
@@ -20,6 +21,7 @@ pub mod machine;
 mod network;
 pub mod placement;
 mod rebuild;
+mod relocation;
 pub mod replica;
 mod retry;
 mod service;
@@ -46,6 +48,8 @@ pub use types::Reply;
 
 #[cfg(test)]
 mod rebuild_tests;
+#[cfg(test)]
+mod relocation_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

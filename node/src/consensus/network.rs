@@ -1,6 +1,7 @@
 //! openraft's network over `peer`: append streams pipelined with our own window and deadline (T1, T2), heartbeats through the pair's
 //! multiplexer, votes as questions.
 
+use super::boot::BootTime;
 use super::contact::Contact;
 use super::heartbeat::HeartbeatMux;
 use super::holding::Holding;
@@ -12,7 +13,7 @@ use crate::model::{NodeId, ShardId, VoterId};
 use crate::peer::transport::head_only;
 use crate::peer::{Duplex, Frame, PeerError, StreamKind, Transport};
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryFutureExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
@@ -113,7 +114,7 @@ struct Acks {
 }
 
 impl Acks {
-    fn answered(&self, vote: &Ovote, sent: Instant, answer: &StreamAppendResult<Types>) {
+    fn answered(&self, vote: &Ovote, sent: BootTime, answer: &StreamAppendResult<Types>) {
         match answer {
             // Another log is no other leader.
             Ok(_) | Err(StreamAppendError::Conflict(_)) => self.contact.acknowledged(vote, self.voter, sent),
@@ -248,7 +249,7 @@ struct Session<S> {
     input_ended: bool,
     failed: bool,
     /// When the requests without an answer left, and under which vote; they are answered in order, each once.
-    in_flight: VecDeque<(Instant, Ovote)>,
+    in_flight: VecDeque<(BootTime, Ovote)>,
     deadline: Instant,
     /// The last entry that the follower was sent or asked about.
     sent: Option<Oid>,
@@ -283,7 +284,8 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
             if self.input_ended && self.in_flight.is_empty() {
                 return Ok(None);
             }
-            let has_room = self.in_flight.len() < WINDOW;
+            let is_full = self.path.tx.capacity() == 0;
+            let has_room = self.in_flight.len() < WINDOW && !is_full;
             tokio::select! {
                 biased;
                 answer = self.path.rx.next() => {
@@ -293,11 +295,14 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
                 request = self.input.next(), if !self.input_ended && has_room => match request {
                     None => {
                         self.input_ended = true;
-                        self.send_news().await?;
+                        self.send_news()?;
                     }
-                    Some(request) => self.take(request).await?,
+                    Some(request) => self.take(request)?,
                 },
-                () = tokio::time::sleep_until(self.news_at), if self.news.is_some() && has_room => self.send_news().await?,
+                room = self.path.tx.reserve().map_ok(drop), if is_full => {
+                    room.map_err(|_| PeerError::Refused("the append stream is closed".into()))?;
+                }
+                () = tokio::time::sleep_until(self.news_at), if self.news.is_some() && has_room => self.send_news()?,
                 () = tokio::time::sleep_until(self.deadline), if !self.in_flight.is_empty() => {
                     tracing::warn!(shard = %self.shard, in_flight = self.in_flight.len(), "append stream without an answer, restarting it");
                     return Err(PeerError::Refused("no answer to an append request".into()));
@@ -315,7 +320,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
     }
 
     /// News of a commit wait a little. What comes behind them knows of that commit or of a later one: they need not go any more.
-    async fn take(&mut self, request: AppendEntriesRequest<Types>) -> Result<(), PeerError> {
+    fn take(&mut self, request: AppendEntriesRequest<Types>) -> Result<(), PeerError> {
         if self.can_wait(&request) {
             if self.news.replace(request).is_none() {
                 self.news_at = Instant::now() + COMMIT_LINGER;
@@ -323,7 +328,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
             return Ok(());
         }
         self.news = None;
-        self.send(request).await
+        self.send(request)
     }
 
     /// Neither entries nor a question where the follower's log ends.
@@ -331,22 +336,22 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
         self.shard != ShardId::CATALOG && request.entries.is_empty() && self.sent.is_some() && request.prev_log_id == self.sent
     }
 
-    async fn send_news(&mut self) -> Result<(), PeerError> {
+    fn send_news(&mut self) -> Result<(), PeerError> {
         match self.news.take() {
-            Some(request) => self.send(request).await,
+            Some(request) => self.send(request),
             None => Ok(()),
         }
     }
 
-    async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Result<(), PeerError> {
-        let now = Instant::now();
+    /// Only when the stream has room: while a send waited, no answer would be read and no deadline kept.
+    fn send(&mut self, request: AppendEntriesRequest<Types>) -> Result<(), PeerError> {
         if self.in_flight.is_empty() {
-            self.deadline = now + ACK_DEADLINE;
+            self.deadline = Instant::now() + ACK_DEADLINE;
         }
-        self.in_flight.push_back((now, request.vote));
+        self.in_flight.push_back((BootTime::now(), request.vote));
         self.sent = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let frame = wire::write_append(self.shard, request);
-        self.path.tx.send(frame).await.map_err(|_| PeerError::Refused("the append stream is closed".into()))
+        self.path.tx.try_send(frame).map_err(|_| PeerError::Refused("the append stream is closed".into()))
     }
 }
 

@@ -20,9 +20,14 @@ struct Play {
 }
 
 fn play() -> (Session<Requests>, Play) {
+    play_over(64)
+}
+
+/// Over a stream that takes so many frames which nobody has read.
+fn play_over(frames: usize) -> (Session<Requests>, Play) {
     let (requests_tx, requests_rx) = mpsc::channel(64);
     let requests: Requests = Box::pin(futures::stream::unfold(requests_rx, |mut rx| async move { rx.recv().await.map(|next| (next, rx)) }));
-    let (tx, frames_rx) = mpsc::channel(64);
+    let (tx, frames_rx) = mpsc::channel(frames);
     let (answers_tx, answers_rx) = mpsc::channel(64);
     let rx = futures::stream::unfold(answers_rx, |mut rx| async move { rx.recv().await.map(|answer| (answer, rx)) });
     let contact = Arc::new(Contact::new(3));
@@ -70,7 +75,7 @@ async fn a_lease_counts_from_the_sending_of_the_request_that_was_answered() {
     let session = tokio::spawn(session.next());
     play.ask(request(0, 1..=1, 0));
     assert_eq!(play.frame().await, (1, 0));
-    let sent = Instant::now();
+    let sent = BootTime::now();
     tokio::time::sleep(Duration::from_millis(5)).await;
     // Its answer, when it comes, is none to this one, though it names the same index.
     play.ask(news(1, 1));
@@ -103,5 +108,33 @@ async fn news_of_commits_never_stand_in_the_way_of_entries_and_only_the_newest_t
         frames.push(play.frame().await);
     }
     assert_eq!(frames, [(1, 0), (1, 100), (0, 100 + 3 * WINDOW as u64)]);
+    session.abort();
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_nothing_any_more_is_given_up_in_time() {
+    let (session, play) = play_over(2);
+    (0..4).for_each(|n| play.ask(request(n, n + 1..=n + 1, 0)));
+    let began = Instant::now();
+    let failed = tokio::time::timeout(20 * ACK_DEADLINE, session.next()).await.expect("it ends");
+    assert!(failed.expect("an answer").0.is_err());
+    assert!(began.elapsed() >= ACK_DEADLINE);
+}
+
+#[tokio::test]
+async fn answers_are_read_while_the_stream_is_full() {
+    let (session, mut play) = play_over(1);
+    (0..3).for_each(|n| play.ask(request(n, n + 1..=n + 1, 0)));
+    let next = tokio::spawn(session.next());
+    while play.frames_rx.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    play.answer(Ok(Some(oid(1)))).await;
+    let next = tokio::time::timeout(20 * ACK_DEADLINE, next).await.expect("in time");
+    let (answer, session) = next.expect("runs").expect("an answer");
+    assert_eq!(answer.expect("an answer"), Ok(Some(oid(1))));
+    assert_eq!(play.frame().await, (1, 0));
+    let session = tokio::spawn(session.next());
+    assert_eq!(play.frame().await, (1, 0), "what waited for room goes on");
     session.abort();
 }

@@ -1,7 +1,7 @@
 //! Replicas whose log was damaged: they come back with everything, they do not vote or count before, and nobody makes up what too many
 //! have lost. Three nodes of the production stack in one process.
 
-use super::snapshot_tests::{World, all_bodies_are_there, last};
+use super::snapshot_tests::{World, all_bodies_are_there, durable, last};
 use super::stack_tests::*;
 use super::*;
 use crate::model::{NodeId, ShardId};
@@ -30,6 +30,10 @@ async fn filled(world: &World) -> (Vec<Node>, crate::model::SessionId) {
     let session = open_session(&mut nodes).await;
     publish(&mut nodes, session, 1, 60).await;
     agree(&nodes, 59 * 5).await;
+    // What is damaged must not be in the newest batch, which could be a torn one.
+    for node in nodes.iter().chain(&nodes) {
+        durable(node).await;
+    }
     (nodes, session)
 }
 
@@ -120,7 +124,7 @@ async fn a_replica_whose_log_has_lost_its_first_entry_gets_its_state_and_counts_
 }
 
 async fn leads_catalog(nodes: &[&Node]) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let leads = |node: &&Node| node.consensus.shard(ShardId::CATALOG).is_some_and(|c| c.leadership().borrow().is_me);
     while !nodes.iter().any(leads) {
         assert!(Instant::now() < deadline, "the catalog has no leader");

@@ -6,7 +6,7 @@ use super::machine::{Arrived, Departing, Fault, Machine};
 use super::start::Machines;
 use super::types::Reply;
 use crate::machine::catalog::Catalog;
-use crate::machine::{CaptureId, DataMachine, Delta, Effect, Image, Progress};
+use crate::machine::{CaptureId, DataMachine, Delta, Effect, Image, Living, Progress};
 use crate::model::entry::EntryBytes;
 use crate::model::{LogId, ShardId};
 use crate::store::state::{Change, StateStore};
@@ -212,6 +212,11 @@ impl Machine for DataReplica {
 
     fn live(&self) -> Vec<u64> {
         self.machine.lock().live_entries()
+    }
+
+    fn living(&self, indices: &[u64]) -> Option<Living> {
+        let survey = self.machine.lock().begin_survey(indices);
+        captured(&self.machine, survey.capture).map(|image| image.living(survey))
     }
 
     fn snapshot(&self) -> Option<Departing> {

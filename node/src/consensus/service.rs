@@ -83,6 +83,9 @@ impl Handler for Service {
 }
 
 async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<Frame, PeerError> {
+    if kind == Ask::Catalog {
+        return catalog::answer(&core, frame).await;
+    }
     let mut head = frame.head;
     match kind {
         Ask::Vote => vote(&core, head, false).await,
@@ -95,11 +98,10 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
             answer.map_err(|e| PeerError::Refused(e.to_string()))?.map_err(|e| PeerError::Refused(e.to_string()))?;
             Ok(Frame::default())
         }
-        Ask::Catalog => catalog::answer(&core, frame.body).await,
         Ask::Lease => lease::answer_frame(&core, from.node, from.incarnation, head),
         Ask::Led => led(&core, from.node, head),
         Ask::Rebuild => rebuild::answer(&core, head).await,
-        Ask::Formation | Ask::Adopt => Err(PeerError::Malformed("answered elsewhere")),
+        Ask::Formation | Ask::Adopt | Ask::Catalog => Err(PeerError::Malformed("answered elsewhere")),
     }
 }
 

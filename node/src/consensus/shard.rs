@@ -1,6 +1,7 @@
 //! One Raft group on this node: the handle that `serving` proposes through and reads bodies from, and that the catalog client uses.
 
 use super::bodies::{self, Others};
+use super::boot::BootTime;
 use super::contact::Contact;
 use super::holding::Holding;
 use super::journal::{Journal, Payload};
@@ -203,7 +204,7 @@ impl Shard {
             leads.then(|| from_lid(server.vote.leader_id)).filter(|leader| leader.voter == self.inner.me)
         }?;
         let acked = self.inner.contact.quorum(leader)?;
-        (tokio::time::Instant::now() < acked + self.inner.lease).then_some(leader)
+        (BootTime::now() < acked + self.inner.lease).then_some(leader)
     }
 
     /// Write an entry and wait for its reply, without a leader id: for the catalog, whose commands are idempotent.
@@ -272,7 +273,7 @@ impl Bodies for Shard {
     fn cached(&self, index: u64) -> Option<EntryBytes> {
         match self.inner.journal.cached(self.inner.id, index)?.payload {
             Payload::Normal(bytes) => Some(bytes),
-            Payload::Blank | Payload::Membership(_) => None,
+            Payload::Blank | Payload::Membership(_) | Payload::Trimmed(_) => None,
         }
     }
 

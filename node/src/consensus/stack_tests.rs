@@ -139,7 +139,7 @@ pub(super) async fn boot_all(boots: impl IntoIterator<Item = impl Future<Output 
 }
 
 pub(super) async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         for (at, node) in nodes.iter().enumerate() {
             let shard = node.consensus.shard(DATA).expect("member");
@@ -158,7 +158,7 @@ pub(super) async fn propose(nodes: &mut [Node], entry: EntryBytes) -> (LogId, Se
     loop {
         let (at, under) = leader(nodes).await;
         nodes[at].consensus.shard(DATA).expect("member").propose(token, under, entry.clone());
-        let outcome = tokio::time::timeout(Duration::from_secs(5), nodes[at].outcomes.recv()).await.expect("in time");
+        let outcome = tokio::time::timeout(Duration::from_secs(60), nodes[at].outcomes.recv()).await.expect("in time");
         match outcome.expect("an outcome").1 {
             ProposalOutcome::Applied(id, mut replies) => return (id, replies.pop().expect("one section")),
             // Batches are numbered: proposing again is safe.
@@ -205,7 +205,7 @@ pub(super) async fn agree(nodes: &[Node], live: u64) {
         let machine = machine.lock();
         (machine.applied(), machine.state_hash(), machine.queue(QUEUE).map_or(0, |q| q.live_count()))
     };
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let states: Vec<_> = nodes.iter().map(state).collect();
         if states.iter().all(|s| *s == states[0] && s.2 == live) {
@@ -304,7 +304,7 @@ async fn the_catalog_answers_with_what_its_machine_says() {
     let network = MemoryNetwork::default();
     let wire: start::Wire = Box::new(move |handler| Ok(network.join(NodeId(1), handler)));
     let node = boot(1, 1, Arc::new(SimDisk::new(5)), None, wire).await;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     let bootstrap = CatalogCommand::Bootstrap { vhost: "/".into(), user: "guest".into(), password_hash: "x".into(), shards: 1 };
     assert_eq!(node.consensus.catalog().submit(&bootstrap, deadline).await.expect("done").1, CatalogReply::Done);
     let vhost = CatalogCommand::Admin(AdminCommand::AddVhost { vhost: "v".into(), facts: Default::default() });

@@ -17,7 +17,7 @@ use super::shard::{Group, Parts, Shard};
 use super::thread::RaftThread;
 use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
-use super::{checkpoint, failover, fetch, lease, rebuild};
+use super::{checkpoint, failover, fetch, lease, rebuild, relocation};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
@@ -241,8 +241,9 @@ impl Consensus {
         }
     }
 
-    /// Stops groups, makes a last checkpoint, stops network and runtime. The write-ahead log stays open.
-    pub async fn stop(&self) {
+    /// Stops groups, makes a last checkpoint, stops network and runtime, all that within `patience`: what is left out is done at the next
+    /// start. The write-ahead log stays open.
+    pub async fn stop(&self, patience: Duration) {
         self.core.watch.stopping();
         let core = self.core.clone();
         let store = self.store.clone();
@@ -258,7 +259,9 @@ impl Consensus {
                 checkpoint::all(&core, &store).await;
             }
         });
-        let _ = tokio::time::timeout(Duration::from_secs(2), stopping).await;
+        if tokio::time::timeout(patience, stopping).await.is_err() {
+            tracing::warn!("the last checkpoint is not finished; the next start reads more of the log");
+        }
     }
 }
 
@@ -315,6 +318,7 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
     if let Some(store) = store {
         core.watch.spawn("the keeper of checkpoints", checkpoint::keep(core.clone(), store));
+        core.watch.spawn("the cleaner of the log", relocation::keep(core.clone()));
     }
     formation::complete(core).await;
 }

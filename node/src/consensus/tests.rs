@@ -7,8 +7,8 @@ use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::entry::{EntryBytes, SectionReply};
 use crate::model::ports::{Bodies, Clock, Leadership, ProposalOutcome, Proposer, next_epoch};
 use crate::model::{Incarnation, LeaderId, LogId, NodeId, SessionId, ShardId};
-use crate::peer::Transport;
 use crate::peer::memory::MemoryNetwork;
+use crate::peer::{Frame, Transport};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -18,6 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// What must come true does within this time, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type MemoryLog = (ShardLog, BTreeMap<u64, LogEntry>);
 
@@ -240,7 +243,7 @@ impl Cluster {
 
     async fn run(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).expect("booted");
-        tokio::time::timeout(Duration::from_secs(10), node.consensus.formed()).await.expect("in time").expect("formed");
+        tokio::time::timeout(Duration::from_secs(60), node.consensus.formed()).await.expect("in time").expect("formed");
         for shard in node.consensus.shards() {
             let (tx, rx) = mpsc::unbounded_channel();
             shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
@@ -260,7 +263,7 @@ impl Cluster {
     }
 
     async fn leader(&self, shard: ShardId) -> (NodeId, LeaderId) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             for (id, node) in &self.nodes {
                 let Some(group) = node.consensus.shard(shard) else { continue };
@@ -279,7 +282,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).expect("alive");
         node.consensus.shard(DATA).expect("member").propose(token, leader, entry(token));
         let outcome = node.outcomes.get_mut(&DATA).expect("wired").recv();
-        let (answered, outcome) = tokio::time::timeout(Duration::from_secs(5), outcome).await.expect("in time").expect("an outcome");
+        let (answered, outcome) = tokio::time::timeout(Duration::from_secs(60), outcome).await.expect("in time").expect("an outcome");
         assert_eq!(answered, token);
         outcome
     }
@@ -291,7 +294,7 @@ impl Cluster {
     }
 
     async fn until_all_applied(&self, shard: ShardId, expected: &[EntryBytes]) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         for id in self.nodes.keys() {
             while self.applied(*id, shard) != expected {
                 assert!(Instant::now() < deadline, "node {id} has {:?}", self.applied(*id, shard).len());
@@ -397,6 +400,26 @@ async fn a_minority_fails_proposals_and_its_lease_and_serves_again_when_healed()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_command_that_found_no_majority_in_time_is_not_proposed_later() {
+    let cluster = Cluster::started(3, 1).await;
+    let (old, _) = cluster.leader(ShardId::CATALOG).await;
+    for other in (1..=3).map(NodeId).filter(|n| *n != old) {
+        cluster.network.cut(old, other);
+        cluster.network.cut(other, old);
+    }
+    let core = cluster.nodes[&old].consensus.core.clone();
+    let group = core.group(ShardId::CATALOG).expect("member");
+    while group.lease_valid() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(group.leadership().borrow().is_me, "it does not know yet");
+    let command = rmp_serde::to_vec_named(&CatalogCommand::DeleteQueue { id: crate::model::QueueId(77) }).expect("encodes");
+    let question = Frame { head: Bytes::copy_from_slice(&100_u64.to_le_bytes()), body: vec![command.into()] };
+    let answer = tokio::time::timeout(PATIENCE, super::catalog::answer(&core, question)).await.expect("in time").expect("an answer");
+    assert!(String::from_utf8_lossy(&answer.head).contains("no majority"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proposal_under_an_old_leader_id_fails() {
     let mut cluster = Cluster::started(1, 1).await;
     assert!(applied(&cluster.propose(0).await));
@@ -419,7 +442,7 @@ async fn a_group_whose_machine_fails_stops_on_that_node_alone_and_says_so() {
     assert!(!applied(&cluster.propose(1).await), "its proposer is told");
     let mut leadership_rx = cluster.nodes[&old].consensus.leadership(DATA);
     let ended = leadership_rx.wait_for(|now| *now == Leadership::default());
-    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("it does not believe to lead any more").expect("told");
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it does not believe to lead any more").expect("told");
     let why = cluster.nodes[&old].consensus.fault().expect("a group has stopped");
     assert!(why.contains("shard 1") && why.contains("told so"), "{why}");
     assert_ne!(cluster.leader(DATA).await.0, old);
@@ -433,7 +456,7 @@ async fn nothing_of_a_node_stays_in_memory_when_it_is_dropped() {
     assert!(applied(&cluster.propose(0).await));
     let cores: Vec<_> = cluster.nodes.values().map(|node| Arc::downgrade(&node.consensus.core)).collect();
     drop(cluster);
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while cores.iter().any(|core| core.strong_count() > 0) {
         assert!(Instant::now() < deadline, "held by {:?}", cores.iter().map(|core| core.strong_count()).collect::<Vec<_>>());
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -481,7 +504,7 @@ async fn nodes_with_different_numbers_of_shards_form_no_cluster_and_say_why() {
     for (id, words) in [(1, ["node 2", "5 shards", "this node with 3"]), (2, ["node 1", "3 shards", "this node with 5"])] {
         let formed = cluster.nodes[&NodeId(id)].consensus.formed();
         let error =
-            tokio::time::timeout(Duration::from_secs(10), formed).await.expect("it does not wait").expect_err("refused").to_string();
+            tokio::time::timeout(Duration::from_secs(60), formed).await.expect("it does not wait").expect_err("refused").to_string();
         assert!(words.iter().all(|word| error.contains(word)), "node {id}: {error}");
         assert_eq!(cluster.journals[&NodeId(id)].identity(), None);
     }
@@ -497,7 +520,7 @@ async fn an_empty_node_with_another_number_of_shards_adopts_no_cluster() {
     cluster.shards = 4;
     cluster.boot(NodeId(3));
     let formed = cluster.nodes[&NodeId(3)].consensus.formed();
-    let error = tokio::time::timeout(Duration::from_secs(10), formed).await.expect("it does not wait").expect_err("refused").to_string();
+    let error = tokio::time::timeout(Duration::from_secs(60), formed).await.expect("it does not wait").expect_err("refused").to_string();
     assert!(error.contains("this node with 4"), "{error}");
     assert_eq!(cluster.journals[&NodeId(3)].identity(), None);
 }
@@ -510,7 +533,7 @@ async fn a_catalog_command_from_any_node_is_applied_on_all_before_it_is_answered
     let mut waits = Vec::new();
     for round in 0..9 {
         let from = NodeId(round % 3 + 1);
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         let begun = Instant::now();
         let (index, reply) = cluster.nodes[&from].consensus.catalog().submit(&command, deadline).await.expect("done");
         waits.push(begun.elapsed());
@@ -529,7 +552,7 @@ async fn a_catalog_command_from_any_node_is_applied_on_all_before_it_is_answered
         cluster.network.cut(lonely, other);
         cluster.network.cut(other, lonely);
     }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     cluster.nodes[&leader].consensus.catalog().submit(&command, deadline).await.expect("two of three");
     assert!(!cluster.nodes[&lonely].consensus.routing_lease()());
     let deadline = tokio::time::Instant::now() + Duration::from_millis(300);
@@ -537,7 +560,7 @@ async fn a_catalog_command_from_any_node_is_applied_on_all_before_it_is_answered
     assert!(matches!(refused, Err(Refusal::Unavailable(_))));
     cluster.network.heal();
     let routes = cluster.nodes[&lonely].consensus.routing_lease();
-    tokio::time::timeout(Duration::from_secs(5), async {
+    tokio::time::timeout(Duration::from_secs(60), async {
         while !routes() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -552,11 +575,10 @@ async fn leadership_is_handed_over_before_a_stop() {
     let mut cluster = Cluster::started(3, 1).await;
     assert!(applied(&cluster.propose(0).await));
     let (old, _) = cluster.leader(DATA).await;
-    let begun = Instant::now();
-    cluster.nodes[&old].consensus.hand_over_leadership(Duration::from_secs(2)).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let handed_over = cluster.nodes[&old].consensus.hand_over_leadership(Duration::from_secs(600));
+    tokio::time::timeout(PATIENCE, handed_over).await.expect("it is not waited for its time to end");
     let node = cluster.nodes.remove(&old).expect("alive");
-    node.consensus.stop().await;
+    node.consensus.stop(PATIENCE).await;
     assert_ne!(cluster.leader(DATA).await.0, old);
     assert!(applied(&cluster.propose(1).await));
 }
@@ -578,7 +600,7 @@ async fn five_nodes_know_the_leaders_of_shards_that_they_do_not_hold() {
         for node in cluster.nodes.values() {
             let mut leadership_rx = node.consensus.leadership(shard);
             let known = leadership_rx.wait_for(|l| l.leader == Some(leader));
-            tokio::time::timeout(Duration::from_secs(5), known).await.expect("in time").expect("runs");
+            tokio::time::timeout(Duration::from_secs(60), known).await.expect("in time").expect("runs");
         }
     }
 }
@@ -682,7 +704,7 @@ async fn every_node_learns_the_time_of_the_majority_and_one_whose_clock_is_off_i
 }
 
 async fn until(what: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !what() {
         assert!(Instant::now() < deadline, "not in time");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -18,6 +18,10 @@ const HEARD: Duration = Duration::from_secs(2);
 /// What a question and its answer took is uncertain by half of this at most, else it says too little about the other's clock.
 const ROUND_TRIP: Duration = Duration::from_millis(400);
 
+/// A clock that has gone so much faster or slower than the steady one between two looks was set: far less than what matters, far more
+/// than a clock is slewed.
+const STEP_MS: u64 = CLOCK_SLACK_MS / 4;
+
 /// A source of milliseconds.
 pub type Source = Arc<dyn Fn() -> u64 + Send + Sync>;
 
@@ -58,6 +62,23 @@ pub(super) enum Verdict {
     Disputed(i64),
 }
 
+/// What the machine's clocks said at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    /// Milliseconds since the epoch.
+    pub(super) system_ms: u64,
+    /// Milliseconds of the steady clock.
+    steady_ms: u64,
+}
+
+impl Moment {
+    /// The clock that says the time was set in between.
+    fn was_set_since(self, before: Moment) -> bool {
+        let steady = difference(self.steady_ms, before.steady_ms);
+        (difference(self.system_ms, before.system_ms) - steady).unsigned_abs() > STEP_MS
+    }
+}
+
 /// The cluster's time on this node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ClusterClock(Arc<Inner>);
@@ -85,8 +106,20 @@ impl ClusterClock {
         ClusterClock(Arc::new(Inner { sources, cluster: Mutex::default() }))
     }
 
-    /// What this machine's clock says.
-    pub(super) fn system_ms(&self) -> u64 {
+    /// What this machine's clocks say.
+    pub(super) fn moment(&self) -> Moment {
+        let mut steady_ms = self.steady_ms();
+        loop {
+            let (system_ms, before) = (self.system_ms(), steady_ms);
+            steady_ms = self.steady_ms();
+            // Else this thread had to wait in between.
+            if steady_ms.abs_diff(before) < STEP_MS / 10 {
+                return Moment { system_ms, steady_ms };
+            }
+        }
+    }
+
+    fn system_ms(&self) -> u64 {
         (self.0.sources.system)()
     }
 
@@ -94,17 +127,17 @@ impl ClusterClock {
         (self.0.sources.steady)()
     }
 
-    /// How far this machine's clock is ahead of one that said `clock_ms` between a question and its answer; `None` when the answer took
+    /// How far this machine's clock, now, is ahead of one that said `clock_ms` between a question and its answer; `None` when the answer took
     /// too long.
-    pub(super) fn ahead_of(&self, clock_ms: u64, round_trip: Duration) -> Option<i64> {
+    pub(super) fn ahead_of(now: Moment, clock_ms: u64, round_trip: Duration) -> Option<i64> {
         let then = clock_ms + round_trip.as_millis() as u64 / 2;
-        (round_trip <= ROUND_TRIP).then(|| difference(self.system_ms(), then))
+        (round_trip <= ROUND_TRIP).then(|| difference(now.system_ms, then))
     }
 
-    /// The catalog's leader said this, whose clock this machine's is `ahead` of.
-    pub(super) fn told(&self, verdict: Verdict, ahead: i64) {
+    /// The catalog's leader said this, whose clock this machine's is `ahead` of, as it was when its clocks said `now`.
+    pub(super) fn told(&self, verdict: Verdict, ahead: i64, now: Moment) {
         let cluster = &mut *self.0.cluster.lock();
-        let time = |of_leader: i64| Some((self.system_ms().saturating_add_signed(of_leader - ahead), self.steady_ms()));
+        let time = |of_leader: i64| Some((now.system_ms.saturating_add_signed(of_leader - ahead), now.steady_ms));
         match verdict {
             Verdict::Unheard => return,
             Verdict::Agreed(median) => {
@@ -164,19 +197,42 @@ fn difference(a: u64, b: u64) -> i64 {
     a.saturating_sub(b) as i64 - b.saturating_sub(a) as i64
 }
 
-/// The clocks that a leader of the catalog has heard of: how far each is ahead of its own, ms.
-#[derive(Debug, Default)]
-pub(super) struct Clocks(BTreeMap<NodeId, (i64, Instant)>);
+/// The clocks that a leader of the catalog has heard of: how far each is ahead of its own, ms. When its own is set all that was heard
+/// says nothing any more, nor what is still on its way: what a node says belongs to the epoch in which it was told the leader's clock.
+#[derive(Debug)]
+pub(super) struct Clocks {
+    heard: BTreeMap<NodeId, (i64, Instant)>,
+    epoch: u64,
+    last: Option<Moment>,
+}
+
+impl Default for Clocks {
+    fn default() -> Clocks {
+        Clocks { heard: BTreeMap::new(), epoch: rand::random(), last: None }
+    }
+}
 
 impl Clocks {
-    pub(super) fn hear(&mut self, node: NodeId, ahead: i64, now: Instant) {
-        self.0.insert(node, (ahead, now));
+    /// The leader's own clocks say this now. Returns the epoch.
+    pub(super) fn look(&mut self, now: Moment) -> u64 {
+        if self.last.is_some_and(|last| now.was_set_since(last)) {
+            *self = Clocks::default();
+            tracing::warn!("the clock of the catalog's leader, this node, was set: what the others said of theirs is asked for anew");
+        }
+        self.last = Some(now);
+        self.epoch
+    }
+
+    pub(super) fn hear(&mut self, node: NodeId, epoch: u64, ahead: i64, now: Instant) {
+        if epoch == self.epoch {
+            self.heard.insert(node, (ahead, now));
+        }
     }
 
     /// `members` of the cluster, heard or not.
     pub(super) fn verdict(&mut self, members: usize, now: Instant) -> Verdict {
-        self.0.retain(|_, (_, at)| now < *at + HEARD);
-        let mut ahead: Vec<i64> = self.0.values().map(|(ahead, _)| *ahead).collect();
+        self.heard.retain(|_, (_, at)| now < *at + HEARD);
+        let mut ahead: Vec<i64> = self.heard.values().map(|(ahead, _)| *ahead).collect();
         if ahead.len() * 2 <= members {
             return Verdict::Unheard;
         }
@@ -197,7 +253,8 @@ mod tests {
 
     fn verdict(ahead: &[i64], members: usize) -> Verdict {
         let (mut clocks, now) = (Clocks::default(), Instant::now());
-        ahead.iter().zip(1..).for_each(|(ahead, node)| clocks.hear(NodeId(node), *ahead, now));
+        let epoch = clocks.epoch;
+        ahead.iter().zip(1..).for_each(|(ahead, node)| clocks.hear(NodeId(node), epoch, *ahead, now));
         clocks.verdict(members, now)
     }
 
@@ -217,9 +274,19 @@ mod tests {
     #[test]
     fn a_clock_that_is_not_heard_of_any_more_does_not_count() {
         let (mut clocks, now) = (Clocks::default(), Instant::now());
-        clocks.hear(NodeId(1), 0, now + HEARD);
-        clocks.hear(NodeId(2), 0, now);
+        let epoch = clocks.epoch;
+        clocks.hear(NodeId(1), epoch, 0, now + HEARD);
+        clocks.hear(NodeId(2), epoch, 0, now);
         assert_eq!(clocks.verdict(3, now + HEARD), Verdict::Unheard);
+    }
+
+    #[test]
+    fn a_clock_is_set_when_it_leaves_the_steady_one_and_not_when_both_go_on() {
+        let at = |system_ms, steady_ms| Moment { system_ms, steady_ms };
+        assert!(!at(9000, 5000).was_set_since(at(5000, 1000)), "suspended for a while");
+        assert!(!at(9000 + STEP_MS, 5000).was_set_since(at(5000, 1000)));
+        assert!(at(9001 + STEP_MS, 5000).was_set_since(at(5000, 1000)));
+        assert!(at(4000, 1200).was_set_since(at(5000, 1000)), "back");
     }
 
     /// A machine whose clocks the test moves.
@@ -237,9 +304,9 @@ mod tests {
         let day = 24 * HOUR as u64;
         let (clock, system, steady) = machine(day + HOUR as u64);
         assert_eq!((clock.read().clock_ms, clock.is_off()), (None, false), "nobody was heard");
-        clock.told(Verdict::Unheard, HOUR);
+        clock.told(Verdict::Unheard, HOUR, clock.moment());
         assert_eq!(clock.read().clock_ms, None);
-        clock.told(Verdict::Agreed(30), HOUR);
+        clock.told(Verdict::Agreed(30), HOUR, clock.moment());
         assert_eq!(clock.read(), Reading { clock_ms: Some(day + 30), steady_ms: 7, is_sure: false });
         assert!(clock.is_off() && clock.offset_ms() == Some(HOUR - 30));
         // The time goes on while nobody says it, whatever the clock does.
@@ -254,11 +321,11 @@ mod tests {
     #[test]
     fn without_agreement_a_node_that_knew_the_time_knows_it_and_a_new_one_does_not() {
         let (clock, system, _) = machine(9000);
-        clock.told(Verdict::Disputed(0), 0);
+        clock.told(Verdict::Disputed(0), 0, clock.moment());
         assert!(clock.is_off() && clock.offset_ms().is_none());
         assert_eq!(clock.read(), Reading { clock_ms: Some(9000), steady_ms: 7, is_sure: false }, "its own clock is the lowest: a guess");
-        clock.told(Verdict::Agreed(0), 0);
-        clock.told(Verdict::Disputed(-5000), 0);
+        clock.told(Verdict::Agreed(0), 0, clock.moment());
+        clock.told(Verdict::Disputed(-5000), 0, clock.moment());
         assert!(!clock.is_off() && clock.read().is_sure);
         system.store(20_000, Ordering::Relaxed);
         assert!(clock.is_off() && !clock.read().is_sure);
@@ -267,8 +334,9 @@ mod tests {
     #[test]
     fn the_way_of_a_question_and_its_answer_counts_half_and_a_long_one_says_nothing() {
         let (clock, _, _) = machine(5000);
-        assert_eq!(clock.ahead_of(4000, Duration::from_millis(100)), Some(950));
-        assert_eq!(clock.ahead_of(6000, Duration::ZERO), Some(-1000));
-        assert_eq!(clock.ahead_of(4000, ROUND_TRIP + Duration::from_millis(1)), None);
+        let now = clock.moment();
+        assert_eq!(ClusterClock::ahead_of(now, 4000, Duration::from_millis(100)), Some(950));
+        assert_eq!(ClusterClock::ahead_of(now, 6000, Duration::ZERO), Some(-1000));
+        assert_eq!(ClusterClock::ahead_of(now, 4000, ROUND_TRIP + Duration::from_millis(1)), None);
     }
 }

@@ -8,7 +8,7 @@ use super::log::completion;
 use super::machine::Arrived;
 use super::types::*;
 use super::wire::{get_oid, get_oid_option, get_vote, put_oid, put_oid_option, put_vote};
-use crate::model::entry::EntryBytes;
+use crate::model::entry::{EntryBytes, trimmed};
 use crate::model::limits::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE};
 use crate::model::{LogId, ShardId};
 use crate::peer::transport::head_only;
@@ -150,25 +150,42 @@ async fn send_entries(pipe: &mut Pipe, holding: &Arc<Holding>, mut missing: &[Lo
         let (journal, shard, ids) = (holding.journal.clone(), holding.shard, missing.to_vec());
         let read = tokio::task::spawn_blocking(move || read_some(&*journal, shard, &ids)).await;
         let bodies = read.map_err(|e| refused(e.to_string()))?.map_err(|e| refused(format!("an entry cannot be read: {e}")))?;
-        let (now, later) = missing.split_at(bodies.len());
-        pipe.exchange(entries(now, bodies), YES, SNAPSHOT_PATIENCE).await?;
-        missing = later;
+        missing = &missing[bodies.len()..];
+        pipe.exchange(entries(bodies), YES, SNAPSHOT_PATIENCE).await?;
     }
     Ok(())
 }
 
 /// At least one, and as many as make a frame.
-fn read_some(journal: &dyn Journal, shard: ShardId, ids: &[LogId]) -> std::io::Result<Vec<EntryBytes>> {
+fn read_some(journal: &dyn Journal, shard: ShardId, ids: &[LogId]) -> std::io::Result<Vec<Stored>> {
     let (mut bodies, mut bytes) = (Vec::new(), 0);
     for id in ids {
-        let body = journal.read_body(shard, id.index)?;
-        bytes += body.len();
+        let body = stored(journal, shard, *id)?;
+        bytes += body.bytes.len();
         if bytes > SNAPSHOT_CHUNK_BYTES && !bodies.is_empty() {
             break;
         }
         bodies.push(body);
     }
     Ok(bodies)
+}
+
+/// An entry as a disk has it.
+pub(super) struct Stored {
+    id: LogId,
+    /// Only what is left of it (`model::entry::trimmed`).
+    is_trimmed: bool,
+    bytes: EntryBytes,
+}
+
+/// Exactly this entry. Reads the disk.
+pub(super) fn stored(journal: &dyn Journal, shard: ShardId, id: LogId) -> std::io::Result<Stored> {
+    let entry = journal.read(shard, id.index..id.index + 1, 0)?.pop().filter(|entry| entry.id == id);
+    match entry.ok_or(std::io::ErrorKind::NotFound)?.payload {
+        Payload::Normal(bytes) => Ok(Stored { id, is_trimmed: false, bytes }),
+        Payload::Trimmed(bytes) => Ok(Stored { id, is_trimmed: true, bytes }),
+        Payload::Blank | Payload::Membership(_) => Err(std::io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 fn log_ids(journal: &dyn Journal, shard: ShardId, indices: &[u64]) -> Result<Vec<LogId>, PeerError> {
@@ -193,13 +210,14 @@ fn manifest(ids: &[LogId]) -> Frame {
     head_only(head.freeze())
 }
 
-fn entries(ids: &[LogId], bodies: Vec<EntryBytes>) -> Frame {
+fn entries(entries: Vec<Stored>) -> Frame {
     let mut head = BytesMut::from(&[ENTRIES][..]);
-    let mut body = Vec::with_capacity(bodies.len());
-    for (id, rope) in ids.iter().zip(bodies) {
-        put_oid(&mut head, &to_oid(*id));
-        head.put_u16_le(rope.parts().len() as u16);
-        body.extend_from_slice(rope.parts());
+    let mut body = Vec::with_capacity(entries.len());
+    for Stored { id, is_trimmed, bytes } in entries {
+        put_oid(&mut head, &to_oid(id));
+        head.put_u8(is_trimmed.into());
+        head.put_u16_le(bytes.parts().len() as u16);
+        body.extend_from_slice(bytes.parts());
     }
     Frame { head: head.freeze(), body }
 }
@@ -257,13 +275,16 @@ pub(super) async fn fetch(pipe: &mut Pipe, shard: ShardId, id: LogId) -> Result<
     };
     match read_entries(frame)?.pop() {
         Some(LogEntry { id: came, payload: Payload::Normal(entry) }) if came == id => Ok(entry),
+        Some(LogEntry { id: came, payload: Payload::Trimmed(left) }) if came == id => {
+            trimmed::expand(&left).ok_or(PeerError::Malformed("what is left of an entry"))
+        }
         _ => Err(PeerError::Malformed("another entry than the one that was wanted")),
     }
 }
 
 /// Answer a `fetch`.
-pub(super) async fn give(pipe: &mut Pipe, id: LogId, entry: EntryBytes) -> Result<(), PeerError> {
-    pipe.send(entries(&[id], vec![entry])).await
+pub(super) async fn give(pipe: &mut Pipe, stored: Stored) -> Result<(), PeerError> {
+    pipe.send(entries(vec![stored])).await
 }
 
 fn read_offer(frame: Frame) -> Result<Offer, PeerError> {
@@ -358,11 +379,12 @@ fn read_entries(frame: Frame) -> Result<Vec<LogEntry>, PeerError> {
     let (mut parts, mut entries) = (body.into_iter(), Vec::new());
     while head.has_remaining() {
         let id = from_oid(get_oid(&mut head)?);
+        let is_trimmed = head.try_get_u8().map_err(malformed("entries"))? != 0;
         let mut rope = EntryBytes::default();
         for _ in 0..head.try_get_u16_le().map_err(malformed("entries"))? {
             rope.push(parts.next().ok_or(PeerError::Malformed("entry without its parts"))?);
         }
-        entries.push(LogEntry { id, payload: Payload::Normal(rope) });
+        entries.push(LogEntry { id, payload: if is_trimmed { Payload::Trimmed(rope) } else { Payload::Normal(rope) } });
     }
     Ok(entries)
 }

@@ -2,12 +2,13 @@
 //! `service` (answers). Little endian; every head starts with the kind.
 
 use super::journal::{LogEntry, Payload};
-use super::log::{to_journal, to_openraft};
+use super::log::to_openraft;
 use super::types::*;
 use crate::model::ShardId;
 use crate::model::entry::EntryBytes;
 use crate::peer::{Frame, PeerError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest, VoteResponse};
 
 /// What a question is about: the first byte of its head.
@@ -118,16 +119,16 @@ pub fn write_append(shard: ShardId, request: AppendEntriesRequest<Types>) -> Fra
     head.put_u32_le(request.entries.len() as u32);
     for entry in request.entries {
         put_oid(&mut head, &entry.log_id);
-        match to_journal(entry).payload {
-            Payload::Blank => head.put_slice(&[0, 0, 0]),
-            Payload::Normal(bytes) => {
+        match entry.payload {
+            EntryPayload::Blank => head.put_slice(&[0, 0, 0]),
+            EntryPayload::Normal(Command(bytes)) => {
                 head.put_u8(1);
                 head.put_u16_le(bytes.parts().len() as u16);
                 body.extend(bytes.parts().iter().cloned());
             }
-            Payload::Membership(bytes) => {
+            EntryPayload::Membership(members) => {
                 head.put_slice(&[2, 1, 0]);
-                body.push(bytes);
+                body.push(write_membership(&members));
             }
         }
     }

@@ -111,8 +111,10 @@ impl Edge {
         }
     }
 
-    /// Users, vhosts or limits may have changed: connections of those that are gone are closed. Costs nothing when none has.
+    /// Users, vhosts or limits may have changed: connections of those that are gone are closed. Costs next to nothing when none has.
+    /// Who waits for news of the catalog looks again.
     pub fn expel(&self) {
+        self.catalog_moved.send_replace(());
         let catalog = self.catalog.read();
         let version = catalog.access_version();
         if self.expelled_at.swap(version, Ordering::SeqCst) == version {

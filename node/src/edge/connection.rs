@@ -7,7 +7,7 @@ use super::lane::Lane;
 use super::mailbox::{ChannelRef, Mailbox};
 use super::publish::{Hold, LEASE_POLL};
 use super::requests::Asking;
-use super::streams::KnownStreams;
+use super::streams::{Clerk, KnownStreams};
 use super::transaction::Routes;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
@@ -54,6 +54,8 @@ pub struct Connection {
     stops: u64,
     /// Nothing of the client is left in this room.
     departed: bool,
+    /// Of consumer groups.
+    pub(super) clerk: Option<Clerk>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,6 +93,7 @@ impl Connection {
             entered: Vec::new(),
             published: 0,
             departed: false,
+            clerk: None,
         }
     }
 
@@ -117,15 +120,19 @@ impl Connection {
         Ok(())
     }
 
-    /// Everything that waits for the client, in order. Never waits.
-    pub fn take_events(&mut self, out: &mut Vec<Event>) {
+    /// What waits for the client, in order, until the messages among it come to `bytes`: only what is written at once may be taken, for
+    /// what stays is given back when this node loses contact with its leader (rule 20). Never waits.
+    pub fn take_events(&mut self, out: &mut Vec<Event>, bytes: usize) {
         self.count();
         let stops = self.edge.pulse.beat();
         if std::mem::replace(&mut self.stops, stops) != stops {
             // Others may have these messages by now (rule 20).
             self.edge.lanes.read().values().for_each(|lane| lane.drop_unwritten());
         }
-        self.mailbox.take_events(out);
+        let lanes = self.edge.lanes.read();
+        // Streams are read here, whoever leads.
+        let is_fresh = |shard| shard == ShardId::STREAMS || lanes.get(&shard).is_some_and(|lane| lane.is_fresh());
+        self.mailbox.take_events(out, bytes, is_fresh);
     }
 
     /// Resolves when there are events; cancel safe.

@@ -11,12 +11,18 @@ use crate::model::report::Report;
 use crate::model::step::{Event, Publish, Reply};
 use crate::model::{ConnectionId, ConsumerId, ShardId};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot};
+
+/// Between two looks whether messages that wait for contact with their leader may go.
+const STALE_POLL: Duration = Duration::from_millis(20);
+/// What a message costs beyond its own bytes.
+const EVENT_BYTES: usize = 64;
 
 /// A channel between two closings of its number: what was meant for an earlier life of the number must not reach a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +102,8 @@ pub(super) struct Mailbox {
     closed: AtomicBool,
     state: Mutex<State>,
     changed: Notify,
+    /// A channel, or the connection, was closed.
+    closing: Notify,
     /// Consumers of streams, which live on this node.
     pub streams: Mutex<HashMap<ConsumerId, Arc<StreamConsumer>>>,
 }
@@ -106,6 +114,8 @@ struct State {
     epochs: HashMap<u16, u32>,
     pools: HashMap<u16, Pool>,
     consumers: HashMap<ConsumerId, ConsumerPlace>,
+    /// So many of the events, all there were at the last look, wait for contact with a leader.
+    stale: usize,
     blockers: Vec<Blocker>,
     told: bool,
     /// Who waits for a report.
@@ -125,6 +135,7 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Notify::new(),
+            closing: Notify::new(),
             streams: Mutex::default(),
         }
     }
@@ -144,6 +155,7 @@ impl Mailbox {
         let mut guard = self.state.lock();
         let state = std::mem::take(&mut *guard);
         drop(guard);
+        self.closing.notify_waiters();
         let mut unseen: Vec<_> = state.pools.into_values().flat_map(Pool::into_parked).collect();
         for event in state.events {
             if let Event::Deliver { shard, messages, .. } = event {
@@ -275,6 +287,7 @@ impl Mailbox {
     pub fn drop_consumer(&self, id: ConsumerId) -> Vec<Delivery> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
+        state.stale = 0;
         let mut unseen = take_deliveries(&mut state.events, |_, consumer| consumer == id);
         if let Some(place) = state.consumers.get(&id).copied() {
             match state.pools.get_mut(&place.channel.channel) {
@@ -294,6 +307,7 @@ impl Mailbox {
     pub fn take_unseen(&self, id: ConsumerId) -> Vec<Delivery> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
+        state.stale = 0;
         let mut unseen = take_deliveries(&mut state.events, |_, consumer| consumer == id);
         let channel = state.consumers.get(&id).map(|place| place.channel.channel);
         if let Some(pool) = channel.and_then(|channel| state.pools.get_mut(&channel)) {
@@ -318,9 +332,13 @@ impl Mailbox {
         state.pools.remove(&channel);
         let ended = state.consumers.extract_if(|_, p| p.channel.channel == channel).collect();
         state.events.retain(|e| channel_of(e) != Some(channel));
+        state.stale = 0;
         let epoch = state.epochs.entry(channel).or_default();
         *epoch += 1;
-        (*epoch, ended)
+        let epoch = *epoch;
+        drop(state);
+        self.closing.notify_waiters();
+        (epoch, ended)
     }
 
     /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.
@@ -375,25 +393,125 @@ impl Mailbox {
         !self.state.lock().blockers.is_empty()
     }
 
-    /// All events in order.
-    pub fn take_events(&self, out: &mut Vec<Event>) {
-        let mut state = self.state.lock();
-        if out.is_empty() {
-            std::mem::swap(out, &mut state.events);
-        } else {
-            out.append(&mut state.events);
+    /// Resolves when that life of the channel is over; cancel safe.
+    pub async fn closed(&self, at: ChannelRef) {
+        loop {
+            let closing = self.closing.notified();
+            tokio::pin!(closing);
+            closing.as_mut().enable();
+            if self.is_closed() || self.state.lock().epoch(at.channel) != at.epoch {
+                return;
+            }
+            closing.await;
         }
     }
 
-    /// Resolves when there are events; cancel safe.
-    pub async fn changed(&self) {
-        loop {
-            if !self.state.lock().events.is_empty() {
-                return;
+    /// Events in order, until the messages among them come to `bytes`. Messages of a shard that is not `fresh` wait, and with them what
+    /// must not overtake them. `fresh` is called under the lock.
+    pub fn take_events(&self, out: &mut Vec<Event>, bytes: usize, mut fresh: impl FnMut(ShardId) -> bool) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if state.events.is_empty() {
+            return;
+        }
+        let (mut left, mut kept, mut waiting) = (Some(bytes), Vec::new(), SmallVec::<[u16; 4]>::new());
+        let mut known: Option<(ShardId, bool)> = None;
+        for mut event in state.events.drain(..) {
+            let Some(room) = left else {
+                kept.push(event);
+                continue;
+            };
+            let shard = shard_of(&event);
+            let is_stale = shard.is_some_and(|shard| match known {
+                Some((of, fresh)) if of == shard => !fresh,
+                _ => !known.insert((shard, fresh(shard))).1,
+            });
+            let waits = |c: &u16| is_stale || (keeps_its_place(&event) && waiting.contains(c));
+            if let Some(channel) = channel_of(&event).filter(waits) {
+                waiting.push(channel);
+                kept.push(event);
+                continue;
             }
-            self.changed.notified().await;
+            let (used, rest) = split(&mut event, room);
+            left = room.checked_sub(used).filter(|left| *left > 0 && rest.is_none());
+            out.push(event);
+            kept.extend(rest);
+        }
+        state.stale = if left.is_some() { kept.len() } else { 0 };
+        if !kept.is_empty() {
+            state.events = kept;
         }
     }
+
+    /// Resolves when there are events that can be taken, or when it is time to look whether those that wait for a leader can; cancel safe.
+    pub async fn changed(&self) {
+        loop {
+            let (count, stale) = {
+                let state = self.state.lock();
+                (state.events.len(), state.stale)
+            };
+            if count > 0 && count != stale {
+                return;
+            }
+            let changed = self.changed.notified();
+            if count == 0 {
+                changed.await;
+            } else if tokio::time::timeout(STALE_POLL, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A leader was heard: what waits for that is looked at again.
+    pub fn look_again(&self) {
+        self.state.lock().stale = 0;
+        self.changed.notify_one();
+    }
+
+    /// Answers to basic.get that the session has not seen become "empty". Returns the messages of those of `shard`.
+    pub fn void_gets(&self, shard: ShardId) -> Vec<Delivery> {
+        let mut taken = Vec::new();
+        for event in &mut self.state.lock().events {
+            if let Event::Reply { result: Ok(Reply::Got(got)), .. } = event
+                && let Some(got) = got.take_if(|got| got.shard == shard)
+            {
+                taken.push(got.delivery);
+            }
+        }
+        taken
+    }
+}
+
+/// The shard whose leader gave the messages of an event.
+fn shard_of(event: &Event) -> Option<ShardId> {
+    if let Event::Deliver { shard, .. } = event {
+        return Some(*shard);
+    }
+    if let Event::Reply { result: Ok(Reply::Got(Some(got))), .. } = event { Some(got.shard) } else { None }
+}
+
+/// Whether an event stays behind messages of its channel that came before it.
+fn keeps_its_place(event: &Event) -> bool {
+    matches!(event, Event::Deliver { .. } | Event::Reply { .. } | Event::ConsumerGone { .. } | Event::ChannelError { .. })
+}
+
+/// The bytes of an event's messages. Of deliveries only so many stay in it as fit into `room`, the first in any case; the rest comes back.
+fn split(event: &mut Event, room: usize) -> (usize, Option<Event>) {
+    if let Event::Deliver { channel, consumer, shard, messages } = event {
+        let mut used = 0;
+        for at in 0..messages.len() {
+            if used >= room {
+                let rest = messages.split_off(at);
+                return (used, Some(Event::Deliver { channel: *channel, consumer: *consumer, shard: *shard, messages: rest }));
+            }
+            used += messages[at].message.len() + EVENT_BYTES;
+        }
+        return (used, None);
+    }
+    if let Event::Reply { result: Ok(Reply::Got(Some(got))), .. } = event {
+        return (got.delivery.message.len() + EVENT_BYTES, None);
+    }
+    if let Event::Returned(publish) = event { (publish.body.len() + EVENT_BYTES, None) } else { (0, None) }
 }
 
 impl State {

@@ -19,7 +19,9 @@ mod pulse;
 mod ranges;
 mod replies;
 mod requests;
+mod rocketmq;
 mod streams;
+mod taking;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -29,7 +31,8 @@ pub use self::connection::Connection;
 pub use self::counters::{Counter, Counters};
 pub use self::dead_letters::Office;
 pub use self::ports::{CatalogPort, LeaderFinder, Neighbours};
-pub use self::streams::{Bells, ReadError, Reader, Replica, StreamSource};
+pub use self::rocketmq::{May, RocketDefaults};
+pub use self::streams::{Addresses, Bells, ReadError, Reader, Replica, StreamReading, StreamSource};
 
 use self::access::Patterns;
 use self::lane::{Answer, Ask, Lane};
@@ -50,7 +53,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 /// Counts for listings are given up after this time.
@@ -69,6 +72,9 @@ pub struct EdgeConfig {
     pub lane_bytes: usize,
     /// Bytes in flight to one consumer.
     pub consumer_bytes: u64,
+    /// A leader on another node that was not heard for so long may not be the leader any more: what it gave is not handed to clients
+    /// until it is heard again (rule 19).
+    pub silence: Duration,
     /// Users that may log in from this machine only.
     pub loopback_users: Vec<String>,
 }
@@ -82,6 +88,7 @@ impl EdgeConfig {
             no_quorum_timeout: Duration::from_secs(10),
             lane_bytes: limits::LANE_BYTES,
             consumer_bytes: limits::CONSUMER_BYTES,
+            silence: limits::EDGE_SILENCE,
             loopback_users: vec!["guest".into()],
         }
     }
@@ -112,6 +119,9 @@ pub struct Edge {
     patterns: Patterns,
     neighbours: OnceLock<Arc<dyn Neighbours>>,
     reading: OnceLock<Reading>,
+    addresses: OnceLock<Addresses>,
+    /// The catalog has changed.
+    catalog_moved: watch::Sender<()>,
     /// The catalog's access version when connections were last looked at.
     expelled_at: AtomicU64,
     pulse: Arc<Pulse>,
@@ -148,6 +158,8 @@ impl Edge {
             patterns: Patterns::default(),
             neighbours: OnceLock::new(),
             reading: OnceLock::new(),
+            addresses: OnceLock::new(),
+            catalog_moved: watch::channel(()).0,
             expelled_at: AtomicU64::new(0),
             pulse,
             counters: Counters::default(),

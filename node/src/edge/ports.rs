@@ -2,6 +2,7 @@
 
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::report::Counted;
+use crate::model::stream_step::Advertised;
 use crate::model::{LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -24,4 +25,6 @@ pub trait LeaderFinder: Send + Sync + 'static {
 pub trait Neighbours: Send + Sync + 'static {
     /// How many there are on each of these nodes. One that does not answer soon is left out.
     fn count(&self, counted: Counted, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, u64)>>;
+    /// Where stream clients reach each of these nodes. One that does not answer soon is left out.
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Advertised)>>;
 }

@@ -54,7 +54,7 @@ impl Pulse {
 }
 
 /// Goes on while the machine is suspended.
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     (now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000) & TIME_MASK
 }

@@ -76,6 +76,7 @@ impl Asking {
                 let started = self.get(&queue, no_ack);
                 self.answer_refused(started);
             }
+            Request::Take(take) => drop(self.edge.runtime.clone().spawn(self.take(take))),
             other => {
                 self.edge.runtime.clone().spawn(async move {
                     let result = self.run(other).await;
@@ -111,9 +112,12 @@ impl Asking {
                 self.check_binding(&binding)?;
                 self.command(CatalogCommand::Unbind(binding)).await
             }
-            Request::OpenChannel | Request::Consume { .. } | Request::Get { .. } | Request::Cancel { .. } | Request::Barrier => {
-                Ok(Reply::Done)
-            }
+            Request::OpenChannel
+            | Request::Consume { .. }
+            | Request::Get { .. }
+            | Request::Take(_)
+            | Request::Cancel { .. }
+            | Request::Barrier => Ok(Reply::Done),
         }
     }
 
@@ -130,7 +134,7 @@ impl Asking {
     }
 
     /// The queue, when this connection has the right and no other connection owns it.
-    fn queue(&self, name: &Name, right: Option<Right>) -> Result<Arc<QueueRecord>, Refusal> {
+    pub(super) fn queue(&self, name: &Name, right: Option<Right>) -> Result<Arc<QueueRecord>, Refusal> {
         let catalog = self.edge.catalog.read();
         if let Some(right) = right {
             self.check(&catalog, right, (Kind::Queue, &name.name))?;
@@ -140,7 +144,7 @@ impl Asking {
         Ok(record.clone())
     }
 
-    fn lane(&self, shard: ShardId) -> Result<Arc<Lane>, Refusal> {
+    pub(super) fn lane(&self, shard: ShardId) -> Result<Arc<Lane>, Refusal> {
         self.edge.reachable(shard)
     }
 
@@ -346,7 +350,7 @@ impl Asking {
     }
 
     /// How long a message of this queue may be held: as the consumer says, else as the queue does.
-    fn hold_timeout(&self, queue: QueueId, own_ms: Option<u64>) -> Duration {
+    pub(super) fn hold_timeout(&self, queue: QueueId, own_ms: Option<u64>) -> Duration {
         let of_queue = || {
             let catalog = self.edge.catalog.read();
             catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms)

@@ -3,6 +3,12 @@
 
 pub mod amqp;
 pub mod edge;
+mod line;
+pub mod port;
+pub mod rocketmq;
+mod secure;
+mod socket;
+pub mod stream;
 
 use crate::model::step::{Event, Step};
 use std::net::SocketAddr;
@@ -22,8 +28,9 @@ pub trait EdgeConnection: Send + Sync + 'static {
     /// before any other publish. Settlements and `Written` are never refused for the sake of a publish.
     #[expect(clippy::result_large_err, reason = "the step itself comes back, rarely; a box would cost an allocation per step")]
     fn submit(&mut self, step: Step) -> Result<(), Step>;
-    /// Moves all events there are to the end of `out`. Never waits.
-    fn take_events(&mut self, out: &mut Vec<Event>);
+    /// Moves events to the end of `out` until the messages among them come to `bytes`; a message of any size goes when nothing went before
+    /// it. All that is taken is to be written at once: what stays can still go to somebody else. Never waits.
+    fn take_events(&mut self, out: &mut Vec<Event>, bytes: usize);
     /// Resolves when there are events, at once if there are some already. Cancel safe.
     fn changed(&self) -> impl Future<Output = ()> + Send;
     /// Resolves when a step that was given back may be tried again. Cancel safe.

@@ -7,7 +7,7 @@ use super::codec::Writer;
 use super::extents::{Captured, Extents};
 use super::queue::Row;
 use super::shard::DataMachine;
-use super::stream::CapturedStream;
+use super::stream::{CapturedStream, LocatedChunk};
 use crate::model::{LogId, QueueId};
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ pub(super) struct Capture {
 }
 
 /// A state, or what changed of it, copied and not encoded. Chunks are shared with the machine until it changes them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Image {
     applied: LogId,
     full: bool,
@@ -95,6 +95,12 @@ impl DataMachine {
         let letters = self.exits.dead.indices().chain(self.transactions.indices()).collect();
         let (queues, streams, deletes) = (Vec::new(), Vec::new(), Vec::new());
         self.begin(true, pending, Image { applied: self.applied, full: true, rows, deletes, queues, streams, letters })
+    }
+
+    /// Begins to copy where all messages lie, and nothing else.
+    pub(super) fn begin_whole(&mut self) -> CaptureId {
+        let pending = self.queues.keys().chain(self.streams.keys()).copied().collect();
+        self.begin(true, pending, Image { applied: self.applied, ..Image::default() })
     }
 
     fn begin(&mut self, whole: bool, pending: BTreeSet<QueueId>, image: Image) -> CaptureId {
@@ -162,6 +168,16 @@ impl Image {
     /// The state after this entry.
     pub fn applied(&self) -> LogId {
         self.applied
+    }
+
+    /// What was copied of queues, a row for each priority.
+    pub(super) fn extents(&self) -> impl Iterator<Item = (QueueId, &Captured)> {
+        self.queues.iter().flat_map(|(id, _, levels)| levels.iter().map(|level| (*id, level)))
+    }
+
+    /// Where the chunks of streams lie.
+    pub(super) fn stream_chunks(&self) -> impl Iterator<Item = (QueueId, LocatedChunk)> {
+        self.streams.iter().flat_map(|(id, stream)| stream.chunks().map(|chunk| (*id, chunk)))
     }
 
     /// Indices of the entries with live messages, ascending; of a whole state.

@@ -322,10 +322,15 @@ impl DeadLetters {
         outbox.waiting.values().map(|run| run.at.index).collect()
     }
 
+    /// All letters, a row for each run.
+    pub fn all(&self) -> impl Iterator<Item = &Dead> {
+        let waiting = self.outboxes.values().flat_map(|outbox| outbox.waiting.values());
+        waiting.chain(self.routed.values().map(|routed| &routed.dead))
+    }
+
     /// The log index of each row.
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        let waiting = self.outboxes.values().flat_map(|outbox| outbox.waiting.values());
-        waiting.chain(self.routed.values().map(|routed| &routed.dead)).map(|dead| dead.at.index)
+        self.all().map(|dead| dead.at.index)
     }
 
     fn row(&self, number: u64, queue: QueueId) -> Option<Row> {

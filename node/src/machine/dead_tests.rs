@@ -41,6 +41,7 @@ impl Scene {
         let applied = self.machine.apply(id(self.log.len() as u64), &entry).unwrap();
         self.log.push(entry);
         super::reread::reread(&mut self.machine, &mut self.disk);
+        super::living_tests::leave_behind(&mut self.machine, &mut self.log);
         applied
     }
 

@@ -8,7 +8,7 @@ use super::transactions::{Decided, Leaving, Prepared};
 use crate::model::entry::{EnqueueOp, Op, PartOp, SettleReason, Word};
 use crate::model::link::{Ranges, RefusedEnqueue};
 use crate::model::settings::Overflow;
-use crate::model::{Incarnation, NodeId, QueueId, Seq, ShardId, TxId};
+use crate::model::{Incarnation, NodeId, QueueId, ShardId, TxId};
 use std::collections::BTreeMap;
 
 /// Messages and bytes of bodies that a part brings to a queue.
@@ -50,7 +50,7 @@ impl DataMachine {
                 Op::Settle { queue, reason, ranges } => leaving.extend(self.live_of(queue, reason, &ranges)),
                 // Nothing else is let into a part (`is_batch`).
                 Op::Part(_) | Op::Word { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
-                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Append(_) | Op::Store { .. } => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Append(_) | Op::Store { .. } | Op::Gone(_) => {}
             }
         }
         if full {
@@ -80,17 +80,8 @@ impl DataMachine {
 
     fn live_of(&self, id: QueueId, reason: SettleReason, ranges: &Ranges) -> Option<Leaving> {
         let queue = self.queues.get(&id)?;
-        let mut runs = Vec::new();
-        ranges.iter().filter(|(first, last)| first <= last).for_each(|(first, last)| queue.locate_in(*first, *last, &mut runs));
-        runs.sort_unstable_by_key(|run| run.first);
-        let mut live = Ranges::new();
-        for run in runs {
-            let last = Seq(run.first.0 + u64::from(run.count) - 1);
-            match live.last_mut() {
-                Some(before) if before.1.0 + 1 >= run.first.0 => before.1 = before.1.max(last),
-                _ => live.push((run.first, last)),
-            }
-        }
+        let live: Ranges =
+            ranges.iter().filter(|(first, last)| first <= last).flat_map(|(first, last)| queue.live_ranges(*first, *last)).collect();
         (!live.is_empty()).then_some((id, reason, live))
     }
 

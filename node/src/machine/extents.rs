@@ -9,6 +9,7 @@ use super::queue::Located;
 use super::shard::RestoreError;
 use crate::model::Seq;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// A chunk takes no further extent at this many: a change rewrites at most this in a checkpoint.
@@ -95,6 +96,18 @@ impl Extent {
             count += 1;
         }
         (count > 0).then_some((first, count))
+    }
+}
+
+impl Extent {
+    /// As position, messages to skip, messages, stored bytes by the mean.
+    fn live_runs(&self) -> impl Iterator<Item = (u32, u32, u32, u64)> + '_ {
+        let mut at = self.first;
+        std::iter::from_fn(move || {
+            let (first, count) = self.next_run(at, u64::MAX)?;
+            at = first + count;
+            Some((self.position, (first - self.first) as u32, count as u32, u64::from(self.bytes) * count / u64::from(self.count)))
+        })
     }
 }
 
@@ -210,6 +223,12 @@ impl Captured {
     /// The log index of each extent.
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
         self.chunks.iter().flat_map(|(_, extents, _)| extents.iter()).map(|e| e.index)
+    }
+
+    /// Each extent of an entry in `wanted` with its live runs: position, messages to skip, messages, stored bytes.
+    pub fn live_runs(&self, wanted: RangeInclusive<u64>, mut each: impl FnMut(u64, &mut dyn Iterator<Item = (u32, u32, u32, u64)>)) {
+        let extents = self.chunks.iter().flat_map(|(_, extents, _)| extents.iter());
+        extents.filter(|e| wanted.contains(&e.index)).for_each(|extent| each(extent.index, &mut extent.live_runs()));
     }
 
     /// Chunks as (key, value), and keys of chunks that are gone.

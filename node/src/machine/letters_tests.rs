@@ -40,7 +40,9 @@ impl Shard {
         let entry = entry.finish();
         let id = LogId { leader: LeaderId { term: 1, voter: 7 }, index: self.log.len() as u64 };
         self.log.push(entry);
-        self.machine.apply(id, &self.log[self.log.len() - 1]).unwrap()
+        let applied = self.machine.apply(id, &self.log[self.log.len() - 1]).unwrap();
+        super::living_tests::leave_behind(&mut self.machine, &mut self.log);
+        applied
     }
 
     fn ops(&mut self, build: impl FnOnce(&mut Ops)) {

@@ -27,6 +27,9 @@ mod letters_tests;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
+mod living;
+#[cfg(test)]
+mod living_tests;
 mod notes;
 mod queue;
 #[cfg(test)]
@@ -49,6 +52,7 @@ mod transactions_tests;
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
 pub use dead::{Dead, Routed};
+pub use living::{Left, Living, Survey};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};
 pub use shard::{Applied, DataMachine, Effect, Fault, RestoreError};

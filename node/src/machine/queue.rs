@@ -10,6 +10,7 @@ use super::shard::RestoreError;
 use super::stores::Schedule;
 use crate::model::deduplication::Marks;
 use crate::model::entry::{EntryBytes, Op, OpsReader, StoredView};
+use crate::model::link::Ranges;
 use crate::model::settings::QueueSettings;
 use crate::model::store::Store;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId};
@@ -285,6 +286,22 @@ impl Queue {
         }
     }
 
+    /// The live messages in `first..=last`, ascending.
+    pub fn live_ranges(&self, first: Seq, last: Seq) -> Ranges {
+        let mut runs = Vec::new();
+        self.locate_in(first, last, &mut runs);
+        runs.sort_unstable_by_key(|run| run.first);
+        let mut live = Ranges::new();
+        for run in runs {
+            let end = Seq(run.first.0 + u64::from(run.count) - 1);
+            match live.last_mut() {
+                Some(before) if before.1.0 + 1 >= run.first.0 => before.1 = before.1.max(end),
+                _ => live.push((run.first, end)),
+            }
+        }
+        live
+    }
+
     /// A message that came next was not taken: what follows it in the entry begins a new extent.
     pub(super) fn passed_over(&mut self) {
         self.open = 0;
@@ -477,28 +494,35 @@ fn settings_bytes(settings: Option<&QueueSettings>) -> Vec<u8> {
     settings.map_or(Vec::new(), bytes)
 }
 
-/// Reads the messages of a run out of its entry: slices, no copies. Gives fewer when the entry is not the one the run names.
+/// Reads the messages of a run out of its entry: slices, no copies. Gives fewer when the entry is not the one the run names, and leaves
+/// out what is gone from what is left of an entry (`trimmed`): it was settled since the run was located.
 pub fn read_run(entry: &EntryBytes, queue: QueueId, run: &Located, out: &mut Vec<(Seq, Bytes)>) {
     let (mut skip, mut next, end) = (run.skip, run.first.0, run.first.0 + u64::from(run.count));
     for op in OpsReader::at(entry, run.position as usize) {
-        let Ok(Op::Enqueue(op)) = op else {
-            if op.is_err() {
-                return;
+        match op {
+            Err(_) => return,
+            Ok(Op::Enqueue(op)) => {
+                for _ in op.queues().filter(|q| *q == queue) {
+                    if skip > 0 {
+                        skip -= 1;
+                        continue;
+                    }
+                    if next == end {
+                        return;
+                    }
+                    out.push((Seq(next), op.message.clone()));
+                    next += 1;
+                }
             }
-            continue;
-        };
-        for _ in op.queues().filter(|q| *q == queue) {
-            if skip > 0 {
-                skip -= 1;
-                continue;
+            Ok(Op::Gone(passed)) => {
+                let mut gone: u32 = passed.iter().filter(|(q, _)| *q == queue).map(|(_, count)| *count).sum();
+                let before = skip.min(gone);
+                (skip, gone) = (skip - before, gone - before);
+                next += u64::from(gone);
             }
-            if next == end {
-                return;
-            }
-            out.push((Seq(next), op.message.clone()));
-            next += 1;
+            Ok(_) => {}
         }
-        if next == end {
+        if next >= end {
             return;
         }
     }

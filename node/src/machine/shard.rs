@@ -14,7 +14,7 @@ use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
 use super::stream::Stream;
 use super::transactions::{Leaving, Transactions};
-use crate::model::entry::{EnqueueOp, EntryBytes, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
@@ -401,6 +401,7 @@ impl DataMachine {
                     }
                 }
                 Op::Done { first, last, shard } => self.exits.done((first, last), shard),
+                Op::Gone(_) => return Err(Malformed { position: 0, why: "what is left of an entry is not applied" }.into()),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);

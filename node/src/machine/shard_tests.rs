@@ -1,5 +1,6 @@
 //! The data machine against a naive model: a list of messages per queue, nothing clever.
 
+use super::living_tests::leave_behind;
 use super::*;
 use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SectionReply, SettleReason};
 use crate::model::link::{Batch, RefusedEnqueue};
@@ -244,7 +245,7 @@ proptest! {
         let mut naive = Naive::default();
         let (mut machine, mut twin) = (DataMachine::new(SHARD), DataMachine::new(SHARD));
         let mut disk = BTreeMap::new();
-        let mut log = vec![EntryBytes::default()];
+        let (mut log, mut left) = (vec![EntryBytes::default()], vec![EntryBytes::default()]);
         let mut freed = BTreeSet::new();
         let first = vec![
             Act::Advance { fits: true, creates: vec![1, 2, 3], drops: vec![] },
@@ -267,10 +268,13 @@ proptest! {
             prop_assert_eq!(&applied.replies, &wanted);
             prop_assert_eq!(&twin.apply(id(naive.index), &flat).unwrap(), &applied);
             log.push(if naive.index % 2 == 0 { flat } else { entry });
+            left.push(log[log.len() - 1].clone());
             for index in applied.freed {
                 prop_assert!(freed.insert(index), "freed twice: {}", index);
             }
             check_queues(&machine, &naive, &log);
+            leave_behind(&mut machine, &mut left);
+            check_queues(&machine, &naive, &left);
             prop_assert_eq!(machine.live_entries(), naive.live_entries());
             let not_live: Vec<u64> = (1..=naive.index).filter(|i| !freed.contains(i)).collect();
             prop_assert_eq!(machine.live_entries(), not_live);

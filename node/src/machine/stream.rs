@@ -532,9 +532,14 @@ impl CapturedStream {
         self.blocks.len()
     }
 
+    /// Its chunks, in their order.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = LocatedChunk> + '_ {
+        self.blocks.iter().flat_map(Block::chunks)
+    }
+
     /// The log index of each chunk.
     pub(super) fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        self.blocks.iter().flat_map(|block| block.chunks().map(|chunk| chunk.index))
+        self.chunks().map(|chunk| chunk.index)
     }
 
     /// The rows; those of readers when they changed.

@@ -334,7 +334,9 @@ proptest! {
                 }
             }
             let expected: Vec<_> = naive.segments.iter().flat_map(|segment| segment.2.iter().copied()).collect();
-            prop_assert_eq!(scene.records(), expected);
+            prop_assert_eq!(&scene.records(), &expected);
+            super::living_tests::leave_of(&mut scene.machine, scene.log.iter_mut().map(|(index, entry)| (*index, entry)).collect());
+            prop_assert_eq!(scene.records(), expected, "of what is left of the entries");
             prop_assert_eq!(scene.stream().next(), Offset(naive.tail));
             prop_assert_eq!(scene.stream().bytes(), naive.segments.iter().map(|segment| segment.0).sum::<u64>());
             for n in 0..3u8 {

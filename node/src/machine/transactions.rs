@@ -4,6 +4,7 @@
 use super::codec::{Reader, Writer};
 use super::hash::StateHasher;
 use super::shard::RestoreError;
+use crate::model::entry::trimmed::Wanted;
 use crate::model::entry::{EnqueueOp, SettleReason, Staged};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
@@ -29,6 +30,19 @@ pub struct Prepared {
     pub(super) index: u64,
     /// Without their bodies.
     pub(super) messages: Vec<EnqueueOp>,
+}
+
+impl Prepared {
+    /// All its messages, from the first one of each queue on.
+    fn wanted(&self) -> Vec<Wanted> {
+        let mut all: BTreeMap<QueueId, Wanted> = BTreeMap::new();
+        for message in &self.messages {
+            for queue in message.queues() {
+                all.entry(queue).or_insert(Wanted { position: message.position as u32, queue, skip: 0, count: 0 }).count += 1;
+            }
+        }
+        all.into_values().collect()
+    }
 }
 
 /// A decision.
@@ -145,6 +159,17 @@ impl Transactions {
     pub fn indices(&self) -> impl Iterator<Item = u64> + '_ {
         self.rows.values().filter_map(|row| match row {
             Row::Prepared(prepared) => Some(prepared.index),
+            Row::Decided(_) => None,
+        })
+    }
+
+    /// The messages of each part: the log index, where they lie, their bytes.
+    pub fn messages(&self) -> impl Iterator<Item = (u64, Vec<Wanted>, u64)> + '_ {
+        self.rows.values().filter_map(|row| match row {
+            Row::Prepared(prepared) => {
+                let bytes = prepared.messages.iter().map(|message| u64::from(message.bytes())).sum();
+                Some((prepared.index, prepared.wanted(), bytes))
+            }
             Row::Decided(_) => None,
         })
     }

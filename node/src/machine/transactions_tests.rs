@@ -47,6 +47,7 @@ impl Shard {
             assert!(self.freed.insert(*index), "entry {index} is freed twice");
         }
         super::reread::reread(&mut self.machine, &mut self.disk);
+        super::living_tests::leave_behind(&mut self.machine, &mut self.log);
         applied
     }
 

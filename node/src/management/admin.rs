@@ -9,12 +9,14 @@ use super::source::{AdminSource, ConnectionRow, Holder, ShardStatus, Status as R
 use crate::model::NodeId;
 use crate::model::admin::PolicyKind;
 use crate::model::catalog::{Name, Refusal};
+use crate::model::stream_step::Advertised;
 use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
-    self as wire, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest,
-    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest, StatusReply, StatusRequest,
+    self as wire, ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply,
+    CountRequest, ErrandReply, ErrandRequest, ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply,
+    SaltRequest, StatusReply, StatusRequest,
 };
 
 /// The service of one node.
@@ -102,6 +104,9 @@ impl AdminService {
             "operator_policies" => list(&source.policies(PolicyKind::Operator, vhost)?, columns)?,
             "vhost_limits" => list(&limits(source.vhost_limits(some(vhost))?), set(columns, words(&["vhost", "limits"])))?,
             "user_limits" => list(&limits(source.user_limits(some(of))?), set(columns, words(&["user", "limits"])))?,
+            "topics" => list(&source.topics(vhost)?, columns)?,
+            "groups" => list(&source.groups(vhost).await?, columns)?,
+            "access_keys" => list(&source.access_keys()?, columns)?,
             "listeners" => list(&source.listeners(), columns)?,
             "environment" => list(&source.settings(), columns)?,
             other => return Err(Unlisted::Wrong(format!("'{other}' cannot be listed"))),
@@ -165,6 +170,17 @@ impl Admin for AdminService {
         Ok(Response::new(ChangeReply {}))
     }
 
+    async fn arrange(&self, request: Request<ArrangeRequest>) -> Result<Response<ChangeReply>, Status> {
+        let arrangement = decoded(&request.into_inner().arrangement)?;
+        self.source.arrange(arrangement).await.map_err(refused)?;
+        Ok(Response::new(ChangeReply {}))
+    }
+
+    async fn errand(&self, request: Request<ErrandRequest>) -> Result<Response<ErrandReply>, Status> {
+        let report = self.source.errand(request.into_inner().errand.to_vec()).await.map_err(refused)?;
+        Ok(Response::new(ErrandReply { report: report.into() }))
+    }
+
     async fn authenticate(&self, request: Request<AuthenticateRequest>) -> Result<Response<AuthenticateReply>, Status> {
         let AuthenticateRequest { user, nonce, proof } = request.into_inner();
         let refusal = self.source.authenticate(&user, &nonce, &proof).map_err(refused)?;
@@ -213,7 +229,10 @@ impl Admin for AdminService {
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         let waiting_for = self.readiness.waiting_for().unwrap_or_default();
-        Ok(Response::new(PingReply { node: self.node.0.into(), version: env!("CARGO_PKG_VERSION").into(), waiting_for }))
+        let (node, version) = (self.node.0.into(), env!("CARGO_PKG_VERSION").into());
+        let Advertised { host, port, tls_port } = self.source.advertised();
+        let (stream_port, stream_tls_port) = (port.into(), tls_port.into());
+        Ok(Response::new(PingReply { node, version, waiting_for, stream_host: host, stream_port, stream_tls_port }))
     }
 }
 

@@ -3,14 +3,15 @@
 use crate::model::admin::AdminCommand;
 use crate::model::catalog::Refusal;
 use crate::model::report::Counted;
+use crate::model::rocketmq::Arrangement;
 use std::future::Future;
 use std::time::Duration;
 use tonic::Status;
 use tonic::transport::Channel;
 use warren_proto::admin::admin_client::AdminClient as Stub;
 use warren_proto::admin::{
-    AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ListReply, ListRequest, PingReply,
-    PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
+    ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ErrandRequest,
+    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
 };
 
 /// Why a node did not answer as hoped.
@@ -72,6 +73,25 @@ impl AdminClient {
         let mut stub = self.stub.clone();
         let command = encoded(command).into();
         self.answer(stub.change(ChangeRequest { command })).await.map(drop)
+    }
+
+    /// Makes or removes a topic or a group.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn arrange(&mut self, arrangement: &Arrangement) -> Result<(), ClientError> {
+        let mut stub = self.stub.clone();
+        let arrangement = encoded(arrangement).into();
+        self.answer(stub.arrange(ArrangeRequest { arrangement })).await.map(drop)
+    }
+
+    /// What only that node can do about deliveries.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn errand(&mut self, errand: Vec<u8>) -> Result<Vec<u8>, ClientError> {
+        let mut stub = self.stub.clone();
+        self.answer(stub.errand(ErrandRequest { errand: errand.into() })).await.map(|reply| reply.report.to_vec())
     }
 
     /// What a user's password is hashed with.

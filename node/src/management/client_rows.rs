@@ -104,7 +104,7 @@ impl Listed for ConnectionRow {
             "peer_cert_validity" => self.certified(|c| &c.validity),
             "state" => text(self.state()),
             "channels" => self.told(|r| plain(r.channels.len())),
-            "protocol" => text("{0,9,1}"),
+            "protocol" => self.told(|r| text(r.protocol)),
             "auth_mechanism" => self.told(|r| text(r.mechanism)),
             "user" => text(self.stat.user.as_deref().unwrap_or_default()),
             "vhost" => text(self.stat.vhost.as_deref().unwrap_or_default()),

@@ -9,6 +9,7 @@ mod metrics;
 mod operator_rows;
 mod process;
 mod readiness;
+mod rocket_rows;
 mod rows;
 mod source;
 mod term;
@@ -16,6 +17,6 @@ mod term;
 pub use metrics::{Kind, Metrics, Sample};
 pub use readiness::Readiness;
 pub use source::{
-    Active, AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow,
-    SettingRow, ShardStatus, Status, UserRow, VhostRow, implicit_binding,
+    AccessKeyRow, Active, AdminSource, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow, MemberStatus, PolicyRow,
+    QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, TopicRow, UserRow, VhostRow, implicit_binding,
 };

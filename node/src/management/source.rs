@@ -4,6 +4,8 @@
 use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Table, Target};
 use crate::model::report::{ConnectionStat, Counted, RaftFigures, Report};
+use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::stream_step::Advertised;
 use crate::model::{ConsumerId, LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +55,37 @@ pub struct UserRow {
     pub user: String,
     /// Tags.
     pub tags: Vec<String>,
+}
+
+/// A rocket topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicRow {
+    /// Name.
+    pub name: String,
+    /// As it was made.
+    pub settings: TopicSettings,
+}
+
+/// A consumer group on a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRow {
+    /// The topic.
+    pub topic: String,
+    /// The group.
+    pub group: String,
+    /// Messages that wait; `None` while a leader does not answer.
+    pub ready: Option<u64>,
+    /// Messages that are out.
+    pub unacknowledged: Option<u64>,
+}
+
+/// An access key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessKeyRow {
+    /// What requests name it by.
+    pub id: String,
+    /// Whose it is.
+    pub user: String,
 }
 
 /// A vhost.
@@ -189,6 +222,8 @@ pub struct Status {
 
 /// Answers for the operator. A missing vhost is `Refusal::NotFound`, no majority is `Refusal::Unavailable`.
 pub trait AdminSource: Send + Sync + 'static {
+    /// Where stream clients reach this node.
+    fn advertised(&self) -> Advertised;
     /// All queues of a vhost, by name.
     fn queues(&self, vhost: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>>;
     /// All exchanges of a vhost, the default one (with the name "") too.
@@ -223,6 +258,16 @@ pub trait AdminSource: Send + Sync + 'static {
     fn settings(&self) -> Vec<SettingRow>;
     /// Commits a change.
     fn change(&self, command: AdminCommand) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Rocket topics of a vhost, by name.
+    fn topics(&self, vhost: String) -> Result<Vec<TopicRow>, Refusal>;
+    /// Consumer groups on the rocket topics of a vhost.
+    fn groups(&self, vhost: String) -> BoxFuture<'_, Result<Vec<GroupRow>, Refusal>>;
+    /// Access keys without their secrets.
+    fn access_keys(&self) -> Result<Vec<AccessKeyRow>, Refusal>;
+    /// Makes or removes a topic or a group.
+    fn arrange(&self, arrangement: Arrangement) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Another node asks about deliveries (`listener::rocketmq`).
+    fn errand(&self, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, Refusal>>;
     /// What a user's password is hashed with; anything for a user that is not there.
     fn salt(&self, user: &str) -> Result<[u8; 4], Refusal>;
     /// Whether a proof (`peer::auth`) shows the knowledge of a user's password; if not, why.

@@ -2,6 +2,7 @@
 //! catalog's commands and state (MessagePack maps, as there). Made by `warren ctl`, applied by `machine::catalog`.
 
 use super::catalog::Table;
+use super::rocketmq::AccessKey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -223,5 +224,17 @@ pub enum AdminCommand {
         vhost: String,
         /// Its name.
         name: String,
+    },
+    /// Add or replace what signs requests of clients in a user's name.
+    AddAccessKey {
+        /// What requests name it by.
+        id: String,
+        /// Secret and user.
+        key: AccessKey,
+    },
+    /// An access key is worth nothing any more.
+    DeleteAccessKey {
+        /// Which.
+        id: String,
     },
 }

@@ -2,6 +2,7 @@
 //! field can be added without breaking an older node. Made by `edge` and `management`, applied by `machine::catalog`.
 
 use super::admin::AdminCommand;
+use super::consumer_group::{GroupChange, GroupMember, GroupName};
 use super::{ConnectionId, Incarnation, NodeId, QueueId, ShardId, store};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -107,11 +108,13 @@ pub enum ExchangeKind {
     RecentHistory,
     /// Every binding, but for messages that came before.
     Deduplication,
+    /// Words with `*` and `#`, and bindings of partitions (`super::rocketmq`).
+    RocketTopic,
 }
 
 impl ExchangeKind {
     /// All of them.
-    pub const ALL: [ExchangeKind; 11] = [
+    pub const ALL: [ExchangeKind; 12] = [
         ExchangeKind::Direct,
         ExchangeKind::Fanout,
         ExchangeKind::Topic,
@@ -123,6 +126,7 @@ impl ExchangeKind {
         ExchangeKind::Delayed,
         ExchangeKind::RecentHistory,
         ExchangeKind::Deduplication,
+        ExchangeKind::RocketTopic,
     ];
 
     /// The name that clients use.
@@ -136,6 +140,7 @@ impl ExchangeKind {
             ExchangeKind::ModulusHash => "x-modulus-hash",
             ExchangeKind::Random => "x-random",
             ExchangeKind::LocalRandom => "x-local-random",
+            ExchangeKind::RocketTopic => "x-rocketmq-topic",
             ExchangeKind::Delayed => "x-delayed-message",
             ExchangeKind::RecentHistory => "x-recent-history",
             ExchangeKind::Deduplication => "x-message-deduplication",
@@ -184,7 +189,8 @@ impl ExchangeSpec {
             | ExchangeKind::ConsistentHash
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
-            | ExchangeKind::LocalRandom => self.kind,
+            | ExchangeKind::LocalRandom
+            | ExchangeKind::RocketTopic => self.kind,
         }
     }
 }
@@ -318,6 +324,15 @@ pub enum CatalogCommand {
     Bind(BindingSpec),
     /// Unbind; idempotent.
     Unbind(BindingSpec),
+    /// A group of consumers of a stream changes.
+    Group {
+        /// Which.
+        group: GroupName,
+        /// Who.
+        member: GroupMember,
+        /// How.
+        change: GroupChange,
+    },
     /// Users, vhosts, permissions, policies, limits.
     Admin(AdminCommand),
 }

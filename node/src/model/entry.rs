@@ -9,6 +9,7 @@ mod append;
 mod ops;
 mod parts;
 mod stored;
+pub mod trimmed;
 
 pub use append::{AppendOp, ChunkBuilder, Skipped};
 pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};

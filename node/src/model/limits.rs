@@ -24,6 +24,8 @@ pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
 pub const WAL_FILE_BYTES: u64 = 64 << 20;
 /// Log kept by a node for replicas that lag or are away: beyond it they catch up by snapshot (rule 8).
 pub const CATCH_UP_BYTES: u64 = 1 << 30;
+/// Log files with data beyond this are cleaned: what is still alive in old ones is written again at the log's end.
+pub const LOG_BUDGET_BYTES: u64 = 2 << 30;
 /// A replica that is away for longer keeps no log at all: it catches up by snapshot (rule 8).
 pub const AWAY: Duration = Duration::from_secs(600);
 /// Largest frame of a snapshot under way, unless one entry is larger: bounds the memory of both sides.
@@ -38,6 +40,16 @@ pub const FRAME_MAX: u32 = 131_072;
 pub const FRAME_MAX_BEFORE_TUNE: u32 = 8192;
 /// Heartbeat offered in tune, seconds (RabbitMQ's default).
 pub const HEARTBEAT_SECONDS: u16 = 60;
+/// Stream protocol: largest frame offered in tune (RabbitMQ's default).
+pub const STREAM_FRAME_MAX: u32 = 1 << 20;
+/// Stream protocol: largest frame of a client that is not in a vhost yet (RabbitMQ's default).
+pub const STREAM_FRAME_MAX_BEFORE_OPEN: u32 = 8192;
+/// Stream protocol: a client that does not answer a ConsumerUpdate for this long is cut (RabbitMQ's default).
+pub const STREAM_ANSWER: Duration = Duration::from_secs(60);
+/// Consumers of a group on a stream, of which one is active: the catalog keeps each.
+pub const GROUP_MEMBERS: usize = 1000;
+/// Partitions of a super stream: each is a queue, made one after the other within one request.
+pub const SUPER_STREAM_PARTITIONS: usize = 1000;
 /// A client must get through connection.open within this time (RabbitMQ's default handshake timeout).
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Of it, what the TLS handshake may take (RabbitMQ's default `ssl_handshake_timeout`).
@@ -47,7 +59,8 @@ pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
 pub const TLS_HANDSHAKES: usize = 4096;
 /// Frames of channels that wait for a reply are kept up to this many bytes, then the socket is not read.
 pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
-/// Bodies that a connection has begun and not finished, all channels together: a body that never ends must not eat the memory.
+/// Messages that a connection has begun and not finished, properties and all, all channels together: a body that never ends must not eat
+/// the memory.
 pub const CONNECTION_ASSEMBLY_BYTES: usize = 64 << 20;
 /// Messages of one transaction, bytes: they become one entry per shard, and an entry takes what the largest message takes.
 pub const TRANSACTION_BYTES: usize = MESSAGE_BYTES;
@@ -57,6 +70,12 @@ pub const TRANSACTION_ENTRY_BYTES: usize = 24 << 20;
 pub const CONNECTIONS: usize = 50_000;
 /// A connection's read buffer grows to this while it is busy, and is given back when it is idle.
 pub const READ_BUFFER_BYTES: usize = 128 << 10;
+/// Connections to the management port at once; who comes later waits.
+pub const MANAGEMENT_CONNECTIONS: usize = 64;
+/// A question to the management port must have come by then,
+pub const MANAGEMENT_HEADER: Duration = Duration::from_secs(5);
+/// and its answer must be taken by then.
+pub const MANAGEMENT_CONNECTION: Duration = Duration::from_secs(10);
 /// How long a closed connection may take to say close-ok and to take what is still to be written.
 pub const CLOSING: Duration = Duration::from_secs(1);
 /// Unwritten output of a connection above which its events wait (their consumers get no new byte credit).
@@ -108,3 +127,6 @@ pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 pub const NAME_BYTES: usize = 255;
 /// An edge with no contact for this long may be declared gone (rule 18).
 pub const EDGE_GONE: Duration = Duration::from_millis(1000);
+/// An edge that did not hear a leader for this long hands out nothing of it (rule 19): half of `EDGE_GONE`, so that the answer to its
+/// question may take the other half.
+pub const EDGE_SILENCE: Duration = Duration::from_millis(500);

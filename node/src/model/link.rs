@@ -66,8 +66,28 @@ pub enum ToLeader {
         /// Settled at once by the edge when true (the settle rides in a batch as usual).
         no_ack: bool,
     },
+    /// Up to so many messages now, or, when patient, as soon as there are some. Answer: `Took` with the same `request`.
+    Take {
+        /// Echoed.
+        request: u64,
+        /// From where.
+        queue: QueueId,
+        /// So many at most.
+        most: u32,
+        /// Only while nobody holds messages of the queue.
+        alone: bool,
+        /// It waits until there are some, or until it is withdrawn.
+        patient: bool,
+    },
+    /// A take is not waited for any more; its answer may be on its way.
+    Withdraw {
+        /// Which.
+        request: u64,
+        /// From where it would have taken.
+        queue: QueueId,
+    },
     /// Give back checked-out messages to their original places, redelivered (requeue, closed channel, lost connection).
-    /// Not replicated: a lost return is a return by leader change.
+    /// That a client saw them is put on record when it is not yet; then `Recorded` is said.
     Return {
         /// From where.
         queue: QueueId,
@@ -97,6 +117,11 @@ pub enum ToLeader {
         publisher: Option<String>,
         /// The stored offset of this reader is wanted.
         reader: Option<String>,
+    },
+    /// Messages wait for a client, and nothing was heard for a while. Answer: `Pong` with the same number, under a valid lease only.
+    Ping {
+        /// Echoed.
+        number: u64,
     },
     /// Drop all ready messages. Answer: `Purged`, after the settle is applied.
     Purge {
@@ -203,6 +228,13 @@ pub enum ToEdge {
         /// A message and how many ready ones remain, nothing, or why not.
         result: Result<Option<(Delivery, u64)>, Refusal>,
     },
+    /// Answer to `Take`.
+    Took {
+        /// Echoed.
+        request: u64,
+        /// Messages in queue order, none when there are none, or why not.
+        result: Result<Vec<Delivery>, Refusal>,
+    },
     /// Answer to `Stat`.
     Stats {
         /// Echoed.
@@ -216,6 +248,18 @@ pub enum ToEdge {
         request: u64,
         /// How far it is.
         result: Result<StreamState, Refusal>,
+    },
+    /// It is on record that a client saw messages that were returned: the edge need not tell a later leader.
+    Recorded {
+        /// Of which queue.
+        queue: QueueId,
+        /// Which, as they were returned.
+        ranges: Ranges,
+    },
+    /// Answer to `Ping`: a quorum acknowledged this leader within its lease, and this path is the edge's.
+    Pong {
+        /// Echoed.
+        number: u64,
     },
     /// Answer to `Purge`.
     Purged {

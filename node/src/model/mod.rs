@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod catalog;
+pub mod consumer_group;
 pub mod deaths;
 pub mod deduplication;
 pub mod entry;
@@ -9,13 +10,16 @@ pub mod ids;
 pub mod letters;
 pub mod limits;
 pub mod link;
+pub mod panics;
 pub mod ports;
 pub mod properties;
 pub mod report;
+pub mod rocketmq;
 pub mod settings;
 pub mod shortage;
 pub mod step;
 pub mod store;
 pub mod stream;
+pub mod stream_step;
 
 pub use ids::*;

@@ -6,8 +6,8 @@ use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Sour
 use super::link::{Deliveries, ToEdge, ToLeader};
 use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
 use futures::future::BoxFuture;
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
 use tokio::sync::mpsc;
 
 /// Who leads a shard as this node sees it.
@@ -78,6 +78,28 @@ pub trait Bodies: Send + Sync + 'static {
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>>;
 }
 
+/// Says whether a quorum acknowledged a leader of this process within the lease (rule 20).
+#[derive(Clone)]
+pub struct Lease(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Lease {
+    /// That `check` says so. It is asked often, under locks: it must not wait.
+    pub fn new(check: impl Fn() -> bool + Send + Sync + 'static) -> Lease {
+        Lease(Arc::new(check))
+    }
+
+    /// Now.
+    pub fn is_valid(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({})", self.is_valid())
+    }
+}
+
 /// An edge's end of a path to a shard's leader. Dropping it ends the path; a closed receiver says that the path is gone.
 #[derive(Debug)]
 pub struct EdgeEnd {
@@ -87,6 +109,8 @@ pub struct EdgeEnd {
     pub down_rx: mpsc::Receiver<ToEdge>,
     /// Messages.
     pub deliveries_rx: mpsc::Receiver<Deliveries>,
+    /// Of a leader in this process: what it gave may be written while this is valid.
+    pub lease: Option<Lease>,
 }
 
 /// The leader's end of the same path.
@@ -110,7 +134,7 @@ pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
     let (up_tx, up_rx) = mpsc::channel(PATH_CAPACITY);
     let (down_tx, down_rx) = mpsc::channel(PATH_CAPACITY);
     let (deliveries_tx, deliveries_rx) = mpsc::channel(PATH_CAPACITY);
-    (EdgeEnd { up_tx, down_rx, deliveries_rx }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
+    (EdgeEnd { up_tx, down_rx, deliveries_rx, lease: None }, LeaderEnd { node, up_rx, down_tx, deliveries_tx })
 }
 
 /// Routes letters of the shards that this node leads and carries them to other shards. Implemented by `edge`. No call waits.

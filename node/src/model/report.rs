@@ -51,6 +51,8 @@ pub struct Report {
     pub encryption: Option<Arc<Encryption>>,
     /// RabbitMQ's word: `running`, `blocked` is the edge's to say, `closing`.
     pub state: &'static str,
+    /// What it speaks, as RabbitMQ lists it: `{0,9,1}`, `stream`.
+    pub protocol: &'static str,
     /// How it logged in.
     pub mechanism: &'static str,
     /// Properties that the client sent of itself.

@@ -22,7 +22,7 @@ pub enum Step {
         /// Password in the clear as the client sent it.
         password: Vec<u8>,
     },
-    /// The listener has verified a certificate that stands for this user; answers as above.
+    /// The listener has verified a certificate, or a signature, that stands for this user; answers as above.
     AuthenticateByCertificate {
         /// User name.
         user: Arc<str>,
@@ -206,9 +206,24 @@ pub enum Request {
         /// No settling.
         no_ack: bool,
     },
+    /// Some messages out of several queues, for a client that fetches. Reply: `Reply::Took`.
+    Take(Take),
     /// A publish of this channel must be checked before the next method runs (confirm-less channel closing): replies when all
     /// earlier publishes of the connection were routed. Reply: `Reply::Done`.
     Barrier,
+}
+
+/// What is fetched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Take {
+    /// From where: one after the other, beginning anywhere.
+    pub queues: Vec<Name>,
+    /// So many at most.
+    pub most: u32,
+    /// From a queue only while nobody holds messages of it.
+    pub alone: bool,
+    /// When there are none: how long to wait until there are some, ms.
+    pub patience_ms: u64,
 }
 
 /// queue.declare as the client sent it; the edge fills in the owner of an exclusive queue and a server-made name.
@@ -258,6 +273,17 @@ pub enum Reply {
     },
     /// basic.get-ok / get-empty.
     Got(Option<Got>),
+    /// Messages taken; none when there were none in time.
+    Took(Vec<TookOne>),
+}
+
+/// A message that was taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TookOne {
+    /// Where its queue lives.
+    pub shard: ShardId,
+    /// The message.
+    pub delivery: Delivery,
 }
 
 /// A message fetched with basic.get.

@@ -89,7 +89,8 @@ pub fn of_exchange(kind: ExchangeKind, arguments: &Table) -> Result<Option<Store
         | ExchangeKind::ConsistentHash
         | ExchangeKind::ModulusHash
         | ExchangeKind::Random
-        | ExchangeKind::LocalRandom => Ok(None),
+        | ExchangeKind::LocalRandom
+        | ExchangeKind::RocketTopic => Ok(None),
     }
 }
 

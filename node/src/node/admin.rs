@@ -2,17 +2,21 @@
 
 use super::neighbours::Neighbours;
 use super::running::Running;
+use super::start::rocket_defaults;
 use crate::config::ServerConfig;
 use crate::consensus::{Shard, placement};
+use crate::listener::rocketmq::Hub;
 use crate::machine::catalog::{User, password_digest, split_hash};
 use crate::management::{
-    Active, AdminSource, ConnectionRow, ExchangeRow, Granted, Holder, ListenerRow, MemberStatus, PolicyRow, QueueRow, ReplicaRow,
-    SettingRow, ShardStatus, Status, UserRow, VhostRow, implicit_binding,
+    AccessKeyRow, Active, AdminSource, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow, MemberStatus, PolicyRow,
+    QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, TopicRow, UserRow, VhostRow, implicit_binding,
 };
 use crate::model::admin::{AdminCommand, Limits, Permission, PolicyKind, TopicPermission};
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, Refusal};
 use crate::model::link::QueueStat;
 use crate::model::report::{ConnectionStat, Counted};
+use crate::model::rocketmq::{Arrangement, group_of};
+use crate::model::stream_step::Advertised;
 use crate::model::{NodeId, QueueId, ShardId};
 use crate::peer::auth::Secret;
 use crate::tls::{Files, Mutual};
@@ -33,6 +37,7 @@ const LEASE_POLL: Duration = Duration::from_millis(20);
 pub(super) struct Admin {
     pub running: Arc<OnceLock<Arc<Running>>>,
     pub neighbours: Arc<Neighbours>,
+    pub hub: Arc<OnceLock<Arc<Hub>>>,
 }
 
 fn not_found(kind: &str, name: &str) -> Refusal {
@@ -41,7 +46,7 @@ fn not_found(kind: &str, name: &str) -> Refusal {
 
 impl Admin {
     pub(super) fn new(config: &ServerConfig, tls: Option<Mutual>) -> Admin {
-        Admin { running: Arc::default(), neighbours: Arc::new(Neighbours::new(config, tls)) }
+        Admin { running: Arc::default(), neighbours: Arc::new(Neighbours::new(config, tls)), hub: Arc::default() }
     }
 
     fn running(&self) -> Result<&Arc<Running>, Refusal> {
@@ -78,6 +83,10 @@ impl Admin {
 }
 
 impl AdminSource for Admin {
+    fn advertised(&self) -> Advertised {
+        self.running.get().map(|running| running.config.stream_address()).unwrap_or_default()
+    }
+
     fn queues(&self, vhost: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async move {
             let running = self.in_vhost(&vhost)?;
@@ -204,13 +213,20 @@ impl AdminSource for Admin {
             let interface = config.host.clone();
             ListenerRow { node: config.node, protocol, interface, port, purpose }
         };
-        let amqps = config.amqps.as_ref().map(|amqps| row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"));
+        let with_tls = config.amqps.as_ref().map(|amqps| {
+            let streams = row("stream/ssl", config.stream_tls_port, "stream protocol over TLS");
+            [row("amqp/ssl", amqps.port, "AMQP 0-9-1 over TLS"), streams]
+        });
         let mut rows = vec![
             row("amqp", config.amqp_port, "AMQP 0-9-1"),
+            row("stream", config.stream_port, "stream protocol"),
+            row("rocketmq", config.rocketmq.port, "RocketMQ over HTTP"),
             row("http", config.management_port, "readiness and metrics"),
             row("clustering", config.peer_port, "inter-node and CLI tool communication"),
         ];
-        rows.extend(amqps);
+        rows.retain(|row| row.port != 0);
+        rows.extend(config.rocketmq.tls_port.map(|port| row("rocketmq/ssl", port, "RocketMQ over HTTPS")));
+        rows.extend(with_tls.into_iter().flatten());
         rows
     }
 
@@ -230,6 +246,53 @@ impl AdminSource for Admin {
             }
         }
         .boxed()
+    }
+
+    fn arrange(&self, arrangement: Arrangement) -> BoxFuture<'_, Result<(), Refusal>> {
+        async move {
+            let running = self.running()?;
+            let deadline = Instant::now() + running.config.no_quorum_timeout;
+            running.until_catalog_is_fresh(deadline).await?;
+            running.edge.arrange(&arrangement, &rocket_defaults(&running.config)).await
+        }
+        .boxed()
+    }
+
+    fn errand(&self, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, Refusal>> {
+        async move {
+            let hub = self.hub.get().ok_or_else(|| Refusal::Unavailable("this node is still starting".into()))?;
+            hub.errand(&errand).await
+        }
+        .boxed()
+    }
+
+    fn topics(&self, vhost: String) -> Result<Vec<TopicRow>, Refusal> {
+        let running = self.in_vhost(&vhost)?;
+        let all = running.edge.topics(&vhost).into_iter();
+        Ok(all.map(|(exchange, settings)| TopicRow { name: exchange.name.name.to_string(), settings }).collect())
+    }
+
+    fn groups(&self, vhost: String) -> BoxFuture<'_, Result<Vec<GroupRow>, Refusal>> {
+        async move {
+            let queues = self.queues(vhost.clone()).await?;
+            let topics = self.in_vhost(&vhost)?.edge.topics(&vhost);
+            let mut rows: BTreeMap<(String, String), GroupRow> = BTreeMap::new();
+            for (topic, queue) in topics.iter().flat_map(|(topic, _)| queues.iter().map(move |queue| (topic, queue))) {
+                let Some(group) = group_of(&topic.name.name, &queue.record.spec.name.name) else { continue };
+                let topic = topic.name.name.to_string();
+                let new = GroupRow { topic: topic.clone(), group: group.to_owned(), ready: Some(0), unacknowledged: Some(0) };
+                let row = rows.entry((topic, group.to_owned())).or_insert(new);
+                row.ready = row.ready.zip(queue.messages_ready).map(|(a, b)| a + b);
+                row.unacknowledged = row.unacknowledged.zip(queue.messages_unacknowledged).map(|(a, b)| a + b);
+            }
+            Ok(rows.into_values().collect())
+        }
+        .boxed()
+    }
+
+    fn access_keys(&self) -> Result<Vec<AccessKeyRow>, Refusal> {
+        let catalog = self.running()?.catalog.read();
+        Ok(catalog.access_keys().map(|(id, key)| AccessKeyRow { id: id.to_owned(), user: key.user.clone() }).collect())
     }
 
     fn salt(&self, user: &str) -> Result<[u8; 4], Refusal> {
@@ -300,12 +363,20 @@ fn settings(config: &ServerConfig) -> Vec<SettingRow> {
         row("amqps-port", config.amqps.as_ref().map_or_else(|| "none".into(), |amqps| amqps.port.to_string())),
         row("tls-cert", file(config.amqps.as_ref().map(|amqps| &amqps.files))),
         row("peer-tls-cert", file(config.peer_tls.as_ref())),
+        row("rocketmq-port", config.rocketmq.port.to_string()),
+        row("rocketmq-tls-port", config.rocketmq.tls_port.map_or_else(|| "none".into(), |port| port.to_string())),
+        row("rocketmq-invisible", format!("{} ms", config.rocketmq.invisible_ms)),
+        row("rocketmq-ordered-invisible", format!("{} ms", config.rocketmq.ordered_invisible_ms)),
+        row("rocketmq-half-invisible", format!("{} ms", config.rocketmq.half_invisible_ms)),
+        row("rocketmq-max-retries", config.rocketmq.max_retries.to_string()),
+        row("rocketmq-auto-create-topics", config.rocketmq.auto_create_topics.to_string()),
         row("management-port", config.management_port.to_string()),
         row("peer-port", config.peer_port.to_string()),
         row("cluster", cluster.join(",")),
         row("loopback-users", config.loopback_users.join(",")),
         row("disk-floor", config.disk_floor_bytes.to_string()),
         row("catch-up-log", config.catch_up_log_bytes.to_string()),
+        row("log-budget", config.log_budget_bytes.to_string()),
         row("workers", config.workers.to_string()),
         row("no-quorum-timeout", format!("{:?}", config.no_quorum_timeout)),
     ]

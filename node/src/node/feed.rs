@@ -5,7 +5,7 @@ use crate::edge::{Bells, CatalogPort};
 use crate::machine::Effect;
 use crate::machine::catalog::Catalog;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
-use crate::model::ports::{EdgeEnd, LeaderEnd, Paths, path};
+use crate::model::ports::{EdgeEnd, LeaderEnd, Lease, Paths, Proposer, path};
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use crate::serving::ServerHandle;
 use futures::FutureExt;
@@ -54,11 +54,16 @@ impl Paths for Connector {
         }
         let server = self.servers.get(&shard).cloned();
         let node = self.node;
+        let lease = match (shard.owner(), self.consensus.shard(shard)) {
+            (Some(_), _) => Some(Lease::new(|| true)),
+            (None, group) => group.map(|group| Lease::new(move || group.lease_valid())),
+        };
         async move {
-            let server = server.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "this node has no replica of the shard"))?;
+            let none = || io::Error::new(io::ErrorKind::NotFound, "this node has no replica of the shard");
+            let (server, lease) = server.zip(lease).ok_or_else(none)?;
             let (edge, leader): (EdgeEnd, LeaderEnd) = path(node);
             server.connected(leader);
-            Ok(edge)
+            Ok(EdgeEnd { lease: Some(lease), ..edge })
         }
         .boxed()
     }

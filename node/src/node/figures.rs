@@ -41,6 +41,7 @@ const WAL: &[WalRow] = &[
     ("warren_wal_written_bytes", "Bytes written", Kind::Counter, |s| s.written_bytes as f64),
     ("warren_wal_sync_last_seconds", "Latency of the last fdatasync", Kind::Gauge, |s| s.sync_last.as_secs_f64()),
     ("warren_wal_sync_max_seconds", "Longest fdatasync since the start", Kind::Gauge, |s| s.sync_max.as_secs_f64()),
+    ("warren_wal_relocated_bytes", "Bytes of old messages written again to clean log files", Kind::Counter, |s| s.relocated_bytes as f64),
     ("warren_wal_cache_bytes", "Bytes of recent entries in memory", Kind::Gauge, |s| s.cache_bytes as f64),
     ("warren_wal_bad_reads", "Entries that the disk gave back damaged", Kind::Counter, |s| s.bad_reads as f64),
     ("warren_wal_damages", "Damaged places of the log that the start found", Kind::Gauge, |s| s.damages as f64),
@@ -77,6 +78,9 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
     let on = running.clone();
     metrics.observe("warren_shard_applied_index", "Last applied log index", Kind::Gauge, move || applied(&on));
     let on = running.clone();
+    let help = "Bytes of the live messages in the log of this node";
+    metrics.observe("warren_live_bytes", help, Kind::Gauge, move || vec![Sample::plain(live_bytes(&on) as f64)]);
+    let on = running.clone();
     metrics
         .observe("warren_connections", "Client connections", Kind::Gauge, move || vec![Sample::plain(on.edge.connections().len() as f64)]);
     let on = running.clone();
@@ -99,6 +103,11 @@ fn leading(running: &Running) -> Vec<Sample> {
     let shards = (0..=running.shards).map(ShardId);
     let is_me = |shard| running.consensus.leadership(shard).borrow().is_me;
     shards.map(|shard| Sample { labels: label(shard), value: f64::from(u8::from(is_me(shard))) }).collect()
+}
+
+fn live_bytes(running: &Running) -> u64 {
+    let shards = (1..=running.shards).map(ShardId);
+    shards.filter_map(|shard| Some(running.replicas.data(shard)?.lock().live_bytes())).sum()
 }
 
 fn applied(running: &Running) -> Vec<Sample> {

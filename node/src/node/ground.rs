@@ -48,7 +48,7 @@ impl Ground {
             routes: tonic::service::Routes::new(service),
         };
         let wire: Wire = Box::new(move |handler| TonicNetwork::start(network, handler));
-        let wal = WalConfig { catch_up_bytes: config.catch_up_log_bytes, ..WalConfig::default() };
+        let wal = WalConfig { catch_up_bytes: config.catch_up_log_bytes, budget_bytes: config.log_budget_bytes, ..WalConfig::default() };
         Ok(Ground { disk: Arc::new(disk), wal, wire, clocks: Sources::default() })
     }
 }

@@ -3,9 +3,11 @@
 
 use crate::config::ServerConfig;
 use crate::edge;
+use crate::listener::rocketmq::Elsewhere;
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::NodeId;
 use crate::model::report::Counted;
+use crate::model::stream_step::Advertised;
 use crate::peer::auth::Secret;
 use crate::peer::client::dial_operator;
 use crate::tls::Mutual;
@@ -15,7 +17,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
-use warren_proto::admin::{CloseRequest, ListReply, ListRequest};
+use warren_proto::admin::{CloseRequest, ListReply, ListRequest, PingReply};
 
 /// For listings: longer than a node waits for its own sessions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -88,6 +90,13 @@ impl Neighbours {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
+    async fn dial(&self, node: NodeId, address: &str) -> Result<AdminClient, String> {
+        let channel = dial_operator(address, &self.secret, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
+        let client = AdminClient::new(address, channel, PATIENCE);
+        self.clients.lock().insert(node, client.clone());
+        Ok(client)
+    }
+
     /// Over the connection there is, then over a new one.
     async fn ask_one<T, F>(&self, node: NodeId, address: &str, ask: &impl Fn(AdminClient) -> F) -> Result<T, String>
     where
@@ -101,10 +110,28 @@ impl Neighbours {
             }
         }
         self.clients.lock().remove(&node);
-        let channel = dial_operator(address, &self.secret, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
-        let client = AdminClient::new(address, channel, PATIENCE);
-        self.clients.lock().insert(node, client.clone());
+        let client = self.dial(node, address).await?;
         ask(client).await.map_err(|error| error.to_string())
+    }
+}
+
+impl Elsewhere for Neighbours {
+    fn ask(&self, node: NodeId, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        async move {
+            let address = self.addresses.get(&node).ok_or("no such node")?;
+            // Once: nobody knows what became of an errand that was not answered, and it may not be done twice.
+            let known = self.clients.lock().get(&node).cloned();
+            let mut client = match known {
+                Some(client) => client,
+                None => self.dial(node, address).await?,
+            };
+            let answered = client.errand(errand).await;
+            if let Err(ClientError::Unreachable { .. }) = &answered {
+                self.clients.lock().remove(&node);
+            }
+            answered.map_err(|error| error.to_string())
+        }
+        .boxed()
     }
 }
 
@@ -116,6 +143,18 @@ impl edge::Neighbours for Neighbours {
                 async move { client.count(&counted).await }
             });
             counts.await
+        }
+        .boxed()
+    }
+
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Advertised)>> {
+        async move {
+            let told = self.ask(&nodes, COUNT_PATIENCE, |mut client| async move { client.ping().await }).await;
+            let address = |reply: PingReply| {
+                let (port, tls_port) = (reply.stream_port.try_into().ok()?, reply.stream_tls_port.try_into().ok()?);
+                Some(Advertised { host: reply.stream_host, port, tls_port })
+            };
+            told.into_iter().filter_map(|(node, reply)| Some((node, address(reply)?))).filter(|(_, a)| !a.host.is_empty()).collect()
         }
         .boxed()
     }

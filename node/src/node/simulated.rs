@@ -48,6 +48,11 @@ impl SimulatedNode {
         (0..=self.shards()).all(|shard| self.0.running.wal.state(ShardId(shard)).purged.is_none())
     }
 
+    /// Bytes of old messages that were written again because their files were to be used again.
+    pub fn relocated_bytes(&self) -> u64 {
+        self.0.running.wal.stats().relocated_bytes
+    }
+
     /// Everything of consensus ends where it stands: no checkpoint, no hand-over.
     pub fn kill(&self) {
         self.0.running.consensus.kill();

@@ -7,9 +7,10 @@ use super::leaders::Leaders;
 use super::running::Running;
 use super::streams::Held;
 use super::{StartError, alarm, doing, presence, unused};
-use crate::config::{DataDir, ServerConfig};
+use crate::config::{DataDir, Rocketmq, ServerConfig};
 use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
-use crate::edge::{CatalogPort, Edge, EdgeConfig, Office};
+use crate::edge::{CatalogPort, Edge, EdgeConfig, Office, RocketDefaults};
+use crate::listener::rocketmq::{Hub, Settings};
 use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
@@ -26,8 +27,9 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use std::{io, thread};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -66,20 +68,45 @@ pub(super) async fn start(
     peer: TcpListener,
     tls: Option<Mutual>,
     readiness: Arc<Readiness>,
-) -> Result<Started, StartError> {
+) -> Result<(Started, Arc<Hub>), StartError> {
     let admin = Admin::new(&config, tls.clone());
     let ground = Ground::real(&config, (peer, tls), &admin, &readiness)?;
-    let started = compose(config, ground, &readiness).await?;
+    let incarnation = next_start(&config)?;
+    let opened = open_aside(config.clone(), incarnation, ground).await?;
+    let started = go_on(config, incarnation, opened, &readiness).await?;
     started.running.edge.set_neighbours(admin.neighbours.clone());
+    let edge = started.running.edge.clone();
+    let hub = Hub::new(edge.clone(), rocketmq_settings(&started.running.config, edge.process()), admin.neighbours.clone());
+    let _ = admin.hub.set(hub.clone());
     let _ = admin.running.set(started.running.clone());
-    Ok(started)
+    Ok((started, hub))
 }
 
 /// The same on any ground.
 pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Readiness) -> Result<Started, StartError> {
-    let start = DataDir::next_start(&config.data_dir).map_err(|source| StartError::Io { doing: "numbering this start".into(), source })?;
-    let incarnation = Incarnation(start);
-    let (mut opened, wire) = open(&config, incarnation, ground)?;
+    let incarnation = next_start(&config)?;
+    let opened = open(&config, incarnation, ground)?;
+    go_on(config, incarnation, opened, readiness).await
+}
+
+fn next_start(config: &ServerConfig) -> Result<Incarnation, StartError> {
+    DataDir::next_start(&config.data_dir).map(Incarnation).map_err(doing("numbering this start"))
+}
+
+/// Opens on a thread of its own: a long log takes a while to read, and who waits for it can be told to stop meanwhile.
+async fn open_aside(config: ServerConfig, incarnation: Incarnation, ground: Ground) -> Result<(Opened, Wire), StartError> {
+    let (opened_tx, opened_rx) = oneshot::channel();
+    let work = move || drop(opened_tx.send(open(&config, incarnation, ground)));
+    thread::Builder::new().name("open".into()).spawn(work).map_err(doing("a thread that opens the stores"))?;
+    opened_rx.await.unwrap_or_else(|_| Err(doing("the stores")(io::Error::other("the thread that opens them ended"))))
+}
+
+async fn go_on(
+    config: ServerConfig,
+    incarnation: Incarnation,
+    (mut opened, wire): (Opened, Wire),
+    readiness: &Readiness,
+) -> Result<Started, StartError> {
     let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
     consensus.formed().await?;
     readiness.not_serving("waiting for leaders");
@@ -132,6 +159,23 @@ pub(super) async fn compose(config: ServerConfig, ground: Ground, readiness: &Re
     tasks.spawn(expel(running.edge.clone(), opened.applied.moved_tx.subscribe()));
     tasks.spawn(alarm::watch(running.clone(), opened.disk));
     Ok(Started { running, servers: opened.applied.servers.values().cloned().collect(), tasks })
+}
+
+fn rocketmq_settings(config: &ServerConfig, (node, incarnation): (NodeId, Incarnation)) -> Settings {
+    Settings {
+        node,
+        incarnation,
+        default_vhost: config.first.vhost.clone(),
+        host_id: format!("http://{}:{}", config.advertised.host, config.rocketmq.port),
+        defaults: rocket_defaults(config),
+        auto_create_topics: config.rocketmq.auto_create_topics,
+    }
+}
+
+/// What topics are like that say nothing themselves.
+pub(super) fn rocket_defaults(config: &ServerConfig) -> RocketDefaults {
+    let Rocketmq { invisible_ms, ordered_invisible_ms, half_invisible_ms, max_retries, .. } = config.rocketmq;
+    RocketDefaults { invisible_ms, ordered_invisible_ms, half_invisible_ms, max_retries }
 }
 
 fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Result<(Opened, Wire), StartError> {
@@ -295,10 +339,12 @@ async fn all_led(running: &Running) {
 }
 
 impl Started {
-    /// In order: no more serving, then consensus with a last checkpoint.
-    pub async fn stop(mut self) {
+    /// In order: no more serving, then consensus with a last checkpoint; done `until` then.
+    pub async fn stop(mut self, until: Instant) {
         self.servers.iter().for_each(ServerHandle::stop);
-        self.tasks.shutdown().await;
-        self.running.consensus.stop().await;
+        if tokio::time::timeout_at(until, self.tasks.shutdown()).await.is_err() {
+            tracing::warn!("a task of this node does not end");
+        }
+        self.running.consensus.stop(until.saturating_duration_since(Instant::now())).await;
     }
 }

@@ -210,6 +210,8 @@ mod tests {
             ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false, failures: vec![] },
             ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)], used: true },
             ToLeader::Purge { request: 7, queue: QueueId(8) },
+            ToLeader::Take { request: 8, queue: QueueId(8), most: 16, alone: true, patient: false },
+            ToLeader::Withdraw { request: 8, queue: QueueId(8) },
         ]
     }
 
@@ -223,7 +225,8 @@ mod tests {
             ToEdge::Rewind { from: BatchSeq(11) },
             ToEdge::Consuming { consumer: ConsumerId(1), result: Err(refusal.clone()) },
             ToEdge::Cancelled { consumer: ConsumerId(1), asked: true },
-            ToEdge::Got { request: 1, result: Ok(Some((delivery(3, message), 44))) },
+            ToEdge::Got { request: 1, result: Ok(Some((delivery(3, message.clone()), 44))) },
+            ToEdge::Took { request: 8, result: Ok(vec![delivery(4, message), delivery(5, Vec::new())]) },
             ToEdge::Got { request: 2, result: Ok(None) },
             ToEdge::Stats {
                 request: 3,

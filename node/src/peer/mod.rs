@@ -9,6 +9,7 @@ pub mod memory;
 pub mod paths;
 pub mod server;
 mod socket;
+mod strangers;
 pub mod transport;
 
 pub use transport::{Card, Duplex, Frame, Handler, LinkState, PeerError, StreamKind, Transport};

@@ -131,7 +131,7 @@ impl Joiner {
 fn serve(node: NodeId, edge: Half, deliver: Half, accept: &Acceptor) {
     let shard = edge.shard;
     let (near, leader_end) = path(node);
-    let EdgeEnd { up_tx, down_rx, deliveries_rx } = near;
+    let EdgeEnd { up_tx, down_rx, deliveries_rx, .. } = near;
     tokio::spawn(pump_in(edge.rx, up_tx, link_codec::read_up));
     tokio::spawn(pump_out(down_rx, edge.tx, |values| link_codec::write_down(values.drain(..))));
     tokio::spawn(async move {

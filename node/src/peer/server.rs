@@ -4,6 +4,7 @@
 use super::auth::{Gate, Secret};
 use super::client::{CONNECTION_WINDOW, Credentials, FRAME_BYTES, HTTP_FRAME, STREAM_WINDOW};
 use super::socket::{self, Accepted, SocketError};
+use super::strangers::{Place, Strangers};
 use super::transport::{Card, Frame, Handler, PeerError, STREAM_CAPACITY, StreamKind, head_only};
 use crate::model::NodeId;
 use futures::future::{BoxFuture, Either};
@@ -17,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http;
 use tonic::service::Routes;
@@ -56,7 +57,7 @@ pub(super) fn start(listener: std::net::TcpListener, config: ServerConfig) -> io
 struct Newcomer {
     socket: std::net::TcpStream,
     from: SocketAddr,
-    place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// Refusals over TLS are told as warnings this often, for an operator who has forgotten a node; the rest as details: a node tries
@@ -81,7 +82,7 @@ async fn accept(
     [raft_tx, edge_tx]: [mpsc::Sender<Newcomer>; 2],
     mut stop_rx: watch::Receiver<bool>,
 ) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let strangers = Arc::new(Strangers::new(STRANGERS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -92,9 +93,12 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(place) = strangers.clone().try_acquire_owned() else {
-            tracing::warn!(%from, "too many connections without a proof, one dropped");
-            continue;
+        let place = match strangers.admit(&socket, from.ip()) {
+            Ok(place) => place,
+            Err(error) => {
+                tracing::warn!(%from, %error, "connection without a place");
+                continue;
+            }
         };
         let (raft_tx, edge_tx) = (raft_tx.clone(), edge_tx.clone());
         tokio::spawn(async move {

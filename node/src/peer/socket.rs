@@ -5,6 +5,7 @@
 //! `> "WARREN\x02" | class u8, 0x80 for TLS` `< 0 go on, 1 TLS is demanded, 2 there is no TLS here`, and over TLS once more `< 0`
 
 use super::auth::Gate;
+use super::strangers::Place;
 use crate::tls::Mutual;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -15,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
@@ -194,12 +195,12 @@ struct Stranger {
     deadline: Pin<Box<Sleep>>,
     received: usize,
     /// Its place among those that have proved nothing; free again with the proof or the end.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Accepted {
     /// Call inside the runtime that will serve it.
-    pub(super) fn new(socket: Pipe, place: OwnedSemaphorePermit, mut stop_rx: watch::Receiver<bool>) -> Accepted {
+    pub(super) fn new(socket: Pipe, place: Place, mut stop_rx: watch::Receiver<bool>) -> Accepted {
         let stranger = Stranger { deadline: Box::pin(tokio::time::sleep(PROOF_TIME)), received: 0, _place: place };
         let stopped = async move {
             let _ = stop_rx.wait_for(|stop| *stop).await;

@@ -7,6 +7,7 @@ mod fanout;
 mod hash;
 mod headers;
 mod pick;
+mod rocket;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ pub use direct::Direct;
 pub use fanout::Fanout;
 pub use headers::{Headers, check_arguments};
 pub use pick::Pick;
+pub use rocket::{Rocket, check_partitions};
 pub use targets::Targets;
 pub use topic::Topic;
 
@@ -76,6 +78,8 @@ pub enum RoutingTable<T> {
     Random(Pick<T>),
     /// Any one that is near.
     LocalRandom(Pick<T>),
+    /// Words with `*` and `#`, and those of a partition.
+    Rocket(Rocket<T>),
 }
 
 impl<T: Ord + Clone> RoutingTable<T> {
@@ -92,6 +96,7 @@ impl<T: Ord + Clone> RoutingTable<T> {
             ExchangeKind::ModulusHash => RoutingTable::ModulusHash(Pick::default()),
             ExchangeKind::Random => RoutingTable::Random(Pick::default()),
             ExchangeKind::LocalRandom => RoutingTable::LocalRandom(Pick::default()),
+            ExchangeKind::RocketTopic => RoutingTable::Rocket(Rocket::new(arguments)),
         }
     }
 
@@ -104,6 +109,7 @@ impl<T: Ord + Clone> RoutingTable<T> {
             RoutingTable::Headers(table) => table.insert(id, arguments, target),
             RoutingTable::ConsistentHash(table) => table.insert(id, key, target),
             RoutingTable::ModulusHash(table) | RoutingTable::Random(table) | RoutingTable::LocalRandom(table) => table.insert(target),
+            RoutingTable::Rocket(table) => table.insert(id, key, arguments, target),
         }
     }
 
@@ -116,6 +122,7 @@ impl<T: Ord + Clone> RoutingTable<T> {
             RoutingTable::Headers(table) => table.remove(id),
             RoutingTable::ConsistentHash(table) => table.remove(id, target),
             RoutingTable::ModulusHash(table) | RoutingTable::Random(table) | RoutingTable::LocalRandom(table) => table.remove(target),
+            RoutingTable::Rocket(table) => table.remove(id, key, target),
         }
     }
 
@@ -128,7 +135,7 @@ impl<T: Ord + Clone> RoutingTable<T> {
             | RoutingTable::ModulusHash(_)
             | RoutingTable::Random(_)
             | RoutingTable::LocalRandom(_) => true,
-            RoutingTable::Topic(_) | RoutingTable::Headers(_) => false,
+            RoutingTable::Topic(_) | RoutingTable::Headers(_) | RoutingTable::Rocket(_) => false,
         }
     }
 
@@ -145,6 +152,7 @@ impl<T: Ord + Clone> RoutingTable<T> {
             RoutingTable::ModulusHash(table) => table.by_key(first, visit),
             RoutingTable::Random(table) => table.any(subject.random(), &|_| true, visit),
             RoutingTable::LocalRandom(table) => table.any(subject.random(), near, visit),
+            RoutingTable::Rocket(table) => table.route(keys, subject, visit),
         }
     }
 }

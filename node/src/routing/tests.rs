@@ -237,7 +237,7 @@ fn naive(kind: ExchangeKind, binding: &str, key: &str) -> bool {
     match kind {
         ExchangeKind::Direct => binding == key,
         ExchangeKind::Fanout => true,
-        ExchangeKind::Topic => naive_topic(&split(binding), &split(key)),
+        ExchangeKind::Topic | ExchangeKind::RocketTopic => naive_topic(&split(binding), &split(key)),
         ExchangeKind::Headers => binding == key,
         ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash | ExchangeKind::Random | ExchangeKind::LocalRandom => {
             unreachable!("these pick one target: tested below")
@@ -258,7 +258,7 @@ proptest! {
         changes in prop::collection::vec((any::<bool>(), key(), 0u8..4), 1..40),
         keys in prop::collection::vec(prop::collection::vec(prop::sample::select(vec!["a", "b", ""]), 0..5), 1..6),
     ) {
-        for kind in [ExchangeKind::Direct, ExchangeKind::Fanout, ExchangeKind::Topic, ExchangeKind::Headers] {
+        for kind in [ExchangeKind::Direct, ExchangeKind::Fanout, ExchangeKind::Topic, ExchangeKind::Headers, ExchangeKind::RocketTopic] {
             let mut table = table(kind);
             let mut model: BTreeMap<(String, u8), u64> = BTreeMap::new();
             for (n, (add, binding, target)) in changes.iter().enumerate() {

@@ -38,7 +38,7 @@ pub(super) struct Unreadable {
 }
 
 /// What is there to deliver.
-enum Next {
+pub(super) enum Next {
     /// Nothing.
     Nothing,
     /// A body is being read, or cannot be.
@@ -51,9 +51,9 @@ enum Next {
 
 /// Where a message was found.
 #[derive(Clone, Copy)]
-struct Place {
-    level: usize,
-    again: bool,
+pub(super) struct Place {
+    pub level: usize,
+    pub again: bool,
 }
 
 impl ShardServer {
@@ -99,6 +99,9 @@ impl ShardServer {
     }
 
     fn pump_queue(&mut self, leader: LeaderId, state: &mut QueueState, budget: &mut usize) {
+        if !state.is_still() && !state.takes.is_empty() {
+            self.pump_takes(state, budget);
+        }
         while !state.is_still() && *budget > 0 {
             if state.gets.is_empty() && !state.consumers.iter().any(|c| c.wants()) {
                 break;
@@ -109,7 +112,14 @@ impl ShardServer {
                     self.answer_gets_empty(state);
                     break;
                 }
-                Next::Waiting | Next::Expired => break,
+                Next::Waiting => break,
+                Next::Expired => {
+                    // It goes with the next entry, unless its letter finds no room: nobody is to wait for that.
+                    if !state.gets.is_empty() && !self.may_leave(state) {
+                        self.answer_gets_empty(state);
+                    }
+                    break;
+                }
             };
             if seq > state.reserved || !self.hand_out(leader, state, place, budget) {
                 break;
@@ -195,7 +205,7 @@ impl ShardServer {
     }
 
     /// Only messages that were delivered before can have failed.
-    fn check_out(&self, state: &mut QueueState, session: SessionId, (seq, message): (Seq, Bytes)) -> Delivery {
+    pub(super) fn check_out(&self, state: &mut QueueState, session: SessionId, (seq, message): (Seq, Bytes)) -> Delivery {
         let mut delivery = state.check_out(session, seq, message);
         if delivery.redelivered && state.care.as_ref().is_some_and(|c| c.settings.delivery_limit.is_some()) {
             delivery.failures = self.machine.lock().queue(state.id).map_or(0, |q| q.failures(seq));
@@ -219,7 +229,7 @@ impl ShardServer {
     }
 
     /// The next message of the highest level that has one: given back ones first.
-    fn next(&mut self, state: &mut QueueState) -> Next {
+    pub(super) fn next(&mut self, state: &mut QueueState) -> Next {
         let mut located = state.levels.len() == 1;
         for level in (0..state.levels.len()).rev() {
             for again in [true, false] {

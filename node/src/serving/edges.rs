@@ -241,6 +241,7 @@ impl ShardServer {
             state.consumers.retain(|c| c.session != id);
             let consumed = before > state.consumers.len();
             state.gets.retain(|g| g.session != id);
+            state.takes.retain(|t| t.session != id);
             if state.give_back_all(id, true) || consumed {
                 self.mark(queue);
             }
@@ -307,6 +308,7 @@ impl ShardServer {
                 consumed.push(state.id);
             }
             state.gets.retain(|g| g.session != session);
+            state.takes.retain(|t| t.session != session);
             let held = state.checked.remove_all_of(session);
             if !held.is_empty() {
                 before.push((state.id, held));

@@ -17,6 +17,7 @@ mod replies;
 mod requests;
 mod server;
 mod stamp;
+mod taking;
 mod tending;
 mod transactions;
 

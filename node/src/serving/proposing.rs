@@ -449,11 +449,13 @@ impl ShardServer {
     /// The machine counted: what is still alive waits again.
     fn returned(&mut self, counted: Return) {
         let Return { session, queue, ranges } = counted;
-        let Some(state) = self.queues.get_mut(&queue) else { return };
-        ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
-        if let Some(care) = &mut state.care {
-            care.frozen = care.frozen.saturating_sub(1);
+        if let Some(state) = self.queues.get_mut(&queue) {
+            ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
+            if let Some(care) = &mut state.care {
+                care.frozen = care.frozen.saturating_sub(1);
+            }
         }
+        self.put_on_record(session, queue, ranges.into_iter().map(|(a, b, _)| (a, b)).collect());
         self.thawed = true;
         self.mark(queue);
     }
@@ -517,6 +519,9 @@ impl ShardServer {
         state.holders = applied.holders().into();
         state.reserve = Step::Idle;
         drop(machine);
+        for (session, ranges) in std::mem::take(&mut state.recording) {
+            self.send_session(session, ToEdge::Recorded { queue, ranges });
+        }
         self.mark(queue);
     }
 
@@ -524,6 +529,10 @@ impl ShardServer {
         for (queue, ranges) in settles {
             if let Some(state) = self.queues.get_mut(&queue) {
                 ranges.into_iter().filter(|(first, last): &(Seq, Seq)| first <= last).for_each(|(a, b)| state.settled(a, b));
+                // Somebody may wait to be alone.
+                if !state.takes.is_empty() {
+                    self.mark(queue);
+                }
             }
         }
     }

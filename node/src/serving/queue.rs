@@ -4,6 +4,7 @@
 use super::edges::PathId;
 use super::level::Level;
 use super::ranges::{RangeMap, RangeSet};
+use super::taking::Take;
 use super::transactions::UNDECIDED;
 use crate::machine::Queue;
 use crate::model::link::{Consumer as Spec, Delivery, Ranges, ToLeader};
@@ -113,6 +114,7 @@ pub(super) struct QueueState {
     /// A session that is not in `holders` holds messages that a former leader gave it.
     unlisted_held: bool,
     pub gets: VecDeque<Get>,
+    pub takes: VecDeque<Take>,
     /// As applied.
     pub reserved: Seq,
     pub holders: SmallVec<[SessionId; 4]>,
@@ -121,6 +123,10 @@ pub(super) struct QueueState {
     pub held: bool,
     /// Requests that wait for the end of `held`.
     pub parked: Vec<(PathId, ToLeader)>,
+    /// Returns of messages that clients saw, of which later leaders do not know yet: who is to be told when they do.
+    pub unrecorded: Vec<(SessionId, Ranges)>,
+    /// Those that the reservation in flight puts on record.
+    pub recording: Vec<(SessionId, Ranges)>,
     /// The last consumer went while some edges had not attached yet.
     pub last_gone: bool,
     /// In the server's list of queues to pump.
@@ -170,6 +176,14 @@ impl Care {
         }
     }
 
+    /// Time without use counts from the moment that it is limited, or limited otherwise.
+    fn configure(&mut self, settings: QueueSettings) {
+        if settings.expires_ms != self.settings.expires_ms {
+            (self.last_used, self.unused_told) = (Instant::now(), false);
+        }
+        self.settings = settings;
+    }
+
     /// Messages leave it by themselves when it is full.
     pub fn drops_head(&self) -> bool {
         self.settings.is_limited() && self.settings.overflow == crate::model::settings::Overflow::DropHead
@@ -189,11 +203,14 @@ impl QueueState {
             turn: 0,
             unlisted_held: false,
             gets: VecDeque::new(),
+            takes: VecDeque::new(),
             reserved: queue.reserved(),
             holders: SmallVec::from_slice(queue.holders()),
             reserve: Step::Idle,
             held: queue.first_live() <= queue.reserved(),
             parked: Vec::new(),
+            unrecorded: Vec::new(),
+            recording: Vec::new(),
             last_gone: false,
             dirty: false,
             loaded: false,
@@ -205,7 +222,7 @@ impl QueueState {
     /// The machine has other settings for it, or messages that expire.
     pub fn configure(&mut self, queue: &Queue) {
         match &mut self.care {
-            Some(care) => care.settings = queue.settings().cloned().unwrap_or_default(),
+            Some(care) => care.configure(queue.settings().cloned().unwrap_or_default()),
             None => self.care = Some(Box::new(Care::new(queue))),
         }
         while self.levels.len() < queue.levels() {
@@ -301,23 +318,35 @@ impl QueueState {
         self.consumers.insert(at, consumer);
     }
 
+    /// A later leader knows that messages up to the reserved mark may have been seen, or none of those is left.
+    pub fn is_on_record(&self) -> bool {
+        self.seen.is_empty() || self.may_hold(SEEN_MARK)
+    }
+
     /// Whether the reserved mark or the list of holders must be renewed.
     pub fn needs_reserve(&self) -> bool {
-        let active = !self.consumers.is_empty() || !self.gets.is_empty();
+        let active = !self.consumers.is_empty() || !self.gets.is_empty() || !self.takes.is_empty();
         let short = self.reserved.0 + 1 < self.cursor().0 + limits::RESERVE_AHEAD / 2;
-        let mark = !self.seen.is_empty() && self.reserved.0 > 0 && !self.may_hold(SEEN_MARK);
+        let mark = self.reserved.0 > 0 && !self.is_on_record();
         self.reserve == Step::Idle && !self.held && ((active && short) || mark || self.has_unlisted())
     }
 
+    /// Sessions that messages may be handed to.
+    fn users(&self) -> impl Iterator<Item = SessionId> {
+        let asking = self.gets.iter().map(|g| g.session).chain(self.takes.iter().map(|t| t.session));
+        self.consumers.iter().map(|c| c.session).chain(asking)
+    }
+
     fn has_unlisted(&self) -> bool {
-        self.unlisted_held || self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session)).any(|s| !self.may_hold(s))
+        self.unlisted_held || self.users().any(|s| !self.may_hold(s))
     }
 
     /// What to propose: the mark, and everybody who may hold messages up to it.
     pub fn reservation(&mut self, queue: &Queue) -> (Seq, Vec<SessionId>) {
         self.forget_seen(queue);
+        self.recording.append(&mut self.unrecorded);
         self.unlisted_held = false;
-        let listed = self.consumers.iter().map(|c| c.session).chain(self.gets.iter().map(|g| g.session));
+        let listed = self.users();
         let holders = self.checked.ranges().map(|(_, _, session)| session).filter(|session| *session != UNDECIDED);
         let mut sessions: Vec<SessionId> = listed.chain(holders).collect();
         if !self.seen.is_empty() {
@@ -421,4 +450,26 @@ pub(super) enum Choice {
     Unlisted,
     /// Nobody has credit and room.
     Nobody,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// As in RabbitMQ: a policy that limits a queue in use must not find it unused for as long as this node leads.
+    #[test]
+    fn time_without_use_counts_from_the_moment_that_it_is_limited() {
+        let mut care = Care::new(&Queue::default());
+        let mut limit = |expires_ms| {
+            let before = care.last_used;
+            std::thread::sleep(Duration::from_millis(1));
+            care.unused_told = true;
+            care.configure(QueueSettings { expires_ms, max_length: Some(9), ..QueueSettings::default() });
+            (care.last_used > before, care.unused_told)
+        };
+        assert_eq!(limit(Some(60_000)), (true, false));
+        assert_eq!(limit(Some(60_000)), (false, true), "the same again changes nothing");
+        assert_eq!(limit(Some(30_000)), (true, false));
+    }
 }

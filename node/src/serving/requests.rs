@@ -6,6 +6,7 @@ use super::handle::ServerEvent;
 use super::proposing::{Purge, Return};
 use super::queue::{Care, Consumer, Get, Step};
 use super::server::ShardServer;
+use super::taking::Take;
 use crate::machine::Stream;
 use crate::model::catalog::Refusal;
 use crate::model::link::{Consumer as Spec, QueueStat, Ranges, ToEdge, ToLeader};
@@ -18,7 +19,7 @@ const ORDER_SHIFT: u32 = 16;
 fn needs(request: &ToLeader) -> Option<QueueId> {
     match request {
         ToLeader::Consume(spec) => Some(spec.queue),
-        ToLeader::Get { queue, .. } | ToLeader::Purge { queue, .. } => Some(*queue),
+        ToLeader::Get { queue, .. } | ToLeader::Take { queue, .. } | ToLeader::Purge { queue, .. } => Some(*queue),
         ToLeader::Hello { .. }
         | ToLeader::Batch(_)
         | ToLeader::Attach { .. }
@@ -26,6 +27,8 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
         | ToLeader::Credit { .. }
         | ToLeader::Prefetch { .. }
         | ToLeader::Return { .. }
+        | ToLeader::Withdraw { .. }
+        | ToLeader::Ping { .. }
         | ToLeader::Stream { .. }
         | ToLeader::Stat { .. } => None,
     }
@@ -47,11 +50,17 @@ impl ShardServer {
             ToLeader::Credit { consumer, messages, bytes } => self.credit(id, session, consumer, messages, bytes),
             ToLeader::Prefetch { consumer, limit, held } => self.with_consumer(session, consumer, |c| c.set_prefetch(limit, held)),
             ToLeader::Get { request, queue, no_ack: _ } => self.get(Get { path: id, session, request }, queue),
+            ToLeader::Take { request, queue, most, alone, patient } => {
+                self.take_in(Take { path: id, session, request, most, alone, patient }, queue);
+            }
+            ToLeader::Withdraw { request, queue } => self.withdraw(id, session, queue, request),
             ToLeader::Return { queue, ranges, seen, failures } => self.give_back(session, queue, &ranges, seen.then_some(&failures)),
             ToLeader::Stat { request, queues, used } => {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
                 self.stat(id, request, &queues);
             }
+            ToLeader::Ping { number } if self.lead.is_some() && self.proposer.lease_valid() => self.send(id, ToEdge::Pong { number }),
+            ToLeader::Ping { .. } => {}
             ToLeader::Stream { request, stream, publisher, reader } => {
                 let state = self.machine.lock().stream(stream).map(|s| s.state(publisher.as_deref(), reader.as_deref()));
                 match state {
@@ -78,6 +87,7 @@ impl ShardServer {
         match request {
             ToLeader::Consume(spec) => self.send(id, ToEdge::Consuming { consumer: spec.id, result: Err(refusal) }),
             ToLeader::Get { request, .. } => self.send(id, ToEdge::Got { request, result: Err(refusal) }),
+            ToLeader::Take { request, .. } => self.send(id, ToEdge::Took { request, result: Err(refusal) }),
             ToLeader::Purge { request, .. } => self.send(id, ToEdge::Purged { request, result: Err(refusal) }),
             ToLeader::Stream { request, .. } => self.send(id, ToEdge::Stream { request, result: Err(refusal) }),
             ToLeader::Hello { .. }
@@ -87,6 +97,8 @@ impl ShardServer {
             | ToLeader::Credit { .. }
             | ToLeader::Prefetch { .. }
             | ToLeader::Return { .. }
+            | ToLeader::Withdraw { .. }
+            | ToLeader::Ping { .. }
             | ToLeader::Stat { .. } => {}
         }
     }
@@ -146,7 +158,7 @@ impl ShardServer {
         self.last_order
     }
 
-    fn session_used(&mut self, session: SessionId) {
+    pub(super) fn session_used(&mut self, session: SessionId) {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.used = true;
         }
@@ -215,7 +227,12 @@ impl ShardServer {
 
     /// `seen`: a client had them, and so often some of them had failed before.
     fn give_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: Option<&Vec<(Seq, u32)>>) {
-        let Some(state) = self.queue_state(queue) else { return };
+        let Some(state) = self.queue_state(queue) else {
+            if seen.is_some() {
+                self.send_session(session, ToEdge::Recorded { queue, ranges: ranges.clone() });
+            }
+            return;
+        };
         let counts = |care: &&mut Box<Care>| care.settings.delivery_limit.is_some();
         if let (Some(care), Some(failures)) = (state.care.as_mut().filter(counts), seen) {
             // They come before what is behind them: nothing is delivered until they are counted.
@@ -223,7 +240,18 @@ impl ShardServer {
             return self.log.returns.push(Return { session, queue, ranges: counted(ranges, failures) });
         }
         ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen.is_some()));
+        if seen.is_some() {
+            self.put_on_record(session, queue, ranges.clone());
+        }
         self.mark(queue);
+    }
+
+    /// The session is told once every later leader will know that these were seen.
+    pub(super) fn put_on_record(&mut self, session: SessionId, queue: QueueId, ranges: Ranges) {
+        match self.queues.get_mut(&queue).filter(|state| !state.is_on_record()) {
+            Some(state) => state.unrecorded.push((session, ranges)),
+            None => self.send_session(session, ToEdge::Recorded { queue, ranges }),
+        }
     }
 
     fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
@@ -247,7 +275,7 @@ impl ShardServer {
             queue: id,
             ready: queue.live_count() - unacked,
             unacked,
-            bytes: queue.live_bytes(),
+            bytes: queue.live_body_bytes(),
             consumers: state.map_or(0, |s| s.consumers.len() as u32),
             active: queue.active().and_then(|(session, consumer)| Some((self.sessions.get(&session)?.node, consumer))),
         }
@@ -267,8 +295,15 @@ impl ShardServer {
             let result = Err(self.not_found(queue));
             self.send(get.path, ToEdge::Got { request: get.request, result });
         }
+        for take in state.takes {
+            let result = Err(self.not_found(queue));
+            self.send(take.path, ToEdge::Took { request: take.request, result });
+        }
         for (path, request) in state.parked {
             self.request(path, request);
+        }
+        for (session, ranges) in state.unrecorded.into_iter().chain(state.recording) {
+            self.send_session(session, ToEdge::Recorded { queue, ranges });
         }
     }
 

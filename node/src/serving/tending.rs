@@ -101,7 +101,7 @@ impl ShardServer {
     }
 
     /// Whether messages can leave the queue of their own accord; if its outbox is full they stay until it is not (rule 25).
-    fn may_leave(&mut self, state: &QueueState) -> bool {
+    pub(super) fn may_leave(&mut self, state: &QueueState) -> bool {
         let buries = state.care.as_ref().is_some_and(|c| c.settings.dead_letter.is_some() || c.settings.store.is_some());
         let may = !buries || self.machine.lock().buries(state.id);
         if !may {
@@ -142,7 +142,7 @@ impl ShardServer {
 
     /// When the queue ends for want of use; tells the node when it does.
     fn unused_at(&mut self, state: &mut QueueState) -> Option<Instant> {
-        let used = !state.consumers.is_empty() || !state.gets.is_empty() || !state.parked.is_empty();
+        let used = !state.consumers.is_empty() || !state.gets.is_empty() || !state.takes.is_empty() || !state.parked.is_empty();
         let care = state.care.as_mut()?;
         let after = care.settings.expires_ms.filter(|_| !used && !care.unused_told)?;
         let now = Instant::now();

@@ -108,11 +108,17 @@ impl ShardServer {
     }
 }
 
-/// A range that a transaction held: live messages wait again, somebody has seen them.
+/// A range that a transaction held: live messages wait again, somebody has seen them; the others are gone, whatever took them.
 fn release(state: &mut QueueState, queue: &Queue, first: Seq, last: Seq) {
-    if queue.is_live(first) {
-        state.give_back(UNDECIDED, first, last, true);
-    } else {
-        state.settled(first, last);
+    let mut next = first;
+    for (a, b) in queue.live_ranges(first, last) {
+        if next < a {
+            state.settled(next, Seq(a.0 - 1));
+        }
+        state.give_back(UNDECIDED, a, b, true);
+        next = Seq(b.0 + 1);
+    }
+    if next <= last {
+        state.settled(next, last);
     }
 }

@@ -4,6 +4,7 @@
 mod rotation;
 
 use crate::config::{LogFormat, ServerConfig};
+use crate::model::panics::is_contained;
 use rotation::RotatingFile;
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ pub const FILTER_VARIABLE: &str = "WARREN_LOG";
 const DEFAULT_FILTER: &str =
     "info,openraft=error,openraft::raft=off,openraft::core::heartbeat=off,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
 
-/// Start logging as the configuration says. A panic becomes a log line too.
+/// Start logging as the configuration says. A panic becomes a log line too, and ends the process unless it is contained.
 ///
 /// # Errors
 /// The log file cannot be opened.
@@ -26,15 +27,26 @@ pub fn start(config: &ServerConfig) -> io::Result<()> {
         Some(path) => install(config.log_format, Arc::new(RotatingFile::open(path, config.log_file_bytes)?)),
         None => install(config.log_format, io::stderr),
     }
+    end_on_panic(config.log_file.is_some());
+    Ok(())
+}
+
+/// From now on a panic is a log line (`tell`: and what it would have been without logging), and the end of the process: what it left half
+/// done could be confirmed, or silently never be done again. Those of one client's conversation end that alone; sled's are damage of a
+/// store that can be made anew, on its own threads too.
+pub fn end_on_panic(tell: bool) {
     let earlier = std::panic::take_hook();
-    let into_file = config.log_file.is_some();
     std::panic::set_hook(Box::new(move |panic| {
         tracing::error!(%panic, "panic");
-        if into_file {
+        if tell {
             earlier(panic);
         }
+        let in_sled = panic.location().is_some_and(|at| at.file().contains("/sled-"));
+        if !in_sled && !is_contained() {
+            tracing::error!("a part that this node needs is gone; the process ends, and can be started again");
+            std::process::abort();
+        }
     }));
-    Ok(())
 }
 
 fn install<W>(format: LogFormat, writer: W)

@@ -125,7 +125,7 @@ impl Client {
                 assert!(connection.submit(step).is_ok(), "only publishes wait");
             }
             let mut events = Vec::new();
-            connection.take_events(&mut events);
+            connection.take_events(&mut events, usize::MAX);
             assert!(events.contains(&Event::Opened), "{events:?}");
             let waiting = events.into_iter().filter(|e| !matches!(e, Event::Authenticated | Event::Opened)).collect();
             return Client { host: host.clone(), life: life.number, connection, life_rx, waiting };
@@ -193,7 +193,7 @@ impl Client {
     fn take(&mut self) {
         if self.is_alive() {
             let mut events = Vec::new();
-            self.connection.take_events(&mut events);
+            self.connection.take_events(&mut events, usize::MAX);
             self.waiting.extend(events);
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::oracle::Oracle;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -20,6 +20,8 @@ use warren::store::wal::WalConfig;
 
 /// Small, so that files are closed and used again.
 const WAL_FILE_BYTES: u64 = 512 << 10;
+/// So small that old files are cleaned all the time.
+const LOG_BUDGET_BYTES: u64 = 2 * WAL_FILE_BYTES;
 /// An ended process lets go of its state store within this time.
 const LET_GO: Duration = Duration::from_secs(20);
 
@@ -54,6 +56,8 @@ pub struct Host {
     pub id: NodeId,
     /// How far its clock is ahead.
     pub ahead_ms: Arc<AtomicI64>,
+    /// Bytes that left old files of the log, of lives that are over.
+    pub relocated_bytes: AtomicU64,
     dir: PathBuf,
     network: MemoryNetwork,
     state: Mutex<State>,
@@ -97,6 +101,7 @@ impl Host {
         Arc::new(Host {
             id: NodeId(id),
             ahead_ms: Arc::default(),
+            relocated_bytes: AtomicU64::new(0),
             dir: dir.join(format!("node-{id}")),
             network: network.clone(),
             state: Mutex::new(state),
@@ -131,7 +136,12 @@ impl Host {
         };
         let ground = Ground {
             disk: Arc::new(state.disk.clone()),
-            wal: WalConfig { file_bytes: WAL_FILE_BYTES, budget_bytes: 64 << 20, fatal: Some(Arc::new(died)), ..WalConfig::default() },
+            wal: WalConfig {
+                file_bytes: WAL_FILE_BYTES,
+                budget_bytes: LOG_BUDGET_BYTES,
+                fatal: Some(Arc::new(died)),
+                ..WalConfig::default()
+            },
             wire: Box::new(move |handler| Ok(network.join(id, handler))),
             clocks: self.clocks(),
         };
@@ -178,6 +188,7 @@ impl Host {
             (state.runtime.take(), state.node.take())
         };
         if let Some(node) = &node {
+            self.relocated_bytes.fetch_add(node.relocated_bytes(), Ordering::Relaxed);
             node.kill();
         }
         if let Some(runtime) = runtime {

@@ -39,6 +39,8 @@ pub struct Summary {
     pub records: u64,
     /// Names declared, seen, deleted and missed as they should.
     pub names: u64,
+    /// Bytes of messages that left old files of the logs.
+    pub relocated_bytes: u64,
     /// Runs on so busy a machine that a second was none: an edge may be taken for gone in them though nothing is wrong.
     pub starved: u64,
 }
@@ -265,6 +267,7 @@ fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
         records: world.stream.records(),
         names: world.checks.load(Ordering::Relaxed),
         starved: starved.into(),
+        relocated_bytes: world.hosts.iter().map(|host| host.relocated_bytes.load(Ordering::Relaxed)).sum(),
         ..Summary::default()
     };
     let mut findings = Vec::new();

@@ -7,6 +7,7 @@ use crate::machine::catalog::{decode_base64, hash_password, password_digest};
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::admin::{AdminCommand, ApplyTo, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{Refusal, Table, Value};
+use crate::model::rocketmq::AccessKey;
 use crate::peer::auth::Secret;
 use serde_json::Value as Json;
 use warren_proto::admin::{CloseRequest, QueueRequest};
@@ -87,6 +88,16 @@ impl CtlArgs {
                 let password_hash = if pre_hashed_password { checked_hash(password)? } else { hash(&password) };
                 let done = self.is_chatty().then(|| ADDED.to_owned());
                 Ok(Some(Change { banner, command: AdminCommand::AddUser { user, password_hash }, done }))
+            }
+            CtlCommand::AddAccessKey { access_key, secret, user } => {
+                let banner = format!("Adding access key \"{access_key}\" ...");
+                let done = secret.is_none();
+                let secret = secret.unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+                let key = AccessKey { secret: secret.clone(), user: user.unwrap_or_else(|| access_key.clone()) };
+                Ok(Some(Change { banner, command: AdminCommand::AddAccessKey { id: access_key, key }, done: done.then_some(secret) }))
+            }
+            CtlCommand::DeleteAccessKey { access_key: id } => {
+                change(format!("Deleting access key \"{id}\" ..."), AdminCommand::DeleteAccessKey { id })
             }
             CtlCommand::DeleteUser { username: user } => change(format!("Deleting user \"{user}\" ..."), AdminCommand::DeleteUser { user }),
             CtlCommand::ChangePassword { username: user, password } => {

@@ -130,6 +130,53 @@ pub(super) enum CtlCommand {
         #[arg(long)]
         global: bool,
     },
+    /// Add a rocket topic
+    AddTopic {
+        topic: String,
+        /// Messages of one sharding key are in order within one
+        #[arg(long, default_value_t = crate::model::rocketmq::PARTITIONS_DEFAULT)]
+        partitions: u32,
+        /// How long a delivered message is invisible [default: as the server says]
+        #[arg(long = "invisible-ms", value_name = "MS")]
+        invisible_ms: Option<u64>,
+        /// The same for messages consumed in order
+        #[arg(long = "ordered-invisible-ms", value_name = "MS")]
+        ordered_invisible_ms: Option<u64>,
+        /// The same for half messages that are checked
+        #[arg(long = "half-invisible-ms", value_name = "MS")]
+        half_invisible_ms: Option<u64>,
+        /// Deliveries after the first, before a message goes to the dead letters
+        #[arg(long = "max-retries", value_name = "N")]
+        max_retries: Option<u32>,
+    },
+    /// Delete a rocket topic with all that waits for its groups
+    DeleteTopic { topic: String },
+    /// Rocket topics of a vhost
+    ListTopics { columns: Vec<String> },
+    /// Add a consumer group to a rocket topic; without a topic, to all of the vhost
+    AddGroup {
+        group: String,
+        topic: Option<String>,
+        /// Deliveries after the first [default: as the topic or the server says]
+        #[arg(long = "max-retries", value_name = "N")]
+        max_retries: Option<u32>,
+    },
+    /// Delete a consumer group of a rocket topic with all that waits for it
+    DeleteGroup { group: String, topic: String },
+    /// Consumer groups on the rocket topics of a vhost
+    ListGroups { columns: Vec<String> },
+    /// Add what signs requests over RocketMQ's HTTP protocol in the name of a user; without a secret one is made and printed
+    AddAccessKey {
+        access_key: String,
+        secret: Option<String>,
+        /// Whose it is [default: the user of that name]
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Delete an access key
+    DeleteAccessKey { access_key: String },
+    /// Access keys, without their secrets
+    ListAccessKeys,
     /// Raft's figures of the replicas of a queue
     QuorumStatus { queue: String },
     /// The node, the cluster, who leads which shard
@@ -168,7 +215,7 @@ pub(super) enum CtlCommand {
     },
     /// Exit code 69 when the node does not serve this port
     CheckPortListener { port: u16 },
-    /// Exit code 69 when the node does not serve this protocol: amqp, http, clustering
+    /// Exit code 69 when the node does not serve this protocol: amqp, stream, http, clustering
     CheckProtocolListener { protocol: String },
     /// Exit code 69 when a shard has no leader
     CheckVirtualHosts,
@@ -242,6 +289,9 @@ impl CtlArgs {
                     false => format!("Closing all connections in vhost {vhost}, reason: {explanation}..."),
                 });
                 self.close(client, "", vhost, explanation).await?;
+            }
+            CtlCommand::AddTopic { .. } | CtlCommand::DeleteTopic { .. } | CtlCommand::AddGroup { .. } | CtlCommand::DeleteGroup { .. } => {
+                self.arrange(client).await?
             }
             CtlCommand::AuthenticateUser { username, password } => self.authenticate(client, username, password.as_deref()).await?,
             _ => return Ok(false),

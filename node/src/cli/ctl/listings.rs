@@ -31,6 +31,9 @@ impl CtlArgs {
             CtlCommand::ListChannels { columns } => self.columns("channels", columns, "Listing channels ..."),
             CtlCommand::ListConsumers { columns } => self.columns("consumers", columns, format!("Listing consumers in vhost {vhost} ...")),
             CtlCommand::ListVhosts { columns } => self.columns("vhosts", columns, "Listing vhosts ..."),
+            CtlCommand::ListTopics { columns } => self.columns("topics", columns, format!("Listing topics for vhost {vhost} ...")),
+            CtlCommand::ListGroups { columns } => self.columns("groups", columns, format!("Listing groups for vhost {vhost} ...")),
+            CtlCommand::ListAccessKeys => self.columns("access_keys", &[], "Listing access keys ..."),
             CtlCommand::ListUsers => self.columns("users", &[], "Listing users ..."),
             CtlCommand::ListPermissions => self.columns("permissions", &[], format!("Listing permissions for vhost \"{vhost}\" ...")),
             CtlCommand::ListUserPermissions { username } => {

@@ -5,9 +5,10 @@ use super::batches::Closed;
 use super::consumers::Late;
 use super::requests::{Answer, Asked, Sink};
 use super::run::{Ended, Fate, Run};
-use super::{Lane, RETURN_MEMORY, State, no_quorum};
+use super::{Lane, State, no_quorum};
 use crate::edge::access::Kind;
 use crate::edge::names::not_found;
+use crate::edge::pulse;
 use crate::edge::replies;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, StoredMessage};
@@ -64,9 +65,12 @@ impl Lane {
             ToEdge::Consuming { consumer, result } => self.consuming(home, consumer, result),
             ToEdge::Cancelled { consumer, asked } => self.cancelled(consumer, asked),
             ToEdge::Got { request, result } => self.got(home, request, result),
+            ToEdge::Took { request, result } => self.took(home, request, result),
             ToEdge::Stats { request, stats } => self.answer(request, Ok(Answer::Stats(stats))),
             ToEdge::Purged { request, result } => self.about_queue(home, request, result.map(Answer::Purged)),
             ToEdge::Stream { request, result } => self.about_queue(home, request, result.map(Answer::Stream)),
+            ToEdge::Recorded { queue, ranges } => self.state.lock().returning.recorded(queue, &ranges),
+            ToEdge::Pong { number } => self.heard(number),
         }
         Next::Stay
     }
@@ -90,7 +94,16 @@ impl Lane {
         state.unreachable = None;
         state.attach_due = true;
         state.batches.welcome(session, last, Instant::now());
+        self.contact.welcomed(pulse::now_ms());
         self.gone.store(false, Ordering::Relaxed);
+    }
+
+    /// The leader answered under its lease: what waited for that goes on.
+    fn heard(&self, number: u64) {
+        if self.contact.answered(number, pulse::now_ms()) {
+            let state = self.state.lock();
+            state.consumers.waiting().chain(state.getters.values()).for_each(|mailbox| mailbox.look_again());
+        }
     }
 
     fn verdict(&self, home: &dyn Home, seq: BatchSeq, refused: Vec<(u32, RefusedEnqueue)>) {
@@ -184,6 +197,7 @@ impl Lane {
                 return;
             }
         };
+        state.getters.entry(mailbox.id()).or_insert_with(|| mailbox.clone());
         let shard = self.shard;
         let reply = result.map(|got| Reply::Got(got.map(|(delivery, remaining)| Got { shard, delivery, remaining })));
         if !mailbox.reply(at, reply) {
@@ -227,6 +241,7 @@ impl Lane {
         if state.leader != Some(leader) || self.is_stale() {
             return;
         }
+        self.contact.came(pulse::now_ms());
         state.came(&messages);
         let Some(record) = state.consumers.delivered(consumer, &messages) else {
             state.give_back_messages(&messages);
@@ -249,12 +264,13 @@ impl Lane {
         let Some(leader) = state.leader else { return };
         if std::mem::take(&mut state.attach_due) {
             // Returns first: what was seen must be known before the queue flows again.
-            state.take_returns(now, out);
+            state.returning.tell(out);
             let (consumers, loose) = state.consumers.attach(state.batches.settling());
             out.push(ToLeader::Attach { leader, consumers, loose });
         }
         out.append(&mut state.outgoing);
-        state.take_returns(now, out);
+        state.returning.tell(out);
+        out.extend(self.contact.ask(pulse::now_ms()).map(|number| ToLeader::Ping { number }));
         state.consumers.take_credit(out);
         state.requests.collect(now, |mark| state.batches.is_past(mark), out);
         while let Some(batch) = state.batches.next(leader, now) {
@@ -279,13 +295,12 @@ impl Lane {
     }
 
     pub(super) fn path_lost(&self) {
+        self.contact.lost();
         let mut state = self.state.lock();
         state.leader = None;
         state.unreachable.get_or_insert_with(Instant::now);
         state.outgoing.clear();
-        let now = Instant::now();
-        state.returning.retain(|r| r.sent.is_none_or(|t| now < t + RETURN_MEMORY));
-        state.returning.iter_mut().for_each(|r| r.sent = None);
+        state.returning.path_lost();
         state.requests.path_lost();
         for (_, cancelling) in state.consumers.cancelling.drain() {
             cancelling.mailbox.reply(cancelling.at, Ok(Reply::Done));
@@ -398,6 +413,9 @@ impl State {
     fn refuse(&mut self, id: u64, asked: Asked, refusal: Refusal) {
         match asked.sink {
             Sink::Task(answer_tx) => {
+                let _ = answer_tx.send(Err(refusal));
+            }
+            Sink::Take { answer_tx, .. } => {
                 let _ = answer_tx.send(Err(refusal));
             }
             Sink::Get { mailbox, at, .. } => {

@@ -184,6 +184,11 @@ impl Consumers {
         worth
     }
 
+    /// Of consumers with deliveries that are not written.
+    pub fn waiting(&self) -> impl Iterator<Item = &Arc<Mailbox>> {
+        self.records.values().filter(|r| r.unwritten > 0).map(|r| &r.mailbox)
+    }
+
     /// Another prefetch, from now on. True when the leader has to be told.
     pub fn set_prefetch(&mut self, id: ConsumerId, prefetch: Option<u32>) -> bool {
         let Some(record) = self.records.get_mut(&id).filter(|r| r.spec.prefetch != prefetch) else { return false };

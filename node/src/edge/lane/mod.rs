@@ -1,23 +1,27 @@
-//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one
-//! task per lane talks to the shard's leader. `batches`, `consumers` and `requests` decide, `task` carries out, `answers` is what the
-//! leader says.
+//! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one task
+//! talks to the shard's leader. `batches`, `consumers`, `requests` decide, `task` carries out, `answers` is what the leader says.
 
 mod answers;
 mod batches;
 mod chunks;
 mod committing;
 mod consumers;
+mod contact;
 mod requests;
+mod returns;
 mod run;
+pub(super) mod takes;
 mod task;
 
 use self::batches::{Batches, Settles};
 pub(super) use self::consumers::Wishes;
 use self::consumers::{Cancelling, Consumers};
+use self::contact::Contact;
 use self::requests::{Requests, Sink};
+use self::returns::Returns;
 use super::EdgeConfig;
 use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
-use super::pulse::Pulse;
+use super::pulse::{self, Pulse};
 use super::ranges::RangeSet;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, Word};
@@ -28,7 +32,7 @@ use crate::model::stream::{Published, StreamTarget};
 use crate::model::{ConnectionId, ConsumerId, LeaderId, Offset, QueueId, Seq, ShardId, TxId};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -53,6 +57,7 @@ pub(super) struct Lane {
     bytes: AtomicUsize,
     /// The owner of this in-memory shard is gone: nothing can be routed to it.
     gone: AtomicBool,
+    contact: Contact,
     pulse: Arc<Pulse>,
     /// Stops of this process before the present path was opened.
     stops: AtomicU64,
@@ -66,7 +71,9 @@ struct State {
     /// Unseen returns and cancels for the present path, in order.
     outgoing: Vec<ToLeader>,
     /// What clients saw and gave back.
-    returning: VecDeque<Returning>,
+    returning: Returns,
+    /// Whose mailboxes may have answers to basic.get that their sessions have not seen.
+    getters: HashMap<ConnectionId, Arc<Mailbox>>,
     /// Held messages that came as redelivered: whoever gives them back, somebody has seen them.
     marked: BTreeMap<QueueId, RangeSet>,
     /// Of those: how often they had failed, where that is counted.
@@ -101,21 +108,6 @@ pub(super) struct Fetch {
     pub timeout: Duration,
 }
 
-/// Messages that a client saw and gave back. They are told to the next leader, and again to one that comes soon after:
-/// `redelivered = false` must not become a lie with the leader that knew better. Those that come to this node again are forgotten.
-#[derive(Debug)]
-struct Returning {
-    queue: QueueId,
-    set: RangeSet,
-    failures: BTreeMap<Seq, u32>,
-    sent: Option<Instant>,
-}
-
-/// A return is remembered so long after it was sent: longer than a leader that fails may take to be replaced.
-const RETURN_MEMORY: Duration = Duration::from_secs(10);
-/// Returns of one queue that were sent within this time are one.
-const RETURN_STEP: Duration = Duration::from_secs(1);
-
 impl Lane {
     pub fn new(shard: ShardId, config: EdgeConfig, pulse: Arc<Pulse>) -> Lane {
         let now = Instant::now();
@@ -124,7 +116,8 @@ impl Lane {
             consumers: Consumers::default(),
             requests: Requests::default(),
             outgoing: Vec::new(),
-            returning: VecDeque::new(),
+            returning: Returns::default(),
+            getters: HashMap::new(),
             marked: BTreeMap::new(),
             failures: BTreeMap::new(),
             leader: None,
@@ -136,6 +129,7 @@ impl Lane {
         };
         Lane {
             shard,
+            contact: Contact::new(config.silence),
             config,
             state: Mutex::new(state),
             wake: Notify::new(),
@@ -441,6 +435,7 @@ impl Lane {
         state.give_back(seen, true);
         state.give_back(back, false);
         state.blocked.retain(|m| m.id() != connection);
+        state.getters.remove(&connection);
         drop(state);
         self.wake.notify_one();
     }
@@ -459,11 +454,27 @@ impl Lane {
                 }
             }
         }
+        for mailbox in std::mem::take(&mut state.getters).into_values() {
+            for message in mailbox.void_gets(self.shard) {
+                if state.consumers.release(mailbox.id(), None, message.queue, message.seq) {
+                    back.entry(message.queue).or_default().insert(message.seq);
+                }
+            }
+        }
         if !back.is_empty() {
             state.give_back(back, false);
             drop(guard);
             self.wake.notify_one();
         }
+    }
+
+    /// What its leader gave may be handed to clients now (rules 19 and 20); else the leader is asked. May be called under a mailbox's lock.
+    pub fn is_fresh(&self) -> bool {
+        let fresh = self.contact.is_fresh(pulse::now_ms());
+        if !fresh {
+            self.wake.notify_one();
+        }
+        fresh
     }
 
     /// This process was stopped since the present path was opened: the leader may count it as gone.
@@ -562,23 +573,19 @@ impl State {
 
     /// Unseen messages need no word without a path: what is not held any more is not attached, and so goes back.
     fn give_back(&mut self, back: BTreeMap<QueueId, RangeSet>, seen: bool) {
-        let now = Instant::now();
-        while self.returning.front().is_some_and(|r| r.sent.is_some_and(|t| t + RETURN_MEMORY + RETURN_STEP < now)) {
-            self.returning.pop_front();
-        }
         for (queue, mut set) in back.into_iter().filter(|(_, set)| !set.is_empty()) {
             let failures = self.take_failures(queue, &set);
             let marked = self.unmark(queue, &mut set);
             if seen {
                 set.extend(&marked.to_ranges());
             } else if !marked.is_empty() {
-                self.returning.push_back(Returning { queue, set: marked, failures: failures.clone(), sent: None });
+                self.returning.add(queue, marked, failures.clone());
             }
             if set.is_empty() {
                 continue;
             }
             if seen {
-                self.returning.push_back(Returning { queue, set, failures, sent: None });
+                self.returning.add(queue, set, failures);
             } else if self.leader.is_some() {
                 self.outgoing.push(ToLeader::Return { queue, ranges: set.take(), seen, failures: Vec::new() });
             }
@@ -630,43 +637,13 @@ impl State {
     /// Messages came.
     fn came(&mut self, messages: &[Delivery]) {
         if !self.returning.is_empty() {
-            self.forget_returns(messages);
+            self.returning.came(messages);
         }
         for message in messages.iter().filter(|m| m.redelivered) {
             self.marked.entry(message.queue).or_default().insert(message.seq);
             if message.failures > 0 {
                 self.failures.insert((message.queue, message.seq), message.failures);
             }
-        }
-    }
-
-    /// Seen returns that the present leader was not told.
-    fn take_returns(&mut self, now: Instant, out: &mut Vec<ToLeader>) {
-        let unsent = self.returning.iter().rev().take_while(|r| r.sent.is_none()).count();
-        for fresh in self.returning.split_off(self.returning.len() - unsent) {
-            let ranges = fresh.set.to_ranges();
-            if ranges.is_empty() {
-                continue;
-            }
-            let lately = |r: &&mut Returning| r.queue == fresh.queue && r.sent.is_some_and(|t| now < t + RETURN_STEP);
-            let failures = fresh.failures.iter().map(|(seq, count)| (*seq, *count)).collect();
-            out.push(ToLeader::Return { queue: fresh.queue, ranges: ranges.clone(), seen: true, failures });
-            match self.returning.iter_mut().rev().find(lately) {
-                Some(before) => {
-                    before.set.extend(&ranges);
-                    before.failures.extend(fresh.failures);
-                }
-                None => self.returning.push_back(Returning { sent: Some(now), ..fresh }),
-            }
-        }
-    }
-
-    /// Messages came: they are held again, whatever was given back before.
-    fn forget_returns(&mut self, messages: &[Delivery]) {
-        for r in &mut self.returning {
-            messages.iter().filter(|m| m.queue == r.queue).for_each(|m| {
-                r.set.remove(m.seq);
-            });
         }
     }
 

@@ -1,6 +1,7 @@
 //! Questions to a leader that wait for an answer. Each is answered exactly once: by the leader, or as unavailable at its deadline. On a
 //! new path all are asked again. Pure.
 
+use super::takes::Taken;
 use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::QueueId;
 use crate::model::catalog::{Name, Refusal};
@@ -27,6 +28,7 @@ pub(in crate::edge) enum Answer {
 #[derive(Debug)]
 pub(super) enum Sink {
     Task(oneshot::Sender<Result<Answer, Refusal>>),
+    Take { mailbox: Arc<Mailbox>, at: ChannelRef, name: Name, timeout: Duration, answer_tx: oneshot::Sender<Taken> },
     Get { mailbox: Arc<Mailbox>, at: ChannelRef, no_ack: bool, name: Name, timeout: Duration },
     Consume { mailbox: Arc<Mailbox>, at: ChannelRef, name: Name },
 }

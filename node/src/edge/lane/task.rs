@@ -99,6 +99,7 @@ async fn converse<H: Home>(
         home.path_opened();
     }
     lane.stops.store(lane.pulse.beat(), Ordering::Release);
+    lane.contact.opened(end.lease.take());
     loop {
         let Some(strong) = home.upgrade() else { return false };
         if lane.is_stale() {

@@ -3,15 +3,23 @@
 //!
 //! Publishing and asking go to the shard's leader, wherever it is; reading is done on this node, from its own replica.
 
+mod addresses;
 mod arguments;
+mod asks;
 mod bells;
 mod consumer;
 mod cursor;
+mod groups;
+mod opening;
 mod publishing;
 mod reader;
 mod source;
+mod super_streams;
 
+pub use addresses::Addresses;
 pub use bells::Bells;
+pub(super) use groups::Clerk;
+pub use opening::StreamReading;
 pub use reader::{ReadError, Reader};
 pub use source::{Replica, StreamSource};
 
@@ -25,8 +33,10 @@ use super::lane::{Answer, Run, named, no_quorum};
 use super::names::{check_not_reserved, not_found};
 use super::publish::Hold;
 use super::{Edge, Identity};
+use crate::machine::catalog::queue_text;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Name, QueueSpec, Refusal, Table, Value};
 use crate::model::limits::STREAM_REFERENCE_BYTES;
+use crate::model::settings::QueueSettings;
 use crate::model::stream::{Append, OffsetSpec, StreamInfo, StreamState, StreamTarget};
 use crate::model::{Offset, QueueId};
 use std::sync::Arc;
@@ -90,6 +100,11 @@ impl Edge {
     }
 }
 
+fn check_settings(name: &Name, arguments: &Table) -> Result<(), Refusal> {
+    let check = QueueSettings::check(&queue_text(name), arguments);
+    check.map(drop).map_err(|why| Refusal::Precondition(why.to_string()))
+}
+
 /// What a connection does with streams. Names are those of its vhost.
 impl Connection {
     fn identity(&self) -> Result<&Identity, Refusal> {
@@ -134,9 +149,7 @@ impl Connection {
         let checked = self.may(Right::Configure, name).and_then(|()| {
             check_not_reserved(Kind::Queue, name)?;
             let name = self.identity()?.name(name);
-            let subject = crate::machine::catalog::queue_text(&name);
-            let check = crate::model::settings::QueueSettings::check(&subject, &arguments);
-            check.map_err(|why| Refusal::Precondition(why.to_string()))?;
+            check_settings(&name, &arguments)?;
             Ok(QueueSpec { name, durable: true, auto_delete: false, exclusive_owner: None, arguments })
         });
         let edge = self.edge.clone();

@@ -77,25 +77,29 @@ impl Reader {
                 match self.fetch(chunk.index).await {
                     Ok(entry) => self.entry = Some((chunk.index, entry)),
                     Err(error) => {
-                        self.forget();
-                        // What was taken by retention meanwhile is no loss: the reader goes on behind it.
-                        match self.replica.machine.lock().stream(self.stream) {
-                            Some(stream) if stream.first() <= chunk.first => return Err(error.into()),
-                            Some(_) => {}
-                            None => return Err(ReadError::Gone),
-                        }
+                        self.go_on_behind(&chunk, error)?;
                         continue;
                     }
                 }
             }
             let read = self.entry.as_ref().and_then(|(_, entry)| cut(self.stream, entry, &chunk));
             let Some(read) = read else {
-                self.forget();
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the entry does not hold the chunk").into());
+                self.go_on_behind(&chunk, io::Error::new(io::ErrorKind::InvalidData, "the entry does not hold the chunk"))?;
+                continue;
             };
             self.located.pop_front();
             self.next = read.next();
             return Ok(read);
+        }
+    }
+
+    /// A chunk cannot be had. What was taken by retention meanwhile is no loss: the reader goes on behind it.
+    fn go_on_behind(&mut self, chunk: &LocatedChunk, error: io::Error) -> Result<(), ReadError> {
+        self.forget();
+        match self.replica.machine.lock().stream(self.stream) {
+            Some(stream) if stream.first() <= chunk.first => Err(error.into()),
+            Some(_) => Ok(()),
+            None => Err(ReadError::Gone),
         }
     }
 

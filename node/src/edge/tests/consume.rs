@@ -442,7 +442,7 @@ async fn what_a_client_has_not_seen_when_its_edge_was_declared_gone_it_does_not_
 }
 
 #[tokio::test]
-async fn returns_of_a_queue_are_remembered_as_one() {
+async fn returns_of_a_queue_are_remembered_as_one_until_they_are_on_record() {
     let Consuming { mut scene, mut client, mut leader, queue, consumer } = consuming(None).await;
     for seq in 1..=3 {
         leader.deliver(consumer, queue, &[seq]).await;
@@ -451,8 +451,16 @@ async fn returns_of_a_queue_are_remembered_as_one() {
         assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(seq, seq)]), seen: true, failures: vec![] });
     }
     drop(leader);
-    let (_new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
+    let (mut new, first) = scene.leader(super::leader(2, 2), 9, 0).await;
     assert_eq!(first, ToLeader::Return { queue, ranges: ranges(&[(1, 3)]), seen: true, failures: vec![] });
+    new.next().await; // attach
+    new.say(ToEdge::Recorded { queue, ranges: ranges(&[(1, 2)]) }).await;
+    new.deliver(consumer, queue, &[4]).await;
+    client.delivered().await;
+    drop(new);
+    let (_last, first) = scene.leader(super::leader(3, 2), 9, 0).await;
+    let untold = ToLeader::Return { queue, ranges: ranges(&[(3, 3)]), seen: true, failures: vec![] };
+    assert_eq!(first, untold, "however long ago, until a leader has it on record");
 }
 
 #[tokio::test]

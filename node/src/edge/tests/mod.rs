@@ -2,10 +2,12 @@
 
 mod access;
 mod consume;
+mod contact;
 mod publish;
 mod replies;
 mod requests;
 mod streams;
+mod taking;
 mod transactions;
 
 use super::*;
@@ -13,7 +15,7 @@ use crate::machine::catalog::hash_password;
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, QueueSpec, Table, Target};
 use crate::model::entry::{EnqueueOp, EntryBytes, Op, OpsReader, StoredMessage};
 use crate::model::link::{Batch, Deliveries, Delivery, RefusedEnqueue, ToEdge, ToLeader};
-use crate::model::ports::{EdgeEnd, LeaderEnd, path};
+use crate::model::ports::{EdgeEnd, LeaderEnd, Lease, path};
 use crate::model::step::{Held, Outcome, Publish, Reply, Request, Step};
 use crate::model::{BatchSeq, ConsumerId, LeaderId, LogId, Seq, SessionId, VoterId};
 use bytes::Bytes;
@@ -23,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 const ME: NodeId = NodeId(1);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The rest of the node: applies commands at once, hands leader's ends to the test.
 struct World {
@@ -33,6 +35,8 @@ struct World {
     refuse_commands: AtomicBool,
     leaders: Mutex<HashMap<ShardId, watch::Sender<Option<LeaderId>>>>,
     paths_tx: mpsc::Sender<(ShardId, NodeId, LeaderEnd)>,
+    /// Of the leaders to which paths are opened from now on.
+    leader_lease: Mutex<Option<Lease>>,
 }
 
 fn leader(term: u64, node: u16) -> LeaderId {
@@ -82,7 +86,8 @@ impl Paths for TestPaths {
             }
             let (edge, end) = path(ME);
             world.paths_tx.send((shard, node, end)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-            Ok(edge)
+            let lease = world.leader_lease.lock().clone();
+            Ok(EdgeEnd { lease, ..edge })
         })
     }
 }
@@ -99,7 +104,8 @@ fn name(text: &str) -> Name {
 }
 
 fn default_config() -> EdgeConfig {
-    EdgeConfig::new(ME, Incarnation(77))
+    // A slow machine is no silent leader.
+    EdgeConfig { silence: Duration::from_secs(3600), ..EdgeConfig::new(ME, Incarnation(77)) }
 }
 
 impl Scene {
@@ -112,6 +118,7 @@ impl Scene {
             refuse_commands: AtomicBool::new(false),
             leaders: Mutex::default(),
             paths_tx,
+            leader_lease: Mutex::default(),
         });
         world.apply(&CatalogCommand::Bootstrap {
             vhost: "/".into(),
@@ -230,7 +237,7 @@ impl Client {
     /// What is there now.
     fn now(&mut self) -> Vec<Event> {
         let mut out = std::mem::take(&mut self.events);
-        self.connection.take_events(&mut out);
+        self.connection.take_events(&mut out, usize::MAX);
         out
     }
 
@@ -238,7 +245,7 @@ impl Client {
     async fn next(&mut self) -> Event {
         if self.events.is_empty() {
             timeout(PATIENCE, self.connection.changed()).await.expect("an event in time");
-            self.connection.take_events(&mut self.events);
+            self.connection.take_events(&mut self.events, usize::MAX);
         }
         self.events.remove(0)
     }

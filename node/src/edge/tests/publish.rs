@@ -270,7 +270,7 @@ async fn a_blocked_node_tells_those_who_publish_and_holds_their_publishes() {
     late.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
     late.submit(Step::Open { vhost: "/".into() }).expect("taken");
     let mut events = vec![];
-    late.take_events(&mut events);
+    late.take_events(&mut events, usize::MAX);
     assert_eq!(events[1..], [Event::Opened]);
     let held = client.connection.submit(Step::Publish(publish("", "q", 1, b""))).expect_err("held");
     assert_eq!(client.now(), [Event::Blocked("disk".into())]);
@@ -280,7 +280,7 @@ async fn a_blocked_node_tells_those_who_publish_and_holds_their_publishes() {
     client.connection.submit(held).expect("taken");
     assert_eq!(client.now()[0], Event::Unblocked);
     let mut events = vec![];
-    late.take_events(&mut events);
+    late.take_events(&mut events, usize::MAX);
     assert_eq!(events, []);
 }
 
@@ -305,7 +305,7 @@ async fn without_a_routing_lease_publishes_wait_and_are_nacked_in_the_end() {
 
 #[tokio::test]
 async fn without_a_quorum_publishers_are_told_then_nacked_and_never_confirmed() {
-    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(1300), ..default_config() });
+    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_millis(4000), ..default_config() });
     scene.queue("q", 1);
     scene.world.set_leader(ShardId(1), None);
     let mut client = scene.client();

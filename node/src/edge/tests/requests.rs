@@ -206,7 +206,7 @@ async fn logins_are_checked() {
         connection.submit(Step::Authenticate { user: "guest".into(), password }).expect("taken");
         connection.submit(Step::Open { vhost: vhost.into() }).expect("taken");
         let mut events = vec![];
-        connection.take_events(&mut events);
+        connection.take_events(&mut events, usize::MAX);
         events
     };
     let not_allowed = |text: &str| Event::OpenRefused(Refusal::NotAllowed(text.into()));
@@ -227,7 +227,7 @@ async fn a_certificate_stands_for_a_user_that_exists_and_may_come_from_there() {
         connection.submit(Step::AuthenticateByCertificate { user: user.into() }).expect("taken");
         connection.submit(Step::Open { vhost: "/".into() }).expect("taken");
         let mut events = vec![];
-        connection.take_events(&mut events);
+        connection.take_events(&mut events, usize::MAX);
         events
     };
     assert_eq!(login("guest", "127.0.0.1:1"), [Event::Authenticated, Event::Opened]);
@@ -242,7 +242,7 @@ async fn users_are_kept_to_this_machine_by_name() {
         let mut connection = scene.edge.connect(ConnectionInfo { peer: "10.0.0.1:1".parse().expect("an address") });
         connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
         let mut events = vec![];
-        connection.take_events(&mut events);
+        connection.take_events(&mut events, usize::MAX);
         assert_eq!(events == [Event::Authenticated], welcome, "{kept:?}: {events:?}");
     }
 }

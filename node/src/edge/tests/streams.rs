@@ -1,5 +1,7 @@
 //! Streams: what clients append becomes chunks, verdicts confirm publishing ids, readers get chunks as they lie in the log.
 
+mod amqp;
+
 use super::*;
 use crate::edge::streams::{Bells, ReadError, Reader, Replica, StreamSource};
 use crate::machine::DataMachine;

@@ -1,17 +1,18 @@
 //! One client's socket: reads, feeds the session, carries steps to the edge and events back, writes everything of a turn at once. Keeps
 //! the deadlines and heartbeats. Stops reading or taking events when the other side does not keep up.
 
-use super::secure::looks_like_tls;
-use super::socket::Socket;
-use super::stopped;
 use crate::listener::EdgeConnection;
+use crate::listener::line::Line;
+use crate::listener::port::stopped;
+use crate::listener::secure::looks_like_tls;
+use crate::listener::socket::Socket;
 use crate::model::limits;
 use crate::model::report::Encryption;
 use crate::model::step::{Event, Step};
 use crate::session::amqp::{Options, Out, Phase, Session};
 use crate::wire::amqp::frame;
-use bytes::{Buf, BytesMut};
-use std::io::{self, ErrorKind, IoSlice};
+use bytes::Buf;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,36 +21,26 @@ use tokio::time::{Instant, sleep_until};
 
 /// Steps handed over at a time, so that a full read buffer of small frames does not pile up as steps.
 const STEPS: usize = 256;
-/// Parts of one vectored write.
-const SLICES: usize = 64;
-/// First size of a read buffer; it doubles while reads fill it.
-const READ_BYTES: usize = 4 << 10;
 /// Without heartbeats buffers of an idle connection are given back after this.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// A client.
 #[derive(Debug)]
 pub(super) struct Connection<C> {
-    socket: Socket,
+    line: Line,
     encryption: Option<Arc<Encryption>>,
     peer: SocketAddr,
     edge: C,
     session: Session,
     out: Out,
     events: Vec<Event>,
-    input: BytesMut,
-    read_bytes: usize,
     /// The input is not frames any more: throw it away.
     deaf: bool,
     /// The front step was given back by the edge.
     held: bool,
-    heard: Instant,
-    spoke: Instant,
     tick_at: Instant,
     /// Of the handshake, then of closing.
     deadline: Option<Instant>,
-    received_bytes: u64,
-    sent_bytes: u64,
 }
 
 /// Why a connection ends; for the log.
@@ -72,23 +63,17 @@ impl<C: EdgeConnection> Connection<C> {
     pub(super) fn new(socket: Socket, peer: SocketAddr, edge: C, options: Options, until: Instant) -> Connection<C> {
         let now = Instant::now();
         Connection {
-            socket,
+            line: Line::new(socket),
             encryption: None,
             peer,
             edge,
             session: Session::new(options),
             out: Out::default(),
             events: Vec::new(),
-            input: BytesMut::new(),
-            read_bytes: READ_BYTES,
             deaf: false,
             held: false,
-            heard: now,
-            spoke: now,
             tick_at: now + IDLE,
             deadline: Some(until),
-            received_bytes: 0,
-            sent_bytes: 0,
         }
     }
 
@@ -107,10 +92,10 @@ impl<C: EdgeConnection> Connection<C> {
                 tracing::warn!(peer = %self.peer, vhost = self.session.vhost(), phase = ?self.session.phase(), %end, "connection lost");
             }
         }
-        let Connection { socket, edge, .. } = self;
+        let Connection { line, edge, .. } = self;
         drop(edge);
         if let End::Closed = end {
-            socket.linger().await;
+            line.socket.linger().await;
         }
     }
 
@@ -118,25 +103,22 @@ impl<C: EdgeConnection> Connection<C> {
         let mut stopping = false;
         loop {
             self.turn();
-            if let Err(error) = self.write() {
+            if let Err(error) = self.line.write(&mut self.out.bytes) {
                 return End::Failed(error);
             }
             self.watch_phase();
-            if self.session.phase() == Phase::Closed && self.is_written() && self.out.steps.is_empty() {
+            if self.session.phase() == Phase::Closed && self.line.is_written(&self.out.bytes) && self.out.steps.is_empty() {
                 return End::Closed;
-            }
-            if !self.events.is_empty() && self.takes_events() {
-                continue;
             }
             let reads = self.reads();
             tokio::select! {
-                ready = self.socket.readable(), if reads => match ready.and_then(|()| self.read()) {
+                ready = self.line.socket.readable(), if reads => match ready.and_then(|()| self.line.read()) {
                     Ok(0) => return End::HungUp,
                     Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) => return End::Failed(error),
                 },
-                ready = self.socket.writable(), if !self.is_written() => if let Err(error) = ready {
+                ready = self.line.socket.writable(), if !self.line.is_written(&self.out.bytes) => if let Err(error) = ready {
                     return End::Failed(error);
                 },
                 () = self.edge.changed(), if self.takes_events() => {}
@@ -171,21 +153,21 @@ impl<C: EdgeConnection> Connection<C> {
     /// Frames to the session. True: it stopped for the sake of the steps, there may be more.
     fn feed(&mut self) -> bool {
         if self.deaf {
-            self.input.clear();
+            self.line.input.clear();
             return false;
         }
         if self.session.wants_header() {
-            let Some((header, _)) = self.input.split_first_chunk::<8>() else { return false };
+            let Some((header, _)) = self.line.input.split_first_chunk::<8>() else { return false };
             let header = *header;
-            self.input.advance(header.len());
-            if looks_like_tls(&header) && self.socket.is_plain() {
+            self.line.input.advance(header.len());
+            if looks_like_tls(&header) && self.line.socket.is_plain() {
                 tracing::warn!(peer = %self.peer, "a TLS client on the AMQP port: use the TLS port, or no TLS in the client");
             }
             self.session.on_header(header, &mut self.out);
         }
         let mut stopped = false;
         while !stopped && self.takes_frames() {
-            match frame::next(&mut self.input, self.session.frame_max()) {
+            match frame::next(&mut self.line.input, self.session.frame_max()) {
                 Ok(Some(frame)) => self.session.on_frame(frame, &mut self.out),
                 Ok(None) => break,
                 Err(error) => {
@@ -236,9 +218,9 @@ impl<C: EdgeConnection> Connection<C> {
     /// What a report says of the socket.
     fn complete(&self, step: &mut Step) {
         if let Step::Report(report) = step {
-            report.local = self.socket.local_addr();
+            report.local = self.line.socket.local_addr();
             report.encryption = self.encryption.clone();
-            (report.received_bytes, report.sent_bytes) = (self.received_bytes, self.sent_bytes);
+            (report.received_bytes, report.sent_bytes) = (self.line.received_bytes, self.line.sent_bytes);
         }
     }
 
@@ -246,16 +228,14 @@ impl<C: EdgeConnection> Connection<C> {
         if !self.takes_events() {
             return false;
         }
-        self.edge.take_events(&mut self.events);
-        let mut done = 0;
-        while done < self.events.len() && self.takes_events() {
-            let event = std::mem::replace(&mut self.events[done], Event::Opened);
+        let room = limits::CONNECTION_OUTPUT_BYTES - self.out.bytes.len();
+        self.edge.take_events(&mut self.events, room);
+        let any = !self.events.is_empty();
+        for event in self.events.drain(..) {
             self.session.on_event(event, &mut self.out);
-            done += 1;
         }
-        self.events.drain(..done);
         self.session.end_batch(&mut self.out);
-        done > 0
+        any
     }
 
     fn takes_events(&self) -> bool {
@@ -271,43 +251,6 @@ impl<C: EdgeConnection> Connection<C> {
         self.deaf || self.session.wants_header() || self.takes_frames()
     }
 
-    fn read(&mut self) -> io::Result<usize> {
-        let spare = self.input.capacity() - self.input.len();
-        if spare < self.read_bytes / 2 {
-            self.input.reserve(self.read_bytes);
-        }
-        let room = self.input.capacity() - self.input.len();
-        let count = self.socket.try_read_buf(&mut self.input)?;
-        self.heard = Instant::now();
-        self.received_bytes += count as u64;
-        if count == room {
-            self.read_bytes = (2 * self.read_bytes).min(limits::READ_BUFFER_BYTES);
-        }
-        Ok(count)
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        while !self.out.bytes.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = self.out.bytes.slices(&mut slices);
-            match self.socket.try_write_vectored(&slices[..filled]) {
-                Ok(count) => {
-                    self.spoke = Instant::now();
-                    self.sent_bytes += count as u64;
-                    self.out.bytes.advance(count);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        self.socket.flush()
-    }
-
-    /// The socket has all there is.
-    fn is_written(&self) -> bool {
-        self.out.bytes.is_empty() && !self.socket.has_pending()
-    }
-
     // ---- time ----
 
     /// The handshake's deadline ends with it; closing has one of its own.
@@ -317,7 +260,7 @@ impl<C: EdgeConnection> Connection<C> {
             Phase::Running => {
                 if self.deadline.take().is_some() {
                     let now = Instant::now();
-                    self.heard = now;
+                    self.line.heard = now;
                     self.tick_at = now + self.tick();
                 }
             }
@@ -351,16 +294,16 @@ impl<C: EdgeConnection> Connection<C> {
         self.tick_at = now + tick;
         if self.session.heartbeat() > 0 && self.session.phase() == Phase::Running {
             if !reading {
-                self.heard = now;
+                self.line.heard = now;
             }
-            if now.duration_since(self.heard) > 4 * tick {
+            if now.duration_since(self.line.heard) > 4 * tick {
                 return Some(End::Silent);
             }
-            if now.duration_since(self.spoke) >= tick && self.out.bytes.is_empty() {
+            if now.duration_since(self.line.spoke) >= tick && self.out.bytes.is_empty() {
                 self.out.bytes.heartbeat();
             }
         }
-        if now.duration_since(self.heard.max(self.spoke)) >= tick {
+        if now.duration_since(self.line.heard.max(self.line.spoke)) >= tick {
             self.slim();
         }
         None
@@ -371,10 +314,6 @@ impl<C: EdgeConnection> Connection<C> {
         self.out.bytes.shrink();
         self.out.steps.shrink_to_fit();
         self.events.shrink_to_fit();
-        self.socket.slim();
-        if self.input.is_empty() {
-            self.input = BytesMut::new();
-            self.read_bytes = READ_BYTES;
-        }
+        self.line.slim();
     }
 }

@@ -163,8 +163,17 @@ impl EdgeConnection for FakeConnection {
         Ok(())
     }
 
-    fn take_events(&mut self, out: &mut Vec<Event>) {
-        out.append(&mut self.outbox.events.lock());
+    fn take_events(&mut self, out: &mut Vec<Event>, bytes: usize) {
+        let (mut events, mut used) = (self.outbox.events.lock(), 0);
+        let mut fits = |event: &Event| {
+            let before = used;
+            if let Event::Deliver { messages, .. } = event {
+                used += messages.iter().map(|m| m.message.len()).sum::<usize>();
+            }
+            before < bytes
+        };
+        let count = events.iter().take_while(|e| fits(e)).count();
+        out.extend(events.drain(..count));
     }
 
     async fn changed(&self) {
@@ -209,6 +218,7 @@ impl Broker {
             | ExchangeKind::ModulusHash
             | ExchangeKind::Random
             | ExchangeKind::LocalRandom
+            | ExchangeKind::RocketTopic
             | ExchangeKind::Delayed
             | ExchangeKind::RecentHistory
             | ExchangeKind::Deduplication => true,
@@ -326,6 +336,7 @@ impl Broker {
                 queue.held.push(delivery.clone());
                 return Ok(Reply::Got(Some(Got { shard: SHARD, delivery, remaining: queue.ready.len() as u64 })));
             }
+            Request::Take(_) => return Ok(Reply::Took(Vec::new())),
             Request::Barrier | Request::OpenChannel => {}
         }
         Ok(Reply::Done)

@@ -1,166 +1,42 @@
-//! The AMQP 0-9-1 ports, plain and TLS: accepts, limits, and at shutdown closes all connections politely. One task per connection
-//! (`connection`).
+//! The AMQP 0-9-1 ports, plain and TLS: joins what is spoken there (`connection`) to a port.
 
 mod connection;
 #[cfg(test)]
 mod fake;
-mod secure;
-mod socket;
 #[cfg(test)]
 mod tests;
 
 use super::Edge;
-use crate::model::limits;
+use super::port::{self, Client, Host};
 use crate::session::amqp::Options;
-use crate::tls::Front;
 use connection::Connection;
-use rustix::process::{Resource, getrlimit};
-use socket::Socket;
-use socket2::{SockRef, TcpKeepalive};
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-/// File descriptors kept for everything that is not a client (WAL, peers, management).
-const RESERVED_DESCRIPTORS: u64 = 256;
-/// After a failed accept (no descriptors, mostly) nothing is accepted for this long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Settings of a port.
-#[derive(Clone)]
-pub struct Settings {
-    /// Shown to clients in connection.start.
-    pub cluster_name: String,
-    /// From accept to connection.open-ok.
-    pub handshake: Duration,
-    /// The port speaks TLS.
-    pub tls: Option<Front>,
-    /// Connections that there may be, all ports together.
-    places: Arc<Semaphore>,
-}
-
-impl Settings {
-    /// With the defaults of `limits`.
-    pub fn new(cluster_name: impl Into<String>) -> Settings {
-        let places = Arc::new(Semaphore::new(connections()));
-        Settings { cluster_name: cluster_name.into(), handshake: limits::HANDSHAKE, tls: None, places }
-    }
-
-    /// Another port beside this one, for TLS: both together take as many connections as this one alone.
-    pub fn with_tls(&self, front: Front) -> Settings {
-        Settings { tls: Some(front), ..self.clone() }
-    }
-}
+pub use super::port::Settings;
 
 /// Serves clients until `shutdown` holds true (or its sender is gone), then closes them with 320 and returns within about a second.
 pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Settings, shutdown: watch::Receiver<bool>) {
-    let mut stop = shutdown.clone();
-    let handshakes = Arc::new(Semaphore::new(limits::TLS_HANDSHAKES));
-    let mut tasks = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if handshakes.available_permits() > 0 => match accepted {
-                Ok((socket, peer)) => match settings.places.clone().try_acquire_owned() {
-                    Ok(place) => {
-                        let newcomer = Newcomer { socket, peer, place, settings: settings.clone(), shutdown: shutdown.clone() };
-                        newcomer.start(&mut tasks, &edge, &handshakes);
-                    }
-                    Err(_) => tracing::warn!(%peer, connections = tasks.len(), "connection refused: too many"),
-                },
-                Err(error) => {
-                    tracing::error!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            // The handshakes under way have their time limit: one of them makes room soon.
-            _ = handshakes.acquire(), if handshakes.available_permits() == 0 => {}
-            Some(ended) = tasks.join_next() => log_panic(ended),
-            () = stopped(&mut stop) => break,
-        }
-    }
-    drop(listener);
-    let all = async {
-        while let Some(ended) = tasks.join_next().await {
-            log_panic(ended)
-        }
-    };
-    if tokio::time::timeout(2 * limits::CLOSING, all).await.is_err() {
-        tracing::warn!(connections = tasks.len(), "connections cut at shutdown");
-    }
+    let broker = Broker { edge, cluster_name: settings.cluster_name.clone() };
+    port::serve(listener, Arc::new(broker), settings, shutdown).await;
 }
 
-/// An accepted socket.
-struct Newcomer {
-    socket: TcpStream,
-    peer: SocketAddr,
-    place: OwnedSemaphorePermit,
-    settings: Settings,
-    shutdown: watch::Receiver<bool>,
+/// Speaks AMQP 0-9-1.
+struct Broker<E> {
+    edge: Arc<E>,
+    cluster_name: String,
 }
 
-impl Newcomer {
-    fn start<E: Edge>(self, tasks: &mut JoinSet<()>, edge: &Arc<E>, handshakes: &Arc<Semaphore>) {
-        prepare(&self.socket, self.peer);
-        let until = Instant::now() + self.settings.handshake;
-        let limit = self.settings.handshake.min(limits::TLS_HANDSHAKE);
-        let Newcomer { socket, peer, place, settings, shutdown } = self;
-        let options = Options { cluster_name: settings.cluster_name, seed: rand::random(), certificate_name: None };
-        let Some(front) = settings.tls else {
-            let connection = Connection::new(Socket::Plain(socket), peer, edge.connect(peer), options, until);
-            tasks.spawn(async move {
-                connection.run(shutdown).await;
-                drop(place);
-            });
-            return;
+impl<E: Edge> Host for Broker<E> {
+    async fn converse(&self, client: Client, shutdown: watch::Receiver<bool>) {
+        let Client { socket, peer, encryption, certificate_name, until } = client;
+        let options = Options { cluster_name: self.cluster_name.clone(), seed: rand::random(), certificate_name };
+        let connection = Connection::new(socket, peer, self.edge.connect(peer), options, until);
+        let connection = match encryption {
+            Some(encryption) => connection.encrypted(encryption),
+            None => connection,
         };
-        let handshake = handshakes.clone().try_acquire_owned();
-        let edge = edge.clone();
-        tasks.spawn(async move {
-            let mut stop = shutdown.clone();
-            // In a box: what the handshake needs is gone when the conversation begins.
-            let welcome = Box::pin(secure::welcome(socket, peer, &front, limit));
-            let welcomed = tokio::select! {
-                welcomed = welcome => welcomed,
-                () = stopped(&mut stop) => None,
-            };
-            drop(handshake);
-            let Some(secure::Welcomed { socket, encryption, certificate_name }) = welcomed else { return };
-            let options = Options { certificate_name, ..options };
-            Connection::new(socket, peer, edge.connect(peer), options, until).encrypted(encryption).run(shutdown).await;
-            drop(place);
-        });
-    }
-}
-
-/// Small frames must not wait for each other; a peer that vanished without heartbeats must be noticed some day.
-fn prepare(socket: &TcpStream, peer: SocketAddr) {
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-    if let Err(error) = socket.set_nodelay(true).and_then(|()| SockRef::from(socket).set_tcp_keepalive(&keepalive)) {
-        tracing::debug!(%peer, %error, "socket options");
-    }
-}
-
-/// As many as the limit and the file descriptors allow.
-fn connections() -> usize {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let free = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2);
-    limits::CONNECTIONS.min(usize::try_from(free).unwrap_or(usize::MAX))
-}
-
-/// Resolves when the broker stops.
-async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // An error says that the sender is gone: that is the end as well.
-    let _ = shutdown.wait_for(|stop| *stop).await;
-}
-
-fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a connection's task panicked");
+        connection.run(shutdown).await;
     }
 }

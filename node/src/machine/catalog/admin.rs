@@ -18,7 +18,15 @@ impl Catalog {
         self.access_version = index;
         match command {
             AdminCommand::AddUser { user, password_hash } => return self.add_user(index, user, password_hash),
-            AdminCommand::DeleteUser { user } => drop(self.users.remove(user)),
+            AdminCommand::DeleteUser { user } => {
+                self.users.remove(user);
+                self.access_keys.retain(|_, key| key.user != *user);
+            }
+            AdminCommand::AddAccessKey { id, key } => {
+                self.user_mut(&key.user)?;
+                self.access_keys.insert(id.clone(), key.clone());
+            }
+            AdminCommand::DeleteAccessKey { id } => drop(self.access_keys.remove(id)),
             AdminCommand::SetPassword { user, password_hash } => self.user_mut(user)?.password_hash.clone_from(password_hash),
             AdminCommand::SetUserTags { user, tags } => self.user_mut(user)?.tags.clone_from(tags),
             AdminCommand::SetUserLimits { user, limits } => {

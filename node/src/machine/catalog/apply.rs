@@ -3,19 +3,23 @@
 
 use super::bindings::not_found;
 use super::equivalence::{check_exchange, check_queue, exchange_text};
+use super::password::password_matches;
 use super::{Catalog, User};
 use crate::model::admin::{Permission, VhostFacts};
 use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, QueueSpec, Refusal, Table,
 };
+use crate::model::rocketmq::AccessKey;
 use crate::model::store;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
-use crate::routing::{check_arguments, check_hash_arguments, weight};
+use crate::routing::{check_arguments, check_hash_arguments, check_partitions, weight};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(super) type Outcome = Result<CatalogReply, Refusal>;
 pub(super) const DONE: Outcome = Ok(CatalogReply::Done);
+/// The first user unless configured otherwise, and its password.
+const FIRST_USER: &str = "guest";
 
 fn default_exchange_refusal() -> Refusal {
     Refusal::Access("operation not permitted on the default exchange".to_owned())
@@ -52,6 +56,7 @@ impl Catalog {
             CatalogCommand::ConnectionGone(owner) => self.connection_gone(index, owner),
             CatalogCommand::Bind(spec) => self.checked_bind(index, spec),
             CatalogCommand::Unbind(spec) => self.checked_unbind(spec),
+            CatalogCommand::Group { group, member, change } => self.change_group(group, *member, change),
             CatalogCommand::Admin(command) => self.administer(index, command),
         }
     }
@@ -75,6 +80,11 @@ impl Catalog {
             ..User::default()
         };
         self.users.insert(user.to_owned(), administrator);
+        // Whoever leaves the first user as it is knows its password, and may use it as an access key from this machine too.
+        if user == FIRST_USER && password_matches(password_hash, FIRST_USER.as_bytes()) {
+            let key = AccessKey { secret: FIRST_USER.to_owned(), user: user.to_owned() };
+            self.access_keys.insert(FIRST_USER.to_owned(), key);
+        }
         self.access_version = index;
         DONE
     }
@@ -100,13 +110,16 @@ impl Catalog {
         DONE
     }
 
-    /// Drops the in-memory queues of those processes of a node that `which` picks.
+    /// Drops the in-memory queues, and the members of groups, of those processes of a node that `which` picks.
     fn drop_memory(&mut self, index: u64, node: NodeId, which: impl Fn(Incarnation) -> bool) {
         let local: Vec<QueueId> = self.queues_of(ShardId::local(node)).collect();
         for id in local {
             if self.queues.get(&id).is_some_and(|r| which(r.incarnation)) {
                 self.drop_queue(index, id);
             }
+        }
+        for owner in self.groups.owners_on(node).into_iter().filter(|owner| which(owner.incarnation)) {
+            self.groups.drop_owner(&owner);
         }
     }
 
@@ -129,6 +142,9 @@ impl Catalog {
         })?;
         if spec.routes_as() == ExchangeKind::ConsistentHash {
             check_hash_arguments(&spec.arguments).map_err(Refusal::Precondition)?;
+        }
+        if spec.routes_as() == ExchangeKind::RocketTopic {
+            check_partitions(&spec.arguments).map_err(Refusal::Precondition)?;
         }
         self.put_exchange(spec.clone());
         if store.is_some() {
@@ -199,6 +215,7 @@ impl Catalog {
     fn connection_gone(&mut self, index: u64, owner: &Owner) -> Outcome {
         let owned: Vec<QueueId> = self.by_owner.get(owner).into_iter().flatten().copied().collect();
         owned.into_iter().for_each(|id| self.drop_queue(index, id));
+        self.groups.drop_owner(owner);
         DONE
     }
 
@@ -215,6 +232,7 @@ impl Catalog {
                 | ExchangeKind::ModulusHash
                 | ExchangeKind::Random
                 | ExchangeKind::LocalRandom
+                | ExchangeKind::RocketTopic
                 | ExchangeKind::Delayed
                 | ExchangeKind::RecentHistory
                 | ExchangeKind::Deduplication,

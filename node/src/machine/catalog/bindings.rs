@@ -132,6 +132,7 @@ impl Catalog {
             }
         }
         self.by_shard.entry(record.shard).or_default().dropped(index, id);
+        self.groups.drop_stream(id);
     }
 
     fn incoming(&mut self, spec: &BindingSpec) -> Option<&mut BTreeSet<u64>> {

@@ -19,6 +19,19 @@ impl Catalog {
         match command {
             AdminCommand::AddUser { user, .. } => is_name("user", user),
             AdminCommand::DeleteUser { user } => self.existing_user(user).map(drop),
+            AdminCommand::AddAccessKey { id, key } => {
+                is_name("access key", id)?;
+                is_name("secret", &key.secret)?;
+                if id.contains(':') || !id.bytes().all(|b| b.is_ascii_graphic()) {
+                    let why = "an access key is of printable ASCII characters without blanks and colons";
+                    return Err(Refusal::Precondition(why.to_owned()));
+                }
+                self.existing_user(&key.user).map(drop)
+            }
+            AdminCommand::DeleteAccessKey { id } => match self.access_key(id) {
+                Some(_) => Ok(()),
+                None => Err(not_found("access key", "", id)),
+            },
             AdminCommand::SetUserLimits { limits, .. } => check_limits("user-limits", &USER_LIMITS, limits).map_err(Refusal::Precondition),
             AdminCommand::AddVhost { vhost, .. } => is_name("vhost", vhost),
             AdminCommand::DeleteVhost { vhost } => self.existing_vhost(vhost),

@@ -10,6 +10,7 @@ mod bindings;
 mod changes;
 mod check;
 mod equivalence;
+mod groups;
 mod password;
 mod pattern;
 mod persist;
@@ -32,11 +33,13 @@ pub use route::{Envelope, RouteResult};
 use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, Target, Value};
 use crate::model::entry::Replay;
+use crate::model::rocketmq::AccessKey;
 use crate::model::settings::QueueSettings;
 use crate::model::store;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
 use crate::routing::RoutingTable;
 use changes::ShardQueues;
+use groups::Groups;
 use hashbrown::HashMap;
 use policy::Compiled;
 use serde::{Deserialize, Serialize};
@@ -145,6 +148,7 @@ pub struct Catalog {
     shards: u16,
     vhosts: HashMap<Arc<str>, Vhost>,
     users: BTreeMap<String, User>,
+    access_keys: BTreeMap<String, AccessKey>,
     /// Processes that are up.
     nodes: BTreeMap<NodeId, Incarnation>,
     queues: HashMap<QueueId, Arc<QueueRecord>>,
@@ -152,6 +156,7 @@ pub struct Catalog {
     streams: HashSet<QueueId>,
     by_shard: BTreeMap<ShardId, ShardQueues>,
     by_owner: HashMap<Owner, BTreeSet<QueueId>>,
+    groups: Groups,
     bindings: BTreeMap<u64, Arc<BindingSpec>>,
     binding_ids: HashMap<Box<[u8]>, u64>,
     /// The last change of users, vhosts, permissions or limits. Not state: after a restart it is the index that was restored.
@@ -270,6 +275,12 @@ impl Catalog {
         all
     }
 
+    /// Queues of a vhost whose names begin so. O(n) in the queues of the vhost.
+    pub fn queues_named(&self, vhost: &str, prefix: &str) -> Vec<Arc<QueueRecord>> {
+        let queues = self.vhosts.get(vhost).into_iter().flat_map(|v| v.queues.values());
+        queues.map(|q| &q.record).filter(|r| r.spec.name.name.starts_with(prefix)).cloned().collect()
+    }
+
     /// How many queues there are that clients can name.
     pub fn queue_count(&self) -> usize {
         self.vhosts.values().map(|v| v.queues.len()).sum()
@@ -381,6 +392,16 @@ impl Catalog {
     /// A user.
     pub fn user(&self, name: &str) -> Option<&User> {
         self.users.get(name)
+    }
+
+    /// All access keys, by id.
+    pub fn access_keys(&self) -> impl Iterator<Item = (&str, &AccessKey)> {
+        self.access_keys.iter().map(|(id, key)| (id.as_str(), key))
+    }
+
+    /// An access key.
+    pub fn access_key(&self, id: &str) -> Option<&AccessKey> {
+        self.access_keys.get(id)
     }
 
     /// A user's rights in a vhost.

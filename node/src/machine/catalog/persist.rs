@@ -2,12 +2,15 @@
 //! field can be added later. Called by `consensus`.
 
 use super::changes::History;
+use super::groups::{Group, Groups};
 use super::policy::Compiled;
 use super::{Catalog, User, Vhost};
 use crate::machine::hash::StateHasher;
 use crate::machine::{Delta, RestoreError};
 use crate::model::admin::{Limits, Policy, PolicyKind, VhostFacts};
 use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
+use crate::model::consumer_group::GroupName;
+use crate::model::rocketmq::AccessKey;
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -27,11 +30,15 @@ pub struct Image {
     shards: u16,
     vhosts: Vec<VhostImage>,
     users: BTreeMap<String, User>,
+    #[serde(default)]
+    access_keys: BTreeMap<String, AccessKey>,
     nodes: BTreeMap<NodeId, Incarnation>,
     exchanges: Vec<Arc<ExchangeSpec>>,
     queues: Vec<Arc<QueueRecord>>,
     histories: BTreeMap<ShardId, History>,
     bindings: Vec<(u64, Arc<BindingSpec>)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<(GroupName, Group)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -149,11 +156,13 @@ impl Catalog {
             shards: self.shards,
             vhosts: self.vhosts.iter().map(|(name, vhost)| vhost_image(name, vhost)).collect(),
             users: self.users.clone(),
+            access_keys: self.access_keys.clone(),
             nodes: self.nodes.clone(),
             exchanges: self.vhosts.values().flat_map(|v| v.exchanges.values()).map(|x| x.spec.clone()).collect(),
             queues: self.queues.values().cloned().collect(),
             histories: self.by_shard.iter().map(|(shard, queues)| (*shard, queues.history.clone())).collect(),
             bindings: self.bindings.iter().map(|(id, spec)| (*id, spec.clone())).collect(),
+            groups: self.groups.image(),
         }
     }
 
@@ -162,7 +171,9 @@ impl Catalog {
             applied: image.applied,
             shards: image.shards,
             users: image.users,
+            access_keys: image.access_keys,
             nodes: image.nodes,
+            groups: Groups::from_image(image.groups),
             access_version: image.applied.index,
             ..Catalog::default()
         };

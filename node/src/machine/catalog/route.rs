@@ -107,7 +107,8 @@ fn keeps(kind: ExchangeKind, subject: &dyn Subject) -> Keeps {
         | ExchangeKind::ConsistentHash
         | ExchangeKind::ModulusHash
         | ExchangeKind::Random
-        | ExchangeKind::LocalRandom => Keeps::No,
+        | ExchangeKind::LocalRandom
+        | ExchangeKind::RocketTopic => Keeps::No,
     }
 }
 

@@ -459,7 +459,7 @@ fn naive_route(catalog: &Catalog, exchange: &str, key: &str, seen: &mut BTreeSet
             ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash | ExchangeKind::Random | ExchangeKind::LocalRandom => {
                 unreachable!("these pick one target")
             }
-            ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication => {
+            ExchangeKind::Delayed | ExchangeKind::RecentHistory | ExchangeKind::Deduplication | ExchangeKind::RocketTopic => {
                 unreachable!("these have tests of their own")
             }
             ExchangeKind::Headers => b.arguments.get("k").is_none_or(|v| *v == Value::Text(key.into())),

@@ -1,11 +1,15 @@
 use super::super::client::{AdminClient, ClientError};
-use super::super::source::{Active, Granted, ListenerRow, PolicyRow, ReplicaRow, SettingRow, UserRow, VhostRow};
+use super::super::source::{
+    AccessKeyRow, Active, Granted, GroupRow, ListenerRow, PolicyRow, ReplicaRow, SettingRow, TopicRow, UserRow, VhostRow,
+};
 use super::super::{ExchangeRow, MemberStatus, QueueRow, Status as Report, implicit_binding};
 use super::*;
 use crate::model::ConnectionId;
 use crate::model::admin::{AdminCommand, Limits, Permission, TopicPermission};
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table};
 use crate::model::report::{ConnectionStat, Counted};
+use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::stream_step::Advertised;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +34,9 @@ fn only_root<T: Send + 'static>(vhost: String, answer: Vec<T>) -> BoxFuture<'sta
 }
 
 impl AdminSource for OneVhost {
+    fn advertised(&self) -> Advertised {
+        Advertised { host: "alpha".into(), port: 5552, tls_port: 0 }
+    }
     fn queues(&self, _: String) -> BoxFuture<'_, Result<Vec<QueueRow>, Refusal>> {
         async { Err(Refusal::Unavailable("no majority for 10 s".into())) }.boxed()
     }
@@ -66,6 +73,21 @@ impl AdminSource for OneVhost {
     }
     fn vhosts(&self) -> Result<Vec<VhostRow>, Refusal> {
         Ok(vec![VhostRow { name: "/".into(), facts: Default::default() }])
+    }
+    fn topics(&self, _: String) -> Result<Vec<TopicRow>, Refusal> {
+        Ok(vec![TopicRow { name: "orders".into(), settings: TopicSettings::default() }])
+    }
+    fn groups(&self, _: String) -> BoxFuture<'_, Result<Vec<GroupRow>, Refusal>> {
+        async { Ok(Vec::new()) }.boxed()
+    }
+    fn access_keys(&self) -> Result<Vec<AccessKeyRow>, Refusal> {
+        Ok(Vec::new())
+    }
+    fn arrange(&self, _: Arrangement) -> BoxFuture<'_, Result<(), Refusal>> {
+        async { Ok(()) }.boxed()
+    }
+    fn errand(&self, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, Refusal>> {
+        async { Ok(errand) }.boxed()
     }
     fn permissions(&self, of: Holder) -> Result<Vec<Granted<Permission>>, Refusal> {
         let permission = Permission { configure: "c".into(), write: "w".into(), read: "r".into() };

@@ -9,7 +9,7 @@ use crate::model::properties::Traits;
 use crate::model::{ConsumerId, Offset, QueueId, Seq, SessionId, ShardId, TxId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-const OP_ENQUEUE: u8 = 1;
+pub(super) const OP_ENQUEUE: u8 = 1;
 /// Flag of an enqueue: the number of its queues is an u32, not an u16.
 const MANY_QUEUES: u8 = 1;
 /// Flag of an enqueue: its time to live follows.
@@ -29,6 +29,8 @@ pub(super) const OP_APPEND: u8 = 9;
 pub(super) const OP_STORE: u8 = 10;
 pub(super) const OP_PART: u8 = 16;
 pub(super) const OP_WORD: u8 = 17;
+/// Only in what is left of an entry (`trimmed`).
+pub(super) const OP_GONE: u8 = 32;
 
 /// Why messages leave a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -372,6 +374,8 @@ pub enum Op {
         /// What.
         word: Word,
     },
+    /// What was here is gone from its queues: so many messages of each. In no entry that is applied.
+    Gone(Vec<(QueueId, u32)>),
     /// Only this consumer gets messages.
     Activate {
         /// Of which queue.
@@ -533,6 +537,13 @@ pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {
     }
 }
 
+/// The queues of an enqueue, by its body.
+pub(super) fn enqueued_to(mut body: &[u8]) -> Option<impl Iterator<Item = QueueId> + '_> {
+    let (n, ..) = read_enqueue_head(&mut body)?;
+    let queues = body.get(..n.checked_mul(8)?)?;
+    Some(queues.chunks_exact(8).map(|mut c| QueueId(c.get_u64_le())))
+}
+
 /// Whether these are operations as an edge may send them: an entry that a machine cannot read would stop the shard everywhere.
 /// Walks the heads and copies nothing.
 pub fn is_batch(mut ops: &[u8]) -> bool {
@@ -659,6 +670,7 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
         }
         OP_PART => read_part(body, position + FRAME_HEAD).map(Op::Part),
         OP_WORD => read_word(&mut body).map(|(tx, word)| Op::Word { tx, word }),
+        OP_GONE => super::trimmed::gone(&body).map(Op::Gone),
         OP_DONE => Some(Op::Done {
             first: body.try_get_u64_le().ok()?,
             last: body.try_get_u64_le().ok()?,

@@ -27,8 +27,8 @@ struct SimEdge {
     held: BTreeMap<u64, u64>,
     settling: BTreeSet<u64>,
     consumers: BTreeMap<u64, u32>,
-    /// Given back as seen, until a batch sent later has its verdict.
-    given_back: Vec<(u64, u64)>,
+    /// Given back as seen, until a leader has it on record.
+    given_back: Vec<u64>,
 }
 
 struct Sim {
@@ -93,7 +93,7 @@ impl SimEdge {
 
     fn welcomed(&mut self, leader: LeaderId, session: SessionId, last: BatchSeq) {
         self.welcome = Some((leader, session));
-        for (seq, _) in &self.given_back {
+        for seq in &self.given_back {
             self.up(ToLeader::Return { queue: Q, ranges: vec![(Seq(*seq), Seq(*seq))], seen: true, failures: vec![] });
         }
         let of = |id: u64| self.held.iter().filter(|(_, c)| **c == id).map(|(s, _)| (Seq(*s), Seq(*s))).collect::<Ranges>();
@@ -111,7 +111,7 @@ impl SimEdge {
         self.up(ToLeader::Return { queue: Q, ranges: vec![(Seq(seq), Seq(seq))], seen, failures: vec![] });
         self.up(ToLeader::Credit { consumer: ConsumerId(consumer), messages: 1, bytes: 0 });
         if seen {
-            self.given_back.push((seq, self.next));
+            self.given_back.push(seq);
         }
     }
 
@@ -209,7 +209,7 @@ impl Sim {
             self.deliveries += 1;
             let edge = &mut self.edges[at];
             edge.held.insert(seq, deliveries.consumer.0);
-            edge.given_back.retain(|(s, _)| *s != seq);
+            edge.given_back.retain(|s| *s != seq);
             if !edge.consumers.contains_key(&deliveries.consumer.0) {
                 edge.give_back(seq, true);
             }
@@ -235,10 +235,12 @@ impl Sim {
                     edge.settling.remove(&seq);
                     self.acked.insert(seq);
                 }
-                edge.given_back.retain(|(_, after)| *after > seq.0);
             }
             ToEdge::Consuming { result, .. } => assert!(result.is_ok()),
             ToEdge::Cancelled { asked, .. } => assert!(asked),
+            ToEdge::Recorded { ranges, .. } => {
+                edge.given_back.retain(|seq| !ranges.iter().any(|(first, last)| (first.0..=last.0).contains(seq)));
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -246,3 +246,24 @@ async fn failed_deliveries_are_counted_before_the_next_and_one_too_many_is_the_l
     assert_eq!(edge.letter().await, letter("DeliveryLimit", "m0"));
     assert_eq!(edge.get(Q).await, Ok(Some((2, false, 0))));
 }
+
+#[tokio::test]
+async fn a_get_is_answered_while_the_first_message_has_expired_and_its_letter_finds_no_room() {
+    const FULL: u64 = limits::OUTBOX_LETTERS;
+    let shard = Shard::with(QueueSettings { message_ttl_ms: Some(1), max_priority: Some(1), ..buried() });
+    shard.office.closed.store(true, Ordering::Relaxed);
+    let mut edge = shard.edge(1).await;
+    let first = edge.batch(|ops| {
+        (0..FULL).for_each(|_| {
+            ops.enqueue(&[Q], b"", b"key", &[0, 0], b"");
+        });
+        ops.settle(Q, SettleReason::Reject, &[(Seq(1), Seq(FULL))]);
+    });
+    let seq = first.seq;
+    edge.up(ToLeader::Batch(first)).await;
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    edge.publish(Q, 0..1).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(edge.get(Q).await, Ok(None));
+    assert_eq!(edge.stat(Q).await.ready, 1, "it waits for room");
+}

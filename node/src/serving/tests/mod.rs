@@ -9,7 +9,9 @@ mod delivering;
 mod handover;
 mod publishing;
 mod queues;
+mod records;
 mod replies;
+mod taking;
 mod tending;
 mod throughput;
 mod transactions;
@@ -34,7 +36,7 @@ use tokio::time::timeout;
 
 const Q: QueueId = QueueId(10);
 const Q2: QueueId = QueueId(11);
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(60);
 
 /// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
@@ -152,6 +154,14 @@ impl Shard {
         Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, Setup { cold: true, ..SETUP })
     }
 
+    /// Has Q, and takes no edge for gone that is only slow.
+    fn patient() -> Shard {
+        let setup = Setup { edge_gone: Duration::from_secs(3600), ..SETUP };
+        let shard = Shard::over(Arc::new(Mutex::new(DataMachine::new(ShardId(1)))), Arc::default(), Arc::default(), 1, setup);
+        shard.declare(&[Q]);
+        shard
+    }
+
     fn with_queues(queues: &[QueueId]) -> Shard {
         let shard = Shard::new();
         shard.declare(queues);
@@ -265,8 +275,14 @@ impl Edge {
         self.end.up_tx.send(message).await.unwrap();
     }
 
+    /// The next word; what is on record is a matter of `records`.
     async fn down(&mut self) -> ToEdge {
-        timeout(SOON, self.end.down_rx.recv()).await.expect("no answer in time").expect("path closed")
+        loop {
+            let word = timeout(SOON, self.end.down_rx.recv()).await.expect("no answer in time").expect("path closed");
+            if !matches!(word, ToEdge::Recorded { .. }) {
+                return word;
+            }
+        }
     }
 
     async fn attach(&mut self, consumers: Vec<Attached>, loose: Vec<(QueueId, Ranges)>) {

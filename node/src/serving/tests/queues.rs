@@ -18,6 +18,7 @@ async fn get_takes_one_and_counts_the_rest() {
     let mut edge = shard.edge(1).await;
     assert_eq!(edge.get(Q).await, Ok(None));
     edge.publish(Q, 0..3).await;
+    assert_eq!(edge.stat(Q).await.bytes, 6, "of bodies only");
     assert_eq!(edge.get(Q).await, Ok(Some((1, false, 2))));
     edge.give_back(Q, 1, 1, true).await;
     assert_eq!(edge.get(Q).await, Ok(Some((1, true, 2))));

@@ -145,3 +145,15 @@ async fn a_decider_tells_what_an_edge_that_is_gone_cannot_tell() {
     let _newer = shard.edge_of(1, 999).await;
     assert_eq!(shard.machine.lock().transactions().count(), 0);
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_range_that_a_transaction_settled_waits_again_when_it_is_given_up() {
+    let shard = Shard::with_queues(&[Q]);
+    let (mut two, tx) = orphaned(&shard).await;
+    // The first of the two leaves otherwise meanwhile.
+    two.settle(Q, 1, 1).await;
+    two.say_word(tx, Word::Abort).await;
+    let again: Vec<_> = two.take(1).await.into_iter().map(|m| (m.1, m.2)).collect();
+    assert_eq!(again, [(2, true)]);
+    assert_eq!(two.stat(Q).await.unacked, 2);
+}

@@ -42,6 +42,11 @@ enum Assembly {
     },
 }
 
+/// Bytes that a message holds while its body is not complete, those of the body aside.
+fn weight(publish: &Publish) -> usize {
+    publish.exchange.len() + publish.routing_key.len() + publish.properties.len() + size_of::<Publish>()
+}
+
 /// A consumer of this channel.
 #[derive(Debug)]
 pub(super) struct Consumer {
@@ -123,11 +128,12 @@ impl Channel {
             }
             (FrameKind::Heartbeat, _) => Err(Fault::unexpected("type 8, all octets = <<>>")),
             (_, Assembly::Idle) => Err(Fault::unexpected("expected method frame, got non method frame instead")),
-            (_, Assembly::Header(_)) => {
+            (_, Assembly::Header(publish)) => {
+                shared.assembling -= weight(&publish);
                 Err(Fault::unexpected("expected content header for class 60, got non content header frame instead").at(BASIC_PUBLISH))
             }
-            (_, Assembly::Body { pieces, .. }) => {
-                shared.assembling -= pieces.len();
+            (_, Assembly::Body { publish, pieces, .. }) => {
+                shared.assembling -= weight(&publish) + pieces.len();
                 Err(Fault::unexpected("expected content body, got non content body frame instead").at(BASIC_PUBLISH))
             }
         }
@@ -140,7 +146,7 @@ impl Channel {
             Method::BasicPublish { immediate: true, .. } => Err(Fault::not_implemented("immediate=true").at(BASIC_PUBLISH)),
             Method::BasicPublish { exchange, routing_key, mandatory, .. } => {
                 shared.begun(self.number);
-                self.assembly = Assembly::Header(Publish {
+                let publish = Publish {
                     channel: self.number,
                     ticket: None,
                     mandatory,
@@ -148,7 +154,9 @@ impl Channel {
                     routing_key: routing_key.0,
                     properties: Bytes::new(),
                     body: Bytes::new(),
-                });
+                };
+                shared.assembling += weight(&publish);
+                self.assembly = Assembly::Header(publish);
                 Ok(())
             }
             other => self.accept(other, size, shared, out),
@@ -156,6 +164,7 @@ impl Channel {
     }
 
     fn on_header(&mut self, payload: Bytes, mut publish: Publish, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
+        shared.assembling -= weight(&publish);
         let header = ContentHeader::decode(payload).map_err(|m| Fault::from(m).at(BASIC_PUBLISH))?;
         if header.class != content::CLASS_BASIC {
             let text = format!("expected content header for class 60, got one for class {} instead", header.class);
@@ -171,8 +180,9 @@ impl Channel {
         if missing == 0 {
             return self.accept_publish(publish, shared, out);
         }
+        shared.assembling += weight(&publish);
         self.assembly = Assembly::Body { publish, missing, pieces: BytesMut::new() };
-        Ok(())
+        shared.check_assembling().map_err(|fault| fault.at(BASIC_PUBLISH))
     }
 
     /// A piece of a body. A body in one frame stays a slice of what was read; more pieces are joined, the buffer growing with what came.
@@ -186,7 +196,7 @@ impl Channel {
         out: &mut Out,
     ) -> Result<(), Fault> {
         let Some(still) = missing.checked_sub(piece.len()) else {
-            shared.assembling -= pieces.len();
+            shared.assembling -= weight(&publish) + pieces.len();
             let text = "content body larger than the size in the content header";
             return Err(Fault::new(ReplyCode::FrameError, text).at(BASIC_PUBLISH));
         };
@@ -196,7 +206,7 @@ impl Channel {
             shared.assembling += piece.len();
             return shared.check_assembling().map_err(|fault| fault.at(BASIC_PUBLISH));
         }
-        shared.assembling -= pieces.len();
+        shared.assembling -= weight(&publish) + pieces.len();
         publish.body = if pieces.is_empty() {
             piece
         } else {
@@ -320,8 +330,10 @@ impl Channel {
     pub(super) fn drop_backlog(&mut self, shared: &mut Shared) {
         self.backlog.clear();
         shared.backlog -= std::mem::take(&mut self.backlog_bytes);
-        if let Assembly::Body { pieces, .. } = std::mem::take(&mut self.assembly) {
-            shared.assembling -= pieces.len();
+        match std::mem::take(&mut self.assembly) {
+            Assembly::Idle => {}
+            Assembly::Header(publish) => shared.assembling -= weight(&publish),
+            Assembly::Body { publish, pieces, .. } => shared.assembling -= weight(&publish) + pieces.len(),
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) fn start(options: &Options) -> Method {
         ("basic.nack", true),
         ("consumer_cancel_notify", true),
         ("connection.blocked", true),
-        ("consumer_priorities", false),
+        ("consumer_priorities", true),
         ("authentication_failure_close", true),
         ("per_consumer_qos", true),
         ("direct_reply_to", true),

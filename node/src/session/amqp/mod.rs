@@ -99,7 +99,7 @@ struct Shared {
     tags: tags::Tags,
     /// Bytes of commands that wait behind requests.
     backlog: usize,
-    /// Bytes of bodies that are not complete.
+    /// Bytes of messages that are not complete.
     assembling: usize,
     /// Channels on which a message began since the last batch's end.
     begun: Vec<u16>,

@@ -12,6 +12,7 @@ impl Session {
         channels.sort_unstable_by_key(|c| c.number);
         Report {
             state: self.state.text(),
+            protocol: "{0,9,1}",
             mechanism: self.mechanism,
             client_properties: self.client_properties.clone(),
             frame_max: self.shared.frame_max,

@@ -4,7 +4,7 @@
 
 use super::marks::Marks;
 use super::{Change, Stored};
-use crate::model::{LeaderId, LogId, ShardId};
+use crate::model::{LeaderId, LogId, ShardId, panics};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -159,7 +159,7 @@ impl From<sled::Error> for StateError {
 
 /// Runs a piece of sled; a panic is damage.
 fn contained<R>(work: impl FnOnce() -> Result<R, StateError>) -> Result<R, StateError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    catch_unwind(AssertUnwindSafe(|| panics::contained(work))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         Err(StateError::Damaged(text.unwrap_or_else(|| "panic".to_owned())))
     })

@@ -6,6 +6,7 @@ use super::scan::Scan;
 use super::tests::{DATA, entry, id, open, same, wait};
 use super::*;
 use crate::model::LeaderId;
+use crate::model::entry::trimmed;
 use crate::store::disk::sim::Crash;
 use crate::store::disk::{Disk, SimDisk};
 use proptest::prelude::*;
@@ -21,6 +22,7 @@ enum Ask {
     Truncate { shard: usize, back: u64 },
     Purge { shard: usize, part: u8 },
     Release { shard: usize, part: u8 },
+    Relocate { part: u8 },
     Committed { shard: usize },
     Settle,
 }
@@ -33,6 +35,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         1 => (shard.clone(), 0..4u64).prop_map(|(shard, back)| Ask::Truncate { shard, back }),
         2 => (shard.clone(), any::<u8>()).prop_map(|(shard, part)| Ask::Purge { shard, part }),
         2 => (shard.clone(), any::<u8>()).prop_map(|(shard, part)| Ask::Release { shard, part }),
+        2 => any::<u8>().prop_map(|part| Ask::Relocate { part }),
         1 => shard.prop_map(|shard| Ask::Committed { shard }),
         2 => Just(Ask::Settle),
     ]
@@ -136,6 +139,7 @@ impl History {
                     wal.save_committed(SHARDS[shard], last);
                 }
             }
+            Ask::Relocate { part } => relocate(wal, part),
             Ask::Settle => settle(wal),
         }
     }
@@ -193,6 +197,23 @@ impl History {
                     assert!(read.len() == 1 && same(&read[0], e), "pinned entry {index} of {shard}");
                 }
             }
+        }
+    }
+}
+
+/// Some of the entries that may leave their files do, whole.
+fn relocate(wal: &Wal, part: u8) {
+    for file in wal.old_files(0, u64::MAX).files {
+        for (shard, index, _) in file.entries.into_iter().filter(|(_, index, _)| index * 7 % 256 <= u64::from(part)) {
+            let Some(LogEntry { id, payload }) = wal.read(shard, index..index + 1, 0).ok().and_then(|mut read| read.pop()) else {
+                continue;
+            };
+            let left = match payload {
+                Payload::Normal(rope) => trimmed::whole(&rope),
+                Payload::Trimmed(left) => left,
+                Payload::Blank | Payload::Membership(_) => panic!("it holds no messages"),
+            };
+            wal.relocate(shard, vec![Moved { id, from: file.seq, left }], |_| ());
         }
     }
 }

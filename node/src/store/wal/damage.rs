@@ -124,7 +124,7 @@ impl Recovery<'_> {
             index.group.entry(head.id, &super::entry::Payload::Blank);
             self.meta.groups.entry(head.shard).or_default().entry(head.id, &super::entry::Payload::Blank);
         }
-        head.kind.is_entry() || head.kind == Kind::Staged
+        head.kind.is_entry() || matches!(head.kind, Kind::Staged | Kind::Relocated)
     }
 
     /// The groups that have lost something, beside those that are known to have.

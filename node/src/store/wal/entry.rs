@@ -26,6 +26,8 @@ pub enum Payload {
     Normal(EntryBytes),
     /// A membership, as `consensus` encodes it.
     Membership(Bytes),
+    /// What is left of an entry for the machine (`model::entry::trimmed`): of purged ones, and of those that come by snapshot.
+    Trimmed(EntryBytes),
 }
 
 impl Payload {
@@ -33,7 +35,7 @@ impl Payload {
     pub fn len(&self) -> usize {
         match self {
             Payload::Blank => 0,
-            Payload::Normal(rope) => rope.len(),
+            Payload::Normal(rope) | Payload::Trimmed(rope) => rope.len(),
             Payload::Membership(bytes) => bytes.len(),
         }
     }
@@ -97,7 +99,8 @@ pub type FatalHook = Arc<dyn Fn(&io::Error) + Send + Sync>;
 pub struct WalConfig {
     /// Size of one file, bytes; an entry must fit into one.
     pub file_bytes: u64,
-    /// Recycled files are kept for reuse while all files together are within this; more is used when entries need it.
+    /// Recycled files are kept for reuse while all files together are within this; more is used when entries need it. Files with data
+    /// beyond it are to be cleaned (`Wal::is_over_budget`).
     pub budget_bytes: u64,
     /// Log files up to this size together are kept for replicas that lag or are away; older entries are not.
     pub catch_up_bytes: u64,
@@ -115,7 +118,7 @@ impl Default for WalConfig {
     fn default() -> WalConfig {
         WalConfig {
             file_bytes: limits::WAL_FILE_BYTES,
-            budget_bytes: 2 << 30,
+            budget_bytes: limits::LOG_BUDGET_BYTES,
             catch_up_bytes: limits::CATCH_UP_BYTES,
             tail_cache_bytes: limits::TAIL_CACHE_BYTES,
             spare_files: 2,

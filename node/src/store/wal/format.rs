@@ -98,10 +98,12 @@ pub(super) enum Kind {
     Mended = 15,
     /// A damaged place that has been dealt with; payload: where.
     Hole = 16,
+    /// What is left of a purged entry, which was elsewhere before.
+    Relocated = 17,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 17] = [
         Kind::Blank,
         Kind::Normal,
         Kind::Membership,
@@ -118,6 +120,7 @@ impl Kind {
         Kind::Damaged,
         Kind::Mended,
         Kind::Hole,
+        Kind::Relocated,
     ];
 
     pub fn from_byte(byte: u8) -> Option<Kind> {
@@ -130,7 +133,7 @@ impl Kind {
 
     /// Has a place in the index or changes what the index holds: kept in sidecars.
     pub fn is_indexed(self) -> bool {
-        self.is_entry() || matches!(self, Kind::Truncate | Kind::Purge | Kind::Staged | Kind::Install)
+        self.is_entry() || matches!(self, Kind::Truncate | Kind::Purge | Kind::Staged | Kind::Install | Kind::Relocated)
     }
 }
 
@@ -138,7 +141,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordHead {
     pub kind: Kind,
-    /// Truncate: there is an id to keep. Vote: committed.
+    /// Truncate: there is an id to keep. Vote: committed. Staged: it is what is left of an entry.
     pub flag: bool,
     pub shard: ShardId,
     /// Payload bytes.
@@ -278,6 +281,8 @@ pub(super) struct Record {
     pub body: EntryBytes,
     /// Epoch of its group when the append was issued.
     pub epoch: u64,
+    /// The file that a relocated entry leaves.
+    pub from: u32,
     /// Where its head went in the file; set by `encode`.
     pub position: u32,
 }
@@ -285,7 +290,7 @@ pub(super) struct Record {
 impl Record {
     pub fn new(kind: Kind, shard: ShardId, id: LogId, body: EntryBytes) -> Record {
         let head = RecordHead { kind, flag: false, shard, len: body.len() as u32, id };
-        Record { head, body, epoch: 0, position: 0 }
+        Record { head, body, epoch: 0, from: 0, position: 0 }
     }
 
     pub fn flagged(mut self, flag: bool) -> Record {

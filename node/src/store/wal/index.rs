@@ -41,6 +41,12 @@ impl Row {
         Location { file: self.file, position: self.position, len: self.len_flags & LEN }
     }
 
+    /// A copy of it is there.
+    pub fn move_to(&mut self, at: Location) {
+        (self.file, self.position) = (at.file, at.position);
+        self.len_flags = self.len_flags & !LEN | at.len;
+    }
+
     pub fn is_dead(&self) -> bool {
         self.len_flags & DEAD != 0
     }
@@ -124,7 +130,7 @@ impl ShardIndex {
         self.rows.push_back(Row { index: id.index, file: at.file, position: at.position, len_flags: at.len | released });
     }
 
-    fn slot(&self, index: u64) -> Option<usize> {
+    pub(super) fn slot(&self, index: u64) -> Option<usize> {
         let (front, back) = (self.rows.front()?.index, self.rows.back()?.index);
         if index < front || index > back {
             return None;

@@ -135,7 +135,7 @@ impl Keeper {
                 tracing::warn!(%error, spare = state.ready.len(), "cannot prepare another log file");
             }
             state.stats.low_space = true;
-            self.shared.hurry_when_low(&state);
+            self.shared.hurry_when_short(&state);
             self.shared.prepared.notify_all();
             if !state.stats.dead {
                 self.shared.keep.wait_for(&mut state, RETRY);

@@ -87,7 +87,7 @@ pub(super) fn apply(meta: &mut Meta, head: &RecordHead, body: &EntryBytes) -> bo
         Kind::Damaged => group(meta, &|g| g.damaged = Some(Damage { votes: head.flag.then_some(id.leader.term) })),
         Kind::Mended => group(meta, &|g| g.damaged = None),
         Kind::Identity | Kind::Meta | Kind::Prepare | Kind::Hole => return apply_payload(meta, head, &body.flatten()).is_some(),
-        Kind::Close | Kind::Staged => {}
+        Kind::Close | Kind::Staged | Kind::Relocated => {}
     }
     true
 }

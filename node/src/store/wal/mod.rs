@@ -1,6 +1,9 @@
 //! The write-ahead log: one per node, entries and votes of all Raft groups in one FIFO, one write and one fdatasync per batch.
 //! `consensus` appends and reads, deliveries read bodies, `state` says what may be forgotten. Format: docs/formats.md.
 
+mod cleaning;
+#[cfg(test)]
+mod cleaning_tests;
 #[cfg(test)]
 mod crash_tests;
 mod damage;
@@ -26,6 +29,7 @@ mod stats;
 mod tests;
 mod writer;
 
+pub use cleaning::{Moved, OldFile, OldFiles};
 pub use entry::{Damage, Done, FatalHook, Identity, LogEntry, Payload, ShardLog, Vote, WalConfig, WalError};
 pub use stats::{SYNC_BUCKETS, WalStats};
 
@@ -244,6 +248,28 @@ impl Wal {
     /// log holds exactly that entry, else they go: they contradict what is committed.
     pub fn finish_install(&self, shard: ShardId, upto: LogId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
         self.shared.finish_install(shard, upto, Box::new(done));
+    }
+
+    /// Files with data take more than they should, or than the disk has: what is alive in old ones is to leave them.
+    pub fn is_over_budget(&self) -> bool {
+        self.shared.is_over_budget()
+    }
+
+    /// There is a file to go on in when the open one is full.
+    pub fn has_spare(&self) -> bool {
+        self.shared.has_spare()
+    }
+
+    /// Closed files behind number `after` of which everything that is needed is purged and may leave them, until they have `entries`
+    /// together; at least one file is looked at.
+    pub fn old_files(&self, after: u32, entries: u64) -> OldFiles {
+        self.shared.old_files(after, entries)
+    }
+
+    /// Writes purged entries again, with what is left of them; durable when `done` runs, and found there from then on. An entry that has
+    /// gone meanwhile, or is not in the file any more where it was read, stays as it is.
+    pub fn relocate(&self, shard: ShardId, entries: Vec<Moved>, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        self.shared.relocate(shard, entries, Box::new(done));
     }
 
     /// The id of an entry that can be read.

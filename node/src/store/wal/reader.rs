@@ -5,7 +5,7 @@ use super::file::WalFile;
 use super::format::{Kind, RECORD_HEAD, RecordHead};
 use super::index::Location;
 use super::state::Shared;
-use crate::model::entry::EntryBytes;
+use crate::model::entry::{EntryBytes, trimmed};
 use crate::model::{LeaderId, ShardId};
 use bytes::Bytes;
 use std::io;
@@ -55,7 +55,10 @@ impl Shared {
         let entry = self.read(shard, index..index + 1, 0)?.pop().ok_or(io::ErrorKind::NotFound)?;
         match entry.payload {
             Payload::Normal(rope) => Ok(rope),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the entry has no body")),
+            Payload::Trimmed(rope) => {
+                trimmed::expand(&rope).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed copy of an entry"))
+            }
+            Payload::Blank | Payload::Membership(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "the entry has no body")),
         }
     }
 
@@ -133,6 +136,8 @@ fn check(shard: ShardId, wanted: &Wanted, bytes: Bytes) -> Option<LogEntry> {
     let body = bytes.slice(RECORD_HEAD..);
     let payload = match head.kind {
         Kind::Blank => Payload::Blank,
+        Kind::Staged if head.flag => Payload::Trimmed(body.into()),
+        Kind::Relocated => Payload::Trimmed(body.into()),
         Kind::Normal | Kind::Staged => Payload::Normal(body.into()),
         Kind::Membership => Payload::Membership(body),
         _ => return None,

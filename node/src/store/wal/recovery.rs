@@ -1,6 +1,7 @@
 //! What `Wal::open` does with the files of an earlier process: read them in lap order, tell a torn tail from damage (rule 5, `damage`),
 //! make the tail durable again (rule 4). Changes nothing before it knows whose disk this is.
 
+use super::cleaning::Copies;
 use super::damage::{Findings, Hole};
 use super::entry::{Payload, WalConfig, WalError};
 use super::file::{Held, ReadyFile, WalFile, file_name, seq_of};
@@ -52,6 +53,8 @@ pub(super) struct Recovery<'a> {
     files: BTreeMap<u32, Held>,
     pub next_batch: u64,
     sidecars: Vec<Sidecar>,
+    /// Entries that were written again.
+    copies: HashMap<ShardId, Copies>,
     pub findings: Findings,
 }
 
@@ -71,6 +74,7 @@ pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<Recovered, 
         files: BTreeMap::new(),
         next_batch: 0,
         sidecars: Vec::new(),
+        copies: HashMap::new(),
         findings: Findings::default(),
     };
     recovery.open_all()?;
@@ -257,8 +261,21 @@ impl Recovery<'_> {
                 index.stage(head.id);
                 index.place_staged(head.id, Location { file, position, len: head.len });
             }
+            // A META repeats it; it is where its own record, the only one with a place, says.
+            Kind::Install if position == 0 => index.restate_install(head.id),
             Kind::Install => {
+                if let Some(copies) = self.copies.get_mut(&head.shard) {
+                    // What came by snapshot came because the copy could not be read.
+                    let came = index.staged.iter().filter(|(at, staged)| **at <= head.id.index && staged.at.is_some());
+                    came.for_each(|(at, _)| {
+                        copies.remove(at);
+                    });
+                }
                 index.install(head.id, head.flag);
+            }
+            Kind::Relocated => {
+                let at = Location { file, position, len: head.len };
+                self.copies.entry(head.shard).or_default().insert(head.id.index, (head.id.leader, at));
             }
             kind if kind.is_entry() && index.group.purged.is_none_or(|p| p.index < head.id.index) => {
                 index.drop_after(head.id.index.checked_sub(1));
@@ -286,7 +303,8 @@ impl Recovery<'_> {
 
     fn finish(mut self, config: &WalConfig, end: Option<End>, notes: Vec<Op>) -> Result<Recovered, WalError> {
         let mut state = State::new();
-        for index in self.shards.values_mut() {
+        for (shard, index) in &mut self.shards {
+            index.adopt(self.copies.remove(shard).unwrap_or_default());
             index.recovered();
             for file in index.locations() {
                 self.files.get_mut(&file).expect("rows only name files that were read").needed += 1;

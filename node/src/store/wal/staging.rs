@@ -70,6 +70,14 @@ impl ShardIndex {
         (frees, bytes)
     }
 
+    /// An installation whose own record may be gone with its file. What was staged since for a later one stays staged: by now somebody
+    /// may count on it (rule 6).
+    pub fn restate_install(&mut self, upto: LogId) {
+        let later = self.staged.split_off(&(upto.index + 1));
+        self.install(upto, true);
+        self.staged = later;
+    }
+
     /// Staged entries take their places among the rows, instead of others with their index.
     fn merge(&mut self, upto: u64, frees: &mut Frees) {
         let staged = std::mem::take(&mut self.staged);
@@ -113,8 +121,9 @@ impl ShardIndex {
 impl Shared {
     pub fn stage(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
         self.submit(done, |state, done| {
-            let largest = self.config.entry_bytes_max();
-            if entries.iter().any(|e| !matches!(e.payload, Payload::Normal(_)) || e.payload.len() as u64 > largest) {
+            let largest = self.config.entry_bytes_max() + self.config.reserve();
+            let is_body = |payload: &Payload| matches!(payload, Payload::Normal(_) | Payload::Trimmed(_));
+            if entries.iter().any(|e| !is_body(&e.payload) || e.payload.len() as u64 > largest) {
                 return Err((done, io::Error::new(io::ErrorKind::InvalidInput, "only normal entries that fit into a file are staged")));
             }
             entries.iter().for_each(|e| state.shard(shard).stage(e.id));

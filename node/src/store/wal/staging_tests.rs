@@ -149,6 +149,38 @@ fn a_crash_at_any_write_leaves_the_old_log_or_the_installed_one() {
 }
 
 #[test]
+fn what_is_staged_for_a_second_snapshot_outlives_files_that_begin_meanwhile() {
+    for prepared in [false, true] {
+        let disk = SimDisk::new(7);
+        let wal = open(&disk);
+        append(&wal, 1, 1..=10).unwrap();
+        stage(&wal, &[30]).unwrap();
+        install(&wal, 40).unwrap();
+        stage(&wal, &[35, 50, 51]).unwrap();
+        if prepared {
+            attempt(|done| wal.prepare_install(DATA, id(3, 60), None, done)).unwrap();
+        }
+        // Each new file begins with what was installed.
+        let files = wal.stats().files;
+        for n in 0..40 {
+            let entries = (n * 10 + 1..=n * 10 + 10).map(|i| entry(1, i, 100)).collect();
+            attempt(|done| wal.append(ShardId(7), entries, done)).unwrap();
+        }
+        assert!(wal.stats().files > files + 2);
+        let disk = disk.crash(Crash::Power);
+        let wal = open(&disk);
+        assert_eq!(body(&wal, 30), expected(30));
+        assert!([35, 50, 51].iter().all(|i| wal.holds(DATA, id(3, *i))), "prepared: {prepared}");
+        assert_eq!(wal.pending_install(DATA), prepared.then(|| id(3, 60)));
+        attempt(|done| wal.finish_install(DATA, id(3, 60), done)).unwrap();
+        let check = |wal: &Wal| [30, 35, 50, 51].iter().for_each(|i| assert_eq!(body(wal, *i), expected(*i), "{i}, prepared: {prepared}"));
+        check(&wal);
+        drop(wal);
+        check(&open(&disk.crash(Crash::Power)));
+    }
+}
+
+#[test]
 fn entries_that_wait_for_the_disk_while_a_snapshot_replaces_them_do_not_come_back() {
     let disk = SimDisk::new(5);
     let wal = open(&disk);

@@ -1,7 +1,8 @@
 //! What the handle, the writer and the file keeper share, behind locks that are never held across IO. Requests have a lock of their own:
 //! the writer takes them while the groups go on with what they just appended.
 
-use super::entry::{Done, Identity, LogEntry, Vote, WalConfig};
+use super::cleaning::Moved;
+use super::entry::{Done, Identity, LogEntry, Payload, Vote, WalConfig};
 use super::file::{Held, ReadyFile};
 use super::format::Record;
 use super::group::Pending;
@@ -44,6 +45,12 @@ pub(super) enum Op {
     Stage {
         shard: ShardId,
         entries: VecDeque<LogEntry>,
+        done: Done,
+    },
+    /// What is left of entries, written again.
+    Relocate {
+        shard: ShardId,
+        entries: VecDeque<Moved>,
         done: Done,
     },
     Prepare {
@@ -247,6 +254,9 @@ impl Shared {
             if !next.map_or(id.index <= 1, |n| id.index == n) {
                 return refuse(format!("entry {} does not follow, expected {next:?}", id.index));
             }
+            if matches!(payload, Payload::Trimmed(_)) {
+                return refuse(format!("what is left of entry {} is not appended", id.index));
+            }
             if payload.len() as u64 > self.config.entry_bytes_max() {
                 return refuse(format!("entry of {} bytes is too large for a file of {}", payload.len(), self.config.file_bytes));
             }
@@ -260,14 +270,15 @@ impl Shared {
         if let Some((frees, bytes)) = state.shard(shard).purge(upto) {
             state.stats.cache_bytes -= bytes;
             self.inbox().queue.push_back(Op::Purge { shard, upto, frees });
-            self.hurry_when_low(&state);
+            self.hurry_when_short(&state);
         }
     }
 
-    /// What gives space free rides with the next batch; when space is low it does not wait for one.
-    pub fn hurry_when_low(&self, state: &State) {
+    /// What gives space free rides with the next batch; when space is low, or the log too large, it does not wait for one.
+    pub fn hurry_when_short(&self, state: &State) {
+        let is_short = state.is_over(self.config.file_bytes, self.config.budget_bytes);
         let mut inbox = self.inbox();
-        if state.stats.low_space && !inbox.queue.is_empty() {
+        if is_short && !inbox.queue.is_empty() {
             inbox.urgent = true;
             self.work.notify_all();
             self.prepared.notify_all();
@@ -287,7 +298,7 @@ impl Shared {
             _ => inbox.queue.push_back(Op::Free(frees)),
         }
         drop(inbox);
-        self.hurry_when_low(&state);
+        self.hurry_when_short(&state);
     }
 
     pub fn retain_only(&self, shard: ShardId, upto: u64, live: &[u64]) {

@@ -40,6 +40,8 @@ pub struct WalStats {
     pub full: bool,
     /// Damaged places that the last start found.
     pub damages: u64,
+    /// Bytes of entries that were written again because their file was to be used again.
+    pub relocated_bytes: u64,
     /// Reads that found something else than was written.
     pub bad_reads: u64,
     /// A write or sync failed; nothing is accepted any more.

@@ -1,6 +1,7 @@
 //! The WAL from outside: order, durability, reading, forgetting, lack of space. Crashes are in `crash_tests`.
 
 use super::*;
+use crate::model::entry::trimmed;
 use crate::model::{Generation, LeaderId, NodeId};
 use crate::store::disk::sim::Crash;
 use crate::store::disk::{RealDisk, SimDisk};
@@ -41,6 +42,7 @@ pub(super) fn entry(term: u64, index: u64, len: usize) -> LogEntry {
 pub(super) fn same(a: &LogEntry, b: &LogEntry) -> bool {
     let flat = |e: &LogEntry| match &e.payload {
         Payload::Normal(rope) => (2, rope.flatten()),
+        Payload::Trimmed(rope) => (2, trimmed::expand(rope).unwrap().flatten()),
         Payload::Membership(bytes) => (3, bytes.clone()),
         Payload::Blank => (1, Bytes::new()),
     };

@@ -1,6 +1,7 @@
 //! The writer's thread: drains the queue, one write and one fdatasync per batch, then all callbacks. A failed write or sync ends the
 //! process: what the disk holds then is unknown, and trying again proves nothing.
 
+use super::cleaning::Moved;
 use super::entry::{Done, LogEntry, Payload};
 use super::file::{Held, WalFile};
 use super::format::{FileHeader, Kind, Lap, RECORD_HEAD, Record, SECTOR, batch_size, encode, slices};
@@ -225,7 +226,7 @@ impl Writer {
     /// The batch is durable: places, marks, free files, the cache.
     fn settle(&self, state: &mut State, batch: &Batch) {
         let file = self.file.lap.seq;
-        let (mut needed, mut bytes) = (0, 0);
+        let (mut needed, mut bytes, mut left) = (0, 0, Frees::default());
         for record in batch.records.iter().filter(|r| r.head.kind.is_entry()) {
             bytes += record.body.len();
             let at = Location { file, position: record.position, len: record.head.len };
@@ -235,6 +236,15 @@ impl Writer {
             let at = Location { file, position: record.position, len: record.head.len };
             needed += u64::from(state.shard(record.head.shard).place_staged(record.head.id, at));
         }
+        for record in batch.records.iter().filter(|r| r.head.kind == Kind::Relocated) {
+            let at = Location { file, position: record.position, len: record.head.len };
+            if state.shard(record.head.shard).relocate(record.head.id, record.from, at) {
+                needed += 1;
+                left.add(record.from);
+                state.stats.relocated_bytes += record.size() as u64;
+            }
+        }
+        state.free(&left);
         state.files.get_mut(&file).expect("the open file is always held").needed += needed;
         state.stats.queued_bytes = state.stats.queued_bytes.saturating_sub(bytes);
         for (shard, epoch) in &batch.truncations {
@@ -326,7 +336,11 @@ impl Writer {
         for op in std::mem::take(&mut self.waiting) {
             match op {
                 Op::Append { done, .. } | Op::Vote { done, .. } | Op::Truncate { done, .. } => done(closed()),
-                Op::Stage { done, .. } | Op::Prepare { done, .. } | Op::Install { done, .. } | Op::Note { done, .. } => done(closed()),
+                Op::Stage { done, .. }
+                | Op::Relocate { done, .. }
+                | Op::Prepare { done, .. }
+                | Op::Install { done, .. }
+                | Op::Note { done, .. } => done(closed()),
                 Op::Purge { .. } | Op::Free(_) => {}
             }
         }
@@ -354,18 +368,8 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
             }
             batch.dones.push(done);
         }
-        Op::Stage { shard, mut entries, done } => {
-            while let Some(entry) = entries.front() {
-                if !limit.admits(batch, RECORD_HEAD + entry.payload.len()) {
-                    return Some(Op::Stage { shard, entries, done });
-                }
-                let LogEntry { id, payload } = entries.pop_front().expect("the front was just seen");
-                if let Payload::Normal(rope) = payload {
-                    batch.push(Record::new(Kind::Staged, shard, id, rope));
-                }
-            }
-            batch.dones.push(done);
-        }
+        Op::Stage { shard, entries, done } => return stage(batch, (shard, entries, done), limit),
+        Op::Relocate { shard, entries, done } => return relocate(batch, (shard, entries, done), limit),
         Op::Prepare { shard, pending, done } => {
             let record = meta::prepare_record(shard, &pending);
             if !limit.admits(batch, record.size()) {
@@ -406,11 +410,43 @@ fn absorb(batch: &mut Batch, op: Op, limit: Limit) -> Option<Op> {
     None
 }
 
+/// Entries that came by snapshot, as many as fit.
+fn stage(batch: &mut Batch, (shard, mut entries, done): (ShardId, VecDeque<LogEntry>, Done), limit: Limit) -> Option<Op> {
+    while let Some(entry) = entries.front() {
+        if !limit.admits(batch, RECORD_HEAD + entry.payload.len()) {
+            return Some(Op::Stage { shard, entries, done });
+        }
+        let LogEntry { id, payload } = entries.pop_front().expect("the front was just seen");
+        let is_trimmed = matches!(payload, Payload::Trimmed(_));
+        if let Payload::Normal(rope) | Payload::Trimmed(rope) = payload {
+            batch.push(Record::new(Kind::Staged, shard, id, rope).flagged(is_trimmed));
+        }
+    }
+    batch.dones.push(done);
+    None
+}
+
+/// Entries that leave their files, as many as fit.
+fn relocate(batch: &mut Batch, (shard, mut entries, done): (ShardId, VecDeque<Moved>, Done), limit: Limit) -> Option<Op> {
+    while let Some(moved) = entries.front() {
+        if !limit.admits(batch, RECORD_HEAD + moved.left.len()) {
+            return Some(Op::Relocate { shard, entries, done });
+        }
+        let Moved { id, from, left } = entries.pop_front().expect("the front was just seen");
+        let mut record = Record::new(Kind::Relocated, shard, id, left);
+        record.from = from;
+        batch.push(record);
+    }
+    batch.dones.push(done);
+    None
+}
+
 /// How a payload stands in a record.
 fn content(payload: Payload) -> (Kind, EntryBytes) {
     match payload {
         Payload::Blank => (Kind::Blank, EntryBytes::default()),
         Payload::Normal(rope) => (Kind::Normal, rope),
+        Payload::Trimmed(rope) => (Kind::Relocated, rope), // never appended, see `Shared::check`
         Payload::Membership(bytes) => (Kind::Membership, bytes.into()),
     }
 }

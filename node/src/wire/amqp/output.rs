@@ -1,23 +1,28 @@
-//! What goes out on a socket: a rope of small frames written into one buffer and large bodies pushed beside it uncopied, for one vectored
-//! write. The session appends, the listener drains.
+//! What goes out on an AMQP socket: frames on a rope. The session appends, the listener drains.
 
 use super::content::CLASS_BASIC;
 use super::frame::{FRAME_END, FRAME_OVERHEAD, FrameKind};
 use super::method::Method;
 use super::primitive::put_short;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use std::collections::VecDeque;
-use std::io::IoSlice;
-
-/// Bodies up to this size are copied into the buffer: cheaper than two more parts of a vectored write.
-const COPY_BYTES: usize = 4096;
+use crate::wire::rope::Rope;
+use bytes::{BufMut, Bytes};
+use std::ops::{Deref, DerefMut};
 
 /// Bytes on their way out.
 #[derive(Debug, Default)]
-pub struct Output {
-    parts: VecDeque<Bytes>,
-    parts_len: usize,
-    tail: BytesMut,
+pub struct Output(Rope);
+
+impl Deref for Output {
+    type Target = Rope;
+    fn deref(&self) -> &Rope {
+        &self.0
+    }
+}
+
+impl DerefMut for Output {
+    fn deref_mut(&mut self) -> &mut Rope {
+        &mut self.0
+    }
 }
 
 /// A message's content as it goes out.
@@ -32,69 +37,10 @@ pub struct Content<'a> {
 }
 
 impl Output {
-    /// Bytes not yet written.
-    pub fn len(&self) -> usize {
-        self.parts_len + self.tail.len()
-    }
-
-    /// All written.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The first parts, as many as fit into `slices`; returns how many.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let all = self.parts.iter().map(|p| &p[..]).chain(std::iter::once(&self.tail[..]));
-        let mut filled = 0;
-        for (slot, part) in slices.iter_mut().zip(all.filter(|p| !p.is_empty())) {
-            *slot = IoSlice::new(part);
-            filled += 1;
-        }
-        filled
-    }
-
-    /// `count` bytes were written.
-    pub fn advance(&mut self, mut count: usize) {
-        while let Some(part) = self.parts.front_mut() {
-            let step = count.min(part.len());
-            part.advance(step);
-            self.parts_len -= step;
-            count -= step;
-            if !part.is_empty() {
-                return;
-            }
-            self.parts.pop_front();
-        }
-        self.tail.advance(count);
-    }
-
-    /// Gives the buffer back while nothing waits: an idle connection holds no memory for output.
-    pub fn shrink(&mut self) {
-        if self.is_empty() {
-            self.tail = BytesMut::new();
-            self.parts = VecDeque::new();
-        }
-    }
-
-    /// Everything, in one piece (tests, small answers).
-    pub fn take(&mut self) -> Bytes {
-        let mut all = BytesMut::with_capacity(self.len());
-        self.parts.drain(..).for_each(|p| all.put_slice(&p));
-        all.put_slice(&self.tail);
-        self.parts_len = 0;
-        self.tail.clear();
-        all.freeze()
-    }
-
-    /// Raw bytes: the protocol header.
-    pub fn raw(&mut self, bytes: &[u8]) {
-        self.tail.put_slice(bytes);
-    }
-
     /// A method frame.
     pub fn method(&mut self, channel: u16, method: &Method) {
         let at = self.begin(FrameKind::Method, channel);
-        method.encode(&mut self.tail);
+        method.encode(&mut self.0.tail);
         self.end(at);
     }
 
@@ -117,11 +63,11 @@ impl Output {
     pub fn deliver(&mut self, channel: u16, consumer_tag: &[u8], delivery_tag: u64, redelivered: bool, exchange: &[u8], key: &[u8]) {
         let at = self.begin(FrameKind::Method, channel);
         self.id(60);
-        put_short(&mut self.tail, consumer_tag);
+        put_short(&mut self.0.tail, consumer_tag);
         self.tail.put_u64(delivery_tag);
         self.tail.put_u8(u8::from(redelivered));
-        put_short(&mut self.tail, exchange);
-        put_short(&mut self.tail, key);
+        put_short(&mut self.0.tail, exchange);
+        put_short(&mut self.0.tail, key);
         self.end(at);
     }
 
@@ -143,24 +89,12 @@ impl Output {
     }
 
     fn body(&mut self, channel: u16, body: &Bytes, from: usize, to: usize) {
-        let len = to - from;
-        self.tail.reserve(FRAME_OVERHEAD + if len <= COPY_BYTES { len } else { 0 });
+        self.tail.reserve(FRAME_OVERHEAD);
         self.tail.put_u8(FrameKind::Body as u8);
         self.tail.put_u16(channel);
-        self.tail.put_u32(len as u32);
-        if len <= COPY_BYTES {
-            self.tail.put_slice(&body[from..to]);
-        } else {
-            let head = self.tail.split().freeze();
-            self.push(head);
-            self.push(body.slice(from..to));
-        }
+        self.tail.put_u32((to - from) as u32);
+        self.0.body(body, from, to);
         self.tail.put_u8(FRAME_END);
-    }
-
-    fn push(&mut self, part: Bytes) {
-        self.parts_len += part.len();
-        self.parts.push_back(part);
     }
 
     fn id(&mut self, method: u16) {

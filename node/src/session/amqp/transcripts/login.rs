@@ -128,3 +128,24 @@ fn another_protocol_gets_our_header() {
     assert_eq!(&out.bytes.take()[..], PROTOCOL_HEADER);
     assert_eq!(session.phase(), Phase::Closed);
 }
+
+/// What clients look for before they use an extension; RabbitMQ has just these.
+#[test]
+fn the_server_says_what_it_can() {
+    let options = Options { cluster_name: "c".into(), seed: 1, certificate_name: None };
+    let Method::ConnectionStart { server_properties, .. } = handshake::start(&options) else { panic!("not connection.start") };
+    let Some(Value::Table(capabilities)) = server_properties.get("capabilities") else { panic!("no capabilities") };
+    let said: Vec<_> = capabilities.iter().map(|(name, value)| (name.as_str(), value == &Value::Bool(true))).collect();
+    let all = [
+        ("authentication_failure_close", true),
+        ("basic.nack", true),
+        ("connection.blocked", true),
+        ("consumer_cancel_notify", true),
+        ("consumer_priorities", true),
+        ("direct_reply_to", true),
+        ("exchange_exchange_bindings", true),
+        ("per_consumer_qos", true),
+        ("publisher_confirms", true),
+    ];
+    assert_eq!(said, all);
+}

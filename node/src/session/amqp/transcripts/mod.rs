@@ -302,6 +302,7 @@ fn ask(request: &Request) -> String {
         Request::Consume { queue, tag, prefetch, .. } => format!("consume {} {tag} {prefetch:?}", queue.name),
         Request::Cancel { consumer } => format!("cancel {consumer}"),
         Request::Get { queue, .. } => format!("get {}", queue.name),
+        Request::Take(take) => format!("take {:?}", take.queues),
         Request::Barrier => "barrier".to_owned(),
         Request::OpenChannel => "open".to_owned(),
     }

@@ -29,7 +29,7 @@ pub(super) struct Welcomed {
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("a client without TLS on the TLS port: use the AMQP port, or TLS in the client")]
+    #[error("a client without TLS on the TLS port: use the port without it, or TLS in the client")]
     Plain,
     #[error("the client hung up before the TLS handshake")]
     HungUp,

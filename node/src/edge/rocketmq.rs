@@ -1,0 +1,249 @@
+//! Rocket topics and consumer groups (`model::rocketmq`) as the catalog has them: looked up, allowed, made and removed. A group is made of
+//! several commands, each of which may be repeated; the binding of its queues comes last, so that what is answered with "done" is whole.
+
+use super::Edge;
+use super::access::{Kind, Right, Who};
+use crate::model::catalog::{
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target,
+};
+use crate::model::rocketmq::{self, AccessKey, Arrangement, TopicSettings};
+use crate::model::{Incarnation, NodeId, ShardId};
+use std::sync::Arc;
+
+/// What the server says where a topic says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RocketDefaults {
+    /// How long a delivered message is invisible, ms.
+    pub invisible_ms: u64,
+    /// The same for messages consumed in order.
+    pub ordered_invisible_ms: u64,
+    /// The same for half messages that are checked.
+    pub half_invisible_ms: u64,
+    /// Deliveries after the first.
+    pub max_retries: u32,
+}
+
+/// What a client wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum May<'a> {
+    /// Make a topic.
+    Create(&'a str),
+    /// Publish to a topic.
+    Publish(&'a str),
+    /// Make a group on a topic: its first queue is named.
+    Subscribe(&'a str, &'a str),
+    /// Consume from a queue of a group.
+    Consume(&'a str),
+}
+
+impl Edge {
+    /// An access key.
+    pub fn access_key(&self, id: &str) -> Option<AccessKey> {
+        self.catalog.read().access_key(id).cloned()
+    }
+
+    /// A rocket topic.
+    pub fn topic(&self, name: &Name) -> Option<TopicSettings> {
+        self.catalog.read().exchange(name).and_then(|exchange| TopicSettings::of(exchange))
+    }
+
+    /// Whether a vhost exists.
+    pub fn has_vhost(&self, vhost: &str) -> bool {
+        self.catalog.read().has_vhost(vhost)
+    }
+
+    /// The queues of a group, by partition; `None`: there is no such group, or it is not whole.
+    pub fn group(&self, topic: &Name, group: &str) -> Option<Vec<Name>> {
+        let catalog = self.catalog.read();
+        let settings = catalog.exchange(topic).and_then(|exchange| TopicSettings::of(exchange))?;
+        let names = group_names(topic, group, settings.partitions);
+        let is_bound = |name: &Name| catalog.bindings_to(Target::Queue, name).any(|b| b.source == topic.name);
+        names.iter().all(|name| catalog.queue(name).is_some() && is_bound(name)).then_some(names)
+    }
+
+    /// The queues that keep half messages of a topic, and the node each is for.
+    pub fn half_queues(&self, topic: &Name) -> Vec<(NodeId, Name)> {
+        let catalog = self.catalog.read();
+        let known = |node: u16| {
+            let name = Name { vhost: topic.vhost.clone(), name: rocketmq::half_queue(&topic.name, NodeId(node)).into() };
+            catalog.queue(&name).is_some().then_some((NodeId(node), name))
+        };
+        // Nodes are numbered freely: those that are up, and those whose queues are left.
+        let prefix = rocketmq::half_queue(&topic.name, NodeId(0));
+        let prefix = prefix.trim_end_matches('0');
+        let mut nodes: Vec<u16> = catalog.nodes().map(|(node, _)| node.0).collect();
+        let named = |r: &Arc<QueueRecord>| r.spec.name.name.strip_prefix(prefix).and_then(|node| node.parse::<u16>().ok());
+        nodes.extend(catalog.queues_named(&topic.vhost, prefix).iter().filter_map(named));
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.into_iter().filter_map(known).collect()
+    }
+
+    /// This node and its process.
+    pub fn process(&self) -> (NodeId, Incarnation) {
+        (self.config.node, self.config.incarnation)
+    }
+
+    /// Nodes that are up, with their processes.
+    pub fn processes(&self) -> Vec<(NodeId, Incarnation)> {
+        self.catalog.read().nodes().collect()
+    }
+
+    /// Whether this user may do that in that vhost.
+    pub fn permits(&self, user: &str, vhost: &str, what: May<'_>) -> Result<(), Refusal> {
+        let catalog = self.catalog.read();
+        let who = Who { user, vhost };
+        match what {
+            May::Create(topic) => self.patterns.check(&catalog, who, Right::Configure, (Kind::Exchange, topic)),
+            May::Publish(topic) => self.patterns.check(&catalog, who, Right::Write, (Kind::Exchange, topic)),
+            May::Subscribe(topic, queue) => {
+                self.patterns.check(&catalog, who, Right::Read, (Kind::Exchange, topic))?;
+                self.patterns.check(&catalog, who, Right::Configure, (Kind::Queue, queue))?;
+                self.patterns.check(&catalog, who, Right::Write, (Kind::Queue, queue))
+            }
+            May::Consume(queue) => self.patterns.check(&catalog, who, Right::Read, (Kind::Queue, queue)),
+        }
+    }
+
+    /// Carries out what an operator, or a group's first consumer, asks for.
+    ///
+    /// # Errors
+    /// A refusal; what was made until then stays, and the same again goes on from there.
+    pub async fn arrange(&self, arrangement: &Arrangement, defaults: &RocketDefaults) -> Result<(), Refusal> {
+        match arrangement {
+            Arrangement::AddTopic { topic, settings } => self.add_topic(topic, settings).await,
+            Arrangement::AddGroup { topic, group, max_retries } => self.add_group(topic, group, *max_retries, defaults).await,
+            Arrangement::DeleteTopic { topic } => self.delete_topic(topic).await,
+            Arrangement::DeleteGroup { topic, group } => {
+                self.existing(topic)?;
+                self.delete_queues(topic, |name| rocketmq::group_of(&topic.name, name) == Some(group.as_str())).await.map(drop)
+            }
+        }
+    }
+
+    fn existing(&self, topic: &Name) -> Result<TopicSettings, Refusal> {
+        let missing = || Refusal::NotFound { kind: "topic".into(), name: topic.name.to_string(), vhost: topic.vhost.to_string() };
+        self.topic(topic).ok_or_else(missing)
+    }
+
+    async fn add_topic(&self, topic: &Name, settings: &TopicSettings) -> Result<(), Refusal> {
+        check_name("topic", &topic.name)?;
+        settings.check().map_err(Refusal::Precondition)?;
+        self.submit(CatalogCommand::DeclareExchange(settings.exchange(topic.clone()))).await.map(drop)
+    }
+
+    async fn add_group(&self, topic: &Name, group: &str, retries: Option<u32>, defaults: &RocketDefaults) -> Result<(), Refusal> {
+        check_name("group", group)?;
+        let settings = self.existing(topic)?;
+        if rocketmq::dead_letters_of(&topic.name).is_none() {
+            Box::pin(self.add_dead_letters(&topic.vhost, group, defaults)).await?;
+        }
+        let retries = retries.or(settings.max_retries).unwrap_or(defaults.max_retries);
+        let arguments = rocketmq::group_arguments(&topic.name, group, retries);
+        let names = group_names(topic, group, settings.partitions);
+        let made = names.iter().zip(0..).map(|(name, partition)| self.replicated(name, &arguments, self.partition_shard(topic, partition)));
+        for made in futures::future::join_all(made).await {
+            made?;
+        }
+        let bound = names.iter().zip(0..).map(|(name, partition)| {
+            let arguments = rocketmq::partition_arguments(partition);
+            self.submit(CatalogCommand::Bind(binding(topic, name, "#", arguments)))
+        });
+        for bound in futures::future::join_all(bound).await {
+            bound?;
+        }
+        Ok(())
+    }
+
+    /// The topic of a group's dead letters, and the group on it.
+    async fn add_dead_letters(&self, vhost: &Arc<str>, group: &str, defaults: &RocketDefaults) -> Result<(), Refusal> {
+        let topic = Name { vhost: vhost.clone(), name: rocketmq::dead_letter_topic(group).into() };
+        if self.group(&topic, group).is_some() {
+            return Ok(());
+        }
+        self.submit(CatalogCommand::DeclareExchange(TopicSettings::default().exchange(topic.clone()))).await?;
+        self.add_group(&topic, group, None, defaults).await
+    }
+
+    /// A durable queue in that shard; one that is there stays as it is.
+    pub async fn replicated(&self, name: &Name, arguments: &Table, shard: ShardId) -> Result<(), Refusal> {
+        if self.catalog.read().queue(name).is_some() {
+            return Ok(());
+        }
+        let spec = QueueSpec { name: name.clone(), durable: true, auto_delete: false, exclusive_owner: None, arguments: arguments.clone() };
+        let (node, incarnation) = (self.config.node, self.config.incarnation);
+        match self.submit(CatalogCommand::DeclareQueue { spec, node, incarnation, shard }).await {
+            // Somebody else was faster.
+            Err(Refusal::Inequivalent(_)) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// All groups have a partition in the same shard, so that its messages lie there once.
+    pub fn partition_shard(&self, topic: &Name, partition: u32) -> ShardId {
+        let shards: Vec<ShardId> = self.catalog.read().shards().collect();
+        let spread = topic.name.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        shards.get(spread.wrapping_add(partition as usize) % shards.len().max(1)).copied().unwrap_or(ShardId(1))
+    }
+
+    async fn delete_topic(&self, topic: &Name) -> Result<(), Refusal> {
+        self.existing(topic)?;
+        self.delete_queues(topic, |_| true).await?;
+        let halves: Vec<_> = {
+            let names = self.half_queues(topic);
+            let catalog = self.catalog.read();
+            names.iter().filter_map(|(_, name)| catalog.queue(name).map(|record| record.id)).collect()
+        };
+        for id in halves {
+            self.submit(CatalogCommand::DeleteQueue { id }).await?;
+        }
+        let name = topic.clone();
+        self.submit(CatalogCommand::DeleteExchange { name, if_unused: false }).await.map(drop)
+    }
+
+    /// Queues bound to a topic that `which` picks by name.
+    async fn delete_queues(&self, topic: &Name, which: impl Fn(&str) -> bool) -> Result<CatalogReply, Refusal> {
+        let ids: Vec<_> = {
+            let catalog = self.catalog.read();
+            let of_groups = |b: &Arc<BindingSpec>| rocketmq::group_of(&topic.name, &b.destination).is_some() && which(&b.destination);
+            let names = catalog.bindings_from(topic).filter(|b| b.target == Target::Queue && of_groups(b));
+            let named = |b: &Arc<BindingSpec>| Name { vhost: topic.vhost.clone(), name: b.destination.clone() };
+            names.filter_map(|b| catalog.queue(&named(b)).map(|record| record.id)).collect()
+        };
+        for id in ids {
+            self.submit(CatalogCommand::DeleteQueue { id }).await?;
+        }
+        Ok(CatalogReply::Done)
+    }
+
+    /// Rocket topics of a vhost, by name.
+    pub fn topics(&self, vhost: &str) -> Vec<(Arc<ExchangeSpec>, TopicSettings)> {
+        let all = self.catalog.read().exchanges(vhost);
+        let is_topic = |exchange: &Arc<ExchangeSpec>| exchange.routes_as() == ExchangeKind::RocketTopic;
+        all.into_iter().filter(is_topic).filter_map(|exchange| Some((exchange.clone(), TopicSettings::of(&exchange)?))).collect()
+    }
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
+    if rocketmq::is_name(name) {
+        return Ok(());
+    }
+    let most = rocketmq::NAME_BYTES;
+    Err(Refusal::Precondition(format!("'{name}' is no name of a {what}: 1 to {most} letters, digits and _ - % | .")))
+}
+
+fn group_names(topic: &Name, group: &str, partitions: u32) -> Vec<Name> {
+    let name = |partition| rocketmq::group_queue(&topic.name, group, partition, partitions);
+    (0..partitions).map(|partition| Name { vhost: topic.vhost.clone(), name: name(partition).into() }).collect()
+}
+
+fn binding(topic: &Name, queue: &Name, key: &str, arguments: Table) -> BindingSpec {
+    BindingSpec {
+        vhost: topic.vhost.clone(),
+        source: topic.name.clone(),
+        target: Target::Queue,
+        destination: queue.name.clone(),
+        key: key.into(),
+        arguments,
+    }
+}

@@ -1,0 +1,66 @@
+//! Where stream clients reach the nodes: what each node advertises, asked of it and remembered for a while.
+
+use crate::edge::Edge;
+use crate::model::NodeId;
+use crate::model::stream_step::Advertised;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// A node is asked again after this time: it may have come back with another address.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What this node knows of addresses.
+#[derive(Debug)]
+pub struct Addresses {
+    own: Advertised,
+    /// Clients are told of this node only: it serves every stream.
+    only_own: bool,
+    known: Mutex<BTreeMap<NodeId, (Advertised, Instant)>>,
+}
+
+impl Addresses {
+    /// `own`: this node's; `only_own`: it stands for all others.
+    pub fn new(own: Advertised, only_own: bool) -> Addresses {
+        Addresses { own, only_own, known: Mutex::default() }
+    }
+}
+
+impl Edge {
+    /// From now on clients can be told where nodes are. Once.
+    pub fn set_addresses(&self, addresses: Addresses) {
+        let _ = self.addresses.set(addresses);
+    }
+
+    /// Of these nodes those that are up and whose address is known; this one alone, if it stands for all.
+    pub(super) async fn advertised(&self, nodes: &BTreeSet<NodeId>) -> BTreeMap<NodeId, Advertised> {
+        let Some(addresses) = self.addresses.get() else { return BTreeMap::new() };
+        let own = self.config.node;
+        if addresses.only_own {
+            return BTreeMap::from([(own, addresses.own.clone())]);
+        }
+        let others: Vec<NodeId> = {
+            let catalog = self.catalog.read();
+            nodes.iter().copied().filter(|node| *node != own && catalog.incarnation(*node).is_some()).collect()
+        };
+        self.refresh(addresses, &others).await;
+        let known = addresses.known.lock();
+        let mut found: BTreeMap<_, _> = others.iter().filter_map(|node| Some((*node, known.get(node)?.0.clone()))).collect();
+        if nodes.contains(&own) {
+            found.insert(own, addresses.own.clone());
+        }
+        found
+    }
+
+    async fn refresh(&self, addresses: &Addresses, nodes: &[NodeId]) {
+        let now = Instant::now();
+        let stale: Vec<NodeId> = {
+            let known = addresses.known.lock();
+            let is_fresh = |node: &NodeId| known.get(node).is_some_and(|(_, at)| now.duration_since(*at) < FRESH);
+            nodes.iter().copied().filter(|node| !is_fresh(node)).collect()
+        };
+        let Some(neighbours) = self.neighbours.get().filter(|_| !stale.is_empty()) else { return };
+        let told = neighbours.addresses(stale).await;
+        addresses.known.lock().extend(told.into_iter().map(|(node, address)| (node, (address, now))));
+    }
+}

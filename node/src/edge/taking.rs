@@ -1,0 +1,163 @@
+//! `Request::Take`: some messages out of several queues, for clients that fetch and do not subscribe. Queues that have messages are asked
+//! in turn; when none has, all are asked to answer as soon as one has, and the first answer counts. What came and is not wanted goes back
+//! unseen. A task per request, at most one per channel.
+
+use super::access::Right;
+use super::lane::takes::{Order, Taken};
+use super::lane::{Ask, Lane};
+use super::requests::Asking;
+use crate::model::QueueId;
+use crate::model::catalog::{Name, QueueRecord, Refusal};
+use crate::model::step::{Reply, Take, TookOne};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+/// A leader that is asked to wait may answer so much later than the client wants to: longer, and nobody leads.
+const SLACK: Duration = Duration::from_secs(10);
+
+type Source = (Arc<QueueRecord>, Arc<Lane>);
+
+impl Asking {
+    /// Answers with messages; with none when there are none, or none came in time.
+    pub(super) async fn take(self, take: Take) {
+        let result = self.try_take(&take).await;
+        if let Err(unwanted) = self.hand_over(result) {
+            unwanted.iter().for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
+        }
+    }
+
+    /// Gives the messages back when the channel is gone.
+    fn hand_over(&self, result: Result<Vec<TookOne>, Refusal>) -> Result<(), Vec<TookOne>> {
+        let places = result.as_ref().ok().cloned().unwrap_or_default();
+        if self.mailbox.reply(self.at, result.map(Reply::Took)) { Ok(()) } else { Err(places) }
+    }
+
+    async fn try_take(&self, take: &Take) -> Result<Vec<TookOne>, Refusal> {
+        let sources = take.queues.iter().map(|name| self.source(name)).collect::<Result<Vec<Source>, Refusal>>()?;
+        let until = Instant::now() + Duration::from_millis(take.patience_ms);
+        let (found, failure) = self.take_ready(take, &sources).await;
+        if !found.is_empty() || take.patience_ms == 0 {
+            return if found.is_empty() { failure.map_or(Ok(found), Err) } else { Ok(found) };
+        }
+        Ok(self.wait_for_some(take, &sources, until).await)
+    }
+
+    fn source(&self, name: &Name) -> Result<Source, Refusal> {
+        let record = self.queue(name, Some(Right::Read))?;
+        let lane = self.lane(record.shard)?;
+        Ok((record, lane))
+    }
+
+    /// From queues that have messages now, one after the other, until there are enough. Also the last refusal.
+    async fn take_ready(&self, take: &Take, sources: &[Source]) -> (Vec<TookOne>, Option<Refusal>) {
+        let (mut found, mut failure) = (Vec::new(), None);
+        let (ready, refused) = self.ready(sources).await;
+        failure = refused.or(failure);
+        let first = self.edge.next_id() as usize;
+        for n in 0..ready.len() {
+            let source = ready[(first + n) % ready.len()];
+            let most = take.most.saturating_sub(found.len() as u32);
+            if most == 0 {
+                break;
+            }
+            let (_, answer) = self.ask(take, source, most, false);
+            match answer.await {
+                Ok(Ok(messages)) => found.extend(messages.into_iter().map(|delivery| TookOne { shard: source.0.shard, delivery })),
+                Ok(Err(refusal)) => failure = Some(refusal),
+                Err(_) => {}
+            }
+        }
+        (found, failure)
+    }
+
+    /// Those of several queues that have messages which wait. One alone is not asked first.
+    async fn ready<'s>(&self, sources: &'s [Source]) -> (Vec<&'s Source>, Option<Refusal>) {
+        if sources.len() == 1 {
+            return (sources.iter().collect(), None);
+        }
+        let mut shards: Vec<_> = sources.iter().map(|s| s.0.shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let asked = shards.into_iter().map(|shard| {
+            let queues: Vec<QueueId> = sources.iter().filter(|s| s.0.shard == shard).map(|s| s.0.id).collect();
+            self.edge.stat(shard, Ask { queues, used: false }, 0, self.edge.config.no_quorum_timeout)
+        });
+        let (mut with, mut failure) = (Vec::new(), None);
+        for answer in futures::future::join_all(asked).await {
+            match answer {
+                Ok(stats) => with.extend(stats.into_iter().filter(|s| s.ready > 0).map(|s| s.queue)),
+                Err(refusal) => failure = Some(refusal),
+            }
+        }
+        (sources.iter().filter(|s| with.contains(&s.0.id)).collect(), failure)
+    }
+
+    fn ask(&self, take: &Take, (record, lane): &Source, most: u32, patient: bool) -> (u64, oneshot::Receiver<Taken>) {
+        let id = self.edge.next_id();
+        let patience = if patient { Duration::from_millis(take.patience_ms) + SLACK } else { self.edge.config.no_quorum_timeout };
+        let order = Order {
+            queue: record.id,
+            name: record.spec.name.clone(),
+            most,
+            alone: take.alone,
+            patient,
+            timeout: self.hold_timeout(record.id, None),
+            patience,
+        };
+        (id, lane.take(id, order, &self.mailbox, self.at))
+    }
+
+    /// The first that has some; all are asked at once.
+    async fn wait_for_some(&self, take: &Take, sources: &[Source], until: Instant) -> Vec<TookOne> {
+        let mut ids = Vec::with_capacity(sources.len());
+        let mut answers: FuturesUnordered<_> = sources
+            .iter()
+            .map(|source| {
+                let (id, answer) = self.ask(take, source, take.most, true);
+                ids.push(id);
+                async move { (source, answer.await) }
+            })
+            .collect();
+        let mut found = Vec::new();
+        let first = async {
+            while let Some((source, answer)) = answers.next().await {
+                if let Ok(Ok(messages)) = answer
+                    && !messages.is_empty()
+                {
+                    return Some((source, messages));
+                }
+            }
+            // Nobody can answer: the client has its time all the same.
+            std::future::pending().await
+        };
+        let gone = self.mailbox.closed(self.at);
+        let came = timeout_at(until, async {
+            tokio::select! {
+                came = first => came,
+                () = gone => None,
+            }
+        });
+        let came: Option<(&Source, Vec<_>)> = came.await.ok().flatten();
+        let of = |source: &Source, messages: Vec<_>| {
+            let shard = source.0.shard;
+            messages.into_iter().map(move |delivery| TookOne { shard, delivery }).collect::<Vec<_>>()
+        };
+        found.extend(came.into_iter().flat_map(|(source, messages)| of(source, messages)));
+        sources.iter().zip(ids).for_each(|((record, lane), id)| lane.withdraw(id, record.id));
+        // What was answered before it was withdrawn.
+        while let Some((source, answer)) = answers.next().await {
+            let Ok(Ok(messages)) = answer else { continue };
+            let more = of(source, messages);
+            if found.len() + more.len() <= take.most as usize {
+                found.extend(more);
+            } else {
+                more.iter().for_each(|one| source.1.give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,168 @@
+//! An agent's task: it drives one connection to the edge, takes commands from requests and lets time pass. Requests hold a [`Desk`].
+
+use crate::edge::Connection;
+use crate::model::catalog::Refusal;
+use crate::model::step::{Event, Step};
+use crate::session::rocketmq::agent::{Agent, Command, Outcome, Output};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that wait for an agent; beyond it requests wait.
+const COMMANDS: usize = 1024;
+/// Commands taken before the edge is looked at.
+const TURN: usize = 256;
+/// An agent that nobody needs for so long ends.
+const IDLE: Duration = Duration::from_secs(300);
+/// Longest sleep: clocks that are set are noticed.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+
+/// What time it is, ms since the epoch.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+enum Errand {
+    Do { id: u64, command: Command, answer_tx: oneshot::Sender<Outcome> },
+    Abandon { id: u64 },
+}
+
+/// Where an agent takes commands.
+pub(super) struct Desk {
+    errands_tx: mpsc::Sender<Errand>,
+    ids: AtomicU64,
+}
+
+/// Whoever waits for an outcome; going away without it says so.
+struct Waiting<'d> {
+    desk: &'d Desk,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Without room it goes on to its end, and what it fetched comes back when its time is over.
+        let _ = self.desk.errands_tx.try_send(Errand::Abandon { id: self.id });
+    }
+}
+
+impl Desk {
+    /// A new agent at its desk; `ended` is called when it is gone.
+    pub fn start(connection: Connection, agent: (Agent, Step), ended: impl FnOnce() + Send + 'static) -> Arc<Desk> {
+        let (errands_tx, errands_rx) = mpsc::channel(COMMANDS);
+        let (agent, first) = agent;
+        let worker = Worker { connection, agent, errands_rx, waiting: HashMap::new(), held_back: VecDeque::new(), events: Vec::new() };
+        tokio::spawn(async move {
+            worker.run(first).await;
+            ended();
+        });
+        Arc::new(Desk { errands_tx, ids: AtomicU64::new(0) })
+    }
+
+    /// It takes no more commands.
+    pub fn is_closed(&self) -> bool {
+        self.errands_tx.is_closed()
+    }
+
+    /// Has it done. `None`: the agent is gone, and did nothing of it.
+    pub async fn ask(&self, command: Command) -> Option<Outcome> {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let (answer_tx, answer_rx) = oneshot::channel();
+        self.errands_tx.send(Errand::Do { id, command, answer_tx }).await.ok()?;
+        let waiting = Waiting { desk: self, id };
+        let outcome = answer_rx.await;
+        std::mem::forget(waiting);
+        let gone = || Outcome::Refused(Refusal::Unavailable("this node stopped serving that user meanwhile".to_owned()));
+        Some(outcome.unwrap_or_else(|_| gone()))
+    }
+}
+
+struct Worker {
+    connection: Connection,
+    agent: Agent,
+    errands_rx: mpsc::Receiver<Errand>,
+    waiting: HashMap<u64, oneshot::Sender<Outcome>>,
+    /// Publishes that the edge gave back, in order.
+    held_back: VecDeque<Step>,
+    events: Vec<Event>,
+}
+
+impl Worker {
+    async fn run(mut self, first: Step) {
+        let mut out = Output { steps: vec![first], done: Vec::new() };
+        loop {
+            self.carry_out(&mut out);
+            if self.agent.is_ended() || !self.wait(&mut out).await {
+                return;
+            }
+            for _ in 0..TURN {
+                let Ok(errand) = self.errands_rx.try_recv() else { break };
+                self.take(errand, &mut out);
+            }
+            self.agent.tick(now_ms(), &mut out);
+        }
+    }
+
+    /// False: it is time to go.
+    async fn wait(&mut self, out: &mut Output) -> bool {
+        let pause = match self.agent.due_ms() {
+            Some(due_ms) => Duration::from_millis(due_ms.saturating_sub(now_ms())).min(SLEEP_MAX),
+            None if self.agent.is_idle() => IDLE,
+            None => SLEEP_MAX,
+        };
+        tokio::select! {
+            errand = self.errands_rx.recv() => match errand {
+                Some(errand) => self.take(errand, out),
+                None => return false,
+            },
+            () = self.connection.changed() => {}
+            () = self.connection.writable(), if !self.held_back.is_empty() => {
+                let steps = std::mem::take(&mut self.held_back);
+                steps.into_iter().for_each(|step| self.submit(step));
+            }
+            () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
+        }
+        // The agent has all it is given in its hands at once.
+        self.connection.take_events(&mut self.events, usize::MAX);
+        for event in std::mem::take(&mut self.events) {
+            self.agent.event(event, now_ms(), out);
+        }
+        true
+    }
+
+    fn take(&mut self, errand: Errand, out: &mut Output) {
+        match errand {
+            Errand::Do { id, command, answer_tx } => {
+                self.waiting.insert(id, answer_tx);
+                self.agent.command(id, command, now_ms(), out);
+            }
+            Errand::Abandon { id } => {
+                self.waiting.remove(&id);
+                self.agent.abandon(id, out);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, out: &mut Output) {
+        std::mem::take(&mut out.steps).into_iter().for_each(|step| self.submit(step));
+        for (id, outcome) in out.done.drain(..) {
+            if let Some(answer_tx) = self.waiting.remove(&id) {
+                // The request may be gone: what it was given comes back when its time is over.
+                let _ = answer_tx.send(outcome);
+            }
+        }
+    }
+
+    /// Publishes keep their order; nothing else waits behind them.
+    fn submit(&mut self, step: Step) {
+        let is_publish = matches!(&step, Step::Publish(_)) || matches!(&step, Step::Commit(commit) if !commit.publishes.is_empty());
+        if is_publish && !self.held_back.is_empty() {
+            return self.held_back.push_back(step);
+        }
+        if let Err(step) = self.connection.submit(step) {
+            self.held_back.push_back(step);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! All agents of this node, and what requests ask of them: here, or on the node that a receipt handle names.
+
+use super::desk::Desk;
+use super::errand::{Elsewhere, Errand, Report, Settling, encode};
+use crate::edge::{ConnectionInfo, Edge, RocketDefaults};
+use crate::model::catalog::{Name, Refusal};
+use crate::model::rocketmq::half_queue;
+use crate::model::{Incarnation, NodeId};
+use crate::session::rocketmq::agent::{Agent, Check, Command, Identity, Outcome, Scope};
+use crate::session::rocketmq::answers::Handed;
+use crate::session::rocketmq::handle::{Handle, Slot};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Weak};
+
+/// What the port is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub node: NodeId,
+    /// Its process.
+    pub incarnation: Incarnation,
+    /// The instance of requests that name none.
+    pub default_vhost: String,
+    /// What error documents call this server.
+    pub host_id: String,
+    /// Where topics say nothing.
+    pub defaults: RocketDefaults,
+    /// Topics are made when somebody publishes or consumes.
+    pub auto_create_topics: bool,
+}
+
+/// For whom an agent works.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// A user in a vhost, from this machine or not.
+    Client { user: Arc<str>, vhost: Arc<str>, is_near: bool },
+    /// Half messages of a vhost.
+    Halves { vhost: Arc<str> },
+}
+
+#[derive(Default)]
+struct Agents {
+    by_key: HashMap<Key, u32>,
+    desks: HashMap<u32, Arc<Desk>>,
+    last: u32,
+}
+
+/// The agents of a node.
+pub struct Hub {
+    pub(super) edge: Arc<Edge>,
+    pub(super) settings: Settings,
+    elsewhere: Arc<dyn Elsewhere>,
+    agents: Mutex<Agents>,
+    this: Weak<Hub>,
+}
+
+/// Handles, and where they are settled: positions among the handles of the request.
+type Places = BTreeMap<(NodeId, u32), Vec<(usize, Slot)>>;
+
+impl Hub {
+    /// Without agents.
+    pub fn new(edge: Arc<Edge>, settings: Settings, elsewhere: Arc<dyn Elsewhere>) -> Arc<Hub> {
+        Arc::new_cyclic(|this| Hub { edge, settings, elsewhere, agents: Mutex::default(), this: this.clone() })
+    }
+
+    /// Has an agent of that user do something; a new one, when there is none.
+    pub(super) async fn ask(&self, user: &Arc<str>, vhost: &Arc<str>, peer: SocketAddr, command: Command) -> Outcome {
+        let key = Key::Client { user: user.clone(), vhost: vhost.clone(), is_near: is_near(peer.ip()) };
+        self.ask_key(key, (user, vhost), peer, command).await
+    }
+
+    /// The same of the agent for half messages.
+    pub(super) async fn ask_halves(&self, user: &Arc<str>, vhost: &Arc<str>, peer: SocketAddr, command: Command) -> Outcome {
+        self.ask_key(Key::Halves { vhost: vhost.clone() }, (user, vhost), peer, command).await
+    }
+
+    async fn ask_key(&self, key: Key, who: (&Arc<str>, &Arc<str>), peer: SocketAddr, command: Command) -> Outcome {
+        // One that ends just now did nothing; another takes its place.
+        for _ in 0..2 {
+            let desk = self.desk(&key, who, peer);
+            if let Some(outcome) = desk.ask(command.clone()).await {
+                return outcome;
+            }
+        }
+        Outcome::Refused(Refusal::Unavailable("this node is stopping".to_owned()))
+    }
+
+    fn desk(&self, key: &Key, (user, vhost): (&Arc<str>, &Arc<str>), peer: SocketAddr) -> Arc<Desk> {
+        let mut agents = self.agents.lock();
+        if let Some(desk) = agents.by_key.get(key).and_then(|number| agents.desks.get(number)).filter(|desk| !desk.is_closed()) {
+            return desk.clone();
+        }
+        agents.last = agents.last.wrapping_add(1);
+        let number = agents.last;
+        let Settings { node, incarnation, .. } = self.settings;
+        let identity = Identity { node, incarnation, number, user: user.clone(), vhost: vhost.clone() };
+        let agent = Agent::new(identity, Box::new(rand::random));
+        let (this, ending) = (self.this.clone(), key.clone());
+        let desk = Desk::start(self.edge.connect(ConnectionInfo { peer }), agent, move || {
+            if let Some(hub) = this.upgrade() {
+                hub.ended(&ending, number);
+            }
+        });
+        agents.by_key.insert(key.clone(), number);
+        agents.desks.insert(number, desk.clone());
+        desk
+    }
+
+    fn ended(&self, key: &Key, number: u32) {
+        let mut agents = self.agents.lock();
+        agents.desks.remove(&number);
+        if agents.by_key.get(key) == Some(&number) {
+            agents.by_key.remove(key);
+        }
+    }
+
+    fn numbered(&self, number: u32) -> Option<Arc<Desk>> {
+        self.agents.lock().desks.get(&number).cloned()
+    }
+
+    /// Settles deliveries where they are held. Which of the handles were good.
+    pub(super) async fn settle(&self, topic: &Name, group: &str, handles: &[String], verdict: Settling) -> Result<Vec<bool>, Refusal> {
+        let mut places = Places::new();
+        let up: HashMap<NodeId, Incarnation> = self.edge.processes().into_iter().collect();
+        for (at, handle) in handles.iter().enumerate() {
+            let Some(handle) = Handle::parse(handle) else { continue };
+            let is_present = match handle.node == self.settings.node {
+                true => handle.incarnation == self.settings.incarnation,
+                false => up.get(&handle.node) == Some(&handle.incarnation),
+            };
+            if is_present {
+                places.entry((handle.node, handle.agent)).or_default().push((at, handle.slot));
+            }
+        }
+        let mut good = vec![false; handles.len()];
+        let asked = places.into_iter().map(|((node, agent), slots)| async move {
+            let only = slots.iter().map(|(_, slot)| *slot).collect();
+            let errand = Errand::Settle { agent, slots: only, topic: topic.clone(), group: group.to_owned(), verdict };
+            (slots, self.send(node, errand).await)
+        });
+        for (slots, report) in futures::future::join_all(asked).await {
+            match report {
+                Report::Settled(settled) => slots.iter().zip(settled).for_each(|((at, _), is_good)| good[*at] = is_good),
+                Report::Refused(refusal) => return Err(refusal),
+                Report::Checked(_) => {}
+            }
+        }
+        Ok(good)
+    }
+
+    async fn send(&self, node: NodeId, errand: Errand) -> Report {
+        if node == self.settings.node {
+            return self.run(errand).await;
+        }
+        let answered = self.elsewhere.ask(node, encode(&errand)).await;
+        let report = answered.and_then(|bytes| rmp_serde::from_slice(&bytes).map_err(|error| error.to_string()));
+        report.unwrap_or_else(|why| {
+            tracing::debug!(%node, why, "an errand was not answered");
+            Report::Refused(Refusal::Unavailable(format!("node {node}, which delivered this, does not answer")))
+        })
+    }
+
+    /// Another node asks.
+    pub async fn errand(&self, errand: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let errand = rmp_serde::from_slice(errand).map_err(|error| Refusal::Precondition(format!("not understood: {error}")))?;
+        Ok(encode(&self.run(errand).await))
+    }
+
+    async fn run(&self, errand: Errand) -> Report {
+        match errand {
+            Errand::Settle { agent, slots, topic, group, verdict } => {
+                let count = slots.len();
+                let Some(desk) = self.numbered(agent) else { return Report::Settled(vec![false; count]) };
+                let command = match verdict {
+                    Settling::Ack => Command::Ack { slots, scope: Scope { topic: topic.name.clone(), group: group.into() } },
+                    Settling::Commit | Settling::Rollback => {
+                        Command::Decide { slots, topic: topic.name.clone(), commit: verdict == Settling::Commit }
+                    }
+                };
+                match desk.ask(command).await {
+                    Some(Outcome::Settled(good)) => Report::Settled(good),
+                    Some(Outcome::Refused(refusal)) => Report::Refused(refusal),
+                    Some(_) | None => Report::Settled(vec![false; count]),
+                }
+            }
+            Errand::Check { user, topic, most, invisible_ms } => {
+                let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                match self.check_here(&user.into(), &topic, peer, most, invisible_ms).await {
+                    Ok(handed) => Report::Checked(handed),
+                    Err(refusal) => Report::Refused(refusal),
+                }
+            }
+        }
+    }
+
+    /// Half messages that this node holds, or should.
+    async fn check_here(
+        &self,
+        user: &Arc<str>,
+        topic: &Name,
+        peer: SocketAddr,
+        most: u32,
+        invisible_ms: u64,
+    ) -> Result<Vec<Handed>, Refusal> {
+        let up = self.edge.processes();
+        let is_ours = |node: NodeId| node == self.settings.node || up.iter().all(|(known, _)| *known != node);
+        let queues: Vec<Name> = self.edge.half_queues(topic).into_iter().filter(|(node, _)| is_ours(*node)).map(|(_, name)| name).collect();
+        if queues.is_empty() {
+            return Ok(Vec::new());
+        }
+        let check = Command::Check(Box::new(Check { topic: topic.name.clone(), queues, most, invisible_ms }));
+        match self.ask_halves(user, &topic.vhost, peer, check).await {
+            Outcome::Polled(handed) => Ok(handed),
+            Outcome::Refused(refusal) => Err(refusal),
+            Outcome::Published | Outcome::Settled(_) | Outcome::Halved(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Half messages of a topic that are to be checked now, from any node.
+    pub(super) async fn check(
+        &self,
+        user: &Arc<str>,
+        topic: &Name,
+        peer: SocketAddr,
+        (most, invisible_ms): (u32, u64),
+    ) -> Result<Vec<Handed>, Refusal> {
+        let found = self.check_here(user, topic, peer, most, invisible_ms).await?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let up = self.edge.processes();
+        let others = self.edge.half_queues(topic).into_iter().map(|(node, _)| node);
+        for node in others.filter(|node| *node != self.settings.node && up.iter().any(|(known, _)| known == node)) {
+            let errand = Errand::Check { user: user.to_string(), topic: topic.clone(), most, invisible_ms };
+            if let Report::Checked(handed) = self.send(node, errand).await
+                && !handed.is_empty()
+            {
+                return Ok(handed);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// The queue for half messages that come to this node.
+    pub(super) fn own_half_queue(&self, topic: &Name) -> Name {
+        Name { vhost: topic.vhost.clone(), name: half_queue(&topic.name, self.settings.node).into() }
+    }
+}
+
+fn is_near(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback()),
+    }
+}

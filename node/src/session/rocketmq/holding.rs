@@ -1,0 +1,89 @@
+//! What an agent holds for consumers: each delivery until it is acknowledged or its time is over. Pure; time comes in from outside.
+
+use super::handle::Slot;
+use crate::model::step::Held;
+use crate::model::{QueueId, Seq};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Times of first deliveries that are remembered for messages that came back.
+const FIRSTS_MAX: usize = 100_000;
+
+/// For whom a message was delivered: a handle is good for that alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The group.
+    pub group: Arc<str>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    held: Held,
+    secret: u64,
+    due_ms: u64,
+    scope: Scope,
+}
+
+/// Deliveries that are out.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    entries: HashMap<u64, Entry>,
+    due: BTreeSet<(u64, u64)>,
+    firsts: BTreeMap<(QueueId, Seq), u64>,
+}
+
+impl Holding {
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// When the first is over, ms since the epoch.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.due.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// When this message was delivered first. `times`: how often it was, now too; without memory of the first time it is taken for
+    /// granted that the client let it come again every time.
+    pub fn first_ms(&mut self, held: &Held, times: u64, now_ms: u64, invisible_ms: u64) -> u64 {
+        let key = (held.queue, held.seq);
+        let guess = || now_ms.saturating_sub(times.saturating_sub(1).saturating_mul(invisible_ms));
+        let first_ms = if times <= 1 { now_ms } else { self.firsts.get(&key).copied().unwrap_or_else(guess) };
+        self.firsts.insert(key, first_ms);
+        if self.firsts.len() > FIRSTS_MAX {
+            self.firsts.pop_first();
+        }
+        first_ms
+    }
+
+    pub fn add(&mut self, slot: Slot, held: Held, due_ms: u64, scope: Scope) {
+        self.due.insert((due_ms, slot.number));
+        self.entries.insert(slot.number, Entry { held, secret: slot.secret, due_ms, scope });
+    }
+
+    /// A handle is used: the message it stands for. `None`: it is not good (any more), or not for that.
+    pub fn take(&mut self, slot: Slot, scope: &Scope, now_ms: u64) -> Option<Held> {
+        let is_good = |e: &&Entry| e.secret == slot.secret && e.due_ms > now_ms && e.scope == *scope;
+        let held = self.entries.get(&slot.number).filter(is_good)?.held;
+        self.remove(slot.number);
+        self.firsts.remove(&(held.queue, held.seq));
+        Some(held)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&number)?;
+        self.due.remove(&(entry.due_ms, number));
+        Some(entry)
+    }
+
+    /// Those whose time is over, in the order of their queues.
+    pub fn over(&mut self, now_ms: u64) -> Vec<Held> {
+        let mut over = Vec::new();
+        while let Some((_, number)) = self.due.first().copied().filter(|(due_ms, _)| *due_ms <= now_ms) {
+            over.extend(self.remove(number).map(|entry| entry.held));
+        }
+        over.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));
+        over
+    }
+}

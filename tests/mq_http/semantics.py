@@ -1,0 +1,184 @@
+"""What RocketMQ's HTTP SDK is promised, every request through another node than the one before where that makes a difference.
+
+semantics.py ENDPOINT ENDPOINT ENDPOINT AMQP-URI
+Topics: `plain` (1 partition, 2 s invisible, 2 retries), `ordered` (8 partitions, 2 s), `halves`. A key `reader` whose user may only read.
+"""
+import hashlib
+import sys
+import threading
+import time
+
+import pika
+
+from stage import check, client, consumer, equal, fetch, fetch_all, message, producer, refused, run
+
+NODES, AMQP = sys.argv[1:4], sys.argv[4]
+A, B, C = NODES
+
+
+def a_message_goes_through_any_node():
+    for n, at in enumerate(NODES):
+        group = "GID_any_%d" % n
+        fetch(consumer(at, "plain", group), wait=0)
+        sent = producer(NODES[(n + 1) % 3], "plain").publish_message(message("hello <%d> & 中" % n, "tag 0", a="i"))
+        got = fetch(consumer(NODES[(n + 2) % 3], "plain", group), wait=5)
+        equal([m.message_body for m in got], ["hello <%d> & 中" % n], "body")
+        m = got[0]
+        equal((m.message_id, m.message_tag, m.get_property("a"), m.consumed_times), (sent.message_id, "tag 0", "i", 1), "fields")
+        equal(m.message_body_md5, hashlib.md5(m.message_body.encode()).hexdigest().upper(), "MD5")
+        consumer(at, "plain", group).ack_message([m.receipt_handle])
+        error = refused("ReceiptHandleError", lambda: consumer(at, "plain", group).ack_message([m.receipt_handle]), "a used handle")
+        equal([e["ReceiptHandle"] for e in error.sub_errors], [m.receipt_handle], "the bad one is named")
+
+
+def good_handles_are_used_although_others_are_bad():
+    group = "GID_partial"
+    fetch(consumer(A, "plain", group), wait=0)
+    for n in range(3):
+        producer(A, "plain").publish_message(message("p%d" % n))
+    got = fetch_all(consumer(A, "plain", group), 3, ack=False)
+    handles = [got[0].receipt_handle, "no-handle", got[1].receipt_handle]
+    error = refused("ReceiptHandleError", lambda: consumer(B, "plain", group).ack_message(handles), "one bad handle")
+    equal([e["ReceiptHandle"] for e in error.sub_errors], ["no-handle"], "only it is named")
+    refused("ReceiptHandleError", lambda: consumer(C, "plain", "GID_other").ack_message([got[2].receipt_handle]), "another group's handle")
+    again = fetch_all(consumer(C, "plain", group), 1)
+    equal((again[0].message_body, again[0].consumed_times), ("p2", 2), "what was not acknowledged comes again")
+    equal(fetch(consumer(B, "plain", group), wait=3), [], "what was does not")
+
+
+def after_the_last_retry_it_is_a_dead_letter():
+    group = "GID_dead"
+    fetch(consumer(A, "plain", group), wait=0)
+    sent = producer(B, "plain").publish_message(message("poison", "bad", a="1"))
+    times = []
+    until = time.time() + 30
+    while len(times) < 3 and time.time() < until:
+        times += [m.consumed_times for m in fetch(consumer(NODES[len(times)], "plain", group), wait=5)]
+    equal(times, [1, 2, 3], "deliveries")
+    dead = fetch_all(consumer(C, "%DLQ%" + group, group), 1)
+    equal((dead[0].message_id, dead[0].message_body, dead[0].message_tag), (sent.message_id, "poison", "bad"), "the dead letter")
+    equal(fetch(consumer(A, "plain", group), wait=3), [], "its group gets it no more")
+
+
+def a_waiting_request_is_woken_from_another_node():
+    group = "GID_wake"
+    fetch(consumer(A, "ordered", group), wait=0)
+    for orderly in (False, True):
+        timer = threading.Timer(1.0, lambda: producer(C, "ordered").publish_message(message("wake", key="k")))
+        began = time.time()
+        timer.start()
+        at = consumer(B, "ordered", group)
+        got = fetch(at, wait=20, orderly=orderly)
+        took = time.time() - began
+        equal([m.message_body for m in got], ["wake"], "what woke it")
+        check(0.9 < took < 10, "woken after %.1f s" % took)
+        at.ack_message([m.receipt_handle for m in got])
+
+
+def a_partition_waits_for_its_acknowledgements_through_all_nodes():
+    group = "GID_order"
+    fetch(consumer(A, "ordered", group), wait=0, orderly=True)
+    for n in range(6):
+        for key in ("k1", "k2", "k3"):
+            producer(NODES[n % 3], "ordered").publish_message(message("%d" % n, key=key))
+    seen = {}
+    until = time.time() + 40
+    while sum(map(len, seen.values())) < 18 and time.time() < until:
+        first = fetch(consumer(A, "ordered", group), most=2, orderly=True)
+        held = {m.get_sharding_key() for m in first}
+        others = [fetch(consumer(at, "ordered", group), most=2, wait=0, orderly=True) for at in (B, C)]
+        for batch in [first] + others:
+            for m in batch:
+                key, n = m.get_sharding_key(), int(m.message_body)
+                check(batch is first or key not in held, "%s is out twice" % key)
+                equal(n, len(seen.setdefault(key, [])), "order of %s" % key)
+                seen[key].append(n)
+        for batch in [first] + others:
+            if batch:
+                consumer(C, "ordered", group).ack_message([m.receipt_handle for m in batch])
+    equal({key: len(all) for key, all in seen.items()}, {"k1": 6, "k2": 6, "k3": 6}, "all of them")
+
+
+def a_delayed_message_comes_in_time():
+    group = "GID_delay"
+    fetch(consumer(A, "plain", group), wait=0)
+    at_ms = int(time.time() * 1000) + 2500
+    later = message("later")
+    later.set_start_deliver_time(at_ms)
+    producer(B, "plain").publish_message(later)
+    got = fetch(consumer(C, "plain", group), wait=15)
+    check(time.time() * 1000 >= at_ms, "it came early")
+    equal([m.message_body for m in got], ["later"], "what came")
+    consumer(A, "plain", group).ack_message([got[0].receipt_handle])
+
+
+def a_half_message_is_decided_through_any_node():
+    group = "GID_half"
+    fetch(consumer(A, "halves", group), wait=0)
+    half = message("half", "t")
+    half.set_trans_check_immunity_time(10)
+    sent = [client(at).get_trans_producer("", "halves", group).publish_message(half) for at in NODES]
+    equal(fetch(consumer(B, "halves", group), wait=1), [], "it is not seen")
+    client(B).get_trans_producer("", "halves", group).commit(sent[0].receipt_handle)
+    client(C).get_trans_producer("", "halves", group).rollback(sent[1].receipt_handle)
+    got = fetch_all(consumer(C, "halves", group), 1)
+    equal((got[0].message_id, got[0].message_tag), (sent[0].message_id, "t"), "what was committed")
+    checked, until = [], time.time() + 30
+    while not checked and time.time() < until:
+        checked = _halves(client(A).get_trans_producer("", "halves", group))
+    equal([(m.message_id, m.consumed_times) for m in checked], [(sent[2].message_id, 1)], "what nobody decided")
+    client(B).get_trans_producer("", "halves", group).commit(checked[0].receipt_handle)
+    equal([m.message_id for m in fetch_all(consumer(A, "halves", group), 1)], [sent[2].message_id], "now it is")
+
+
+def _halves(trans):
+    class Fetching:
+        consume_message = staticmethod(trans.consume_half_message)
+
+    return fetch(Fetching, 16, 3)
+
+
+def amqp_and_http_see_the_same_messages():
+    group = "GID_cross"
+    fetch(consumer(A, "plain", group), wait=0)
+    connection = pika.BlockingConnection(pika.URLParameters(AMQP))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, "plain", "orders.#")
+    producer(B, "plain").publish_message(message("over http", "orders.new", a="1"))
+    producer(B, "plain").publish_message(message("another", "else"))
+    method, properties, body = next(channel.consume(queue, inactivity_timeout=10))
+    equal((body, method.routing_key, properties.headers["a"]), (b"over http", "orders.new", "1"), "what AMQP sees")
+    channel.cancel()
+    headers = {"a": "x", "time": "12:30", "n": 5}
+    channel.basic_publish("plain", "from.amqp", b"\x00\xff", pika.BasicProperties(headers=headers))
+    got = fetch_all(consumer(C, "plain", group), 3)
+    equal([m.message_body for m in got], ["over http", "another", "AP8="], "what HTTP sees")
+    one = got[2]
+    equal((one.message_tag, one.get_property("a"), one.get_property("n")), ("from.amqp", "x", "5"), "tag and properties")
+    equal((one.get_property("time"), one.get_property("__BodyEncoding")), ("12%3A30", "base64"), "what cannot be carried")
+    connection.close()
+
+
+def rights_and_names_hold():
+    reader = client(A, "reader", "reader-secret")
+    fetch(consumer(A, "plain", "GID_reader"), wait=0)
+    refused("AccessDenied", lambda: reader.get_producer("", "plain").publish_message(message("x")), "publishing without the right")
+    equal(fetch(reader.get_consumer("", "plain", "GID_reader"), wait=0), [], "reading with it")
+    refused("AccessDenied", lambda: reader.get_consumer("", "plain", "GID_new").consume_message(1), "making a group without the right")
+    refused("TopicNotExist", lambda: producer(A, "plain", "no-such-instance").publish_message(message("x")), "an unknown instance")
+    refused("SignatureDoesNotMatch", lambda: client(A, "reader", "wrong").get_producer("", "plain").publish_message(message("x")), "a wrong secret")
+
+
+run([
+    a_message_goes_through_any_node,
+    good_handles_are_used_although_others_are_bad,
+    after_the_last_retry_it_is_a_dead_letter,
+    a_waiting_request_is_woken_from_another_node,
+    a_partition_waits_for_its_acknowledgements_through_all_nodes,
+    a_delayed_message_comes_in_time,
+    a_half_message_is_decided_through_any_node,
+    amqp_and_http_see_the_same_messages,
+    rights_and_names_hold,
+])

@@ -1,0 +1,159 @@
+//! RocketMQ's HTTP protocol with the unmodified Python SDK: what it promises through all nodes, beside AMQP, and while nodes are killed.
+//! And what no SDK sends, over a bare socket.
+#![allow(clippy::unwrap_used)] // all of this file is tests
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use warren_tests::certificates::{Authority, Subject};
+use warren_tests::clients::{here, python, run};
+use warren_tests::cluster::ClusterOptions;
+use warren_tests::ctl::Ctl;
+use warren_tests::{Broker, Cluster, ports};
+
+/// Rounds of a kill and a restart.
+const KILLS: usize = 3;
+/// How long clients publish meanwhile.
+const LOAD: Duration = Duration::from_secs(24);
+
+fn endpoints(cluster: &Cluster) -> Vec<String> {
+    (0..cluster.len()).map(|at| format!("http://127.0.0.1:{}", cluster.ports(at).rocketmq)).collect()
+}
+
+fn program(name: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(python());
+    command.arg(here().join("mq_http").join(name)).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn topics(cluster: &Cluster) {
+    let ctl = Ctl { cluster, at: 0 };
+    ctl.done(&["add_topic", "plain", "--partitions", "1", "--invisible-ms", "2000", "--max-retries", "2"]);
+    ctl.done(&["add_topic", "ordered", "--partitions", "8", "--invisible-ms", "2000", "--ordered-invisible-ms", "3000"]);
+    ctl.done(&["add_topic", "halves", "--invisible-ms", "2000"]);
+}
+
+#[test]
+fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
+    let Some(cluster) = Broker::to_harm("rocketmq") else { return };
+    topics(&cluster);
+    let ctl = Ctl { cluster: &cluster, at: 1 };
+    ctl.done(&["add_topic", "plain", "--partitions", "1", "--invisible-ms", "2000", "--max-retries", "2"]);
+    ctl.refused(&["add_topic", "plain", "--partitions", "2"], 69, "inequivalent arg");
+    ctl.done(&["add_user", "reader", "password"]);
+    ctl.done(&["set_permissions", "reader", "^$", "^$", ".*"]);
+    ctl.done(&["add_access_key", "reader", "reader-secret"]);
+    let mut arguments = endpoints(&cluster);
+    arguments.push(cluster.amqp(1));
+    run(&mut program("semantics.py", &arguments));
+    let listed = ctl.done(&["list_topics", "-s", "name", "partitions"]);
+    assert!(listed.contains("ordered\t8\n") && listed.contains("plain\t1\n"), "{listed}");
+    let listed = ctl.done(&["list_groups", "-s"]);
+    assert!(listed.lines().any(|line| line.starts_with("plain\tGID_partial\t")), "{listed}");
+    let listed = ctl.done(&["list_access_keys", "-s"]);
+    assert!(listed.contains("reader\treader\n") && !listed.contains("reader-secret"), "{listed}");
+    ctl.done(&["delete_group", "GID_partial", "plain"]);
+    let listed = ctl.done(&["list_groups", "-s"]);
+    assert!(!listed.lines().any(|line| line.starts_with("plain\tGID_partial\t")), "{listed}");
+    assert!(listed.contains("%DLQ%GID_partial\tGID_partial\t"), "its dead letters stay: {listed}");
+    ctl.done(&["delete_topic", "plain"]);
+    assert!(!ctl.done(&["list_queues", "-s", "name"]).contains("plain@"));
+}
+
+/// A program that runs beside the test.
+struct Beside(Child);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_out_of_order_while_nodes_are_killed() {
+    let Some(cluster) = Broker::to_harm("rocketmq with kills") else { return };
+    topics(&cluster);
+    let mut arguments = endpoints(&cluster);
+    arguments.push(LOAD.as_secs().to_string());
+    let began = Instant::now();
+    let mut clients = Beside(program("faults.py", &arguments).spawn().unwrap());
+    for round in 0..KILLS {
+        sleep(Duration::from_secs(3));
+        let leader = (1..=3).find_map(|shard| cluster.leader_of(shard).filter(|at| at % KILLS == round % KILLS));
+        let at = leader.unwrap_or(round % cluster.len());
+        println!("{:.1} s: node {} is killed", began.elapsed().as_secs_f64(), at + 1);
+        cluster.kill(at);
+        sleep(Duration::from_secs(2));
+        cluster.restart(at);
+        cluster.await_ready(at);
+    }
+    let status = clients.0.wait().unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Sends bytes, and reads one answer: status and everything after the status line.
+fn told(cluster: &Cluster, request: &[u8]) -> (u16, String) {
+    let mut socket = TcpStream::connect(("127.0.0.1", cluster.ports(0).rocketmq)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    while let Ok(n) = socket.read(&mut piece) {
+        answer.extend_from_slice(&piece[..n]);
+        let text = String::from_utf8_lossy(&answer);
+        if n == 0 || text.contains("</Error>") || text.contains("\r\n\r\n") && text.contains("content-length: 0") {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    (status, text)
+}
+
+fn request(line: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len()).into_bytes()
+}
+
+#[test]
+fn strange_requests_are_answered_with_the_protocols_errors_and_others_over_tls_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new("servers");
+    let (ca, server) = (authority.write(dir.path(), "servers"), authority.issue(&Subject::at("server", "127.0.0.1")));
+    let server = server.write(dir.path(), "server");
+    let port = ports::take(1)[0].rocketmq;
+    let arguments = [
+        format!("--tls-cert={}", server.certificate.display()),
+        format!("--tls-key={}", server.key.display()),
+        format!("--rocketmq-tls-port={port}"),
+    ];
+    let options = ClusterOptions { nodes: 1, arguments: arguments.into(), ..ClusterOptions::default() };
+    let cluster = Cluster::start_with(&options);
+    run(&mut program("over_tls.py", &["127.0.0.1".into(), port.to_string(), ca.display().to_string()]));
+    let consume = "GET /topics/t/messages?consumer=g&numOfMessages=1";
+    let date = ("Date", "Thu, 07 Mar 2019 18:49:58 GMT");
+    let cases: [(Vec<u8>, u16, &str); 7] = [
+        (request("GET /", &[], ""), 400, "InvalidRequestURL"),
+        (request("GET /topics/t/messages?consumer", &[], ""), 400, "InvalidQueryString"),
+        (request(consume, &[date], ""), 400, "MissingAuthorizationHeader"),
+        (request(consume, &[("Authorization", "MQ guest:x")], ""), 400, "MissingDateHeader"),
+        (request(consume, &[date, ("Authorization", "Basic x")], ""), 400, "InvalidAuthorizationHeader"),
+        (request(consume, &[("Date", "now"), ("Authorization", "MQ guest:x")], ""), 400, "InvalidDateHeader"),
+        (request(consume, &[date, ("Authorization", "MQ guest:x")], ""), 408, "TimeExpired"),
+    ];
+    for (bytes, status, code) in cases {
+        let (found, text) = told(&cluster, &bytes);
+        assert_eq!(found, status, "{text}");
+        assert!(text.contains(&format!("<Code>{code}</Code>")) && text.contains("\r\nx-mq-request-id: "), "{text}");
+    }
+    let large = format!("POST /topics/t/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n<Message>", 1u64 << 40);
+    let (status, text) = told(&cluster, large.as_bytes());
+    assert!(status == 400 && text.contains("<Code>InvalidArgument</Code>"), "{text}");
+    for garbage in [&b"\0\0\0\0\r\n\r\n"[..], b"GET /topics/t/messages HTTP/9.9\r\n\r\n", &[0xff; 64]] {
+        told(&cluster, garbage);
+    }
+    assert_eq!(told(&cluster, &request(consume, &[], "")).0, 400, "it serves on");
+}
