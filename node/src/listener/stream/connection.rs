@@ -122,6 +122,7 @@ impl<C: StreamConnection> Connection<C> {
         let mut stopping = false;
         loop {
             self.turn();
+            let was_full = !self.has_room();
             if let Err(error) = self.line.write(&mut self.out.bytes) {
                 return End::Failed(error);
             }
@@ -130,7 +131,8 @@ impl<C: StreamConnection> Connection<C> {
             if self.session.phase() == Phase::Closed && is_written && self.out.acts.is_empty() {
                 return End::Closed;
             }
-            if self.has_more() {
+            if self.has_more(was_full) {
+                tokio::task::yield_now().await;
                 continue;
             }
             let (reads, has_room, wake_at) = (self.reads(), self.has_room(), self.wake_at());
@@ -182,8 +184,8 @@ impl<C: StreamConnection> Connection<C> {
     }
 
     /// There was no room for all there is, and now there is room.
-    fn has_more(&self) -> bool {
-        self.has_room() && !self.events.is_empty()
+    fn has_more(&self, was_full: bool) -> bool {
+        self.has_room() && (was_full || !self.events.is_empty())
     }
 
     /// Frames to the session. True: it stopped for the sake of the acts, there may be more.
