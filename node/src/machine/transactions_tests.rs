@@ -403,12 +403,12 @@ impl World {
         self.is_dead = true;
         self.shards.values_mut().for_each(|shard| shard.hello(8));
         for _ in 0..20 {
-            let any = self.lead();
+            // What was on its way may be a question that somebody then has to answer.
+            if !self.lead() && self.on_the_way.is_empty() {
+                return;
+            }
             while !self.on_the_way.is_empty() {
                 self.deliver(0, false);
-            }
-            if !any {
-                return;
             }
         }
         panic!("the shards never agree");
