@@ -25,6 +25,8 @@ const INVISIBLE: &str = "x-invisible-ms";
 const ORDERED_INVISIBLE: &str = "x-ordered-invisible-ms";
 const HALF_INVISIBLE: &str = "x-half-invisible-ms";
 const MAX_RETRIES: &str = "x-max-retries";
+/// Arguments of a rocket topic that stay as it was made with.
+pub const TOPIC_ARGUMENTS: [&str; 5] = [PARTITIONS, INVISIBLE, ORDERED_INVISIBLE, HALF_INVISIBLE, MAX_RETRIES];
 const DEAD_PREFIX: &str = "%DLQ%";
 const HALF_PREFIX: &str = "%HALF%";
 /// Dead letters are not counted and never die again.

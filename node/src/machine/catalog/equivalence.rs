@@ -1,7 +1,8 @@
 //! Declaring what exists already: equal, or a refusal in RabbitMQ's words. Called by the catalog's declares and by the edge's
 //! passive ones (names only).
 
-use crate::model::catalog::{ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
+use crate::model::catalog::{ExchangeKind, ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
+use crate::model::rocketmq::TOPIC_ARGUMENTS;
 
 /// Arguments of a queue whose change is refused; others are kept as first declared and ignored later, as in RabbitMQ.
 const QUEUE_ARGUMENTS: [&str; 25] = [
@@ -74,7 +75,9 @@ pub(super) fn check_exchange(current: &ExchangeSpec, asked: &ExchangeSpec) -> Re
     check_field("durable", &what, current.durable, asked.durable)?;
     check_field("auto_delete", &what, current.auto_delete, asked.auto_delete)?;
     check_field("internal", &what, current.internal, asked.internal)?;
-    check_argument("alternate-exchange", &what, &current.arguments, &asked.arguments)
+    let more = if current.routes_as() == ExchangeKind::RocketTopic { &TOPIC_ARGUMENTS[..] } else { &[] };
+    let mut arguments = std::iter::once(&"alternate-exchange").chain(more);
+    arguments.try_for_each(|key| check_argument(key, &what, &current.arguments, &asked.arguments))
 }
 
 fn check_field<T: PartialEq + std::fmt::Display>(key: &str, what: &str, current: T, asked: T) -> Result<(), Refusal> {
