@@ -121,24 +121,29 @@ impl Drop for Scene<'_> {
 type Effect = fn(&mut Scene<'_>);
 
 /// Each key's test.
-const KEYS: [(&str, Effect); 10] = [
+const KEYS: [(&str, Effect); 12] = [
     ("alternate-exchange", alternate_exchange),
     ("consumer-timeout", consumer_timeout),
     ("dead-letter-exchange", dead_letter_exchange),
     ("dead-letter-routing-key", dead_letter_routing_key),
     ("delivery-limit", delivery_limit),
     ("expires", expires),
+    ("max-age", max_age),
     ("max-length", max_length),
     ("max-length-bytes", max_length_bytes),
     ("message-ttl", message_ttl),
     ("overflow", overflow),
+    ("stream-max-segment-size-bytes", stream_max_segment_size_bytes),
 ];
+
+/// How large the filter over a chunk is shows to no client.
+const UNSEEN: [&str; 1] = ["stream-filter-size-bytes"];
 
 #[test]
 fn every_key_takes_effect_on_the_other_nodes() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };
-    let covered: BTreeSet<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+    let covered: BTreeSet<&str> = KEYS.iter().map(|(key, _)| *key).chain(UNSEEN).collect();
     assert_eq!(covered, policy_keys().collect(), "each key has its test");
     for (key, effect) in KEYS {
         println!("{key}");
@@ -158,6 +163,27 @@ fn max_length(scene: &mut Scene<'_>) {
 fn max_length_bytes(scene: &mut Scene<'_>) {
     scene.policy(false, r#"{"max-length-bytes":2}"#, &[]);
     assert_eq!(scene.keeps(5), 2, "of one byte each");
+}
+
+/// What a stream keeps goes in segments, of 500 MB unless told otherwise.
+fn max_age(scene: &mut Scene<'_>) {
+    let mut scene = Scene::of_type(scene.broker, scene.cluster, "stream");
+    scene.policy(false, r#"{"max-age":"1s","stream-max-segment-size-bytes":100}"#, &[]);
+    scene.keeps(20);
+    let aged = eventually(PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(1500));
+        scene.publish("another") && scene.messages() < 10
+    });
+    assert!(aged, "they stay");
+}
+
+fn stream_max_segment_size_bytes(scene: &mut Scene<'_>) {
+    let mut scene = Scene::of_type(scene.broker, scene.cluster, "stream");
+    scene.policy(false, r#"{"max-length-bytes":300}"#, &[]);
+    assert_eq!(scene.keeps(30), 30, "one segment holds them");
+    scene.policy(false, r#"{"max-length-bytes":300,"stream-max-segment-size-bytes":100}"#, &["--priority", "1"]);
+    let gone = eventually(PATIENCE, || scene.publish("another") && scene.messages() < 20);
+    assert!(gone, "they stay");
 }
 
 fn overflow(scene: &mut Scene<'_>) {

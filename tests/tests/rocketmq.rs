@@ -46,7 +46,7 @@ fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
     ctl.done(&["set_permissions", "reader", "^$", "^$", ".*"]);
     ctl.done(&["add_access_key", "reader", "reader-secret"]);
     let mut arguments = endpoints(&cluster);
-    arguments.push(cluster.amqp(1));
+    arguments.push(format!("amqp://guest:guest@{}/%2F", cluster.amqp(1)));
     run(&mut program("semantics.py", &arguments));
     let listed = ctl.done(&["list_topics", "-s", "name", "partitions"]);
     assert!(listed.contains("ordered\t8\n") && listed.contains("plain\t1\n"), "{listed}");
