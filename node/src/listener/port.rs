@@ -1,5 +1,5 @@
 //! A port for clients, plain or TLS, whatever they speak: accepts, keeps the limits, and at shutdown lets all conversations end politely.
-//! One task per connection. What is spoken there is a [`Host`]'s.
+//! One task per connection. What is spoken there is a `Host`'s.
 
 use super::secure::{self, Welcomed};
 use super::socket::Socket;
