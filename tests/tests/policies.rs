@@ -79,10 +79,10 @@ impl<'a> Scene<'a> {
         self.client.answer((50, 31)).unwrap();
     }
 
-    /// Takes a message and gives it back, or throws it away. False: there is none, not in a second either.
+    /// Takes a message and gives it back, or throws it away. False: there is none, not in five seconds either.
     fn refuse(&mut self, requeue: bool) -> bool {
         let mut message = None;
-        let there = eventually(Duration::from_secs(1), || {
+        let there = eventually(Duration::from_secs(5), || {
             message = self.client.get(1, &self.queue).unwrap();
             message.is_some()
         });

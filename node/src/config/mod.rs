@@ -153,6 +153,8 @@ pub struct ServerConfig {
     pub workers: usize,
     /// After this long without a majority, publishes are nacked and declarations fail.
     pub no_quorum_timeout: Duration,
+    /// How long clients may hold messages, where neither consumer nor queue says so.
+    pub consumer_timeout: Duration,
     /// What clients are told.
     pub advertised: Advertised,
     /// Form of the log lines.
@@ -212,6 +214,7 @@ impl ServerConfig {
             log_budget_bytes: quantity::bytes("log-budget", settings.log_budget.as_deref().unwrap_or("2GiB"))?,
             workers: workers(settings.workers)?,
             no_quorum_timeout: quantity::duration("no-quorum-timeout", settings.no_quorum_timeout.as_deref().unwrap_or("10s"))?,
+            consumer_timeout: quantity::duration("consumer-timeout", settings.consumer_timeout.as_deref().unwrap_or("30m"))?,
             advertised: Advertised {
                 host: settings.advertised_host.clone().unwrap_or_else(|| reachable(&host)),
                 amqp_port: settings.advertised_amqp_port.unwrap_or(amqp_port),

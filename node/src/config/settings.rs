@@ -143,6 +143,9 @@ pub struct Settings {
     /// Without a majority for this long, publishes are nacked and declarations fail [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub no_quorum_timeout: Option<String>,
+    /// A client that holds a message for longer loses its channel, unless its queue or consumer says otherwise [default: 30m]
+    #[arg(long, value_name = "TIME")]
+    pub consumer_timeout: Option<String>,
     /// Host name that stream clients are told [default: --host, or the machine's name where that is 0.0.0.0]
     #[arg(long, value_name = "HOST")]
     pub advertised_host: Option<String>,
@@ -265,6 +268,7 @@ impl Settings {
             log_budget: self.log_budget.or(lower.log_budget),
             workers: self.workers.or(lower.workers),
             no_quorum_timeout: self.no_quorum_timeout.or(lower.no_quorum_timeout),
+            consumer_timeout: self.consumer_timeout.or(lower.consumer_timeout),
             advertised_host: self.advertised_host.or(lower.advertised_host),
             advertised_amqp_port: self.advertised_amqp_port.or(lower.advertised_amqp_port),
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),

@@ -31,6 +31,7 @@ fn without_any_option_a_node_runs_alone_on_the_usual_ports() {
     assert!(load(&["--rocketmq-invisible=13m"], &[]).is_ok() && load(&["--rocketmq-invisible=721m"], &[]).is_err());
     assert_eq!((config.cluster.len(), config.shards), (1, 3));
     assert_eq!((config.first.user.as_str(), config.first.password.expose(), config.first.vhost.as_str()), ("guest", "guest", "/"));
+    assert_eq!(config.consumer_timeout, Duration::from_secs(30 * 60));
     assert_eq!((config.disk_floor_bytes, config.no_quorum_timeout), (1 << 30, Duration::from_secs(10)));
     assert_eq!((config.catch_up_log_bytes, config.log_budget_bytes), (1 << 30, 2 << 30));
     assert!((1 << 20..1 << 50).contains(&config.memory_limit_bytes), "a part of this machine's memory");

@@ -68,6 +68,8 @@ pub struct EdgeConfig {
     pub incarnation: Incarnation,
     /// Publishes without a verdict are nacked, requests fail after this time.
     pub no_quorum_timeout: Duration,
+    /// How long clients may hold messages, where neither consumer nor queue says so.
+    pub consumer_timeout: Duration,
     /// Bytes held for one shard before its publishers wait.
     pub lane_bytes: usize,
     /// Bytes in flight to one consumer.
@@ -86,6 +88,7 @@ impl EdgeConfig {
             node,
             incarnation,
             no_quorum_timeout: Duration::from_secs(10),
+            consumer_timeout: limits::CONSUMER_TIMEOUT,
             lane_bytes: limits::LANE_BYTES,
             consumer_bytes: limits::CONSUMER_BYTES,
             silence: limits::EDGE_SILENCE,
@@ -276,15 +279,15 @@ impl Edge {
         lane.clone()
     }
 
+    /// Counts of those queues that the shard has.
     async fn stat(&self, shard: ShardId, ask: Ask, after: u64, timeout: Duration) -> Result<Vec<QueueStat>, Refusal> {
         let lane = self.lane(shard);
         if lane.is_gone() {
             return Err(Refusal::Unavailable(lane::no_quorum(shard)));
         }
-        let queues = ask.queues.clone();
         let answer = lane.stat(self.next_id(), ask, after, timeout);
         match answer.await {
-            Ok(Ok(Answer::Stats(stats))) => Ok(lane::complete(&queues, &stats)),
+            Ok(Ok(Answer::Stats(stats))) => Ok(stats),
             Ok(Err(refusal)) => Err(refusal),
             Ok(Ok(Answer::Purged(_) | Answer::Stream(_))) | Err(_) => Err(Refusal::Unavailable(lane::no_quorum(shard))),
         }

@@ -390,6 +390,12 @@ impl Home for Edge {
         self.catalog.read().queue_by_id(queue).is_some()
     }
 
+    fn hold_timeout(&self, queue: QueueId) -> Duration {
+        let catalog = self.catalog.read();
+        let of_queue = catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms);
+        of_queue.map_or(self.config.consumer_timeout, Duration::from_millis)
+    }
+
     fn ended(&self, ended: Ended) {
         self.counters.confirmed.add(ended.confirmed);
         self.counters.nacked.add(ended.nacked);

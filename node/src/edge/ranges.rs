@@ -24,11 +24,6 @@ impl RangeSet {
         self.count == 0
     }
 
-    /// The lowest.
-    pub fn first(&self) -> Option<Seq> {
-        self.ranges.front().map(|r| Seq(r.0))
-    }
-
     /// Add one; false when it was there.
     pub fn insert(&mut self, seq: Seq) -> bool {
         let n = seq.0;
@@ -96,6 +91,36 @@ impl RangeSet {
                 });
             }
         }
+    }
+
+    /// Those that are in `other`, too, and those that are not.
+    pub fn split_by(&self, other: &RangeSet) -> (RangeSet, RangeSet) {
+        let (mut both, mut rest) = (RangeSet::default(), RangeSet::default());
+        let mut others = other.ranges.iter().peekable();
+        for &(mut first, last) in &self.ranges {
+            while first <= last {
+                while others.peek().is_some_and(|r| r.1 < first) {
+                    others.next();
+                }
+                let next = others.peek().map_or(u64::MAX, |r| r.0);
+                if first < next {
+                    let end = last.min(next - 1);
+                    rest.push(first, end);
+                    first = end + 1;
+                } else if let Some(r) = others.peek() {
+                    let end = last.min(r.1);
+                    both.push(first, end);
+                    first = end + 1;
+                }
+            }
+        }
+        (both, rest)
+    }
+
+    /// A range behind all others.
+    fn push(&mut self, first: u64, last: u64) {
+        self.ranges.push_back((first, last));
+        self.count += last - first + 1;
     }
 
     /// The ranges as they travel.

@@ -4,7 +4,7 @@
 use super::Edge;
 use super::access::{Kind, Right, Who};
 use super::connection::drop_exclusive;
-use super::lane::{Answer, Ask, Fetch, Lane, Wishes, named, no_quorum};
+use super::lane::{Answer, Ask, Fetch, Home, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
@@ -16,11 +16,12 @@ use crate::model::catalog::{
 };
 use crate::model::link::{Consumer, QueueStat};
 use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
-use crate::model::{ConsumerId, QueueId, ShardId, limits};
+use crate::model::{ConsumerId, ShardId};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// An unconditional deletion does not wait longer for the number of messages that it deletes.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -152,10 +153,11 @@ impl Asking {
         self.marks.iter().find(|m| m.0 == shard).map_or(0, |m| m.1)
     }
 
-    async fn stat(&self, record: &QueueRecord, used: bool, timeout: Duration) -> Result<QueueStat, Refusal> {
-        let ask = Ask { queues: vec![record.id], used };
-        let stats = self.edge.stat(record.shard, ask, self.mark(record.shard), timeout).await?;
-        Ok(stats.into_iter().next().unwrap_or_default())
+    /// What a client that declares a queue is told of it; `None`: its shard does not have it.
+    async fn stat(&self, record: &QueueRecord) -> Result<Option<QueueStat>, Refusal> {
+        let ask = Ask { queues: vec![record.id], used: true };
+        let stats = self.edge.stat(record.shard, ask, self.mark(record.shard), self.edge.config.no_quorum_timeout).await?;
+        Ok(stats.into_iter().next())
     }
 
     async fn declare_exchange(&self, spec: ExchangeSpec, passive: bool) -> Result<Reply, Refusal> {
@@ -197,7 +199,9 @@ impl Asking {
         }
         if declare.passive {
             let record = self.queue(&declare.name, None)?;
-            return self.counted(&record).await;
+            let stat = self.stat(&record).await?;
+            let is_gone = stat.is_none() && self.edge.catalog.read().queue_by_id(record.id).is_none();
+            return if is_gone { Err(not_found(Kind::Queue, &declare.name)) } else { Ok(declared(&record, stat)) };
         }
         let name = match &*declare.name.name {
             "" => Name { vhost: declare.name.vhost.clone(), name: generate() },
@@ -250,29 +254,38 @@ impl Asking {
     }
 
     async fn declare(&self, spec: QueueSpec) -> Result<Reply, Refusal> {
-        let exclusive = spec.exclusive_owner.is_some();
-        if exclusive {
+        if spec.exclusive_owner.is_some() {
             self.mailbox.has_exclusive.store(true, Ordering::SeqCst);
         }
-        let (node, incarnation) = (self.edge.config.node, self.edge.config.incarnation);
-        let shard = self.edge.place();
-        let declared = self.edge.submit(CatalogCommand::DeclareQueue { spec, node, incarnation, shard }).await;
-        if exclusive && self.mailbox.is_closed() {
-            // The client left meanwhile: its farewell may have come before this declare.
-            self.edge.runtime.spawn(drop_exclusive(self.edge.this.clone(), self.mailbox.clone()));
-        }
-        match declared? {
-            CatalogReply::Queue { record, created: true } => Ok(Reply::Queue { name: record.spec.name.name, messages: 0, consumers: 0 }),
-            CatalogReply::Queue { record, created: false } => self.counted(&record).await,
-            CatalogReply::Done | CatalogReply::Refused(_) => {
-                Err(Refusal::Unavailable("the catalog's answer to a queue declare names no queue".to_string()))
+        let mut before = None;
+        loop {
+            let record = match self.submit_queue(&spec).await? {
+                (record, true) => return Ok(declared(&record, None)),
+                (record, false) => record,
+            };
+            match self.stat(&record).await? {
+                // The shard has just deleted it, then the next declare makes another one; or it has not heard of it yet.
+                None if before != Some(record.id) => before = Some(record.id),
+                stat => return Ok(declared(&record, stat)),
             }
         }
     }
 
-    async fn counted(&self, record: &QueueRecord) -> Result<Reply, Refusal> {
-        let stat = self.stat(record, true, self.edge.config.no_quorum_timeout).await?;
-        Ok(Reply::Queue { name: record.spec.name.name.clone(), messages: stat.ready, consumers: stat.consumers })
+    /// The queue, and whether it was made.
+    async fn submit_queue(&self, spec: &QueueSpec) -> Result<(QueueRecord, bool), Refusal> {
+        let (node, incarnation) = (self.edge.config.node, self.edge.config.incarnation);
+        let command = CatalogCommand::DeclareQueue { spec: spec.clone(), node, incarnation, shard: self.edge.place() };
+        let submitted = self.edge.submit(command).await;
+        if spec.exclusive_owner.is_some() && self.mailbox.is_closed() {
+            // The client left meanwhile: its farewell may have come before this declare.
+            self.edge.runtime.spawn(drop_exclusive(self.edge.this.clone(), self.mailbox.clone()));
+        }
+        match submitted? {
+            CatalogReply::Queue { record, created } => Ok((record, created)),
+            CatalogReply::Done | CatalogReply::Refused(_) => {
+                Err(Refusal::Unavailable("the catalog's answer to a queue declare names no queue".to_string()))
+            }
+        }
     }
 
     async fn delete_queue(&self, name: &Name, if_unused: bool, if_empty: bool) -> Result<Reply, Refusal> {
@@ -342,27 +355,19 @@ impl Asking {
         };
         let own = integer(&consume.arguments, "x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
         let wishes = Wishes {
-            timeout: self.hold_timeout(queue, own),
+            timeout: own.map_or_else(|| self.edge.hold_timeout(queue), Duration::from_millis),
+            is_own_timeout: own.is_some(),
             cancel_on_failover: consume.arguments.get("x-cancel-on-ha-failover") == Some(&Value::Bool(true)),
         };
         lane.consume(spec, consume.queue, &self.mailbox, place, wishes);
         Ok(())
     }
 
-    /// How long a message of this queue may be held: as the consumer says, else as the queue does.
-    pub(super) fn hold_timeout(&self, queue: QueueId, own_ms: Option<u64>) -> Duration {
-        let of_queue = || {
-            let catalog = self.edge.catalog.read();
-            catalog.queue_by_id(queue).and_then(|record| catalog.settings(record).consumer_timeout_ms)
-        };
-        own_ms.or_else(of_queue).map_or(limits::CONSUMER_TIMEOUT, Duration::from_millis)
-    }
-
     fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
         let record = self.queue(queue, Some(Right::Read))?;
         self.edge.not_of_streams("basic.get", &record)?;
         let (id, after) = (self.edge.next_id(), self.mark(record.shard));
-        let fetch = Fetch { queue: record.id, name: queue.clone(), no_ack, timeout: self.hold_timeout(record.id, None) };
+        let fetch = Fetch { queue: record.id, name: queue.clone(), no_ack, timeout: self.edge.hold_timeout(record.id) };
         self.lane(record.shard)?.get(id, fetch, &self.mailbox, self.at, after);
         Ok(())
     }
@@ -391,34 +396,37 @@ impl Edge {
     async fn purge(&self, record: &QueueRecord, after: u64) -> Result<u64, Refusal> {
         self.not_of_streams("queue.purge", record)?;
         let answer = self.reachable(record.shard)?.purge(self.next_id(), record.id, after);
+        self.counted(record, answer).await
+    }
+
+    /// Deletes a queue; how many ready messages went, as far as its leader answers. `after`: a mark behind which the question comes. On
+    /// a condition the shard decides (rule 22): once it has sealed the queue, that is deleted, with or without this edge.
+    pub async fn delete_queue(&self, record: &QueueRecord, if_unused: bool, if_empty: bool, after: u64) -> Result<u64, Refusal> {
+        // A stream is deleted whatever is asked, as by RabbitMQ.
+        let asks = !self.catalog.read().is_stream(record.id);
+        let count = if (if_unused || if_empty) && asks {
+            let sealed = self.reachable(record.shard)?.seal(self.next_id(), record.id, (if_unused, if_empty), after);
+            match self.counted(record, sealed).await {
+                // Sealed and dropped already, or so new that nobody can have used it.
+                Err(Refusal::NotFound { .. }) => 0,
+                count => count?,
+            }
+        } else {
+            let ask = Ask { queues: vec![record.id], used: false };
+            let stats = self.stat(record.shard, ask, after, COUNT_TIMEOUT).await.unwrap_or_default();
+            stats.first().map_or(0, |stat| stat.ready)
+        };
+        self.submit(CatalogCommand::DeleteQueue { id: record.id }).await?;
+        Ok(count)
+    }
+
+    /// The leader's answer, with the queue's name.
+    async fn counted(&self, record: &QueueRecord, answer: oneshot::Receiver<Result<Answer, Refusal>>) -> Result<u64, Refusal> {
         match answer.await {
             Ok(Ok(Answer::Purged(count))) => Ok(count),
             Ok(Err(refusal)) => Err(named(refusal, &record.spec.name)),
             Ok(Ok(Answer::Stats(_) | Answer::Stream(_))) | Err(_) => Err(Refusal::Unavailable(no_quorum(record.shard))),
         }
-    }
-
-    /// Deletes a queue; how many ready messages went, as far as its leader answers. `after`: a mark behind which the question comes.
-    pub async fn delete_queue(&self, record: &QueueRecord, if_unused: bool, if_empty: bool, after: u64) -> Result<u64, Refusal> {
-        let name = &record.spec.name;
-        // A stream is deleted whatever is asked, as by RabbitMQ.
-        let asks = !self.catalog.read().is_stream(record.id);
-        let (if_unused, if_empty) = (if_unused && asks, if_empty && asks);
-        let conditional = if_unused || if_empty;
-        let timeout = if conditional { self.config.no_quorum_timeout } else { COUNT_TIMEOUT };
-        let ask = Ask { queues: vec![record.id], used: false };
-        let stat = match self.stat(record.shard, ask, after, timeout).await {
-            Err(refusal) if conditional => return Err(refusal),
-            stats => stats.unwrap_or_default().into_iter().next().unwrap_or_default(),
-        };
-        if if_unused && stat.consumers > 0 {
-            return Err(Refusal::Precondition(format!("{} in use", queue_text(name))));
-        }
-        if if_empty && stat.ready > 0 {
-            return Err(Refusal::Precondition(format!("{} not empty", queue_text(name))));
-        }
-        self.submit(CatalogCommand::DeleteQueue { id: record.id }).await?;
-        Ok(stat.ready)
     }
 
     /// The data shard for a new queue: the least loaded, of those one that this node leads, if any.
@@ -430,6 +438,11 @@ impl Edge {
         let mine = |shard| self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
         loads.into_iter().min_by_key(|(queues, shard)| (*queues, !mine(*shard), *shard)).map_or(ShardId(1), |best| best.1)
     }
+}
+
+fn declared(record: &QueueRecord, stat: Option<QueueStat>) -> Reply {
+    let stat = stat.unwrap_or_default();
+    Reply::Queue { name: record.spec.name.name.clone(), messages: stat.ready, consumers: stat.consumers }
 }
 
 fn integer(arguments: &Table, name: &str) -> Option<i64> {

@@ -4,7 +4,7 @@
 
 use super::access::Right;
 use super::lane::takes::{Order, Taken};
-use super::lane::{Ask, Lane};
+use super::lane::{Ask, Home, Lane};
 use super::requests::Asking;
 use crate::model::QueueId;
 use crate::model::catalog::{Name, QueueRecord, Refusal};
@@ -105,7 +105,7 @@ impl Asking {
             most,
             alone: take.alone,
             patient,
-            timeout: self.hold_timeout(record.id, None),
+            timeout: self.edge.hold_timeout(record.id),
             patience,
         };
         (id, lane.take(id, order, &self.mailbox, self.at))

@@ -49,6 +49,11 @@ impl Socket {
         self.tcp().local_addr().ok()
     }
 
+    /// Bytes that came and were not read.
+    pub(super) fn unread_bytes(&self) -> u64 {
+        rustix::io::ioctl_fionread(self.tcp()).unwrap_or(0)
+    }
+
     pub(super) fn is_plain(&self) -> bool {
         matches!(self, Socket::Plain(_))
     }

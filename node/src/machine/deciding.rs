@@ -3,7 +3,7 @@
 //! nothing more: its undecided transactions are given up where they would be decided, and asked for elsewhere. Called by `shard`.
 
 use super::limits;
-use super::shard::{DataMachine, Effect, Fault, note_of};
+use super::shard::{DataMachine, Effect, Fault};
 use super::transactions::{Decided, Leaving, Prepared};
 use crate::model::entry::{EnqueueOp, Op, PartOp, SettleReason, Word};
 use crate::model::link::{Ranges, RefusedEnqueue};
@@ -49,7 +49,7 @@ impl DataMachine {
                 }
                 Op::Settle { queue, reason, ranges } => leaving.extend(self.live_of(queue, reason, &ranges)),
                 // Nothing else is let into a part (`is_batch`).
-                Op::Part(_) | Op::Word { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
+                Op::Part(_) | Op::Word { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } | Op::Mark { .. } => {}
                 Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Append(_) | Op::Store { .. } | Op::Gone(_) => {}
             }
         }
@@ -69,8 +69,8 @@ impl DataMachine {
             let Some(queue) = self.queues.get(&id) else { continue };
             refused |= queue.settings().is_some() && self.exits.is_stuck(id, queue);
             let Some(settings) = queue.settings().filter(|s| s.is_limited() && s.overflow != Overflow::DropHead) else { continue };
-            let note = note_of(Some(settings), op, self.last_time_ms);
-            let before = coming.entry(id).or_default();
+            let note = limits::note_of(Some(settings), op, self.last_time_ms);
+            let before = coming.entry(id).or_insert_with(|| self.transactions.coming(id));
             let bytes = u64::from(note.body_bytes);
             refused |= limits::is_full(queue, self.bases.of(id, queue), (before.0, before.1 + bytes));
             *before = (before.0 + 1, before.1 + bytes);

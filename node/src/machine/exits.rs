@@ -3,7 +3,8 @@
 
 use super::dead::{Dead, DeadLetters, Held};
 use super::queue::{Located, Queue};
-use crate::model::entry::SettleReason;
+use super::shard::DataMachine;
+use crate::model::entry::{EnqueueOp, SettleReason};
 use crate::model::letters::{Address, Targets};
 use crate::model::settings::Overflow;
 use crate::model::{QueueId, Seq, ShardId};
@@ -98,6 +99,17 @@ impl Exits {
     /// Queues of the shard itself have a letter.
     pub fn taken_here(&mut self, number: u64, shard: ShardId, queues: &[QueueId]) {
         self.dead.taken_here(number, shard, queues, &mut Held { taken: &mut self.taken, released: &mut self.released });
+    }
+}
+
+impl DataMachine {
+    /// Whether the copy for the `n`th queue is to be put there: a letter's only once (rule 25).
+    pub(super) fn is_wanted(&self, op: &EnqueueOp, n: u64, queue: QueueId) -> bool {
+        match op.source {
+            None => true,
+            Some(source) if source.shard == self.shard => self.exits.dead.is_due(source.number, self.shard, queue),
+            Some(source) => self.exits.dead.inlets.wants(source, n),
+        }
     }
 }
 

@@ -4,10 +4,12 @@
 //! and one that refuses them counts all of it as waiting.
 
 use super::exits::Exits;
+use super::notes::{AT_ONCE, Note};
 use super::queue::Queue;
-use crate::model::entry::SettleReason;
+use super::stores;
+use crate::model::entry::{EnqueueOp, SettleReason};
 use crate::model::link::Ranges;
-use crate::model::settings::Overflow;
+use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{QueueId, Seq};
 
 /// What an entry is applied on.
@@ -92,6 +94,37 @@ pub(super) fn is_full(queue: &Queue, basis: &mut Basis, coming: (u64, u64)) -> b
     let long = settings.max_length.is_some_and(|max| count + coming.0 >= max.saturating_add(basis.room));
     let heavy = settings.max_length_bytes.is_some_and(|max| bytes + coming.1 > max);
     long || (heavy && basis.room == 0)
+}
+
+/// What a queue with these settings notes of a message that comes at `now_ms`.
+pub(super) fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
+    if let Some(store) = settings.and_then(|s| s.store) {
+        return stores::note(store, op, now_ms);
+    }
+    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms).min();
+    let deadline_ms = match ttl {
+        None => 0,
+        Some(0) => AT_ONCE,
+        Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
+    };
+    Note { deadline_ms, body_bytes: op.body_bytes() }
+}
+
+/// Whether a queue refuses a message of this note. `coming`: what transactions that are not decided yet bring before it.
+pub(super) fn refuses(
+    settings: Option<&QueueSettings>,
+    queue: &Queue,
+    note: Note,
+    id: QueueId,
+    (bases, coming): (&mut Bases, (u64, u64)),
+) -> bool {
+    let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
+    match settings.overflow {
+        Overflow::DropHead => false,
+        Overflow::RejectPublish | Overflow::RejectPublishDlx => {
+            is_full(queue, bases.of(id, queue), (coming.0, coming.1 + u64::from(note.body_bytes)))
+        }
+    }
 }
 
 /// The oldest ready messages go, highest priority first, until the rest fits, or as many as may in one entry. True when any went.

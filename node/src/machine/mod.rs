@@ -34,6 +34,7 @@ mod notes;
 mod queue;
 #[cfg(test)]
 mod reread;
+mod seals;
 mod sessions;
 pub mod shard;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::dedup::Dedup;
 use super::extents::{Extents, Taken};
 use super::hash::StateHasher;
 use super::notes::Note;
+use super::seals::Notes;
 use super::shard::RestoreError;
 use super::stores::Schedule;
 use crate::model::deduplication::Marks;
@@ -48,6 +49,7 @@ pub struct Queue {
     settings: Option<Box<QueueSettings>>,
     /// The single active consumer.
     active: Option<(SessionId, ConsumerId)>,
+    pub(super) notes: Notes,
     /// Failed deliveries of live messages, where they are counted.
     failures: BTreeMap<u64, u32>,
     /// Some message of it expires, or did; not state.
@@ -77,6 +79,7 @@ impl Default for Queue {
             levels: smallvec![Extents::default()],
             settings: None,
             active: None,
+            notes: Notes::default(),
             failures: BTreeMap::new(),
             timed: false,
             schedule: None,
@@ -99,12 +102,13 @@ pub(super) struct Row {
     holders: Vec<SessionId>,
     settings: Option<Box<QueueSettings>>,
     active: Option<(SessionId, ConsumerId)>,
+    notes: Notes,
     failures: BTreeMap<u64, u32>,
 }
 
 impl Row {
     /// row := tail u64 | reserved u64 | holders u16 | session u64* | len u32 | settings (MessagePack map; none for a plain queue)
-    ///      | active session u64 | active consumer u64 (0: none) | n u32 | (seq u64, failed deliveries u32)*
+    ///      | active session u64 | active consumer u64 (0: none) | notes u8 | n u32 | (seq u64, failed deliveries u32)*
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_capacity(42 + 8 * self.holders.len());
         out.u64(self.tail);
@@ -115,6 +119,7 @@ impl Row {
         let (session, consumer) = self.active.unwrap_or_default();
         out.u64(session.0);
         out.u64(consumer.0);
+        out.u8(self.notes.0);
         out.u32(self.failures.len() as u32);
         for (seq, count) in &self.failures {
             out.u64(*seq);
@@ -429,6 +434,7 @@ impl Queue {
             holders: self.holders.clone(),
             settings: self.settings.clone(),
             active: self.active,
+            notes: self.notes,
             failures: self.failures.clone(),
         }
     }
@@ -447,6 +453,7 @@ impl Queue {
         }
         let active = (SessionId(input.u64()?), ConsumerId(input.u64()?));
         self.active = (active != Default::default()).then_some(active);
+        self.notes = Notes(input.u8()?);
         for _ in 0..input.u32()? {
             self.failures.insert(input.u64()?, input.u32()?);
         }
@@ -482,7 +489,7 @@ impl Queue {
         hasher.word(self.live.body_bytes);
         hasher.bytes(&settings_bytes(self.settings()));
         let (session, consumer) = self.active.unwrap_or_default();
-        [session.0, consumer.0].into_iter().for_each(|word| hasher.word(word));
+        [session.0, consumer.0, u64::from(self.notes.0)].into_iter().for_each(|word| hasher.word(word));
         self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
         self.levels.iter().for_each(|extents| extents.hash(hasher));
         self.dedup.iter().for_each(|dedup| dedup.hash(hasher));

@@ -164,6 +164,7 @@ fn reason_byte(reason: RefusedEnqueue) -> u8 {
         RefusedEnqueue::UnknownQueue => 1,
         RefusedEnqueue::Full => 2,
         RefusedEnqueue::GivenUp => 3,
+        RefusedEnqueue::Sealed => 4,
     }
 }
 
@@ -201,6 +202,7 @@ fn decode(value: &[u8]) -> Result<Session, RestoreError> {
                 1 => RefusedEnqueue::UnknownQueue,
                 2 => RefusedEnqueue::Full,
                 3 => RefusedEnqueue::GivenUp,
+                4 => RefusedEnqueue::Sealed,
                 _ => return Err(RestoreError::Malformed("reason of a refusal")),
             };
             let end = first.checked_add(count).ok_or(RestoreError::Malformed("ordinal of a refusal"))?;

@@ -8,7 +8,7 @@ use super::extents::Extents;
 pub use super::faults::{Fault, RestoreError};
 use super::hash::StateHasher;
 use super::limits::{self, Bases};
-use super::notes::{AT_ONCE, Note};
+use super::notes::Note;
 use super::queue::Queue;
 use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
@@ -144,6 +144,8 @@ enum Put {
     /// It is there, or was before.
     Done,
     NoQueue,
+    /// The queue is about to be deleted.
+    Sealed,
     Full,
 }
 
@@ -403,6 +405,7 @@ impl DataMachine {
                 Op::Done { first, last, shard } => self.exits.done((first, last), shard),
                 Op::Gone(_) => return Err(Malformed { position: 0, why: "what is left of an entry is not applied" }.into()),
                 Op::Return { queue, ranges } => self.failed(index, queue, ranges, effects),
+                Op::Mark { queue, mark } => self.mark(queue, mark),
                 Op::Activate { queue: id, session, consumer } => {
                     self.keep_captured(id);
                     if let Some(queue) = self.queues.get_mut(&id) {
@@ -473,46 +476,46 @@ impl DataMachine {
     /// Why not, if some queue did not take it that should.
     pub(super) fn enqueue(&mut self, index: u64, op: &EnqueueOp, effects: &mut Vec<Effect>) -> Option<RefusedEnqueue> {
         // One into no queue only keeps its ordinal.
-        let mut refused = (!op.is_void()).then_some(RefusedEnqueue::UnknownQueue);
-        let (mut full, mut taken) = (false, SmallVec::<[QueueId; 4]>::new());
+        let (mut full, mut sealed, mut unknown, mut any) = (false, false, false, op.is_void());
+        let mut taken = SmallVec::<[QueueId; 4]>::new();
         for (n, id) in (0..).zip(op.queues()) {
             if !self.is_wanted(op, n, id) {
                 // It takes no place in its queue: what comes behind it does not continue what was before.
                 self.queues.get_mut(&id).into_iter().for_each(Queue::passed_over);
-                refused = None;
+                any = true;
                 continue;
             }
             match self.put(index, op, id, effects) {
                 Put::Full => full = true,
                 // A letter's queue that this shard does not have is gone.
-                Put::NoQueue if op.source.is_none() => continue,
-                Put::NoQueue | Put::Done => match op.source {
-                    Some(source) if source.shard == self.shard => taken.push(id),
-                    Some(source) => self.exits.dead.inlets.took(source, n),
-                    None => {}
-                },
+                Put::NoQueue if op.source.is_none() => unknown = true,
+                Put::Sealed if op.source.is_none() => sealed = true,
+                Put::NoQueue | Put::Sealed | Put::Done => {
+                    any = true;
+                    match op.source {
+                        Some(source) if source.shard == self.shard => taken.push(id),
+                        Some(source) => self.exits.dead.inlets.took(source, n),
+                        None => {}
+                    }
+                }
             }
-            refused = None;
         }
         if let Some(source) = op.source.filter(|_| !taken.is_empty()) {
             self.exits.taken_here(source.number, self.shard, &taken);
         }
-        if full { Some(RefusedEnqueue::Full) } else { refused }
-    }
-
-    /// Whether the copy for the `n`th queue is to be put there: a letter's only once (rule 25).
-    fn is_wanted(&self, op: &EnqueueOp, n: u64, queue: QueueId) -> bool {
-        match op.source {
-            None => true,
-            Some(source) if source.shard == self.shard => self.exits.dead.is_due(source.number, self.shard, queue),
-            Some(source) => self.exits.dead.inlets.wants(source, n),
-        }
+        let not_taken =
+            [(full, RefusedEnqueue::Full), (!any && unknown, RefusedEnqueue::UnknownQueue), (!any && sealed, RefusedEnqueue::Sealed)];
+        not_taken.into_iter().find_map(|(holds, why)| holds.then_some(why))
     }
 
     /// Puts a message into a queue.
     fn put(&mut self, index: u64, op: &EnqueueOp, id: QueueId, effects: &mut Vec<Effect>) -> Put {
         self.keep_captured(id);
         let Some(queue) = self.queues.get_mut(&id) else { return Put::NoQueue };
+        if queue.is_sealed() {
+            queue.passed_over();
+            return Put::Sealed;
+        }
         let marks = queue.marks(&op.message);
         if marks.is_some_and(|marks| queue.came_before(&marks, self.last_time_ms)) {
             queue.passed_over();
@@ -521,8 +524,9 @@ impl DataMachine {
         let (level, note) = match queue.settings() {
             None if op.traits.expiration_ms.is_none() => (0, Note { deadline_ms: 0, body_bytes: op.body_bytes() }),
             settings => {
-                let note = note_of(settings, op, self.last_time_ms);
-                let is_full = refuses(settings, queue, note, id, &mut self.bases) || self.exits.is_stuck(id, queue);
+                let note = limits::note_of(settings, op, self.last_time_ms);
+                let basis = (&mut self.bases, self.transactions.coming(id));
+                let is_full = limits::refuses(settings, queue, note, id, basis) || self.exits.is_stuck(id, queue);
                 if is_full && op.staged.is_none() {
                     queue.passed_over();
                     if op.source.is_none() {
@@ -649,27 +653,5 @@ fn note_settled(index: u64, (id, queue): (QueueId, &mut Queue), effects: &mut Ve
     if std::mem::replace(&mut queue.settled_in, index) != index {
         effects.push(Effect::Settled { queue: id });
         dirty.insert(id);
-    }
-}
-
-/// What a queue with these settings notes of a message that comes at `now_ms`.
-pub(super) fn note_of(settings: Option<&QueueSettings>, op: &EnqueueOp, now_ms: u64) -> Note {
-    if let Some(store) = settings.and_then(|s| s.store) {
-        return stores::note(store, op, now_ms);
-    }
-    let ttl = settings.and_then(|s| s.message_ttl_ms).into_iter().chain(op.traits.expiration_ms).min();
-    let deadline_ms = match ttl {
-        None => 0,
-        Some(0) => AT_ONCE,
-        Some(ttl) => now_ms.saturating_add(ttl).max(AT_ONCE + 1),
-    };
-    Note { deadline_ms, body_bytes: op.body_bytes() }
-}
-
-fn refuses(settings: Option<&QueueSettings>, queue: &Queue, note: Note, id: QueueId, bases: &mut Bases) -> bool {
-    let Some(settings) = settings.filter(|s| s.is_limited()) else { return false };
-    match settings.overflow {
-        Overflow::DropHead => false,
-        Overflow::RejectPublish | Overflow::RejectPublishDlx => limits::is_full(queue, bases.of(id, queue), (0, note.body_bytes.into())),
     }
 }

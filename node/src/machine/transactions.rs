@@ -33,6 +33,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Each message's queues, with the bytes of its body.
+    fn targets(&self) -> impl Iterator<Item = (QueueId, u64)> + '_ {
+        self.messages.iter().flat_map(|message| message.queues().map(|queue| (queue, u64::from(message.body_bytes()))))
+    }
+
     /// All its messages, from the first one of each queue on.
     fn wanted(&self) -> Vec<Wanted> {
         let mut all: BTreeMap<QueueId, Wanted> = BTreeMap::new();
@@ -69,6 +74,8 @@ pub(super) struct Transactions {
     rows: BTreeMap<TxId, Row>,
     dirty: BTreeSet<TxId>,
     stored: BTreeSet<TxId>,
+    /// Messages that the parts bring to each queue, and the bytes of their bodies; counted, not stored.
+    coming: BTreeMap<QueueId, (u64, u64)>,
 }
 
 impl Transactions {
@@ -119,7 +126,31 @@ impl Transactions {
 
     pub fn prepare(&mut self, tx: TxId, prepared: Prepared) {
         self.dirty.insert(tx);
+        self.count(&prepared);
         self.rows.insert(tx, Row::Prepared(prepared));
+    }
+
+    /// Messages that undecided parts bring to a queue, and the bytes of their bodies.
+    pub fn coming(&self, queue: QueueId) -> (u64, u64) {
+        self.coming.get(&queue).copied().unwrap_or_default()
+    }
+
+    fn count(&mut self, prepared: &Prepared) {
+        for (queue, bytes) in prepared.targets() {
+            let coming = self.coming.entry(queue).or_default();
+            *coming = (coming.0 + 1, coming.1 + bytes);
+        }
+    }
+
+    fn discount(&mut self, prepared: &Prepared) {
+        for (queue, bytes) in prepared.targets() {
+            if let Some(coming) = self.coming.get_mut(&queue) {
+                *coming = (coming.0.saturating_sub(1), coming.1.saturating_sub(bytes));
+                if coming.0 == 0 {
+                    self.coming.remove(&queue);
+                }
+            }
+        }
     }
 
     pub fn decide(&mut self, tx: TxId, decided: Decided) {
@@ -131,7 +162,10 @@ impl Transactions {
     pub fn take_prepared(&mut self, tx: TxId) -> Option<Prepared> {
         self.prepared(tx)?;
         match self.remove(tx)? {
-            Row::Prepared(prepared) => Some(prepared),
+            Row::Prepared(prepared) => {
+                self.discount(&prepared);
+                Some(prepared)
+            }
             Row::Decided(_) => None,
         }
     }
@@ -195,7 +229,11 @@ impl Transactions {
 
     /// Puts a row back. `stored`: it came from the checkpoint that the next one builds on.
     pub fn import(&mut self, tx: TxId, value: &[u8], stored: bool) -> Result<(), RestoreError> {
-        self.rows.insert(tx, decode(value)?);
+        let row = decode(value)?;
+        if let Row::Prepared(prepared) = &row {
+            self.count(prepared);
+        }
+        self.rows.insert(tx, row);
         if stored {
             self.stored.insert(tx)
         } else {

@@ -1,7 +1,7 @@
 //! Transactions over several shards (rule 26): single steps, and three shards that hear of each other in any order.
 
 use super::*;
-use crate::model::entry::{EntryBuilder, EntryBytes, Op, Ops, OpsReader, SectionReply, SettleReason, StoredMessage, Word};
+use crate::model::entry::{EntryBuilder, EntryBytes, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, StoredMessage, Word};
 use crate::model::link::{Batch, RefusedEnqueue};
 use crate::model::settings::{Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LeaderId, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
@@ -188,9 +188,15 @@ fn a_queue_that_would_refuse_one_of_its_messages_refuses_the_part() {
     assert_eq!(shard.prepare(tx(1), ELSEWHERE, &["a", "b", "c"], None), [(0, RefusedEnqueue::Full)], "its own messages count");
     assert!(shard.machine.prepared(tx(1)).is_none() && shard.machine.live_entries().is_empty());
     assert_eq!(shard.prepare(tx(2), ELSEWHERE, &["a", "b"], None), []);
-    shard.batch(|ops| publish(ops, "quicker")).unwrap();
+    assert_eq!(shard.prepare(tx(3), ELSEWHERE, &["c"], None), [(0, RefusedEnqueue::Full)], "what was promised counts");
+    let refused = shard.batch(|ops| publish(ops, "quicker")).unwrap();
+    assert_eq!(refused, [(0, RefusedEnqueue::Full)], "also against a message without a transaction");
     shard.hear(tx(2), Word::Commit);
-    assert_eq!(shard.live(), ["quicker", "a", "b"], "what was promised is kept");
+    assert_eq!(shard.live(), ["a", "b"]);
+    shard.batch(|ops| ops.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(2))])).unwrap();
+    assert_eq!(shard.prepare(tx(4), ELSEWHERE, &["c", "d"], None), [], "once it is there it counts no more");
+    shard.hear(tx(4), Word::Abort);
+    assert_eq!(shard.batch(|ops| ["e", "f"].iter().for_each(|body| publish(ops, body))), Some(vec![]), "nor when it is given up");
 }
 
 #[test]
@@ -470,4 +476,24 @@ fn the_runs_see_commits_and_failures() {
         }
     }
     panic!("{committed} committed, {given_up} given up");
+}
+
+#[test]
+fn a_queue_that_a_transaction_brings_messages_to_is_not_sealed_as_empty() {
+    let mut shard = Shard::new(HERE, QueueSettings::default());
+    let seal = |shard: &mut Shard, tail| {
+        let mut ops = Ops::default();
+        ops.mark(Q, Mark::Sealed { tail });
+        let mut entry = EntryBuilder::new(100);
+        entry.leader_ops(&ops.take());
+        shard.apply(entry);
+        shard.machine.queue(Q).unwrap().is_sealed()
+    };
+    shard.prepare(tx(1), ELSEWHERE, &["a"], None);
+    assert!(!seal(&mut shard, Some(Seq(0))));
+    shard.hear(tx(1), Word::Abort);
+    assert!(!seal(&mut shard, Some(Seq(1))), "another tail");
+    assert!(seal(&mut shard, Some(Seq(0))));
+    assert_eq!(shard.batch(|ops| publish(ops, "late")), Some(vec![(0, RefusedEnqueue::Sealed)]));
+    assert!(shard.live().is_empty() && shard.machine.live_entries().is_empty());
 }

@@ -6,12 +6,14 @@
 //! op      := kind u8 | len u32 | body(len)
 
 mod append;
+mod mark;
 mod ops;
 mod parts;
 mod stored;
 pub mod trimmed;
 
 pub use append::{AppendOp, ChunkBuilder, Skipped};
+pub use mark::Mark;
 pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
 pub use parts::{PartOp, PartStart, Word};
 pub use stored::{StoredMessage, StoredView};

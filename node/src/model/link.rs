@@ -107,6 +107,18 @@ pub enum ToLeader {
         /// A client declared them: they count as used.
         used: bool,
     },
+    /// Delete a queue if nobody consumes from it, or if it is empty. Answer: `Purged`, once the shard has sealed it: then the catalog
+    /// is to delete it.
+    Seal {
+        /// Echoed.
+        request: u64,
+        /// Which.
+        queue: QueueId,
+        /// Only without consumers.
+        if_unused: bool,
+        /// Only without ready messages.
+        if_empty: bool,
+    },
     /// How far a stream is, and what it remembers. Answer: `Stream`.
     Stream {
         /// Echoed.
@@ -261,11 +273,11 @@ pub enum ToEdge {
         /// Echoed.
         number: u64,
     },
-    /// Answer to `Purge`.
+    /// Answer to `Purge` and `Seal`.
     Purged {
         /// Echoed.
         request: u64,
-        /// How many messages went.
+        /// How many messages went, or go.
         result: Result<u64, Refusal>,
     },
 }
@@ -277,6 +289,8 @@ pub enum RefusedEnqueue {
     UnknownQueue,
     /// A queue of it is full and refuses publishes; the other queues have it. Of a transaction's part: nothing of the part is kept.
     Full,
+    /// Its queues are being deleted, and take nothing any more: as good as gone.
+    Sealed,
     /// Its transaction was given up: the shard that decides lost contact with the edge.
     GivenUp,
 }

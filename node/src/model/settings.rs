@@ -260,7 +260,8 @@ const CHECKS: [(&str, Checker); 26] = [
     ("x-cache-size", |v, of| if of.contains_key(deduplication::ENABLED) { check_window(v) } else { Ok(()) }),
     ("x-cache-ttl", |v, of| if of.contains_key(deduplication::ENABLED) { check_expiry(v, false) } else { Ok(()) }),
 ];
-const LOCATORS: &[&str] = &["client-local", "balanced", "random", "least-leaders"];
+/// Where leaders of queues may be wished to be.
+pub const LOCATORS: &[&str] = &["client-local", "balanced", "random", "least-leaders"];
 
 fn unacceptable(value: &Value) -> String {
     format!("{{unacceptable_type,{}}}", value.type_text())

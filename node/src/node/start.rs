@@ -130,6 +130,7 @@ async fn go_on(
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,
+        consumer_timeout: config.consumer_timeout,
         loopback_users: config.loopback_users.clone(),
         ..EdgeConfig::new(config.node, incarnation)
     };

@@ -1,5 +1,5 @@
-//! Deletes auto-delete queues whose last consumer went and queues that expired, however long the catalog takes to answer. Started by `start`; the shard servers
-//! say which queues.
+//! Deletes queues that their shards have sealed (auto-delete queues whose last consumer went, queues that expired, queues that clients
+//! delete on a condition), however long the catalog takes to answer. Started by `start`; the shard servers say which queues.
 
 use crate::edge::CatalogPort;
 use crate::machine::catalog::Catalog;
@@ -23,7 +23,7 @@ pub(super) async fn delete(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catal
     loop {
         tokio::select! {
             event = events_rx.recv(), if deletions.len() < DELETIONS => match event {
-                Some(ServerEvent::LastConsumerGone { queue } | ServerEvent::Unused { queue }) => {
+                Some(ServerEvent::Sealed { queue }) => {
                     drop(deletions.spawn(delete_one(port.clone(), catalog.clone(), queue)));
                 }
                 None => return,
@@ -39,7 +39,7 @@ async fn delete_one(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catalog>>, q
     while catalog.read().queue_by_id(queue).is_some() {
         match port.submit(CatalogCommand::DeleteQueue { id: queue }).await {
             Ok(_) => return,
-            Err(error) => tracing::warn!(%queue, %error, "an auto-delete queue without consumers could not be deleted yet"),
+            Err(error) => tracing::warn!(%queue, %error, "a sealed queue could not be deleted yet"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
@@ -97,7 +97,7 @@ mod tests {
         let (_, CatalogReply::Queue { record, .. }) = port.apply(&declare) else { panic!("not declared") };
         let (events_tx, events_rx) = mpsc::channel(1);
         let deleting = tokio::spawn(delete(port.clone(), catalog.clone(), events_rx));
-        events_tx.send(ServerEvent::LastConsumerGone { queue: record.id }).await.expect("it listens");
+        events_tx.send(ServerEvent::Sealed { queue: record.id }).await.expect("it listens");
         port.done.notified().await;
         assert!(catalog.read().queue_by_id(record.id).is_none());
         drop(events_tx);

@@ -210,6 +210,7 @@ mod tests {
             ToLeader::Return { queue: QueueId(8), ranges: vec![(Seq(1), Seq(1))], seen: false, failures: vec![] },
             ToLeader::Stat { request: 6, queues: vec![QueueId(1), QueueId(2)], used: true },
             ToLeader::Purge { request: 7, queue: QueueId(8) },
+            ToLeader::Seal { request: 8, queue: QueueId(8), if_unused: true, if_empty: false },
             ToLeader::Take { request: 8, queue: QueueId(8), most: 16, alone: true, patient: false },
             ToLeader::Withdraw { request: 8, queue: QueueId(8) },
         ]

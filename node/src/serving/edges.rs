@@ -253,7 +253,7 @@ impl ShardServer {
 
     /// Queues whose holders are all heard of flow again (rule 18); requests that waited for it run.
     pub(super) fn release_holds(&mut self) {
-        let held: Vec<QueueId> = self.queues.values().filter(|q| q.held || q.last_gone).map(|q| q.id).collect();
+        let held: Vec<QueueId> = self.queues.values().filter(|q| q.held || q.last_gone || !q.parked.is_empty()).map(|q| q.id).collect();
         held.into_iter().for_each(|queue| self.release_hold(queue));
     }
 
@@ -266,12 +266,9 @@ impl ShardServer {
             }
             let lost = state.holders.iter().any(|s| *s == SEEN_MARK || !self.sessions.contains_key(s));
             state.release(lost);
-            let parked = std::mem::take(&mut state.parked);
             self.mark(queue);
-            for (path, request) in parked {
-                self.request(path, request);
-            }
         }
+        self.retry_parked(queue);
         if self.queues.get(&queue).is_some_and(|q| q.last_gone) {
             self.check_last_consumer(queue);
         }

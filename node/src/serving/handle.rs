@@ -91,13 +91,8 @@ impl Clock for OwnClock {
 /// What a server asks of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerEvent {
-    /// The last consumer of an auto-delete queue cancelled or went with its edge: propose `DeleteQueue` (rule 22).
-    LastConsumerGone {
-        /// Which queue.
-        queue: QueueId,
-    },
-    /// Nobody used the queue for as long as it wants to be there: propose `DeleteQueue` (rule 22).
-    Unused {
+    /// A queue takes nothing any more, since it is to be deleted: propose `DeleteQueue` until it is (rule 22).
+    Sealed {
         /// Which queue.
         queue: QueueId,
     },

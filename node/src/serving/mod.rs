@@ -15,6 +15,7 @@ mod queue;
 mod ranges;
 mod replies;
 mod requests;
+mod sealing;
 mod server;
 mod stamp;
 mod taking;

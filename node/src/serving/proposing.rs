@@ -3,13 +3,13 @@
 
 use super::edges::PathId;
 use super::posting::Routing;
-use super::queue::Step;
+use super::queue::{QueueState, Step};
 use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
 use crate::machine::AT_ONCE;
-use crate::model::entry::{EntryBuilder, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
+use crate::model::entry::{EntryBuilder, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
 use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, TxId, limits};
@@ -61,6 +61,8 @@ struct Own {
     purges: Vec<Purge>,
     tends: Vec<QueueId>,
     activations: Vec<QueueId>,
+    marks: Vec<(QueueId, Mark)>,
+    seals: Vec<QueueId>,
     letters: Vec<Routing>,
     dones: Vec<((u64, u64), ShardId)>,
     told: Vec<(TxId, ShardId)>,
@@ -89,6 +91,8 @@ pub(super) struct Log {
     pub purges: Vec<Purge>,
     pub tends: Vec<QueueId>,
     pub activations: Vec<QueueId>,
+    pub marks: Vec<(QueueId, Mark)>,
+    pub seals: Vec<QueueId>,
     /// Letters, from one to another, that a shard has.
     pub dones: Vec<((u64, u64), ShardId)>,
     pub told: Vec<(TxId, ShardId)>,
@@ -289,8 +293,9 @@ impl ShardServer {
     fn fill_leader_ops(&mut self, entry: &mut EntryBuilder, end_ms: u64, targets: &mut Targets, parts: &mut Vec<Part>) {
         let letters = self.letter_targets(targets);
         let log = &mut self.log;
-        let wanted = [&log.reserves, &log.tends, &log.activations].iter().any(|list| !list.is_empty());
-        let waiting = !log.purges.is_empty() || !log.dones.is_empty() || !log.told.is_empty() || !log.returns.is_empty();
+        let wanted = [&log.reserves, &log.tends, &log.activations, &log.seals].iter().any(|list| !list.is_empty());
+        let waiting =
+            !log.purges.is_empty() || !log.dones.is_empty() || !log.told.is_empty() || !log.returns.is_empty() || !log.marks.is_empty();
         if !wanted && !waiting && letters == 0 && targets.is_empty() {
             return;
         }
@@ -303,7 +308,10 @@ impl ShardServer {
         }
         own.returns = std::mem::take(&mut log.returns);
         own.returns.iter().for_each(|r| ops.returned(r.queue, &r.ranges));
+        own.marks = std::mem::take(&mut log.marks);
+        own.marks.iter().for_each(|(queue, mark)| ops.mark(*queue, *mark));
         self.write_reserves(&mut own, &mut ops);
+        own.seals = self.write_seals(&mut ops);
         self.write_purges(&mut own, &mut ops);
         for id in std::mem::take(&mut self.log.tends) {
             if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, end_ms, &mut ops)) {
@@ -435,6 +443,8 @@ impl ShardServer {
         own.reserves.into_iter().for_each(|queue| self.reserved(queue));
         own.tends.into_iter().for_each(|queue| self.tended(queue));
         own.activations.into_iter().for_each(|queue| self.activated(queue));
+        own.marks.into_iter().for_each(|(queue, _)| self.retry_parked(queue));
+        own.seals.into_iter().for_each(|queue| self.seal_written(queue));
         own.returns.into_iter().for_each(|r| self.returned(r));
         let shrank = !own.letters.is_empty() || !own.dones.is_empty();
         self.letters_posted(own.letters, true);
@@ -477,6 +487,8 @@ impl ShardServer {
                 }
                 own.tends.into_iter().for_each(|queue| self.tended(queue));
                 own.activations.into_iter().for_each(|queue| self.activated(queue));
+                own.seals.into_iter().for_each(|queue| self.seal_written(queue));
+                self.log.marks.extend(own.marks);
                 self.log.purges.extend(own.purges);
                 self.log.dones.extend(own.dones);
                 self.log.told.extend(own.told);
@@ -527,6 +539,10 @@ impl ShardServer {
 
     fn settled(&mut self, settles: Vec<(QueueId, Ranges)>) {
         for (queue, ranges) in settles {
+            let yields = |state: &QueueState| state.care.as_ref().is_some_and(|c| c.yields);
+            if self.queues.get(&queue).is_some_and(|state| yields(state)) {
+                self.mark(queue); // another consumer may wait for just this
+            }
             if let Some(state) = self.queues.get_mut(&queue) {
                 ranges.into_iter().filter(|(first, last): &(Seq, Seq)| first <= last).for_each(|(a, b)| state.settled(a, b));
                 // Somebody may wait to be alone.

@@ -4,6 +4,7 @@
 use super::edges::PathId;
 use super::level::Level;
 use super::ranges::{RangeMap, RangeSet};
+use super::sealing::Wish;
 use super::taking::Take;
 use super::transactions::UNDECIDED;
 use crate::machine::Queue;
@@ -121,8 +122,12 @@ pub(super) struct QueueState {
     pub reserve: Step,
     /// Not delivered until every holder attached or is gone (rule 18).
     pub held: bool,
-    /// Requests that wait for the end of `held`.
+    /// Requests that wait for the end of `held`, or for what `ShardServer::must_wait` names.
     pub parked: Vec<(PathId, ToLeader)>,
+    /// Where its seal stands, whether it is applied, and who wants it.
+    pub seal: Step,
+    pub sealed: bool,
+    pub wishes: Vec<Wish>,
     /// Returns of messages that clients saw, of which later leaders do not know yet: who is to be told when they do.
     pub unrecorded: Vec<(SessionId, Ranges)>,
     /// Those that the reservation in flight puts on record.
@@ -153,6 +158,8 @@ pub(super) struct Care {
     pub activate: Step,
     /// As applied.
     pub active: Option<(SessionId, ConsumerId)>,
+    /// A better one than the active one waits until that has settled what it holds; it gets nothing new.
+    pub yields: bool,
     /// When it is to be looked at again.
     pub alarm: Option<Instant>,
     /// Last consumer, get or declare.
@@ -170,10 +177,16 @@ impl Care {
             coming: 0,
             activate: Step::Idle,
             active: queue.active(),
+            yields: false,
             alarm: None,
             last_used: Instant::now(),
             unused_told: false,
         }
+    }
+
+    /// Who alone gets messages, where only one does; `None` within: nobody for now.
+    fn only(&self) -> Option<Option<(SessionId, ConsumerId)>> {
+        self.settings.single_active_consumer.then_some(self.active.filter(|_| !self.yields))
     }
 
     /// Time without use counts from the moment that it is limited, or limited otherwise.
@@ -209,6 +222,9 @@ impl QueueState {
             reserve: Step::Idle,
             held: queue.first_live() <= queue.reserved(),
             parked: Vec::new(),
+            seal: Step::Idle,
+            sealed: queue.is_sealed(),
+            wishes: Vec::new(),
             unrecorded: Vec::new(),
             recording: Vec::new(),
             last_gone: false,
@@ -267,7 +283,7 @@ impl QueueState {
         if self.held {
             return 0;
         }
-        let only = self.care.as_ref().filter(|c| c.settings.single_active_consumer).map(|c| c.active);
+        let only = self.care.as_ref().and_then(|c| c.only());
         let takes = |c: &&Consumer| only.is_none_or(|active| active == Some((c.session, c.spec.id)));
         self.consumers.iter().filter(takes).fold(0, |all, c| all.saturating_add(c.room()))
     }
@@ -287,7 +303,7 @@ impl QueueState {
 
     /// The next consumer in turn that can take a message, those of a higher priority first; `open` says whether its path has room.
     pub fn choose(&mut self, mut open: impl FnMut(&Consumer) -> bool) -> Choice {
-        let only = self.care.as_ref().filter(|c| c.settings.single_active_consumer).map(|c| c.active);
+        let only = self.care.as_ref().and_then(|c| c.only());
         let mut unlisted = false;
         let mut start = 0;
         for group in self.consumers.chunk_by(|a, b| a.spec.priority == b.spec.priority) {

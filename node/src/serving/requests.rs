@@ -2,9 +2,9 @@
 //! held (rule 18) or that the shard does not know yet (rule 27) are kept until that is over.
 
 use super::edges::PathId;
-use super::handle::ServerEvent;
 use super::proposing::{Purge, Return};
 use super::queue::{Care, Consumer, Get, Step};
+use super::sealing::Wish;
 use super::server::ShardServer;
 use super::taking::Take;
 use crate::machine::Stream;
@@ -19,7 +19,11 @@ const ORDER_SHIFT: u32 = 16;
 fn needs(request: &ToLeader) -> Option<QueueId> {
     match request {
         ToLeader::Consume(spec) => Some(spec.queue),
-        ToLeader::Get { queue, .. } | ToLeader::Take { queue, .. } | ToLeader::Purge { queue, .. } => Some(*queue),
+        ToLeader::Get { queue, .. } | ToLeader::Take { queue, .. } | ToLeader::Purge { queue, .. } | ToLeader::Seal { queue, .. } => {
+            Some(*queue)
+        }
+        // What a client is told must be true; listings may be late.
+        ToLeader::Stat { queues, used: true, .. } => queues.first().copied(),
         ToLeader::Hello { .. }
         | ToLeader::Batch(_)
         | ToLeader::Attach { .. }
@@ -37,11 +41,13 @@ fn needs(request: &ToLeader) -> Option<QueueId> {
 impl ShardServer {
     pub(super) fn request(&mut self, id: PathId, request: ToLeader) {
         let Some(session) = self.path_mut(id).and_then(|p| p.session) else { return };
-        if let Some(queue) = needs(&request) {
-            match self.queue_state(queue) {
-                None => return self.too_early(id, queue, request),
-                Some(state) if state.held => return state.parked.push((id, request)),
-                Some(_) => {}
+        let is_queue = |queue: &QueueId| self.machine.lock().stream(*queue).is_none();
+        if let Some(queue) = needs(&request).filter(is_queue) {
+            if self.queue_state(queue).is_none() {
+                return self.too_early(id, queue, request);
+            }
+            if self.must_wait(queue, &request) {
+                return self.queues.get_mut(&queue).into_iter().for_each(|state| state.parked.push((id, request.clone())));
             }
         }
         match request {
@@ -58,6 +64,9 @@ impl ShardServer {
             ToLeader::Stat { request, queues, used } => {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
                 self.stat(id, request, &queues);
+            }
+            ToLeader::Seal { request, queue, if_unused, if_empty } => {
+                self.seal(queue, Wish::Client { path: id, request, if_unused, if_empty });
             }
             ToLeader::Ping { number } if self.lead.is_some() && self.proposer.lease_valid() => self.send(id, ToEdge::Pong { number }),
             ToLeader::Ping { .. } => {}
@@ -88,7 +97,10 @@ impl ShardServer {
             ToLeader::Consume(spec) => self.send(id, ToEdge::Consuming { consumer: spec.id, result: Err(refusal) }),
             ToLeader::Get { request, .. } => self.send(id, ToEdge::Got { request, result: Err(refusal) }),
             ToLeader::Take { request, .. } => self.send(id, ToEdge::Took { request, result: Err(refusal) }),
-            ToLeader::Purge { request, .. } => self.send(id, ToEdge::Purged { request, result: Err(refusal) }),
+            ToLeader::Purge { request, .. } | ToLeader::Seal { request, .. } => {
+                self.send(id, ToEdge::Purged { request, result: Err(refusal) });
+            }
+            ToLeader::Stat { request, .. } => self.send(id, ToEdge::Stats { request, stats: Vec::new() }),
             ToLeader::Stream { request, .. } => self.send(id, ToEdge::Stream { request, result: Err(refusal) }),
             ToLeader::Hello { .. }
             | ToLeader::Batch(_)
@@ -98,8 +110,7 @@ impl ShardServer {
             | ToLeader::Prefetch { .. }
             | ToLeader::Return { .. }
             | ToLeader::Withdraw { .. }
-            | ToLeader::Ping { .. }
-            | ToLeader::Stat { .. } => {}
+            | ToLeader::Ping { .. } => {}
         }
     }
 
@@ -179,11 +190,11 @@ impl ShardServer {
         self.send(id, ToEdge::Cancelled { consumer, asked: true });
     }
 
-    /// Tells the node when an auto-delete queue lost its last consumer; while edges are still to attach nobody knows (rule 22).
+    /// An auto-delete queue that lost its last consumer ends; while edges are still to attach nobody knows (rule 22).
     pub(super) fn check_last_consumer(&mut self, queue: QueueId) {
         let Some(state) = self.queues.get_mut(&queue) else { return };
         state.last_gone = state.consumers.is_empty();
-        let goes_on = !state.last_gone || !state.parked.is_empty();
+        let goes_on = !state.last_gone || state.parked.iter().any(|(_, request)| matches!(request, ToLeader::Consume(_)));
         // It may have been the single active one: the next is chosen at the next look, with or without a message.
         self.mark(queue);
         if goes_on || self.sessions.values().any(|s| !s.resolved) {
@@ -197,7 +208,7 @@ impl ShardServer {
             return self.log.replies.drops.push(queue);
         }
         if self.config.catalog.facts(queue).is_some_and(|facts| facts.auto_delete) {
-            self.events.push_back(ServerEvent::LastConsumerGone { queue });
+            self.seal(queue, Wish::Abandoned);
         }
     }
 
@@ -295,6 +306,7 @@ impl ShardServer {
             let result = Err(self.not_found(queue));
             self.send(get.path, ToEdge::Got { request: get.request, result });
         }
+        self.grant_all(state.wishes);
         for take in state.takes {
             let result = Err(self.not_found(queue));
             self.send(take.path, ToEdge::Took { request: take.request, result });

@@ -314,6 +314,7 @@ impl ShardServer {
         special.into_iter().for_each(|queue| self.take_care_of(queue));
         self.take_up_transactions();
         self.begin_letters();
+        self.take_up_ends();
         self.greet_waiting();
     }
 

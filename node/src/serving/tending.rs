@@ -2,8 +2,8 @@
 //! consumer. Decided here, carried out by the machine: each decision is an operation that names what consumers hold (rule 24), and
 //! nothing that an operation in flight may take away is delivered. Called by `server` and `proposing`.
 
-use super::handle::ServerEvent;
 use super::queue::{QueueState, Step};
+use super::sealing::Wish;
 use super::server::ShardServer;
 use crate::machine::{AT_ONCE, Queue};
 use crate::model::entry::{Ops, each_target};
@@ -140,7 +140,7 @@ impl ShardServer {
         self.end_ms().map_or(now + UNSURE, |end_ms| now + Duration::from_millis(time_ms.saturating_sub(end_ms)))
     }
 
-    /// When the queue ends for want of use; tells the node when it does.
+    /// When the queue ends for want of use; asks for that when it does.
     fn unused_at(&mut self, state: &mut QueueState) -> Option<Instant> {
         let used = !state.consumers.is_empty() || !state.gets.is_empty() || !state.takes.is_empty() || !state.parked.is_empty();
         let care = state.care.as_mut()?;
@@ -155,18 +155,30 @@ impl ShardServer {
             return Some(now + UNHEARD);
         }
         care.unused_told = true;
-        self.events.push_back(ServerEvent::Unused { queue: state.id });
+        state.wish(Wish::Unused, &mut self.log);
         None
     }
 
-    /// Rule 21: the next active consumer is chosen when the present one is known to be gone.
+    /// Rule 21: the next active consumer is chosen when the present one is known to be gone, or when there is one of a higher priority
+    /// and the present one, which gets nothing more, has settled what it holds (as quorum queues do it).
     fn choose_active(&mut self, state: &mut QueueState) {
         let Some(care) = state.care.as_mut().filter(|c| c.settings.single_active_consumer && c.activate == Step::Idle) else { return };
-        let present = care.active.is_some_and(|(session, consumer)| {
-            let unheard = self.sessions.get(&session).is_some_and(|s| !s.resolved);
-            unheard || state.consumers.iter().any(|c| (c.session, c.spec.id) == (session, consumer))
+        let present = care.active.filter(|(session, consumer)| {
+            let unheard = self.sessions.get(session).is_some_and(|s| !s.resolved);
+            unheard || state.consumers.iter().any(|c| (c.session, c.spec.id) == (*session, *consumer))
         });
-        if !present && !state.consumers.is_empty() {
+        let priority = |active| state.consumers.iter().find(|c| (c.session, c.spec.id) == active).map(|c| c.spec.priority);
+        let best = state.consumers.first().map(|c| c.spec.priority);
+        let yields = present.and_then(priority).is_some_and(|own| best > Some(own));
+        if care.yields && !yields && present.is_some() {
+            self.stalled.push(state.id); // it gets messages again
+        }
+        care.yields = yields;
+        let is_free = match present {
+            None => best.is_some(),
+            Some((session, _)) => yields && !state.checked.ranges().any(|(_, _, holder)| holder == session),
+        };
+        if is_free {
             care.activate = Step::Wanted;
             self.log.activations.push(state.id);
         }
@@ -267,6 +279,7 @@ impl ShardServer {
         let active = self.machine.lock().queue(id).and_then(Queue::active);
         if let Some(care) = self.queues.get_mut(&id).and_then(|s| s.care.as_mut()) {
             care.activate = Step::Idle;
+            care.yields &= care.active == active;
             care.active = active;
             self.mark(id);
         }

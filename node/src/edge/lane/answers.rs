@@ -12,7 +12,7 @@ use crate::edge::pulse;
 use crate::edge::replies;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::{SettleReason, StoredMessage};
-use crate::model::link::{Deliveries, Delivery, QueueStat, RefusedEnqueue, ToEdge, ToLeader};
+use crate::model::link::{Deliveries, Delivery, RefusedEnqueue, ToEdge, ToLeader};
 use crate::model::step::{Event, Got, Reply};
 use crate::model::{BatchSeq, ConsumerId, LeaderId, QueueId, SessionId};
 use std::sync::atomic::Ordering;
@@ -33,6 +33,8 @@ pub(in crate::edge) trait Home: Send + Sync + 'static {
     fn reroute(&self, run: &Run, message: &StoredMessage, queues: &[QueueId], routed_at: u64) -> Option<Fate>;
     /// The catalog has that queue.
     fn knows(&self, queue: QueueId) -> bool;
+    /// How long a message of that queue may be held, unless its consumer says so.
+    fn hold_timeout(&self, queue: QueueId) -> Duration;
     /// For the counters.
     fn ended(&self, ended: Ended);
     /// For the counters: messages handed to consumers, and whether they came from another node.
@@ -316,7 +318,7 @@ impl Lane {
         for (_, late) in state.consumers.cancelling.extract_if(|_, c| c.deadline <= now) {
             late.mailbox.reply(late.at, Ok(Reply::Done));
         }
-        state.consumers.sweep(now).iter().for_each(Late::close);
+        state.consumers.sweep(now, |queue| home.hold_timeout(queue)).iter().for_each(Late::close);
         let unheard = state.leader.is_none() && state.unreachable.is_some_and(|since| now >= since + UNHEARD);
         let lost = self.shard.owner().is_some() && (!self.is_gone() || state.batches.has_publishes() || state.batches.has_commits());
         let lost = lost && state.unreachable.is_some_and(|since| now >= since + OWNER_GONE);
@@ -468,7 +470,7 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
                 ended += run.slice(from, ordinal).end(Fate::Taken, None);
             }
             match why {
-                RefusedEnqueue::UnknownQueue => {}
+                RefusedEnqueue::UnknownQueue | RefusedEnqueue::Sealed => {}
                 RefusedEnqueue::Full | RefusedEnqueue::GivenUp => {
                     run.commit.iter().for_each(|commit| commit.refused(why));
                     ended += run.one(ordinal).end(Fate::Nacked, None);
@@ -480,11 +482,13 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
             ended += run.slice(from, end).end(Fate::Taken, None);
         }
     }
-    let unknown = refused.iter().filter(|r| r.1 == RefusedEnqueue::UnknownQueue).map(|r| r.0);
-    for (run, queues, message) in closed.messages(unknown) {
-        // A message of a transaction went with its queue: it counts as published before that was deleted.
+    let nowhere = refused.iter().filter(|r| matches!(r.1, RefusedEnqueue::UnknownQueue | RefusedEnqueue::Sealed));
+    let sealed: Vec<u32> = refused.iter().filter(|r| r.1 == RefusedEnqueue::Sealed).map(|r| r.0).collect();
+    for (run, queues, message) in closed.messages(nowhere.map(|r| r.0)) {
         let fate = match &run.commit {
+            // A message of a transaction went with its queue: it counts as published before that was deleted.
             Some(_) => Some(Fate::Unroutable),
+            None if sealed.binary_search(&run.first).is_ok() => Some(Fate::Unroutable),
             None => home.reroute(&run, &message, &queues, closed.catalog_index),
         };
         if let Some(fate) = fate {
@@ -492,12 +496,6 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
         }
     }
     home.ended(ended);
-}
-
-/// Counts for the asked queues, in their order; those that the leader does not know have none.
-pub(in crate::edge) fn complete(queues: &[QueueId], stats: &[QueueStat]) -> Vec<QueueStat> {
-    let known = |q: &QueueId| stats.iter().find(|s| s.queue == *q).cloned();
-    queues.iter().map(|q| known(q).unwrap_or(QueueStat { queue: *q, ..QueueStat::default() })).collect()
 }
 
 impl std::ops::AddAssign for Ended {

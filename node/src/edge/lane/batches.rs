@@ -506,7 +506,7 @@ impl Closed {
                 }
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
                 Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
-                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Gone(_) => {}
+                Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Gone(_) | Op::Mark { .. } => {}
                 Op::Append(_) => {
                     let waiting = old_chunks.next_if(|chunk| chunk.ordinal == ordinal).filter(|chunk| !chunk.runs.is_empty());
                     if let Some(ChunkRuns { runs, .. }) = waiting {

@@ -199,7 +199,9 @@ impl Committing {
         let result = match refused {
             None => Ok(Reply::Done),
             Some(RefusedEnqueue::GivenUp) => Err(Refusal::Unavailable(GIVEN_UP.to_string())),
-            Some(RefusedEnqueue::Full | RefusedEnqueue::UnknownQueue) => Err(Refusal::Precondition("partial tx completion".to_string())),
+            Some(RefusedEnqueue::Full | RefusedEnqueue::Sealed | RefusedEnqueue::UnknownQueue) => {
+                Err(Refusal::Precondition("partial tx completion".to_string()))
+            }
         };
         self.mailbox.reply(self.at, result);
     }

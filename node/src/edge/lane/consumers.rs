@@ -1,6 +1,7 @@
 //! The consumers of a lane and what clients hold of its shard: the truth that a new leader is told (`Attach`). Pure; the lane carries
 //! out what it says. A message is held from the moment it came from the leader, wherever on this node it is.
 
+use super::ages::Ages;
 use crate::edge::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use crate::edge::ranges::RangeSet;
 use crate::model::link::{Attached, Consumer, Delivery, Ranges, ToLeader};
@@ -25,8 +26,7 @@ pub(super) struct Record {
     told_prefetch: Option<u32>,
     dirty: bool,
     pub wishes: Wishes,
-    /// The lowest message it holds, and since when at least.
-    oldest: Option<(Seq, Instant)>,
+    ages: Ages,
     /// Came before the answer to its start.
     pub early: Vec<Vec<Delivery>>,
 }
@@ -36,6 +36,8 @@ pub(super) struct Record {
 pub(in crate::edge) struct Wishes {
     /// How long it may hold a message.
     pub timeout: Duration,
+    /// It says so itself; else its queue does, as of now.
+    pub is_own_timeout: bool,
     /// It ends when another leader takes over.
     pub cancel_on_failover: bool,
 }
@@ -46,7 +48,17 @@ struct Fetched {
     mailbox: Arc<Mailbox>,
     at: ChannelRef,
     since: Instant,
-    timeout: Duration,
+}
+
+/// What a consumer that ended left with its client.
+#[derive(Debug)]
+struct Left {
+    mailbox: Arc<Mailbox>,
+    at: ChannelRef,
+    queue: QueueId,
+    set: RangeSet,
+    ages: Ages,
+    wishes: Wishes,
 }
 
 /// Somebody who holds a message for too long.
@@ -72,6 +84,8 @@ pub(super) struct Consumers {
     loose: BTreeMap<(ConnectionId, QueueId), RangeSet>,
     /// Those of them that came by basic.get.
     fetched: BTreeMap<(ConnectionId, QueueId, Seq), Fetched>,
+    /// Those of them that came otherwise.
+    left: Vec<Left>,
     pub cancelling: HashMap<ConsumerId, Cancelling>,
     dirty: Vec<ConsumerId>,
     /// When consumers and fetched messages are looked at for messages held too long.
@@ -92,7 +106,7 @@ impl Consumers {
             told_prefetch: spec.prefetch,
             dirty: false,
             wishes,
-            oldest: None,
+            ages: Ages::default(),
             early: Vec::new(),
             spec,
         };
@@ -104,6 +118,9 @@ impl Consumers {
         let record = self.records.get_mut(&id)?;
         for message in messages {
             record.unacked.insert(message.seq);
+            if message.redelivered {
+                record.ages.again(message.seq);
+            }
             record.unwritten += message.message.len() as u64;
         }
         Some(record)
@@ -114,9 +131,6 @@ impl Consumers {
         if let Some(record) = consumer.and_then(|id| self.records.get_mut(&id)) {
             if !record.unacked.remove(seq) {
                 return false;
-            }
-            if record.oldest.is_some_and(|oldest| oldest.0 == seq) {
-                record.oldest = None;
             }
             if record.spec.prefetch.is_some() {
                 record.credit_messages += 1;
@@ -138,36 +152,50 @@ impl Consumers {
         self.sweep_at = Some(self.sweep_at.map_or(sweep, |at| at.min(sweep)));
     }
 
-    /// Who has held a message for longer than it may. Of consumers the first message is seen at two looks at least, so up to half as long
-    /// again.
-    pub fn sweep(&mut self, now: Instant) -> Vec<Late> {
+    /// Who has held a message for longer than it may; `of_queue` says how long, where a consumer does not itself. Of consumers a message
+    /// is seen at two looks at least, so up to half as long again.
+    pub fn sweep(&mut self, now: Instant, of_queue: impl Fn(QueueId) -> Duration) -> Vec<Late> {
         if self.sweep_at.is_none_or(|at| now < at) {
             return Vec::new();
         }
-        let mut late = Vec::new();
-        let mut next = None;
+        let mut known: HashMap<QueueId, Duration> = HashMap::new();
+        let mut limit = |queue| *known.entry(queue).or_insert_with(|| of_queue(queue));
+        let (mut late, mut shortest) = (Vec::new(), None);
+        let mut look_within = |timeout: Duration| shortest = Some(shortest.map_or(timeout, |least: Duration| least.min(timeout)));
         for record in self.records.values_mut().filter(|r| !r.spec.no_ack) {
-            let first = record.unacked.first();
-            record.oldest = match (record.oldest, first) {
-                (_, None) => None,
-                (Some((seq, since)), Some(first)) if seq == first => Some((seq, since)),
-                (_, Some(first)) => Some((first, now)),
-            };
-            if record.oldest.is_some_and(|(_, since)| now >= since + record.wishes.timeout) {
-                record.oldest = None;
+            let since = record.ages.look(&record.unacked, now);
+            if since.is_some() && !record.wishes.is_own_timeout {
+                record.wishes.timeout = limit(record.spec.queue);
+            }
+            if since.is_some_and(|since| now >= since + record.wishes.timeout) {
+                record.ages = Ages::default();
                 late.push(Late { mailbox: record.mailbox.clone(), at: record.place.channel, timeout: record.wishes.timeout });
             }
-            let at = now + pause(record.wishes.timeout);
-            next = Some(next.map_or(at, |next: Instant| next.min(at)));
+            look_within(record.wishes.timeout);
         }
-        for (_, Fetched { mailbox, at, timeout, .. }) in self.fetched.extract_if(.., |_, fetched| now >= fetched.since + fetched.timeout) {
-            late.push(Late { mailbox, at, timeout });
-        }
-        for fetched in self.fetched.values() {
-            let at = now + pause(fetched.timeout);
-            next = Some(next.map_or(at, |next: Instant| next.min(at)));
-        }
-        self.sweep_at = next;
+        let loose = &self.loose;
+        self.left.retain_mut(|left| {
+            let held = loose.get(&(left.mailbox.id(), left.queue)).map(|loose| left.set.split_by(loose).0).unwrap_or_default();
+            left.set = held;
+            let Some(since) = left.ages.look(&left.set, now) else { return false };
+            let timeout = if left.wishes.is_own_timeout { left.wishes.timeout } else { limit(left.queue) };
+            let is_late = now >= since + timeout;
+            if is_late {
+                late.push(Late { mailbox: left.mailbox.clone(), at: left.at, timeout });
+            }
+            look_within(timeout);
+            !is_late
+        });
+        self.fetched.retain(|(_, queue, _), fetched| {
+            let timeout = limit(*queue);
+            let is_late = now >= fetched.since + timeout;
+            if is_late {
+                late.push(Late { mailbox: fetched.mailbox.clone(), at: fetched.at, timeout });
+            }
+            look_within(timeout);
+            !is_late
+        });
+        self.sweep_at = shortest.map(|timeout| now + pause(timeout));
         late
     }
 
@@ -228,7 +256,10 @@ impl Consumers {
     pub fn fetched(&mut self, (queue, seq): (QueueId, Seq), mailbox: Arc<Mailbox>, at: ChannelRef, timeout: Duration) {
         let connection = mailbox.id();
         self.loose.entry((connection, queue)).or_default().insert(seq);
-        self.fetched.insert((connection, queue, seq), Fetched { mailbox, at, since: Instant::now(), timeout });
+        for left in self.left.iter_mut().filter(|left| left.queue == queue && left.mailbox.id() == connection) {
+            left.set.remove(seq);
+        }
+        self.fetched.insert((connection, queue, seq), Fetched { mailbox, at, since: Instant::now() });
         self.sweep_soon(timeout);
     }
 
@@ -243,7 +274,13 @@ impl Consumers {
         }
         let held = record.unacked.take();
         if !held.is_empty() {
+            let mut set = RangeSet::default();
+            set.extend(&held);
+            let (mailbox, ages, wishes) = (record.mailbox.clone(), std::mem::take(&mut record.ages), record.wishes);
+            let is_timed = !record.spec.no_ack;
+            self.left.extend(is_timed.then(|| Left { mailbox, at: record.place.channel, queue: record.spec.queue, set, ages, wishes }));
             self.loose.entry((record.mailbox.id(), record.spec.queue)).or_default().extend(&held);
+            self.sweep_soon(wishes.timeout);
         }
         Some((record, back.take()))
     }
@@ -252,6 +289,7 @@ impl Consumers {
     pub fn take_loose(&mut self, connection: ConnectionId) -> Vec<(QueueId, Ranges)> {
         let all = (connection, QueueId(0), Seq(0))..=(connection, QueueId(u64::MAX), Seq(u64::MAX));
         self.fetched.extract_if(all, |_, _| true).for_each(drop);
+        self.left.retain(|left| left.mailbox.id() != connection);
         let mine = (connection, QueueId(0))..=(connection, QueueId(u64::MAX));
         let keys: Vec<_> = self.loose.range(mine).map(|(key, _)| *key).collect();
         keys.into_iter().filter_map(|key| self.loose.remove(&key).map(|mut set| (key.1, set.take()))).collect()
@@ -289,6 +327,7 @@ impl Consumers {
     pub fn wipe(&mut self) -> (Vec<Record>, Vec<(QueueId, RangeSet)>) {
         self.dirty.clear();
         self.fetched.clear();
+        self.left.clear();
         let loose = std::mem::take(&mut self.loose).into_iter().map(|((_, queue), set)| (queue, set)).collect();
         (self.records.drain().map(|r| r.1).collect(), loose)
     }

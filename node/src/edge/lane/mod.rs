@@ -1,7 +1,9 @@
 //! A lane: everything of this node's clients that concerns one shard. Connections append to it under a short lock and never wait; one task
 //! talks to the shard's leader. `batches`, `consumers`, `requests` decide, `task` carries out, `answers` is what the leader says.
 
+mod ages;
 mod answers;
+mod asking;
 mod batches;
 mod chunks;
 mod committing;
@@ -23,7 +25,7 @@ use super::EdgeConfig;
 use super::mailbox::{Blocker, ChannelRef, ConsumerPlace, Mailbox};
 use super::pulse::{self, Pulse};
 use super::ranges::RangeSet;
-use crate::model::catalog::{Name, Refusal};
+use crate::model::catalog::Name;
 use crate::model::entry::{SettleReason, Word};
 use crate::model::letters::{LetterMessage, Source};
 use crate::model::link::{Consumer, Delivery, ToLeader};
@@ -36,9 +38,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
-pub(super) use self::answers::{Home, complete, named};
+pub(super) use self::answers::{Home, named};
 pub(super) use self::batches::Message;
 pub(super) use self::committing::{Committing, Late, Share};
 pub(super) use self::requests::Answer;
@@ -343,42 +345,6 @@ impl Lane {
         let message = ToLeader::Get { request: id, queue, no_ack };
         self.state.lock().requests.add(id, message, Some(queue), sink, after, self.config.no_quorum_timeout);
         self.wake.notify_one();
-    }
-
-    /// Ask for counts (of no queues: of all of the shard).
-    pub fn stat(&self, id: u64, ask: Ask, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        self.ask(id, ToLeader::Stat { request: id, queues: ask.queues, used: ask.used }, None, after, timeout)
-    }
-
-    /// Drop all ready messages of a queue.
-    pub fn purge(&self, id: u64, queue: QueueId, after: u64) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        self.ask(id, ToLeader::Purge { request: id, queue }, Some(queue), after, self.config.no_quorum_timeout)
-    }
-
-    /// Ask how far a stream is, and what it remembers of a publisher and a reader.
-    pub fn stream(
-        &self,
-        id: u64,
-        stream: QueueId,
-        (publisher, reader): (Option<String>, Option<String>),
-        after: u64,
-    ) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        let message = ToLeader::Stream { request: id, stream, publisher, reader };
-        self.ask(id, message, Some(stream), after, self.config.no_quorum_timeout)
-    }
-
-    fn ask(
-        &self,
-        id: u64,
-        message: ToLeader,
-        queue: Option<QueueId>,
-        after: u64,
-        timeout: Duration,
-    ) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        let (answer_tx, answer_rx) = oneshot::channel();
-        self.state.lock().requests.add(id, message, queue, Sink::Task(answer_tx), after, timeout);
-        self.wake.notify_one();
-        answer_rx
     }
 
     /// basic.cancel: nothing of the consumer reaches its client from now on. False: there is no such consumer (any more). The answer

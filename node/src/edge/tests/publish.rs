@@ -523,3 +523,14 @@ async fn a_message_that_a_full_queue_refuses_is_nacked_and_not_routed_again() {
     assert_eq!(nacked, [(2, 2)]);
     leader.quiet().await;
 }
+
+#[tokio::test]
+async fn a_message_for_a_queue_that_is_being_deleted_is_unroutable() {
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
+    client.publish("", "q", 1);
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    leader.batch().await;
+    leader.say(ToEdge::Verdict { seq: BatchSeq(1), refused: vec![(0, RefusedEnqueue::Sealed)] }).await;
+    assert_eq!(client.next().await, Event::Confirmed { channel: 1, tickets: vec![(1, 1)] });
+    leader.quiet().await;
+}

@@ -24,6 +24,12 @@ impl Leader {
         let ToLeader::Stat { request, .. } = self.next().await else { panic!("no stat") };
         self.say(ToEdge::Stats { request, stats }).await;
     }
+
+    async fn sealing(&mut self, id: QueueId, if_: (bool, bool), result: Result<u64, Refusal>) {
+        let ToLeader::Seal { request, queue, if_unused, if_empty } = self.next().await else { panic!("no seal") };
+        assert_eq!((queue, (if_unused, if_empty)), (id, if_));
+        self.say(ToEdge::Purged { request, result }).await;
+    }
 }
 
 #[tokio::test]
@@ -44,6 +50,21 @@ async fn declares_are_placed_and_repeated_ones_count() {
     assert_eq!(client.reply().await, Ok(Reply::Queue { name: "a".into(), messages: 4, consumers: 2 }));
     client.ask(Request::DeclareQueue(DeclareQueue { passive: true, ..declare("nope") }));
     assert_eq!(client.reply().await.expect_err("missing").to_string(), "no queue 'nope' in vhost '/'");
+}
+
+/// The shard deletes queues whose condition holds; a declare that finds one of those waits, and makes another.
+#[tokio::test]
+async fn a_queue_that_is_deleted_while_it_is_declared_again_is_made_again() {
+    let mut scene = Scene::new(default_config());
+    let old = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(Request::DeclareQueue(declare("q")));
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    let ToLeader::Stat { request, used: true, .. } = leader.next().await else { panic!("no stat") };
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: old });
+    leader.say(ToEdge::Stats { request, stats: vec![] }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Queue { name: "q".into(), messages: 0, consumers: 0 }));
+    assert_ne!(scene.record("q").expect("made again").id, old);
 }
 
 #[tokio::test]
@@ -98,13 +119,19 @@ async fn deletions_look_before_they_delete() {
     let mut scene = Scene::new(default_config());
     let id = scene.queue("q", 1);
     let mut client = scene.client();
-    client.ask(Request::DeleteQueue { name: name("q"), if_unused: true, if_empty: true });
-    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
-    leader.stats(vec![stat(id, 1, 1)]).await;
-    assert_eq!(client.reply().await, Err(Refusal::Precondition("queue 'q' in vhost '/' in use".into())));
-    client.ask(Request::DeleteQueue { name: name("q"), if_unused: true, if_empty: true });
-    leader.stats(vec![stat(id, 1, 0)]).await;
-    assert_eq!(client.reply().await, Err(Refusal::Precondition("queue 'q' in vhost '/' not empty".into())));
+    let (mut leader, _) = {
+        client.ask(Request::DeleteQueue { name: name("q"), if_unused: true, if_empty: true });
+        scene.leader(leader(1, 2), 1, 0).await
+    };
+    let refusal = Refusal::Precondition("queue 'q' in vhost '/' in use".into());
+    leader.sealing(id, (true, true), Err(refusal.clone())).await;
+    assert_eq!(client.reply().await, Err(refusal));
+    assert!(scene.record("q").is_some());
+    client.ask(Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: true });
+    leader.sealing(id, (false, true), Ok(3)).await;
+    assert_eq!(client.reply().await, Ok(Reply::Count(3)));
+    assert!(scene.record("q").is_none());
+    let id = scene.queue("q", 1);
     client.ask(Request::DeleteQueue { name: name("q"), if_unused: false, if_empty: false });
     leader.stats(vec![stat(id, 5, 0)]).await;
     assert_eq!(client.reply().await, Ok(Reply::Count(5)));

@@ -38,6 +38,8 @@ pub(super) struct Connection<C> {
     deaf: bool,
     /// The front step was given back by the edge.
     held: bool,
+    /// Bytes that wait in the socket, as far as they were looked at while nothing is read.
+    unread_bytes: u64,
     tick_at: Instant,
     /// Of the handshake, then of closing.
     deadline: Option<Instant>,
@@ -72,6 +74,7 @@ impl<C: EdgeConnection> Connection<C> {
             events: Vec::new(),
             deaf: false,
             held: false,
+            unread_bytes: 0,
             tick_at: now + IDLE,
             deadline: Some(until),
         }
@@ -294,7 +297,7 @@ impl<C: EdgeConnection> Connection<C> {
         self.tick_at = now + tick;
         if self.session.heartbeat() > 0 && self.session.phase() == Phase::Running {
             if !reading {
-                self.line.heard = now;
+                self.listen_without_reading(now);
             }
             if now.duration_since(self.line.heard) > 4 * tick {
                 return Some(End::Silent);
@@ -307,6 +310,18 @@ impl<C: EdgeConnection> Connection<C> {
             self.slim();
         }
         None
+    }
+
+    /// Nothing is read. While a publish is held that is not the client's fault. While it does not take its output it is to show that it
+    /// lives, by taking some of that, or by sending.
+    fn listen_without_reading(&mut self, now: Instant) {
+        let is_clogged = self.out.bytes.len() >= limits::CONNECTION_OUTPUT_BYTES && !self.held;
+        let unread_bytes = self.line.socket.unread_bytes();
+        if !is_clogged || unread_bytes != self.unread_bytes {
+            self.line.heard = now;
+        }
+        self.line.heard = self.line.heard.max(self.line.spoke);
+        self.unread_bytes = unread_bytes;
     }
 
     /// An idle connection gives its buffers back.

@@ -7,7 +7,7 @@ use super::{Catalog, Vhost};
 use crate::model::QueueId;
 use crate::model::admin::{ApplyTo, Policy, PolicyKind};
 use crate::model::catalog::{ExchangeSpec, QueueSpec, Refusal, Table, Value};
-use crate::model::settings::{EXPIRY_MAX_MS, SEGMENT_BYTES_MAX, is_max_age, is_name};
+use crate::model::settings::{EXPIRY_MAX_MS, LOCATORS, SEGMENT_BYTES_MAX, is_max_age, is_name};
 use crate::model::stream::FILTER_BYTES_MIN;
 use std::sync::Arc;
 
@@ -205,22 +205,49 @@ fn is_segment_size(value: &Value) -> bool {
 }
 
 fn is_overflow(value: &Value) -> bool {
-    matches!(value, Value::Text(word) if [&b"drop-head"[..], b"reject-publish", b"reject-publish-dlx"].contains(&word.as_slice()))
+    is_one_of(value, &["drop-head", "reject-publish", "reject-publish-dlx"])
 }
 
-/// The keys that have an effect: on exchanges here, on queues by `QueueSettings::effective`. A policy with another one is refused.
-const KEYS: [Key; 13] = [
+fn is_strategy(value: &Value) -> bool {
+    is_one_of(value, &["at-most-once", "at-least-once"])
+}
+
+fn is_mode(value: &Value) -> bool {
+    is_one_of(value, &["default", "lazy"])
+}
+
+fn is_version(value: &Value) -> bool {
+    matches!(value, Value::Int(1 | 2))
+}
+
+fn is_locator(value: &Value) -> bool {
+    is_one_of(value, LOCATORS)
+}
+
+fn is_one_of(value: &Value, words: &[&str]) -> bool {
+    matches!(value, Value::Text(word) if words.iter().any(|w| w.as_bytes() == word))
+}
+
+/// The keys with an effect, on exchanges here, on queues by `QueueSettings::effective`; and those that are as much without one as the
+/// arguments of their names. A policy with another one is refused.
+const KEYS: [Key; 19] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
     key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
     key("dead-letter-routing-key", is_name, "is not a valid dead letter routing key", false),
+    key("dead-letter-strategy", is_strategy, "is not a valid dead letter strategy", false),
     key("delivery-limit", is_integer, "is not a valid delivery limit", true),
     key("expires", is_expiry, "is not a valid queue expiry", true),
     key("max-age", is_age, "is not a valid max age", false),
+    key("max-in-memory-bytes", is_count, "is not a valid maximum memory in bytes", true),
+    key("max-in-memory-length", is_count, "is not a valid maximum memory in bytes", true),
     key("max-length", is_count, "is not a valid maximum length", true),
     key("max-length-bytes", is_count, "is not a valid maximum length in bytes", true),
     key("message-ttl", is_time, "is not a valid message TTL", true),
     key("overflow", is_overflow, "is not a valid overflow value", true),
+    key("queue-leader-locator", is_locator, "is not a valid queue leader locator value", false),
+    key("queue-mode", is_mode, "is not a valid queue-mode value", false),
+    key("queue-version", is_version, "is not a valid queue-version value", true),
     key("stream-filter-size-bytes", is_filter_size, "is not a valid filter size. Valid range is 16-255", false),
     key("stream-max-segment-size-bytes", is_segment_size, "is not a valid segment size", false),
 ];
@@ -308,6 +335,24 @@ mod tests {
     fn of_words_the_operators_counts() {
         let text = |s: &str| Value::Text(s.into());
         assert_eq!(merge("overflow", &text("drop-head"), &text("reject-publish")), text("reject-publish"));
+    }
+
+    /// What arguments may say without effect, policies may, too: an application's set-up does not fail on them.
+    #[test]
+    fn settings_without_effect_are_checked_and_taken() {
+        let text = |s: &str| Value::Text(s.into());
+        for (name, good, bad, why) in [
+            ("dead-letter-strategy", text("at-least-once"), text("now"), "<<\"now\">> is not a valid dead letter strategy"),
+            ("max-in-memory-bytes", Value::Int(0), Value::Int(-1), "-1 is not a valid maximum memory in bytes"),
+            ("max-in-memory-length", Value::Int(7), Value::Int(-1), "-1 is not a valid maximum memory in bytes"),
+            ("queue-leader-locator", text("balanced"), text("here"), "<<\"here\">> is not a valid queue leader locator value"),
+            ("queue-mode", text("lazy"), text("busy"), "<<\"busy\">> is not a valid queue-mode value"),
+            ("queue-version", Value::Int(2), Value::Int(3), "3 is not a valid queue-version value"),
+        ] {
+            let check = |value| check_definition(PolicyKind::User, &Table::from([(name.to_owned(), value)]));
+            assert_eq!(check(good), Ok(()), "{name}");
+            assert_eq!(check(bad), Err(why.to_owned()));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Operations within an entry: the content of an edge's batch or of the leader's section, written and read. Bodies are only sliced.
 
 use super::append::{AppendOp, is_sound};
+use super::mark::{Mark, read_mark};
 use super::parts::{PartOp, Word, read_part, read_word, skip_head};
 use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
 use crate::model::letters::{Address, Source, Targets};
@@ -21,12 +22,13 @@ const HAS_SOURCE: u8 = 8;
 const OP_SETTLE: u8 = 2;
 const OP_RESERVE: u8 = 3;
 const OP_TEND: u8 = 4;
-const OP_ACTIVATE: u8 = 5;
+pub(super) const OP_ACTIVATE: u8 = 5;
 const OP_ROUTED: u8 = 6;
 const OP_DONE: u8 = 7;
-const OP_RETURN: u8 = 8;
+pub(super) const OP_RETURN: u8 = 8;
 pub(super) const OP_APPEND: u8 = 9;
 pub(super) const OP_STORE: u8 = 10;
+pub(super) const OP_MARK: u8 = 11;
 pub(super) const OP_PART: u8 = 16;
 pub(super) const OP_WORD: u8 = 17;
 /// Only in what is left of an entry (`trimmed`).
@@ -168,14 +170,6 @@ impl Ops {
         self.put_ranges(checked);
     }
 
-    /// From now on only this consumer gets messages of the queue (rule 21).
-    pub fn activate(&mut self, queue: QueueId, session: SessionId, consumer: ConsumerId) {
-        self.frame(OP_ACTIVATE, 24);
-        self.buffer.put_u64_le(queue.0);
-        self.buffer.put_u64_le(session.0);
-        self.buffer.put_u64_le(consumer.0);
-    }
-
     /// The first waiting letters of a queue have their way (rule 25): the machine gives their copies numbers. It counts only in a shard
     /// that follows the catalog to `catalog_index`, and for the first ones, of one run.
     pub fn routed(
@@ -216,18 +210,6 @@ impl Ops {
         self.buffer.put_u64_le(first);
         self.buffer.put_u64_le(last);
         self.buffer.put_u16_le(shard.0);
-    }
-
-    /// The delivery of these messages failed, which had failed so often before: each counts once more, once for that delivery (rule 23).
-    pub fn returned(&mut self, queue: QueueId, ranges: &[(Seq, Seq, u32)]) {
-        self.frame(OP_RETURN, 12 + 20 * ranges.len());
-        self.buffer.put_u64_le(queue.0);
-        self.buffer.put_u32_le(ranges.len() as u32);
-        for (first, last, before) in ranges {
-            self.buffer.put_u64_le(first.0);
-            self.buffer.put_u64_le(last.0);
-            self.buffer.put_u32_le(*before);
-        }
     }
 
     fn put_ranges(&mut self, ranges: &[(Seq, Seq)]) {
@@ -373,6 +355,13 @@ pub enum Op {
         tx: TxId,
         /// What.
         word: Word,
+    },
+    /// Something is noted of a queue.
+    Mark {
+        /// Of which.
+        queue: QueueId,
+        /// What.
+        mark: Mark,
     },
     /// What was here is gone from its queues: so many messages of each. In no entry that is applied.
     Gone(Vec<(QueueId, u32)>),
@@ -670,6 +659,7 @@ fn read_op(kind: u8, mut body: Bytes, position: usize) -> Option<Op> {
         }
         OP_PART => read_part(body, position + FRAME_HEAD).map(Op::Part),
         OP_WORD => read_word(&mut body).map(|(tx, word)| Op::Word { tx, word }),
+        OP_MARK => read_mark(body).map(|(queue, mark)| Op::Mark { queue, mark }),
         OP_GONE => super::trimmed::gone(&body).map(Op::Gone),
         OP_DONE => Some(Op::Done {
             first: body.try_get_u64_le().ok()?,

@@ -11,6 +11,7 @@ mod publishing;
 mod queues;
 mod records;
 mod replies;
+mod sealing;
 mod taking;
 mod tending;
 mod throughput;

@@ -92,7 +92,7 @@ async fn the_last_consumer_of_an_auto_delete_queue_is_reported_never_mere_absenc
         edge.down().await;
     }
     let event = timeout(SOON, shard.events.recv()).await.unwrap();
-    assert_eq!(event, Some(ServerEvent::LastConsumerGone { queue: Q2 }));
+    assert_eq!(event, Some(ServerEvent::Sealed { queue: Q2 }));
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_consumer_that_ended_while_its_edge_was_away_counts_as_cancelled() {
     drop(edge);
     let _edge = shard.edge_of(1, incarnation).await;
     let event = timeout(SOON, shard.events.recv()).await.unwrap();
-    assert_eq!(event, Some(ServerEvent::LastConsumerGone { queue: Q2 }));
+    assert_eq!(event, Some(ServerEvent::Sealed { queue: Q2 }));
 }
 
 #[tokio::test]

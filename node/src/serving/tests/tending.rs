@@ -190,7 +190,7 @@ async fn an_unused_queue_asks_for_its_end_and_a_used_one_does_not() {
     assert!(timeout(Duration::from_millis(150), shard.events.recv()).await.is_err(), "it has a consumer");
     edge.cancel(1).await;
     let event = timeout(SOON, shard.events.recv()).await.expect("it expires").unwrap();
-    assert_eq!(event, ServerEvent::Unused { queue: Q });
+    assert_eq!(event, ServerEvent::Sealed { queue: Q });
 }
 
 #[tokio::test]
@@ -275,13 +275,50 @@ async fn the_active_consumer_stays_active_under_another_leader_until_its_edge_is
     let mut one = shard.arriving(1, 101).await;
     one.attach(vec![attached(1, Q, Some(1), vec![(Seq(1), Seq(1))])], vec![]).await;
     let mut two = shard.edge(2).await;
-    two.start(Consumer { priority: 9, ..consumer(2, Q, None) }).await;
+    two.consume(2, Q, None).await;
     two.nothing().await;
     one.settle(Q, 1, 1).await;
     one.credit(1, 1, 0).await;
     assert_eq!(one.seqs(1).await, [2]);
     drop(one);
     assert_eq!(two.seqs(2).await, [2, 3]);
+}
+
+/// As in quorum queues: the present one keeps what it has and gets nothing more.
+#[tokio::test]
+async fn a_consumer_of_a_higher_priority_becomes_active_when_the_present_one_has_settled() {
+    let shard = Shard::with(single());
+    let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    one.publish(Q, 0..2).await;
+    assert_eq!(one.seqs(2).await, [1, 2]);
+    two.start(Consumer { priority: 9, ..consumer(2, Q, None) }).await;
+    one.publish(Q, 2..3).await;
+    one.nothing().await;
+    two.nothing().await;
+    one.settle(Q, 1, 1).await;
+    two.nothing().await;
+    one.settle(Q, 2, 2).await;
+    assert_eq!(two.seqs(1).await, [3]);
+    two.until_active((NodeId(2), ConsumerId(2))).await;
+    // One of the same priority waits. When the better one goes, the first comes back.
+    one.start(Consumer { priority: 9, ..consumer(3, Q, None) }).await;
+    one.publish(Q, 3..4).await;
+    assert_eq!(two.seqs(1).await, [4]);
+}
+
+#[tokio::test]
+async fn the_active_consumer_goes_on_when_the_better_one_goes_before_its_turn() {
+    let shard = Shard::with(single());
+    let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    one.publish(Q, 0..1).await;
+    assert_eq!(one.seqs(1).await, [1]);
+    two.start(Consumer { priority: 9, ..consumer(2, Q, None) }).await;
+    one.publish(Q, 1..2).await;
+    one.nothing().await;
+    two.cancel(2).await;
+    assert_eq!(one.seqs(1).await, [2]);
 }
 
 /// Rule 24. The machine's last entry was of the right time; the new leader's process starts with a clock that is an hour ahead.

@@ -79,6 +79,8 @@ pub(super) struct Channel {
     pub(super) consumers: HashMap<ConsumerId, Consumer>,
     pub(super) consumers_by_tag: HashMap<Bytes, ConsumerId>,
     pub(super) prefetch: Option<u32>,
+    /// The client has set a limit that its consumers share.
+    has_common_prefetch: bool,
     pub(super) confirms: Option<Confirms>,
     pub(super) tx: Option<Transaction>,
     pub(super) reply_consumer: Option<ReplyConsumer>,
@@ -106,6 +108,7 @@ impl Channel {
             tx: None,
             reply_consumer: None,
             last_queue: "".into(),
+            has_common_prefetch: false,
             closed: false,
         }
     }
@@ -392,11 +395,15 @@ impl Channel {
             return Err(Fault::not_implemented(format!("prefetch_size!=0 ({size})")));
         }
         let limit = (count > 0).then_some(u32::from(count));
-        if global {
-            out.step(Step::ChannelPrefetch { channel: self.number, limit });
-        } else {
+        if !global {
             self.prefetch = limit;
         }
+        // As in RabbitMQ, a limit of each consumer's own ends the one that they share.
+        let common = limit.filter(|_| global);
+        if global || self.has_common_prefetch {
+            out.step(Step::ChannelPrefetch { channel: self.number, limit: common });
+        }
+        self.has_common_prefetch = common.is_some();
         self.say(&Method::BasicQosOk {}, out)
     }
 }

@@ -136,6 +136,7 @@ fn recover_and_qos_and_get() {
          = prefetch 1 Some(7)
          < 1 basic.qos-ok
          > 1 basic.qos
+         = prefetch 1 None
          < 1 basic.qos-ok
          > 1 basic.consume
          = request 1 consume q second Some(10)

@@ -1,0 +1,171 @@
+//! Queues that end on a condition (rule 22), and what a new leader must not decide before it has heard everybody.
+
+use super::*;
+
+impl Edge {
+    async fn delete_if(&mut self, queue: QueueId, if_unused: bool, if_empty: bool) -> Result<u64, Refusal> {
+        self.up(ToLeader::Seal { request: 4, queue, if_unused, if_empty }).await;
+        match self.down().await {
+            ToEdge::Purged { request: 4, result } => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Nothing is answered for now.
+    async fn waits(&mut self) {
+        if let Ok(got) = timeout(QUIET, self.end.down_rx.recv()).await {
+            panic!("{got:?}");
+        }
+    }
+
+    async fn refused(&mut self, batch: Batch) -> Vec<(u32, RefusedEnqueue)> {
+        self.up(ToLeader::Batch(batch)).await;
+        match self.down().await {
+            ToEdge::Verdict { refused, .. } => refused,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Shard {
+    async fn sealed(&mut self, queue: QueueId) {
+        let event = timeout(SOON, self.events.recv()).await.expect("the queue is to be deleted");
+        assert_eq!(event, Some(ServerEvent::Sealed { queue }));
+    }
+}
+
+fn says(why: &str) -> Result<u64, Refusal> {
+    Err(Refusal::Precondition(format!("queue 'q10' in vhost '/' {why}")))
+}
+
+#[tokio::test]
+async fn a_queue_is_deleted_only_if_its_condition_holds() {
+    let mut shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..2).await;
+    edge.consume(1, Q, Some(1)).await;
+    edge.take(1).await;
+    assert_eq!(edge.delete_if(Q, true, true).await, says("in use"));
+    assert_eq!(edge.delete_if(Q, false, true).await, says("not empty"));
+    edge.up(ToLeader::Cancel { consumer: ConsumerId(1) }).await;
+    edge.down().await;
+    assert_eq!(edge.delete_if(Q, true, false).await, Ok(1));
+    shard.sealed(Q).await;
+    assert_eq!(edge.delete_if(Q, false, true).await, Ok(0), "it is as good as deleted");
+}
+
+#[tokio::test]
+async fn a_message_that_comes_before_the_seal_keeps_its_queue_and_one_that_comes_after_is_not_confirmed() {
+    let mut shard = Shard::with_queues(&[Q, Q2]);
+    let mut edge = shard.edge(1).await;
+    // The seal is proposed with the message on its way.
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let batch = edge.messages(Q, 0..1);
+    edge.up(ToLeader::Batch(batch)).await;
+    tokio::time::sleep(QUIET).await;
+    edge.up(ToLeader::Seal { request: 4, queue: Q, if_unused: false, if_empty: true }).await;
+    tokio::time::sleep(QUIET).await;
+    let held = shard.gate.held.lock().take().unwrap();
+    assert_eq!(held.len(), 2);
+    held.into_iter().for_each(|(token, leader, entry)| shard.gate.inner.propose(token, leader, entry));
+    let ToEdge::Verdict { refused, .. } = edge.down().await else { panic!("no verdict") };
+    assert_eq!(refused, []);
+    assert_eq!(edge.down().await, ToEdge::Purged { request: 4, result: says("not empty") });
+    assert_eq!(edge.get(Q).await, Ok(Some((1, false, 0))), "it goes on");
+    edge.settle(Q, 1, 1).await;
+    assert_eq!(edge.delete_if(Q, true, true).await, Ok(0));
+    shard.sealed(Q).await;
+    let batch = edge.batch(|ops| {
+        ops.enqueue(&[Q], b"", b"key", &[0, 0], b"late");
+        ops.enqueue(&[Q, Q2], b"", b"key", &[0, 0], b"to both");
+        ops.enqueue(&[Q, QueueId(99)], b"", b"key", &[0, 0], b"to route again");
+    });
+    assert_eq!(edge.refused(batch).await, [(0, RefusedEnqueue::Sealed), (2, RefusedEnqueue::UnknownQueue)]);
+    assert_eq!(edge.stat(Q2).await.ready, 1);
+    // Who comes to it waits for its end, also under the next leader, which has it deleted.
+    edge.up(ToLeader::Consume(consumer(5, Q, None))).await;
+    edge.waits().await;
+    let mut shard = shard.fail_over();
+    shard.sealed(Q).await;
+    let mut edge = shard.edge_of(1, edge.incarnation).await;
+    edge.up(ToLeader::Consume(consumer(5, Q, None))).await;
+    edge.waits().await;
+    shard.drop_queue(Q);
+    let ToEdge::Consuming { result: Err(Refusal::NotFound { .. }), .. } = edge.down().await else { panic!("it is gone") };
+}
+
+#[tokio::test]
+async fn a_seal_that_is_lost_on_its_way_is_written_again() {
+    let mut shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    shard.gate.fail.store(2, Ordering::Relaxed);
+    assert_eq!(edge.delete_if(Q, true, true).await, Ok(0));
+    shard.sealed(Q).await;
+}
+
+#[tokio::test]
+async fn a_new_leader_counts_consumers_when_all_edges_have_told_of_theirs() {
+    let shard = Shard::with_queues(&[Q]);
+    let (mut one, two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    one.publish(Q, 0..1).await;
+    one.take(1).await;
+    one.settle(Q, 1, 1).await;
+    let shard = shard.fail_over();
+    let mut two = shard.edge_of(2, two.incarnation).await;
+    two.up(ToLeader::Seal { request: 4, queue: Q, if_unused: true, if_empty: false }).await;
+    two.up(ToLeader::Stat { request: 8, queues: vec![Q], used: true }).await;
+    two.waits().await;
+    let mut one = shard.arriving(1, one.incarnation).await;
+    one.attach(vec![attached(1, Q, None, vec![])], vec![]).await;
+    let mut answers = [two.down().await, two.down().await];
+    answers.sort_by_key(|a| matches!(a, ToEdge::Stats { .. }));
+    assert_eq!(answers[0], ToEdge::Purged { request: 4, result: says("in use") });
+    let ToEdge::Stats { stats, .. } = &answers[1] else { panic!("{answers:?}") };
+    assert_eq!(stats[0].consumers, 1);
+}
+
+#[tokio::test]
+async fn an_exclusive_consumer_of_an_empty_queue_stays_alone_under_a_new_leader() {
+    let shard = Shard::with_queues(&[Q]);
+    let (mut one, two) = (shard.edge(1).await, shard.edge(2).await);
+    one.up(ToLeader::Consume(Consumer { exclusive: true, ..consumer(1, Q, None) })).await;
+    one.started(1).await;
+    let shard = shard.fail_over();
+    let mut two = shard.edge_of(2, two.incarnation).await;
+    two.up(ToLeader::Consume(consumer(7, Q, None))).await;
+    two.waits().await;
+    let mut one = shard.arriving(1, one.incarnation).await;
+    let consumer = Consumer { exclusive: true, ..consumer(1, Q, None) };
+    one.attach(vec![Attached { consumer, unacked: vec![], unwritten_bytes: 0 }], vec![]).await;
+    let ToEdge::Consuming { result: Err(Refusal::Access(_)), .. } = two.down().await else { panic!("two consumers") };
+    one.publish(Q, 0..1).await;
+    one.take(1).await;
+}
+
+/// What was cancelled while nobody led, or died with the leader, is not told to the next one.
+#[tokio::test]
+async fn an_auto_delete_queue_whose_consumer_went_with_the_leader_is_deleted_by_the_next() {
+    let mut shard = Shard::with_queues(&[Q2]);
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q2, None).await;
+    assert!(shard.events.try_recv().is_err());
+    let mut shard = shard.fail_over();
+    let mut edge = shard.arriving(1, edge.incarnation).await;
+    edge.waits().await;
+    assert!(shard.events.try_recv().is_err(), "it may still attach it");
+    edge.attach(vec![], vec![]).await;
+    shard.sealed(Q2).await;
+}
+
+#[tokio::test]
+async fn an_auto_delete_queue_that_never_had_a_consumer_stays_under_a_new_leader() {
+    let shard = Shard::with_queues(&[Q2]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q2, 0..1).await;
+    assert_eq!(edge.get(Q2).await, Ok(Some((1, false, 0))));
+    let mut shard = shard.fail_over();
+    let mut edge = shard.edge_of(1, edge.incarnation).await;
+    edge.waits().await;
+    assert!(shard.events.try_recv().is_err());
+}
