@@ -62,11 +62,17 @@ impl DataMachine {
         Ok(None)
     }
 
-    /// Whether some queue refuses the message, with what the part brings before it.
+    /// Whether some queue refuses the message, with what the part brings before it, or none takes it since they are sealed: what is
+    /// promised now would not be there.
     fn would_refuse(&mut self, op: &EnqueueOp, coming: &mut Coming) -> bool {
-        let mut refused = false;
+        let (mut refused, mut sealed, mut taken) = (false, false, false);
         for id in op.queues() {
             let Some(queue) = self.queues.get(&id) else { continue };
+            if queue.is_sealed() {
+                sealed = true;
+                continue;
+            }
+            taken = true;
             refused |= queue.settings().is_some() && self.exits.is_stuck(id, queue);
             let Some(settings) = queue.settings().filter(|s| s.is_limited() && s.overflow != Overflow::DropHead) else { continue };
             let note = limits::note_of(Some(settings), op, self.last_time_ms);
@@ -75,7 +81,7 @@ impl DataMachine {
             refused |= limits::is_full(queue, self.bases.of(id, queue), (before.0, before.1 + bytes));
             *before = (before.0 + 1, before.1 + bytes);
         }
-        refused
+        refused || (sealed && !taken)
     }
 
     fn live_of(&self, id: QueueId, reason: SettleReason, ranges: &Ranges) -> Option<Leaving> {

@@ -495,5 +495,6 @@ fn a_queue_that_a_transaction_brings_messages_to_is_not_sealed_as_empty() {
     assert!(!seal(&mut shard, Some(Seq(1))), "another tail");
     assert!(seal(&mut shard, Some(Seq(0))));
     assert_eq!(shard.batch(|ops| publish(ops, "late")), Some(vec![(0, RefusedEnqueue::Sealed)]));
+    assert_eq!(shard.prepare(tx(7), ELSEWHERE, &["later"], None), [(0, RefusedEnqueue::Full)], "no commit of what would be lost");
     assert!(shard.live().is_empty() && shard.machine.live_entries().is_empty());
 }

@@ -29,6 +29,8 @@ pub enum ToLeader {
         leader: LeaderId,
         /// The edge's consumers on this shard.
         consumers: Vec<Attached>,
+        /// Those whose start was not answered: each is a `Consume`, said here so that nobody takes them for gone meanwhile (rule 22).
+        asked: Vec<Consumer>,
         /// Checked out by basic.get or by consumers that were cancelled since: nobody's credit.
         loose: Vec<(QueueId, Ranges)>,
     },
@@ -79,11 +81,11 @@ pub enum ToLeader {
         /// It waits until there are some, or until it is withdrawn.
         patient: bool,
     },
-    /// A take is not waited for any more; its answer may be on its way.
+    /// A question about a queue is not waited for any more: it has no effect from now on. Its answer may be on its way.
     Withdraw {
         /// Which.
         request: u64,
-        /// From where it would have taken.
+        /// Which queue it is about.
         queue: QueueId,
     },
     /// Give back checked-out messages to their original places, redelivered (requeue, closed channel, lost connection).
@@ -287,7 +289,8 @@ pub enum ToEdge {
 pub enum RefusedEnqueue {
     /// None of its queues exists in the shard: route again, once (rule 27).
     UnknownQueue,
-    /// A queue of it is full and refuses publishes; the other queues have it. Of a transaction's part: nothing of the part is kept.
+    /// A queue of it is full and refuses publishes; the other queues have it. Of a transaction's part: some message of it would be
+    /// refused, by a full queue or since its queues are being deleted, and nothing of the part is kept.
     Full,
     /// Its queues are being deleted, and take nothing any more: as good as gone.
     Sealed,

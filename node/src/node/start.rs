@@ -126,7 +126,7 @@ async fn go_on(
     let port = Port { client: consensus.catalog(), may_route, patience: config.no_quorum_timeout };
     let port: Arc<dyn CatalogPort> = Arc::new(port);
     tasks.spawn(presence::keep(consensus.clone(), catalog.clone()));
-    tasks.spawn(unused::delete(port.clone(), catalog.clone(), events_rx));
+    tasks.spawn(unused::delete(port.clone(), events_rx));
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
         no_quorum_timeout: config.no_quorum_timeout,

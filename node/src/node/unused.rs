@@ -2,11 +2,9 @@
 //! delete on a condition), however long the catalog takes to answer. Started by `start`; the shard servers say which queues.
 
 use crate::edge::CatalogPort;
-use crate::machine::catalog::Catalog;
 use crate::model::QueueId;
 use crate::model::catalog::CatalogCommand;
 use crate::serving::ServerEvent;
-use parking_lot::RwLock;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -18,13 +16,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const DELETIONS: usize = 256;
 
 /// Runs until the servers are gone; deletions end with it.
-pub(super) async fn delete(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catalog>>, mut events_rx: mpsc::Receiver<ServerEvent>) {
+pub(super) async fn delete(port: Arc<dyn CatalogPort>, mut events_rx: mpsc::Receiver<ServerEvent>) {
     let mut deletions = JoinSet::new();
     loop {
         tokio::select! {
             event = events_rx.recv(), if deletions.len() < DELETIONS => match event {
                 Some(ServerEvent::Sealed { queue }) => {
-                    drop(deletions.spawn(delete_one(port.clone(), catalog.clone(), queue)));
+                    drop(deletions.spawn(delete_one(port.clone(), queue)));
                 }
                 None => return,
             },
@@ -33,10 +31,11 @@ pub(super) async fn delete(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catal
     }
 }
 
-/// Until the catalog has answered; a command without an answer may still have been done.
-async fn delete_one(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catalog>>, queue: QueueId) {
+/// Until the catalog has answered, which deletes what is there; a command without an answer may still have been done. This node's copy of
+/// the catalog is not asked: it may be behind the shard, and not have the queue yet.
+async fn delete_one(port: Arc<dyn CatalogPort>, queue: QueueId) {
     let mut pause = PAUSE_MIN;
-    while catalog.read().queue_by_id(queue).is_some() {
+    loop {
         match port.submit(CatalogCommand::DeleteQueue { id: queue }).await {
             Ok(_) => return,
             Err(error) => tracing::warn!(%queue, %error, "a sealed queue could not be deleted yet"),
@@ -49,11 +48,25 @@ async fn delete_one(port: Arc<dyn CatalogPort>, catalog: Arc<RwLock<Catalog>>, q
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::catalog::Catalog;
     use crate::model::catalog::{CatalogReply, Name, QueueSpec, Refusal, Table};
     use crate::model::{Incarnation, LeaderId, LogId, NodeId, ShardId};
     use futures::future::BoxFuture;
+    use parking_lot::RwLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::sync::Notify;
+
+    /// The leader of a shard may hear of a queue before its node's copy of the catalog does.
+    #[tokio::test]
+    async fn a_queue_that_this_nodes_catalog_does_not_have_is_deleted_where_it_is() {
+        let port = Arc::new(Minority { catalog: Arc::default(), refusals: AtomicU32::new(0), done: Notify::new() });
+        let (events_tx, events_rx) = mpsc::channel(1);
+        let deleting = tokio::spawn(delete(port.clone(), events_rx));
+        events_tx.send(ServerEvent::Sealed { queue: QueueId(99) }).await.expect("it listens");
+        port.done.notified().await;
+        drop(events_tx);
+        deleting.await.expect("it ends with the servers");
+    }
 
     /// Refuses the first commands.
     struct Minority {
@@ -96,7 +109,7 @@ mod tests {
         let declare = CatalogCommand::DeclareQueue { spec, node: NodeId(1), incarnation: Incarnation(1), shard: ShardId(1) };
         let (_, CatalogReply::Queue { record, .. }) = port.apply(&declare) else { panic!("not declared") };
         let (events_tx, events_rx) = mpsc::channel(1);
-        let deleting = tokio::spawn(delete(port.clone(), catalog.clone(), events_rx));
+        let deleting = tokio::spawn(delete(port.clone(), events_rx));
         events_tx.send(ServerEvent::Sealed { queue: record.id }).await.expect("it listens");
         port.done.notified().await;
         assert!(catalog.read().queue_by_id(record.id).is_none());

@@ -200,7 +200,12 @@ mod tests {
         vec![
             ToLeader::Hello { node: NodeId(3), incarnation: Incarnation(u64::MAX) },
             ToLeader::Batch(batch.clone()),
-            ToLeader::Attach { leader, consumers: vec![attached], loose: vec![(QueueId(1), vec![(Seq(2), Seq(2))])] },
+            ToLeader::Attach {
+                leader,
+                consumers: vec![attached],
+                asked: vec![consumer()],
+                loose: vec![(QueueId(1), vec![(Seq(2), Seq(2))])],
+            },
             ToLeader::Batch(Batch { seq: BatchSeq(3), ..batch }),
             ToLeader::Consume(consumer()),
             ToLeader::Cancel { consumer: ConsumerId(4) },

@@ -155,13 +155,14 @@ impl ShardServer {
         *budget = budget.saturating_sub(message.len().max(64));
         let session = state.consumers[at].session;
         let delivery = self.check_out(state, session, (seq, message));
-        let consumer = &mut state.consumers[at];
+        let consumer = &state.consumers[at];
         if consumer.out.is_empty()
             && let Some(path) = self.paths.iter_mut().find(|p| p.id == consumer.path)
         {
             path.room -= 1;
         }
-        consumer.push(delivery);
+        state.deliver(at, delivery);
+        let consumer = &state.consumers[at];
         if consumer.out_bytes >= CHUNK_BYTES || consumer.out.len() >= CHUNK_MESSAGES {
             self.flush(leader, state, at);
         }

@@ -3,9 +3,10 @@
 
 use super::queue::{Consumer, SEEN_MARK};
 use super::server::ShardServer;
-use crate::model::link::{Attached, Batch, Ranges, ToEdge, ToLeader};
+use crate::model::link::{Attached, Batch, Consumer as Spec, Ranges, ToEdge, ToLeader};
 use crate::model::ports::{LeaderEnd, PATH_CAPACITY};
 use crate::model::{BatchSeq, Incarnation, LeaderId, NodeId, QueueId, SessionId};
+use hashbrown::HashSet;
 use std::collections::VecDeque;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -233,22 +234,36 @@ impl ShardServer {
         let Some(session) = self.sessions.remove(&id) else { return };
         tracing::info!(shard = %self.config.shard, session = %id, node = %session.node, "edge session ended");
         self.close(session.path);
-        self.consumers.retain(|(owner, _), _| *owner != id);
         let queues: Vec<QueueId> = if session.used { self.queues.keys().copied().collect() } else { Vec::new() };
+        let consumed = if session.used { self.forget_users(id) } else { HashSet::new() };
         for queue in queues {
-            let Some(state) = self.queues.get_mut(&queue) else { continue };
-            let before = state.consumers.len();
-            state.consumers.retain(|c| c.session != id);
-            let consumed = before > state.consumers.len();
-            state.gets.retain(|g| g.session != id);
-            state.takes.retain(|t| t.session != id);
-            if state.give_back_all(id, true) || consumed {
+            if self.queues.get_mut(&queue).is_some_and(|state| state.give_back_all(id, true)) || consumed.contains(&queue) {
                 self.mark(queue);
             }
-            if consumed {
-                self.check_last_consumer(queue);
-            }
         }
+    }
+
+    /// Whoever consumes, waits or asks on a session's behalf is forgotten. Queues that may have lost their last consumer with it are
+    /// looked at when the holds are released; which had consumers.
+    fn forget_users(&mut self, session: SessionId) -> HashSet<QueueId> {
+        self.consumers.retain(|(owner, _), _| *owner != session);
+        let machine = self.machine.lock();
+        let mut consumed = HashSet::new();
+        for state in self.queues.values_mut() {
+            let before = state.consumers.len();
+            state.consumers.retain(|c| c.session != session);
+            if state.consumers.len() < before {
+                consumed.insert(state.id);
+                state.last_gone = true;
+            }
+            if state.parked.iter().any(|one| one.session == session && one.consumes()) {
+                state.last_gone |= machine.queue(state.id).is_some_and(|q| q.had_consumer());
+            }
+            state.parked.retain(|one| one.session != session);
+            state.gets.retain(|g| g.session != session);
+            state.takes.retain(|t| t.session != session);
+        }
+        consumed
     }
 
     /// Queues whose holders are all heard of flow again (rule 18); requests that waited for it run.
@@ -274,7 +289,14 @@ impl ShardServer {
         }
     }
 
-    pub(super) fn attach(&mut self, id: PathId, leader: LeaderId, consumers: Vec<Attached>, loose: Vec<(QueueId, Ranges)>) {
+    /// An edge tells of its consumers, those that run and those that it asks for still, and of what else it holds.
+    pub(super) fn attach(
+        &mut self,
+        id: PathId,
+        leader: LeaderId,
+        (consumers, asked): (Vec<Attached>, Vec<Spec>),
+        loose: Vec<(QueueId, Ranges)>,
+    ) {
         if self.lead != Some(leader) {
             return self.dismiss(id);
         }
@@ -282,7 +304,7 @@ impl ShardServer {
         let Some(session) = self.sessions.get_mut(&session_id) else { return self.close(id) };
         session.used = true;
         session.resolved = true;
-        let (before, consumed) = self.detach(session_id);
+        let before = self.detach(session_id);
         for attached in consumers {
             self.attach_consumer(id, session_id, attached);
         }
@@ -290,28 +312,22 @@ impl ShardServer {
             self.attach_held(session_id, queue, &ranges);
         }
         self.give_back_unattached(session_id, before);
+        // Before anybody counts who is left.
+        asked.into_iter().for_each(|spec| self.request(id, ToLeader::Consume(spec)));
         self.release_holds();
-        consumed.into_iter().for_each(|queue| self.check_last_consumer(queue));
     }
 
-    /// Takes a session's consumers and messages off the tables; returns what it held, and where it consumed.
-    fn detach(&mut self, session: SessionId) -> (Vec<Holdings>, Vec<QueueId>) {
-        self.consumers.retain(|(owner, _), _| *owner != session);
-        let (mut before, mut consumed) = (Vec::new(), Vec::new());
+    /// Takes a session's consumers and messages off the tables; returns what it held.
+    fn detach(&mut self, session: SessionId) -> Vec<Holdings> {
+        self.forget_users(session);
+        let mut before = Vec::new();
         for state in self.queues.values_mut() {
-            let consumers = state.consumers.len();
-            state.consumers.retain(|c| c.session != session);
-            if state.consumers.len() < consumers {
-                consumed.push(state.id);
-            }
-            state.gets.retain(|g| g.session != session);
-            state.takes.retain(|t| t.session != session);
             let held = state.checked.remove_all_of(session);
             if !held.is_empty() {
                 before.push((state.id, held));
             }
         }
-        (before, consumed)
+        before
     }
 
     fn attach_consumer(&mut self, path: PathId, session: SessionId, attached: Attached) {
@@ -320,12 +336,25 @@ impl ShardServer {
         if !self.attach_held(session, queue, &unacked) {
             return self.send(path, ToEdge::Cancelled { consumer: spec.id, asked: false });
         }
+        if self.is_replaced(session, &spec) {
+            if let Some(state) = self.queues.get_mut(&queue) {
+                unacked.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, true));
+            }
+            return self.send(path, ToEdge::Cancelled { consumer: spec.id, asked: false });
+        }
         let count = unacked.iter().map(|(first, last)| (last.0 + 1).saturating_sub(first.0)).sum();
         self.consumers.insert((session, spec.id), queue);
         if let Some(state) = self.queues.get_mut(&queue) {
+            state.has_still((session, spec.id), &unacked);
             state.add_consumer(Consumer::new(spec, session, path, count, unwritten_bytes));
         }
         self.mark(queue);
+    }
+
+    /// While its edge counted as gone others began to consume, and it or one of them is to be alone.
+    fn is_replaced(&self, session: SessionId, spec: &Spec) -> bool {
+        let excludes = |c: &Consumer| c.session != session && (spec.exclusive || c.spec.exclusive);
+        self.queues.get(&spec.queue).is_some_and(|state| state.consumers.iter().any(excludes))
     }
 
     /// False when there is no such queue. What came to the edge as redelivered it gives back as seen, so nothing is marked here.

@@ -9,6 +9,7 @@ mod handle;
 mod letters;
 mod level;
 pub mod local;
+mod parking;
 mod posting;
 mod proposing;
 mod queue;

@@ -443,8 +443,8 @@ impl ShardServer {
         own.reserves.into_iter().for_each(|queue| self.reserved(queue));
         own.tends.into_iter().for_each(|queue| self.tended(queue));
         own.activations.into_iter().for_each(|queue| self.activated(queue));
-        own.marks.into_iter().for_each(|(queue, _)| self.retry_parked(queue));
-        own.seals.into_iter().for_each(|queue| self.seal_written(queue));
+        own.marks.into_iter().for_each(|(queue, _)| self.settle_parked(queue));
+        own.seals.into_iter().for_each(|queue| self.seal_written(queue, true));
         own.returns.into_iter().for_each(|r| self.returned(r));
         let shrank = !own.letters.is_empty() || !own.dones.is_empty();
         self.letters_posted(own.letters, true);
@@ -487,7 +487,7 @@ impl ShardServer {
                 }
                 own.tends.into_iter().for_each(|queue| self.tended(queue));
                 own.activations.into_iter().for_each(|queue| self.activated(queue));
-                own.seals.into_iter().for_each(|queue| self.seal_written(queue));
+                own.seals.into_iter().for_each(|queue| self.seal_written(queue, false));
                 self.log.marks.extend(own.marks);
                 self.log.purges.extend(own.purges);
                 self.log.dones.extend(own.dones);

@@ -3,12 +3,13 @@
 
 use super::edges::PathId;
 use super::level::Level;
+use super::parking::Parked;
 use super::ranges::{RangeMap, RangeSet};
 use super::sealing::Wish;
 use super::taking::Take;
 use super::transactions::UNDECIDED;
 use crate::machine::Queue;
-use crate::model::link::{Consumer as Spec, Delivery, Ranges, ToLeader};
+use crate::model::link::{Consumer as Spec, Delivery, Ranges};
 use crate::model::settings::QueueSettings;
 use crate::model::{ConsumerId, QueueId, Seq, SessionId, limits};
 use bytes::Bytes;
@@ -123,16 +124,18 @@ pub(super) struct QueueState {
     /// Not delivered until every holder attached or is gone (rule 18).
     pub held: bool,
     /// Requests that wait for the end of `held`, or for what `ShardServer::must_wait` names.
-    pub parked: Vec<(PathId, ToLeader)>,
+    pub parked: Vec<Parked>,
     /// Where its seal stands, whether it is applied, and who wants it.
     pub seal: Step,
     pub sealed: bool,
     pub wishes: Vec<Wish>,
+    /// Seals that the machine refused since somebody wanted one.
+    pub refusals: u32,
     /// Returns of messages that clients saw, of which later leaders do not know yet: who is to be told when they do.
     pub unrecorded: Vec<(SessionId, Ranges)>,
     /// Those that the reservation in flight puts on record.
     pub recording: Vec<(SessionId, Ranges)>,
-    /// The last consumer went while some edges had not attached yet.
+    /// The last consumer may be gone: that is to be looked at once everybody is heard of.
     pub last_gone: bool,
     /// In the server's list of queues to pump.
     pub dirty: bool,
@@ -160,6 +163,8 @@ pub(super) struct Care {
     pub active: Option<(SessionId, ConsumerId)>,
     /// A better one than the active one waits until that has settled what it holds; it gets nothing new.
     pub yields: bool,
+    /// Delivered to the active one and not dealt with, as far as that is known; what `checked` says counts.
+    given: RangeSet,
     /// When it is to be looked at again.
     pub alarm: Option<Instant>,
     /// Last consumer, get or declare.
@@ -178,6 +183,7 @@ impl Care {
             activate: Step::Idle,
             active: queue.active(),
             yields: false,
+            given: RangeSet::default(),
             alarm: None,
             last_used: Instant::now(),
             unused_told: false,
@@ -187,6 +193,14 @@ impl Care {
     /// Who alone gets messages, where only one does; `None` within: nobody for now.
     fn only(&self) -> Option<Option<(SessionId, ConsumerId)>> {
         self.settings.single_active_consumer.then_some(self.active.filter(|_| !self.yields))
+    }
+
+    /// Another consumer is active.
+    pub fn activated(&mut self, active: Option<(SessionId, ConsumerId)>) {
+        self.activate = Step::Idle;
+        if self.active != active {
+            (self.active, self.yields, self.given) = (active, false, RangeSet::default());
+        }
     }
 
     /// Time without use counts from the moment that it is limited, or limited otherwise.
@@ -225,6 +239,7 @@ impl QueueState {
             seal: Step::Idle,
             sealed: queue.is_sealed(),
             wishes: Vec::new(),
+            refusals: 0,
             unrecorded: Vec::new(),
             recording: Vec::new(),
             last_gone: false,
@@ -327,6 +342,36 @@ impl QueueState {
         if unlisted { Choice::Unlisted } else { Choice::Nobody }
     }
 
+    /// A message goes to the consumer at this place.
+    pub fn deliver(&mut self, at: usize, delivery: Delivery) {
+        let consumer = &mut self.consumers[at];
+        if let Some(care) = self.care.as_mut().filter(|c| c.settings.single_active_consumer) {
+            care.given.insert(delivery.seq, delivery.seq, ());
+        }
+        consumer.push(delivery);
+    }
+
+    /// A consumer came back with these messages.
+    pub fn has_still(&mut self, consumer: (SessionId, ConsumerId), held: &Ranges) {
+        if let Some(care) = self.care.as_mut().filter(|c| c.settings.single_active_consumer && c.active == Some(consumer)) {
+            held.iter().filter(|(first, last)| first <= last).for_each(|(first, last)| care.given.insert(*first, *last, ()));
+        }
+    }
+
+    /// The active consumer holds messages: others that its node holds are another one's, or came by basic.get.
+    pub fn active_holds(&self) -> bool {
+        let Some(care) = self.care.as_ref().filter(|c| !c.given.is_empty()) else { return false };
+        let Some((session, _)) = care.active else { return false };
+        let mut held = self.checked.ranges().filter(|(_, _, holder)| *holder == session);
+        held.any(|(first, last, _)| care.given.gaps(first, last) != [(first, last)])
+    }
+
+    fn not_given(&mut self, first: Seq, last: Seq) {
+        if let Some(care) = self.care.as_mut().filter(|c| !c.given.is_empty()) {
+            care.given.remove(first, last, |_, _, _| {});
+        }
+    }
+
     /// One more consumer, behind those of its priority that came before it.
     pub fn add_consumer(&mut self, consumer: Consumer) {
         let rank = |c: &Consumer| (std::cmp::Reverse(c.spec.priority), c.spec.order);
@@ -423,12 +468,14 @@ impl QueueState {
         if seen {
             self.seen.insert(first, last, ());
         }
+        self.not_given(first, last);
         self.levels.iter_mut().for_each(|level| level.put_back(first, last));
     }
 
     /// The machine settled these.
     pub fn settled(&mut self, first: Seq, last: Seq) {
         let mut held = 0;
+        self.not_given(first, last);
         self.checked.remove(first, last, |a, b, _| held += b.0 - a.0 + 1);
         if !self.seen.is_empty() {
             self.seen.remove(first, last, |_, _, _| {});

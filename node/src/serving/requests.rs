@@ -2,6 +2,7 @@
 //! held (rule 18) or that the shard does not know yet (rule 27) are kept until that is over.
 
 use super::edges::PathId;
+use super::parking::Parked;
 use super::proposing::{Purge, Return};
 use super::queue::{Care, Consumer, Get, Step};
 use super::sealing::Wish;
@@ -42,12 +43,14 @@ impl ShardServer {
     pub(super) fn request(&mut self, id: PathId, request: ToLeader) {
         let Some(session) = self.path_mut(id).and_then(|p| p.session) else { return };
         let is_queue = |queue: &QueueId| self.machine.lock().stream(*queue).is_none();
-        if let Some(queue) = needs(&request).filter(is_queue) {
+        let is_known = |queue: &QueueId| matches!(request, ToLeader::Stat { .. }) && self.is_untouched(*queue);
+        if let Some(queue) = needs(&request).filter(|queue| is_queue(queue) && !is_known(queue)) {
             if self.queue_state(queue).is_none() {
                 return self.too_early(id, queue, request);
             }
             if self.must_wait(queue, &request) {
-                return self.queues.get_mut(&queue).into_iter().for_each(|state| state.parked.push((id, request.clone())));
+                let parked = Parked { path: id, session, request };
+                return self.queues.get_mut(&queue).into_iter().for_each(|state| state.parked.push(parked));
             }
         }
         match request {
@@ -183,9 +186,7 @@ impl ShardServer {
             }
             self.check_last_consumer(queue);
         } else {
-            let is_it = |r: &ToLeader| matches!(r, ToLeader::Consume(spec) if spec.id == consumer);
-            self.early.retain(|(_, path, request)| *path != id || !is_it(request));
-            self.queues.values_mut().for_each(|q| q.parked.retain(|(path, request)| *path != id || !is_it(request)));
+            self.forget_consume(id, consumer);
         }
         self.send(id, ToEdge::Cancelled { consumer, asked: true });
     }
@@ -194,20 +195,20 @@ impl ShardServer {
     pub(super) fn check_last_consumer(&mut self, queue: QueueId) {
         let Some(state) = self.queues.get_mut(&queue) else { return };
         state.last_gone = state.consumers.is_empty();
-        let goes_on = !state.last_gone || state.parked.iter().any(|(_, request)| matches!(request, ToLeader::Consume(_)));
+        let goes_on = !state.last_gone || state.parked.iter().any(Parked::consumes);
         // It may have been the single active one: the next is chosen at the next look, with or without a message.
         self.mark(queue);
         if goes_on || self.sessions.values().any(|s| !s.resolved) {
             return;
         }
-        if let Some(state) = self.queues.get_mut(&queue) {
-            state.last_gone = false;
-        }
         self.touch(queue);
-        if queue.is_reply() {
-            return self.log.replies.drops.push(queue);
+        let is_auto_delete = if queue.is_reply() { Some(false) } else { self.is_auto_delete(queue) };
+        if let Some(state) = self.queues.get_mut(&queue) {
+            state.last_gone = is_auto_delete.is_none();
         }
-        if self.config.catalog.facts(queue).is_some_and(|facts| facts.auto_delete) {
+        if queue.is_reply() {
+            self.log.replies.drops.push(queue);
+        } else if is_auto_delete == Some(true) {
             self.seal(queue, Wish::Abandoned);
         }
     }
@@ -311,8 +312,8 @@ impl ShardServer {
             let result = Err(self.not_found(queue));
             self.send(take.path, ToEdge::Took { request: take.request, result });
         }
-        for (path, request) in state.parked {
-            self.request(path, request);
+        for one in state.parked {
+            self.request(one.path, one.request);
         }
         for (session, ranges) in state.unrecorded.into_iter().chain(state.recording) {
             self.send_session(session, ToEdge::Recorded { queue, ranges });

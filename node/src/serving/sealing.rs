@@ -3,7 +3,7 @@
 //! then on the queue is as good as deleted: it takes nothing, whoever leads, until the catalog has deleted it. Called by `requests`,
 //! `tending` and `proposing`.
 
-use super::edges::PathId;
+use super::edges::{Path, PathId};
 use super::handle::ServerEvent;
 use super::proposing::Log;
 use super::queue::{QueueState, Step};
@@ -27,6 +27,9 @@ pub(super) enum Wish {
     Unused,
 }
 
+/// A seal that the machine refuses is written again so often, if messages keep coming; then the queue is not empty.
+const REFUSALS_MAX: u32 = 3;
+
 /// Why not.
 #[derive(Clone, Copy)]
 enum Obstacle {
@@ -41,7 +44,7 @@ impl QueueState {
             self.wishes.push(wish);
         }
         if self.seal == Step::Idle {
-            self.seal = Step::Wanted;
+            (self.seal, self.refusals) = (Step::Wanted, 0);
             log.seals.push(self.id);
         }
     }
@@ -66,6 +69,14 @@ impl QueueState {
     }
 }
 
+/// A client whose edge is away asks again when that is back.
+fn is_waited_for(wish: Wish, paths: &[Path]) -> bool {
+    match wish {
+        Wish::Client { path, .. } => paths.iter().any(|p| p.id == path && !p.closed),
+        Wish::Abandoned | Wish::Unused => true,
+    }
+}
+
 impl ShardServer {
     /// A client wants a queue deleted if.
     pub(super) fn seal(&mut self, queue: QueueId, wish: Wish) {
@@ -86,8 +97,13 @@ impl ShardServer {
         if state.held || state.is_closing() {
             return true;
         }
+        let is_open = |id: PathId| self.paths.iter().any(|p| p.id == id && !p.closed);
         let any_unheard = || self.sessions.values().any(|s| !s.resolved);
         match request {
+            // In the order of coming: who is to be alone is not overtaken.
+            ToLeader::Consume(_) if state.parked.iter().any(|one| one.consumes() && is_open(one.path)) => true,
+            // It is refused.
+            ToLeader::Consume(spec) if spec.exclusive && state.care.as_ref().is_some_and(|c| c.settings.single_active_consumer) => false,
             ToLeader::Consume(spec) => {
                 let alone = spec.exclusive || self.machine.lock().queue(queue).is_some_and(|q| q.had_exclusive());
                 (alone && any_unheard()) || self.notes_first(queue, spec)
@@ -119,10 +135,14 @@ impl ShardServer {
         drop(machine);
         let mark = if spec.exclusive && !exclusive {
             Mark::Exclusive
-        } else if !consumed && self.config.catalog.facts(id).is_some_and(|facts| facts.auto_delete) {
-            Mark::Consumed
-        } else {
+        } else if consumed {
             return false;
+        } else {
+            match self.is_auto_delete(id) {
+                Some(true) => Mark::Consumed,
+                Some(false) => return false,
+                None => return true,
+            }
         };
         if !self.log.marks.contains(&(id, mark)) {
             self.log.marks.push((id, mark));
@@ -130,10 +150,13 @@ impl ShardServer {
         true
     }
 
-    /// What waited may go on, or waits for something else.
-    pub(super) fn retry_parked(&mut self, queue: QueueId) {
-        let parked = self.queues.get_mut(&queue).map(|state| std::mem::take(&mut state.parked)).unwrap_or_default();
-        parked.into_iter().for_each(|(path, request)| self.request(path, request));
+    /// Whether a queue goes with its last consumer. `None`: this node's catalog is behind the shard's and does not know it yet; who waits
+    /// for that is looked at again when it moves.
+    pub(super) fn is_auto_delete(&mut self, queue: QueueId) -> Option<bool> {
+        let is_behind = self.config.catalog.index() < self.machine.lock().catalog_index();
+        let facts = self.config.catalog.facts(queue);
+        self.lagging |= is_behind && facts.is_none();
+        (facts.is_some() || !is_behind).then(|| facts.is_some_and(|facts| facts.auto_delete))
     }
 
     /// Writes the seals that are wanted and may be; which.
@@ -148,7 +171,8 @@ impl ShardServer {
         let ready = queue.live_count().saturating_sub(state.checked.count()) + machine.coming(id).0;
         let tail = queue.tail();
         drop(machine);
-        let wishes = std::mem::take(&mut state.wishes);
+        let mut wishes = std::mem::take(&mut state.wishes);
+        wishes.retain(|wish| is_waited_for(*wish, &self.paths));
         let mut refused = Vec::new();
         for wish in wishes {
             match state.obstacle(wish, ready) {
@@ -195,8 +219,8 @@ impl ShardServer {
         }
     }
 
-    /// A seal is applied, or failed to be.
-    pub(super) fn seal_written(&mut self, id: QueueId) {
+    /// An entry with a seal has its outcome; it was applied, or failed to be.
+    pub(super) fn seal_written(&mut self, id: QueueId, was_applied: bool) {
         let machine = self.machine.lock();
         let found = machine.queue(id).map(|q| (q.is_sealed(), q.live_count()));
         drop(machine);
@@ -208,10 +232,16 @@ impl ShardServer {
             std::mem::take(&mut state.wishes).into_iter().for_each(|wish| self.grant(wish, count));
             return self.events.push_back(ServerEvent::Sealed { queue: id });
         }
-        if !state.wishes.is_empty() {
-            state.seal = Step::Wanted;
+        state.refusals += u32::from(was_applied);
+        let overtaken = |wish: &Wish| matches!(wish, Wish::Client { if_empty: true, .. });
+        let is_refused = state.refusals >= REFUSALS_MAX;
+        let (refused, wishes): (Vec<Wish>, Vec<Wish>) =
+            std::mem::take(&mut state.wishes).into_iter().partition(|wish| is_refused && overtaken(wish));
+        if !wishes.is_empty() {
+            (state.seal, state.wishes) = (Step::Wanted, wishes);
             self.log.seals.push(id);
         }
+        refused.into_iter().for_each(|wish| self.refuse_end(id, wish, Obstacle::NotEmpty));
         self.retry_parked(id);
     }
 

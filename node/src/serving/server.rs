@@ -68,6 +68,8 @@ pub(super) struct ShardServer {
     pub letters: Letters,
     /// Transactions over several shards.
     pub undecided: Undecided,
+    /// Something waits for this node's catalog, which is behind the shard's.
+    pub lagging: bool,
     /// Given to the consumer started last.
     pub last_order: u64,
     mailbox: Mailbox,
@@ -112,6 +114,7 @@ pub fn spawn(
         thawed: false,
         letters: Letters::default(),
         undecided: Undecided::default(),
+        lagging: false,
         last_order: 0,
         mailbox,
         events_tx: events,
@@ -195,6 +198,9 @@ impl ShardServer {
             self.lead_changed(leadership);
         }
         self.log.catalog_moved |= inbox.catalog_moved;
+        if inbox.catalog_moved && std::mem::take(&mut self.lagging) {
+            self.release_holds();
+        }
         if self.lead.is_some() {
             self.take_effects(&inbox.effects);
         }
@@ -251,7 +257,7 @@ impl ShardServer {
         match message {
             ToLeader::Hello { node, incarnation } => self.hello(id, node, incarnation),
             ToLeader::Batch(batch) if greeted => self.batch(id, batch),
-            ToLeader::Attach { leader, consumers, loose } if greeted => self.attach(id, leader, consumers, loose),
+            ToLeader::Attach { leader, consumers, asked, loose } if greeted => self.attach(id, leader, (consumers, asked), loose),
             request if greeted => self.request(id, request),
             _ => self.dismiss(id),
         }
@@ -289,6 +295,7 @@ impl ShardServer {
         self.unreadable.clear();
         self.early.clear();
         self.events.clear();
+        self.lagging = false;
         self.alarms.clear();
         self.limited.clear();
         self.letters = Letters::default();

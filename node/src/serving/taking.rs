@@ -6,7 +6,7 @@ use super::delivery::{Next, Place};
 use super::edges::PathId;
 use super::queue::QueueState;
 use super::server::ShardServer;
-use crate::model::link::{Delivery, ToEdge, ToLeader};
+use crate::model::link::{Delivery, ToEdge};
 use crate::model::{QueueId, SessionId};
 
 /// One take's messages, bytes, unless the first alone is larger.
@@ -42,16 +42,6 @@ impl ShardServer {
             state.takes.push_back(take);
             self.touch(queue);
             self.mark(queue);
-        }
-    }
-
-    /// Whoever asked does not wait any more.
-    pub(super) fn withdraw(&mut self, id: PathId, session: SessionId, queue: QueueId, request: u64) {
-        let is_it = |asked: &ToLeader| matches!(asked, ToLeader::Take { request: one, .. } if *one == request);
-        self.early.retain(|(_, path, asked)| *path != id || !is_it(asked));
-        if let Some(state) = self.queues.get_mut(&queue) {
-            state.takes.retain(|t| (t.session, t.request) != (session, request));
-            state.parked.retain(|(path, asked)| *path != id || !is_it(asked));
         }
     }
 

@@ -176,9 +176,9 @@ impl ShardServer {
         care.yields = yields;
         let is_free = match present {
             None => best.is_some(),
-            Some((session, _)) => yields && !state.checked.ranges().any(|(_, _, holder)| holder == session),
+            Some(_) => yields && !state.active_holds(),
         };
-        if is_free {
+        if let Some(care) = state.care.as_mut().filter(|_| is_free) {
             care.activate = Step::Wanted;
             self.log.activations.push(state.id);
         }
@@ -278,9 +278,7 @@ impl ShardServer {
     pub(super) fn activated(&mut self, id: QueueId) {
         let active = self.machine.lock().queue(id).and_then(Queue::active);
         if let Some(care) = self.queues.get_mut(&id).and_then(|s| s.care.as_mut()) {
-            care.activate = Step::Idle;
-            care.yields &= care.active == active;
-            care.active = active;
+            care.activated(active);
             self.mark(id);
         }
     }

@@ -167,9 +167,11 @@ impl Lane {
             }
             return;
         }
-        if let Some(record) = state.consumers.records.remove(&consumer) {
+        if let Some(mut record) = state.consumers.records.remove(&consumer) {
             state.requests.take(consumer.0);
-            state.marked.remove(&record.spec.queue);
+            // What others hold of the queue stays as it is.
+            state.take_failures(record.spec.queue, &record.unacked);
+            state.unmark(record.spec.queue, &mut record.unacked);
             record.mailbox.push_at(record.place.channel, |channel| Event::ConsumerGone { channel, consumer });
         }
     }
@@ -268,7 +270,10 @@ impl Lane {
             // Returns first: what was seen must be known before the queue flows again.
             state.returning.tell(out);
             let (consumers, loose) = state.consumers.attach(state.batches.settling());
-            out.push(ToLeader::Attach { leader, consumers, loose });
+            let mut asked = state.requests.take_consumes();
+            // As they are to run by now.
+            asked.iter_mut().for_each(|spec| state.consumers.refresh(spec));
+            out.push(ToLeader::Attach { leader, consumers, asked, loose });
         }
         out.append(&mut state.outgoing);
         state.returning.tell(out);
@@ -413,6 +418,9 @@ impl State {
     }
 
     fn refuse(&mut self, id: u64, asked: Asked, refusal: Refusal) {
+        if let Some(queue) = asked.to_withdraw().filter(|_| self.leader.is_some()) {
+            self.outgoing.push(ToLeader::Withdraw { request: id, queue });
+        }
         match asked.sink {
             Sink::Task(answer_tx) => {
                 let _ = answer_tx.send(Err(refusal));

@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 impl Lane {
     /// Ask for counts (of no queues: of all of the shard).
     pub fn stat(&self, id: u64, ask: Ask, after: u64, timeout: Duration) -> oneshot::Receiver<Result<Answer, Refusal>> {
-        self.ask(id, ToLeader::Stat { request: id, queues: ask.queues, used: ask.used }, None, after, timeout)
+        let waits_at = ask.queues.first().copied().filter(|_| ask.used);
+        self.ask(id, ToLeader::Stat { request: id, queues: ask.queues, used: ask.used }, waits_at, after, timeout)
     }
 
     /// Drop all ready messages of a queue.

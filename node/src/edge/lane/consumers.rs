@@ -1,7 +1,7 @@
 //! The consumers of a lane and what clients hold of its shard: the truth that a new leader is told (`Attach`). Pure; the lane carries
 //! out what it says. A message is held from the moment it came from the leader, wherever on this node it is.
 
-use super::ages::Ages;
+use super::ages::{Ages, Look};
 use crate::edge::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
 use crate::edge::ranges::RangeSet;
 use crate::model::link::{Attached, Consumer, Delivery, Ranges, ToLeader};
@@ -160,30 +160,35 @@ impl Consumers {
         }
         let mut known: HashMap<QueueId, Duration> = HashMap::new();
         let mut limit = |queue| *known.entry(queue).or_insert_with(|| of_queue(queue));
-        let (mut late, mut shortest) = (Vec::new(), None);
-        let mut look_within = |timeout: Duration| shortest = Some(shortest.map_or(timeout, |least: Duration| least.min(timeout)));
+        let (mut late, mut next) = (Vec::new(), None);
+        let mut look_at = |at: Instant| next = Some(next.map_or(at, |first: Instant| first.min(at)));
         for record in self.records.values_mut().filter(|r| !r.spec.no_ack) {
-            let since = record.ages.look(&record.unacked, now);
-            if since.is_some() && !record.wishes.is_own_timeout {
-                record.wishes.timeout = limit(record.spec.queue);
+            if let Look::Held { since } = record.ages.look(&record.unacked, now, pause(record.wishes.timeout)) {
+                if !record.wishes.is_own_timeout {
+                    record.wishes.timeout = limit(record.spec.queue);
+                }
+                if now >= since + record.wishes.timeout {
+                    record.ages = Ages::default();
+                    late.push(Late { mailbox: record.mailbox.clone(), at: record.place.channel, timeout: record.wishes.timeout });
+                }
             }
-            if since.is_some_and(|since| now >= since + record.wishes.timeout) {
-                record.ages = Ages::default();
-                late.push(Late { mailbox: record.mailbox.clone(), at: record.place.channel, timeout: record.wishes.timeout });
-            }
-            look_within(record.wishes.timeout);
+            look_at(record.ages.next(now));
         }
         let loose = &self.loose;
         self.left.retain_mut(|left| {
-            let held = loose.get(&(left.mailbox.id(), left.queue)).map(|loose| left.set.split_by(loose).0).unwrap_or_default();
-            left.set = held;
-            let Some(since) = left.ages.look(&left.set, now) else { return false };
             let timeout = if left.wishes.is_own_timeout { left.wishes.timeout } else { limit(left.queue) };
-            let is_late = now >= since + timeout;
+            if left.ages.next(now) <= now {
+                left.set = loose.get(&(left.mailbox.id(), left.queue)).map(|loose| left.set.split_by(loose).0).unwrap_or_default();
+            }
+            let is_late = match left.ages.look(&left.set, now, pause(timeout)) {
+                Look::Nothing => return false,
+                Look::Held { since } => now >= since + timeout,
+                Look::NotYet => false,
+            };
             if is_late {
                 late.push(Late { mailbox: left.mailbox.clone(), at: left.at, timeout });
             }
-            look_within(timeout);
+            look_at(left.ages.next(now));
             !is_late
         });
         self.fetched.retain(|(_, queue, _), fetched| {
@@ -192,10 +197,10 @@ impl Consumers {
             if is_late {
                 late.push(Late { mailbox: fetched.mailbox.clone(), at: fetched.at, timeout });
             }
-            look_within(timeout);
+            look_at(now + pause(timeout));
             !is_late
         });
-        self.sweep_at = shortest.map(|timeout| now + pause(timeout));
+        self.sweep_at = next;
         late
     }
 
@@ -299,6 +304,13 @@ impl Consumers {
         self.records.values().filter(|r| r.mailbox.id() == connection).map(|r| r.spec.id).collect()
     }
 
+    /// A consumer that is asked for again: as it is wanted now.
+    pub fn refresh(&self, spec: &mut Consumer) {
+        if let Some(record) = self.records.get(&spec.id) {
+            spec.clone_from(&record.spec);
+        }
+    }
+
     /// What a leader is told: running consumers with what they hold, and everything else that is held or on its way out of the queue.
     /// Consumers whose start was never answered are asked for again instead.
     pub fn attach(&mut self, settling: BTreeMap<QueueId, RangeSet>) -> (Vec<Attached>, Vec<(QueueId, Ranges)>) {
@@ -333,9 +345,9 @@ impl Consumers {
     }
 }
 
-/// Between two looks at what a consumer holds.
+/// Between two looks at what a consumer holds: what it holds for so long as it may is seen at 64 looks at most.
 fn pause(timeout: Duration) -> Duration {
-    (timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(60))
+    (timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(60).max(timeout / 64))
 }
 
 fn mark(dirty: &mut Vec<ConsumerId>, record: &mut Record) {

@@ -5,7 +5,7 @@ use super::takes::Taken;
 use crate::edge::mailbox::{ChannelRef, Mailbox};
 use crate::model::QueueId;
 use crate::model::catalog::{Name, Refusal};
-use crate::model::link::{QueueStat, ToLeader};
+use crate::model::link::{Consumer, QueueStat, ToLeader};
 use crate::model::stream::StreamState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,6 +46,13 @@ pub(super) struct Asked {
     sent: bool,
 }
 
+impl Asked {
+    /// The queue at which the leader may keep the question: it is to forget it when nobody waits any more.
+    pub fn to_withdraw(&self) -> Option<QueueId> {
+        self.queue.filter(|_| self.sent && !matches!(self.sink, Sink::Consume { .. }))
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     asked: BTreeMap<u64, Asked>,
@@ -76,6 +83,19 @@ impl Requests {
                 out.push(asked.message.clone());
             }
         }
+    }
+
+    /// Consumers that are asked for: the attach asks for them, and nobody else does on this path.
+    pub fn take_consumes(&mut self) -> Vec<Consumer> {
+        let mut specs = Vec::new();
+        for asked in self.asked.values_mut().filter(|asked| !asked.sent) {
+            if let ToLeader::Consume(spec) = &asked.message {
+                (asked.sent, asked.not_before) = (true, None);
+                self.unsent -= 1;
+                specs.push(spec.clone());
+            }
+        }
+        specs
     }
 
     pub fn take(&mut self, id: u64) -> Option<Asked> {

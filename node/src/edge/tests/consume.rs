@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::catalog::Value;
 use crate::model::entry::SettleReason;
-use crate::model::link::{Attached, Consumer};
+use crate::model::link::Attached;
 
 struct Consuming {
     scene: Scene,
@@ -23,8 +23,8 @@ async fn consuming_with(prefetch: Option<u32>, arguments: Table) -> Consuming {
     let queue = scene.queue("q", 1);
     let mut client = scene.client();
     client.ask(Request::Consume { queue: name("q"), tag: "tag".into(), no_ack: false, exclusive: false, prefetch, arguments });
-    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
-    let ToLeader::Consume(spec) = leader.next().await else { panic!("no consume") };
+    let (mut leader, attach) = scene.leader(leader(1, 2), 9, 0).await;
+    let spec = asked_with(attach);
     let window_bytes = limits::CONSUMER_BYTES;
     let expected =
         Consumer { id: spec.id, queue, no_ack: false, exclusive: false, prefetch, window_bytes, tag: "tag".into(), priority: 0, order: 0 };
@@ -138,7 +138,7 @@ async fn a_new_leader_is_told_what_is_held_and_nothing_of_the_old_leader_follows
     client.submit(Step::Written { consumer, bytes: 3 * stored().len() as u64 });
     scene.world.set_leader(ShardId(1), Some(super::leader(2, 3)));
     let (mut new, attach) = scene.leader(super::leader(2, 3), 9, 0).await;
-    let ToLeader::Attach { leader: id, consumers, loose } = attach else { panic!("no attach") };
+    let ToLeader::Attach { leader: id, consumers, loose, .. } = attach else { panic!("no attach") };
     assert_eq!(id, new.id);
     let [Attached { consumer: spec, unacked, unwritten_bytes }] = &consumers[..] else { panic!("{consumers:?}") };
     assert_eq!((spec.id, unacked), (consumer, &ranges(&[(2, 4)])));
@@ -170,11 +170,14 @@ async fn a_consume_without_an_answer_is_asked_again_on_a_new_path() {
         prefetch: None,
         arguments: Table::new(),
     });
-    let first = old.next().await;
+    let ToLeader::Consume(spec) = old.next().await else { panic!("no consume") };
     old.say(ToEdge::NotLeader).await;
     let (mut new, attach) = scene.leader(leader(2, 2), 9, 1).await;
-    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], loose: vec![] });
-    assert_eq!(new.next().await, first);
+    let asked = vec![spec.clone()];
+    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], asked, loose: vec![] }, "in one word with the others");
+    new.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
+    new.quiet().await;
 }
 
 #[tokio::test]
@@ -338,7 +341,7 @@ async fn get_holds_its_message_until_it_is_settled() {
     assert_eq!((got.shard, got.remaining), (ShardId(1), 6));
     scene.world.set_leader(ShardId(1), Some(super::leader(2, 3)));
     let (mut new, attach) = scene.leader(super::leader(2, 3), 9, 1).await;
-    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], loose: vec![(queue, ranges(&[(1, 1)]))] });
+    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], asked: vec![], loose: vec![(queue, ranges(&[(1, 1)]))] });
     client.settle(&[Held { shard: ShardId(1), queue, seq: Seq(1), consumer: None }], Outcome::Ack);
     assert_eq!(settles(&new.batch().await), [(SettleReason::Ack, vec![(1, 1)])]);
     client.ask(Request::Get { queue: name("q"), no_ack: true });

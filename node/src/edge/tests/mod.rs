@@ -14,7 +14,7 @@ use super::*;
 use crate::machine::catalog::hash_password;
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, QueueSpec, Table, Target};
 use crate::model::entry::{EnqueueOp, EntryBytes, Op, OpsReader, StoredMessage};
-use crate::model::link::{Batch, Deliveries, Delivery, RefusedEnqueue, ToEdge, ToLeader};
+use crate::model::link::{Batch, Consumer, Deliveries, Delivery, RefusedEnqueue, ToEdge, ToLeader};
 use crate::model::ports::{EdgeEnd, LeaderEnd, Lease, path};
 use crate::model::step::{Held, Outcome, Publish, Reply, Request, Step};
 use crate::model::{BatchSeq, ConsumerId, LeaderId, LogId, Seq, SessionId, VoterId};
@@ -292,6 +292,13 @@ impl Client {
         assert_eq!(self.reply().await, Ok(Reply::Consuming { consumer: spec.id }));
         spec.id
     }
+}
+
+/// The consumer that was asked for before there was a path.
+fn asked_with(attach: ToLeader) -> Consumer {
+    let ToLeader::Attach { mut asked, .. } = attach else { panic!("no attach: {attach:?}") };
+    assert_eq!(asked.len(), 1);
+    asked.remove(0)
 }
 
 /// A leader by hand.

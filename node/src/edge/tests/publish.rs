@@ -12,7 +12,7 @@ async fn a_publish_is_confirmed_by_its_batchs_verdict() {
     client.publish("", "q", 2);
     let (mut leader, attach) = scene.leader(leader(1, 2), 9, 0).await;
     assert_eq!((leader.shard, leader.node), (ShardId(2), NodeId(2)));
-    assert_eq!(attach, ToLeader::Attach { leader: leader.id, consumers: vec![], loose: vec![] });
+    assert_eq!(attach, ToLeader::Attach { leader: leader.id, consumers: vec![], asked: vec![], loose: vec![] });
     let batch = leader.batch().await;
     assert_eq!((batch.session, batch.seq, batch.floor), (SessionId(9), BatchSeq(1), BatchSeq(0)));
     assert_eq!(batch.catalog_index, scene.world.catalog.read().index());
@@ -423,7 +423,7 @@ async fn a_vanished_owner_of_an_in_memory_queue_counts_as_unroutable() {
     let (mut back, seen) = scene.leader(leader(77, 1), 3, 2).await;
     assert_eq!(seen, ToLeader::Return { queue: id, ranges: vec![(Seq(1), Seq(1))], seen: true, failures: vec![] }, "its client had it");
     let attach = back.next().await;
-    assert_eq!(attach, ToLeader::Attach { leader: back.id, consumers: vec![], loose: vec![] });
+    assert_eq!(attach, ToLeader::Attach { leader: back.id, consumers: vec![], asked: vec![], loose: vec![] });
     client.publish("", "t", 4);
     assert_eq!(back.batch().await.seq, BatchSeq(3));
 }

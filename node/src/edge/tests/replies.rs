@@ -72,9 +72,9 @@ async fn a_reply_consumer_gets_an_address_that_routes_to_its_node() {
     scene.world.apply(&CatalogCommand::NodeUp { node: ME, incarnation: Incarnation(77) });
     let mut client = scene.client();
     consume_replies(&mut client);
-    let (mut local, _) = scene.leader(leader(77, 1), 9, 0).await;
+    let (mut local, attach) = scene.leader(leader(77, 1), 9, 0).await;
     assert_eq!(local.shard, ShardId::local(ME));
-    let ToLeader::Consume(spec) = local.next().await else { panic!("no consume") };
+    let spec = asked_with(attach);
     assert!(spec.queue.is_reply() && spec.no_ack);
     local.say(ToEdge::Consuming { consumer: spec.id, result: Ok(1) }).await;
     let Ok(Reply::ReplyTo { consumer, address }) = client.reply().await else { panic!("no address") };

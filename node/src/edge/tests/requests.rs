@@ -140,6 +140,19 @@ async fn deletions_look_before_they_delete() {
     assert_eq!(client.reply().await, Ok(Reply::Count(0)), "a missing queue is deleted already");
 }
 
+/// The leader must not do later what its client was told has failed.
+#[tokio::test]
+async fn a_question_that_is_not_answered_in_time_is_withdrawn() {
+    let mut scene = Scene::new(EdgeConfig { no_quorum_timeout: Duration::from_secs(3), ..default_config() });
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(Request::DeleteQueue { name: name("q"), if_unused: true, if_empty: false });
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let ToLeader::Seal { request, .. } = leader.next().await else { panic!("no seal") };
+    assert_eq!(leader.next().await, ToLeader::Withdraw { request, queue });
+    let Err(Refusal::Unavailable(_)) = client.reply().await else { panic!("nobody answered") };
+}
+
 #[tokio::test]
 async fn a_purge_comes_after_the_clients_publishes() {
     let mut scene = Scene::new(default_config());

@@ -36,7 +36,7 @@ async fn a_take_that_finds_nothing_waits_and_what_it_got_is_held() {
     assert_eq!(took.iter().map(|one| (one.shard, one.delivery.seq.0)).collect::<Vec<_>>(), [(ShardId(1), 1), (ShardId(1), 2)]);
     scene.world.set_leader(ShardId(1), Some(super::leader(2, 3)));
     let (new, attach) = scene.leader(super::leader(2, 3), 9, 0).await;
-    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], loose: vec![(queue, vec![(Seq(1), Seq(2))])] });
+    assert_eq!(attach, ToLeader::Attach { leader: new.id, consumers: vec![], asked: vec![], loose: vec![(queue, vec![(Seq(1), Seq(2))])] });
 }
 
 #[tokio::test]

@@ -318,7 +318,11 @@ async fn a_client_that_neither_reads_nor_sends_is_silent_and_one_that_sends_is_n
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let ended = eventually("the end of the silent one", || holders(0) < before.0);
+    // Longer than silence may last.
+    let ended = async {
+        eventually("the end of the silent one", || holders(0) < before.0).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    };
     tokio::select! {
         () = ended => {}
         () = beating => {}

@@ -101,7 +101,7 @@ impl SimEdge {
         let mut loose = of(0);
         loose.extend(self.settling.iter().map(|s| (Seq(*s), Seq(*s))));
         loose.sort();
-        self.up(ToLeader::Attach { leader, consumers, loose: vec![(Q, loose)] });
+        self.up(ToLeader::Attach { leader, consumers, asked: vec![], loose: vec![(Q, loose)] });
         assert!(self.sent.front().is_none_or(|s| s.batch.seq.0 <= last.0 + 1), "a batch is missing");
         self.sent.iter().for_each(|s| self.up(ToLeader::Batch(s.batch.clone())));
     }

@@ -287,7 +287,12 @@ impl Edge {
     }
 
     async fn attach(&mut self, consumers: Vec<Attached>, loose: Vec<(QueueId, Ranges)>) {
-        self.up(ToLeader::Attach { leader: self.leader, consumers, loose }).await;
+        self.attach_asking(consumers, vec![], loose).await;
+    }
+
+    /// The same, with consumers whose start was not answered.
+    async fn attach_asking(&mut self, consumers: Vec<Attached>, asked: Vec<Consumer>, loose: Vec<(QueueId, Ranges)>) {
+        self.up(ToLeader::Attach { leader: self.leader, consumers, asked, loose }).await;
     }
 
     fn batch(&mut self, fill: impl FnOnce(&mut Ops)) -> Batch {

@@ -307,6 +307,26 @@ async fn a_consumer_of_a_higher_priority_becomes_active_when_the_present_one_has
     assert_eq!(two.seqs(1).await, [4]);
 }
 
+/// What another consumer of the same node left with its client, or basic.get gave out, keeps nobody waiting.
+#[tokio::test]
+async fn a_consumer_of_a_higher_priority_waits_only_for_what_the_present_one_holds_itself() {
+    let shard = Shard::with(single());
+    let (mut one, mut two) = (shard.edge(1).await, shard.edge(2).await);
+    one.consume(1, Q, None).await;
+    one.consume(3, Q, None).await;
+    one.publish(Q, 0..1).await;
+    assert_eq!(one.take(1).await[0].0, 1);
+    one.cancel(1).await;
+    two.until_active((NodeId(1), ConsumerId(3))).await;
+    one.publish(Q, 1..2).await;
+    assert_eq!(one.take(1).await[0].0, 3);
+    two.start(Consumer { priority: 9, ..consumer(2, Q, None) }).await;
+    one.publish(Q, 2..3).await;
+    two.nothing().await;
+    one.settle(Q, 2, 2).await;
+    assert_eq!(two.seqs(1).await, [3], "the first is still with the one that is cancelled");
+}
+
 #[tokio::test]
 async fn the_active_consumer_goes_on_when_the_better_one_goes_before_its_turn() {
     let shard = Shard::with(single());
