@@ -173,6 +173,8 @@ impl ShardServer {
             tracing::error!(%shard, node = %path.end.node, seq = %batch.seq, "a batch that cannot be read; the path is closed");
             return self.close(id);
         }
+        // What the edge has the verdicts of it cannot send again, even if a second copy of it failed on its way.
+        path.next = path.next.max(BatchSeq(batch.floor.0.saturating_add(1)));
         if batch.seq > path.next {
             let from = path.next;
             return self.rewind(id, from);
