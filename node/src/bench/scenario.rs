@@ -29,7 +29,7 @@ struct Shape {
 const BASE: Shape = Shape { kind: Kind::Plain, size: 100, window: 1000, clients: 1, queues: 1, consumers: true, rate: 0 };
 const FANOUT: Shape = Shape { kind: Kind::Fanout, size: 1024, window: 200, queues: 100, consumers: false, ..BASE };
 /// What is not a load; all of them want `--pids`.
-const STILL: [&str; 3] = ["memory", "idle-queues", "idle-connections"];
+const STILL: [&str; 4] = ["memory", "memory-delayed", "idle-queues", "idle-connections"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Figure {
@@ -206,6 +206,7 @@ fn be_still(args: &BenchArgs, name: &str, load: &Load, broker: &[Dial]) -> Resul
     let mut result = match name {
         "idle-queues" => idle::queues(args, load, broker)?,
         "idle-connections" => idle::connections(args, broker)?,
+        "memory-delayed" => memory::delayed(args, load, &broker[0])?,
         _ => memory::run(args, load, &broker[0])?,
     };
     let wrong = usize::from(result["clean"] != json!(true));
