@@ -156,7 +156,8 @@ impl Client {
         match self.ask(&request)? {
             (200, text) => {
                 let bodies = elements(text, "MessageBody").into_iter().map(str::to_owned).collect();
-                let handles: String = elements(text, "ReceiptHandle").iter().map(|h| format!("<ReceiptHandle>{h}</ReceiptHandle>")).collect();
+                let handles: String =
+                    elements(text, "ReceiptHandle").iter().map(|h| format!("<ReceiptHandle>{h}</ReceiptHandle>")).collect();
                 Ok((bodies, format!("<ReceiptHandles>{handles}</ReceiptHandles>")))
             }
             (404, text) if text.contains("<Code>MessageNotExist</Code>") => Ok((Vec::new(), String::new())),
@@ -328,7 +329,8 @@ pub(super) fn polls(args: &BenchArgs, load: &Load) -> Result<Value, BenchError> 
         let after = environment::cpu_percent(&args.pids, window);
         let rss = environment::rss_kib(&args.pids);
         stop.store(true, Ordering::Relaxed);
-        let answered = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum::<io::Result<u64>>();
+        let answered =
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum::<io::Result<u64>>();
         Ok::<_, BenchError>((after?, rss?, answered.map_err(failed)?))
     })?;
     eprintln!("  CPU of the given processes in percent of one core: {before:.1} without, {after:.1} with {POLLS} requests that wait");

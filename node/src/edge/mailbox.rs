@@ -355,19 +355,27 @@ impl Mailbox {
         state.consumers.iter().filter(|(_, p)| p.channel.channel == channel).map(|(id, p)| (*id, *p)).collect()
     }
 
-    /// The channel's number begins a new life: its events and parked deliveries are forgotten. Returns the new epoch and its consumers.
-    pub fn close_channel(&self, channel: u16) -> (u32, Vec<(ConsumerId, ConsumerPlace)>) {
+    /// The channel's number begins a new life: its events and parked deliveries are forgotten. Returns the new epoch, its consumers, and
+    /// what was fetched for it that the session has not seen.
+    pub fn close_channel(&self, channel: u16) -> (u32, Vec<(ConsumerId, ConsumerPlace)>, Vec<TookOne>) {
         let mut state = self.state.lock();
         state.pools.remove(&channel);
         let ended = state.consumers.extract_if(|_, p| p.channel.channel == channel).collect();
-        state.events.retain(|e| channel_of(e) != Some(channel));
+        let mut unseen = Vec::new();
+        for event in state.events.extract_if(.., |e| channel_of(e) == Some(channel)) {
+            match event {
+                Event::Reply { result: Ok(Reply::Took(messages)), .. } => unseen.extend(messages),
+                Event::Reply { result: Ok(Reply::Got(Some(got))), .. } => unseen.push(TookOne { shard: got.shard, delivery: got.delivery }),
+                _ => {}
+            }
+        }
         state.stale = 0;
         let epoch = state.epochs.entry(channel).or_default();
         *epoch += 1;
         let epoch = *epoch;
         drop(state);
         self.closing.notify_waiters();
-        (epoch, ended)
+        (epoch, ended, unseen)
     }
 
     /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.

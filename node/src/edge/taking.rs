@@ -44,7 +44,9 @@ impl Asking {
         match self.try_take(&take).await {
             Ok(found) => {
                 let unwanted = self.mailbox.reply_taken(self.at, &found.takes).err().unwrap_or_default();
-                unwanted.iter().for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
+                unwanted
+                    .iter()
+                    .for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
             }
             Err(refusal) => drop(self.mailbox.reply(self.at, Err(refusal))),
         }

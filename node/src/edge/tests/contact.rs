@@ -98,6 +98,29 @@ async fn what_a_take_was_given_and_nobody_saw_goes_to_others_when_the_edge_was_d
     assert_eq!(took(client.reply().await), [0u64; 0], "there is nothing, as far as this node knows");
 }
 
+#[tokio::test]
+async fn what_was_fetched_for_a_channel_that_closes_goes_back() {
+    let Local { scene: _scene, mut client, mut leader, queue, .. } = local().await;
+    take(&mut client, &mut leader, queue, &[1, 2]).await;
+    client.ask(Request::Get { queue: name("q"), no_ack: false });
+    let request = loop {
+        if let ToLeader::Get { request, .. } = leader.next().await {
+            break request;
+        }
+    };
+    leader.say(fetched(request, queue, 3)).await;
+    taken(&mut leader).await;
+    client.submit(Step::ChannelClosed { channel: 1, held: Vec::new() });
+    let mut back = Vec::new();
+    while back.len() < 3 {
+        if let ToLeader::Return { seen: false, ranges, .. } = leader.next().await {
+            back.extend(ranges.iter().flat_map(|(first, last)| first.0..=last.0));
+        }
+    }
+    assert_eq!(back, [1, 2, 3]);
+    assert_eq!(client.now(), vec![]);
+}
+
 /// Until the lane's task has taken what was sent.
 async fn taken(leader: &mut Leader) {
     leader.verdict(99, &[]).await;

@@ -458,7 +458,16 @@ impl Agent {
             }
             Err(refusal) => return self.answer(channel, Outcome::Refused(refusal), out),
         };
-        let Some(call) = self.calls.remove(&channel) else { return };
+        let Some(call) = self.calls.remove(&channel) else {
+            // Nobody waits for it any more: it came together with what ended the call.
+            let held =
+                messages.iter().map(|one| Held { shard: one.shard, queue: one.delivery.queue, seq: one.delivery.seq, consumer: None });
+            let held: Vec<Held> = held.collect();
+            if !held.is_empty() {
+                out.steps.push(Step::Settle { held, outcome: Fate::Requeue });
+            }
+            return;
+        };
         let id = call.id;
         match call.doing {
             Doing::Polling(poll) => self.polled(id, channel, poll, messages, now_ms, out),

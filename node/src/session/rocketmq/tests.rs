@@ -215,6 +215,8 @@ fn who_goes_away_takes_nothing() {
     talk.agent.abandon(1, &mut out);
     assert_eq!(out.steps, [Step::ChannelClosed { channel, held: Vec::new() }]);
     assert!(talk.agent.is_idle());
+    let out = talk.took(channel, vec![took(1, 1, ""), took(1, 2, "")]);
+    assert_eq!(settled(&out.steps), [(Fate::Requeue, vec![1, 2])], "what came all the same goes back");
 }
 
 #[test]
