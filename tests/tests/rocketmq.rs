@@ -114,7 +114,7 @@ fn a_publish_that_nobody_can_confirm_is_answered_when_its_node_stops() {
     let ctl = Ctl { cluster: &cluster, at: 0 };
     ctl.done(&["add_topic", "held", "--partitions", "1"]);
     ctl.done(&["add_group", "GID_held", "held"]);
-    let opened = || cluster.metrics(0).and_then(|metrics| metrics.sum("warren_connections_opened")).unwrap_or(0.0);
+    let opened = || cluster.metrics(0).and_then(|metrics| metrics.sum("warren_connections_opened_total")).unwrap_or(0.0);
     let before = opened();
     cluster.kill(1);
     cluster.kill(2);

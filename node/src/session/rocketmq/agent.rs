@@ -518,9 +518,10 @@ impl Agent {
                 continue;
             }
             let times = (u64::from(delivery.failures) + 1).max(1 + u64::from(delivery.redelivered));
-            let first_ms = self.holding.first_ms(&held, times, now_ms, poll.invisible_ms);
             let slot = self.slot();
             let shown = shown(&delivery, &message);
+            let published_ms = shown.published_ms.unwrap_or(0).min(now_ms);
+            let first_ms = self.holding.first_ms(&held, times, now_ms, poll.invisible_ms).max(published_ms);
             let handle = self.handle(slot).text(&shown.id);
             self.holding.add(slot, held, next_ms, poll.scope.clone());
             handed.push(Handed { shown, handle, first_ms, next_ms, times });

@@ -173,6 +173,13 @@ fn a_delivery_comes_back_when_its_time_is_over() {
     let again = talk.handed(vec![again]);
     assert_eq!((again[0].times, again[0].first_ms, &again[0].shown.id), (2, NOW, &handed[0].shown.id));
     assert_ne!(again[0].handle, handed[0].handle);
+    let mut perhaps = took(1, 9, "");
+    perhaps.delivery.redelivered = true;
+    let again = talk.handed(vec![perhaps]);
+    assert_eq!((again[0].times, again[0].first_ms), (2, NOW), "nobody knows when it was first: not before it was published");
+    let mut late = took(1, 10, "");
+    (late.delivery.redelivered, late.delivery.failures) = (true, 3);
+    assert_eq!(talk.handed(vec![late])[0].first_ms, NOW);
 }
 
 #[test]
