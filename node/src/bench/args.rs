@@ -55,6 +55,10 @@ pub struct BenchArgs {
     /// Seconds to wait at the end for confirms and deliveries that are still due.
     #[arg(long, default_value_t = 20.0)]
     pub drain_seconds: f64,
+    /// Nodes of the scenarios `rocketmq` and `rocketmq-polls`, used in turn: host:port or id:secret@host:port. Their topic is called
+    /// like the queue, and must be there (`warren ctl add_topic`).
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:8080")]
+    pub rocketmq_uris: Vec<String>,
     /// Messages of the scenarios `memory` and `memory-delayed`.
     #[arg(long, default_value_t = 1_000_000)]
     pub messages: u64,
@@ -64,7 +68,7 @@ pub struct BenchArgs {
     /// Connections of the scenario `idle-connections`, with ten channels each.
     #[arg(long, default_value_t = 1000)]
     pub idle_connections: usize,
-    /// Seconds the scenario `memory` waits after the last confirm, and those of idle things before they look.
+    /// Seconds the scenario `memory` waits after the last confirm, and those of idle or waiting things before they look.
     #[arg(long, default_value_t = 60)]
     pub settle_seconds: u64,
     /// Processes whose VmRSS and CPU time are printed, as pids on this machine.
