@@ -54,6 +54,12 @@ impl ChunkBuilder {
         self.buffer.as_ptr()
     }
 
+    /// Bytes that it has room for.
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Of this stream and publisher.
     pub fn is_of(&self, stream: QueueId, publisher: Option<&str>) -> bool {
         self.stream == stream && self.publisher.as_deref() == publisher
