@@ -16,6 +16,12 @@ pub struct BenchArgs {
     /// Authorities that the broker's certificate is verified by, PEM; with amqps:// addresses.
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
+    /// Addresses for scenarios of the stream protocol.
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:5552")]
+    pub stream_uris: Vec<String>,
+    /// The same of the second broker.
+    #[arg(long, value_delimiter = ',')]
+    pub against_stream: Vec<String>,
     /// How often each broker is measured.
     #[arg(long, default_value_t = 1)]
     pub rounds: u32,
@@ -62,6 +68,9 @@ pub struct BenchArgs {
     /// Messages of the scenarios `memory` and `memory-delayed`.
     #[arg(long, default_value_t = 1_000_000)]
     pub messages: u64,
+    /// Bytes of messages of the scenario `stream-replay`, in units of 10^9; each message has `--size` bytes.
+    #[arg(long, default_value_t = 5.0)]
+    pub gigabytes: f64,
     /// Queues of the scenario `idle-queues`.
     #[arg(long, default_value_t = 10_000)]
     pub idle_queues: usize,
@@ -99,6 +108,8 @@ pub(super) enum Kind {
     DeadLetter,
     /// Each message goes to all queues.
     Fanout,
+    /// The queues are streams, written and read by the stream protocol.
+    Stream,
 }
 
 /// One load, without the question whom it is put on.
@@ -112,17 +123,22 @@ pub(super) struct Load {
     pub consumers: usize,
     pub queues: usize,
     pub window: usize,
+    /// Messages written at once at most, so that a wide window does not become one burst.
+    pub batch: usize,
     pub prefetch: u16,
     pub rate: u64,
     pub seconds: f64,
     pub drain_seconds: f64,
 }
 
+/// `Load::batch` where nothing else is said.
+pub(super) const BATCH: usize = 256;
+
 impl Load {
     /// Exchange and routing key of the n-th producer.
     pub(super) fn route_of(&self, client: usize) -> (String, String) {
         match self.kind {
-            Kind::Plain | Kind::Ttl | Kind::Priority => (String::new(), self.queue_of(client)),
+            Kind::Plain | Kind::Ttl | Kind::Priority | Kind::Stream => (String::new(), self.queue_of(client)),
             Kind::DeadLetter => (String::new(), source_of(&self.queue_of(client))),
             Kind::Fanout => (self.exchange(), String::new()),
         }
@@ -144,7 +160,7 @@ impl Load {
         match self.kind {
             Kind::Ttl => arguments.push(("x-message-ttl".to_owned(), Field::Int(600_000))),
             Kind::Priority => arguments.push(("x-max-priority".to_owned(), Field::Int(10))),
-            Kind::Plain | Kind::DeadLetter | Kind::Fanout => {}
+            Kind::Plain | Kind::DeadLetter | Kind::Fanout | Kind::Stream => {}
         }
         arguments
     }
@@ -174,6 +190,10 @@ impl Load {
     }
 }
 
+fn dials(uris: &[String], ca: Option<&PathBuf>) -> Vec<Dial> {
+    uris.iter().map(|uri| Dial { ca: ca.cloned(), ..Dial::parse(uri) }).collect()
+}
+
 fn source_of(queue: &str) -> String {
     format!("{queue}-source")
 }
@@ -190,6 +210,7 @@ impl BenchArgs {
             consumers: self.consumers,
             queues: self.queues,
             window: self.window,
+            batch: BATCH,
             prefetch: self.prefetch,
             rate: self.rate,
             seconds: self.seconds,
@@ -199,11 +220,12 @@ impl BenchArgs {
 
     /// The brokers: the first, and the one to compare with.
     pub(super) fn brokers(&self) -> (Vec<Dial>, Vec<Dial>) {
-        let parse = |uris: &[String], ca: &Option<PathBuf>| {
-            let dial = |uri: &String| Dial { ca: ca.clone(), ..Dial::parse(uri) };
-            uris.iter().map(dial).collect()
-        };
-        (parse(&self.uris, &self.tls_ca), parse(&self.against, &None))
+        (dials(&self.uris, self.tls_ca.as_ref()), dials(&self.against, None))
+    }
+
+    /// Where loads of this kind find them.
+    pub(super) fn brokers_of(&self, kind: Kind) -> (Vec<Dial>, Vec<Dial>) {
+        if kind == Kind::Stream { (dials(&self.stream_uris, None), dials(&self.against_stream, None)) } else { self.brokers() }
     }
 
     /// Refuse what cannot be run.

@@ -2,6 +2,7 @@
 //! shards and for the node's own in-memory shard. Wired by the composition root: make a [`mailbox`], give its handle to whoever
 //! replicates, [`spawn`] the server. Replicated state is in `machine`, the clients' side in `edge`.
 
+mod aging;
 mod delivery;
 mod edges;
 mod feed;

@@ -42,7 +42,14 @@ enum Part {
     Leader(Own),
     Gone(SessionId),
     Hello(NodeId, Incarnation),
-    Batch { session: SessionId, seq: BatchSeq, settles: Vec<(QueueId, Ranges)>, void: bool },
+    Batch {
+        session: SessionId,
+        seq: BatchSeq,
+        settles: Vec<(QueueId, Ranges)>,
+        void: bool,
+    },
+    /// No section and no reply: the entry's time is all there is to say. The last one.
+    Time,
 }
 
 /// Messages whose delivery failed, where that is counted.
@@ -245,6 +252,10 @@ impl ShardServer {
             entry.batch(&batch);
             parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
         }
+        if std::mem::take(&mut self.ages.wanted) {
+            self.ages.in_flight = true;
+            parts.push(Part::Time);
+        }
         parts
     }
 
@@ -394,6 +405,9 @@ impl ShardServer {
         let Some(at) = self.log.in_flight.iter().position(|f| f.token == token) else { return };
         let Some(entry) = self.log.in_flight.remove(at) else { return };
         self.relax(&entry.targets);
+        if matches!(entry.parts.last(), Some(Part::Time)) {
+            self.aged();
+        }
         match outcome {
             ProposalOutcome::Applied(_, replies) => {
                 for (part, reply) in entry.parts.into_iter().zip(replies) {
@@ -438,7 +452,7 @@ impl ShardServer {
                 self.sync_sessions();
             }
             (Part::Gone(_), _) => self.sync_sessions(),
-            (Part::Batch { .. } | Part::Advance | Part::Settings | Part::Replies(_), _) => {}
+            (Part::Batch { .. } | Part::Advance | Part::Settings | Part::Replies(_) | Part::Time, _) => {}
         }
     }
 
@@ -479,7 +493,7 @@ impl ShardServer {
             Part::Batch { void: true, .. } => {}
             Part::Batch { session, seq, .. } => self.send_back(session, seq),
             Part::Advance => self.advanced(false),
-            Part::Settings => {}
+            Part::Settings | Part::Time => {}
             Part::Replies(replies) => self.log.replies.add(replies),
             Part::Leader(own) => {
                 for queue in own.reserves {

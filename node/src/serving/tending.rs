@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// An alarm is set at most this far ahead: clocks that are set are noticed.
-const ALARM_MAX: Duration = Duration::from_secs(10);
+pub(super) const ALARM_MAX: Duration = Duration::from_secs(10);
 /// A clock that may be wrong is looked at again after this time.
-const UNSURE: Duration = Duration::from_secs(1);
+pub(super) const UNSURE: Duration = Duration::from_secs(1);
 /// A queue whose users may not all have been heard of is looked at again after this time.
 const UNHEARD: Duration = Duration::from_secs(1);
 

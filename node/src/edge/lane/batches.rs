@@ -45,6 +45,15 @@ pub(super) struct Closed {
     since: Instant,
 }
 
+/// What is a batch of its own.
+#[derive(Default)]
+struct Alone {
+    ops: Bytes,
+    runs: Vec<Run>,
+    chunks: Vec<ChunkRuns>,
+    settles: Vec<Settles>,
+}
+
 #[derive(Debug)]
 pub(super) struct Batches {
     session: SessionId,
@@ -192,6 +201,14 @@ impl Batches {
         self.close_when_full() || fresh
     }
 
+    /// A large message of a stream, encoded before the lane was locked: a chunk that is a batch of its own. Always something new to do.
+    pub fn append_alone(&mut self, to: &StreamTarget, chunk: Bytes, id: u64, run: &Run, now: Instant) -> bool {
+        let run = if run.strict { run.with_id(id, 0) } else { Run { first: 0, ..run.clone() } };
+        let batch = Alone { ops: chunk, chunks: vec![ChunkRuns { ordinal: 0, runs: vec![run] }], ..Alone::default() };
+        self.push_alone(batch, to.catalog_index, Vec::new(), now);
+        true
+    }
+
     /// A reader of a stream is this far.
     pub fn store(&mut self, to: &StreamTarget, reader: &str, offset: Offset, now: Instant) -> bool {
         let fresh = self.opened(now);
@@ -213,7 +230,7 @@ impl Batches {
     /// is copied.
     pub fn transact(&mut self, mut ops: Ops, runs: Vec<Run>, settles: Vec<Settles>, index: u64, commit: &Arc<Committing>, now: Instant) {
         if ops.len() >= limits::BATCH_BYTES {
-            let batch = (ops.take(), runs, settles);
+            let batch = Alone { ops: ops.take(), runs, settles, ..Alone::default() };
             return self.push_alone(batch, index, vec![commit.clone()], now);
         }
         self.opened(now);
@@ -247,23 +264,19 @@ impl Batches {
     /// A large message, encoded before the lane was locked: a batch of its own. Settles wait for the next one, so that nothing is added
     /// to it.
     pub fn enqueue_alone(&mut self, ops: Bytes, index: u64, run: Run, now: Instant) -> bool {
-        self.push_alone((ops, vec![Run { first: 0, ..run }], Vec::new()), index, Vec::new(), now);
+        let batch = Alone { ops, runs: vec![Run { first: 0, ..run }], ..Alone::default() };
+        self.push_alone(batch, index, Vec::new(), now);
         true
     }
 
-    fn push_alone(
-        &mut self,
-        (ops, runs, settles): (Bytes, Vec<Run>, Vec<Settles>),
-        index: u64,
-        commits: Vec<Arc<Committing>>,
-        now: Instant,
-    ) {
+    fn push_alone(&mut self, batch: Alone, index: u64, commits: Vec<Arc<Committing>>, now: Instant) {
         if self.has_open() {
             self.close();
         }
         self.open_index = self.open_index.max(index);
         let catalog_index = self.open_index;
-        self.push(Closed { ops, runs, chunks: Vec::new(), catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
+        let Alone { ops, runs, chunks, settles } = batch;
+        self.push(Closed { ops, runs, chunks, catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
     }
 
     /// A message leaves its queue. True when the lane's task has something new to do.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod aging;
 mod chaos;
 mod dead_letters;
 mod delayed;
