@@ -49,8 +49,10 @@ impl ShardServer {
                 return self.too_early(id, queue, request);
             }
             if self.must_wait(queue, &request) {
-                let parked = Parked { path: id, session, request };
-                return self.queues.get_mut(&queue).into_iter().for_each(|state| state.parked.push(parked));
+                if let Some(state) = self.queues.get_mut(&queue) {
+                    state.parked.push(Parked { path: id, session, request });
+                }
+                return;
             }
         }
         match request {

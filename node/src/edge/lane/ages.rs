@@ -59,7 +59,6 @@ impl Ages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn set(seqs: &[u64]) -> RangeSet {
         seqs.iter().map(|n| Seq(*n)).collect()
