@@ -110,8 +110,9 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         }
     };
     node.running.edge.set_addresses(Addresses::new(address.clone(), only_own));
-    figures::register(&metrics, &node.running);
     let open = doors.open()?;
+    let stream_figures = Arc::new(stream::Figures::default());
+    figures::register(&metrics, &node.running, &stream_figures);
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));
@@ -126,10 +127,10 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     if let (Some(amqps), Some(streams), Some(front)) = (open.amqps, open.streams_over_tls, tls.clients) {
         let settings = settings.with_tls(front);
         listeners.spawn(amqp::serve(amqps, clients.clone(), settings.clone(), stop_rx.clone()));
-        listeners.spawn(stream::serve(streams, clients.clone(), settings, address.clone(), stop_rx.clone()));
+        listeners.spawn(stream::serve(streams, clients.clone(), settings, (address.clone(), stream_figures.clone()), stop_rx.clone()));
     }
     listeners.spawn(amqp::serve(open.amqp, clients.clone(), settings.clone(), stop_rx.clone()));
-    listeners.spawn(stream::serve(open.streams, clients, settings, address, stop_rx));
+    listeners.spawn(stream::serve(open.streams, clients, settings, (address, stream_figures), stop_rx));
 
     let consensus = node.running.consensus.clone();
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));

@@ -64,7 +64,7 @@ fn read_stream(load: &Load, dial: &Dial, at: usize, shared: &Arc<Shared>) -> Res
     shared.ready();
     let mut result = Consumed::new();
     let failure = loop {
-        match connection.next() {
+        match connection.next_command() {
             Ok(command) if command.key == key::DELIVER => {
                 for body in stream::bodies(connection.content(&command)) {
                     result.take(body.unwrap_or_default(), load.size, shared);

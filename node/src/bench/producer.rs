@@ -140,7 +140,7 @@ impl Line for StreamConnection {
 
     fn confirms(&mut self, wait: Duration, each: &mut dyn FnMut(Confirm)) -> Result<(), ClientError> {
         self.set_read_timeout(Some(wait))?;
-        let mut next = match self.next() {
+        let mut next = match self.next_command() {
             Ok(command) => Some(command),
             Err(ClientError::Timeout) => None,
             Err(error) => return Err(error),

@@ -124,7 +124,7 @@ impl Replay<'_> {
         connection.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         let (mut next, mut wrong, mut look_at) = (1, 0, 0);
         while next <= self.messages {
-            let command = match connection.next() {
+            let command = match connection.next_command() {
                 Ok(command) if command.key == key::DELIVER => command,
                 Ok(command) => return Err(failed(ClientError::Protocol(format!("a reader got command {:#06x}", command.key)))),
                 Err(ClientError::Timeout) => return Ok(wrong + (self.messages + 1 - next)),

@@ -52,7 +52,7 @@ pub mod key {
     pub const CLOSE: u16 = 0x16;
 }
 
-/// A command in the buffer; its content is `connection.content(&command)` until the next call of `next`.
+/// A command in the buffer; its content is `connection.content(&command)` until the next call of `next_command`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     /// What it is.
@@ -130,7 +130,7 @@ impl StreamConnection {
             out.extend_from_slice(login.as_bytes());
         })?;
         let tune = loop {
-            let command = connection.next()?;
+            let command = connection.next_command()?;
             if command.key == key::TUNE {
                 break connection.content(&command).get(..4).map(<[u8]>::to_vec);
             }
@@ -163,7 +163,7 @@ impl StreamConnection {
         Ok(self.socket.try_clone()?)
     }
 
-    /// How long `next` waits. Only makes a system call when it changes.
+    /// How long `next_command` waits. Only makes a system call when it changes.
     ///
     /// # Errors
     /// The socket's.
@@ -193,7 +193,7 @@ impl StreamConnection {
     ///
     /// # Errors
     /// `Timeout`, the socket's, and the broker's Close.
-    pub fn next(&mut self) -> Result<Command, ClientError> {
+    pub fn next_command(&mut self) -> Result<Command, ClientError> {
         loop {
             if let Some(command) = self.buffered() {
                 if command.key == key::CLOSE {
@@ -233,7 +233,7 @@ impl StreamConnection {
             fill(out);
         }))?;
         loop {
-            let command = self.next()?;
+            let command = self.next_command()?;
             if command.key == key | RESPONSE
                 && let Some(answer) = self.content(&command).strip_prefix(&correlation[..])
             {
@@ -245,7 +245,7 @@ impl StreamConnection {
     /// A request's response code.
     ///
     /// # Errors
-    /// As `next`.
+    /// As `next_command`.
     fn code(&mut self, key: u16, fill: impl FnOnce(&mut Vec<u8>)) -> Result<u16, ClientError> {
         Answer(&self.ask(key, fill)?).number(2).map(|code| code as u16)
     }
@@ -260,7 +260,7 @@ impl StreamConnection {
     /// Makes a stream without arguments.
     ///
     /// # Errors
-    /// As `next`, and a refusal.
+    /// As `next_command`, and a refusal.
     pub fn create(&mut self, stream: &str) -> Result<(), ClientError> {
         self.must(key::CREATE, |out| {
             text(out, stream);
@@ -271,7 +271,7 @@ impl StreamConnection {
     /// Deletes a stream, if there is one.
     ///
     /// # Errors
-    /// As `next`, and a refusal.
+    /// As `next_command`, and a refusal.
     pub fn delete(&mut self, stream: &str) -> Result<(), ClientError> {
         match self.code(key::DELETE, |out| text(out, stream))? {
             OK | NO_SUCH_STREAM => Ok(()),
@@ -282,7 +282,7 @@ impl StreamConnection {
     /// Where a stream's leader is; `None`: there is none now.
     ///
     /// # Errors
-    /// As `next`.
+    /// As `next_command`.
     pub fn leader(&mut self, stream: &str) -> Result<Option<String>, ClientError> {
         let answer = self.ask(key::METADATA, |out| {
             out.extend_from_slice(&1u32.to_be_bytes());
@@ -303,7 +303,7 @@ impl StreamConnection {
     /// Publisher 1, without a name.
     ///
     /// # Errors
-    /// As `next`, and a refusal.
+    /// As `next_command`, and a refusal.
     pub fn declare_publisher(&mut self, stream: &str) -> Result<(), ClientError> {
         self.must(key::DECLARE_PUBLISHER, |out| {
             out.push(1);
@@ -315,7 +315,7 @@ impl StreamConnection {
     /// Subscription 1, from the first chunk on, with credit for so many chunks.
     ///
     /// # Errors
-    /// As `next`, and a refusal.
+    /// As `next_command`, and a refusal.
     pub fn subscribe(&mut self, stream: &str, credit: u16) -> Result<(), ClientError> {
         self.must(key::SUBSCRIBE, |out| {
             out.push(1);

@@ -266,7 +266,7 @@ impl Agent {
     pub fn event(&mut self, event: Event, now_ms: u64, out: &mut Output) {
         match event {
             Event::Authenticated => out.steps.push(Step::Open { vhost: self.identity.vhost.to_string() }),
-            Event::AuthenticationFailed(why) => self.end(Refusal::Access(why), out),
+            Event::AuthenticationFailed(refused) => self.end(Refusal::Access(refused.why), out),
             Event::OpenRefused(refusal) => self.end(refusal, out),
             Event::Opened => {
                 if let State::Coming(waiting) = std::mem::replace(&mut self.state, State::Inside) {

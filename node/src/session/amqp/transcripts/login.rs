@@ -62,7 +62,7 @@ fn external_logs_in_as_the_user_of_the_certificate_whatever_the_client_says() {
         "> 0 connection.start-ok
          = authenticate joe by certificate",
     );
-    talk.edge(Event::AuthenticationFailed("no such user".into()));
+    talk.edge(Event::AuthenticationFailed("no such user".to_owned().into()));
     talk.reads(
         "! AuthenticationFailed
          < 0 connection.close 403 ACCESS_REFUSED - Login was refused using authentication mechanism EXTERNAL. For details see the broker logfile. (0,0)",
@@ -90,7 +90,7 @@ fn a_mechanism_that_was_not_offered_is_unknown() {
 fn a_failed_login_is_told_only_to_those_who_understand() {
     let mut talk = Talk::new();
     talk.say(0, start_ok(b"\0guest\0wrong", &["authentication_failure_close"]));
-    talk.edge(Event::AuthenticationFailed("no".into()));
+    talk.edge(Event::AuthenticationFailed("no".to_owned().into()));
     talk.reads(
         "> 0 connection.start-ok
          = authenticate guest wrong
