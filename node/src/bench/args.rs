@@ -7,12 +7,15 @@ use std::path::PathBuf;
 /// Measure a broker: confirms, deliveries, latencies, and whether every message came exactly once and in order.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Addresses of the broker's nodes, used in turn: host:port or amqp://user:password@host:port/vhost.
+    /// Addresses of the broker's nodes, used in turn: host:port or amqp(s)://user:password@host:port/vhost.
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:5672")]
     pub uris: Vec<String>,
     /// Addresses of a second broker: both are measured in turn and the ratio is printed.
     #[arg(long, value_delimiter = ',')]
     pub against: Vec<String>,
+    /// Authorities that the broker's certificate is verified by, PEM; with amqps:// addresses.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
     /// How often each broker is measured.
     #[arg(long, default_value_t = 1)]
     pub rounds: u32,
@@ -52,7 +55,11 @@ pub struct BenchArgs {
     /// Seconds to wait at the end for confirms and deliveries that are still due.
     #[arg(long, default_value_t = 20.0)]
     pub drain_seconds: f64,
-    /// Messages of the scenario `memory`.
+    /// Nodes of the scenarios `rocketmq` and `rocketmq-polls`, used in turn: host:port or id:secret@host:port. Their topic is called
+    /// like the queue, and must be there (`warren ctl add_topic`).
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:8080")]
+    pub rocketmq_uris: Vec<String>,
+    /// Messages of the scenarios `memory` and `memory-delayed`.
     #[arg(long, default_value_t = 1_000_000)]
     pub messages: u64,
     /// Queues of the scenario `idle-queues`.
@@ -61,7 +68,7 @@ pub struct BenchArgs {
     /// Connections of the scenario `idle-connections`, with ten channels each.
     #[arg(long, default_value_t = 1000)]
     pub idle_connections: usize,
-    /// Seconds the scenario `memory` waits after the last confirm, and those of idle things before they look.
+    /// Seconds the scenario `memory` waits after the last confirm, and those of idle or waiting things before they look.
     #[arg(long, default_value_t = 60)]
     pub settle_seconds: u64,
     /// Processes whose VmRSS and CPU time are printed, as pids on this machine.
@@ -192,8 +199,11 @@ impl BenchArgs {
 
     /// The brokers: the first, and the one to compare with.
     pub(super) fn brokers(&self) -> (Vec<Dial>, Vec<Dial>) {
-        let parse = |uris: &[String]| uris.iter().map(|uri| Dial::parse(uri)).collect();
-        (parse(&self.uris), parse(&self.against))
+        let parse = |uris: &[String], ca: &Option<PathBuf>| {
+            let dial = |uri: &String| Dial { ca: ca.clone(), ..Dial::parse(uri) };
+            uris.iter().map(dial).collect()
+        };
+        (parse(&self.uris, &self.tls_ca), parse(&self.against, &None))
     }
 
     /// Refuse what cannot be run.
@@ -201,6 +211,10 @@ impl BenchArgs {
         let refuse = |why: &str| Err(BenchError::Arguments(why.to_owned()));
         match () {
             () if self.uris.is_empty() => refuse("--uris names no broker"),
+            () if self.uris.iter().any(|uri| uri.starts_with("amqps://")) != self.tls_ca.is_some() => {
+                refuse("amqps:// addresses and --tls-ca go together: the broker's certificate is verified")
+            }
+            () if self.against.iter().any(|uri| uri.starts_with("amqps://")) => refuse("--against is measured in the clear"),
             () if self.size < super::message::HEAD => refuse("--size must be at least 32: a body carries its number, time and checksum"),
             () if self.queues == 0 || self.window == 0 || self.rounds == 0 => refuse("--queues, --window and --rounds must be at least 1"),
             () if self.window > 1 << 20 => refuse("--window must be at most 1048576"),

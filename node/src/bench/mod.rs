@@ -1,6 +1,6 @@
 //! `warren bench`: a load generator for any AMQP 0-9-1 broker, and two brokers in turn with the ratio. Called by `cli`.
 //! It publishes with confirms, consumes with acknowledgements, and fails when a message was lost, repeated, reordered or changed.
-//! It uses its own client (`client`), never the broker's codec.
+//! It uses its own client (`client`), never the broker's codec. Requests of RocketMQ's HTTP protocol are a scenario of their own (`rocketmq`).
 
 mod args;
 pub mod client;
@@ -12,6 +12,7 @@ mod memory;
 mod message;
 mod producer;
 mod report;
+mod rocketmq;
 mod scenario;
 mod seen;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::args::{BenchArgs, Kind, Load};
 use super::client::Dial;
 use super::report::{Figures, Outcome, median};
-use super::{BenchError, environment, idle, load, memory};
+use super::{BenchError, environment, idle, load, memory, rocketmq};
 use serde_json::{Value, json};
 
 /// A load with a name, and the one figure that it is judged by.
@@ -28,8 +28,8 @@ struct Shape {
 
 const BASE: Shape = Shape { kind: Kind::Plain, size: 100, window: 1000, clients: 1, queues: 1, consumers: true, rate: 0 };
 const FANOUT: Shape = Shape { kind: Kind::Fanout, size: 1024, window: 200, queues: 100, consumers: false, ..BASE };
-/// What is not a load; all of them want `--pids`.
-const STILL: [&str; 3] = ["memory", "idle-queues", "idle-connections"];
+/// What is not a load of AMQP; all but `rocketmq` want `--pids`.
+const STILL: [&str; 6] = ["memory", "memory-delayed", "idle-queues", "idle-connections", "rocketmq", "rocketmq-polls"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Figure {
@@ -206,6 +206,9 @@ fn be_still(args: &BenchArgs, name: &str, load: &Load, broker: &[Dial]) -> Resul
     let mut result = match name {
         "idle-queues" => idle::queues(args, load, broker)?,
         "idle-connections" => idle::connections(args, broker)?,
+        "memory-delayed" => memory::delayed(args, load, &broker[0])?,
+        "rocketmq" => rocketmq::requests(args, load)?,
+        "rocketmq-polls" => rocketmq::polls(args, load)?,
         _ => memory::run(args, load, &broker[0])?,
     };
     let wrong = usize::from(result["clean"] != json!(true));

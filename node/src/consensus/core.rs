@@ -4,13 +4,13 @@ use super::bodies::BodyCounters;
 use super::checkpoint::{Away, Floors};
 use super::journal::Journal;
 use super::lease::Leases;
-use super::placement;
+use super::placement::{self, FIRST_GENERATION};
 use super::shard::Shard;
 use super::start::Progress;
 use super::time::ClusterClock;
 use super::watch::Watch;
 use crate::model::ports::Leadership;
-use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
+use crate::model::{Generation, Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Raft's clock, milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`), election 200-400 after
+/// Raft's clock and the checkpoints', milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`), election 200-400 after
 /// a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -29,11 +29,13 @@ pub struct Timing {
     pub election_min_ms: u64,
     /// Longest election timeout; also the leader's lease.
     pub election_max_ms: u64,
+    /// Between two checkpoints of a shard.
+    pub checkpoint_ms: u64,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400 }
+        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400, checkpoint_ms: 1500 }
     }
 }
 
@@ -41,6 +43,11 @@ impl Timing {
     /// How long a leader may believe in itself after a quorum's answer.
     pub fn lease(self) -> Duration {
         Duration::from_millis(self.election_max_ms)
+    }
+
+    /// Between two checkpoints of a shard.
+    pub(super) fn checkpoint(self) -> Duration {
+        Duration::from_millis(self.checkpoint_ms)
     }
 }
 
@@ -121,6 +128,16 @@ impl Core {
             incarnation: self.incarnation,
             cluster: identity.map(|i| i.cluster),
         }
+    }
+
+    /// The life of a node's disk, as far as it was heard of.
+    pub(super) fn life(&self, node: NodeId) -> Generation {
+        self.journal.life(node).unwrap_or(FIRST_GENERATION)
+    }
+
+    /// A disk that another one has taken the place of: what it promised since then is not on it.
+    pub(super) fn is_outlived(&self, card: &Card) -> bool {
+        card.cluster.is_some() && card.generation < self.life(card.node)
     }
 
     /// The way to other nodes; `None` before it is started.

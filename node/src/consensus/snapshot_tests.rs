@@ -21,8 +21,7 @@ pub(super) struct World {
     network: MemoryNetwork,
     /// Over loopback instead of memory.
     peers: Option<Vec<(NodeId, String)>>,
-    /// Without them there are no checkpoints: all of the log is needed, however long a test takes.
-    stores: bool,
+    timing: Timing,
 }
 
 fn small_files() -> WalConfig {
@@ -33,11 +32,18 @@ fn small_files() -> WalConfig {
 impl World {
     pub(super) fn simulated() -> World {
         let dirs = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
-        World { dirs, disks: Some((1..=3).map(SimDisk::new).collect()), network: MemoryNetwork::default(), peers: None, stores: true }
+        World {
+            dirs,
+            disks: Some((1..=3).map(SimDisk::new).collect()),
+            network: MemoryNetwork::default(),
+            peers: None,
+            timing: Timing::default(),
+        }
     }
 
-    pub(super) fn without_stores() -> World {
-        World { stores: false, ..World::simulated() }
+    /// All of the log is needed, however long a test takes.
+    pub(super) fn without_checkpoints() -> World {
+        World { timing: Timing { checkpoint_ms: 3_600_000, ..Timing::default() }, ..World::simulated() }
     }
 
     fn real() -> World {
@@ -60,20 +66,48 @@ impl World {
             Some(disks) => Arc::new(disks[at].clone()),
             None => Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")),
         };
-        let (network, peers, stores) = (self.network.clone(), self.peers.clone(), self.stores);
+        let (network, peers, timing) = (self.network.clone(), self.peers.clone(), self.timing);
         async move {
             let wire: start::Wire = match peers {
                 Some(peers) => loopback(id, in_time(|| std::net::TcpListener::bind(&peers[at].1)).await, peers),
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
-            let store = if stores { Some(in_time(|| StateStore::open(&dir.join("state"))).await.0) } else { None };
-            boot_partly(id, 3, disk, store, wire, small_files(), Timing::default()).await
+            let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
+            boot_partly(id, 3, disk, Some(store), wire, small_files(), timing).await
         }
     }
 
     pub(super) async fn start_all(&self) -> Vec<Node> {
         let nodes = futures::future::join_all((1..=3).map(|id| self.start(id))).await;
         nodes.into_iter().map(|node| node.expect("boots")).collect()
+    }
+
+    /// A new disk and an empty directory for a node that is down; the old disk.
+    pub(super) fn wipe(&mut self, id: u16) -> SimDisk {
+        let at = usize::from(id) - 1;
+        self.dirs[at] = tempfile::tempdir().expect("a directory");
+        let disk = SimDisk::new(100 + u64::from(id));
+        self.replace(id, disk)
+    }
+
+    /// The disk that the node had.
+    pub(super) fn replace(&mut self, id: u16, disk: SimDisk) -> SimDisk {
+        std::mem::replace(&mut self.disks.as_mut().expect("simulated")[usize::from(id) - 1], disk)
+    }
+
+    /// Everything from the batch with this text on is unreadable.
+    pub(super) fn cut_log(&self, id: u16, text: &[u8]) {
+        let sim = &self.disks.as_ref().expect("simulated")[usize::from(id) - 1];
+        let mut cut = false;
+        for name in sim.list().expect("listed").iter().filter(|name| name.ends_with(".wal")) {
+            let bytes = sim.contents(name).expect("a file");
+            let from = if cut { Some(0) } else { bytes.windows(text.len()).position(|here| here == text) };
+            cut |= from.is_some();
+            for byte in from.into_iter().flat_map(|from| (from..bytes.len()).filter(|at| bytes[*at] != 0)) {
+                sim.flip_bit(name, byte as u64 * 8 + 3);
+            }
+        }
+        assert!(cut, "the message is not on the disk of node {id}");
     }
 
     pub(super) fn crash(&mut self, id: u16, crash: Crash) {

@@ -319,7 +319,10 @@ impl Connection {
     }
 
     fn channel_closed(&mut self, channel: u16, held: &[Held]) {
-        let (epoch, consumers) = self.mailbox.close_channel(channel);
+        let (epoch, consumers, unseen) = self.mailbox.close_channel(channel);
+        for one in &unseen {
+            self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery));
+        }
         let one_less = |channels: u32| Some(channels.saturating_sub(1));
         let _ = self.mailbox.channels.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
         *self.channel(channel) = Channel { epoch, failed: false };

@@ -6,6 +6,7 @@ use crate::edge::{Counter, Counters};
 use crate::listener::stream::Figures;
 use crate::management::{Kind, Metrics, Sample};
 use crate::model::ShardId;
+use crate::serving::Lateness;
 use crate::session::stream::Counts;
 use crate::store::wal::WalStats;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 type CounterRow = (&'static str, &'static str, fn(&Counters) -> &Counter);
 type StreamRow = (&'static str, &'static str, Kind, fn(&Counts) -> u64);
 type BodyRow = (&'static str, &'static str, fn(&BodyCounters) -> u64);
+type LatenessRow = (&'static str, &'static str, fn(&Lateness) -> u64);
 type WalRow = (&'static str, &'static str, Kind, fn(&WalStats) -> f64);
 
 const EDGE: &[CounterRow] = &[
@@ -68,6 +70,11 @@ const BODIES: &[BodyRow] = &[
     ("warren_bodies_missing", "Attempts to deliver an entry that no node could read", BodyCounters::missing),
 ];
 
+const LATENESS: &[LatenessRow] = &[
+    ("warren_delayed", "Delayed messages, of those that left together the first, that all their targets have", Lateness::seen),
+    ("warren_delayed_late", "Those of them that came more than 100 ms after their time, or after this node began to lead", Lateness::late),
+];
+
 /// Registers everything; once.
 pub(super) fn register(metrics: &Metrics, running: &Arc<Running>, streams: &Arc<Figures>) {
     for (name, help, kind, read) in STREAMS {
@@ -89,6 +96,14 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>, streams: &Arc<
     let on = running.clone();
     let help = "Shards whose replica on this node takes part in nothing until another node gave it what this disk lacks";
     metrics.observe("warren_replicas_incomplete", help, Kind::Gauge, move || vec![Sample::plain(on.consensus.incomplete() as f64)]);
+    for (name, help, read) in LATENESS {
+        let lateness = running.lateness.clone();
+        metrics.observe(name, help, Kind::Counter, move || vec![Sample::plain(read(&lateness) as f64)]);
+    }
+    let lateness = running.lateness.clone();
+    let help = "The latest of the delayed messages that warren_delayed counts";
+    let latest = move || vec![Sample::plain(lateness.max_ms() as f64 / 1000.0)];
+    metrics.observe("warren_delayed_lateness_max_seconds", help, Kind::Gauge, latest);
     let on = running.clone();
     let help = "Replicas that were damaged on this disk and rebuilt from the leader since the start";
     metrics.observe("warren_replicas_rebuilt", help, Kind::Counter, move || vec![Sample::plain(on.consensus.rebuilt() as f64)]);

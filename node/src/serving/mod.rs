@@ -6,6 +6,7 @@ mod delivery;
 mod edges;
 mod feed;
 mod handle;
+mod lateness;
 mod letters;
 mod level;
 pub mod local;
@@ -24,6 +25,7 @@ mod transactions;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};
+pub use lateness::Lateness;
 pub use server::spawn;
 
 #[cfg(test)]

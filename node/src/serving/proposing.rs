@@ -8,7 +8,7 @@ use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
-use crate::machine::AT_ONCE;
+use crate::machine::{AT_ONCE, Queue};
 use crate::model::entry::{EntryBuilder, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
@@ -173,6 +173,8 @@ impl ShardServer {
             tracing::error!(%shard, node = %path.end.node, seq = %batch.seq, "a batch that cannot be read; the path is closed");
             return self.close(id);
         }
+        // What the edge has the verdicts of it cannot send again, even if a second copy of it failed on its way.
+        path.next = path.next.max(BatchSeq(batch.floor.0.saturating_add(1)));
         if batch.seq > path.next {
             let from = path.next;
             return self.rewind(id, from);
@@ -314,7 +316,8 @@ impl ShardServer {
         own.seals = self.write_seals(&mut ops);
         self.write_purges(&mut own, &mut ops);
         for id in std::mem::take(&mut self.log.tends) {
-            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, end_ms, &mut ops)) {
+            let due_ms = self.machine.lock().queue(id).and_then(Queue::next_due_ms);
+            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, (end_ms, due_ms), &mut ops)) {
                 own.tends.push(id);
             }
         }

@@ -12,6 +12,7 @@ mod contact;
 mod requests;
 mod returns;
 mod run;
+mod story;
 pub(super) mod takes;
 mod task;
 
@@ -89,6 +90,8 @@ struct State {
     unreachable: Option<Instant>,
     stuck: bool,
     blocked: Vec<Arc<Mailbox>>,
+    /// The last tick, which comes while anything waits.
+    ticked: Option<Instant>,
 }
 
 /// A question about queues.
@@ -128,6 +131,7 @@ impl Lane {
             unreachable: Some(now),
             stuck: false,
             blocked: Vec::new(),
+            ticked: None,
         };
         Lane {
             shard,

@@ -44,11 +44,12 @@ async fn messages_come_in_the_order_of_their_times_and_none_before_its_time() {
     set(0);
     edge.delay(160, "late").await;
     edge.delay(40, "soon").await;
-    set(39);
-    edge.nothing().await;
+    // A delay ends with the millisecond that it ends in.
     set(40);
+    edge.nothing().await;
+    set(41);
     assert_eq!(bodies(&mut edge, 1).await, ["soon"]);
-    set(159);
+    set(160);
     edge.nothing().await;
     set(161);
     assert_eq!(bodies(&mut edge, 1).await, ["late"]);
@@ -101,6 +102,35 @@ async fn what_was_delayed_under_one_leader_comes_under_the_next() {
     edge.consume(1, Q2, None).await;
     assert_eq!(bodies(&mut edge, 2).await, ["due before", "due after"]);
     edge.nothing().await;
+}
+
+#[tokio::test]
+async fn lateness_is_told_by_the_leaders_clock_and_from_the_leaders_beginning() {
+    let shard = shard();
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q2, None).await;
+    let began = shard.clock.read();
+    let at = |after: u64| {
+        let clock_ms = began.clock_ms.map(|ms| ms + after);
+        Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure: true })
+    };
+    *shard.clock.0.lock() = at(0);
+    edge.delay(40, "in time").await;
+    edge.delay(1000, "late").await;
+    edge.delay(5000, "under another leader").await;
+    let figures = |shard: &Shard| (shard.lateness.seen(), shard.lateness.late(), shard.lateness.max_ms());
+    *shard.clock.0.lock() = at(61);
+    assert_eq!(bodies(&mut edge, 1).await, ["in time"]);
+    assert_eq!(figures(&shard), (1, 0, 20), "its millisecond was over at 41");
+    *shard.clock.0.lock() = at(1301);
+    assert_eq!(bodies(&mut edge, 1).await, ["late"]);
+    assert_eq!(figures(&shard), (2, 1, 300));
+    *shard.clock.0.lock() = at(60_000);
+    let shard = shard.fail_over();
+    let mut edge = shard.edge(2).await;
+    edge.consume(1, Q2, None).await;
+    assert!(bodies(&mut edge, 3).await.contains(&"under another leader".to_owned()));
+    assert_eq!(figures(&shard), (1, 0, 0), "nobody could let it go before");
 }
 
 #[tokio::test]

@@ -31,6 +31,17 @@ fn a_client_logs_in_and_opens_a_channel() {
 }
 
 #[test]
+fn a_vhost_that_is_not_utf_8_is_not_there() {
+    let mut talk = Talk::new();
+    talk.say(0, start_ok(b"\0guest\0secret", &[]));
+    talk.edge(Event::Authenticated);
+    talk.say(0, tune_ok());
+    let virtual_host = Short(Bytes::from_static(b"\xff"));
+    talk.say(0, Method::ConnectionOpen { virtual_host, reserved_1: "".into(), reserved_2: false });
+    assert_eq!(talk.record.last().map(String::as_str), Some("< 0 connection.close 530 NOT_ALLOWED - vhost is not UTF-8 (10,40)"));
+}
+
+#[test]
 fn amqplain_logs_in() {
     let step = handshake::login(Mechanism::AmqPlain, b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p");
     assert_eq!(step, Some(Step::Authenticate { user: "u".into(), password: b"p".to_vec() }));
