@@ -110,9 +110,9 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         }
     };
     node.running.edge.set_addresses(Addresses::new(address.clone(), only_own));
-    let open = doors.open()?;
     let stream_figures = Arc::new(stream::Figures::default());
     figures::register(&metrics, &node.running, &stream_figures);
+    let open = doors.open()?;
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));

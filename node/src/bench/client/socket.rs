@@ -2,6 +2,7 @@
 
 use super::connection::Dial;
 use super::error::ClientError;
+use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -28,6 +29,8 @@ struct Tls {
     session: Mutex<ClientConnection>,
     /// Held while records are made and sent, so that they arrive in order. Taken before `session`.
     sending: Mutex<()>,
+    /// Read and not yet taken by the session; the thread that reads holds it.
+    raw: Mutex<Bytes>,
 }
 
 impl Socket {
@@ -45,7 +48,7 @@ impl Socket {
         while session.is_handshaking() {
             session.complete_io(&mut tcp).map_err(ClientError::from_io)?;
         }
-        Ok(Socket { tcp, tls: Some(Arc::new(Tls { session: Mutex::new(session), sending: Mutex::new(()) })) })
+        Ok(Socket { tcp, tls: Some(Arc::new(Tls { session: Mutex::new(session), sending: Mutex::default(), raw: Mutex::default() })) })
     }
 
     /// Another handle.
@@ -107,23 +110,25 @@ impl Tls {
     }
 
     fn read(&self, mut tcp: &TcpStream, out: &mut [u8]) -> io::Result<usize> {
-        let mut raw = vec![0; READ_BYTES];
+        let mut raw = self.raw.lock();
         loop {
             match self.session.lock().reader().read(out) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return read,
             }
-            // The other thread may write while this one waits.
-            let n = tcp.read(&mut raw)?;
-            let mut session = self.session.lock();
-            let mut left = &raw[..n];
-            loop {
-                session.read_tls(&mut left)?;
-                session.process_new_packets().map_err(broken)?;
-                if left.is_empty() {
-                    break;
-                }
+            if raw.is_empty() {
+                // The other thread may write while this one waits.
+                let mut bytes = vec![0; READ_BYTES];
+                let n = tcp.read(&mut bytes)?;
+                *raw = Bytes::from(bytes).slice(..n);
             }
+            // Not more at once than the session has room for.
+            let mut session = self.session.lock();
+            let mut left = &raw[..];
+            session.read_tls(&mut left)?;
+            let taken = raw.len() - left.len();
+            raw.advance(taken);
+            session.process_new_packets().map_err(broken)?;
             let answers = session.wants_write();
             drop(session);
             // When somebody is sending just now, it goes with his next.
