@@ -1,5 +1,5 @@
-//! Dead letters that have to wait: while leaders are killed, and while their target is full and their queue is gone or set differently. Every
-//! message that was confirmed comes to its target, once.
+//! Dead letters that have to wait: while leaders are killed, and while their target is full and their queue is gone or set differently.
+//! Every message that was confirmed comes to its target, once.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -136,8 +136,16 @@ const KEYS: [(&str, Effect); 12] = [
     ("stream-max-segment-size-bytes", stream_max_segment_size_bytes),
 ];
 
-/// How large the filter over a chunk is shows to no client.
-const UNSEEN: [&str; 1] = ["stream-filter-size-bytes"];
+/// Taken without effect, as the arguments of these names; and how large the filter over a chunk is shows to no client.
+const UNSEEN: [&str; 7] = [
+    "dead-letter-strategy",
+    "max-in-memory-bytes",
+    "max-in-memory-length",
+    "queue-leader-locator",
+    "queue-mode",
+    "queue-version",
+    "stream-filter-size-bytes",
+];
 
 #[test]
 fn every_key_takes_effect_on_the_other_nodes() {

@@ -17,8 +17,6 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// Between two checkpoints of a shard.
-const PERIOD: Duration = Duration::from_millis(1500);
 /// After failures the next attempt waits longer and longer: each is a full checkpoint, and a disk that is full stays so for a while.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the log is asked whether what was captured is on the disk.
@@ -80,8 +78,8 @@ struct Round {
 }
 
 impl Round {
-    fn new(group: &Shard) -> Round {
-        Round { group: group.clone(), retry: Retry::new(PERIOD, LONGEST_PAUSE), not_before: Instant::now() }
+    fn new(group: &Shard, period: Duration) -> Round {
+        Round { group: group.clone(), retry: Retry::new(period, LONGEST_PAUSE), not_before: Instant::now() }
     }
 
     async fn checkpoint(&mut self, store: &StateStore) {
@@ -102,11 +100,12 @@ impl Round {
 /// Runs until the store is gone.
 pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
     let mut rounds: Vec<Round> = Vec::new();
+    let period = core.timing.checkpoint();
     loop {
         // Some join later.
         let known: Vec<ShardId> = rounds.iter().map(|round| round.group.id()).collect();
-        rounds.extend(core.all_groups().filter(|group| !known.contains(&group.id())).map(Round::new));
-        let step = PERIOD / rounds.len().max(1) as u32;
+        rounds.extend(core.all_groups().filter(|group| !known.contains(&group.id())).map(|group| Round::new(group, period)));
+        let step = period / rounds.len().max(1) as u32;
         core.away.look(&core);
         core.journal.forget_unread();
         for round in &mut rounds {
@@ -233,7 +232,7 @@ async fn purge(core: &Core, group: &Shard, durable: LogId) {
         return;
     }
     // Published by another task of openraft; a purge before that would be ignored. If it is late, the next round purges.
-    let wait = raft.wait(Some(PERIOD));
+    let wait = raft.wait(Some(core.timing.checkpoint()));
     let published = wait.metrics(|m| m.snapshot.is_some_and(|id| id.index >= upto), "checkpoint published");
     if published.await.is_ok() && raft.trigger().purge_log(upto).await.is_ok() {
         tracing::debug!(shard = %group.id(), upto, "log purged");

@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Raft's clock, milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`), election 200-400 after
+/// Raft's clock and the checkpoints', milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`), election 200-400 after
 /// a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -29,11 +29,13 @@ pub struct Timing {
     pub election_min_ms: u64,
     /// Longest election timeout; also the leader's lease.
     pub election_max_ms: u64,
+    /// Between two checkpoints of a shard.
+    pub checkpoint_ms: u64,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400 }
+        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400, checkpoint_ms: 1500 }
     }
 }
 
@@ -41,6 +43,11 @@ impl Timing {
     /// How long a leader may believe in itself after a quorum's answer.
     pub fn lease(self) -> Duration {
         Duration::from_millis(self.election_max_ms)
+    }
+
+    /// Between two checkpoints of a shard.
+    pub(super) fn checkpoint(self) -> Duration {
+        Duration::from_millis(self.checkpoint_ms)
     }
 }
 

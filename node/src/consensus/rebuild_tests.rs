@@ -43,7 +43,7 @@ fn take(nodes: &mut Vec<Node>, id: NodeId) -> Node {
 }
 
 async fn comes_back_with_everything(leads: bool, around: usize) {
-    let mut world = World::without_stores();
+    let mut world = World::without_checkpoints();
     let (mut nodes, session) = filled(&world).await;
     let (at, _) = leader(&nodes).await;
     let lost = nodes.remove(if leads { at } else { (at + 1) % 3 });
@@ -109,7 +109,7 @@ fn damage_beginning(world: &World, id: u16) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_log_has_lost_its_first_entry_gets_its_state_and_counts_again() {
-    let mut world = World::simulated();
+    let mut world = World::without_checkpoints();
     let (mut nodes, session) = filled(&world).await;
     let (at, _) = leader(&nodes).await;
     let lost = nodes.remove((at + 1) % 3);
@@ -134,7 +134,7 @@ async fn leads_catalog(nodes: &[&Node]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_another_node_is_away_a_damaged_replica_does_not_help_to_elect_but_its_other_groups_go_on() {
-    let mut world = World::without_stores();
+    let mut world = World::without_checkpoints();
     let (mut nodes, session) = filled(&world).await;
     let (at, _) = leader(&nodes).await;
     // Only the leader and the one that gets damaged have the last messages.
@@ -172,7 +172,7 @@ async fn while_another_node_is_away_a_damaged_replica_does_not_help_to_elect_but
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_two_of_three_damaged_nobody_serves() {
-    let mut world = World::without_stores();
+    let mut world = World::without_checkpoints();
     let (mut nodes, _) = filled(&world).await;
     let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
     nodes.clear();

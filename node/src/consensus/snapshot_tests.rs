@@ -21,8 +21,7 @@ pub(super) struct World {
     network: MemoryNetwork,
     /// Over loopback instead of memory.
     peers: Option<Vec<(NodeId, String)>>,
-    /// Without them there are no checkpoints: all of the log is needed, however long a test takes.
-    stores: bool,
+    timing: Timing,
 }
 
 fn small_files() -> WalConfig {
@@ -33,11 +32,18 @@ fn small_files() -> WalConfig {
 impl World {
     pub(super) fn simulated() -> World {
         let dirs = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
-        World { dirs, disks: Some((1..=3).map(SimDisk::new).collect()), network: MemoryNetwork::default(), peers: None, stores: true }
+        World {
+            dirs,
+            disks: Some((1..=3).map(SimDisk::new).collect()),
+            network: MemoryNetwork::default(),
+            peers: None,
+            timing: Timing::default(),
+        }
     }
 
-    pub(super) fn without_stores() -> World {
-        World { stores: false, ..World::simulated() }
+    /// All of the log is needed, however long a test takes.
+    pub(super) fn without_checkpoints() -> World {
+        World { timing: Timing { checkpoint_ms: 3_600_000, ..Timing::default() }, ..World::simulated() }
     }
 
     fn real() -> World {
@@ -60,14 +66,14 @@ impl World {
             Some(disks) => Arc::new(disks[at].clone()),
             None => Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")),
         };
-        let (network, peers, stores) = (self.network.clone(), self.peers.clone(), self.stores);
+        let (network, peers, timing) = (self.network.clone(), self.peers.clone(), self.timing);
         async move {
             let wire: start::Wire = match peers {
                 Some(peers) => loopback(id, in_time(|| std::net::TcpListener::bind(&peers[at].1)).await, peers),
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
-            let store = if stores { Some(in_time(|| StateStore::open(&dir.join("state"))).await.0) } else { None };
-            boot_partly(id, 3, disk, store, wire, small_files(), Timing::default()).await
+            let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
+            boot_partly(id, 3, disk, Some(store), wire, small_files(), timing).await
         }
     }
 

@@ -186,7 +186,7 @@ pub(super) fn next_incarnation() -> Incarnation {
 }
 
 /// Ordinary elections are so late that a leader which comes before one came by a forced failover, on a busy machine too.
-pub(super) const PATIENT: Timing = Timing { heartbeat_ms: 70, election_min_ms: 2000, election_max_ms: 3000 };
+pub(super) const PATIENT: Timing = Timing { heartbeat_ms: 70, election_min_ms: 2000, election_max_ms: 3000, checkpoint_ms: 1500 };
 
 impl Timing {
     /// Earliest time after the death of a leader that an ordinary election begins.

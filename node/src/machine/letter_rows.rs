@@ -34,7 +34,8 @@ pub(super) fn decode_counts(letters: &mut DeadLetters, value: &[u8]) -> Result<(
     input.end()
 }
 
-/// row := queue u64 | seq u64 | count u32 | index u64 | position u32 | skip u32 | bytes u64 | reason u8 | time_ms u64 | address | routed u8 | way?
+/// row := queue u64 | seq u64 | count u32 | index u64 | position u32 | skip u32 | bytes u64 | reason u8 | time_ms u64 | address
+///      | routed u8 | way?
 /// address := len u32 vhost | len u32 queue's name | len u32 exchange | keyed u8 | len u32 key
 /// way := catalog index u64 | n u16 | (shard u16, first u64, n u32, queue u64*)*
 pub(super) fn encode_row(row: &Row) -> Vec<u8> {

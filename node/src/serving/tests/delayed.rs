@@ -44,11 +44,12 @@ async fn messages_come_in_the_order_of_their_times_and_none_before_its_time() {
     set(0);
     edge.delay(160, "late").await;
     edge.delay(40, "soon").await;
-    set(39);
-    edge.nothing().await;
+    // A delay ends with the millisecond that it ends in.
     set(40);
+    edge.nothing().await;
+    set(41);
     assert_eq!(bodies(&mut edge, 1).await, ["soon"]);
-    set(159);
+    set(160);
     edge.nothing().await;
     set(161);
     assert_eq!(bodies(&mut edge, 1).await, ["late"]);
