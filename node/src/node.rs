@@ -3,6 +3,7 @@
 
 mod admin;
 mod alarm;
+mod doors;
 mod feed;
 mod figures;
 mod ground;
@@ -28,6 +29,7 @@ use crate::management::{self, Metrics, Readiness};
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
 use crate::tls::{Front, Mutual, Renewed, TlsError};
+use doors::Doors;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -88,34 +90,11 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let (metrics, readiness) = (Metrics::new(), Arc::new(Readiness::default()));
     let tls = Certificates::load(&config)?;
     let http = bind(&config, config.management_port, "management").await?;
-    let amqp = bind(&config, config.amqp_port, "AMQP").await?;
-    let amqps = match &config.amqps {
-        Some(amqps) => Some(bind(&config, amqps.port, "AMQP over TLS").await?),
-        None => None,
-    };
-    let streams = bind(&config, config.stream_port, "stream").await?;
-    let streams_over_tls = match &config.amqps {
-        Some(_) => Some(bind(&config, config.stream_tls_port, "streams over TLS").await?),
-        None => None,
-    };
-    let rocket = match config.rocketmq.port {
-        0 => None,
-        port => Some(bind(&config, port, "RocketMQ").await?),
-    };
-    let rocket_tls = match config.rocketmq.tls_port {
-        Some(port) => Some(bind(&config, port, "RocketMQ over TLS").await?),
-        None => None,
-    };
+    let doors = Doors::take(&config).await?;
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    let bound = Ports {
-        amqp: port(&amqp),
-        amqps: amqps.as_ref().map_or(0, port),
-        stream: port(&streams),
-        rocketmq: rocket.as_ref().map_or(0, port),
-        management: port(&http),
-        peer: port(&peer),
-    };
+    let [amqp, amqps, stream, rocketmq] = doors.ports();
+    let bound = Ports { amqp, amqps, stream, rocketmq, management: port(&http), peer: port(&peer) };
     DataDir::write_ports(&config.data_dir, bound).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
@@ -131,25 +110,27 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
         }
     };
     node.running.edge.set_addresses(Addresses::new(address.clone(), only_own));
-    figures::register(&metrics, &node.running);
+    let stream_figures = Arc::new(stream::Figures::default());
+    figures::register(&metrics, &node.running, &stream_figures);
+    let open = doors.open()?;
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));
     let settings = amqp::Settings::new("warren");
     let mut listeners = JoinSet::new();
-    if let (Some(rocket), Some(front)) = (rocket_tls, tls.clients.clone()) {
+    if let (Some(rocket), Some(front)) = (open.rocketmq_over_tls, tls.clients.clone()) {
         listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));
     }
-    if let Some(rocket) = rocket {
+    if let Some(rocket) = open.rocketmq {
         listeners.spawn(rocketmq::serve(rocket, hub, None, stop_rx.clone()));
     }
-    if let (Some(amqps), Some(streams), Some(front)) = (amqps, streams_over_tls, tls.clients) {
+    if let (Some(amqps), Some(streams), Some(front)) = (open.amqps, open.streams_over_tls, tls.clients) {
         let settings = settings.with_tls(front);
         listeners.spawn(amqp::serve(amqps, clients.clone(), settings.clone(), stop_rx.clone()));
-        listeners.spawn(stream::serve(streams, clients.clone(), settings, address.clone(), stop_rx.clone()));
+        listeners.spawn(stream::serve(streams, clients.clone(), settings, (address.clone(), stream_figures.clone()), stop_rx.clone()));
     }
-    listeners.spawn(amqp::serve(amqp, clients.clone(), settings.clone(), stop_rx.clone()));
-    listeners.spawn(stream::serve(streams, clients, settings, address, stop_rx));
+    listeners.spawn(amqp::serve(open.amqp, clients.clone(), settings.clone(), stop_rx.clone()));
+    listeners.spawn(stream::serve(open.streams, clients, settings, (address, stream_figures), stop_rx));
 
     let consensus = node.running.consensus.clone();
     let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));

@@ -1,18 +1,20 @@
 """What RocketMQ's HTTP SDK is promised, every request through another node than the one before where that makes a difference.
 
-semantics.py ENDPOINT ENDPOINT ENDPOINT AMQP-URI
+semantics.py ENDPOINT ENDPOINT ENDPOINT AMQP-URI STREAM-ADDRESS
 Topics: `plain` (1 partition, 2 s invisible, 2 retries), `ordered` (8 partitions, 2 s), `halves`. A key `reader` whose user may only read.
 """
+import asyncio
 import hashlib
 import sys
 import threading
 import time
 
 import pika
+from rstream import Consumer, ConsumerOffsetSpecification, OffsetType, amqp_decoder
 
 from stage import check, client, consumer, equal, fetch, fetch_all, message, producer, refused, run
 
-NODES, AMQP = sys.argv[1:4], sys.argv[4]
+NODES, AMQP, STREAM = sys.argv[1:4], sys.argv[4], sys.argv[5]
 A, B, C = NODES
 
 
@@ -161,6 +163,66 @@ def amqp_and_http_see_the_same_messages():
     connection.close()
 
 
+def plain(value):
+    return bytes(value).decode() if isinstance(value, (bytes, memoryview)) else value
+
+
+async def _stream(name, count):
+    """The first messages of a stream: body, routing key and the header `a`."""
+    got = []
+
+    def came(m, _):
+        body = m.body if isinstance(m.body, bytes) else b"".join(m.body)
+        annotations = {plain(k): plain(v) for k, v in (m.message_annotations or {}).items()}
+        properties = {plain(k): plain(v) for k, v in (m.application_properties or {}).items()}
+        got.append((body.decode(), annotations.get("x-routing-key"), properties.get("a")))
+
+    host, port = STREAM.rsplit(":", 1)
+    reader = Consumer(host, int(port), username="guest", password="guest")
+    await reader.start()
+    first = ConsumerOffsetSpecification(OffsetType.FIRST, None)
+    await reader.subscribe(name, came, decoder=amqp_decoder, offset_specification=first)
+    until = time.time() + 30
+    while len(got) < count and time.time() < until:
+        await asyncio.sleep(0.05)
+    await reader.close()
+    return got
+
+
+def a_topic_feeds_groups_queues_and_a_stream_through_different_nodes():
+    group, stream = "GID_stream", "a stream of the topic"
+    fetch(consumer(A, "plain", group), wait=0)
+    connection = pika.BlockingConnection(pika.URLParameters(AMQP))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_declare(stream, durable=True, arguments={"x-queue-type": "stream"})
+    for name in (queue, stream):
+        channel.queue_bind(name, "plain", "#")
+    producer(A, "plain").publish_message(message("over http", "tag 1", a="1"))
+    channel.basic_publish("plain", "tag.2", b"over amqp", pika.BasicProperties(headers={"a": "2"}))
+    producer(C, "plain").publish_message(message("over http again", "", a="3"))
+    wanted = [("over http", "tag 1", "1"), ("over amqp", "tag.2", "2"), ("over http again", "", "3")]
+    found = [(m.message_body, m.message_tag, m.get_property("a")) for m in fetch_all(consumer(C, "plain", group), 3)]
+    equal(found, wanted, "what the group gets")
+    found = []
+    for method, properties, body in channel.consume(queue, inactivity_timeout=10):
+        found.append(method and (body.decode(), method.routing_key, properties.headers["a"]))
+        if not method or len(found) == 3:
+            break
+    equal(found, wanted, "what the queue gets")
+    channel.cancel()
+    equal(asyncio.run(_stream(stream, 3)), wanted, "what the stream has")
+    channel.basic_qos(prefetch_count=10)
+    found = []
+    for method, properties, body in channel.consume(stream, arguments={"x-stream-offset": "first"}, inactivity_timeout=10):
+        found.append(method and (body.decode(), method.routing_key, properties.headers["a"]))
+        if not method or len(found) == 3:
+            break
+    equal(found, wanted, "what AMQP reads of the stream")
+    connection.close()
+
+
 def rights_and_names_hold():
     reader = client(A, "reader", "reader-secret")
     fetch(consumer(A, "plain", "GID_reader"), wait=0)
@@ -180,5 +242,6 @@ run([
     a_delayed_message_comes_in_time,
     a_half_message_is_decided_through_any_node,
     amqp_and_http_see_the_same_messages,
+    a_topic_feeds_groups_queues_and_a_stream_through_different_nodes,
     rights_and_names_hold,
 ])

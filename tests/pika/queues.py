@@ -140,12 +140,22 @@ def retries(sender, reader, kind):
 
 
 def delivery_limit(sender, reader, kind):
-    queue = declare(sender, "poison", kind, x_delivery_limit=2)
+    """Every way of giving a message back counts, as with RabbitMQ 4.0 to 4.2; one more than the limit is the last."""
+    ways = (
+        lambda channel, tag: channel.basic_reject(tag, requeue=True),
+        lambda channel, tag: channel.basic_nack(tag, requeue=True),
+        lambda channel, _: channel.basic_recover(requeue=True),
+        lambda channel, _: channel.close(),
+    )
+    queue = declare(sender, "poison", kind, x_delivery_limit=len(ways) - 1)
     put(sender, queue, "poison")
-    for attempt in range(3):
-        method, properties, _ = get(reader, queue)
-        assert (properties.headers or {}).get("x-delivery-count", 0) == attempt
-        reader.basic_reject(method.delivery_tag, requeue=True)
+    for attempt, give_back in enumerate(ways):
+        channel = reader.connection.channel()
+        method, properties, _ = get(channel, queue)
+        assert (properties.headers or {}).get("x-delivery-count", 0) == attempt, (attempt, properties.headers)
+        give_back(channel, method.delivery_tag)
+        if attempt < len(ways) - 1:
+            channel.close()
     until_empty(reader, queue)
 
 

@@ -64,12 +64,12 @@ pub fn python_client(name: &str) -> Command {
     command
 }
 
-/// The Node client of `tests/clients/amqplib`, its packages installed beside it; or why there is none.
+/// A Node client of `tests/clients`, by its folder, its packages installed beside it; or why there is none.
 ///
 /// # Errors
 /// No Node, or no npm.
-pub fn node_client() -> Result<Command, String> {
-    let folder = here().join("clients/amqplib");
+pub fn node_client(folder: &str) -> Result<Command, String> {
+    let folder = here().join("clients").join(folder);
     let (stamp, lock) = (folder.join("node_modules/installed.json"), folder.join("package-lock.json"));
     require(&["node", "npm"])?;
     let wanted = std::fs::read_to_string(&lock).expect("package-lock.json can be read");
@@ -233,14 +233,14 @@ impl Scene {
 }
 
 /// A running program, its output read line by line.
-struct Player {
+pub(crate) struct Player {
     child: Child,
     input: ChildStdin,
     output_rx: mpsc::Receiver<String>,
 }
 
 impl Player {
-    fn start(mut program: Command) -> Player {
+    pub(crate) fn start(mut program: Command) -> Player {
         let piped = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().unwrap_or_else(|error| panic!("{program:?}: {error}"));
         let (output_tx, output_rx) = mpsc::sync_channel(OUTPUT_LINES);
@@ -251,7 +251,7 @@ impl Player {
     }
 
     /// The next line; `None` at the end of its output.
-    fn line(&mut self, patience: Duration) -> Option<String> {
+    pub(crate) fn line(&mut self, patience: Duration) -> Option<String> {
         match self.output_rx.recv_timeout(patience) {
             Ok(line) => Some(line),
             Err(mpsc::RecvTimeoutError::Disconnected) => None,
@@ -259,11 +259,11 @@ impl Player {
         }
     }
 
-    fn say(&mut self, line: &str) {
+    pub(crate) fn say(&mut self, line: &str) {
         writeln!(self.input, "{line}").expect("the client listens");
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         let status = self.child.wait().expect("an own child can be waited for");
         assert!(status.success(), "the client failed: {status}");
     }

@@ -20,6 +20,8 @@ pub mod proxy;
 pub mod secured;
 pub mod sim;
 pub mod small_disk;
+pub mod stream_client;
+pub mod stream_clients;
 
 pub use backlog::Backlog;
 pub use broker::Broker;

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
-use warren_tests::client::{Connection, Field, Incoming, QueueOptions, encode};
+use warren_tests::client::{Connection, Field, Incoming, QueueOptions, Socket, encode};
 use warren_tests::{Broker, Chance};
 
 /// Frames of one connection at most.
@@ -131,7 +131,7 @@ fn burst(chance: &mut Chance, queue: &str) -> (Vec<u8>, u64) {
 }
 
 /// Send without waiting for anything, read what comes for a moment, leave.
-fn throw(mut socket: TcpStream, bytes: &[u8], patience: Duration) {
+fn throw(mut socket: Socket, bytes: &[u8], patience: Duration) {
     socket.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
     socket.set_read_timeout(Some(patience)).unwrap();
     if socket.write_all(bytes).is_ok() {
@@ -170,7 +170,7 @@ fn garbage_at_the_socket_hurts_nobody_else() {
                 let length = chance.below(2000);
                 raw.extend_from_slice(&chance.bytes(length));
                 mutate(&mut chance, &mut raw);
-                throw(socket, &raw, Duration::from_millis(1));
+                throw(socket.into(), &raw, Duration::from_millis(1));
                 sent += 1;
             }
             _ => {

@@ -4,14 +4,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use warren_tests::certificates::{Authority, Subject};
 use warren_tests::clients::{here, python, run};
-use warren_tests::cluster::ClusterOptions;
+use warren_tests::cluster::{ClusterOptions, READY_WITHIN, binary};
 use warren_tests::ctl::Ctl;
-use warren_tests::{Broker, Cluster, ports};
+use warren_tests::{Broker, Chance, Cluster, eventually, ports};
 
 /// Rounds of a kill and a restart.
 const KILLS: usize = 3;
@@ -47,6 +47,7 @@ fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
     ctl.done(&["add_access_key", "reader", "reader-secret"]);
     let mut arguments = endpoints(&cluster);
     arguments.push(format!("amqp://guest:guest@{}/%2F", cluster.amqp(1)));
+    arguments.push(format!("127.0.0.1:{}", cluster.ports(2).stream));
     run(&mut program("semantics.py", &arguments));
     let listed = ctl.done(&["list_topics", "-s", "name", "partitions"]);
     assert!(listed.contains("ordered\t8\n") && listed.contains("plain\t1\n"), "{listed}");
@@ -60,6 +61,97 @@ fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
     assert!(listed.contains("%DLQ%GID_partial\tGID_partial\t"), "its dead letters stay: {listed}");
     ctl.done(&["delete_topic", "plain"]);
     assert!(!ctl.done(&["list_queues", "-s", "name"]).contains("plain@"));
+}
+
+/// What `handles.py` says when it does that.
+fn handle(cluster: &Cluster, what: &str, at: usize, with: &str) -> String {
+    let done = program("handles.py", &[what.into(), endpoints(cluster)[at].clone(), with.into()]).output().unwrap();
+    assert!(done.status.success(), "{what} {with}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+/// The handle and the body of the one message that comes.
+fn taken(cluster: &Cluster, at: usize) -> (String, String) {
+    let said = handle(cluster, "take", at, "60");
+    let words: Vec<&str> = said.split(' ').collect();
+    assert_eq!(words.len(), 3, "one message comes: {said}");
+    (words[0].to_owned(), words[2].to_owned())
+}
+
+#[test]
+fn a_handle_survives_its_leader_and_is_worth_nothing_when_the_node_that_gave_it_is_gone() {
+    let Some(cluster) = Broker::to_harm("receipt handles") else { return };
+    let ctl = Ctl { cluster: &cluster, at: 0 };
+    ctl.done(&["add_topic", "held", "--partitions", "1", "--invisible-ms", "600000"]);
+    ctl.done(&["add_group", "GID_held", "held"]);
+    let mut leader = None;
+    assert!(eventually(READY_WITHIN, || {
+        leader = cluster.queue_leader("held@GID_held");
+        leader.is_some()
+    }));
+    let leader = leader.unwrap();
+    let (holder, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    handle(&cluster, "publish", third, "one");
+    handle(&cluster, "publish", third, "two");
+    let (one, two) = (taken(&cluster, holder), taken(&cluster, holder));
+    assert_eq!((one.1.as_str(), two.1.as_str()), ("one", "two"));
+    cluster.kill(leader);
+    assert_eq!(handle(&cluster, "ack", third, &one.0), "good", "another node leads, another one is asked");
+    assert_eq!(handle(&cluster, "ack", holder, &one.0), "bad", "once");
+    cluster.restart(leader);
+    cluster.await_ready(leader);
+    cluster.kill(holder);
+    let again = taken(&cluster, third);
+    assert_eq!(again.1, "two", "long before its time is over");
+    assert_eq!(handle(&cluster, "ack", leader, &two.0), "bad", "it must not end what somebody else was given");
+    assert_eq!(handle(&cluster, "ack", leader, &again.0), "good");
+    assert_eq!(handle(&cluster, "take", third, "3"), "", "nothing is left");
+}
+
+#[test]
+fn a_publish_that_nobody_can_confirm_is_answered_when_its_node_stops() {
+    let Some(cluster) = Broker::to_harm("a stop under a publish") else { return };
+    let ctl = Ctl { cluster: &cluster, at: 0 };
+    ctl.done(&["add_topic", "held", "--partitions", "1"]);
+    ctl.done(&["add_group", "GID_held", "held"]);
+    let opened = || cluster.metrics(0).and_then(|metrics| metrics.sum("warren_connections_opened_total")).unwrap_or(0.0);
+    let before = opened();
+    cluster.kill(1);
+    cluster.kill(2);
+    let publish = program("handles.py", &["try".into(), endpoints(&cluster)[0].clone(), "lost?".into()]).stdout(Stdio::piped()).spawn();
+    assert!(eventually(Duration::from_secs(15), || opened() > before), "it is under way");
+    cluster.stop(0, Duration::from_secs(30)).expect("it ends");
+    let told = publish.unwrap().wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&told.stdout).trim(), "ServiceUnavailable", "{told:?}");
+}
+
+#[test]
+fn what_no_sdk_sends_is_answered_in_its_order_and_harms_nobody() {
+    let cluster = Cluster::start_with(&ClusterOptions { nodes: 1, ..ClusterOptions::default() });
+    Ctl { cluster: &cluster, at: 0 }.done(&["add_topic", "fuzz", "--partitions", "2"]);
+    let seed = Chance::new("what_no_sdk_sends_is_answered_in_its_order_and_harms_nobody").seed();
+    run(&mut program("garbage.py", &["127.0.0.1".into(), cluster.ports(0).rocketmq.to_string(), seed.to_string(), "400".into()]));
+}
+
+#[test]
+fn the_bench_of_this_protocol_finds_what_it_published() {
+    let Some(cluster) = Broker::to_harm("bench of rocketmq") else { return };
+    Ctl { cluster: &cluster, at: 0 }.done(&["add_topic", "bench", "--partitions", "8"]);
+    let ports: Vec<String> = (0..cluster.len()).map(|at| format!("127.0.0.1:{}", cluster.ports(at).rocketmq)).collect();
+    let mut bench = Command::new(binary());
+    bench.args([
+        "bench",
+        "--scenario",
+        "rocketmq",
+        "--seconds",
+        "1",
+        "--drain-seconds",
+        "60",
+        "--uris",
+        &cluster.amqp(0),
+        "--rocketmq-uris",
+    ]);
+    run(bench.arg(ports.join(",")));
 }
 
 /// A program that runs beside the test.
@@ -79,11 +171,11 @@ fn nothing_is_lost_or_out_of_order_while_nodes_are_killed() {
     let mut arguments = endpoints(&cluster);
     arguments.push(LOAD.as_secs().to_string());
     let began = Instant::now();
+    let mut chance = Chance::new("nothing_is_lost_or_out_of_order_while_nodes_are_killed");
     let mut clients = Beside(program("faults.py", &arguments).spawn().unwrap());
-    for round in 0..KILLS {
+    for _ in 0..KILLS {
         sleep(Duration::from_secs(3));
-        let leader = (1..=3).find_map(|shard| cluster.leader_of(shard).filter(|at| at % KILLS == round % KILLS));
-        let at = leader.unwrap_or(round % cluster.len());
+        let at = chance.below(cluster.len());
         println!("{:.1} s: node {} is killed", began.elapsed().as_secs_f64(), at + 1);
         cluster.kill(at);
         sleep(Duration::from_secs(2));

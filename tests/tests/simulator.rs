@@ -41,7 +41,6 @@ fn seeds_lose_nothing_whatever_fails() {
                             total.names += summary.names;
                             total.relocated_bytes += summary.relocated_bytes;
                             total.starved += summary.starved;
-                            total.unanswered += summary.unanswered;
                         }
                         Err(failure) => {
                             println!("{}\n", failure.0);
@@ -55,7 +54,6 @@ fn seeds_lose_nothing_whatever_fails() {
     let (total, failures) = (total.into_inner().unwrap(), failures.into_inner().unwrap());
     println!("{count} seeds from {first}: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed, see above");
-    assert!(total.unanswered * 50 <= count.max(50), "publishers of the stream were left without an answer: {total:?}");
     let cleaned = total.relocated_bytes > 0 || count < 20;
     assert!(
         total.confirmed > 100 * count && total.records > 100 * count && total.names > 0 && cleaned,

@@ -188,3 +188,34 @@ fn an_unroutable_mandatory_message_is_returned_before_its_confirm() {
     }
     confirm(&mut client);
 }
+
+#[test]
+fn a_message_for_a_hundred_queues_is_stored_once_per_shard() {
+    const BODY: usize = 1 << 20;
+    let Some(cluster) = Broker::to_harm("a_message_for_a_hundred_queues_is_stored_once_per_shard") else { return };
+    let mut client = Broker::Given(cluster.uris()).connect(0);
+    let exchange = unique("fanout");
+    client.declare_exchange(1, &exchange, "fanout").unwrap();
+    let queues: Vec<String> = (0..100).map(|n| format!("{exchange}-{n}")).collect();
+    for queue in &queues {
+        client.declare(1, queue, &QueueOptions::durable()).unwrap();
+        client.bind(1, queue, &exchange, "").unwrap();
+    }
+    client.confirm_select(1).unwrap();
+    let metric = |at: usize, name: &str| cluster.metrics(at).and_then(|metrics| metrics.sum(name)).unwrap();
+    let written = || [0, 1, 2].map(|at| metric(at, "warren_wal_written_bytes_total"));
+    let before = written();
+    client.publish_to(Route { channel: 1, exchange: &exchange, key: "", mandatory: true }, &vec![7; BODY]).unwrap();
+    confirm(&mut client);
+    let is_everywhere =
+        |client: &mut Connection| queues.iter().all(|queue| client.declare(1, queue, &QueueOptions::look()).unwrap().messages == 1);
+    assert!(is_everywhere(&mut client), "what is confirmed is in all queues");
+    let (message, _) = client.get(1, &queues[99]).unwrap().unwrap();
+    assert!(message.body == vec![7; BODY]);
+    // The catalog's shard has none of it.
+    let shards = cluster.metrics(0).unwrap().named("warren_shard_is_leader").count() - 1;
+    let added: Vec<f64> = written().iter().zip(before).map(|(after, before)| after - before).collect();
+    let most = ((shards + 1) * BODY) as f64;
+    assert!(added.iter().all(|bytes| *bytes < most), "{added:?} with {shards} shards");
+    assert!(added.iter().sum::<f64>() > (2 * BODY) as f64, "a majority of one shard at least: {added:?}");
+}

@@ -60,6 +60,19 @@ fn a_group_on_two_nodes_shares_the_partitions_of_a_super_stream() {
 }
 
 #[test]
+fn messages_cross_between_amqp_and_the_stream_protocol_both_ways() {
+    if is_given("messages_cross") {
+        return;
+    }
+    let broker = Broker::shared();
+    let cluster = broker.cluster().expect("an own one");
+    let streams = addresses(cluster);
+    for at in 0..cluster.len() {
+        run(program("crossing.py").args([&cluster.amqp(at), &streams[(at + 1) % streams.len()]]));
+    }
+}
+
+#[test]
 fn clients_with_tls_stay_with_tls() {
     if is_given("clients_with_tls") {
         return;

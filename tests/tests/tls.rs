@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use warren_tests::certificates::{Authority, Issued};
@@ -107,6 +108,38 @@ fn clients_over_tls_are_served_by_every_node_and_listed_as_such() {
     let closes = [closes, consumer.0.stop().closes].concat();
     assert!(closes.is_empty(), "{closes:?}");
     oracle.findings().assert_unnoticed();
+}
+
+#[test]
+fn the_bench_measures_over_tls_and_verifies_whom_it_speaks_to() {
+    if !own_processes("the_bench_measures_over_tls") {
+        return;
+    }
+    let secured = Secured::start();
+    let uri = format!("amqps://{}", secured.amqps(1));
+    let bench = |arguments: &[&str]| {
+        let mut command = Command::new(warren_tests::cluster::binary());
+        let queue = unique("bench");
+        command.args(["bench", "--uris", &uri, "--queue", &queue, "--seconds", "0.5", "--window", "50", "--quiet"]).args(arguments);
+        let told = command.output().unwrap();
+        (told.status.code(), String::from_utf8_lossy(&told.stderr).into_owned())
+    };
+    let ca = secured.ca().display().to_string();
+    // One thread for each connection, and two: bodies of one record and of several.
+    for arguments in [["--tls-ca", &ca, "--size", "100"], ["--tls-ca", &ca, "--size", "40000"]] {
+        let flat_out = bench(&arguments);
+        assert_eq!(flat_out.0, Some(0), "{}", flat_out.1);
+        let paced = bench(&[arguments.as_slice(), &["--rate", "50"]].concat());
+        assert_eq!(paced.0, Some(0), "{}", paced.1);
+    }
+    let listed = secured.cluster.ctl(0, &["-s", "list_connections", "ssl"]).stdout;
+    assert_eq!(listed, "", "all are gone");
+    // Somebody else's authority.
+    let theirs = Authority::new("theirs").write(secured.ca().parent().unwrap(), "theirs").display().to_string();
+    let stranger = bench(&["--tls-ca", &theirs]);
+    assert_eq!(stranger.0, Some(2), "{}", stranger.1);
+    assert!(stranger.1.contains("UnknownIssuer"), "{}", stranger.1);
+    assert_eq!(bench(&[]).0, Some(2), "not without an authority");
 }
 
 #[test]

@@ -7,12 +7,21 @@ use std::path::PathBuf;
 /// Measure a broker: confirms, deliveries, latencies, and whether every message came exactly once and in order.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Addresses of the broker's nodes, used in turn: host:port or amqp://user:password@host:port/vhost.
+    /// Addresses of the broker's nodes, used in turn: host:port or amqp(s)://user:password@host:port/vhost.
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:5672")]
     pub uris: Vec<String>,
     /// Addresses of a second broker: both are measured in turn and the ratio is printed.
     #[arg(long, value_delimiter = ',')]
     pub against: Vec<String>,
+    /// Authorities that the broker's certificate is verified by, PEM; with amqps:// addresses.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Addresses for scenarios of the stream protocol.
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:5552")]
+    pub stream_uris: Vec<String>,
+    /// The same of the second broker.
+    #[arg(long, value_delimiter = ',')]
+    pub against_stream: Vec<String>,
     /// How often each broker is measured.
     #[arg(long, default_value_t = 1)]
     pub rounds: u32,
@@ -52,16 +61,23 @@ pub struct BenchArgs {
     /// Seconds to wait at the end for confirms and deliveries that are still due.
     #[arg(long, default_value_t = 20.0)]
     pub drain_seconds: f64,
-    /// Messages of the scenario `memory`.
+    /// Nodes of the scenarios `rocketmq` and `rocketmq-polls`, used in turn: host:port or id:secret@host:port. Their topic is called
+    /// like the queue, and must be there (`warren ctl add_topic`).
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:8080")]
+    pub rocketmq_uris: Vec<String>,
+    /// Messages of the scenarios `memory` and `memory-delayed`.
     #[arg(long, default_value_t = 1_000_000)]
     pub messages: u64,
+    /// Bytes of messages of the scenario `stream-replay`, in units of 10^9; each message has `--size` bytes.
+    #[arg(long, default_value_t = 5.0)]
+    pub gigabytes: f64,
     /// Queues of the scenario `idle-queues`.
     #[arg(long, default_value_t = 10_000)]
     pub idle_queues: usize,
     /// Connections of the scenario `idle-connections`, with ten channels each.
     #[arg(long, default_value_t = 1000)]
     pub idle_connections: usize,
-    /// Seconds the scenario `memory` waits after the last confirm, and those of idle things before they look.
+    /// Seconds the scenario `memory` waits after the last confirm, and those of idle or waiting things before they look.
     #[arg(long, default_value_t = 60)]
     pub settle_seconds: u64,
     /// Processes whose VmRSS and CPU time are printed, as pids on this machine.
@@ -92,6 +108,8 @@ pub(super) enum Kind {
     DeadLetter,
     /// Each message goes to all queues.
     Fanout,
+    /// The queues are streams, written and read by the stream protocol.
+    Stream,
 }
 
 /// One load, without the question whom it is put on.
@@ -105,17 +123,22 @@ pub(super) struct Load {
     pub consumers: usize,
     pub queues: usize,
     pub window: usize,
+    /// Messages written at once at most, so that a wide window does not become one burst.
+    pub batch: usize,
     pub prefetch: u16,
     pub rate: u64,
     pub seconds: f64,
     pub drain_seconds: f64,
 }
 
+/// `Load::batch` where nothing else is said.
+pub(super) const BATCH: usize = 256;
+
 impl Load {
     /// Exchange and routing key of the n-th producer.
     pub(super) fn route_of(&self, client: usize) -> (String, String) {
         match self.kind {
-            Kind::Plain | Kind::Ttl | Kind::Priority => (String::new(), self.queue_of(client)),
+            Kind::Plain | Kind::Ttl | Kind::Priority | Kind::Stream => (String::new(), self.queue_of(client)),
             Kind::DeadLetter => (String::new(), source_of(&self.queue_of(client))),
             Kind::Fanout => (self.exchange(), String::new()),
         }
@@ -137,7 +160,7 @@ impl Load {
         match self.kind {
             Kind::Ttl => arguments.push(("x-message-ttl".to_owned(), Field::Int(600_000))),
             Kind::Priority => arguments.push(("x-max-priority".to_owned(), Field::Int(10))),
-            Kind::Plain | Kind::DeadLetter | Kind::Fanout => {}
+            Kind::Plain | Kind::DeadLetter | Kind::Fanout | Kind::Stream => {}
         }
         arguments
     }
@@ -167,6 +190,10 @@ impl Load {
     }
 }
 
+fn dials(uris: &[String], ca: Option<&PathBuf>) -> Vec<Dial> {
+    uris.iter().map(|uri| Dial { ca: ca.cloned(), ..Dial::parse(uri) }).collect()
+}
+
 fn source_of(queue: &str) -> String {
     format!("{queue}-source")
 }
@@ -183,6 +210,7 @@ impl BenchArgs {
             consumers: self.consumers,
             queues: self.queues,
             window: self.window,
+            batch: BATCH,
             prefetch: self.prefetch,
             rate: self.rate,
             seconds: self.seconds,
@@ -192,8 +220,12 @@ impl BenchArgs {
 
     /// The brokers: the first, and the one to compare with.
     pub(super) fn brokers(&self) -> (Vec<Dial>, Vec<Dial>) {
-        let parse = |uris: &[String]| uris.iter().map(|uri| Dial::parse(uri)).collect();
-        (parse(&self.uris), parse(&self.against))
+        (dials(&self.uris, self.tls_ca.as_ref()), dials(&self.against, None))
+    }
+
+    /// Where loads of this kind find them.
+    pub(super) fn brokers_of(&self, kind: Kind) -> (Vec<Dial>, Vec<Dial>) {
+        if kind == Kind::Stream { (dials(&self.stream_uris, None), dials(&self.against_stream, None)) } else { self.brokers() }
     }
 
     /// Refuse what cannot be run.
@@ -201,6 +233,10 @@ impl BenchArgs {
         let refuse = |why: &str| Err(BenchError::Arguments(why.to_owned()));
         match () {
             () if self.uris.is_empty() => refuse("--uris names no broker"),
+            () if self.uris.iter().any(|uri| uri.starts_with("amqps://")) != self.tls_ca.is_some() => {
+                refuse("amqps:// addresses and --tls-ca go together: the broker's certificate is verified")
+            }
+            () if self.against.iter().any(|uri| uri.starts_with("amqps://")) => refuse("--against is measured in the clear"),
             () if self.size < super::message::HEAD => refuse("--size must be at least 32: a body carries its number, time and checksum"),
             () if self.queues == 0 || self.window == 0 || self.rounds == 0 => refuse("--queues, --window and --rounds must be at least 1"),
             () if self.window > 1 << 20 => refuse("--window must be at most 1048576"),

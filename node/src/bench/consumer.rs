@@ -1,8 +1,9 @@
-//! A connection that consumes with acknowledgements and checks what it gets: one thread, acks for many at once.
+//! A connection that consumes and checks what it gets: one thread. By AMQP with acks for many at once, of streams with a credit for each chunk.
 
-use super::args::Load;
+use super::args::{Kind, Load};
 use super::client::encode::{self, FRAME_BODY, FRAME_HEADER, FRAME_METHOD};
 use super::client::frames::Frame;
+use super::client::stream::{self, StreamConnection, key};
 use super::client::{ClientError, Connection, Dial, Field};
 use super::load::Shared;
 use super::message::Stamp;
@@ -17,6 +18,8 @@ use std::time::Duration;
 const IDLE: Duration = Duration::from_millis(200);
 /// Messages acknowledged at once at most.
 const ACK_EVERY: u64 = 100;
+/// Chunks of a stream that may come ahead.
+pub(super) const CREDIT: u16 = 10;
 
 /// What a consumer saw.
 #[derive(Debug)]
@@ -37,6 +40,9 @@ pub(super) struct Consumed {
 
 /// Consume until `shared.done`.
 pub(super) fn run(load: &Load, dial: &Dial, at: usize, shared: &Arc<Shared>) -> Result<Consumed, ClientError> {
+    if load.kind == Kind::Stream {
+        return read_stream(load, dial, at, shared);
+    }
     let mut connection = Connection::open_with_channel(dial)?;
     connection.qos(1, load.prefetch)?;
     let from_first = [("x-stream-offset".to_owned(), Field::Text("first".into()))];
@@ -49,6 +55,64 @@ pub(super) fn run(load: &Load, dial: &Dial, at: usize, shared: &Arc<Shared>) -> 
         consumer.result.failure = Some(format!("consumer {at}: {error}"));
     }
     Ok(consumer.result)
+}
+
+fn read_stream(load: &Load, dial: &Dial, at: usize, shared: &Arc<Shared>) -> Result<Consumed, ClientError> {
+    let mut connection = StreamConnection::open(dial)?;
+    connection.subscribe(&load.queue_of(at), CREDIT)?;
+    connection.set_read_timeout(Some(IDLE))?;
+    shared.ready();
+    let mut result = Consumed::new();
+    let failure = loop {
+        match connection.next_command() {
+            Ok(command) if command.key == key::DELIVER => {
+                for body in stream::bodies(connection.content(&command)) {
+                    result.take(body.unwrap_or_default(), load.size, shared);
+                }
+                if let Err(error) = connection.credit() {
+                    break Some(error);
+                }
+            }
+            Ok(command) => break Some(ClientError::Protocol(format!("a reader got command {:#06x}", command.key))),
+            Err(ClientError::Timeout) if shared.done.load(Relaxed) => break None,
+            Err(ClientError::Timeout) => {}
+            Err(error) => break Some(error),
+        }
+    };
+    result.failure = failure.map(|error| format!("consumer {at}: {error}"));
+    Ok(result)
+}
+
+impl Consumed {
+    fn new() -> Consumed {
+        Consumed {
+            seen: BTreeMap::new(),
+            repeated: 0,
+            reordered: 0,
+            redelivered: 0,
+            corrupt: 0,
+            latency_us: super::report::histogram(),
+            failure: None,
+        }
+    }
+
+    /// A body of `size` bytes, if it is one of this run.
+    fn take(&mut self, body: &[u8], size: usize, shared: &Shared) {
+        shared.consumed.fetch_add(1, Relaxed);
+        let Some(stamp) = Stamp::read(body).filter(|stamp| stamp.run == shared.run && body.len() == size) else {
+            self.corrupt += 1;
+            return;
+        };
+        let (seen, last) = self.seen.entry(stamp.producer).or_default();
+        match (seen.insert(stamp.number), stamp.number > *last) {
+            (false, _) => self.repeated += 1,
+            (true, false) => self.reordered += 1,
+            (true, true) => *last = stamp.number,
+        }
+        if shared.measuring.load(Relaxed) {
+            self.latency_us.saturating_record(shared.clock.now().saturating_sub(stamp.sent_at) / 1000);
+        }
+    }
 }
 
 struct Consumer {
@@ -66,15 +130,7 @@ struct Consumer {
 
 impl Consumer {
     fn new(load: &Load, shared: Arc<Shared>) -> Consumer {
-        let result = Consumed {
-            seen: BTreeMap::new(),
-            repeated: 0,
-            reordered: 0,
-            redelivered: 0,
-            corrupt: 0,
-            latency_us: super::report::histogram(),
-            failure: None,
-        };
+        let result = Consumed::new();
         let every = (u64::from(load.prefetch) / 2).clamp(1, ACK_EVERY);
         Consumer { result, shared, size: load.size, every, tag: 0, unacked: 0, body: Vec::new(), body_size: 0, out: Vec::new() }
     }
@@ -144,20 +200,7 @@ impl Consumer {
 
     fn message(&mut self, body: &[u8]) {
         self.unacked += 1;
-        self.shared.consumed.fetch_add(1, Relaxed);
-        let Some(stamp) = Stamp::read(body).filter(|stamp| stamp.run == self.shared.run && body.len() == self.size) else {
-            self.result.corrupt += 1;
-            return;
-        };
-        let (seen, last) = self.result.seen.entry(stamp.producer).or_default();
-        match (seen.insert(stamp.number), stamp.number > *last) {
-            (false, _) => self.result.repeated += 1,
-            (true, false) => self.result.reordered += 1,
-            (true, true) => *last = stamp.number,
-        }
-        if self.shared.measuring.load(Relaxed) {
-            self.result.latency_us.saturating_record(self.shared.clock.now().saturating_sub(stamp.sent_at) / 1000);
-        }
+        self.result.take(body, self.size, &self.shared);
     }
 
     fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ClientError> {

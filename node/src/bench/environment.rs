@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Writes that the disk probe makes.
 const PROBES: usize = 200;
@@ -90,6 +91,21 @@ pub(super) fn process(pid: u32) -> Result<(u64, f64), BenchError> {
     let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     Ok((rss.unwrap_or(0), ticks as f64 / 100.0))
+}
+
+/// Resident memory of processes together, KiB.
+pub(super) fn rss_kib(pids: &[u32]) -> Result<u64, BenchError> {
+    pids.iter().map(|pid| process(*pid).map(|(rss, _)| rss)).sum()
+}
+
+/// CPU time of the processes over `window`, in percent of one core.
+pub(super) fn cpu_percent(pids: &[u32], window: Duration) -> Result<f64, BenchError> {
+    let total = || pids.iter().map(|pid| process(*pid).map(|(_, cpu)| cpu)).sum::<Result<f64, BenchError>>();
+    let (began, before) = (Instant::now(), total()?);
+    if !pids.is_empty() {
+        thread::sleep(window);
+    }
+    Ok(100.0 * (total()? - before) / began.elapsed().as_secs_f64().max(0.001))
 }
 
 #[cfg(test)]

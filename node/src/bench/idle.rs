@@ -17,7 +17,7 @@ const CHANNELS: u16 = 10;
 /// Declares queues, and compares the CPU time of the processes before and after; `--settle-seconds` each.
 pub(super) fn queues(args: &BenchArgs, load: &Load, broker: &[Dial]) -> Result<Value, BenchError> {
     let window = Duration::from_secs(args.settle_seconds);
-    let before = cpu_percent(&args.pids, window)?;
+    let before = environment::cpu_percent(&args.pids, window)?;
     let began = Instant::now();
     let options = QueueOptions { arguments: load.arguments(), ..QueueOptions::durable() };
     each_queue(args, load, broker, |connection, name| connection.declare(1, name, &options).map(drop))?;
@@ -26,7 +26,7 @@ pub(super) fn queues(args: &BenchArgs, load: &Load, broker: &[Dial]) -> Result<V
     if !args.pids.is_empty() {
         thread::sleep(SETTLED);
     }
-    let after = cpu_percent(&args.pids, window)?;
+    let after = environment::cpu_percent(&args.pids, window)?;
     eprintln!("  CPU of the given processes in percent of one core: {before:.1} without the queues, {after:.1} with them");
     let began = Instant::now();
     each_queue(args, load, broker, |connection, name| connection.delete(1, name).map(drop))?;
@@ -60,7 +60,7 @@ fn each_queue(
 
 /// Opens connections with channels, and compares the memory of the processes before and after.
 pub(super) fn connections(args: &BenchArgs, broker: &[Dial]) -> Result<Value, BenchError> {
-    let before = rss_kib(&args.pids)?;
+    let before = environment::rss_kib(&args.pids)?;
     let open = |at: usize| {
         let dial = &broker[at % broker.len()];
         let opened = Connection::open_with_channel(dial).and_then(|mut connection| {
@@ -71,24 +71,10 @@ pub(super) fn connections(args: &BenchArgs, broker: &[Dial]) -> Result<Value, Be
     };
     let held: Vec<Connection> = (0..args.idle_connections).map(open).collect::<Result<_, _>>()?;
     thread::sleep(Duration::from_secs(args.settle_seconds));
-    let after = rss_kib(&args.pids)?;
+    let after = environment::rss_kib(&args.pids)?;
     let each = after.saturating_sub(before) as f64 / held.len().max(1) as f64;
     eprintln!("  {} connections with {CHANNELS} channels each: {each:.1} KiB each in the given processes", held.len());
     Ok(
         json!({ "connections": held.len(), "channels": CHANNELS, "kib_each": each, "rss_kib_before": before, "rss_kib_after": after, "clean": true }),
     )
-}
-
-fn rss_kib(pids: &[u32]) -> Result<u64, BenchError> {
-    pids.iter().map(|pid| environment::process(*pid).map(|(rss, _)| rss)).sum()
-}
-
-/// CPU time of the processes over `window`, in percent of one core.
-fn cpu_percent(pids: &[u32], window: Duration) -> Result<f64, BenchError> {
-    let total = || pids.iter().map(|pid| environment::process(*pid).map(|(_, cpu)| cpu)).sum::<Result<f64, BenchError>>();
-    let (began, before) = (Instant::now(), total()?);
-    if !pids.is_empty() {
-        thread::sleep(window);
-    }
-    Ok(100.0 * (total()? - before) / began.elapsed().as_secs_f64().max(0.001))
 }

@@ -1,6 +1,7 @@
 //! One run: declares the queues, starts producers and consumers, watches them, and adds up what they saw.
 
 use super::args::{Kind, Load};
+use super::client::stream::StreamConnection;
 use super::client::{ClientError, Connection, Dial, QueueOptions};
 use super::consumer::{self, Consumed};
 use super::message::Clock;
@@ -197,7 +198,46 @@ fn control(dial: &Dial) -> Result<Connection, BenchError> {
     Connection::open_with_channel(dial).map_err(|error| BenchError::Client { address: dial.address.clone(), error })
 }
 
+fn refused(dial: &Dial, error: ClientError) -> BenchError {
+    BenchError::Client { address: dial.address.clone(), error }
+}
+
+/// Streams of these names, new and with leaders.
+pub(super) fn declare_streams(names: &[String], dial: &Dial) -> Result<(), BenchError> {
+    let make = || {
+        let mut connection = StreamConnection::open(dial)?;
+        for name in names {
+            connection.delete(name)?;
+            connection.create(name)?;
+        }
+        let until = Instant::now() + dial.timeout;
+        while !names.iter().map(|name| connection.leader(name)).all(|leader| matches!(leader, Ok(Some(_)))) {
+            if Instant::now() >= until {
+                return Err(ClientError::Protocol("the streams have no leaders".into()));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    };
+    make().map_err(|error| refused(dial, error))
+}
+
+pub(super) fn delete_streams(names: &[String], dial: &Dial) -> Result<(), BenchError> {
+    let gone = || {
+        let mut connection = StreamConnection::open(dial)?;
+        names.iter().try_for_each(|name| connection.delete(name))
+    };
+    gone().map_err(|error| refused(dial, error))
+}
+
+fn names(load: &Load) -> Vec<String> {
+    (0..load.queues).map(|at| load.queue_name(at)).collect()
+}
+
 fn declare(load: &Load, dial: &Dial) -> Result<(), BenchError> {
+    if load.kind == Kind::Stream {
+        return declare_streams(&names(load), dial);
+    }
     delete(load, dial)?;
     let mut connection = control(dial)?;
     let mut made = || {
@@ -219,6 +259,9 @@ fn declare(load: &Load, dial: &Dial) -> Result<(), BenchError> {
 }
 
 fn delete(load: &Load, dial: &Dial) -> Result<(), BenchError> {
+    if load.kind == Kind::Stream {
+        return delete_streams(&names(load), dial);
+    }
     let mut connection = control(dial)?;
     let mut gone = || {
         for name in (0..load.queues).map(|at| load.queue_name(at)) {

@@ -1,6 +1,7 @@
-//! `warren bench`: a load generator for any AMQP 0-9-1 broker, and two brokers in turn with the ratio. Called by `cli`.
+//! `warren bench`: a load generator for any AMQP 0-9-1 broker and any broker of RabbitMQ's stream protocol, and two brokers in turn with the
+//! ratio. Called by `cli`.
 //! It publishes with confirms, consumes with acknowledgements, and fails when a message was lost, repeated, reordered or changed.
-//! It uses its own client (`client`), never the broker's codec.
+//! It uses its own client (`client`), never the broker's codec. Requests of RocketMQ's HTTP protocol are a scenario of their own (`rocketmq`).
 
 mod args;
 pub mod client;
@@ -11,9 +12,13 @@ mod load;
 mod memory;
 mod message;
 mod producer;
+mod replay;
 mod report;
+mod rocketmq;
 mod scenario;
 mod seen;
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;
 

@@ -1,8 +1,11 @@
 //! A connection that publishes with confirms. Without a rate one thread writes as much as the window allows and reads confirms while
-//! it waits; with a rate a second thread reads, so that a confirm's latency is not measured by the pace of the writer.
+//! it waits; with a rate a second thread reads, so that a confirm's latency is not measured by the pace of the writer. The connection is one
+//! of AMQP or of the stream protocol (`Line`).
 
-use super::args::Load;
+use super::args::{Kind, Load};
 use super::client::encode::{self, Route};
+use super::client::socket::Socket;
+use super::client::stream::{self, StreamConnection, key};
 use super::client::{ClientError, Connection, Dial, Incoming, incoming};
 use super::load::Shared;
 use super::message::Stamp;
@@ -14,8 +17,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Messages written at once at most, so that a wide window does not become one burst.
-const BATCH: usize = 256;
 /// Bytes written at once at most.
 const BATCH_BYTES: usize = 256 * 1024;
 
@@ -36,12 +37,129 @@ pub(super) struct Published {
 
 /// Publish until `shared.stop`, then wait for the confirms that are due.
 pub(super) fn run(load: &Load, dial: &Dial, at: usize, shared: &Arc<Shared>) -> Result<Published, ClientError> {
+    if load.kind == Kind::Stream {
+        return publish(load, at, shared, stream_producer(load, dial, at)?, 0);
+    }
     let mut connection = Connection::open_with_channel(dial)?;
     connection.confirm_select(1)?;
-    let writer = Writer::new(load, at, &connection, shared);
+    let frame_max = connection.frame_max;
+    publish(load, at, shared, connection, frame_max)
+}
+
+fn publish<L: Line>(load: &Load, at: usize, shared: &Arc<Shared>, line: L, frame_max: u32) -> Result<Published, ClientError> {
+    let writer = Writer::new(load, at, frame_max, shared);
     let confirms = Confirms::new(at as u32, writer.slots.clone(), shared.clone());
     shared.ready();
-    if load.rate == 0 { flat_out(connection, writer, confirms) } else { paced(connection, writer, confirms, load.rate) }
+    if load.rate == 0 { flat_out(line, writer, confirms) } else { paced(line, writer, confirms, load.rate) }
+}
+
+/// Publisher 1 of a stream, on the node of its leader.
+pub(super) fn stream_producer(load: &Load, dial: &Dial, at: usize) -> Result<StreamConnection, ClientError> {
+    let queue = load.queue_of(at);
+    let leader = StreamConnection::open(dial)?.leader(&queue)?;
+    let address = leader.ok_or_else(|| ClientError::Protocol(format!("{queue} has no leader")))?;
+    let mut connection = StreamConnection::open(&Dial { address, ..dial.clone() })?;
+    connection.declare_publisher(&queue)?;
+    Ok(connection)
+}
+
+/// What a confirm says: up to which message or which one, and whether it is stored.
+pub(super) struct Confirm {
+    tag: u64,
+    multiple: bool,
+    ack: bool,
+}
+
+impl Confirm {
+    /// It is.
+    pub(super) fn is_stored(&self) -> bool {
+        self.ack
+    }
+}
+
+/// A connection that publishes.
+pub(super) trait Line: Send + 'static {
+    /// Writes what was encoded.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ClientError>;
+    /// A second handle, to write.
+    fn writer(&self) -> Result<Socket, ClientError>;
+    /// Waits for a confirm at most `wait`, then takes all that have come. Anything else but what may come at any time is an error.
+    fn confirms(&mut self, wait: Duration, each: &mut dyn FnMut(Confirm)) -> Result<(), ClientError>;
+}
+
+impl Line for Connection {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.send(bytes)
+    }
+
+    fn writer(&self) -> Result<Socket, ClientError> {
+        self.try_clone_socket()
+    }
+
+    fn confirms(&mut self, wait: Duration, each: &mut dyn FnMut(Confirm)) -> Result<(), ClientError> {
+        self.set_read_timeout(Some(wait))?;
+        let mut next = match self.next_frame() {
+            Ok(frame) => Some(frame),
+            Err(ClientError::Timeout) => None,
+            Err(error) => return Err(error),
+        };
+        while let Some(frame) = next {
+            if frame.kind == encode::FRAME_METHOD {
+                confirm(frame.channel, self.payload(&frame.payload))?.map(&mut *each);
+            }
+            next = self.buffered_frame()?;
+        }
+        Ok(())
+    }
+}
+
+/// A method: a confirm, or what may come besides.
+fn confirm(channel: u16, payload: &[u8]) -> Result<Option<Confirm>, ClientError> {
+    if let ([0, 60, 0, method @ (80 | 120), rest @ ..], true) = (payload, payload.len() == 13) {
+        let tag = rest[..8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        return Ok(Some(Confirm { tag, multiple: rest[8] & 1 == 1, ack: *method == 80 }));
+    }
+    match incoming::parse_method(channel, payload) {
+        Some(incoming::Parsed::Whole(Incoming::Blocked(_) | Incoming::Unblocked)) => Ok(None),
+        Some(incoming::Parsed::Whole(Incoming::ConnectionClose { code, text })) => Err(ClientError::ConnectionClosed { code, text }),
+        Some(incoming::Parsed::Whole(Incoming::ChannelClose { channel, code, text })) => {
+            Err(ClientError::ChannelClosed { channel, code, text })
+        }
+        other => Err(ClientError::Protocol(format!("a producer got {other:?}"))),
+    }
+}
+
+impl Line for StreamConnection {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.send(bytes)
+    }
+
+    fn writer(&self) -> Result<Socket, ClientError> {
+        self.try_clone_socket().map(Socket::from)
+    }
+
+    fn confirms(&mut self, wait: Duration, each: &mut dyn FnMut(Confirm)) -> Result<(), ClientError> {
+        self.set_read_timeout(Some(wait))?;
+        let mut next = match self.next_command() {
+            Ok(command) => Some(command),
+            Err(ClientError::Timeout) => None,
+            Err(error) => return Err(error),
+        };
+        while let Some(command) = next {
+            // publisher u8 | count u32 | (id u64, in an error and a code u16)*
+            let size = match command.key {
+                key::CONFIRM => 8,
+                key::PUBLISH_ERROR => 10,
+                other => return Err(ClientError::Protocol(format!("a producer got command {other:#06x}"))),
+            };
+            for id in self.content(&command).get(5..).unwrap_or_default().chunks_exact(size) {
+                let tag = id[..8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+                each(Confirm { tag, multiple: false, ack: command.key == key::CONFIRM });
+            }
+            next = self.buffered();
+        }
+        Ok(())
+    }
 }
 
 /// Encodes messages from one prepared pattern.
@@ -51,6 +169,8 @@ struct Writer {
     pattern: Vec<u8>,
     body: Vec<u8>,
     body_at: Option<usize>,
+    /// Messages go into Publish commands of streams.
+    is_stream: bool,
     exchange: String,
     key: String,
     frame_max: u32,
@@ -94,22 +214,27 @@ impl Writer {
         window.min((self.slots.0.len() as u64).saturating_sub(sent + 1 - progress.lowest))
     }
 
-    fn new(load: &Load, at: usize, connection: &Connection, shared: &Arc<Shared>) -> Writer {
+    fn new(load: &Load, at: usize, frame_max: u32, shared: &Arc<Shared>) -> Writer {
         let (exchange, key) = load.route_of(at);
         let body = vec![b'x'; load.size];
-        let mut pattern = Vec::new();
-        encode::publish(&mut pattern, Route { channel: 1, exchange: &exchange, key: &key, mandatory: false }, &body, connection.frame_max);
-        let one_frame = load.size + 8 <= connection.frame_max as usize;
+        let (mut pattern, is_stream) = (Vec::new(), load.kind == Kind::Stream);
+        let body_at = if is_stream {
+            Some(stream::message(&mut pattern, &body))
+        } else {
+            encode::publish(&mut pattern, Route { channel: 1, exchange: &exchange, key: &key, mandatory: false }, &body, frame_max);
+            (load.size + 8 <= frame_max as usize).then(|| pattern.len() - 1 - load.size)
+        };
         let slots = Slots((0..load.window.next_power_of_two() * 2).map(|_| AtomicU64::new(0)).collect());
         Writer {
             stamp: Stamp { run: shared.run, producer: at as u32, number: 0, sent_at: 0 },
-            body_at: one_frame.then(|| pattern.len() - 1 - load.size),
-            batch: (BATCH_BYTES / pattern.len()).clamp(1, BATCH),
+            body_at,
+            is_stream,
+            batch: (BATCH_BYTES / pattern.len()).clamp(1, load.batch),
             pattern,
             body,
             exchange,
             key,
-            frame_max: connection.frame_max,
+            frame_max,
             out: Vec::new(),
             slots: Arc::new(slots),
             shared: shared.clone(),
@@ -121,14 +246,22 @@ impl Writer {
     /// Encode the next `count` messages into `out`.
     fn encode(&mut self, count: u64) {
         self.out.clear();
+        if self.is_stream {
+            let size = (9 + count * self.pattern.len() as u64) as u32;
+            self.out.extend_from_slice(&size.to_be_bytes());
+            self.out.extend_from_slice(&[0, key::PUBLISH as u8, 0, 1, 1]);
+            self.out.extend_from_slice(&(count as u32).to_be_bytes());
+        }
         self.stamp.sent_at = self.shared.clock.now();
         for _ in 0..count {
             self.stamp.number += 1;
             self.slots.of(self.stamp.number).store(self.stamp.sent_at + 1, Release);
             match self.body_at {
                 Some(at) => {
-                    let end = self.pattern.len() - 1;
-                    self.stamp.write(&mut self.pattern[at..end]);
+                    if self.is_stream {
+                        self.pattern[..8].copy_from_slice(&self.stamp.number.to_be_bytes());
+                    }
+                    self.stamp.write(&mut self.pattern[at..at + self.body.len()]);
                     self.out.extend_from_slice(&self.pattern);
                 }
                 None => {
@@ -170,32 +303,11 @@ impl Confirms {
         Confirms { result, slots, last: shared.clock.now(), shared, lowest: 1, highest: 0, settled: 0 }
     }
 
-    /// Take in a frame. Anything but a confirm, a heartbeat or (un)blocked ends the producer.
-    fn frame(&mut self, connection: &Connection, frame: &super::client::frames::Frame) -> Result<(), ClientError> {
-        if frame.kind != encode::FRAME_METHOD {
-            return Ok(());
-        }
-        let payload = connection.payload(&frame.payload);
-        if let ([0, 60, 0, method @ (80 | 120), rest @ ..], true) = (payload, payload.len() == 13) {
-            let tag = rest[..8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-            self.settle(tag, rest[8] & 1 == 1, *method == 80);
-            return Ok(());
-        }
-        match incoming::parse_method(frame.channel, payload) {
-            Some(incoming::Parsed::Whole(Incoming::Blocked(_) | Incoming::Unblocked)) => Ok(()),
-            Some(incoming::Parsed::Whole(Incoming::ConnectionClose { code, text })) => Err(ClientError::ConnectionClosed { code, text }),
-            Some(incoming::Parsed::Whole(Incoming::ChannelClose { channel, code, text })) => {
-                Err(ClientError::ChannelClosed { channel, code, text })
-            }
-            other => Err(ClientError::Protocol(format!("a producer got {other:?}"))),
-        }
-    }
-
     fn progress(&self) -> Progress {
         Progress { settled: self.settled, lowest: self.lowest }
     }
 
-    fn settle(&mut self, tag: u64, multiple: bool, ack: bool) {
+    fn settle(&mut self, Confirm { tag, multiple, ack }: Confirm) {
         let now = self.shared.clock.now();
         if self.shared.measuring.load(Relaxed) {
             self.result.longest_gap = self.result.longest_gap.max(now - self.last);
@@ -244,44 +356,33 @@ impl Confirms {
     }
 }
 
-fn flat_out(mut connection: Connection, mut writer: Writer, mut confirms: Confirms) -> Result<Published, ClientError> {
+fn flat_out<L: Line>(mut line: L, mut writer: Writer, mut confirms: Confirms) -> Result<Published, ClientError> {
     let failure = loop {
         if writer.shared.stop.load(Relaxed) {
-            break drain(&mut connection, &writer, &mut confirms).err();
+            break drain(&mut line, &writer, &mut confirms).err();
         }
         let room = writer.room(confirms.progress()).min(writer.batch as u64);
         // Refill once half the window or a batch is free: full writes, and never an empty pipe.
         if room >= (writer.window / 2).clamp(1, writer.batch as u64 / 2 + 1) {
             writer.encode(room);
-            if let Err(error) = connection.send(&writer.out) {
+            if let Err(error) = line.write(&writer.out) {
                 break Some(error);
             }
-        } else if let Err(error) = read_confirms(&mut connection, &mut confirms, Duration::from_millis(200)) {
+        } else if let Err(error) = read_confirms(&mut line, &mut confirms, Duration::from_millis(200)) {
             break Some(error);
         }
     };
     Ok(confirms.finish(writer.stamp.number, failure))
 }
 
-/// Wait for a frame at most `wait`, then take all that have come.
-fn read_confirms(connection: &mut Connection, confirms: &mut Confirms, wait: Duration) -> Result<(), ClientError> {
-    connection.set_read_timeout(Some(wait))?;
-    let frame = match connection.next_frame() {
-        Ok(frame) => frame,
-        Err(ClientError::Timeout) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    confirms.frame(connection, &frame)?;
-    while let Some(frame) = connection.buffered_frame()? {
-        confirms.frame(connection, &frame)?;
-    }
-    Ok(())
+fn read_confirms<L: Line>(line: &mut L, confirms: &mut Confirms, wait: Duration) -> Result<(), ClientError> {
+    line.confirms(wait, &mut |confirm| confirms.settle(confirm))
 }
 
-fn drain(connection: &mut Connection, writer: &Writer, confirms: &mut Confirms) -> Result<(), ClientError> {
+fn drain<L: Line>(line: &mut L, writer: &Writer, confirms: &mut Confirms) -> Result<(), ClientError> {
     let until = Instant::now() + writer.drain;
     while confirms.settled < writer.stamp.number && Instant::now() < until {
-        read_confirms(connection, confirms, Duration::from_millis(100))?;
+        read_confirms(line, confirms, Duration::from_millis(100))?;
     }
     Ok(())
 }
@@ -294,12 +395,12 @@ struct Gate {
     over: AtomicBool,
 }
 
-fn paced(connection: Connection, mut writer: Writer, confirms: Confirms, rate: u64) -> Result<Published, ClientError> {
-    let mut socket = connection.try_clone_socket()?;
+fn paced<L: Line>(line: L, mut writer: Writer, confirms: Confirms, rate: u64) -> Result<Published, ClientError> {
+    let mut socket = line.writer()?;
     let gate = Arc::new(Gate::default());
     let reader = thread::spawn({
         let gate = gate.clone();
-        move || read_until_over(connection, confirms, &gate)
+        move || read_until_over(line, confirms, &gate)
     });
     let began = Instant::now();
     while !writer.shared.stop.load(Relaxed) && !gate.over.load(Relaxed) {
@@ -346,10 +447,10 @@ impl Gate {
     }
 }
 
-fn read_until_over(mut connection: Connection, mut confirms: Confirms, gate: &Gate) -> (Confirms, Option<ClientError>) {
+fn read_until_over<L: Line>(mut line: L, mut confirms: Confirms, gate: &Gate) -> (Confirms, Option<ClientError>) {
     let mut failure = None;
     while !gate.over.load(Relaxed) {
-        if let Err(error) = read_confirms(&mut connection, &mut confirms, Duration::from_millis(100)) {
+        if let Err(error) = read_confirms(&mut line, &mut confirms, Duration::from_millis(100)) {
             failure = Some(error);
             gate.over.store(true, Relaxed);
         }

@@ -1,9 +1,9 @@
 //! Named loads, one broker or two in turn, and what is printed of them.
 
-use super::args::{BenchArgs, Kind, Load};
+use super::args::{BATCH, BenchArgs, Kind, Load};
 use super::client::Dial;
 use super::report::{Figures, Outcome, median};
-use super::{BenchError, environment, idle, load, memory};
+use super::{BenchError, environment, idle, load, memory, replay, rocketmq};
 use serde_json::{Value, json};
 
 /// A load with a name, and the one figure that it is judged by.
@@ -19,6 +19,7 @@ struct Shape {
     kind: Kind,
     size: usize,
     window: usize,
+    batch: usize,
     clients: usize,
     /// At least; each client has one.
     queues: usize,
@@ -26,10 +27,11 @@ struct Shape {
     rate: u64,
 }
 
-const BASE: Shape = Shape { kind: Kind::Plain, size: 100, window: 1000, clients: 1, queues: 1, consumers: true, rate: 0 };
+const BASE: Shape = Shape { kind: Kind::Plain, size: 100, window: 1000, batch: BATCH, clients: 1, queues: 1, consumers: true, rate: 0 };
+const STREAM: Shape = Shape { kind: Kind::Stream, window: 10_000, batch: 100, ..BASE };
 const FANOUT: Shape = Shape { kind: Kind::Fanout, size: 1024, window: 200, queues: 100, consumers: false, ..BASE };
-/// What is not a load; all of them want `--pids`.
-const STILL: [&str; 3] = ["memory", "idle-queues", "idle-connections"];
+/// What is not a load of AMQP; all but `rocketmq` want `--pids`.
+const STILL: [&str; 7] = ["memory", "memory-delayed", "idle-queues", "idle-connections", "stream-replay", "rocketmq", "rocketmq-polls"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Figure {
@@ -37,9 +39,11 @@ enum Figure {
     ConsumeRate,
     /// Lower is better.
     EndToEndP99,
+    /// Lower is better.
+    ConfirmP99,
 }
 
-const SCENARIOS: [Scenario; 12] = [
+const SCENARIOS: [Scenario; 17] = [
     Scenario { name: "queue-100B", shape: BASE, figure: Figure::ConsumeRate },
     Scenario { name: "queue-1KB", shape: Shape { size: 1024, ..BASE }, figure: Figure::ConsumeRate },
     Scenario { name: "queue-16KB", shape: Shape { size: 16384, window: 200, ..BASE }, figure: Figure::ConsumeRate },
@@ -52,6 +56,11 @@ const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "queue-dead-letter", shape: Shape { kind: Kind::DeadLetter, ..BASE }, figure: Figure::ConsumeRate },
     Scenario { name: "fanout-100", shape: FANOUT, figure: Figure::ConfirmRate },
     Scenario { name: "queue-window-1", shape: Shape { window: 1, ..BASE }, figure: Figure::ConfirmRate },
+    Scenario { name: "stream-100B", shape: STREAM, figure: Figure::ConsumeRate },
+    Scenario { name: "stream-1KB", shape: Shape { size: 1024, ..STREAM }, figure: Figure::ConsumeRate },
+    Scenario { name: "stream-3x3", shape: Shape { clients: 3, ..STREAM }, figure: Figure::ConsumeRate },
+    Scenario { name: "stream-small-batches", shape: Shape { window: 200, batch: 10, ..STREAM }, figure: Figure::ConsumeRate },
+    Scenario { name: "stream-p99-at-200", shape: Shape { rate: 200, ..STREAM }, figure: Figure::ConfirmP99 },
 ];
 
 impl Figure {
@@ -60,6 +69,7 @@ impl Figure {
             Figure::ConfirmRate => "confirms/s",
             Figure::ConsumeRate => "consumed/s",
             Figure::EndToEndP99 => "end-to-end p99 us",
+            Figure::ConfirmP99 => "confirm p99 us",
         }
     }
 
@@ -68,14 +78,22 @@ impl Figure {
             Figure::ConfirmRate => figures.confirm_rate,
             Figure::ConsumeRate => figures.consume_rate,
             Figure::EndToEndP99 => figures.end_to_end_us.value_at_quantile(0.99) as f64,
+            Figure::ConfirmP99 => figures.confirm_us.value_at_quantile(0.99) as f64,
         }
     }
 
     /// How many times better the first is.
     fn times_better(self, first: f64, second: f64) -> f64 {
-        let (above, below) = if self == Figure::EndToEndP99 { (second, first) } else { (first, second) };
+        let lower = matches!(self, Figure::EndToEndP99 | Figure::ConfirmP99);
+        let (above, below) = if lower { (second, first) } else { (first, second) };
         if below > 0.0 { above / below } else { 0.0 }
     }
+}
+
+/// A load of a stream, at the pace of the flags.
+#[cfg(test)]
+pub(super) fn stream_load(args: &BenchArgs) -> Load {
+    Load { rate: args.rate, ..STREAM.load(args) }
 }
 
 /// Run everything that was asked for.
@@ -92,7 +110,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
     let (mut results, mut wrong) = (Vec::new(), 0);
     for (name, load, figure) in &runs {
         let (result, bad) = match figure {
-            Some(figure) => compare(args, name, load, *figure, [&first, &second])?,
+            Some(figure) => {
+                let (first, second) = args.brokers_of(load.kind);
+                compare(args, name, load, *figure, [&first, &second])?
+            }
             None => be_still(args, name, load, &first)?,
         };
         results.push(result);
@@ -134,6 +155,7 @@ impl Shape {
             kind: self.kind,
             size: self.size,
             window: self.window,
+            batch: self.batch,
             producers: self.clients,
             consumers,
             queues: self.queues.max(self.clients),
@@ -206,6 +228,10 @@ fn be_still(args: &BenchArgs, name: &str, load: &Load, broker: &[Dial]) -> Resul
     let mut result = match name {
         "idle-queues" => idle::queues(args, load, broker)?,
         "idle-connections" => idle::connections(args, broker)?,
+        "memory-delayed" => memory::delayed(args, load, &broker[0])?,
+        "rocketmq" => rocketmq::requests(args, load)?,
+        "rocketmq-polls" => rocketmq::polls(args, load)?,
+        "stream-replay" => replay::run(args, load)?,
         _ => memory::run(args, load, &broker[0])?,
     };
     let wrong = usize::from(result["clean"] != json!(true));

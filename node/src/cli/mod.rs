@@ -59,7 +59,7 @@ struct Tool {
 }
 
 /// Names of the binary that mean `warren ctl`.
-const TOOLS: [&str; 3] = ["rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues"];
+const TOOLS: [&str; 4] = ["rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues", "rabbitmq-streams"];
 
 /// Run the command line of this process.
 pub fn main() -> ExitCode {

@@ -4,13 +4,13 @@ use super::bodies::BodyCounters;
 use super::checkpoint::{Away, Floors};
 use super::journal::Journal;
 use super::lease::Leases;
-use super::placement;
+use super::placement::{self, FIRST_GENERATION};
 use super::shard::Shard;
 use super::start::Progress;
 use super::time::ClusterClock;
 use super::watch::Watch;
 use crate::model::ports::Leadership;
-use crate::model::{Incarnation, LeaderId, NodeId, ShardId};
+use crate::model::{Generation, Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -128,6 +128,16 @@ impl Core {
             incarnation: self.incarnation,
             cluster: identity.map(|i| i.cluster),
         }
+    }
+
+    /// The life of a node's disk, as far as it was heard of.
+    pub(super) fn life(&self, node: NodeId) -> Generation {
+        self.journal.life(node).unwrap_or(FIRST_GENERATION)
+    }
+
+    /// A disk that another one has taken the place of: what it promised since then is not on it.
+    pub(super) fn is_outlived(&self, card: &Card) -> bool {
+        card.cluster.is_some() && card.generation < self.life(card.node)
     }
 
     /// The way to other nodes; `None` before it is started.

@@ -1,6 +1,7 @@
 //! Forming the cluster and recognising it again (rule 1). A cluster is formed only when every configured node answered that its disk is
 //! empty and wrote down the same UUID; only then groups are initialized. Every step can be repeated after a kill. An empty disk that
-//! meets a cluster whose logs hold anything was wiped: it does not vote, it says so and waits for the operator.
+//! meets a cluster whose logs hold anything was wiped: it begins a new life as a disk that has forgotten everything (`rebuild`), unless so
+//! many have lost theirs that what is left is no majority; then it waits for the operator.
 
 use super::clock;
 use super::core::Core;
@@ -8,7 +9,7 @@ use super::journal::Identity;
 use super::log::completion;
 use super::placement::FIRST_GENERATION;
 use super::wire::Ask;
-use crate::model::NodeId;
+use crate::model::{Generation, NodeId};
 use crate::peer::transport::head_only;
 use crate::peer::{Card, Frame, PeerError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -36,9 +37,6 @@ pub enum FormationError {
         /// As configured.
         configured: NodeId,
     },
-    /// A life of a disk that the group's members do not know.
-    #[error("this data directory is of disk generation {0}; rejoining after a wipe is not supported yet")]
-    Generation(u32),
     /// Two nodes were given different numbers of shards.
     #[error(
         "node {node} is configured with {theirs} shards and this node with {mine}: every node must be started with the same --shards to \
@@ -66,16 +64,19 @@ struct Report {
     cluster: Option<u128>,
     has_log: bool,
     shards: u16,
+    /// The newest life of the asker's disk that it has heard of.
+    life: Generation,
 }
 
-/// Answers `Ask::Formation`.
-pub(super) fn report(core: &Core) -> Frame {
-    let mut head = BytesMut::with_capacity(20);
+/// Answers `Ask::Formation` of a node.
+pub(super) fn report(core: &Core, asker: NodeId) -> Frame {
+    let mut head = BytesMut::with_capacity(24);
     let cluster = core.journal.identity().map(|i| i.cluster);
     head.put_u8(cluster.is_some().into());
     head.put_u128_le(cluster.unwrap_or(0));
     head.put_u8(core.has_log().into());
     head.put_u16_le(core.shards);
+    head.put_u32_le(core.life(asker).0);
     head_only(head.freeze())
 }
 
@@ -83,7 +84,8 @@ fn read_report(mut head: Bytes) -> Option<Report> {
     let formed = head.try_get_u8().ok()? != 0;
     let cluster = head.try_get_u128_le().ok()?;
     let has_log = head.try_get_u8().ok()? != 0;
-    Some(Report { cluster: formed.then_some(cluster), has_log, shards: head.try_get_u16_le().ok()? })
+    let (shards, life) = (head.try_get_u16_le().ok()?, Generation(head.try_get_u32_le().ok()?));
+    Some(Report { cluster: formed.then_some(cluster), has_log, shards, life })
 }
 
 /// Answers `Ask::Adopt`: an empty disk takes the UUID that the lowest node proposes.
@@ -102,19 +104,33 @@ pub(super) async fn adopt(core: &Core, from: Card, mut head: Bytes) -> Result<Fr
         let differ = FormationError::Shards { node: from.node, theirs: shards, mine: core.shards };
         return Err(PeerError::Refused(format!("node {}: {differ}", core.me)));
     }
-    save(core, cluster).await.map_err(|e| PeerError::Refused(e.to_string()))?;
+    save(core, cluster, FIRST_GENERATION).await.map_err(|e| PeerError::Refused(e.to_string()))?;
     Ok(Frame::default())
 }
 
-async fn save(core: &Core, cluster: u128) -> io::Result<()> {
+async fn save(core: &Core, cluster: u128, generation: Generation) -> io::Result<()> {
     let (done, saved) = completion();
-    core.journal.save_identity(Identity { cluster, node: core.me, generation: FIRST_GENERATION, shards: core.shards }, done);
+    core.journal.save_identity(Identity { cluster, node: core.me, generation, shards: core.shards }, done);
     saved.await?;
     tracing::info!(cluster = %format_args!("{cluster:032x}"), node = %core.me, "this disk belongs to the cluster now");
     Ok(())
 }
 
-/// Until this disk has an identity. Does not return for a wiped one.
+/// This empty disk takes the place of one that took part: it owns up to having forgotten everything before it belongs to the cluster.
+async fn replace(core: &Core, cluster: u128, generation: Generation) -> io::Result<()> {
+    for shard in core.shard_ids().filter(|shard| core.voters(*shard).iter().any(|voter| voter.node == core.me)) {
+        // The log keeps the order: these are durable before the identity is.
+        core.journal.forget(shard, Box::new(|_| ()));
+    }
+    save(core, cluster, generation).await?;
+    tracing::warn!(
+        %generation,
+        "this data directory was empty, but the cluster knows this node: it serves again when the other nodes have given it what it lost"
+    );
+    Ok(())
+}
+
+/// Until this disk has an identity.
 pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
     let mut said = Said::default();
     loop {
@@ -123,21 +139,26 @@ pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
         }
         let reports = ask_all(core).await;
         let clusters: BTreeSet<u128> = reports.values().filter_map(|r| r.cluster).collect();
-        if reports.values().any(|r| r.has_log) {
-            said.error(
-                "this data directory is empty but the cluster has data: the disk was wiped or the wrong directory is mounted. \
-                 This node will not vote, so that nothing confirmed is lost. Restore its data directory, or stop it and leave it \
-                 out until rejoining with an empty disk is supported; the other nodes serve while they are a majority.",
-            );
-        } else if clusters.len() > 1 {
+        let with_data = reports.values().filter(|r| r.has_log).count();
+        if clusters.len() > 1 {
             said.error("the configured nodes belong to different clusters: check --cluster and the data directories");
         } else if let Some((node, other)) = reports.iter().find(|(_, r)| r.shards != core.shards) {
             // Not gone before the other one has asked too.
             tokio::time::sleep(PATIENCE).await;
             return Err(FormationError::Shards { node: *node, theirs: other.shards, mine: core.shards });
+        } else if let Some(cluster) = clusters.first().filter(|_| with_data * 2 > core.nodes.len()) {
+            let newest = reports.values().map(|r| r.life).max().unwrap_or(FIRST_GENERATION);
+            replace(core, *cluster, Generation(newest.0 + 1)).await?;
+            continue;
+        } else if with_data > 0 {
+            said.error(
+                "this data directory is empty but the cluster has data: the disk was wiped or the wrong directory is mounted. This node \
+                 takes part again when a majority of all nodes is there with its data; it never makes anything up. If more data \
+                 directories are lost than that, restore them.",
+            );
         } else if reports.len() == core.nodes.len() {
             if core.nodes.first() == Some(&core.me) {
-                save(core, clusters.first().copied().unwrap_or_else(rand::random)).await?;
+                save(core, clusters.first().copied().unwrap_or_else(rand::random), FIRST_GENERATION).await?;
                 continue;
             }
         } else {
@@ -151,9 +172,6 @@ pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
 fn check(core: &Core, identity: Identity) -> Result<(), FormationError> {
     if identity.node != core.me {
         return Err(FormationError::OtherNode { found: identity.node, configured: core.me });
-    }
-    if identity.generation != FIRST_GENERATION {
-        return Err(FormationError::Generation(identity.generation.0));
     }
     if let Some(transport) = core.transport() {
         transport.card_changed();
@@ -175,6 +193,13 @@ pub(super) async fn complete(core: Arc<Core>) {
                 initialize(&core, &shard).await;
             }
             return;
+        }
+        let outlived = core.journal.identity().is_some_and(|mine| reports.values().any(|r| r.life > mine.generation));
+        if outlived {
+            said.error(
+                "this data directory is an old one: this node went on with another, which has promised things that are not here. The other \
+                 nodes refuse it. Start the node with its newer directory, or empty this one: it is filled again from the others",
+            );
         }
         let data = reports.values().any(|r| r.has_log);
         if !data && core.nodes.first() == Some(&core.me) && reports.len() == core.nodes.len() {
@@ -226,7 +251,7 @@ async fn initialize(core: &Core, group: &super::shard::Shard) {
 /// What every reachable configured node says, this one included.
 async fn ask_all(core: &Core) -> BTreeMap<NodeId, Report> {
     let mut reports = BTreeMap::new();
-    reports.extend(read_report(report(core).head).map(|mine| (core.me, mine)));
+    reports.extend(read_report(report(core, core.me).head).map(|mine| (core.me, mine)));
     let Some(transport) = core.transport() else { return reports };
     let question = || head_only(Bytes::from_static(&[Ask::Formation as u8]));
     let asks = core.others().map(|node| {

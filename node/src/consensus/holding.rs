@@ -194,6 +194,11 @@ impl Holding {
 
     /// At a start: nothing that belongs to the group is missing on this disk, and what its state is made from can be read.
     pub fn is_complete(&self) -> io::Result<bool> {
+        let (log, restored) = (self.journal.state(self.shard), self.machine.restored().map(|id| id.index));
+        if self.journal.damage(self.shard).is_none() && restored > log.last.max(log.purged).map(|id| id.index) {
+            tracing::error!(shard = %self.shard, ?restored, end = ?log.last, "the log ends before the checkpoint that was made of it: its end is lost");
+            self.journal.forget(self.shard, Box::new(|_| ()));
+        }
         if self.journal.damage(self.shard).is_none() && !self.is_hollow() {
             self.journal.verify(self.shard, self.machine.restored().map_or(0, |id| id.index))?;
         }

@@ -2,7 +2,7 @@
 //! that tests can put a log in memory behind it.
 
 use crate::model::entry::EntryBytes;
-use crate::model::{LogId, ShardId};
+use crate::model::{Generation, LogId, NodeId, ShardId};
 use crate::store::wal::{Moved, OldFiles, Wal};
 use bytes::Bytes;
 use std::io;
@@ -91,6 +91,18 @@ pub trait Journal: Send + Sync + 'static {
     /// See whether the log can be read behind this index; what cannot is damage. Reads the disk.
     fn verify(&self, _shard: ShardId, _after: u64) -> io::Result<()> {
         Ok(())
+    }
+    /// The disk is new, what its predecessor held of the group is not known: damage.
+    fn forget(&self, _shard: ShardId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// The newest life of another node's disk that was saved.
+    fn life(&self, _node: NodeId) -> Option<Generation> {
+        None
+    }
+    /// Save that another node's disk is in this life.
+    fn save_life(&self, _node: NodeId, _generation: Generation, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
     }
     /// The group is rebuilt.
     fn mended(&self, _shard: ShardId, done: Done) {
@@ -213,6 +225,18 @@ impl Journal for Wal {
 
     fn mended(&self, shard: ShardId, done: Done) {
         Wal::mended(self, shard, done)
+    }
+
+    fn forget(&self, shard: ShardId, done: Done) {
+        Wal::forget(self, shard, done)
+    }
+
+    fn life(&self, node: NodeId) -> Option<Generation> {
+        Wal::life(self, node)
+    }
+
+    fn save_life(&self, node: NodeId, generation: Generation, done: Done) {
+        Wal::save_life(self, node, generation, done)
     }
 
     fn identity(&self) -> Option<Identity> {

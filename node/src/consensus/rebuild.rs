@@ -1,4 +1,4 @@
-//! A replica whose log was damaged has forgotten things that it confirmed: it takes part in nothing until it has again all that it may
+//! A replica whose log was damaged, or whose disk is new, has forgotten things that it confirmed: it takes part in nothing until it has again all that it may
 //! have acknowledged, and a vote that is not older than any it may have given (rules 1, 5; docs/decisions/0011). It asks who leads; the
 //! leader has itself confirmed by a majority without the asker, and answers when all that its log holds then is applied. The state from
 //! there on is what the asker goes on with.
@@ -13,7 +13,7 @@ use super::service::group as group_of;
 use super::wire::Ask;
 use crate::model::{LeaderId, NodeId, ShardId, VoterId};
 use crate::peer::transport::head_only;
-use crate::peer::{Frame, PeerError};
+use crate::peer::{Card, Frame, PeerError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::raft::ReadPolicy;
 use std::sync::Arc;
@@ -31,7 +31,9 @@ const NOT_LEADING: u8 = 0;
 const DAMAGED_TOO: u8 = 1;
 const WHOLE_FROM: u8 = 2;
 
-/// What another replica says.
+/// What another replica says: and the term of its own vote.
+type Answer = (Said, u64);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Said {
     /// It does not lead, or cannot prove it.
@@ -56,14 +58,18 @@ pub(super) async fn group(core: &Core, holding: &Arc<Holding>, voters: &[VoterId
     loop {
         let answers = ask_all(core, shard, &others).await;
         let mut why = String::from("no leader that a majority without this node confirms");
-        if let Some((node, least)) = answers.iter().find_map(|(node, said)| whole_from(*said).map(|least| (*node, least))) {
-            match fetch::from(core, holding, node, Some(least)).await {
-                Ok(()) => return mend(core, shard, voters, damage, node).await,
+        let votes = if damage == Damage::FORGOTTEN { given(&answers) } else { Some(damage.votes) };
+        let leader = answers.iter().find_map(|(node, answer)| whole_from(*answer).map(|least| (*node, least)));
+        match (leader, votes) {
+            (Some((node, least)), Some(votes)) => match fetch::from(core, holding, node, Some(least)).await {
+                Ok(()) => return mend(core, shard, voters, votes, node).await,
                 Err(error) => why = format!("node {node}: {error}"),
-            }
+            },
+            (Some(_), None) => why = String::from("the votes that this node has forgotten are known when all other replicas are there"),
+            (None, _) => {}
         }
         if said.is_none_or(|at| at.elapsed() >= REPEAT) {
-            let damaged = 1 + answers.iter().filter(|(_, said)| *said == Some(Said::DamagedToo)).count();
+            let damaged = 1 + answers.iter().filter(|(_, answer)| matches!(answer, Some((Said::DamagedToo, _)))).count();
             tell(shard, voters.len(), damaged, &why);
             said = Some(Instant::now());
         }
@@ -89,17 +95,23 @@ fn has_majority(replicas: usize, damaged: usize) -> bool {
     (replicas - damaged) * 2 > replicas
 }
 
-fn whole_from(said: Option<Said>) -> Option<u64> {
-    match said? {
+/// No vote that this node gave is of a later term: who asked for it had voted for itself before. `None`: not all others can tell.
+fn given(answers: &[(NodeId, Option<Answer>)]) -> Option<Option<u64>> {
+    let terms: Option<Vec<u64>> = answers.iter().map(|(_, answer)| answer.filter(|a| a.0 != Said::DamagedToo).map(|a| a.1)).collect();
+    terms.map(|terms| terms.into_iter().max())
+}
+
+fn whole_from(answer: Option<Answer>) -> Option<u64> {
+    match answer?.0 {
         Said::WholeFrom(index) => Some(index),
         Said::NotLeading | Said::DamagedToo => None,
     }
 }
 
 /// All that may have been acknowledged is here. The vote first: it must not be older than one that may have been given.
-async fn mend(core: &Core, shard: ShardId, voters: &[VoterId], damage: Damage, from: NodeId) -> Result<(), FormationError> {
+async fn mend(core: &Core, shard: ShardId, voters: &[VoterId], votes: Option<u64>, from: NodeId) -> Result<(), FormationError> {
     let me = voters.iter().find(|voter| voter.node == core.me);
-    if let (Some(term), Some(me)) = (damage.votes, me) {
+    if let (Some(term), Some(me)) = (votes, me) {
         // As if this node had stood for election in the term after: nobody has its vote there.
         let leader = LeaderId { term: term + 1, voter: me.pack() };
         let known = core.journal.state(shard).vote;
@@ -117,7 +129,7 @@ async fn mend(core: &Core, shard: ShardId, voters: &[VoterId], damage: Damage, f
     Ok(())
 }
 
-async fn ask_all(core: &Core, shard: ShardId, others: &[NodeId]) -> Vec<(NodeId, Option<Said>)> {
+async fn ask_all(core: &Core, shard: ShardId, others: &[NodeId]) -> Vec<(NodeId, Option<Answer>)> {
     let Some(transport) = core.transport() else { return Vec::new() };
     let mut question = BytesMut::from(&[Ask::Rebuild as u8][..]);
     question.put_u16_le(shard.0);
@@ -129,28 +141,48 @@ async fn ask_all(core: &Core, shard: ShardId, others: &[NodeId]) -> Vec<(NodeId,
     futures::future::join_all(asks).await
 }
 
-fn read(mut head: Bytes) -> Option<Said> {
-    match head.try_get_u8().ok()? {
-        NOT_LEADING => Some(Said::NotLeading),
-        DAMAGED_TOO => Some(Said::DamagedToo),
-        WHOLE_FROM => Some(Said::WholeFrom(head.try_get_u64_le().ok()?)),
-        _ => None,
-    }
+fn read(mut head: Bytes) -> Option<Answer> {
+    let (kind, term) = (head.try_get_u8().ok()?, head.try_get_u64_le().ok()?);
+    let said = match kind {
+        NOT_LEADING => Said::NotLeading,
+        DAMAGED_TOO => Said::DamagedToo,
+        WHOLE_FROM => Said::WholeFrom(head.try_get_u64_le().ok()?),
+        _ => return None,
+    };
+    Some((said, term))
 }
 
-/// Answers `Ask::Rebuild`.
-pub(super) async fn answer(core: &Core, mut head: Bytes) -> Result<Frame, PeerError> {
+/// Answers `Ask::Rebuild`. From then on an earlier disk of the asker is refused, should it come back.
+pub(super) async fn answer(core: &Core, from: Card, mut head: Bytes) -> Result<Frame, PeerError> {
     let shard = ShardId(head.try_get_u16_le().map_err(|_| PeerError::Malformed("rebuild"))?);
-    let mut answer = BytesMut::with_capacity(9);
-    if core.journal.damage(shard).is_some() {
-        answer.put_u8(DAMAGED_TOO);
-    } else if let Ok(Some(index)) = tokio::time::timeout(PATIENCE, confirmed(core, shard)).await {
-        answer.put_u8(WHOLE_FROM);
-        answer.put_u64_le(index);
-    } else {
-        answer.put_u8(NOT_LEADING);
+    if from.generation > core.life(from.node) {
+        let (done, saved) = completion();
+        core.journal.save_life(from.node, from.generation, done);
+        saved.await.map_err(|e| PeerError::Refused(e.to_string()))?;
     }
-    Ok(head_only(answer.freeze()))
+    let confirmed = tokio::time::timeout(PATIENCE, confirmed(core, shard)).await.ok().flatten();
+    let said = match (core.journal.damage(shard), confirmed) {
+        (Some(_), _) => Said::DamagedToo,
+        (None, Some(index)) => Said::WholeFrom(index),
+        (None, None) => Said::NotLeading,
+    };
+    let vote = core.journal.state(shard).vote;
+    Ok(head_only(write((said, vote.map_or(0, |vote| vote.leader.term)))))
+}
+
+fn write((said, term): Answer) -> Bytes {
+    let mut answer = BytesMut::with_capacity(17);
+    let (kind, index) = match said {
+        Said::NotLeading => (NOT_LEADING, None),
+        Said::DamagedToo => (DAMAGED_TOO, None),
+        Said::WholeFrom(index) => (WHOLE_FROM, Some(index)),
+    };
+    answer.put_u8(kind);
+    answer.put_u64_le(term);
+    if let Some(index) = index {
+        answer.put_u64_le(index);
+    }
+    answer.freeze()
 }
 
 /// The end of this leader's log, once a majority has said since the question that this node leads, and once it is applied. The asker does

@@ -4,7 +4,7 @@
 use super::snapshot_tests::{World, all_bodies_are_there, durable, last};
 use super::stack_tests::*;
 use super::*;
-use crate::model::{NodeId, ShardId};
+use crate::model::{Generation, NodeId, ShardId};
 use crate::store::disk::Disk;
 use crate::store::disk::sim::Crash;
 use std::time::{Duration, Instant};
@@ -120,6 +120,99 @@ async fn a_replica_whose_log_has_lost_its_first_entry_gets_its_state_and_counts_
     damage_beginning(&world, id.0);
     nodes.push(world.start(id.0).await.expect("boots"));
     publish(&mut nodes, session, 60, 70).await;
+    agree(&nodes, 69 * 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_an_empty_disk_is_filled_again_counts_again_and_its_old_disk_is_refused() {
+    let mut world = World::without_checkpoints();
+    let (mut nodes, session) = filled(&world).await;
+    let (at, _) = leader(&nodes).await;
+    let lost = nodes.remove(at);
+    let (id, before) = (lost.id, lost.wal.state(DATA));
+    drop(lost);
+    world.crash(id.0, Crash::Process);
+    let old = world.wipe(id.0);
+    let ((), back) = tokio::join!(publish(&mut nodes, session, 60, 130), world.start(id.0));
+    let back = back.expect("boots");
+    assert_eq!((back.consensus.rebuilt(), back.consensus.incomplete(), back.wal.damage(DATA)), (2, 0, None));
+    assert_eq!(back.wal.identity().expect("adopted").generation, Generation(2));
+    let (after, term) = (back.wal.state(DATA), |state: &journal::ShardLog| state.vote.map_or(0, |vote| vote.leader.term));
+    assert!(after.last >= before.last && term(&after) > term(&before), "{after:?} may vote again where it did before: {before:?}");
+    nodes.push(back);
+    agree(&nodes, 129 * 5).await;
+    all_bodies_are_there(&nodes[2], &nodes[0]);
+    // It counts again: with it and one other the shard goes on.
+    drop(nodes.remove(0));
+    publish(&mut nodes, session, 130, 140).await;
+    agree(&nodes, 139 * 5).await;
+    // The old disk comes back: what was promised on the new one is not there.
+    drop(take(&mut nodes, id));
+    world.crash(id.0, Crash::Process);
+    let new = world.replace(id.0, old);
+    let left = nodes[0].id;
+    let third = (1..=3).map(NodeId).find(|other| *other != id && *other != left).expect("three");
+    let outlived = world.start_partly(id.0).await.expect("boots");
+    let end = outlived.wal.state(DATA).last;
+    assert!(tokio::time::timeout(Duration::from_secs(2), leads_catalog(&[&nodes[0], &outlived])).await.is_err(), "no majority without it");
+    nodes.push(world.start(third.0).await.expect("boots"));
+    publish(&mut nodes, session, 140, 150).await;
+    agree(&nodes, 149 * 5).await;
+    assert_eq!(outlived.wal.state(DATA).last, end, "nobody sent it anything");
+    drop(outlived);
+    world.replace(id.0, new);
+    nodes.push(world.start(id.0).await.expect("boots"));
+    agree(&nodes, 149 * 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_disk_elects_nobody_while_one_that_knows_what_it_had_confirmed_is_away() {
+    let mut world = World::without_checkpoints();
+    let (mut nodes, session) = filled(&world).await;
+    let (at, _) = leader(&nodes).await;
+    let (away, wiped) = (nodes[(at + 1) % 3].id, nodes[(at + 2) % 3].id);
+    drop(take(&mut nodes, away));
+    world.crash(away.0, Crash::Process);
+    publish(&mut nodes, session, 60, 70).await;
+    agree(&nodes, 69 * 5).await;
+    let best = nodes.iter().map(|node| node.id).find(|id| *id != wiped).expect("two run");
+    nodes.clear();
+    for id in [wiped, best] {
+        world.crash(id.0, Crash::Process);
+    }
+    world.wipe(wiped.0);
+    let lagging = world.start_partly(away.0).await.expect("boots");
+    let filled = tokio::spawn(world.start(wiped.0));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(
+        !lagging.consensus.shard(DATA).expect("member").leadership().borrow().is_me,
+        "elected by a disk that forgot what was confirmed"
+    );
+    let best = world.start(best.0).await.expect("boots");
+    let filled = filled.await.expect("no panic").expect("filled");
+    let mut nodes = vec![lagging, filled, best];
+    agree(&nodes, 69 * 5).await;
+    publish(&mut nodes, session, 70, 75).await;
+    agree(&nodes, 74 * 5).await;
+}
+
+/// All batches behind the damage are torn for the log: its state knows better.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_ends_before_its_checkpoint_is_damaged_and_not_torn() {
+    let mut world = World::simulated();
+    let (mut nodes, session) = filled(&world).await;
+    let (at, _) = leader(&nodes).await;
+    let lost = nodes.remove((at + 1) % 3);
+    let id = lost.id;
+    // A stop makes a checkpoint of all.
+    lost.consensus.stop(Duration::from_secs(60)).await;
+    drop(lost);
+    world.crash(id.0, Crash::Process);
+    world.cut_log(id.0, b"message 57.2");
+    let ((), back) = tokio::join!(publish(&mut nodes, session, 60, 70), world.start(id.0));
+    let back = back.expect("boots");
+    assert!(back.consensus.rebuilt() > 0, "it had confirmed more than it has");
+    nodes.push(back);
     agree(&nodes, 69 * 5).await;
 }
 

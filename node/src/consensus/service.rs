@@ -2,7 +2,6 @@
 //! to anybody who knows the secret.
 
 use super::core::Core;
-use super::placement::FIRST_GENERATION;
 use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
@@ -40,7 +39,7 @@ impl Service {
     }
 
     fn admit(&self, from: &Card) -> Result<(), PeerError> {
-        if from.same_cluster(&self.core.card()) && from.generation == FIRST_GENERATION && self.core.nodes.contains(&from.node) {
+        if from.same_cluster(&self.core.card()) && self.core.nodes.contains(&from.node) && !self.core.is_outlived(from) {
             return Ok(());
         }
         Err(PeerError::Refused(format!("node {} with disk generation {} is no member of this cluster", from.node, from.generation)))
@@ -52,13 +51,17 @@ impl Handler for Service {
         self.core.card()
     }
 
+    fn is_outlived(&self, card: &Card) -> bool {
+        self.core.is_outlived(card)
+    }
+
     fn ask(&self, from: Card, mut frame: Frame) -> BoxFuture<'static, Result<Frame, PeerError>> {
         let core = self.core.clone();
         let kind = Ask::of(&mut frame.head);
         let admitted = self.admit(&from);
         Box::pin(async move {
             match kind? {
-                Ask::Formation => Ok(formation::report(&core)),
+                Ask::Formation => Ok(formation::report(&core, from.node)),
                 Ask::Adopt => formation::adopt(&core, from, frame.head).await,
                 raft => {
                     admitted?;
@@ -100,7 +103,7 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
         }
         Ask::Lease => lease::answer_frame(&core, from.node, from.incarnation, head),
         Ask::Led => led(&core, from.node, head),
-        Ask::Rebuild => rebuild::answer(&core, head).await,
+        Ask::Rebuild => rebuild::answer(&core, from, head).await,
         Ask::Formation | Ask::Adopt | Ask::Catalog => Err(PeerError::Malformed("answered elsewhere")),
     }
 }

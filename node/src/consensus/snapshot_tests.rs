@@ -82,6 +82,34 @@ impl World {
         nodes.into_iter().map(|node| node.expect("boots")).collect()
     }
 
+    /// A new disk and an empty directory for a node that is down; the old disk.
+    pub(super) fn wipe(&mut self, id: u16) -> SimDisk {
+        let at = usize::from(id) - 1;
+        self.dirs[at] = tempfile::tempdir().expect("a directory");
+        let disk = SimDisk::new(100 + u64::from(id));
+        self.replace(id, disk)
+    }
+
+    /// The disk that the node had.
+    pub(super) fn replace(&mut self, id: u16, disk: SimDisk) -> SimDisk {
+        std::mem::replace(&mut self.disks.as_mut().expect("simulated")[usize::from(id) - 1], disk)
+    }
+
+    /// Everything from the batch with this text on is unreadable.
+    pub(super) fn cut_log(&self, id: u16, text: &[u8]) {
+        let sim = &self.disks.as_ref().expect("simulated")[usize::from(id) - 1];
+        let mut cut = false;
+        for name in sim.list().expect("listed").iter().filter(|name| name.ends_with(".wal")) {
+            let bytes = sim.contents(name).expect("a file");
+            let from = if cut { Some(0) } else { bytes.windows(text.len()).position(|here| here == text) };
+            cut |= from.is_some();
+            for byte in from.into_iter().flat_map(|from| (from..bytes.len()).filter(|at| bytes[*at] != 0)) {
+                sim.flip_bit(name, byte as u64 * 8 + 3);
+            }
+        }
+        assert!(cut, "the message is not on the disk of node {id}");
+    }
+
     pub(super) fn crash(&mut self, id: u16, crash: Crash) {
         if let Some(disks) = &mut self.disks {
             disks[usize::from(id) - 1] = disks[usize::from(id) - 1].crash(crash);

@@ -71,7 +71,7 @@ pub(super) async fn in_data(node: Node) -> Option<Node> {
 }
 
 async fn dies(wal: Wal) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !wal.stats().dead {
         assert!(Instant::now() < deadline, "does not take part in time");
         tokio::time::sleep(Duration::from_millis(5)).await;

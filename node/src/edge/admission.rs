@@ -8,7 +8,7 @@ use crate::machine::catalog::Catalog;
 use crate::model::NodeId;
 use crate::model::catalog::Refusal;
 use crate::model::report::Counted;
-use crate::model::step::{Event, Reply};
+use crate::model::step::{Event, LoginRefused, Reply};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,19 +19,25 @@ use std::time::{Duration, Instant};
 const SILENCE: Duration = Duration::from_millis(100);
 
 /// Whether this user may log in from there; answers which user of that name it is. The error is for the log.
-pub(super) fn authenticate(catalog: &Catalog, user: &str, password: &[u8], from: IpAddr, loopback_users: &[String]) -> Result<u64, String> {
+pub(super) fn authenticate(
+    catalog: &Catalog,
+    user: &str,
+    password: &[u8],
+    from: IpAddr,
+    loopback_users: &[String],
+) -> Result<u64, LoginRefused> {
     if !catalog.authenticate(user, password) {
-        return Err(format!("user '{user}' - invalid credentials"));
+        return Err(format!("user '{user}' - invalid credentials").into());
     }
     vouched(catalog, user, from, loopback_users)
 }
 
 /// The same without a password: who it is has been proved in another way.
-pub(super) fn vouched(catalog: &Catalog, user: &str, from: IpAddr, loopback_users: &[String]) -> Result<u64, String> {
+pub(super) fn vouched(catalog: &Catalog, user: &str, from: IpAddr, loopback_users: &[String]) -> Result<u64, LoginRefused> {
     if !is_loopback(from) && loopback_users.iter().any(|kept| kept == user) {
-        return Err(format!("user '{user}' can only connect via localhost"));
+        return Err(LoginRefused { why: format!("user '{user}' can only connect via localhost"), is_remote: true });
     }
-    catalog.user(user).map(|found| found.created).ok_or_else(|| format!("user '{user}' does not exist"))
+    catalog.user(user).map(|found| found.created).ok_or_else(|| format!("user '{user}' does not exist").into())
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

@@ -11,7 +11,7 @@ use super::streams::{Clerk, KnownStreams};
 use super::transaction::Routes;
 use super::{Edge, lane};
 use crate::model::catalog::{CatalogCommand, Refusal};
-use crate::model::step::{Event, Held, Outcome, Reply, Request, Step};
+use crate::model::step::{Event, Held, LoginRefused, Outcome, Reply, Request, Step};
 use crate::model::stream::StreamTarget;
 use crate::model::{ConsumerId, QueueId, ShardId};
 use bytes::BytesMut;
@@ -181,15 +181,15 @@ impl Connection {
     }
 
     /// `result`: which user of that name it is.
-    fn authenticated(&mut self, user: Arc<str>, result: Result<u64, String>) {
+    fn authenticated(&mut self, user: Arc<str>, result: Result<u64, LoginRefused>) {
         match result {
             Ok(created) => {
                 self.user = Some((user, created));
                 self.mailbox.push(Event::Authenticated);
             }
-            Err(why) => {
-                tracing::warn!(peer = %self.mailbox.peer, %why, "login refused");
-                self.mailbox.push(Event::AuthenticationFailed(why));
+            Err(refused) => {
+                tracing::warn!(peer = %self.mailbox.peer, why = refused.why, "login refused");
+                self.mailbox.push(Event::AuthenticationFailed(refused));
             }
         }
     }
@@ -319,7 +319,10 @@ impl Connection {
     }
 
     fn channel_closed(&mut self, channel: u16, held: &[Held]) {
-        let (epoch, consumers) = self.mailbox.close_channel(channel);
+        let (epoch, consumers, unseen) = self.mailbox.close_channel(channel);
+        for one in &unseen {
+            self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery));
+        }
         let one_less = |channels: u32| Some(channels.saturating_sub(1));
         let _ = self.mailbox.channels.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
         *self.channel(channel) = Channel { epoch, failed: false };

@@ -8,7 +8,7 @@ use super::streams::StreamConsumer;
 use crate::model::catalog::{Name, Owner, Refusal};
 use crate::model::link::Delivery;
 use crate::model::report::Report;
-use crate::model::step::{Event, Publish, Reply};
+use crate::model::step::{Event, Publish, Reply, TookOne};
 use crate::model::{ConnectionId, ConsumerId, ShardId};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -114,6 +114,8 @@ struct State {
     epochs: HashMap<u16, u32>,
     pools: HashMap<u16, Pool>,
     consumers: HashMap<ConsumerId, ConsumerPlace>,
+    /// What takes were given and have not said yet.
+    taken: HashMap<u64, Vec<TookOne>>,
     /// So many of the events, all there were at the last look, wait for contact with a leader.
     stale: usize,
     blockers: Vec<Blocker>,
@@ -157,11 +159,15 @@ impl Mailbox {
         drop(guard);
         self.closing.notify_waiters();
         let mut unseen: Vec<_> = state.pools.into_values().flat_map(Pool::into_parked).collect();
+        let mut took: Vec<TookOne> = state.taken.into_values().flatten().collect();
         for event in state.events {
-            if let Event::Deliver { shard, messages, .. } = event {
-                unseen.extend(messages.into_iter().map(|m| (shard, m)));
+            match event {
+                Event::Deliver { shard, messages, .. } => unseen.extend(messages.into_iter().map(|m| (shard, m))),
+                Event::Reply { result: Ok(Reply::Took(messages)), .. } => took.extend(messages),
+                _ => {}
             }
         }
+        unseen.extend(took.into_iter().map(|one| (one.shard, one.delivery)));
         unseen
     }
 
@@ -183,6 +189,29 @@ impl Mailbox {
     /// Answer a request. False when its channel is gone: then nobody reads the answer.
     pub fn reply(&self, at: ChannelRef, result: Result<Reply, Refusal>) -> bool {
         self.push_at(at, |channel| Event::Reply { channel, result })
+    }
+
+    /// A leader answered a take: its messages wait here until `reply_taken`, so that they can still go back (rule 20).
+    pub fn keep_taken(&self, take: u64, messages: Vec<TookOne>) {
+        self.state.lock().taken.insert(take, messages);
+    }
+
+    /// What a take was given and still has.
+    pub fn taken(&self, take: u64) -> Vec<TookOne> {
+        self.state.lock().taken.remove(&take).unwrap_or_default()
+    }
+
+    /// The answer of a request that took: the messages of all its takes. `Err`: nobody reads it, they go back.
+    pub fn reply_taken(&self, at: ChannelRef, takes: &[u64]) -> Result<(), Vec<TookOne>> {
+        let mut state = self.state.lock();
+        let messages: Vec<TookOne> = takes.iter().flat_map(|take| state.taken.remove(take).unwrap_or_default()).collect();
+        if self.is_closed() || state.epoch(at.channel) != at.epoch {
+            return Err(messages);
+        }
+        state.events.push(Event::Reply { channel: at.channel, result: Ok(Reply::Took(messages)) });
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
     }
 
     pub fn push_at(&self, at: ChannelRef, event: impl FnOnce(u16) -> Event) -> bool {
@@ -326,19 +355,27 @@ impl Mailbox {
         state.consumers.iter().filter(|(_, p)| p.channel.channel == channel).map(|(id, p)| (*id, *p)).collect()
     }
 
-    /// The channel's number begins a new life: its events and parked deliveries are forgotten. Returns the new epoch and its consumers.
-    pub fn close_channel(&self, channel: u16) -> (u32, Vec<(ConsumerId, ConsumerPlace)>) {
+    /// The channel's number begins a new life: its events and parked deliveries are forgotten. Returns the new epoch, its consumers, and
+    /// what was fetched for it that the session has not seen.
+    pub fn close_channel(&self, channel: u16) -> (u32, Vec<(ConsumerId, ConsumerPlace)>, Vec<TookOne>) {
         let mut state = self.state.lock();
         state.pools.remove(&channel);
         let ended = state.consumers.extract_if(|_, p| p.channel.channel == channel).collect();
-        state.events.retain(|e| channel_of(e) != Some(channel));
+        let mut unseen = Vec::new();
+        for event in state.events.extract_if(.., |e| channel_of(e) == Some(channel)) {
+            match event {
+                Event::Reply { result: Ok(Reply::Took(messages)), .. } => unseen.extend(messages),
+                Event::Reply { result: Ok(Reply::Got(Some(got))), .. } => unseen.push(TookOne { shard: got.shard, delivery: got.delivery }),
+                _ => {}
+            }
+        }
         state.stale = 0;
         let epoch = state.epochs.entry(channel).or_default();
         *epoch += 1;
         let epoch = *epoch;
         drop(state);
         self.closing.notify_waiters();
-        (epoch, ended)
+        (epoch, ended, unseen)
     }
 
     /// Publishes wait because of `blocker`; the client is told once, when it is in its vhost.
@@ -421,8 +458,7 @@ impl Mailbox {
                 kept.push(event);
                 continue;
             };
-            let shard = shard_of(&event);
-            let is_stale = shard.is_some_and(|shard| match known {
+            let is_stale = any_shard(&event, |shard| match known {
                 Some((of, fresh)) if of == shard => !fresh,
                 _ => !known.insert((shard, fresh(shard))).1,
             });
@@ -468,26 +504,37 @@ impl Mailbox {
         self.changed.notify_one();
     }
 
-    /// Answers to basic.get that the session has not seen become "empty". Returns the messages of those of `shard`.
+    /// Answers to basic.get that the session has not seen become "empty", those of takes lose what came from there. Returns the
+    /// messages of those of `shard`.
     pub fn void_gets(&self, shard: ShardId) -> Vec<Delivery> {
-        let mut taken = Vec::new();
-        for event in &mut self.state.lock().events {
+        let (mut voided, mut guard) = (Vec::new(), self.state.lock());
+        let state = &mut *guard;
+        let mut void = |took: &mut Vec<TookOne>| voided.extend(took.extract_if(.., |one| one.shard == shard).map(|one| one.delivery));
+        state.taken.values_mut().for_each(&mut void);
+        for event in &mut state.events {
+            if let Event::Reply { result: Ok(Reply::Took(took)), .. } = event {
+                void(took);
+            }
+        }
+        for event in &mut state.events {
             if let Event::Reply { result: Ok(Reply::Got(got)), .. } = event
                 && let Some(got) = got.take_if(|got| got.shard == shard)
             {
-                taken.push(got.delivery);
+                voided.push(got.delivery);
             }
         }
-        taken
+        voided
     }
 }
 
-/// The shard whose leader gave the messages of an event.
-fn shard_of(event: &Event) -> Option<ShardId> {
-    if let Event::Deliver { shard, .. } = event {
-        return Some(*shard);
+/// Whether that holds for a shard whose leader gave messages of an event.
+fn any_shard(event: &Event, mut holds: impl FnMut(ShardId) -> bool) -> bool {
+    match event {
+        Event::Deliver { shard, .. } => holds(*shard),
+        Event::Reply { result: Ok(Reply::Got(Some(got))), .. } => holds(got.shard),
+        Event::Reply { result: Ok(Reply::Took(took)), .. } => took.iter().any(|one| holds(one.shard)),
+        _ => false,
     }
-    if let Event::Reply { result: Ok(Reply::Got(Some(got))), .. } = event { Some(got.shard) } else { None }
 }
 
 /// Whether an event stays behind messages of its channel that came before it.
@@ -510,6 +557,9 @@ fn split(event: &mut Event, room: usize) -> (usize, Option<Event>) {
     }
     if let Event::Reply { result: Ok(Reply::Got(Some(got))), .. } = event {
         return (got.delivery.message.len() + EVENT_BYTES, None);
+    }
+    if let Event::Reply { result: Ok(Reply::Took(took)), .. } = event {
+        return (took.iter().map(|one| one.delivery.message.len() + EVENT_BYTES).sum(), None);
     }
     if let Event::Returned(publish) = event { (publish.body.len() + EVENT_BYTES, None) } else { (0, None) }
 }

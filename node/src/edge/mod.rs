@@ -260,6 +260,15 @@ impl Edge {
         &self.counters
     }
 
+    /// What its lanes are doing and how often they opened a path, in words: for whoever wonders where an answer is.
+    pub fn story(&self) -> Vec<String> {
+        let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
+        let ended = self.tasks.lock().iter().filter(|task| task.is_finished()).count();
+        let (paths, batches) = (self.counters.paths_opened.get(), self.counters.batches.get());
+        let sums = format!("{paths} paths opened, {batches} batches sent, {ended} tasks ended");
+        std::iter::once(sums).chain(lanes.iter().map(|lane| lane.story())).collect()
+    }
+
     fn next_id(&self) -> u64 {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }

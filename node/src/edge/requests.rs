@@ -10,11 +10,12 @@ use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
 use super::streams::{self, check_known};
-use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text};
+use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text, queue_type};
 use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target, Value,
 };
 use crate::model::link::{Consumer, QueueStat};
+use crate::model::settings::QueueSettings;
 use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
 use crate::model::{ConsumerId, ShardId};
 use smallvec::SmallVec;
@@ -220,6 +221,13 @@ impl Asking {
             {
                 arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
             }
+        }
+        if queue_type(&arguments) == "stream" {
+            if declare.name.name.is_empty() {
+                return Err(Refusal::Precondition("Cannot declare a server-named queue for type rabbit_stream_queue".to_string()));
+            }
+            // The vhost may have made it one.
+            QueueSettings::check(&queue_text(&name), &arguments).map_err(|why| Refusal::Precondition(why.to_string()))?;
         }
         self.check_dead_letters(&name, &arguments)?;
         let owner = declare.exclusive.then_some(self.mailbox.owner);

@@ -1,6 +1,7 @@
 //! `Request::Take`: some messages out of several queues, for clients that fetch and do not subscribe. Queues that have messages are asked
 //! in turn; when none has, all are asked to answer as soon as one has, and the first answer counts. What came and is not wanted goes back
-//! unseen. A task per request, at most one per channel.
+//! unseen. A task per request, at most one per channel. The messages themselves wait in the mailbox, from the moment they are here until
+//! the session sees them, so that they go back when this node loses contact with their leader meanwhile (rule 20).
 
 use super::access::Right;
 use super::lane::takes::{Order, Taken};
@@ -8,7 +9,7 @@ use super::lane::{Ask, Home, Lane};
 use super::requests::Asking;
 use crate::model::QueueId;
 use crate::model::catalog::{Name, QueueRecord, Refusal};
-use crate::model::step::{Reply, Take, TookOne};
+use crate::model::step::Take;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::sync::Arc;
@@ -21,27 +22,42 @@ const SLACK: Duration = Duration::from_secs(10);
 
 type Source = (Arc<QueueRecord>, Arc<Lane>);
 
+/// Takes that were answered with messages, and how many those are.
+#[derive(Default)]
+struct Found {
+    takes: Vec<u64>,
+    count: u32,
+}
+
+impl Found {
+    fn add(&mut self, take: u64, count: u32) {
+        if count > 0 {
+            self.takes.push(take);
+            self.count += count;
+        }
+    }
+}
+
 impl Asking {
     /// Answers with messages; with none when there are none, or none came in time.
     pub(super) async fn take(self, take: Take) {
-        let result = self.try_take(&take).await;
-        if let Err(unwanted) = self.hand_over(result) {
-            unwanted.iter().for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
+        match self.try_take(&take).await {
+            Ok(found) => {
+                let unwanted = self.mailbox.reply_taken(self.at, &found.takes).err().unwrap_or_default();
+                unwanted
+                    .iter()
+                    .for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
+            }
+            Err(refusal) => drop(self.mailbox.reply(self.at, Err(refusal))),
         }
     }
 
-    /// Gives the messages back when the channel is gone.
-    fn hand_over(&self, result: Result<Vec<TookOne>, Refusal>) -> Result<(), Vec<TookOne>> {
-        let places = result.as_ref().ok().cloned().unwrap_or_default();
-        if self.mailbox.reply(self.at, result.map(Reply::Took)) { Ok(()) } else { Err(places) }
-    }
-
-    async fn try_take(&self, take: &Take) -> Result<Vec<TookOne>, Refusal> {
+    async fn try_take(&self, take: &Take) -> Result<Found, Refusal> {
         let sources = take.queues.iter().map(|name| self.source(name)).collect::<Result<Vec<Source>, Refusal>>()?;
         let until = Instant::now() + Duration::from_millis(take.patience_ms);
         let (found, failure) = self.take_ready(take, &sources).await;
-        if !found.is_empty() || take.patience_ms == 0 {
-            return if found.is_empty() { failure.map_or(Ok(found), Err) } else { Ok(found) };
+        if found.count > 0 || take.patience_ms == 0 {
+            return if found.count == 0 { failure.map_or(Ok(found), Err) } else { Ok(found) };
         }
         Ok(self.wait_for_some(take, &sources, until).await)
     }
@@ -53,20 +69,19 @@ impl Asking {
     }
 
     /// From queues that have messages now, one after the other, until there are enough. Also the last refusal.
-    async fn take_ready(&self, take: &Take, sources: &[Source]) -> (Vec<TookOne>, Option<Refusal>) {
-        let (mut found, mut failure) = (Vec::new(), None);
-        let (ready, refused) = self.ready(sources).await;
-        failure = refused.or(failure);
+    async fn take_ready(&self, take: &Take, sources: &[Source]) -> (Found, Option<Refusal>) {
+        let mut found = Found::default();
+        let (ready, mut failure) = self.ready(sources).await;
         let first = self.edge.next_id() as usize;
         for n in 0..ready.len() {
             let source = ready[(first + n) % ready.len()];
-            let most = take.most.saturating_sub(found.len() as u32);
+            let most = take.most.saturating_sub(found.count);
             if most == 0 {
                 break;
             }
-            let (_, answer) = self.ask(take, source, most, false);
+            let (id, answer) = self.ask(take, source, most, false);
             match answer.await {
-                Ok(Ok(messages)) => found.extend(messages.into_iter().map(|delivery| TookOne { shard: source.0.shard, delivery })),
+                Ok(Ok(count)) => found.add(id, count),
                 Ok(Err(refusal)) => failure = Some(refusal),
                 Err(_) => {}
             }
@@ -112,23 +127,23 @@ impl Asking {
     }
 
     /// The first that has some; all are asked at once.
-    async fn wait_for_some(&self, take: &Take, sources: &[Source], until: Instant) -> Vec<TookOne> {
+    async fn wait_for_some(&self, take: &Take, sources: &[Source], until: Instant) -> Found {
         let mut ids = Vec::with_capacity(sources.len());
         let mut answers: FuturesUnordered<_> = sources
             .iter()
             .map(|source| {
                 let (id, answer) = self.ask(take, source, take.most, true);
                 ids.push(id);
-                async move { (source, answer.await) }
+                async move { (id, answer.await) }
             })
             .collect();
-        let mut found = Vec::new();
+        let mut found = Found::default();
         let first = async {
-            while let Some((source, answer)) = answers.next().await {
-                if let Ok(Ok(messages)) = answer
-                    && !messages.is_empty()
+            while let Some((id, answer)) = answers.next().await {
+                if let Ok(Ok(count)) = answer
+                    && count > 0
                 {
-                    return Some((source, messages));
+                    return Some((id, count));
                 }
             }
             // Nobody can answer: the client has its time all the same.
@@ -141,21 +156,18 @@ impl Asking {
                 () = gone => None,
             }
         });
-        let came: Option<(&Source, Vec<_>)> = came.await.ok().flatten();
-        let of = |source: &Source, messages: Vec<_>| {
-            let shard = source.0.shard;
-            messages.into_iter().map(move |delivery| TookOne { shard, delivery }).collect::<Vec<_>>()
-        };
-        found.extend(came.into_iter().flat_map(|(source, messages)| of(source, messages)));
+        if let Some((id, count)) = came.await.ok().flatten() {
+            found.add(id, count);
+        }
         sources.iter().zip(ids).for_each(|((record, lane), id)| lane.withdraw(id, record.id));
         // What was answered before it was withdrawn.
-        while let Some((source, answer)) = answers.next().await {
-            let Ok(Ok(messages)) = answer else { continue };
-            let more = of(source, messages);
-            if found.len() + more.len() <= take.most as usize {
-                found.extend(more);
+        while let Some((id, answer)) = answers.next().await {
+            let Ok(Ok(count)) = answer else { continue };
+            if found.count + count <= take.most {
+                found.add(id, count);
             } else {
-                more.iter().for_each(|one| source.1.give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
+                let more = self.mailbox.taken(id);
+                more.iter().for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));
             }
         }
         found

@@ -81,6 +81,13 @@ impl DataMachine {
         self.streams_end_ms = self.streams.values().filter_map(Stream::ends_ms).min().unwrap_or(u64::MAX);
     }
 
+    /// The last time at which no segment is too old, ms since the epoch, or an earlier one; `None`: age takes none.
+    pub fn streams_end_ms(&self) -> Option<u64> {
+        let looked = self.streams_end_ms;
+        let ends_ms = if looked > 0 { Some(looked) } else { self.streams.values().filter_map(Stream::ends_ms).min() };
+        ends_ms.filter(|ms| *ms < u64::MAX)
+    }
+
     /// The catalog dropped it. False: there was none.
     pub(super) fn drop_stream(&mut self, id: QueueId) -> bool {
         let Some(stream) = self.streams.remove(&id) else { return false };

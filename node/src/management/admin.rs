@@ -5,7 +5,8 @@ use super::Readiness;
 use super::client_rows::{channels, consumed, consumers};
 use super::operator_rows::LimitsRow;
 use super::rows::list;
-use super::source::{AdminSource, ConnectionRow, Holder, ShardStatus, Status as Report};
+use super::source::{AdminSource, ConnectionRow, Holder, QueueRow, ShardStatus, Status as Report};
+use super::stream_rows::{self, count_readers, is_stream};
 use crate::model::NodeId;
 use crate::model::admin::PolicyKind;
 use crate::model::catalog::{Name, Refusal};
@@ -83,7 +84,13 @@ impl AdminService {
         let source = &*self.source;
         let some = |name: String| (!name.is_empty()).then_some(name);
         Ok(match what.as_str() {
-            "queues" => list(&source.queues(vhost).await?, columns)?,
+            "queues" => {
+                let mut queues = source.queues(vhost.clone()).await?;
+                if columns.iter().any(|column| column == "consumers") {
+                    self.count_readers(&mut queues, vhost).await?;
+                }
+                list(&queues, columns)?
+            }
             "exchanges" => list(&source.exchanges(vhost).await?, columns)?,
             "bindings" => list(&source.bindings(vhost).await?, columns)?,
             "users" => list(&source.users()?, columns)?,
@@ -113,6 +120,18 @@ impl AdminService {
         })
     }
 
+    /// Consumers of streams, which no leader knows: each node tells its own.
+    async fn count_readers(&self, queues: &mut [QueueRow], vhost: String) -> Result<(), Unlisted> {
+        if queues.iter().any(is_stream) {
+            let request = ListRequest { what: "readers".to_owned(), vhost, local: true, ..ListRequest::default() };
+            let own = self.list_own(&request).await?;
+            let mut listed = self.source.elsewhere(request).await;
+            listed.push(own);
+            count_readers(queues, &listed);
+        }
+        Ok(())
+    }
+
     /// What each node knows of itself only.
     async fn list_own(&self, request: &ListRequest) -> Listed {
         let columns = request.columns.clone();
@@ -125,6 +144,10 @@ impl AdminService {
                 let active = source.active(request.vhost.clone(), consumed(&connections, &request.vhost)).await?;
                 list(&consumers(&connections, &request.vhost, &active), columns)?
             }
+            "readers" => list(&stream_rows::readers(&source.connections().await?, &request.vhost), columns)?,
+            "stream_connections" => list(&stream_rows::connections(&source.connections().await?), columns)?,
+            "stream_publishers" => list(&stream_rows::publishers(&source.connections().await?, &request.vhost), columns)?,
+            "stream_consumers" => list(&stream_rows::subscriptions(&source.connections().await?, &request.vhost), columns)?,
             _replicas => {
                 let replica = source.replica(named(&request.vhost, &request.of))?;
                 list(replica.as_slice(), columns)?
@@ -155,7 +178,8 @@ impl Admin for AdminService {
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
         let request = request.into_inner();
         let listed = match request.what.as_str() {
-            "connections" | "channels" | "consumers" | "replicas" => self.list_everywhere(request).await,
+            "connections" | "channels" | "consumers" | "replicas" | "readers" | "stream_connections" | "stream_publishers"
+            | "stream_consumers" => self.list_everywhere(request).await,
             _ => self.list_shared(request).await,
         };
         listed.map(Response::new).map_err(|error| match error {

@@ -214,7 +214,8 @@ pub(super) fn consumed(connections: &[ConnectionRow], vhost: &str) -> BTreeSet<A
     channels.flat_map(|c| &c.consumers).map(|c| c.queue.clone()).collect()
 }
 
-fn in_vhost<'a>(connections: &'a [ConnectionRow], vhost: &str) -> impl Iterator<Item = &'a ConnectionRow> {
+/// Connections that are in a vhost.
+pub(super) fn in_vhost<'a>(connections: &'a [ConnectionRow], vhost: &str) -> impl Iterator<Item = &'a ConnectionRow> {
     connections.iter().filter(move |c| c.stat.vhost.as_deref() == Some(vhost))
 }
 

@@ -12,6 +12,7 @@ mod readiness;
 mod rocket_rows;
 mod rows;
 mod source;
+mod stream_rows;
 mod term;
 
 pub use metrics::{Kind, Metrics, Sample};

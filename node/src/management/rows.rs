@@ -55,9 +55,12 @@ pub(super) fn arguments(table: &Table) -> Cell {
     Cell { text: term::table(table), json: term::table_json(table).to_string() }
 }
 
+/// What kind of queue it is.
+pub(super) const QUEUE_TYPE: &str = "x-queue-type";
+
 /// `x-queue-type` as declared; a durable queue is replicated whatever it says.
 fn queue_type(arguments: &Table) -> Cell {
-    match arguments.get("x-queue-type") {
+    match arguments.get(QUEUE_TYPE) {
         Some(Value::Text(kind)) => text(&String::from_utf8_lossy(kind)),
         _ => text("classic"),
     }

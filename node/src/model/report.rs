@@ -2,7 +2,7 @@
 //! listener, shown by `management`; nothing is kept for it while nobody asks.
 
 use super::catalog::Table;
-use super::{ConnectionId, ConsumerId};
+use super::{ConnectionId, ConsumerId, Offset, QueueId, ShardId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,6 +69,52 @@ pub struct Report {
     pub sent_bytes: u64,
     /// Open channels, by number.
     pub channels: Vec<ChannelReport>,
+    /// Publishers of the stream protocol, by number.
+    pub publishers: Vec<PublisherReport>,
+    /// Subscriptions of the stream protocol, by number.
+    pub subscriptions: Vec<SubscriptionReport>,
+}
+
+/// A publisher of the stream protocol. A sub-entry batch counts as one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublisherReport {
+    /// Its number on its connection.
+    pub id: u8,
+    /// Its stream.
+    pub stream: Arc<str>,
+    /// Its name, if it has one.
+    pub reference: Option<Arc<str>>,
+    /// Messages that it published.
+    pub published: u64,
+    /// Of those, confirmed.
+    pub confirmed: u64,
+    /// Messages that a PublishError was about.
+    pub errored: u64,
+}
+
+/// A subscription of the stream protocol.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubscriptionReport {
+    /// Its number on its connection.
+    pub id: u8,
+    /// Its stream.
+    pub stream: Arc<str>,
+    /// Where that is.
+    pub target: (QueueId, ShardId),
+    /// The offset behind the stream's last message, where this node has a replica; filled in by the node.
+    pub end: Option<Offset>,
+    /// Messages in the chunks that were sent.
+    pub delivered: u64,
+    /// The offset behind the last of them; `None` before the first.
+    pub next: Option<Offset>,
+    /// Chunks that may come.
+    pub credit: i32,
+    /// It is of no group, or its turn has come.
+    pub is_active: bool,
+    /// It is one of a group of which one is active.
+    pub is_of_group: bool,
+    /// Properties that it was made with.
+    pub properties: Table,
 }
 
 /// TLS of a connection, in RabbitMQ's words.

@@ -297,13 +297,28 @@ pub struct Got {
     pub remaining: u64,
 }
 
+/// Why a login is refused; for the log, not for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginRefused {
+    /// In words.
+    pub why: String,
+    /// Who it is was proved, but this user may log in from the node's own machine only.
+    pub is_remote: bool,
+}
+
+impl From<String> for LoginRefused {
+    fn from(why: String) -> LoginRefused {
+        LoginRefused { why, is_remote: false }
+    }
+}
+
 /// Edge to session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The user is who it says.
     Authenticated,
-    /// Wrong user or password, or not allowed from there; the text is for the log, not for the client.
-    AuthenticationFailed(String),
+    /// It is not, or it may not log in from there.
+    AuthenticationFailed(LoginRefused),
     /// In the vhost.
     Opened,
     /// No such vhost or no access to it.

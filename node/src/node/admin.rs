@@ -174,7 +174,13 @@ impl AdminSource for Admin {
         async move {
             let running = self.running()?;
             let node = running.config.node;
-            Ok(running.edge.reports().await.into_iter().map(|(stat, report)| ConnectionRow { node, stat, report }).collect())
+            let mut reports = running.edge.reports().await;
+            let reports_of_streams = reports.iter_mut().filter_map(|(_, report)| report.as_mut());
+            for subscription in reports_of_streams.flat_map(|report| &mut report.subscriptions) {
+                let (stream, shard) = subscription.target;
+                subscription.end = running.replicas.data(shard).and_then(|machine| Some(machine.lock().stream(stream)?.next()));
+            }
+            Ok(reports.into_iter().map(|(stat, report)| ConnectionRow { node, stat, report }).collect())
         }
         .boxed()
     }

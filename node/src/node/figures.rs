@@ -3,13 +3,18 @@
 use super::running::Running;
 use crate::consensus::BodyCounters;
 use crate::edge::{Counter, Counters};
+use crate::listener::stream::Figures;
 use crate::management::{Kind, Metrics, Sample};
 use crate::model::ShardId;
+use crate::serving::Lateness;
+use crate::session::stream::Counts;
 use crate::store::wal::WalStats;
 use std::sync::Arc;
 
 type CounterRow = (&'static str, &'static str, fn(&Counters) -> &Counter);
+type StreamRow = (&'static str, &'static str, Kind, fn(&Counts) -> u64);
 type BodyRow = (&'static str, &'static str, fn(&BodyCounters) -> u64);
+type LatenessRow = (&'static str, &'static str, fn(&Lateness) -> u64);
 type WalRow = (&'static str, &'static str, Kind, fn(&WalStats) -> f64);
 
 const EDGE: &[CounterRow] = &[
@@ -30,6 +35,18 @@ const EDGE: &[CounterRow] = &[
     ("warren_connections_opened", "Client connections accepted", |c| &c.connections_opened),
     ("warren_connections_closed", "Client connections ended", |c| &c.connections_closed),
     ("warren_paths_opened", "Paths opened to shard leaders", |c| &c.paths_opened),
+];
+
+const STREAMS: &[StreamRow] = &[
+    ("warren_stream_publishers", "Publishers of the stream protocol", Kind::Gauge, |c| c.publishers),
+    ("warren_stream_consumers", "Subscriptions of the stream protocol", Kind::Gauge, |c| c.subscriptions),
+    ("warren_stream_published", "Messages taken from stream clients, a sub-entry batch as one", Kind::Counter, |c| c.published),
+    ("warren_stream_published_bytes", "Bytes of them", Kind::Counter, |c| c.published_bytes),
+    ("warren_stream_confirmed", "Messages confirmed to stream clients", Kind::Counter, |c| c.confirmed),
+    ("warren_stream_errored", "Messages that a PublishError was sent for", Kind::Counter, |c| c.errored),
+    ("warren_stream_chunks", "Chunks sent to stream clients", Kind::Counter, |c| c.chunks),
+    ("warren_stream_delivered", "Messages in them", Kind::Counter, |c| c.delivered),
+    ("warren_stream_delivered_bytes", "Bytes of them", Kind::Counter, |c| c.delivered_bytes),
 ];
 
 const WAL: &[WalRow] = &[
@@ -53,8 +70,17 @@ const BODIES: &[BodyRow] = &[
     ("warren_bodies_missing", "Attempts to deliver an entry that no node could read", BodyCounters::missing),
 ];
 
+const LATENESS: &[LatenessRow] = &[
+    ("warren_delayed", "Delayed messages, of those that left together the first, that all their targets have", Lateness::seen),
+    ("warren_delayed_late", "Those of them that came more than 100 ms after their time, or after this node began to lead", Lateness::late),
+];
+
 /// Registers everything; once.
-pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
+pub(super) fn register(metrics: &Metrics, running: &Arc<Running>, streams: &Arc<Figures>) {
+    for (name, help, kind, read) in STREAMS {
+        let streams = streams.clone();
+        metrics.observe(name, help, *kind, move || vec![Sample::plain(read(&streams.counts()) as f64)]);
+    }
     for (name, help, read) in EDGE {
         let running = running.clone();
         metrics.observe(name, help, Kind::Counter, move || vec![Sample::plain(read(running.edge.counters()).get() as f64)]);
@@ -70,6 +96,14 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>) {
     let on = running.clone();
     let help = "Shards whose replica on this node takes part in nothing until another node gave it what this disk lacks";
     metrics.observe("warren_replicas_incomplete", help, Kind::Gauge, move || vec![Sample::plain(on.consensus.incomplete() as f64)]);
+    for (name, help, read) in LATENESS {
+        let lateness = running.lateness.clone();
+        metrics.observe(name, help, Kind::Counter, move || vec![Sample::plain(read(&lateness) as f64)]);
+    }
+    let lateness = running.lateness.clone();
+    let help = "The latest of the delayed messages that warren_delayed counts";
+    let latest = move || vec![Sample::plain(lateness.max_ms() as f64 / 1000.0)];
+    metrics.observe("warren_delayed_lateness_max_seconds", help, Kind::Gauge, latest);
     let on = running.clone();
     let help = "Replicas that were damaged on this disk and rebuilt from the leader since the start";
     metrics.observe("warren_replicas_rebuilt", help, Kind::Counter, move || vec![Sample::plain(on.consensus.rebuilt() as f64)]);

@@ -5,6 +5,7 @@ use crate::consensus::{ClusterClock, Consensus, Replicas};
 use crate::edge::Edge;
 use crate::machine::catalog::Catalog;
 use crate::model::NodeId;
+use crate::serving::Lateness;
 use crate::store::wal::Wal;
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub(super) struct Running {
     pub consensus: Arc<Consensus>,
     pub edge: Arc<Edge>,
     pub wal: Wal,
+    /// Of the shards that this node leads.
+    pub lateness: Arc<Lateness>,
     /// The alarm in force that stops publishes.
     pub alarm: Mutex<Option<String>>,
     /// Nodes whose clocks are off.

@@ -17,7 +17,7 @@ use crate::management::Readiness;
 use crate::model::catalog::CatalogCommand;
 use crate::model::{Incarnation, NodeId, ShardId};
 use crate::serving::local::{LocalBodies, LocalProposer, local_leadership};
-use crate::serving::{self, Mailbox, ServerEvent, ServerHandle};
+use crate::serving::{self, Lateness, Mailbox, ServerEvent, ServerHandle};
 use crate::store::disk::Disk;
 use crate::store::state::StateStore;
 use crate::store::wal::Wal;
@@ -114,7 +114,8 @@ async fn go_on(
     let mut tasks = JoinSet::new();
     let (events_tx, events_rx) = mpsc::channel(EVENTS);
     let office = Office::new(opened.replicas.catalog());
-    start_servers((&config, incarnation), &mut opened, &consensus, (&events_tx, &office), &mut tasks);
+    let lateness = Arc::<Lateness>::default();
+    start_servers((&config, incarnation), &mut opened, &consensus, (&events_tx, &office, &lateness), &mut tasks);
     consensus.run();
 
     let catalog = opened.replicas.catalog();
@@ -149,6 +150,7 @@ async fn go_on(
         consensus,
         edge,
         wal,
+        lateness,
         alarm: Mutex::default(),
         is_low: AtomicBool::new(false),
         clock: opened.clock.clone(),
@@ -230,7 +232,7 @@ fn start_servers(
     (config, incarnation): (&ServerConfig, Incarnation),
     opened: &mut Opened,
     consensus: &Arc<Consensus>,
-    (events_tx, office): (&mpsc::Sender<ServerEvent>, &Arc<Office>),
+    (events_tx, office, lateness): (&mpsc::Sender<ServerEvent>, &Arc<Office>, &Arc<Lateness>),
     tasks: &mut JoinSet<()>,
 ) {
     for (shard, mailbox) in opened.mailboxes.drain() {
@@ -238,6 +240,7 @@ fn start_servers(
         let mut settings = serving::ServerConfig::new(shard, config.node, opened.replicas.catalog());
         settings.letters = office.clone();
         settings.courier = office.clone();
+        settings.lateness = lateness.clone();
         if shard.owner().is_some() {
             let machine = Arc::new(Mutex::new(DataMachine::new(shard)));
             let bodies = Arc::new(LocalBodies::default());

@@ -212,6 +212,12 @@ impl Keeper {
             let card = self.handler.card();
             self.redial_rx.mark_unchanged();
             match connect(&self.peer.address, self.class, card, &self.credentials, Some(self.peer.node)).await {
+                Ok((_, theirs, _)) if self.handler.is_outlived(&theirs) => {
+                    if !std::mem::replace(&mut said, true) && self.class == Class::Beat {
+                        let (node, generation) = (theirs.node, theirs.generation);
+                        tracing::error!(%node, %generation, "peer runs on a disk that was replaced by a later one: it is left out");
+                    }
+                }
                 Ok((client, theirs, gone_rx)) => {
                     tracing::debug!(node = %self.peer.node, formed = theirs.cluster.is_some(), class = ?self.class, "connected");
                     (backoff, said) = (BACKOFF_MIN, false);

@@ -179,7 +179,8 @@ impl MemoryNetwork {
         let process = net.nodes.get(&to).cloned().ok_or_else(|| gone("connection refused"))?;
         let cut = net.cut.contains(&(from.0, to)) || net.cut.contains(&(to, from.0));
         drop(net);
-        if cut { Err(gone("cut")) } else { Ok((process, me.handler.card())) }
+        let outlived = || me.handler.is_outlived(&process.handler.card());
+        if cut || outlived() { Err(gone("cut")) } else { Ok((process, me.handler.card())) }
     }
 
     /// The way of one frame; false: it was lost, or the connection broke meanwhile.

@@ -150,6 +150,10 @@ pub trait Transport: Send + Sync + 'static {
 pub trait Handler: Send + Sync + 'static {
     /// This node's card now.
     fn card(&self) -> Card;
+    /// A node with this card is not to be spoken to: its disk was replaced by a later one.
+    fn is_outlived(&self, _card: &Card) -> bool {
+        false
+    }
     /// Answer a question.
     fn ask(&self, from: Card, frame: Frame) -> BoxFuture<'static, Result<Frame, PeerError>>;
     /// Serve a stream (spawns what it needs; never blocks). Dropping `tx` ends it.

@@ -281,3 +281,46 @@ proptest! {
         }
     }
 }
+
+/// Values of several kinds, some of which compare as others would.
+fn header() -> impl Strategy<Value = (String, Value)> {
+    let text = |s: &str| Value::Text(s.into());
+    let values = vec![Value::Void, Value::Int(1), Value::Int(2), text("1"), text("2"), Value::Bool(true), Value::Double(1.0)];
+    (prop::sample::select(vec!["a", "b", "c", "x-d"]), prop::sample::select(values)).prop_map(|(name, value)| (name.to_owned(), value))
+}
+
+fn naive_headers(arguments: &Table, headers: &Table) -> bool {
+    let Some(Value::Text(mode)) = arguments.get("x-match") else { unreachable!("each has one") };
+    let with_x = mode.ends_with(b"-with-x");
+    let mut fields = arguments.iter().filter(|(name, _)| *name != "x-match" && (with_x || !name.starts_with("x-")));
+    let matches = |(name, wanted): (&String, &Value)| headers.get(name).is_some_and(|value| *wanted == Value::Void || wanted == value);
+    if mode.starts_with(b"all") { fields.all(matches) } else { fields.any(matches) }
+}
+
+proptest! {
+    #[test]
+    fn headers_tables_equal_a_list_of_bindings(
+        bindings in prop::collection::vec((prop::sample::select(vec!["all", "any", "all-with-x", "any-with-x"]), prop::collection::vec(header(), 0..4)), 1..30),
+        removed in prop::collection::vec(0usize..30, 0..30),
+        messages in prop::collection::vec(prop::collection::vec(header(), 0..4), 1..10),
+    ) {
+        let mut table = table(ExchangeKind::Headers);
+        let mut model = BTreeMap::new();
+        for (id, (mode, fields)) in bindings.into_iter().enumerate() {
+            let mut arguments: Table = fields.into_iter().collect();
+            arguments.insert("x-match".to_owned(), Value::Text(mode.into()));
+            table.insert(id as u64, b"", &arguments, id);
+            model.insert(id, arguments);
+        }
+        for id in removed {
+            table.remove(id as u64, b"", &id);
+            model.remove(&id);
+        }
+        for headers in messages {
+            let headers: Table = headers.into_iter().collect();
+            let wanted: BTreeSet<usize> =
+                model.iter().filter(|(_, arguments)| naive_headers(arguments, &headers)).map(|(id, _)| *id).collect();
+            prop_assert_eq!(visited(&table, "", &headers), wanted, "{:?}", headers);
+        }
+    }
+}

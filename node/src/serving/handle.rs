@@ -3,6 +3,7 @@
 //! number of paths, and for effects by the entries in flight: effects that arrive while this node does not lead are dropped.
 
 use super::feed::CatalogFeed;
+use super::lateness::Lateness;
 use crate::machine::shard::Effect;
 use crate::model::entry::EntryBytes;
 use crate::model::entry::Word;
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     pub letters: Arc<dyn DeadLetterOffice>,
     /// Who carries words about transactions.
     pub courier: Arc<dyn Courier>,
+    /// Counts what becomes of delayed messages.
+    pub lateness: Arc<Lateness>,
 }
 
 /// No letter goes anywhere.
@@ -69,7 +72,8 @@ impl ServerConfig {
     pub fn new(shard: ShardId, node: NodeId, catalog: Arc<dyn CatalogFeed>) -> ServerConfig {
         let edge_gone = limits::EDGE_GONE;
         let (letters, courier) = (Arc::new(Closed), Arc::new(Closed));
-        ServerConfig { shard, node, clock: Arc::new(OwnClock), edge_gone, tick: TICK, catalog, letters, courier }
+        let lateness = Arc::default();
+        ServerConfig { shard, node, clock: Arc::new(OwnClock), edge_gone, tick: TICK, catalog, letters, courier, lateness }
     }
 }
 

@@ -4,6 +4,7 @@
 //! is in `posting`.
 
 use super::handle::LetterRead;
+use super::lateness::Awaited;
 use super::posting::Routing;
 use super::server::ShardServer;
 use crate::machine::{Dead, Routed, Waiting, read_run};
@@ -71,6 +72,8 @@ pub(super) struct Letters {
     pub wake_at: Option<Instant>,
     /// Queues that keep messages which should leave them, because their outbox is full.
     pub kept: BTreeSet<QueueId>,
+    /// Of which the arrival is timed.
+    pub awaited: Awaited,
 }
 
 impl Letters {
@@ -154,6 +157,11 @@ impl Letters {
         self.news = true;
     }
 
+    /// Letters of a queue without a way from this number on were not looked at.
+    pub(super) fn next_of(&self, queue: QueueId) -> u64 {
+        self.queues.get(&queue).map_or(0, |out| out.next)
+    }
+
     /// A letter with a way is to be sent.
     pub(super) fn resend(&mut self, queue: QueueId, number: u64) {
         self.queues.entry(queue).or_default().again.insert(number);
@@ -168,7 +176,9 @@ impl ShardServer {
         for (first, routed) in machine.routed_letters() {
             (first..).take(routed.dead.at.count as usize).for_each(|number| self.letters.resend(routed.dead.queue, number));
         }
+        drop(machine);
         self.letters.news = true;
+        self.begin_lateness();
     }
 
     /// Takes up as many letters as may be under way.
@@ -389,7 +399,7 @@ impl ShardServer {
             let queue = self.letters.under_way.get(&number).map(|under_way| under_way.queue);
             let over = self.letters.end(number, shard);
             match fate {
-                LetterFate::Taken => over.into_iter().for_each(|queue| self.letters.taken(queue, number)),
+                LetterFate::Taken => over.into_iter().for_each(|queue| self.letter_arrived(queue, number)),
                 LetterFate::Refused => queue.into_iter().for_each(|queue| self.letters.refused(queue, number)),
             }
         }
@@ -398,8 +408,13 @@ impl ShardServer {
     /// The own shard's queues have a letter, as far as they are to get it.
     pub(super) fn letter_is_here(&mut self, number: u64) {
         if let Some(queue) = self.letters.end(number, self.config.shard) {
-            self.letters.taken(queue, number);
+            self.letter_arrived(queue, number);
         }
+    }
+
+    fn letter_arrived(&mut self, queue: QueueId, number: u64) {
+        self.letters.taken(queue, number);
+        self.arrived(number);
     }
 
     /// Letters ended: queues whose outbox was full may go on.

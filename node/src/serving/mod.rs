@@ -2,10 +2,12 @@
 //! shards and for the node's own in-memory shard. Wired by the composition root: make a [`mailbox`], give its handle to whoever
 //! replicates, [`spawn`] the server. Replicated state is in `machine`, the clients' side in `edge`.
 
+mod aging;
 mod delivery;
 mod edges;
 mod feed;
 mod handle;
+mod lateness;
 mod letters;
 mod level;
 pub mod local;
@@ -24,6 +26,7 @@ mod transactions;
 
 pub use feed::{CatalogChanges, CatalogFeed, QueueFacts};
 pub use handle::{Mailbox, ServerConfig, ServerEvent, ServerHandle, mailbox};
+pub use lateness::Lateness;
 pub use server::spawn;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::replies::Replies;
 use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
-use crate::machine::AT_ONCE;
+use crate::machine::{AT_ONCE, Queue};
 use crate::model::entry::{EntryBuilder, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
 use crate::model::link::{Batch, Ranges, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
@@ -42,7 +42,14 @@ enum Part {
     Leader(Own),
     Gone(SessionId),
     Hello(NodeId, Incarnation),
-    Batch { session: SessionId, seq: BatchSeq, settles: Vec<(QueueId, Ranges)>, void: bool },
+    Batch {
+        session: SessionId,
+        seq: BatchSeq,
+        settles: Vec<(QueueId, Ranges)>,
+        void: bool,
+    },
+    /// No section and no reply: the entry's time is all there is to say. The last one.
+    Time,
 }
 
 /// Messages whose delivery failed, where that is counted.
@@ -173,6 +180,8 @@ impl ShardServer {
             tracing::error!(%shard, node = %path.end.node, seq = %batch.seq, "a batch that cannot be read; the path is closed");
             return self.close(id);
         }
+        // What the edge has the verdicts of it cannot send again, even if a second copy of it failed on its way.
+        path.next = path.next.max(BatchSeq(batch.floor.0.saturating_add(1)));
         if batch.seq > path.next {
             let from = path.next;
             return self.rewind(id, from);
@@ -242,6 +251,10 @@ impl ShardServer {
         for batch in batches {
             entry.batch(&batch);
             parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
+        }
+        if std::mem::take(&mut self.ages.wanted) {
+            self.ages.in_flight = true;
+            parts.push(Part::Time);
         }
         parts
     }
@@ -314,7 +327,8 @@ impl ShardServer {
         own.seals = self.write_seals(&mut ops);
         self.write_purges(&mut own, &mut ops);
         for id in std::mem::take(&mut self.log.tends) {
-            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, end_ms, &mut ops)) {
+            let due_ms = self.machine.lock().queue(id).and_then(Queue::next_due_ms);
+            if self.queues.get_mut(&id).is_some_and(|state| ShardServer::write_tend(state, (end_ms, due_ms), &mut ops)) {
                 own.tends.push(id);
             }
         }
@@ -391,6 +405,9 @@ impl ShardServer {
         let Some(at) = self.log.in_flight.iter().position(|f| f.token == token) else { return };
         let Some(entry) = self.log.in_flight.remove(at) else { return };
         self.relax(&entry.targets);
+        if matches!(entry.parts.last(), Some(Part::Time)) {
+            self.aged();
+        }
         match outcome {
             ProposalOutcome::Applied(_, replies) => {
                 for (part, reply) in entry.parts.into_iter().zip(replies) {
@@ -435,7 +452,7 @@ impl ShardServer {
                 self.sync_sessions();
             }
             (Part::Gone(_), _) => self.sync_sessions(),
-            (Part::Batch { .. } | Part::Advance | Part::Settings | Part::Replies(_), _) => {}
+            (Part::Batch { .. } | Part::Advance | Part::Settings | Part::Replies(_) | Part::Time, _) => {}
         }
     }
 
@@ -476,7 +493,7 @@ impl ShardServer {
             Part::Batch { void: true, .. } => {}
             Part::Batch { session, seq, .. } => self.send_back(session, seq),
             Part::Advance => self.advanced(false),
-            Part::Settings => {}
+            Part::Settings | Part::Time => {}
             Part::Replies(replies) => self.log.replies.add(replies),
             Part::Leader(own) => {
                 for queue in own.reserves {

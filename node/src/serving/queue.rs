@@ -166,6 +166,8 @@ pub(super) struct Care {
     pub last_used: Instant,
     /// The node was told to delete it.
     pub unused_told: bool,
+    /// When the first of the delayed messages was due that the `Tend` in flight lets go; 0: none.
+    pub due_ms: u64,
 }
 
 impl Care {
@@ -181,6 +183,7 @@ impl Care {
             alarm: None,
             last_used: Instant::now(),
             unused_told: false,
+            due_ms: 0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The actor of one shard: takes what waits in its mailbox and its paths, acts on it, proposes, delivers, and sleeps. All volatile
 //! state of the shard is here and dies with the leadership. One task per shard; it never blocks and never waits for one client.
 
+use super::aging::Ages;
 use super::delivery::Unreadable;
 use super::edges::{Path, PathId, Session};
 use super::handle::{Inbox, Mailbox, ServerConfig, ServerEvent, ServerHandle};
@@ -60,6 +61,8 @@ pub(super) struct ShardServer {
     pub located: Vec<Located>,
     /// Queues to look at again, by time.
     pub alarms: BTreeSet<(Instant, QueueId)>,
+    /// When segments of streams become too old.
+    pub ages: Ages,
     /// Queues with limits.
     pub limited: HashSet<QueueId>,
     /// A queue that nothing was delivered from is free again: deliver before the next entry.
@@ -108,6 +111,7 @@ pub fn spawn(
         events: VecDeque::new(),
         located: Vec::new(),
         alarms: BTreeSet::new(),
+        ages: Ages::default(),
         limited: HashSet::new(),
         thawed: false,
         letters: Letters::default(),
@@ -151,6 +155,7 @@ impl ShardServer {
             self.tick();
         }
         self.ring_alarms();
+        self.look_at_ages();
         self.work_on_letters();
         if std::mem::take(&mut self.thawed) {
             self.pump();
@@ -216,14 +221,18 @@ impl ShardServer {
         for effect in effects {
             match effect {
                 Effect::Enqueued { queue } => self.news(*queue),
-                Effect::Configured { queue } | Effect::Timed { queue } => self.take_care_of(*queue),
+                Effect::Configured { queue } | Effect::Timed { queue } => {
+                    self.take_care_of(*queue);
+                    self.ages.look = true;
+                }
+                Effect::Appended { .. } => self.ages.look = true,
                 Effect::Died => self.letters.news = true,
                 Effect::Transaction { tx } => self.transaction(*tx),
                 Effect::Dropped { queue } => self.queue_dropped(*queue),
                 Effect::SessionOpened { .. } | Effect::SessionGone { .. } => sessions = true,
                 Effect::Advanced { .. } => advanced = true,
                 Effect::Created { queue } if queue.is_reply() => opened.push(*queue),
-                Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } | Effect::Appended { .. } => {}
+                Effect::Settled { .. } | Effect::Reserved { .. } | Effect::Created { .. } => {}
             }
         }
         if sessions {
@@ -290,6 +299,7 @@ impl ShardServer {
         self.early.clear();
         self.events.clear();
         self.alarms.clear();
+        self.ages = Ages::default();
         self.limited.clear();
         self.letters = Letters::default();
         self.undecided = Undecided::default();
@@ -315,6 +325,7 @@ impl ShardServer {
         self.take_up_transactions();
         self.begin_letters();
         self.take_up_ends();
+        self.ages.look = true;
         self.greet_waiting();
     }
 
@@ -412,7 +423,7 @@ impl ShardServer {
                 || !self.events.is_empty());
         self.next_tick = if waits { self.next_tick.or_else(|| Some(Instant::now() + self.config.tick)) } else { None };
         let alarm = self.alarms.first().map(|(at, _)| *at);
-        let at = [self.next_tick, self.log.resume_at, alarm, self.letters.wake_at].into_iter().flatten().min();
+        let at = [self.next_tick, self.log.resume_at, alarm, self.ages.at, self.letters.wake_at].into_iter().flatten().min();
         match (at, &mut self.timer) {
             (None, timer) => *timer = None,
             (Some(at), Some(timer)) if timer.deadline() == at => {}

@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// An alarm is set at most this far ahead: clocks that are set are noticed.
-const ALARM_MAX: Duration = Duration::from_secs(10);
+pub(super) const ALARM_MAX: Duration = Duration::from_secs(10);
 /// A clock that may be wrong is looked at again after this time.
-const UNSURE: Duration = Duration::from_secs(1);
+pub(super) const UNSURE: Duration = Duration::from_secs(1);
 /// A queue whose users may not all have been heard of is looked at again after this time.
 const UNHEARD: Duration = Duration::from_secs(1);
 
@@ -248,14 +248,15 @@ impl ShardServer {
         }
     }
 
-    /// Writes a `Tend`; true when it goes out.
-    pub(super) fn write_tend(state: &mut QueueState, now_ms: u64, ops: &mut Ops) -> bool {
+    /// Writes a `Tend`; true when it goes out. `due_ms`: when the first of the queue's delayed messages is due.
+    pub(super) fn write_tend(state: &mut QueueState, (now_ms, due_ms): (u64, Option<u64>), ops: &mut Ops) -> bool {
         let (room, checked) = (state.room(), state.checked_ranges());
         let Some(care) = state.care.as_mut() else { return false };
         if state.held {
             care.tend = Step::Idle;
             return false;
         }
+        care.due_ms = due_ms.filter(|due_ms| *due_ms != AT_ONCE).unwrap_or_default();
         care.tend = Step::InFlight;
         care.frozen += 1;
         ops.tend(state.id, now_ms, room, &checked);
@@ -266,9 +267,14 @@ impl ShardServer {
     pub(super) fn tended(&mut self, id: QueueId) {
         let Some(state) = self.queues.get_mut(&id) else { return };
         state.forget_window();
+        let mut due_ms = 0;
         if let Some(care) = &mut state.care {
             care.tend = Step::Idle;
             care.frozen = care.frozen.saturating_sub(1);
+            due_ms = std::mem::take(&mut care.due_ms);
+        }
+        if due_ms > 0 {
+            self.left_late(id, due_ms);
         }
         self.thawed = true;
         self.mark(id);

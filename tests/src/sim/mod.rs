@@ -9,6 +9,7 @@ pub mod host;
 mod lagging;
 mod names;
 mod publisher;
+mod story;
 mod streams;
 mod world;
 
@@ -43,8 +44,6 @@ pub struct Summary {
     pub relocated_bytes: u64,
     /// Runs on so busy a machine that a second was none: an edge may be taken for gone in them though nothing is wrong.
     pub starved: u64,
-    /// Publishers of the stream that got no answer within 30 s though all was well by then.
-    pub unanswered: u64,
 }
 
 /// A run that showed something wrong: everything its reader needs.
@@ -269,7 +268,6 @@ fn judge(world: &World, schedule: &Schedule) -> Result<Summary, Failure> {
         records: world.stream.records(),
         names: world.checks.load(Ordering::Relaxed),
         starved: starved.into(),
-        unanswered: world.unanswered.load(Ordering::Relaxed),
         relocated_bytes: world.hosts.iter().map(|host| host.relocated_bytes.load(Ordering::Relaxed)).sum(),
         ..Summary::default()
     };

@@ -2,6 +2,7 @@
 //! it goes on elsewhere.
 
 use super::client::{CHANNEL, Client, News};
+use super::story;
 use super::world::{FANOUT, Phase, World};
 use crate::chance::Chance;
 use crate::oracle::{self, Message, Oracle};
@@ -98,7 +99,8 @@ impl Publisher {
             }
         }
         if !self.open.is_empty() && self.client.is_alive() && self.last_verdict.elapsed() > VERDICT {
-            world.error(format!("publisher {} of {:?} waits for {:?} and gets nothing", self.id, self.target, self.open));
+            let story = story::of_client(world, &self.client.host).await;
+            world.error(format!("publisher {} of {:?} waits for {:?} and gets nothing: {story}", self.id, self.target, self.open));
             self.open.clear();
         }
     }

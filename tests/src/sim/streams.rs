@@ -5,6 +5,7 @@
 use super::client::{Client, News};
 use super::host::Host;
 use super::publisher::over;
+use super::story;
 use super::world::{Phase, World};
 use crate::chance::Chance;
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,10 +155,8 @@ pub async fn publish(world: Arc<World>, mut chance: Chance) {
             talk.news(Duration::from_millis(100)).await;
         }
         if talk.client.is_alive() && !talk.failed && !talk.open.is_empty() {
-            // Counted over all seeds: seen once in a hundred, and not understood yet (docs/hacking.md).
-            println!("seed {}: publisher {publisher} waits for {:?} and gets nothing", world.seed, talk.open);
-            world.unanswered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            return;
+            let story = story::of_client(&world, &talk.client.host).await;
+            return world.error(format!("publisher {publisher} of the stream waits for {:?} and gets nothing: {story}", talk.open));
         }
     }
 }

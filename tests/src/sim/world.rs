@@ -67,8 +67,6 @@ pub struct World {
     pub checks: AtomicU64,
     /// The machine was so busy that an edge may have been taken for gone. Shared with the hosts, whose threads are watched too.
     pub starved: Arc<AtomicBool>,
-    /// Publishers of the stream that lived on without an answer to what they had sent.
-    pub unanswered: AtomicU64,
     /// A leader took an edge for gone although its process lived: what its clients hold came to others.
     pub parted: AtomicBool,
     notes: Mutex<Vec<String>>,
@@ -91,7 +89,6 @@ impl World {
             errors,
             checks: AtomicU64::new(0),
             starved,
-            unanswered: AtomicU64::new(0),
             parted: AtomicBool::new(false),
             notes: Mutex::default(),
             begun: Instant::now(),

@@ -55,7 +55,7 @@ fn celery_delays_work_on_quorum_queues() {
 
 #[test]
 fn amqplib_works() {
-    let program = match node_client() {
+    let program = match node_client("amqplib") {
         Ok(program) => program,
         Err(why) => return leave_out("amqplib_works", &why),
     };

@@ -5,11 +5,12 @@ use super::encode::{self, FRAME_BODY, FRAME_HEADER, FRAME_HEARTBEAT, FRAME_METHO
 use super::error::ClientError;
 use super::frames::{Frame, FrameBuffer};
 use super::incoming::{Delivery, Incoming, Parsed, parse_method};
+use super::socket::Socket;
 use super::table::{Cursor, Field, Table};
 use std::collections::VecDeque;
 use std::io::Write;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Whom to connect to and as whom.
@@ -27,6 +28,8 @@ pub struct Dial {
     pub heartbeat_s: u16,
     /// How long a connect or a request may take.
     pub timeout: Duration,
+    /// Speak TLS; the broker's certificate is verified by these authorities, PEM.
+    pub ca: Option<PathBuf>,
 }
 
 impl Dial {
@@ -39,16 +42,21 @@ impl Dial {
             vhost: "/".into(),
             heartbeat_s: 0,
             timeout: Duration::from_secs(20),
+            ca: None,
         }
     }
 
-    /// `host:port` or `amqp://[user:password@]host[:port][/vhost]` (`%2f` is the vhost `/`).
+    /// `host:port`, or `amqp://[user:password@]host[:port][/vhost]` (`%2f` is the vhost `/`); `amqps` only means another port.
     pub fn parse(uri: &str) -> Dial {
-        let Some(rest) = uri.strip_prefix("amqp://") else { return Dial::guest(uri) };
+        let (rest, port) = match (uri.strip_prefix("amqp://"), uri.strip_prefix("amqps://")) {
+            (Some(rest), _) => (rest, ":5672"),
+            (None, Some(rest)) => (rest, ":5671"),
+            (None, None) => return Dial::guest(uri),
+        };
         let (who, place) = rest.rsplit_once('@').unwrap_or(("guest:guest", rest));
         let (address, vhost) = place.split_once('/').unwrap_or((place, ""));
         let (user, password) = who.split_once(':').unwrap_or((who, ""));
-        let port = if address.contains(':') { "" } else { ":5672" };
+        let port = if address.contains(':') { "" } else { port };
         let vhost = if vhost.is_empty() { "/".to_owned() } else { vhost.replace("%2f", "/").replace("%2F", "/") };
         Dial { user: user.to_owned(), password: password.to_owned(), vhost, ..Dial::guest(&format!("{address}{port}")) }
     }
@@ -99,7 +107,7 @@ pub struct QueueState {
 /// An open connection.
 #[derive(Debug)]
 pub struct Connection {
-    socket: TcpStream,
+    socket: Socket,
     buffer: FrameBuffer,
     backlog: VecDeque<Incoming>,
     partial: Option<(Incoming, u64)>,
@@ -145,13 +153,8 @@ impl Connection {
     }
 
     fn connect(dial: &Dial) -> Result<Connection, ClientError> {
-        let address = dial.address.to_socket_addrs()?.next().ok_or_else(|| ClientError::Protocol("no such host".into()))?;
-        let socket = TcpStream::connect_timeout(&address, dial.timeout).map_err(ClientError::from_io)?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(dial.timeout))?;
-        socket.set_write_timeout(Some(dial.timeout.max(Duration::from_secs(60))))?;
         Ok(Connection {
-            socket,
+            socket: Socket::connect(dial)?,
             buffer: FrameBuffer::default(),
             backlog: VecDeque::new(),
             partial: None,
@@ -188,7 +191,7 @@ impl Connection {
     }
 
     /// Another handle on the socket, for a second thread that writes, or to shut it down.
-    pub fn try_clone_socket(&self) -> Result<TcpStream, ClientError> {
+    pub fn try_clone_socket(&self) -> Result<Socket, ClientError> {
         Ok(self.socket.try_clone()?)
     }
 
@@ -450,5 +453,6 @@ mod tests {
         assert_eq!((dial.address.as_str(), dial.vhost.as_str()), ("broker.example:5672", "/team"));
         assert_eq!(Dial::parse("127.0.0.1:5673").address, "127.0.0.1:5673");
         assert_eq!(Dial::parse("amqp://h:1/").vhost, "/");
+        assert_eq!(Dial::parse("amqps://h/v").address, "h:5671");
     }
 }

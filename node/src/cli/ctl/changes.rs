@@ -238,7 +238,7 @@ fn not_deleted(refusal: &Refusal) -> CtlError {
 }
 
 fn add_vhost(vhost: String, description: String, tags: &str, default_queue_type: Option<String>) -> Result<Option<Change>, CtlError> {
-    if default_queue_type.as_deref().is_some_and(|kind| !["classic", "quorum"].contains(&kind)) {
+    if default_queue_type.as_deref().is_some_and(|kind| !["classic", "quorum", "stream"].contains(&kind)) {
         return Err(CtlError::failed(USAGE, "Error:\nUnsupported default queue type"));
     }
     let tags = tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect();

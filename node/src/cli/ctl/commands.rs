@@ -19,6 +19,12 @@ pub(super) enum CtlCommand {
     ListChannels { columns: Vec<String> },
     /// Consumers of a vhost, on all nodes
     ListConsumers { columns: Vec<String> },
+    /// Connections of the stream protocol, on all nodes [default: conn_name]
+    ListStreamConnections { columns: Vec<String> },
+    /// Publishers of the stream protocol in a vhost, on all nodes
+    ListStreamPublishers { columns: Vec<String> },
+    /// Consumers of the stream protocol in a vhost, on all nodes
+    ListStreamConsumers { columns: Vec<String> },
     /// Close the connection that list_connections shows with this pid
     CloseConnection { pid: String, explanation: String },
     /// Close all connections of a vhost

@@ -60,7 +60,7 @@ impl Lane {
             return Next::Leave;
         }
         match message {
-            ToEdge::Welcome { leader, session, last } => self.welcome(home, leader, session, last),
+            ToEdge::Welcome { leader, session, last } => return self.welcome(home, leader, session, last),
             ToEdge::NotLeader => return Next::Leave,
             ToEdge::Verdict { seq, refused } => self.verdict(home, seq, refused),
             ToEdge::Rewind { from } => self.state.lock().batches.rewind(from, Instant::now()),
@@ -77,7 +77,12 @@ impl Lane {
         Next::Stay
     }
 
-    fn welcome(&self, home: &dyn Home, leader: LeaderId, session: SessionId, last: BatchSeq) {
+    fn welcome(&self, home: &dyn Home, leader: LeaderId, session: SessionId, last: BatchSeq) -> Next {
+        // A node that was elected again may greet for its earlier leadership still: what it knows of this edge is older than the verdicts.
+        if self.shard.owner().is_none() && self.state.lock().former.is_some_and(|former| leader < former) {
+            tracing::debug!(shard = %self.shard, ?leader, "welcomed by a leader that another one has followed");
+            return Next::Leave;
+        }
         let restarted = self.shard.owner().is_some() && self.state.lock().former.is_some_and(|f| f.term != leader.term);
         if restarted {
             self.wipe(home, "the node that held this queue in its memory has restarted", true);
@@ -98,6 +103,7 @@ impl Lane {
         state.batches.welcome(session, last, Instant::now());
         self.contact.welcomed(pulse::now_ms());
         self.gone.store(false, Ordering::Relaxed);
+        Next::Stay
     }
 
     /// The leader answered under its lease: what waited for that goes on.
@@ -312,6 +318,7 @@ impl Lane {
     /// Time passed.
     pub(super) fn tick(&self, home: &dyn Home, now: Instant) {
         let mut state = self.state.lock();
+        state.ticked = Some(now);
         for (id, asked) in state.requests.expired(Some(now)) {
             state.refuse(id, asked, Refusal::Unavailable(no_quorum(self.shard)));
         }

@@ -45,6 +45,15 @@ pub(super) struct Closed {
     since: Instant,
 }
 
+/// What is a batch of its own.
+#[derive(Default)]
+struct Alone {
+    ops: Bytes,
+    runs: Vec<Run>,
+    chunks: Vec<ChunkRuns>,
+    settles: Vec<Settles>,
+}
+
 #[derive(Debug)]
 pub(super) struct Batches {
     session: SessionId,
@@ -73,7 +82,10 @@ pub(super) struct Batches {
     done: u64,
     rewound: Option<BatchSeq>,
     hold_until: Option<Instant>,
+    /// The last verdict, or the first welcome after it.
     progress: Instant,
+    /// Welcomed since the last verdict: a leader that greets again and again and answers nothing is no progress.
+    greeted: bool,
 }
 
 impl Batches {
@@ -102,6 +114,7 @@ impl Batches {
             rewound: None,
             hold_until: None,
             progress: now,
+            greeted: false,
         }
     }
 
@@ -188,6 +201,14 @@ impl Batches {
         self.close_when_full() || fresh
     }
 
+    /// A large message of a stream, encoded before the lane was locked: a chunk that is a batch of its own. Always something new to do.
+    pub fn append_alone(&mut self, to: &StreamTarget, chunk: Bytes, id: u64, run: &Run, now: Instant) -> bool {
+        let run = if run.strict { run.with_id(id, 0) } else { Run { first: 0, ..run.clone() } };
+        let batch = Alone { ops: chunk, chunks: vec![ChunkRuns { ordinal: 0, runs: vec![run] }], ..Alone::default() };
+        self.push_alone(batch, to.catalog_index, Vec::new(), now);
+        true
+    }
+
     /// A reader of a stream is this far.
     pub fn store(&mut self, to: &StreamTarget, reader: &str, offset: Offset, now: Instant) -> bool {
         let fresh = self.opened(now);
@@ -209,7 +230,7 @@ impl Batches {
     /// is copied.
     pub fn transact(&mut self, mut ops: Ops, runs: Vec<Run>, settles: Vec<Settles>, index: u64, commit: &Arc<Committing>, now: Instant) {
         if ops.len() >= limits::BATCH_BYTES {
-            let batch = (ops.take(), runs, settles);
+            let batch = Alone { ops: ops.take(), runs, settles, ..Alone::default() };
             return self.push_alone(batch, index, vec![commit.clone()], now);
         }
         self.opened(now);
@@ -243,23 +264,19 @@ impl Batches {
     /// A large message, encoded before the lane was locked: a batch of its own. Settles wait for the next one, so that nothing is added
     /// to it.
     pub fn enqueue_alone(&mut self, ops: Bytes, index: u64, run: Run, now: Instant) -> bool {
-        self.push_alone((ops, vec![Run { first: 0, ..run }], Vec::new()), index, Vec::new(), now);
+        let batch = Alone { ops, runs: vec![Run { first: 0, ..run }], ..Alone::default() };
+        self.push_alone(batch, index, Vec::new(), now);
         true
     }
 
-    fn push_alone(
-        &mut self,
-        (ops, runs, settles): (Bytes, Vec<Run>, Vec<Settles>),
-        index: u64,
-        commits: Vec<Arc<Committing>>,
-        now: Instant,
-    ) {
+    fn push_alone(&mut self, batch: Alone, index: u64, commits: Vec<Arc<Committing>>, now: Instant) {
         if self.has_open() {
             self.close();
         }
         self.open_index = self.open_index.max(index);
         let catalog_index = self.open_index;
-        self.push(Closed { ops, runs, chunks: Vec::new(), catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
+        let Alone { ops, runs, chunks, settles } = batch;
+        self.push(Closed { ops, runs, chunks, catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
     }
 
     /// A message leaves its queue. True when the lane's task has something new to do.
@@ -327,7 +344,9 @@ impl Batches {
         self.renumber = false;
         self.rewound = None;
         self.hold_until = None;
-        self.progress = now;
+        if !std::mem::replace(&mut self.greeted, true) {
+            self.progress = now;
+        }
         self.unsend(0);
     }
 
@@ -414,7 +433,7 @@ impl Batches {
         }
         self.first += 1;
         self.done += 1;
-        self.progress = now;
+        (self.progress, self.greeted) = (now, false);
         self.rewound = None;
         Some(batch)
     }
@@ -432,9 +451,9 @@ impl Batches {
             self.close();
         }
         let mut nacked = Vec::new();
-        let mut freed = 0;
+        let (mut were, mut are) = (0, 0);
         for batch in self.closed.iter_mut().take_while(|b| b.since <= before) {
-            let bytes = batch.bytes();
+            were += batch.bytes();
             let mut tickets = Vec::new();
             batch.all_runs_mut().for_each(|runs| tickets.extend(runs.extract_if(.., |run| run.is_ticketed())));
             if !tickets.is_empty() {
@@ -444,9 +463,9 @@ impl Batches {
                 }
             }
             nacked.extend(tickets);
-            freed += bytes.saturating_sub(batch.bytes());
+            are += batch.bytes();
         }
-        self.closed_bytes -= freed;
+        self.closed_bytes = self.closed_bytes + are - were;
         nacked
     }
 
@@ -462,6 +481,22 @@ impl Batches {
         self.renumber = true;
         self.unsend(0);
         self.closed.drain(..).collect()
+    }
+
+    /// How far it is, for the reader of a failed test.
+    pub fn story(&self, now: Instant) -> String {
+        let Batches { session, first, sent, done, rewound, greeted, .. } = self;
+        let age = |at: Instant| now.saturating_duration_since(at).as_millis();
+        let oldest = self.closed.front().map(|batch| (age(batch.since), batch.has_runs(), batch.nacked, batch.sent_under));
+        format!(
+            "session {session}, batches from {first}: {} closed, {sent} of them sent, the first (age ms, awaited, nacked, sent under) \
+             {oldest:?}; {} open; {done} done, progress {} ms ago, greeted since: {greeted}; rewound to {rewound:?}, holds: {}; {} bytes",
+            self.closed.len(),
+            self.open_runs.len() + self.open_chunks.waiting(),
+            age(self.progress),
+            self.hold_until.is_some(),
+            self.bytes(),
+        )
     }
 
     /// Publishers of everything that waits.
@@ -500,7 +535,10 @@ impl Closed {
                 Op::Enqueue(_) | Op::Part(_) | Op::Word { .. } => {
                     if let Some(run) = find(&old, ordinal) {
                         (kept.ordinals()..ordinal).for_each(|_| kept.void());
-                        runs.push(Run { first: kept.copy(raw), ..run.one(ordinal) });
+                        let run = Run { first: kept.copy(raw), ..run.one(ordinal) };
+                        if !runs.last_mut().is_some_and(|last: &mut Run| last.extend(&run)) {
+                            runs.push(run);
+                        }
                     }
                     ordinal += 1;
                 }
@@ -597,25 +635,18 @@ mod tests {
     use crate::model::{ConnectionId, Incarnation, NodeId};
     use std::sync::Arc;
 
+    fn run(ticket: u64) -> Run {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let mailbox = Arc::new(Mailbox::new(Owner { node: NodeId(1), incarnation: Incarnation(1), connection: ConnectionId(1) }, address));
+        Run { ticket, strict: false, ..Run::of_stream(mailbox, ChannelRef { channel: 1, epoch: 0 }) }
+    }
+
+    const LEADER: LeaderId = LeaderId { term: 1, voter: 1 };
+
     /// Whoever copied a body under the lane's lock would hand out other bytes than those that were encoded before.
     #[test]
     fn a_large_message_is_sent_as_it_was_encoded_and_settles_are_not_added_to_it() {
         let (now, queue) = (Instant::now(), QueueId(1));
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        let mailbox = Arc::new(Mailbox::new(Owner { node: NodeId(1), incarnation: Incarnation(1), connection: ConnectionId(1) }, address));
-        let run = Run {
-            mailbox,
-            at: ChannelRef { channel: 1, epoch: 0 },
-            ticket: 1,
-            mandatory: false,
-            rerouted: false,
-            first: 0,
-            count: 1,
-            shared: None,
-            letters: None,
-            commit: None,
-            strict: false,
-        };
         let body = vec![7; 16 << 20];
         let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: &body, source: None };
         assert!(Message { body: &body[..1000], ..message }.alone(&[queue]).is_none());
@@ -624,11 +655,28 @@ mod tests {
         let mut batches = Batches::new(now, true);
         batches.welcome(SessionId(9), BatchSeq(0), now);
         batches.settle(queue, SettleReason::Ack, Seq(1), now);
-        assert!(batches.enqueue_alone(ops, 1, run, now));
-        let leader = LeaderId { term: 1, voter: 1 };
-        let sent = batches.next(leader, now).unwrap();
+        assert!(batches.enqueue_alone(ops, 1, run(1), now));
+        let sent = batches.next(LEADER, now).unwrap();
         assert!(sent.ops.as_ptr() == encoded && !crate::model::entry::has_settles(&sent.ops));
         batches.verdict(BatchSeq(1), now).unwrap();
-        assert!(crate::model::entry::has_settles(&batches.next(leader, now).unwrap().ops), "the settle comes with the next batch");
+        assert!(crate::model::entry::has_settles(&batches.next(LEADER, now).unwrap().ops), "the settle comes with the next batch");
+    }
+
+    #[test]
+    fn what_is_left_of_a_nacked_batch_is_counted_as_it_is() {
+        let (now, message) = (Instant::now(), Message { exchange: b"", key: b"q", properties: &[0, 0], body: b"b", source: None });
+        let mut batches = Batches::new(now, false);
+        let silent = run(0);
+        (0..500).for_each(|_| {
+            batches.enqueue(&[QueueId(1)], &message, 1, silent.clone(), now);
+        });
+        batches.enqueue(&[QueueId(1)], &message, 1, run(1), now);
+        let before = batches.bytes();
+        assert_eq!(batches.nack_older(now).len(), 1);
+        assert!(batches.bytes() < before, "one message less, and one that waits less");
+        batches.welcome(SessionId(9), BatchSeq(0), now);
+        batches.next(LEADER, now).unwrap();
+        let closed = batches.verdict(BatchSeq(1), now).unwrap();
+        assert_eq!((closed.runs.len(), closed.runs[0].count, batches.bytes()), (1, 500, 0));
     }
 }

@@ -4,18 +4,50 @@
 use super::Lane;
 use super::run::Run;
 use crate::model::entry::{ChunkBuilder, Ops};
-use crate::model::stream::{PublishedEntry, StreamTarget};
+use crate::model::limits;
+use crate::model::stream::{Published, PublishedEntry, StreamTarget};
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 use std::time::Instant;
 
 impl Lane {
-    /// One message for a stream of this shard, from a publisher without a name. Returns the mark behind it.
-    pub fn append_record(&self, to: &StreamTarget, entry: &PublishedEntry<'_>, run: &Run) -> u64 {
+    /// Messages for a stream of this shard. Returns the mark behind them, and their number.
+    pub fn append(&self, to: &StreamTarget, mut published: Published, run: &Run) -> (u64, u64) {
+        let (now, mut wake, mut count) = (Instant::now(), false, 0);
         let mut state = self.state.lock();
         if state.stuck {
             state.block(self.shard, &run.mailbox);
         }
-        let wake = state.batches.append_entry(to, entry, run, Instant::now());
+        while let Some((entry, len)) = published.first() {
+            wake |= match is_large(&entry) {
+                true => {
+                    let chunk = MutexGuard::unlocked(&mut state, || alone(to, &entry));
+                    state.batches.append_alone(to, chunk, entry.id, run, now)
+                }
+                false => state.batches.append_entry(to, &entry, run, now),
+            };
+            published.advance(len);
+            count += 1;
+        }
+        let mark = state.batches.mark();
+        self.unlock(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        (mark, count)
+    }
+
+    /// One message for a stream of this shard, from a publisher without a name. Returns the mark behind it.
+    pub fn append_record(&self, to: &StreamTarget, entry: &PublishedEntry<'_>, run: &Run) -> u64 {
+        let (chunk, now) = (is_large(entry).then(|| alone(to, entry)), Instant::now());
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, &run.mailbox);
+        }
+        let wake = match chunk {
+            Some(chunk) => state.batches.append_alone(to, chunk, entry.id, run, now),
+            None => state.batches.append_entry(to, entry, run, now),
+        };
         let mark = state.batches.mark();
         self.unlock(state);
         if wake {
@@ -23,6 +55,19 @@ impl Lane {
         }
         mark
     }
+}
+
+/// So large that copying it must not keep others waiting: a chunk of its own, made before the lane is locked.
+fn is_large(entry: &PublishedEntry<'_>) -> bool {
+    entry.entry.len() >= limits::BATCH_BYTES
+}
+
+/// As the operations of a batch of its own.
+fn alone(to: &StreamTarget, entry: &PublishedEntry<'_>) -> Bytes {
+    let mut chunk = ChunkBuilder::new(to.stream, to.publisher.clone(), to.filter_bytes);
+    chunk.reserve(entry.entry.len());
+    chunk.push(entry);
+    chunk.finish()
 }
 
 /// Chunks filled at a time: beyond it the batch is closed.
@@ -42,6 +87,9 @@ pub(super) struct ChunkRuns {
 pub(super) struct Chunks {
     open: Vec<(ChunkBuilder, Vec<Run>)>,
     bytes: usize,
+    /// Size of a chunk of the batch before, on average: room for as much is made at once, so that bytes are not moved while it fills and no
+    /// chunk holds twice its memory.
+    usual: usize,
 }
 
 impl Chunks {
@@ -72,7 +120,8 @@ impl Chunks {
         // The last one of them: a publisher's order is that of its chunks.
         let found = self.open.iter().rposition(|(chunk, _)| chunk.is_of(to.stream, to.publisher.as_deref()));
         let at = found.filter(|at| self.open[*at].0.fits(entry)).unwrap_or_else(|| {
-            let chunk = ChunkBuilder::new(to.stream, to.publisher.clone(), to.filter_bytes);
+            let mut chunk = ChunkBuilder::new(to.stream, to.publisher.clone(), to.filter_bytes);
+            chunk.reserve(self.usual + self.usual / 8);
             self.bytes += chunk.len();
             self.open.push((chunk, Vec::new()));
             self.open.len() - 1
@@ -87,7 +136,8 @@ impl Chunks {
 
     /// Closes them. What they are in a batch with these other operations; a chunk that is alone is not copied.
     pub fn close(&mut self, ops: &mut Ops) -> (Bytes, Vec<ChunkRuns>) {
-        self.bytes = 0;
+        let bytes = std::mem::take(&mut self.bytes);
+        self.usual = bytes.checked_div(self.open.len()).map_or(self.usual, |mean| mean.min(limits::BATCH_BYTES));
         if ops.is_empty()
             && self.open.len() == 1
             && let Some((chunk, runs)) = self.open.pop()
@@ -97,5 +147,58 @@ impl Chunks {
         let chunks = self.open.drain(..).map(|(chunk, runs)| ChunkRuns { ordinal: ops.append_chunk(&chunk.finish()), runs });
         let chunks = chunks.collect();
         (ops.take(), chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::QueueId;
+    use crate::model::entry::{EntryBytes, Op, OpsReader, is_batch};
+
+    fn to() -> StreamTarget {
+        let (stream, shard) = (QueueId(5), crate::model::ShardId(1));
+        StreamTarget { stream, shard, publisher: Some("me".into()), catalog_index: 1, filter_bytes: 16 }
+    }
+
+    #[test]
+    fn a_chunk_has_room_for_as_much_as_the_one_before_from_its_first_entry_on() {
+        let entry = [&1000u32.to_be_bytes()[..], &[7; 1000]].concat();
+        let (mut chunks, mut ops) = (Chunks::default(), Ops::default());
+        let mut fill = |entries: u64, entry: &[u8]| {
+            let mut capacities = Vec::new();
+            for id in 0..entries {
+                chunks.push(&to(), &PublishedEntry { id, filter: None, records: 1, entry });
+                capacities.push(chunks.open[0].0.capacity());
+            }
+            let (bytes, _) = chunks.close(&mut ops);
+            assert!(is_batch(&bytes));
+            capacities.dedup();
+            (bytes.len(), capacities)
+        };
+        let (len, _) = fill(130, &entry);
+        let (_, capacities) = fill(130, &entry);
+        assert!(capacities.len() == 1 && (len..len * 5 / 4).contains(&capacities[0]), "{len} bytes: {capacities:?}");
+        fill(1, b"\0\0\0\x02hi");
+        let (_, capacities) = fill(1, b"\0\0\0\x02hi");
+        assert!(capacities[0] < 2000, "{capacities:?}");
+    }
+
+    #[test]
+    fn a_large_entry_is_copied_once_into_a_chunk_of_its_own() {
+        let entry = [&(16u32 << 20).to_be_bytes()[..], &vec![7; 16 << 20]].concat();
+        let published = |entry| PublishedEntry { id: 9, filter: Some(b"f"), records: 1, entry };
+        assert!(is_large(&published(&entry)) && !is_large(&published(&entry[..1000])));
+        let to = to();
+        let mut chunk = ChunkBuilder::new(to.stream, to.publisher.clone(), to.filter_bytes);
+        chunk.reserve(entry.len());
+        let before = chunk.address();
+        chunk.push(&published(&entry));
+        let chunk = chunk.finish();
+        assert_eq!(chunk.as_ptr(), before, "neither the entry nor what is behind it made it move");
+        assert_eq!(chunk, alone(&to, &published(&entry)));
+        assert!(is_batch(&chunk));
+        let Some(Ok(Op::Append(op))) = OpsReader::at(&EntryBytes::from(chunk), 0).next() else { panic!("no append") };
+        assert_eq!((op.stream, op.entries, op.last_id(), op.data == entry), (to.stream, 1, Some(9), true));
     }
 }

@@ -12,6 +12,7 @@ mod contact;
 mod requests;
 mod returns;
 mod run;
+mod story;
 pub(super) mod takes;
 mod task;
 
@@ -30,7 +31,7 @@ use crate::model::entry::{SettleReason, Word};
 use crate::model::letters::{LetterMessage, Source};
 use crate::model::link::{Consumer, Delivery, ToLeader};
 use crate::model::step::{Held, Outcome};
-use crate::model::stream::{Published, StreamTarget};
+use crate::model::stream::StreamTarget;
 use crate::model::{ConnectionId, ConsumerId, LeaderId, Offset, QueueId, Seq, ShardId, TxId};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -89,6 +90,8 @@ struct State {
     unreachable: Option<Instant>,
     stuck: bool,
     blocked: Vec<Arc<Mailbox>>,
+    /// The last tick, which comes while anything waits.
+    ticked: Option<Instant>,
 }
 
 /// A question about queues.
@@ -128,6 +131,7 @@ impl Lane {
             unreachable: Some(now),
             stuck: false,
             blocked: Vec::new(),
+            ticked: None,
         };
         Lane {
             shard,
@@ -207,26 +211,6 @@ impl Lane {
         if wake {
             self.wake.notify_one();
         }
-    }
-
-    /// Messages for a stream of this shard. Returns the mark behind them, and their number.
-    pub fn append(&self, to: &StreamTarget, mut published: Published, run: &Run) -> (u64, u64) {
-        let (now, mut wake, mut count) = (Instant::now(), false, 0);
-        let mut state = self.state.lock();
-        if state.stuck {
-            state.block(self.shard, &run.mailbox);
-        }
-        while let Some((entry, len)) = published.first() {
-            wake |= state.batches.append_entry(to, &entry, run, now);
-            published.advance(len);
-            count += 1;
-        }
-        let mark = state.batches.mark();
-        self.unlock(state);
-        if wake {
-            self.wake.notify_one();
-        }
-        (mark, count)
     }
 
     /// A reader of a stream of this shard is this far. Returns the mark behind that.

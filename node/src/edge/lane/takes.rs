@@ -9,6 +9,7 @@ use crate::edge::ranges::RangeSet;
 use crate::model::QueueId;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::link::{Delivery, ToLeader};
+use crate::model::step::TookOne;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +29,8 @@ pub(in crate::edge) struct Order {
     pub patience: Duration,
 }
 
-/// What came of it.
-pub(in crate::edge) type Taken = Result<Vec<Delivery>, Refusal>;
+/// What came of it: how many messages, which wait in the mailbox of the connection (`Mailbox::keep_taken`).
+pub(in crate::edge) type Taken = Result<u32, Refusal>;
 
 impl Lane {
     /// Asks the leader; the messages are held by the connection from the moment they are here.
@@ -70,7 +71,7 @@ impl Lane {
         self.wake.notify_one();
     }
 
-    pub(super) fn took(&self, home: &dyn Home, request: u64, result: Taken) {
+    pub(super) fn took(&self, home: &dyn Home, request: u64, result: Result<Vec<Delivery>, Refusal>) {
         let mut state = self.state.lock();
         if let Err(Refusal::NotFound { .. }) = &result {
             let known = state.requests.queue_of(request).is_some_and(|q| home.knows(q));
@@ -88,13 +89,19 @@ impl Lane {
         if mailbox.is_closed() {
             return state.give_back_messages(messages);
         }
-        match answer_tx.send(result.map_err(|refusal| named(refusal, &name))) {
-            Ok(()) => {
-                places.iter().for_each(|place| state.consumers.fetched(*place, mailbox.clone(), at, timeout));
-                drop(state);
-                places.iter().for_each(|_| home.got());
-            }
-            Err(unwanted) => state.give_back_messages(unwanted.as_deref().unwrap_or_default()),
+        if !messages.is_empty() {
+            let shard = self.shard;
+            mailbox.keep_taken(request, messages.iter().map(|delivery| TookOne { shard, delivery: delivery.clone() }).collect());
+        }
+        if answer_tx.send(result.map(|_| places.len() as u32).map_err(|refusal| named(refusal, &name))).is_err() {
+            let back: Vec<Delivery> = mailbox.taken(request).into_iter().map(|one| one.delivery).collect();
+            return state.give_back_messages(&back);
+        }
+        if !places.is_empty() {
+            state.getters.entry(mailbox.id()).or_insert_with(|| mailbox.clone());
+            places.iter().for_each(|place| state.consumers.fetched(*place, mailbox.clone(), at, timeout));
+            drop(state);
+            places.iter().for_each(|_| home.got());
         }
     }
 }

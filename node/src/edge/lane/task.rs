@@ -30,13 +30,15 @@ pub(in crate::edge) async fn run<H: Home>(
     paths: Arc<dyn Paths>,
 ) {
     let mut backoff = BACKOFF_MIN;
+    // One clock for all that is tried: paths that end sooner than it ticks must not stop it.
+    let mut tick = Instant::now() + TICK;
     while home.strong_count() > 0 {
-        let leader = ticking(&lane, &home, known_leader(&mut leaders)).await;
+        let leader = ticking(&lane, &home, &mut tick, known_leader(&mut leaders)).await;
         let Some(leader) = leader else { return };
         let connecting = timeout(CONNECT, paths.connect(lane.shard, leader.node()));
-        let Some(connected) = ticking(&lane, &home, connecting).await else { return };
+        let Some(connected) = ticking(&lane, &home, &mut tick, connecting).await else { return };
         if let Ok(Ok(end)) = connected {
-            let welcomed = converse(&lane, &home, end, leader, &mut leaders).await;
+            let welcomed = converse(&lane, &home, end, leader, &mut leaders, &mut tick).await;
             lane.path_lost();
             if welcomed {
                 backoff = BACKOFF_MIN;
@@ -48,7 +50,7 @@ pub(in crate::edge) async fn run<H: Home>(
                 () = changed(&mut leaders) => {}
             }
         };
-        if ticking(&lane, &home, news).await.is_none() {
+        if ticking(&lane, &home, &mut tick, news).await.is_none() {
             return;
         }
         backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -72,13 +74,26 @@ async fn changed(leaders: &mut watch::Receiver<Option<LeaderId>>) {
 }
 
 /// Waits for `future` while the lane's clock runs. `None`: the edge is gone.
-async fn ticking<H: Home, T>(lane: &Lane, home: &Weak<H>, future: impl Future<Output = T>) -> Option<T> {
+async fn ticking<H: Home, T>(lane: &Lane, home: &Weak<H>, tick: &mut Instant, future: impl Future<Output = T>) -> Option<T> {
     tokio::pin!(future);
     loop {
-        tokio::select! {
-            out = &mut future => return Some(out),
-            () = sleep(TICK) => lane.tick(&*home.upgrade()?, Instant::now()),
+        let out = tokio::select! {
+            out = &mut future => Some(out),
+            () = sleep_until((*tick).into()) => None,
+        };
+        ticked(lane, &*home.upgrade()?, tick);
+        if out.is_some() {
+            return out;
         }
+    }
+}
+
+/// The lane looks at what waits for too long, when it is time.
+fn ticked(lane: &Lane, home: &dyn Home, tick: &mut Instant) {
+    let now = Instant::now();
+    if now >= *tick {
+        lane.tick(home, now);
+        *tick = now + TICK;
     }
 }
 
@@ -89,11 +104,11 @@ async fn converse<H: Home>(
     mut end: EdgeEnd,
     leader: LeaderId,
     leaders: &mut watch::Receiver<Option<LeaderId>>,
+    tick: &mut Instant,
 ) -> bool {
     let hello = ToLeader::Hello { node: lane.config.node, incarnation: lane.config.incarnation };
     let mut waiting = VecDeque::from([hello]);
     let mut out = Vec::new();
-    let mut tick = Instant::now() + TICK;
     let welcomed = |lane: &Lane| lane.state.lock().leader.is_some();
     if let Some(home) = home.upgrade() {
         home.path_opened();
@@ -110,20 +125,16 @@ async fn converse<H: Home>(
         if receive(lane, &*strong, &mut end) == Next::Leave {
             return welcomed(lane);
         }
-        let now = Instant::now();
-        if now >= tick {
-            lane.tick(&*strong, now);
-            tick = now + TICK;
-        }
+        ticked(lane, &*strong, tick);
         if waiting.is_empty() {
-            lane.collect(&*strong, now, &mut out);
+            lane.collect(&*strong, Instant::now(), &mut out);
             waiting.extend(out.drain(..));
         }
         drop(strong);
         if send(&mut waiting, &end) == Next::Leave {
             return welcomed(lane);
         }
-        if wait(lane, home, &mut end, &mut waiting, leader, leaders, tick).await == Next::Leave {
+        if wait(lane, home, &mut end, &mut waiting, leader, leaders, *tick).await == Next::Leave {
             return welcomed(lane);
         }
     }

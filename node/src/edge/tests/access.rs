@@ -349,6 +349,26 @@ async fn durable_queues_of_a_vhost_get_its_default_type() {
 }
 
 #[tokio::test]
+async fn arguments_are_checked_for_the_type_that_the_vhost_gives() {
+    let scene = Scene::new(default_config());
+    let facts = crate::model::admin::VhostFacts { default_queue_type: Some("stream".into()), ..Default::default() };
+    scene.admin(AdminCommand::DeleteVhost { vhost: "/".into() });
+    scene.admin(AdminCommand::AddVhost { vhost: "/".into(), facts });
+    scene.permit(".*", ".*", ".*");
+    let mut client = scene.client();
+    client.ask(declare("s", &[("x-overflow", "drop-head")]));
+    let text = "invalid arg 'x-overflow' for queue 's' in vhost '/' of queue type rabbit_stream_queue";
+    assert_eq!(client.reply().await, Err(Refusal::Precondition(text.into())));
+    client.ask(declare("", &[]));
+    let text = "Cannot declare a server-named queue for type rabbit_stream_queue";
+    assert_eq!(client.reply().await, Err(Refusal::Precondition(text.into())));
+    client.ask(declare("s", &[("x-max-age", "1h")]));
+    client.reply().await.expect("declared");
+    client.ask(declare("q", &[("x-queue-type", "classic"), ("x-overflow", "drop-head")]));
+    client.reply().await.expect("declared");
+}
+
+#[tokio::test]
 async fn reports_are_asked_of_every_session_and_those_that_are_silent_are_listed_too() {
     let scene = Scene::new(default_config());
     let (mut told, silent) = (scene.client(), scene.client());

@@ -1,6 +1,7 @@
 //! What a leader gave is handed to clients only while it is known to lead (rules 19 and 20), and only as much as is written at once.
 
 use super::*;
+use crate::model::step::Take;
 
 /// A client that consumes from queue `q` of shard 1, whose leader is in this process.
 struct Local {
@@ -50,6 +51,74 @@ fn messages(events: &[Event]) -> Vec<u64> {
         _ => Vec::new(),
     };
     events.iter().flat_map(of).collect()
+}
+
+/// A take that its leader answers with these messages.
+async fn take(client: &mut Client, leader: &mut Leader, queue: QueueId, seqs: &[u64]) {
+    client.ask(Request::Take(Take { queues: vec![name("q")], most: 16, alone: false, patience_ms: 0 }));
+    let request = loop {
+        if let ToLeader::Take { request, .. } = leader.next().await {
+            break request;
+        }
+    };
+    let message = |seq: &u64| Delivery { queue, seq: Seq(*seq), redelivered: false, failures: 0, message: stored() };
+    leader.say(ToEdge::Took { request, result: Ok(seqs.iter().map(message).collect()) }).await;
+    taken(leader).await;
+}
+
+fn took(reply: Result<Reply, Refusal>) -> Vec<u64> {
+    match reply {
+        Ok(Reply::Took(took)) => took.iter().map(|one| one.delivery.seq.0).collect(),
+        other => panic!("nothing taken: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_take_was_given_waits_for_the_lease_too() {
+    let Local { scene: _scene, mut client, mut leader, queue, lease, .. } = local().await;
+    lease.store(false, Ordering::SeqCst);
+    take(&mut client, &mut leader, queue, &[1, 2]).await;
+    assert_eq!(client.now(), vec![], "nothing is handed out");
+    lease.store(true, Ordering::SeqCst);
+    assert_eq!(took(client.reply().await), [1, 2]);
+}
+
+#[tokio::test]
+async fn what_a_take_was_given_and_nobody_saw_goes_to_others_when_the_edge_was_declared_gone() {
+    let Local { mut scene, mut client, mut leader, queue, lease, .. } = local().await;
+    take(&mut client, &mut leader, queue, &[1]).await;
+    assert_eq!(took(client.reply().await), [1], "seen: it is held");
+    lease.store(false, Ordering::SeqCst);
+    take(&mut client, &mut leader, queue, &[2, 3]).await;
+    *scene.world.leader_lease.lock() = None;
+    scene.world.set_leader(ShardId(1), Some(super::leader(2, 3)));
+    let (_new, attach) = scene.leader(super::leader(2, 3), 20, 0).await;
+    let ToLeader::Attach { loose, .. } = attach else { panic!("no attach: {attach:?}") };
+    assert_eq!(loose, [(queue, vec![(Seq(1), Seq(1))])]);
+    assert_eq!(took(client.reply().await), [0u64; 0], "there is nothing, as far as this node knows");
+}
+
+#[tokio::test]
+async fn what_was_fetched_for_a_channel_that_closes_goes_back() {
+    let Local { scene: _scene, mut client, mut leader, queue, .. } = local().await;
+    take(&mut client, &mut leader, queue, &[1, 2]).await;
+    client.ask(Request::Get { queue: name("q"), no_ack: false });
+    let request = loop {
+        if let ToLeader::Get { request, .. } = leader.next().await {
+            break request;
+        }
+    };
+    leader.say(fetched(request, queue, 3)).await;
+    taken(&mut leader).await;
+    client.submit(Step::ChannelClosed { channel: 1, held: Vec::new() });
+    let mut back = Vec::new();
+    while back.len() < 3 {
+        if let ToLeader::Return { seen: false, ranges, .. } = leader.next().await {
+            back.extend(ranges.iter().flat_map(|(first, last)| first.0..=last.0));
+        }
+    }
+    assert_eq!(back, [1, 2, 3]);
+    assert_eq!(client.now(), vec![]);
 }
 
 /// Until the lane's task has taken what was sent.

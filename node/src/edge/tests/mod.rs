@@ -6,6 +6,7 @@ mod contact;
 mod publish;
 mod replies;
 mod requests;
+mod rocketmq;
 mod streams;
 mod taking;
 mod transactions;

@@ -110,6 +110,28 @@ async fn a_new_session_gets_new_numbers() {
     assert_eq!(client.confirmed().await, [(2, 2)]);
 }
 
+/// Else numbers would be used again that the shard knows: messages would count as repeated, and be confirmed, and be nowhere.
+#[tokio::test]
+async fn a_welcome_of_an_earlier_leadership_is_not_believed() {
+    let (mut scene, mut client) = Scene::with_queue("q", 1);
+    client.publish("", "q", 1);
+    scene.world.set_leader(ShardId(1), Some(leader(2, 3)));
+    let (mut second, _) = scene.leader(leader(2, 3), 9, 0).await;
+    second.batch().await;
+    second.verdict(1, &[]).await;
+    assert_eq!(client.confirmed().await, [(1, 1)]);
+    client.publish("", "q", 2);
+    second.batch().await;
+    scene.world.set_leader(ShardId(1), Some(leader(3, 2)));
+    let mut behind = scene.path().await;
+    behind.say(ToEdge::Welcome { leader: leader(1, 2), session: SessionId(9), last: BatchSeq(0) }).await;
+    assert_eq!(timeout(PATIENCE, behind.end.up_rx.recv()).await.expect("in time"), None, "the edge leaves");
+    let (mut third, _) = scene.leader(leader(3, 2), 9, 1).await;
+    assert_eq!(third.batch().await.seq, BatchSeq(2));
+    third.verdict(2, &[]).await;
+    assert_eq!(client.confirmed().await, [(2, 2)]);
+}
+
 #[tokio::test]
 async fn the_window_bounds_batches_in_flight() {
     let (mut scene, mut client) = Scene::with_queue("q", 1);

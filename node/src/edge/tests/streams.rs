@@ -163,6 +163,35 @@ async fn what_nobody_answers_is_nacked_and_never_sent_to_a_later_leader() {
 }
 
 #[tokio::test]
+async fn a_leader_that_greets_again_and_again_and_answers_nothing_does_not_put_off_the_nack() {
+    let config = EdgeConfig { no_quorum_timeout: Duration::from_millis(300), ..default_config() };
+    let mut scene = Scene::new(config);
+    scene.stream("s");
+    let mut client = scene.client();
+    let to = client.connection.stream_publisher("s", "me").unwrap();
+    client.append(&to, &[(1, "a"), (2, "b")]);
+    let greet = async {
+        loop {
+            let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+            leader.batch().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let nacked = async {
+        loop {
+            match client.next().await {
+                Event::Blocked(_) => {}
+                event => return event,
+            }
+        }
+    };
+    tokio::select! {
+        event = nacked => assert_eq!(event, Event::Nacked { channel: 1, tickets: vec![(1, 2)] }),
+        () = greet => {}
+    }
+}
+
+#[tokio::test]
 async fn a_question_comes_behind_what_the_connection_appended_and_stored() {
     let mut scene = Scene::new(default_config());
     let stream = scene.stream("s");

@@ -118,7 +118,9 @@ impl EdgeConnection for FakeConnection {
             Step::Publish(_) if self.full.load(Ordering::SeqCst) => return Err(step),
             Step::Authenticate { user, .. } if user == "guest" => Event::Authenticated,
             Step::AuthenticateByCertificate { user } if *user == *"guest" => Event::Authenticated,
-            Step::Authenticate { .. } | Step::AuthenticateByCertificate { .. } => Event::AuthenticationFailed("unknown user".into()),
+            Step::Authenticate { .. } | Step::AuthenticateByCertificate { .. } => {
+                Event::AuthenticationFailed("unknown user".to_owned().into())
+            }
             Step::Open { vhost } if vhost == "/" => Event::Opened,
             Step::Open { vhost } => Event::OpenRefused(Refusal::NotFound { kind: "vhost".into(), name: vhost.clone(), vhost }),
             Step::Publish(publish) => {

@@ -124,6 +124,8 @@ impl Worker {
             }
             () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
         }
+        // What ends a call goes first: then nothing comes of it any more.
+        self.carry_out(out);
         // The agent has all it is given in its hands at once.
         self.connection.take_events(&mut self.events, usize::MAX);
         for event in std::mem::take(&mut self.events) {

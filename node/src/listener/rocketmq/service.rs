@@ -5,6 +5,7 @@ use super::errand::Settling;
 use super::hub::Hub;
 use crate::edge::May;
 use crate::model::catalog::{Name, Refusal};
+use crate::model::limits;
 use crate::model::rocketmq::{self, Arrangement, TopicSettings};
 use crate::session::rocketmq::agent::{Command, HalfPublish, Outcome, Poll, Scope};
 use crate::session::rocketmq::answers::{self, Handed};
@@ -84,12 +85,6 @@ impl Hub {
     }
 }
 
-/// Waits no longer than the client's own patience.
-async fn in_time<T>(outcome: impl Future<Output = T>) -> Result<T, Fault> {
-    let late = |_| Fault::unavailable("no majority of the nodes answered in time; it may have taken effect, or may yet");
-    tokio::time::timeout(PATIENCE, outcome).await.map_err(late)
-}
-
 fn refused<T>(refusal: &Refusal) -> Result<T, Fault> {
     Err(Fault::of(refusal))
 }
@@ -99,6 +94,22 @@ fn unexpected() -> Fault {
 }
 
 impl Client<'_> {
+    /// Waits no longer than the client's own patience, and not much longer than this process: a connection that ends without an answer
+    /// makes the SDK publish again.
+    async fn in_time<T>(&self, outcome: impl Future<Output = T>) -> Result<T, Fault> {
+        let mut stop_rx = self.stop_rx.clone();
+        let stopping = async {
+            super::stopped(&mut stop_rx).await;
+            tokio::time::sleep(limits::CLOSING).await;
+        };
+        let why = tokio::select! {
+            outcome = outcome => return Ok(outcome),
+            () = tokio::time::sleep(PATIENCE) => "no majority of the nodes answered in time; it may have taken effect, or may yet",
+            () = stopping => "this node is stopping; it may have taken effect, or may yet",
+        };
+        Err(Fault::unavailable(why))
+    }
+
     fn may(&self, what: May<'_>) -> Result<(), Fault> {
         self.hub.edge.permits(&self.user, &self.topic.vhost, what).map_err(|refusal| Fault::of(&refusal))
     }
@@ -126,7 +137,7 @@ impl Client<'_> {
         let Outgoing { publish, md5, immunity_ms } = outgoing(&self.topic.name, &queue.name, incoming, &id, now_ms())?;
         if immunity_ms.is_none() {
             let command = Command::Publish(Box::new(publish));
-            return match in_time(self.hub.ask(&self.user, &self.topic.vhost, self.peer, command)).await? {
+            return match self.in_time(self.hub.ask(&self.user, &self.topic.vhost, self.peer, command)).await? {
                 Outcome::Published => answer(201, answers::published(&id, &md5, None)),
                 Outcome::Refused(refusal) => refused(&refusal),
                 Outcome::Polled(_) | Outcome::Settled(_) | Outcome::Halved(_) => Err(unexpected()),
@@ -138,7 +149,7 @@ impl Client<'_> {
         made.map_err(|refusal| Fault::of(&refusal))?;
         let half = HalfPublish { publish, queue, topic: self.topic.name.clone(), id: id.clone() };
         let command = Command::Half(Box::new(half));
-        match in_time(self.hub.ask_halves(&self.user, &self.topic.vhost, self.peer, command)).await? {
+        match self.in_time(self.hub.ask_halves(&self.user, &self.topic.vhost, self.peer, command)).await? {
             Outcome::Halved(handle) => answer(201, answers::published(&id, &md5, Some(&handle))),
             Outcome::Refused(refusal) => refused(&refusal),
             Outcome::Published | Outcome::Polled(_) | Outcome::Settled(_) => Err(unexpected()),
@@ -160,7 +171,7 @@ impl Client<'_> {
 
     async fn consume(&self, settings: &TopicSettings, (group, tags): (&str, &str), most: u32, wait_ms: u64, mode: Mode) -> Done {
         let until_ms = now_ms() + wait_ms;
-        let queues = in_time(self.group(group, settings)).await??;
+        let queues = self.in_time(self.group(group, settings)).await??;
         let defaults = &self.hub.settings.defaults;
         let alone = mode == Mode::Ordered;
         let invisible_ms = match alone {
@@ -207,7 +218,7 @@ impl Client<'_> {
             Verdict::Ack => self.may(May::Consume(&rocketmq::group_queue(&self.topic.name, group, 0, settings.partitions)))?,
             Verdict::Commit | Verdict::Rollback => self.may(May::Publish(&self.topic.name))?,
         }
-        let good = in_time(self.hub.settle(&self.topic, group, handles, Settling::from(verdict))).await?;
+        let good = self.in_time(self.hub.settle(&self.topic, group, handles, Settling::from(verdict))).await?;
         let good = good.map_err(|refusal| Fault::of(&refusal))?;
         let bad: Vec<&str> = handles.iter().zip(&good).filter(|(_, is_good)| !**is_good).map(|(handle, _)| handle.as_str()).collect();
         if bad.is_empty() { answer(204, String::new()) } else { answer(404, answers::unsettled(bad)) }

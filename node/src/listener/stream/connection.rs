@@ -3,6 +3,7 @@
 //! client does not take those it was sent.
 
 use super::StreamConnection;
+use super::figures::{Figures, Tally};
 use super::readers::Readers;
 use super::turns::Turns;
 use crate::listener::line::Line;
@@ -42,6 +43,7 @@ pub(super) struct Connection<C: StreamConnection> {
     events: Vec<Event>,
     readers: Readers<C::Reader>,
     turns: Turns,
+    tally: Tally,
     /// Streams may have gone, turns may have moved.
     catalog_rx: watch::Receiver<()>,
     /// Scratch space.
@@ -77,7 +79,7 @@ enum End {
 }
 
 impl<C: StreamConnection> Connection<C> {
-    pub(super) fn new(client: Client, edge: C, options: Options) -> Connection<C> {
+    pub(super) fn new(client: Client, edge: C, options: Options, figures: Arc<Figures>) -> Connection<C> {
         let Client { socket, peer, encryption, until, .. } = client;
         let catalog_rx = edge.catalog();
         Connection {
@@ -90,6 +92,7 @@ impl<C: StreamConnection> Connection<C> {
             events: Vec::new(),
             readers: Readers::new(),
             turns: Turns::default(),
+            tally: Tally::new(figures),
             catalog_rx,
             idle: Vec::new(),
             asking: None,
@@ -111,8 +114,8 @@ impl<C: StreamConnection> Connection<C> {
                 tracing::warn!(peer = %self.peer, vhost = self.session.vhost(), phase = ?self.session.phase(), %end, "stream connection lost");
             }
         }
-        let Connection { line, edge, readers, .. } = self;
-        drop((edge, readers));
+        let Connection { line, edge, readers, tally, .. } = self;
+        drop((edge, readers, tally));
         if let End::Closed = end {
             line.socket.linger().await;
         }
@@ -122,6 +125,7 @@ impl<C: StreamConnection> Connection<C> {
         let mut stopping = false;
         loop {
             self.turn();
+            self.tally.tell(self.session.counts());
             let was_full = !self.has_room();
             if let Err(error) = self.line.write(&mut self.out.bytes) {
                 return End::Failed(error);

@@ -1,10 +1,13 @@
 //! The ports of the RabbitMQ stream protocol, plain and TLS: joins what is spoken there (`connection`) to a port.
 
 mod connection;
+mod figures;
 mod readers;
 #[cfg(test)]
 mod tests;
 mod turns;
+
+pub use figures::Figures;
 
 use super::port::{self, Client, Host, Settings};
 use super::{Edge, EdgeConnection};
@@ -51,15 +54,15 @@ pub trait StreamReader: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Result<StreamChunk, Failure>> + Send;
 }
 
-/// Serves clients until `shutdown` holds true (or its sender is gone), then closes them and returns within about a second.
+/// Clients are told of `advertised`; what they do is added to `figures`. Serves clients until `shutdown` holds true (or its sender is gone), then closes them and returns within about a second.
 pub async fn serve<E: Edge<Connection: StreamConnection>>(
     listener: TcpListener,
     edge: Arc<E>,
     settings: Settings,
-    advertised: Advertised,
+    (advertised, figures): (Advertised, Arc<Figures>),
     shutdown: watch::Receiver<bool>,
 ) {
-    let broker = Broker { edge, cluster_name: settings.cluster_name.as_str().into(), advertised };
+    let broker = Broker { edge, cluster_name: settings.cluster_name.as_str().into(), advertised, figures };
     port::serve(listener, Arc::new(broker), settings, shutdown).await;
 }
 
@@ -68,6 +71,7 @@ struct Broker<E> {
     edge: Arc<E>,
     cluster_name: Arc<str>,
     advertised: Advertised,
+    figures: Arc<Figures>,
 }
 
 impl<E: Edge<Connection: StreamConnection>> Host for Broker<E> {
@@ -76,6 +80,6 @@ impl<E: Edge<Connection: StreamConnection>> Host for Broker<E> {
         let (over_tls, certificate_name) = (client.encryption.is_some(), client.certificate_name.clone());
         let options = Options { cluster_name, advertised, over_tls, certificate_name };
         let edge = self.edge.connect(client.peer);
-        Connection::new(client, edge, options).run(shutdown).await;
+        Connection::new(client, edge, options, self.figures.clone()).run(shutdown).await;
     }
 }

@@ -5,6 +5,7 @@ use crate::model::Offset;
 use crate::model::consumer_group::Turn;
 use crate::model::step::{Event, Step};
 use crate::model::{QueueId, ShardId};
+use crate::session::stream::Counts;
 use crate::wire::stream::client::Request;
 use crate::wire::stream::{Code, FromClient, FromServer, Key, Messages, frame};
 use bytes::{Bytes, BytesMut};
@@ -145,6 +146,7 @@ fn target() -> Arc<StreamTarget> {
 
 struct Server {
     shared: Arc<Shared>,
+    figures: Arc<Figures>,
     address: SocketAddr,
     stop: watch::Sender<bool>,
 }
@@ -154,10 +156,10 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let (edge, (stop, stopped)) = (FakeEdge::default(), watch::channel(false));
-        let shared = edge.0.clone();
+        let (shared, figures) = (edge.0.clone(), Arc::new(Figures::default()));
         let advertised = Advertised { host: "alpha".into(), port: 1, tls_port: 0 };
-        tokio::spawn(serve(listener, Arc::new(edge), Settings::new("test"), advertised, stopped));
-        Server { shared, address, stop }
+        tokio::spawn(serve(listener, Arc::new(edge), Settings::new("test"), (advertised, figures.clone()), stopped));
+        Server { shared, figures, address, stop }
     }
 
     async fn client(&self) -> Client {
@@ -306,6 +308,46 @@ async fn chunks_come_with_credit_at_once_and_when_they_are_written() {
     server.chunks(1);
     client.hears_chunk(3).await;
     assert_eq!(*server.shared.read.lock(), 4);
+}
+
+#[tokio::test]
+async fn what_clients_do_is_counted_and_who_leaves_takes_its_publishers_and_subscriptions() {
+    let server = Server::start().await;
+    server.chunks(2);
+    let mut client = server.reader(5, vec![]).await;
+    client.hears_chunk(0).await;
+    client.hears_chunk(1).await;
+    client.ask(6, Request::DeclarePublisher { publisher: 1, reference: "", stream: "s" }).await;
+    client.hears_code(Key::DeclarePublisher, Code::Ok).await;
+    client.publish(1).await;
+    client.publish(2).await;
+    eventually(|| server.figures.counts().published == 2).await;
+    server
+        .shared
+        .events
+        .lock()
+        .extend([Event::Confirmed { channel: 1, tickets: vec![(1, 1)] }, Event::Nacked { channel: 1, tickets: vec![(2, 2)] }]);
+    server.shared.changed.notify_one();
+    client.hear().await;
+    client.hear().await;
+    let mut counts = server.figures.counts();
+    assert!(counts.published_bytes > 0);
+    counts.published_bytes = 0;
+    let expected = Counts {
+        publishers: 1,
+        subscriptions: 1,
+        published: 2,
+        published_bytes: 0,
+        confirmed: 1,
+        errored: 1,
+        chunks: 2,
+        delivered: 2,
+        delivered_bytes: 2 * CHUNK_BYTES as u64,
+    };
+    assert_eq!(counts, expected);
+    drop(client);
+    eventually(|| server.figures.counts().subscriptions == 0).await;
+    assert_eq!((server.figures.counts().publishers, server.figures.counts().published), (0, 2));
 }
 
 #[tokio::test]

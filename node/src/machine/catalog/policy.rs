@@ -362,6 +362,9 @@ mod tests {
         for (kind, definition, why) in [
             (PolicyKind::User, Table::new(), "no policy provided"),
             (PolicyKind::User, one("alternate-exchange", Value::Int(1)), "1 is not a valid alternate exchange name"),
+            (PolicyKind::User, one("max-age", text("7d")), "<<\"7d\">> is not a valid max age"),
+            (PolicyKind::User, one("stream-max-segment-size-bytes", Value::Int(3_000_000_001)), "3000000001 is not a valid segment size"),
+            (PolicyKind::User, one("stream-filter-size-bytes", Value::Int(15)), "15 is not a valid filter size. Valid range is 16-255"),
             (PolicyKind::User, one("colour", text("red")), "[{<<\"colour\">>,<<\"red\">>}] are not recognised policy settings"),
             (
                 PolicyKind::Operator,

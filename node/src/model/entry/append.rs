@@ -42,6 +42,24 @@ impl ChunkBuilder {
         ChunkBuilder { stream, publisher, ids: Vec::new(), entries: 0, records: 0, filter: Filter::new(filter_bytes), buffer }
     }
 
+    /// Room for entries of so many bytes and all that comes behind them, so that they are not moved.
+    pub fn reserve(&mut self, bytes: usize) {
+        let publisher = self.publisher.as_ref().map_or(0, |name| 3 + name.len() + RUN);
+        self.buffer.reserve(bytes + publisher + 1 + usize::from(u8::MAX));
+    }
+
+    /// Where its bytes are.
+    #[cfg(test)]
+    pub fn address(&self) -> *const u8 {
+        self.buffer.as_ptr()
+    }
+
+    /// Bytes that it has room for.
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Of this stream and publisher.
     pub fn is_of(&self, stream: QueueId, publisher: Option<&str>) -> bool {
         self.stream == stream && self.publisher.as_deref() == publisher

@@ -105,6 +105,35 @@ async fn what_was_delayed_under_one_leader_comes_under_the_next() {
 }
 
 #[tokio::test]
+async fn lateness_is_told_by_the_leaders_clock_and_from_the_leaders_beginning() {
+    let shard = shard();
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q2, None).await;
+    let began = shard.clock.read();
+    let at = |after: u64| {
+        let clock_ms = began.clock_ms.map(|ms| ms + after);
+        Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure: true })
+    };
+    *shard.clock.0.lock() = at(0);
+    edge.delay(40, "in time").await;
+    edge.delay(1000, "late").await;
+    edge.delay(5000, "under another leader").await;
+    let figures = |shard: &Shard| (shard.lateness.seen(), shard.lateness.late(), shard.lateness.max_ms());
+    *shard.clock.0.lock() = at(61);
+    assert_eq!(bodies(&mut edge, 1).await, ["in time"]);
+    assert_eq!(figures(&shard), (1, 0, 20), "its millisecond was over at 41");
+    *shard.clock.0.lock() = at(1301);
+    assert_eq!(bodies(&mut edge, 1).await, ["late"]);
+    assert_eq!(figures(&shard), (2, 1, 300));
+    *shard.clock.0.lock() = at(60_000);
+    let shard = shard.fail_over();
+    let mut edge = shard.edge(2).await;
+    edge.consume(1, Q2, None).await;
+    assert!(bodies(&mut edge, 3).await.contains(&"under another leader".to_owned()));
+    assert_eq!(figures(&shard), (1, 0, 0), "nobody could let it go before");
+}
+
+#[tokio::test]
 async fn many_due_at_once_all_come_and_each_once() {
     let shard = shard();
     let mut edge = shard.edge(1).await;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod aging;
 mod chaos;
 mod dead_letters;
 mod delayed;
@@ -132,6 +133,7 @@ struct Shard {
     office: Arc<dead_letters::TestOffice>,
     courier: Arc<transactions::TestCourier>,
     clock: Arc<TestClock>,
+    lateness: Arc<Lateness>,
     term: u64,
     setup: Setup,
 }
@@ -206,13 +208,14 @@ impl Shard {
         let courier = Arc::new(transactions::TestCourier::default());
         config.courier = courier.clone();
         config.clock = clock.clone();
+        let lateness = config.lateness.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
         let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, clock, term, setup }
+        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, clock, lateness, term, setup }
     }
 
     /// Another leader over the same replicated state.

@@ -85,6 +85,30 @@ async fn a_refused_proposal_rewinds_at_every_position_and_nothing_is_lost_double
     }
 }
 
+/// The first copy took effect and has its verdict, so the edge has nothing to send again that the leader could wait for.
+#[tokio::test]
+async fn a_second_copy_that_fails_does_not_send_the_edge_back_behind_its_verdicts() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    let (first, mut second) = (edge.messages(Q, 0..1), edge.messages(Q, 1..2));
+    for copies in 1..=2 {
+        edge.up(ToLeader::Batch(first.clone())).await;
+        while shard.gate.held.lock().as_ref().unwrap().len() < copies {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let mut held = shard.gate.held.lock().take().unwrap();
+    let (token, leader, entry) = held.pop_front().unwrap();
+    shard.gate.inner.propose(token, leader, entry);
+    shard.server.outcome(held.pop_front().unwrap().0, ProposalOutcome::Failed("refused".into()));
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq: first.seq, refused: vec![] });
+    assert_eq!(edge.down().await, ToEdge::Rewind { from: first.seq });
+    second.floor = first.seq;
+    edge.up(ToLeader::Batch(second.clone())).await;
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq: second.seq, refused: vec![] });
+}
+
 #[tokio::test]
 async fn everything_the_leader_proposes_itself_survives_failures() {
     let shard = Shard::new();

@@ -266,7 +266,7 @@ impl Agent {
     pub fn event(&mut self, event: Event, now_ms: u64, out: &mut Output) {
         match event {
             Event::Authenticated => out.steps.push(Step::Open { vhost: self.identity.vhost.to_string() }),
-            Event::AuthenticationFailed(why) => self.end(Refusal::Access(why), out),
+            Event::AuthenticationFailed(refused) => self.end(Refusal::Access(refused.why), out),
             Event::OpenRefused(refusal) => self.end(refusal, out),
             Event::Opened => {
                 if let State::Coming(waiting) = std::mem::replace(&mut self.state, State::Inside) {
@@ -458,7 +458,16 @@ impl Agent {
             }
             Err(refusal) => return self.answer(channel, Outcome::Refused(refusal), out),
         };
-        let Some(call) = self.calls.remove(&channel) else { return };
+        let Some(call) = self.calls.remove(&channel) else {
+            // Nobody waits for it any more: it came together with what ended the call.
+            let held =
+                messages.iter().map(|one| Held { shard: one.shard, queue: one.delivery.queue, seq: one.delivery.seq, consumer: None });
+            let held: Vec<Held> = held.collect();
+            if !held.is_empty() {
+                out.steps.push(Step::Settle { held, outcome: Fate::Requeue });
+            }
+            return;
+        };
         let id = call.id;
         match call.doing {
             Doing::Polling(poll) => self.polled(id, channel, poll, messages, now_ms, out),
@@ -509,9 +518,10 @@ impl Agent {
                 continue;
             }
             let times = (u64::from(delivery.failures) + 1).max(1 + u64::from(delivery.redelivered));
-            let first_ms = self.holding.first_ms(&held, times, now_ms, poll.invisible_ms);
             let slot = self.slot();
             let shown = shown(&delivery, &message);
+            let published_ms = shown.published_ms.unwrap_or(0).min(now_ms);
+            let first_ms = self.holding.first_ms(&held, times, now_ms, poll.invisible_ms).max(published_ms);
             let handle = self.handle(slot).text(&shown.id);
             self.holding.add(slot, held, next_ms, poll.scope.clone());
             handed.push(Handed { shown, handle, first_ms, next_ms, times });

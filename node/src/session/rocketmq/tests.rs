@@ -173,6 +173,13 @@ fn a_delivery_comes_back_when_its_time_is_over() {
     let again = talk.handed(vec![again]);
     assert_eq!((again[0].times, again[0].first_ms, &again[0].shown.id), (2, NOW, &handed[0].shown.id));
     assert_ne!(again[0].handle, handed[0].handle);
+    let mut perhaps = took(1, 9, "");
+    perhaps.delivery.redelivered = true;
+    let again = talk.handed(vec![perhaps]);
+    assert_eq!((again[0].times, again[0].first_ms), (2, NOW), "nobody knows when it was first: not before it was published");
+    let mut late = took(1, 10, "");
+    (late.delivery.redelivered, late.delivery.failures) = (true, 3);
+    assert_eq!(talk.handed(vec![late])[0].first_ms, NOW);
 }
 
 #[test]
@@ -215,6 +222,8 @@ fn who_goes_away_takes_nothing() {
     talk.agent.abandon(1, &mut out);
     assert_eq!(out.steps, [Step::ChannelClosed { channel, held: Vec::new() }]);
     assert!(talk.agent.is_idle());
+    let out = talk.took(channel, vec![took(1, 1, ""), took(1, 2, "")]);
+    assert_eq!(settled(&out.steps), [(Fate::Requeue, vec![1, 2])], "what came all the same goes back");
 }
 
 #[test]

@@ -4,20 +4,21 @@
 
 mod answers;
 mod codes;
+mod counts;
 mod handshake;
 mod out;
 mod publishers;
+mod reports;
 mod subscriptions;
 
 #[cfg(test)]
 mod transcripts;
 
+pub use counts::Counts;
 pub use out::{Act, Out, Read};
 
-use crate::model::catalog::{Table, Value};
 use crate::model::limits;
-use crate::model::report::Report;
-use crate::model::step::{Event, Step};
+use crate::model::step::{Event, LoginRefused, Step};
 use crate::model::stream::StreamTarget;
 use crate::model::stream_step::{Advertised, Answer, Ask, Failure};
 use crate::wire::stream::client::{Pair, Request};
@@ -129,6 +130,7 @@ pub struct Session {
     updates: Vec<Update>,
     /// Scratch space of confirms.
     ids: Vec<u64>,
+    counts: Counts,
 }
 
 impl Session {
@@ -150,6 +152,7 @@ impl Session {
             correlation: 0,
             updates: Vec::new(),
             ids: Vec::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -297,12 +300,13 @@ impl Session {
         }
     }
 
-    fn on_login_refused(&mut self, out: &mut Out) {
+    fn on_login_refused(&mut self, refused: &LoginRefused, out: &mut Out) {
+        let code = if refused.is_remote { Code::SaslAuthenticationFailureLoopback } else { Code::AuthenticationFailure };
         let renewing = self.renewing.take();
         if let State::Authenticating { correlation } = self.state {
-            self.end_login(correlation, Code::AuthenticationFailure, out);
+            self.end_login(correlation, code, out);
         } else if let Some(correlation) = renewing {
-            self.end_login(correlation, Code::AuthenticationFailure, out);
+            self.end_login(correlation, code, out);
         }
     }
 
@@ -467,7 +471,7 @@ impl Session {
             Event::Confirmed { channel, tickets } if self.state == State::Running => self.confirmed(channel, &tickets, out),
             Event::Nacked { channel, tickets } if self.state == State::Running => self.nacked(channel, &tickets, out),
             Event::Authenticated => self.on_authenticated(out),
-            Event::AuthenticationFailed(_) => self.on_login_refused(out),
+            Event::AuthenticationFailed(refused) => self.on_login_refused(&refused, out),
             Event::Opened => self.on_opened(out),
             Event::OpenRefused(_) => self.on_open_refused(out),
             Event::SecretUpdated(allowed) => self.on_secret_updated(allowed.is_ok(), out),
@@ -534,20 +538,6 @@ impl Session {
     pub fn on_reader_gone(&mut self, subscription: u8, out: &mut Out) {
         if let Some(stream) = self.subscriptions.get(&subscription).map(|s| s.stream.clone()) {
             self.on_gone(&stream, out);
-        }
-    }
-
-    fn report(&self) -> Report {
-        let text = |text: &str| Value::Text(text.as_bytes().to_vec());
-        let client_properties: Table = self.client_properties.iter().map(|(k, v)| (k.clone(), text(v))).collect();
-        Report {
-            state: self.state.text(),
-            protocol: "stream",
-            mechanism: self.login.as_ref().map_or("", |login| login.mechanism),
-            client_properties,
-            frame_max: self.frame_max,
-            heartbeat_seconds: self.heartbeat,
-            ..Report::default()
         }
     }
 }

@@ -22,6 +22,9 @@ pub(super) struct Publisher {
     pub stream: Arc<str>,
     pub reference: Option<Arc<str>>,
     pub target: Arc<StreamTarget>,
+    pub published: u64,
+    pub confirmed: u64,
+    pub errored: u64,
 }
 
 /// One that is asked for.
@@ -47,7 +50,7 @@ impl Session {
 
     pub(super) fn publisher_declared(&mut self, declaring: Declaring, target: Arc<StreamTarget>) {
         let Declaring { publisher, stream, reference } = declaring;
-        self.publishers.insert(publisher, Publisher { stream, reference, target });
+        self.publishers.insert(publisher, Publisher { stream, reference, target, published: 0, confirmed: 0, errored: 0 });
     }
 
     pub(super) fn delete_publisher(&mut self, correlation: u32, publisher: u8, out: &mut Out) {
@@ -63,15 +66,21 @@ impl Session {
     }
 
     pub(super) fn publish(&mut self, number: u8, messages: Messages<'_>, frame: &Bytes, out: &mut Out) -> Result<(), Malformed> {
-        let Some(publisher) = self.publishers.get(&number) else {
+        let Some(publisher) = self.publishers.get_mut(&number) else {
             let ids = messages.map(|message| Ok(message?.publishing_id)).collect::<Result<Vec<_>, _>>()?;
+            self.counts.errored += ids.len() as u64;
             out.bytes.publish_error(number, &ids, Code::PublisherDoesNotExist);
             return Ok(());
         };
         let all = frame.slice_ref(messages.as_bytes());
-        let (sound, refused) = check(messages)?;
-        if sound > 0 {
-            let published = Published { bytes: all.slice(..sound), is_filtered: messages.version() >= 2 };
+        let Checked { count, bytes, refused } = check(messages)?;
+        publisher.published += count;
+        publisher.errored += refused.len() as u64;
+        self.counts.published += count;
+        self.counts.published_bytes += bytes as u64;
+        self.counts.errored += refused.len() as u64;
+        if bytes > 0 {
+            let published = Published { bytes: all.slice(..bytes), is_filtered: messages.version() >= 2 };
             out.step(Step::Append(Append { channel: number.into(), to: publisher.target.clone(), published }));
         }
         if !refused.is_empty() {
@@ -84,6 +93,9 @@ impl Session {
     pub(super) fn confirmed(&mut self, channel: u16, ranges: &[(u64, u64)], out: &mut Out) {
         if let Some(number) = self.known(channel) {
             self.expand(ranges);
+            let count = self.ids.len() as u64;
+            self.counts.confirmed += count;
+            self.publishers.get_mut(&number).into_iter().for_each(|publisher| publisher.confirmed += count);
             out.bytes.confirm(number, &self.ids);
         }
     }
@@ -92,6 +104,9 @@ impl Session {
     pub(super) fn nacked(&mut self, channel: u16, ranges: &[(u64, u64)], out: &mut Out) {
         if let Some(number) = self.known(channel) {
             self.expand(ranges);
+            let count = self.ids.len() as u64;
+            self.counts.errored += count;
+            self.publishers.get_mut(&number).into_iter().for_each(|publisher| publisher.errored += count);
             out.bytes.publish_error(number, &self.ids, codes::of(Failure::Unavailable));
         }
     }
@@ -106,19 +121,26 @@ impl Session {
     }
 }
 
-/// Walks a frame's messages: how many bytes of it are sound, and the ids of the rest. Behind a batch that cannot be taken all are refused,
-/// so that a publisher's ids have no gap, as RabbitMQ does it.
-fn check(mut messages: Messages<'_>) -> Result<(usize, Vec<u64>), Malformed> {
-    let (whole, mut sound, mut refused) = (messages.as_bytes().len(), 0, Vec::new());
+/// The messages of a frame that can be taken, and the ids of the others.
+struct Checked {
+    count: u64,
+    bytes: usize,
+    refused: Vec<u64>,
+}
+
+/// Walks a frame's messages. Behind a batch that cannot be taken all are refused, so that a publisher's ids have no gap, as RabbitMQ does it.
+fn check(mut messages: Messages<'_>) -> Result<Checked, Malformed> {
+    let (whole, mut checked) = (messages.as_bytes().len(), Checked { count: 0, bytes: 0, refused: Vec::new() });
     while let Some(message) = messages.next() {
         let message = message?;
-        if refused.is_empty() && is_sound(message.entry) {
-            sound = whole - messages.as_bytes().len();
+        if checked.refused.is_empty() && is_sound(message.entry) {
+            checked.bytes = whole - messages.as_bytes().len();
+            checked.count += 1;
         } else {
-            refused.push(message.publishing_id);
+            checked.refused.push(message.publishing_id);
         }
     }
-    Ok((sound, refused))
+    Ok(checked)
 }
 
 fn is_sound(entry: Entry) -> bool {

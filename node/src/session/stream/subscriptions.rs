@@ -2,9 +2,9 @@
 
 use super::out::{Act, Out, Read};
 use super::{Asked, Session};
-use crate::model::limits;
 use crate::model::stream::{OffsetSpec, StreamChunk, StreamTarget, may_hold};
 use crate::model::stream_step::{Ask, Member, Wanted};
+use crate::model::{Offset, limits};
 use crate::wire::stream::client::Pair;
 use crate::wire::stream::{self, Code, Key};
 use std::sync::Arc;
@@ -17,10 +17,14 @@ pub(super) struct Subscription {
     from: OffsetSpec,
     wanted: Option<Arc<Wanted>>,
     /// Chunks that may come; less than nothing when the client took some back.
-    credit: i32,
+    pub credit: i32,
     /// Chunks come: it is not of a group, or it is the active one and has said where to begin.
     reads: bool,
-    group: Option<Group>,
+    pub group: Option<Group>,
+    pub properties: Vec<(String, String)>,
+    /// Messages in the chunks that were sent, and the offset behind the last of them.
+    pub delivered: u64,
+    pub next: Option<Offset>,
 }
 
 /// That a subscription is one of several, of which one is active.
@@ -28,7 +32,7 @@ pub(super) struct Subscription {
 pub(super) struct Group {
     name: Arc<str>,
     super_stream: Option<Arc<str>>,
-    active: bool,
+    pub active: bool,
 }
 
 /// One that is asked for.
@@ -40,6 +44,7 @@ pub(super) struct Subscribing {
     pub credit: u16,
     pub wanted: Option<Arc<Wanted>>,
     pub group: Option<Group>,
+    pub properties: Vec<(String, String)>,
 }
 
 /// A ConsumerUpdate that waits for its answer.
@@ -64,7 +69,7 @@ pub(super) fn from(offset: stream::OffsetSpec) -> OffsetSpec {
         stream::OffsetSpec::First => OffsetSpec::First,
         stream::OffsetSpec::Last => OffsetSpec::Last,
         stream::OffsetSpec::Next => OffsetSpec::Next,
-        stream::OffsetSpec::Offset(offset) => OffsetSpec::Offset(crate::model::Offset(offset)),
+        stream::OffsetSpec::Offset(offset) => OffsetSpec::Offset(Offset(offset)),
         stream::OffsetSpec::Timestamp(ms) => OffsetSpec::Timestamp(u64::try_from(ms).unwrap_or(0)),
     }
 }
@@ -92,7 +97,8 @@ impl Subscribing {
             (Some("true"), None) => return Err(Code::PreconditionFailed),
             (_, _) => None,
         };
-        Ok(Subscribing { subscription, stream: stream.into(), from: from(offset), credit, wanted: wanted(properties), group })
+        let (stream, from, wanted) = (stream.into(), from(offset), wanted(properties));
+        Ok(Subscribing { subscription, stream, from, credit, wanted, group, properties: super::owned(properties) })
     }
 }
 
@@ -124,8 +130,9 @@ impl Session {
     }
 
     pub(super) fn subscribed(&mut self, subscribing: Subscribing, target: Arc<StreamTarget>, out: &mut Out) {
-        let Subscribing { subscription, stream, from, credit, wanted, group } = subscribing;
-        let made = Subscription { stream, target, from, wanted, credit: credit.into(), reads: group.is_none(), group };
+        let Subscribing { subscription, stream, from, credit, wanted, group, properties } = subscribing;
+        let (credit, reads, delivered, next) = (credit.into(), group.is_none(), 0, None);
+        let made = Subscription { stream, target, from, wanted, credit, reads, group, properties, delivered, next };
         match made.member(subscription) {
             None => out.act(made.read(subscription, from)),
             Some(member) => out.act(Act::Join(member)),
@@ -178,6 +185,11 @@ impl Session {
             return;
         }
         subscription.credit -= 1;
+        subscription.delivered += u64::from(chunk.records);
+        subscription.next = Some(chunk.next());
+        self.counts.chunks += 1;
+        self.counts.delivered += u64::from(chunk.records);
+        self.counts.delivered_bytes += chunk.data.len() as u64;
         out.bytes.deliver(number, version_2.then_some(chunk.first.0), &chunk.header(), &chunk.data);
     }
 

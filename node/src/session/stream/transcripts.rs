@@ -203,8 +203,13 @@ fn logins_and_vhosts_that_are_refused_have_their_codes() {
     talk.hears_code(Key::SaslAuthenticate, 3, Code::SaslError);
     let mut talk = greeted();
     talk.ask(3, Request::SaslAuthenticate { mechanism: "PLAIN", response: b"\0guest\0wrong" });
-    talk.event(Event::AuthenticationFailed("why".into()));
+    talk.event(Event::AuthenticationFailed("why".to_owned().into()));
     talk.hears_code(Key::SaslAuthenticate, 3, Code::AuthenticationFailure);
+    assert_eq!(talk.session.phase(), Phase::Closed);
+    let mut talk = greeted();
+    talk.ask(3, Request::SaslAuthenticate { mechanism: "PLAIN", response: b"\0guest\0guest" });
+    talk.event(Event::AuthenticationFailed(LoginRefused { why: "from afar".to_owned(), is_remote: true }));
+    talk.hears_code(Key::SaslAuthenticate, 3, Code::SaslAuthenticationFailureLoopback);
     assert_eq!(talk.session.phase(), Phase::Closed);
     let mut talk = greeted();
     talk.ask(3, Request::SaslAuthenticate { mechanism: "PLAIN", response: b"\0guest\0guest" });

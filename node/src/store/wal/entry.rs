@@ -63,6 +63,11 @@ pub struct Damage {
     pub votes: Option<u64>,
 }
 
+impl Damage {
+    /// The disk is empty: nobody knows which votes were on it.
+    pub const FORGOTTEN: Damage = Damage { votes: Some(u64::MAX) };
+}
+
 /// Whose disk this is (rule 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

@@ -100,10 +100,12 @@ pub(super) enum Kind {
     Hole = 16,
     /// What is left of a purged entry, which was elsewhere before.
     Relocated = 17,
+    /// The newest life of another node's disk that was met; the id's term is its number, the id's voter the node.
+    Life = 18,
 }
 
 impl Kind {
-    const ALL: [Kind; 17] = [
+    const ALL: [Kind; 18] = [
         Kind::Blank,
         Kind::Normal,
         Kind::Membership,
@@ -121,6 +123,7 @@ impl Kind {
         Kind::Mended,
         Kind::Hole,
         Kind::Relocated,
+        Kind::Life,
     ];
 
     pub fn from_byte(byte: u8) -> Option<Kind> {

@@ -7,9 +7,10 @@ use super::format::{Kind, Record, RecordHead};
 use super::group::{Group, Groups, Pending};
 use super::sidecar::Item;
 use crate::model::entry::EntryBytes;
-use crate::model::{LeaderId, LogId, ShardId};
+use crate::model::{Generation, LeaderId, LogId, NodeId, ShardId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Payload of a META record: MessagePack with named fields, so that a field can be added.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub(super) struct Meta {
     /// Damaged places in files that are still kept, all dealt with.
     #[serde(default)]
     pub holes: Vec<Hole>,
+    /// The newest lives of other nodes' disks that were met.
+    #[serde(default)]
+    pub lives: BTreeMap<NodeId, Generation>,
 }
 
 impl Meta {
@@ -54,6 +58,16 @@ pub(super) fn damaged_record(shard: ShardId, damage: Damage) -> Record {
     Record::new(Kind::Damaged, shard, LogId { leader, index: 0 }, EntryBytes::default()).flagged(damage.votes.is_some())
 }
 
+pub(super) fn life_record(node: NodeId, generation: Generation) -> Record {
+    let leader = LeaderId { term: generation.0.into(), voter: node.0.into() };
+    Record::new(Kind::Life, ShardId::CATALOG, LogId { leader, index: 0 }, EntryBytes::default())
+}
+
+/// The inverse.
+fn life(id: LogId) -> Option<(NodeId, Generation)> {
+    Some((NodeId(id.leader.voter.try_into().ok()?), Generation(id.leader.term.try_into().ok()?)))
+}
+
 pub(super) fn mended_record(shard: ShardId) -> Record {
     Record::new(Kind::Mended, shard, LogId::default(), EntryBytes::default())
 }
@@ -86,6 +100,7 @@ pub(super) fn apply(meta: &mut Meta, head: &RecordHead, body: &EntryBytes) -> bo
         Kind::Install => group(meta, &|g| g.install(id, head.flag)),
         Kind::Damaged => group(meta, &|g| g.damaged = Some(Damage { votes: head.flag.then_some(id.leader.term) })),
         Kind::Mended => group(meta, &|g| g.damaged = None),
+        Kind::Life => return life(id).map(|(node, generation)| meta.lives.insert(node, generation)).is_some(),
         Kind::Identity | Kind::Meta | Kind::Prepare | Kind::Hole => return apply_payload(meta, head, &body.flatten()).is_some(),
         Kind::Close | Kind::Staged | Kind::Relocated => {}
     }
@@ -106,7 +121,6 @@ fn apply_payload(meta: &mut Meta, head: &RecordHead, body: &[u8]) -> Option<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Generation, NodeId};
 
     #[test]
     fn a_meta_record_brings_all_back() {
@@ -123,7 +137,12 @@ mod tests {
         };
         let identity = Some(Identity { cluster: u128::MAX - 5, node: NodeId(2), generation: Generation(3), shards: 3 });
         let groups = Groups::from([(ShardId(0), Group::default()), (ShardId(4), group)]);
-        let meta = Meta { identity, groups, holes: vec![Hole { file: 3, salt: u64::MAX, position: 512 }] };
+        let meta = Meta {
+            identity,
+            groups,
+            holes: vec![Hole { file: 3, salt: u64::MAX, position: 512 }],
+            lives: [(NodeId(1), Generation(2))].into(),
+        };
         assert_eq!(meta.term(), 9, "a lost vote counts");
         let (record, mut back) = (record(&meta), Meta::default());
         assert!(apply(&mut back, &record.head, &record.body));

@@ -34,7 +34,7 @@ pub use entry::{Damage, Done, FatalHook, Identity, LogEntry, Payload, ShardLog, 
 pub use stats::{SYNC_BUCKETS, WalStats};
 
 use crate::model::entry::EntryBytes;
-use crate::model::{LogId, ShardId, limits};
+use crate::model::{Generation, LogId, NodeId, ShardId, limits};
 use crate::store::disk::Disk;
 use bytes::Bytes;
 use file::{WalFile, prepare};
@@ -326,13 +326,40 @@ impl Wal {
         });
     }
 
-    /// Save whose disk this is.
-    pub fn save_identity(&self, identity: Identity, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+    /// The disk is new, what its predecessor held of a group is not known: damage until `mended`.
+    pub fn forget(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
         let done: Done = Box::new(done);
         self.shared.submit(done, |state, done| {
-            state.identity = Some(identity);
-            Ok(Op::Note { record: meta::identity_record(identity), done })
+            state.shard(shard).group.damaged = Some(Damage::FORGOTTEN);
+            Ok(Op::Note { record: meta::damaged_record(shard, Damage::FORGOTTEN), done })
         });
+    }
+
+    /// Save that another node's disk is in this life.
+    pub fn save_life(&self, node: NodeId, generation: Generation, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let done: Done = Box::new(done);
+        self.shared.submit(done, |state, done| {
+            state.lives.insert(node, generation);
+            Ok(Op::Note { record: meta::life_record(node, generation), done })
+        });
+    }
+
+    /// The newest life of another node's disk that was saved.
+    pub fn life(&self, node: NodeId) -> Option<Generation> {
+        self.shared.lock().lives.get(&node).copied()
+    }
+
+    /// Save whose disk this is.
+    pub fn save_identity(&self, identity: Identity, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let shared = self.shared.clone();
+        // Nobody may be told before it is on the disk.
+        let done: Done = Box::new(move |saved| {
+            if saved.is_ok() {
+                shared.lock().identity = Some(identity);
+            }
+            done(saved);
+        });
+        self.shared.submit(done, |_, done| Ok(Op::Note { record: meta::identity_record(identity), done }));
     }
 
     /// Whose disk this is; `None` on an empty one.

@@ -319,6 +319,7 @@ impl Recovery<'_> {
         }
         state.shards = self.shards;
         state.identity = self.meta.identity;
+        state.lives = self.meta.lives.clone();
         state.stats.damages = self.findings.holes.len() as u64;
         state.files = self.files;
         state.current = current;

@@ -9,7 +9,7 @@ use super::group::Pending;
 use super::index::{Frees, ShardIndex};
 use super::sidecar::Sidecar;
 use super::stats::WalStats;
-use crate::model::{LogId, ShardId};
+use crate::model::{Generation, LogId, NodeId, ShardId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -93,6 +93,8 @@ pub(super) type Commits = BTreeMap<ShardId, LogId>;
 pub(super) struct State {
     pub shards: HashMap<ShardId, ShardIndex>,
     pub identity: Option<Identity>,
+    /// Of other nodes' disks.
+    pub lives: BTreeMap<NodeId, Generation>,
     /// The writer waits for a prepared file.
     pub starved: bool,
     pub stats: WalStats,
@@ -119,6 +121,7 @@ impl State {
         State {
             shards: HashMap::new(),
             identity: None,
+            lives: BTreeMap::new(),
             starved: false,
             stats: WalStats::default(),
             sync_began: None,

@@ -196,6 +196,19 @@ async fn what_streams_do_not_do_is_refused_in_rabbitmqs_words() {
         client.ask(request);
         assert_eq!(client.reply().await, Err(refusal));
     }
+    let declare = |stream: &str, arguments: &[(&str, Value)]| {
+        Request::DeclareQueue(crate::model::step::DeclareQueue {
+            name: name(stream),
+            passive: false,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: arguments.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+        })
+    };
+    client.ask(declare("", &[("x-queue-type", text("stream"))]));
+    let unnamed = "Cannot declare a server-named queue for type rabbit_stream_queue";
+    assert_eq!(client.reply().await, Err(Refusal::Precondition(unnamed.into())));
     client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(5) });
     client.ask(consume("s", (false, Some(1)), &[]));
     assert_eq!(client.reply().await, Err(Refusal::NotImplemented(format!("{subject} does not support global qos"))));

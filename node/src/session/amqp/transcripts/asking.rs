@@ -228,6 +228,11 @@ fn exchanges_that_keep_messages_are_refused_with_the_plugins_words() {
             format!("{precondition} Invalid argument, 'x-cache-ttl' {number} (40,10)"),
         ),
         ("x-delayed-message", vec![("x-delayed-type", text("topic"))], "= request 1 declare exchange x Delayed passive=false".to_owned()),
+        (
+            "direct",
+            vec![("alternate-exchange", Value::Int(1))],
+            format!("{precondition} invalid type 'signedint' for arg 'alternate-exchange' in exchange 'x' in vhost '/' (40,10)"),
+        ),
         ("x-recent-history", vec![], "= request 1 declare exchange x RecentHistory passive=false".to_owned()),
         (
             "x-message-deduplication",
@@ -237,6 +242,20 @@ fn exchanges_that_keep_messages_are_refused_with_the_plugins_words() {
     ] {
         assert_eq!(refused(kind, &arguments), answer);
     }
+}
+
+#[test]
+fn a_name_that_is_not_utf_8_ends_the_connection() {
+    let mut talk = Talk::open();
+    let mut method = declare("q", &[]);
+    if let Method::QueueDeclare { queue, .. } = &mut method {
+        *queue = Short(Bytes::from_static(b"q\xff"));
+    }
+    talk.say(1, method);
+    talk.reads(
+        "> 1 queue.declare
+        < 0 connection.close 502 SYNTAX_ERROR - a name is not UTF-8 (50,10)",
+    );
 }
 
 #[test]

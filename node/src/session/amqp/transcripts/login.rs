@@ -31,6 +31,17 @@ fn a_client_logs_in_and_opens_a_channel() {
 }
 
 #[test]
+fn a_vhost_that_is_not_utf_8_is_not_there() {
+    let mut talk = Talk::new();
+    talk.say(0, start_ok(b"\0guest\0secret", &[]));
+    talk.edge(Event::Authenticated);
+    talk.say(0, tune_ok());
+    let virtual_host = Short(Bytes::from_static(b"\xff"));
+    talk.say(0, Method::ConnectionOpen { virtual_host, reserved_1: "".into(), reserved_2: false });
+    assert_eq!(talk.record.last().map(String::as_str), Some("< 0 connection.close 530 NOT_ALLOWED - vhost is not UTF-8 (10,40)"));
+}
+
+#[test]
 fn amqplain_logs_in() {
     let step = handshake::login(Mechanism::AmqPlain, b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p");
     assert_eq!(step, Some(Step::Authenticate { user: "u".into(), password: b"p".to_vec() }));
@@ -51,7 +62,7 @@ fn external_logs_in_as_the_user_of_the_certificate_whatever_the_client_says() {
         "> 0 connection.start-ok
          = authenticate joe by certificate",
     );
-    talk.edge(Event::AuthenticationFailed("no such user".into()));
+    talk.edge(Event::AuthenticationFailed("no such user".to_owned().into()));
     talk.reads(
         "! AuthenticationFailed
          < 0 connection.close 403 ACCESS_REFUSED - Login was refused using authentication mechanism EXTERNAL. For details see the broker logfile. (0,0)",
@@ -79,7 +90,7 @@ fn a_mechanism_that_was_not_offered_is_unknown() {
 fn a_failed_login_is_told_only_to_those_who_understand() {
     let mut talk = Talk::new();
     talk.say(0, start_ok(b"\0guest\0wrong", &["authentication_failure_close"]));
-    talk.edge(Event::AuthenticationFailed("no".into()));
+    talk.edge(Event::AuthenticationFailed("no".to_owned().into()));
     talk.reads(
         "> 0 connection.start-ok
          = authenticate guest wrong
