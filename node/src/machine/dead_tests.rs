@@ -411,16 +411,3 @@ fn a_message_that_fails_too_often_dies_and_expired_ones_do() {
     scene.ops(|ops| ops.tend(Q, 150, 0, &[]));
     assert_eq!(scene.dead()[1..], [(2, "b".into(), SettleReason::Expired)]);
 }
-
-#[test]
-fn a_dropped_queue_takes_its_unrouted_letters_along() {
-    let mut scene = Scene::new(&buried());
-    scene.publish(&["a", "b"]);
-    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
-    scene.route(1, &vec![(OTHER, vec![QueueId(50)])]);
-    let mut entry = EntryBuilder::new(100);
-    entry.advance(1, 2, &[], &[Q]);
-    scene.apply(entry);
-    assert_eq!(scene.dead().iter().map(|letter| letter.0).collect::<Vec<_>>(), [1]);
-    assert_eq!(scene.machine.live_entries(), [2]);
-}
