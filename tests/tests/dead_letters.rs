@@ -1,4 +1,5 @@
-//! Dead letters from one shard to another while their leaders are killed: every message that was confirmed comes to its target, once.
+//! Dead letters that have to wait: while leaders are killed, and while their target is full and their queue is gone or set differently.
+//! Every message that was confirmed comes to its target, once.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Dial, Field, Incoming, QueueOptions};
-use warren_tests::{Broker, Chance, Cluster, eventually, message_event, unique};
+use warren_tests::{Broker, Chance, Cluster, Ctl, eventually, message_event, unique};
 
 const ROUNDS: usize = 8;
 /// Between two publishes.
@@ -168,4 +169,54 @@ fn letters_between_shards_survive_the_kill_of_either_leader_and_come_once() {
     assert!(lost.is_empty(), "confirmed and lost: {lost:?}");
     assert!(twice.is_empty(), "came more than once: {twice:?}");
     assert_eq!(hits, ROUNDS, "every kill must hit a leader, or the test proves nothing");
+}
+
+/// Publishes a message that is to be confirmed.
+fn publish_one(client: &mut Connection, queue: &str, body: &str) {
+    client.publish(1, queue, body.as_bytes()).unwrap();
+    match message_event(client, Duration::from_secs(20)).unwrap() {
+        Some(Incoming::Confirm { nack: false, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A policy for one queue; its name.
+fn policy(ctl: &Ctl<'_>, queue: &str, definition: &str) -> String {
+    let name = unique("policy");
+    ctl.done(&["set_policy", &name, &format!("^{queue}$"), definition]);
+    name
+}
+
+#[test]
+fn letters_that_wait_outlive_their_queue_and_the_policy_that_sent_them() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (ctl, mut client) = (Ctl { cluster, at: 0 }, broker.connect(0));
+    client.confirm_select(1).unwrap();
+    let (target, deleted, ruled) = (unique("target"), unique("deleted"), unique("ruled"));
+    let (at_once, way) = (("x-message-ttl", Field::Int(0)), ("x-dead-letter-exchange", Field::Text(String::new())));
+    declare(&mut client, &target, &[]);
+    declare(&mut client, &deleted, &[at_once.clone(), way, ("x-dead-letter-routing-key", Field::Text(target.clone()))]);
+    declare(&mut client, &ruled, &[at_once]);
+    let rule = policy(&ctl, &ruled, &format!(r#"{{"dead-letter-exchange": "", "dead-letter-routing-key": "{target}"}}"#));
+    let full = policy(&ctl, &target, r#"{"max-length": 1, "overflow": "reject-publish"}"#);
+    publish_one(&mut client, &target, "there before");
+    // The first letters are refused; those behind them have not been looked at when their queue goes.
+    let mut wanted = BTreeSet::from(["there before".to_owned()]);
+    for n in 0..40 {
+        let body = format!("letter {n}");
+        publish_one(&mut client, if n % 2 == 0 { &deleted } else { &ruled }, &body);
+        wanted.insert(body);
+    }
+    let ready = |client: &mut Connection, queue: &str| client.declare(1, queue, &QueueOptions::look()).unwrap().messages;
+    assert!(eventually(Duration::from_secs(20), || ready(&mut client, &deleted) == 0 && ready(&mut client, &ruled) == 0));
+    assert_eq!(ready(&mut client, &target), 1);
+    client.delete(1, &deleted).unwrap();
+    ctl.done(&["clear_policy", &rule]);
+    publish_one(&mut client, &ruled, "no letter any more");
+    assert!(eventually(Duration::from_secs(20), || ready(&mut client, &ruled) == 0));
+    ctl.done(&["clear_policy", &full]);
+    let came = drain(&mut client, &target, &wanted);
+    assert_eq!(came, wanted.into_iter().map(|body| (body, 1)).collect());
+    [&target, &ruled].into_iter().for_each(|queue| drop(client.delete(1, queue).unwrap()));
 }

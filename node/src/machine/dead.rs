@@ -1,8 +1,9 @@
 //! Letters of a data shard (rule 25): messages that left their queue unconsumed and are still to be put into other queues. They keep
-//! their entry alive. First they *wait*, as runs, which cost what waiting messages cost. Then the first of a queue are *routed*: their
-//! targets are fixed, each copy for another shard has its number. Those side by side with one way stay a run, until it ends for some and
-//! not for others. A letter ends when every target has it: queues of this shard with the entry that puts the copy there, other shards when
-//! they have said so. What this shard takes from others is in `inlets`.
+//! their entry alive. First they *wait*, as runs, which cost what waiting messages cost; what they go by is fixed already, so that they
+//! outlive their queue and what it was set to. Then the first of a queue are *routed*: their targets are fixed, each copy for another shard
+//! has its number. Those side by side with one way stay a run, until it ends for some and not for others. A letter ends when every target
+//! has it: queues of this shard with the entry that puts the copy there, other shards when they have said so. What this shard takes from
+//! others is in `inlets`.
 
 use super::hash::StateHasher;
 use super::inlets::Inlets;
@@ -13,6 +14,7 @@ use crate::model::entry::SettleReason;
 use crate::model::letters::{Address, Outlet, Targets};
 use crate::model::{QueueId, Seq, ShardId, limits};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Letters with consecutive numbers that lie side by side in an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,15 @@ pub struct Dead {
     pub time_ms: u64,
 }
 
+/// Letters without a way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// A run of them.
+    pub dead: Dead,
+    /// What they are routed and written by: that of their queue when they left it.
+    pub address: Arc<Address>,
+}
+
 /// Letters with one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routed {
@@ -37,7 +48,7 @@ pub struct Routed {
     /// The catalog index they were routed by.
     pub catalog_index: u64,
     /// What they are written by.
-    pub address: Address,
+    pub address: Arc<Address>,
     /// What is still to get them.
     pub outlets: Vec<Outlet>,
 }
@@ -54,14 +65,14 @@ pub(super) struct Held<'a> {
 /// A row of the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Row {
-    Waiting(Dead),
+    Waiting(Waiting),
     Routed(Routed),
 }
 
-/// The letters of a queue.
+/// The letters of a queue, which may be gone.
 #[derive(Clone, Debug, Default)]
 struct Outbox {
-    waiting: BTreeMap<u64, Dead>,
+    waiting: BTreeMap<u64, Waiting>,
     /// Waiting and routed.
     letters: u64,
     bytes: u64,
@@ -129,25 +140,35 @@ impl Routed {
     }
 }
 
+impl Row {
+    fn dead(&self) -> &Dead {
+        match self {
+            Row::Waiting(waiting) => &waiting.dead,
+            Row::Routed(routed) => &routed.dead,
+        }
+    }
+}
+
 impl DeadLetters {
     /// Some more. True when they keep their entry by a reference of their own.
-    pub fn add(&mut self, dead: Dead) -> bool {
+    pub fn add(&mut self, dead: Dead, address: &Arc<Address>) -> bool {
         let outbox = self.outboxes.entry(dead.queue).or_default();
         outbox.letters += u64::from(dead.at.count);
         outbox.bytes += dead.bytes;
         let number = self.last + 1;
         self.last += u64::from(dead.at.count);
         if let Some((&first, run)) = outbox.waiting.iter_mut().next_back()
-            && first + u64::from(run.at.count) == number
-            && run.continues(&dead)
+            && first + u64::from(run.dead.at.count) == number
+            && run.dead.continues(&dead)
+            && run.address == *address
         {
-            run.at.count += dead.at.count;
-            run.bytes += dead.bytes;
+            run.dead.at.count += dead.at.count;
+            run.dead.bytes += dead.bytes;
             self.dirty.insert(first, dead.queue);
             return false;
         }
         self.dirty.insert(number, dead.queue);
-        outbox.waiting.insert(number, dead);
+        outbox.waiting.insert(number, Waiting { dead, address: address.clone() });
         true
     }
 
@@ -157,12 +178,12 @@ impl DeadLetters {
     }
 
     /// The first waiting letters of a queue from a number on.
-    pub fn waiting(&self, queue: QueueId, from: u64) -> Option<(u64, Dead)> {
+    pub fn waiting(&self, queue: QueueId, from: u64) -> Option<(u64, Waiting)> {
         let waiting = &self.outboxes.get(&queue)?.waiting;
-        let inside = waiting.range(..from).next_back().filter(|(first, run)| *first + u64::from(run.at.count) > from);
+        let inside = waiting.range(..from).next_back().filter(|(first, run)| *first + u64::from(run.dead.at.count) > from);
         match inside {
-            Some((first, run)) => Some((from, run.after((from - first) as u32))),
-            None => waiting.range(from..).next().map(|(number, run)| (*number, *run)),
+            Some((first, run)) => Some((from, Waiting { dead: run.dead.after((from - first) as u32), address: run.address.clone() })),
+            None => waiting.range(from..).next().map(|(number, run)| (*number, run.clone())),
         }
     }
 
@@ -200,20 +221,19 @@ impl DeadLetters {
     }
 
     /// The first waiting letters of a queue, of one run, go to these targets. Nothing happens unless they are that.
-    pub fn route(&mut self, (queue, number, count): (QueueId, u64, u32), way: (u64, Address, Targets), held: &mut Held<'_>) {
+    pub fn route(&mut self, (queue, number, count): (QueueId, u64, u32), way: (u64, Targets), held: &mut Held<'_>) {
         let Some(outbox) = self.outboxes.get_mut(&queue) else { return };
-        let fits = |run: &Dead| (1..=run.at.count).contains(&count);
-        let Some(run) = outbox.waiting.first_entry().filter(|run| *run.key() == number && fits(run.get())).map(|run| run.remove()) else {
-            return;
-        };
+        let fits = |run: &Waiting| (1..=run.dead.at.count).contains(&count);
+        let first = outbox.waiting.first_entry().filter(|run| *run.key() == number && fits(run.get()));
+        let Some(Waiting { dead: run, address }) = first.map(|run| run.remove()) else { return };
         let last = number + u64::from(count) - 1;
         self.dirty.extend([(number, queue), (last, queue)]);
         if run.at.count > count {
             self.dirty.insert(last + 1, queue);
-            outbox.waiting.insert(last + 1, run.after(count));
+            outbox.waiting.insert(last + 1, Waiting { dead: run.after(count), address: address.clone() });
             held.taken.push(run.at.index);
         }
-        let (catalog_index, address, targets) = way;
+        let (catalog_index, targets) = way;
         let outlets = targets.into_iter().map(|(shard, queues)| {
             let given = self.outlets.entry(shard).or_default();
             let first = *given + 1;
@@ -307,24 +327,9 @@ impl DeadLetters {
         }
     }
 
-    /// The queue is gone, and its letters that wait with it. The log indices they let go of.
-    pub fn queue_dropped(&mut self, queue: QueueId) -> Vec<u64> {
-        let Some(outbox) = self.outboxes.remove(&queue) else { return Vec::new() };
-        self.dirty.extend(outbox.waiting.keys().map(|number| (*number, queue)));
-        let mut left = Outbox::default();
-        for routed in self.routed.values().filter(|routed| routed.dead.queue == queue) {
-            left.letters += u64::from(routed.dead.at.count);
-            left.bytes += routed.dead.bytes;
-        }
-        if left.letters > 0 {
-            self.outboxes.insert(queue, left);
-        }
-        outbox.waiting.values().map(|run| run.at.index).collect()
-    }
-
     /// All letters, a row for each run.
     pub fn all(&self) -> impl Iterator<Item = &Dead> {
-        let waiting = self.outboxes.values().flat_map(|outbox| outbox.waiting.values());
+        let waiting = self.outboxes.values().flat_map(|outbox| outbox.waiting.values().map(|run| &run.dead));
         waiting.chain(self.routed.values().map(|routed| &routed.dead))
     }
 
@@ -334,13 +339,13 @@ impl DeadLetters {
     }
 
     fn row(&self, number: u64, queue: QueueId) -> Option<Row> {
-        let waiting = || self.outboxes.get(&queue)?.waiting.get(&number).map(|run| Row::Waiting(*run));
+        let waiting = || self.outboxes.get(&queue)?.waiting.get(&number).map(|run| Row::Waiting(run.clone()));
         self.routed.get(&number).map(|routed| Row::Routed(routed.clone())).or_else(waiting)
     }
 
     /// By number.
     fn rows(&self) -> BTreeMap<u64, Row> {
-        let waiting = self.outboxes.values().flat_map(|outbox| &outbox.waiting).map(|(number, run)| (*number, Row::Waiting(*run)));
+        let waiting = self.outboxes.values().flat_map(|outbox| &outbox.waiting).map(|(number, run)| (*number, Row::Waiting(run.clone())));
         waiting.chain(self.routed.iter().map(|(number, routed)| (*number, Row::Routed(routed.clone())))).collect()
     }
 
@@ -369,15 +374,19 @@ impl DeadLetters {
         if matches!(&row, Row::Routed(run) if number < u64::from(run.dead.at.count)) {
             return Err(RestoreError::Malformed("number of letters"));
         }
-        let dead = match &row {
-            Row::Waiting(dead) => *dead,
-            Row::Routed(routed) => routed.dead,
-        };
+        let dead = *row.dead();
         let outbox = self.outboxes.entry(dead.queue).or_default();
         outbox.letters += u64::from(dead.at.count);
         outbox.bytes += dead.bytes;
         match row {
-            Row::Waiting(dead) => drop(outbox.waiting.insert(number, dead)),
+            Row::Waiting(mut run) => {
+                // Rows come in the order of their numbers: runs with one address have it once.
+                let before = outbox.waiting.last_key_value().map(|(_, before)| &before.address);
+                if let Some(same) = before.filter(|before| **before == run.address) {
+                    run.address = same.clone();
+                }
+                outbox.waiting.insert(number, run);
+            }
             Row::Routed(routed) => drop(self.routed.insert(number, routed)),
         }
         if stored {
@@ -391,11 +400,7 @@ impl DeadLetters {
     /// Everything counts as changed and nothing as stored.
     pub fn forget_stored(&mut self) {
         self.stored.clear();
-        let queue = |row: Row| match row {
-            Row::Waiting(dead) => dead.queue,
-            Row::Routed(routed) => routed.dead.queue,
-        };
-        self.dirty = self.rows().into_iter().map(|(number, row)| (number, queue(row))).collect();
+        self.dirty = self.rows().into_iter().map(|(number, row)| (number, row.dead().queue)).collect();
     }
 
     /// What is kept beside the rows.

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SettleReason, StoredMessage};
-use crate::model::letters::{Address, Outlet, Source, Targets};
-use crate::model::settings::{DeadLetter, Overflow, QueueSettings};
+use crate::model::letters::{Outlet, Source, Targets};
+use crate::model::settings::{DeadLetter, Origin, Overflow, QueueSettings};
 use crate::model::{LeaderId, LogId, QueueId, Seq, ShardId};
 
 const Q: QueueId = QueueId(1);
@@ -67,7 +67,7 @@ impl Scene {
         let mut all: Vec<(u64, Dead)> = routed.map(|number| (number, self.machine.routed_letter(number).unwrap().dead)).collect();
         for queue in self.machine.letter_sources() {
             let mut from = 0;
-            while let Some((number, dead)) = self.machine.waiting_letters(queue, from) {
+            while let Some((number, Waiting { dead, .. })) = self.machine.waiting_letters(queue, from) {
                 all.push((number, Dead { at: Located { count: 1, ..dead.at }, ..dead }));
                 from = number + 1;
             }
@@ -83,7 +83,7 @@ impl Scene {
     }
 
     fn route(&mut self, number: u64, targets: &Targets) -> Applied {
-        self.ops(|ops| ops.routed((Q, number, 1), 1, &address(), targets))
+        self.ops(|ops| ops.routed((Q, number, 1), 1, targets))
     }
 
     fn outlets(&self, number: u64) -> Vec<Outlet> {
@@ -122,10 +122,6 @@ fn a_queue_without_a_dead_letter_exchange_buries_nothing() {
     assert_eq!((scene.dead(), scene.machine.live_entries()), (vec![], vec![]));
 }
 
-fn address() -> Address {
-    Address { queue: "q".into(), exchange: "dlx".into(), routing_key: Some("k".into()) }
-}
-
 fn source(shard: ShardId, number: u64) -> Source {
     Source { shard, epoch: 0, number }
 }
@@ -135,12 +131,57 @@ fn copy(ops: &mut Ops, source: Source, queues: &[QueueId]) {
 }
 
 #[test]
+fn letters_that_wait_outlive_their_queue_and_go_by_what_it_was_set_to_when_they_left_it() {
+    let to = |exchange: &str, routing_key: Option<&str>| QueueSettings {
+        dead_letter: Some(DeadLetter { exchange: exchange.into(), routing_key: routing_key.map(Into::into) }),
+        origin: Some(Origin { vhost: "v".into(), name: "q".into() }),
+        ..QueueSettings::default()
+    };
+    let mut scene = Scene::new(&to("one", None));
+    scene.publish(&["a", "b", "c", "d", "e"]);
+    let reject = |scene: &mut Scene, seq| scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(seq, seq)));
+    let configure = |scene: &mut Scene, settings: &QueueSettings| {
+        let mut entry = EntryBuilder::new(100);
+        entry.settings(1, Q, settings);
+        scene.apply(entry)
+    };
+    reject(&mut scene, 1);
+    reject(&mut scene, 2);
+    configure(&mut scene, &to("two", Some("k")));
+    reject(&mut scene, 3);
+    configure(&mut scene, &QueueSettings::default());
+    reject(&mut scene, 4);
+    let mut entry = EntryBuilder::new(100);
+    entry.advance(1, 2, &[], &[Q]);
+    assert_eq!(scene.apply(entry).freed, [9], "the letters keep the entry of their messages");
+    assert!(scene.machine.queue(Q).is_none());
+    let dead: Vec<(u64, String)> = scene.dead().into_iter().map(|(number, body, _)| (number, body)).collect();
+    assert_eq!(dead, [(1, "a".to_owned()), (2, "b".to_owned()), (3, "c".to_owned())], "what left afterwards was no letter");
+    let goes_by = |scene: &Scene, number| {
+        let (first, Waiting { address, .. }) = scene.machine.waiting_letters(Q, number).unwrap();
+        assert_eq!((first, &address.vhost[..], &address.queue[..]), (number, "v", "q"));
+        (address.exchange.clone(), address.routing_key.clone())
+    };
+    let (one, two) = (("one".to_owned(), None), ("two".to_owned(), Some("k".to_owned())));
+    assert_eq!([1, 2, 3].map(|number| goes_by(&scene, number)), [one.clone(), one, two.clone()]);
+    // A letter of a queue that is gone gets its way like any other, and is written by the same when it is sent again.
+    scene.ops(|ops| ops.routed((Q, 1, 2), 2, &[(ShardId(3), vec![TARGET])]));
+    scene.ops(|ops| [1, 2].into_iter().for_each(|number| copy(ops, source(ShardId(3), number), &[TARGET])));
+    assert_eq!(scene.live(TARGET), 2);
+    scene.ops(|ops| ops.routed((Q, 3, 1), 2, &[(OTHER, vec![QueueId(50)])]));
+    let address = scene.machine.routed_letter(3).unwrap().address;
+    assert_eq!((address.exchange.clone(), address.routing_key.clone()), two);
+    assert_eq!(scene.ops(|ops| ops.done((3, 3), OTHER)).freed.last(), Some(&2));
+    assert_eq!(scene.dead(), []);
+}
+
+#[test]
 fn a_letter_for_the_same_shard_moves_in_one_entry_and_once() {
     let mut scene = Scene::new(&buried());
     scene.publish(&["a"]);
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 1)));
     let route = |ops: &mut Ops| {
-        ops.routed((Q, 1, 1), 1, &address(), &[(ShardId(3), vec![TARGET])]);
+        ops.routed((Q, 1, 1), 1, &[(ShardId(3), vec![TARGET])]);
         copy(ops, source(ShardId(3), 1), &[TARGET]);
     };
     let applied = scene.ops(route);
@@ -162,7 +203,7 @@ fn a_letter_that_a_queue_of_the_shard_refuses_stays_until_there_is_room() {
     scene.publish(&["b"]);
     // Back into its own queue, which is full, and into one that is not.
     scene.ops(|ops| {
-        ops.routed((Q, 1, 1), 1, &address(), &[(ShardId(3), vec![Q, TARGET])]);
+        ops.routed((Q, 1, 1), 1, &[(ShardId(3), vec![Q, TARGET])]);
         copy(ops, source(ShardId(3), 1), &[Q, TARGET]);
     });
     assert_eq!((scene.live(Q), scene.live(TARGET)), (1, 1));
@@ -200,10 +241,10 @@ fn letters_side_by_side_get_one_way_and_end_apart() {
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 4)));
     let queues = vec![QueueId(50), QueueId(51)];
     let targets = [(OTHER, queues.clone())];
-    scene.ops(|ops| ops.routed((Q, 1, 5), 1, &address(), &targets));
-    scene.ops(|ops| ops.routed((Q, 1, 0), 1, &address(), &targets));
+    scene.ops(|ops| ops.routed((Q, 1, 5), 1, &targets));
+    scene.ops(|ops| ops.routed((Q, 1, 0), 1, &targets));
     assert_eq!(scene.machine.routed_letters().count(), 0, "there are not so many");
-    scene.ops(|ops| ops.routed((Q, 1, 4), 1, &address(), &targets));
+    scene.ops(|ops| ops.routed((Q, 1, 4), 1, &targets));
     assert_eq!(scene.machine.routed_letters().count(), 1);
     let outlet = |first| [Outlet { shard: OTHER, first, queues: queues.clone() }];
     assert_eq!([1, 2, 3, 4].map(|number| scene.outlets(number)), [1, 3, 5, 7].map(|first| outlet(first).to_vec()));
@@ -226,7 +267,7 @@ fn letters_side_by_side_for_the_same_shard_move_in_one_entry_but_for_those_that_
     scene.publish(&["x", "y"]);
     let own = ShardId(3);
     scene.ops(|ops| {
-        ops.routed((Q, 1, 4), 1, &address(), &[(own, vec![Q])]);
+        ops.routed((Q, 1, 4), 1, &[(own, vec![Q])]);
         (1..=4).for_each(|number| copy(ops, source(own, number), &[Q]));
     });
     assert_eq!(scene.live(Q), 4, "two find room");
@@ -248,7 +289,7 @@ fn only_the_first_letter_of_a_queue_gets_its_way_and_only_by_a_catalog_the_shard
     scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
     let targets = vec![(OTHER, vec![QueueId(50)])];
     scene.route(2, &targets);
-    scene.ops(|ops| ops.routed((Q, 1, 1), 2, &address(), &targets));
+    scene.ops(|ops| ops.routed((Q, 1, 1), 2, &targets));
     assert_eq!(scene.machine.routed_letters().count(), 0);
     scene.route(1, &targets);
     scene.route(1, &vec![(ShardId(9), vec![QueueId(51)])]);
@@ -369,17 +410,4 @@ fn a_message_that_fails_too_often_dies_and_expired_ones_do() {
     assert_eq!(scene.live(Q), 1);
     scene.ops(|ops| ops.tend(Q, 150, 0, &[]));
     assert_eq!(scene.dead()[1..], [(2, "b".into(), SettleReason::Expired)]);
-}
-
-#[test]
-fn a_dropped_queue_takes_its_unrouted_letters_along() {
-    let mut scene = Scene::new(&buried());
-    scene.publish(&["a", "b"]);
-    scene.ops(|ops| ops.settle(Q, SettleReason::Reject, &seqs(1, 2)));
-    scene.route(1, &vec![(OTHER, vec![QueueId(50)])]);
-    let mut entry = EntryBuilder::new(100);
-    entry.advance(1, 2, &[], &[Q]);
-    scene.apply(entry);
-    assert_eq!(scene.dead().iter().map(|letter| letter.0).collect::<Vec<_>>(), [1]);
-    assert_eq!(scene.machine.live_entries(), [2]);
 }

@@ -5,7 +5,7 @@ use super::dead::{Dead, DeadLetters, Held};
 use super::queue::{Located, Queue};
 use super::shard::DataMachine;
 use crate::model::entry::{EnqueueOp, SettleReason};
-use crate::model::letters::{Address, Targets};
+use crate::model::letters::Targets;
 use crate::model::settings::Overflow;
 use crate::model::{QueueId, Seq, ShardId};
 
@@ -34,7 +34,7 @@ impl Exits {
             for run in runs {
                 let end = Seq(run.first.0 + u64::from(run.count) - 1);
                 let bytes = queue.count_in(&[(run.first, end)]).body_bytes;
-                self.bury(Dead { queue: id, at: run, bytes, reason, time_ms: self.time_ms });
+                self.bury(queue, Dead { queue: id, at: run, bytes, reason, time_ms: self.time_ms });
             }
         }
         queue.settle(first, last, &mut self.released)
@@ -46,7 +46,7 @@ impl Exits {
         if buries && self.dead.room(id) > 0 {
             let at = Located { first: Seq(0), count: 1, index, position, skip: 0, deadline_ms: 0 };
             let (bytes, reason) = (body_bytes.into(), SettleReason::MaxLength);
-            self.bury(Dead { queue: id, at, bytes, reason, time_ms: self.time_ms });
+            self.bury(queue, Dead { queue: id, at, bytes, reason, time_ms: self.time_ms });
         }
     }
 
@@ -57,7 +57,7 @@ impl Exits {
         for at in runs {
             let end = Seq(at.first.0 + u64::from(at.count) - 1);
             let bytes = queue.count_in(&[(at.first, end)]).body_bytes;
-            self.bury(Dead { queue: id, at, bytes, reason: SettleReason::Replay, time_ms: binding });
+            self.bury(queue, Dead { queue: id, at, bytes, reason: SettleReason::Replay, time_ms: binding });
         }
     }
 
@@ -67,10 +67,11 @@ impl Exits {
         refuses && self.dead.room(id) == 0
     }
 
-    /// Messages are dead letters from now on.
-    fn bury(&mut self, dead: Dead) {
+    /// Messages are dead letters from now on, whatever becomes of their queue.
+    fn bury(&mut self, queue: &Queue, dead: Dead) {
+        let Some(address) = queue.address() else { return };
         self.any_died = true;
-        if self.dead.add(Dead { at: Located { deadline_ms: 0, ..dead.at }, ..dead }) {
+        if self.dead.add(Dead { at: Located { deadline_ms: 0, ..dead.at }, ..dead }, address) {
             self.taken.push(dead.at.index);
         }
     }
@@ -87,7 +88,7 @@ impl Exits {
     }
 
     /// Letters have their way (rule 25).
-    pub fn route(&mut self, letters: (QueueId, u64, u32), way: (u64, Address, Targets)) {
+    pub fn route(&mut self, letters: (QueueId, u64, u32), way: (u64, Targets)) {
         self.dead.route(letters, way, &mut Held { taken: &mut self.taken, released: &mut self.released });
     }
 

@@ -1,13 +1,14 @@
 //! The rows of letters in checkpoints and snapshots. Called by `dead`.
 
 use super::codec::{Reader, Writer};
-use super::dead::{Dead, DeadLetters, Routed, Row};
+use super::dead::{Dead, DeadLetters, Routed, Row, Waiting};
 use super::inlets::Inlets;
 use super::queue::Located;
 use super::shard::RestoreError;
 use crate::model::entry::SettleReason;
 use crate::model::letters::{Address, Outlet};
 use crate::model::{QueueId, Seq, ShardId};
+use std::sync::Arc;
 
 /// counts := last number u64 | n u16 | (target shard u16, last number u64)* | inlets
 pub(super) fn encode_counts(letters: &DeadLetters) -> Vec<u8> {
@@ -33,17 +34,19 @@ pub(super) fn decode_counts(letters: &mut DeadLetters, value: &[u8]) -> Result<(
     input.end()
 }
 
-/// row := queue u64 | seq u64 | count u32 | index u64 | position u32 | skip u32 | bytes u64 | reason u8 | time_ms u64 | routed u8 | way?
-/// way := catalog index u64 | len u32 queue's name | len u32 exchange | keyed u8 | len u32 key | n u16 | (shard u16, first u64, n u32, queue u64*)*
+/// row := queue u64 | seq u64 | count u32 | index u64 | position u32 | skip u32 | bytes u64 | reason u8 | time_ms u64 | address
+///      | routed u8 | way?
+/// address := len u32 vhost | len u32 queue's name | len u32 exchange | keyed u8 | len u32 key
+/// way := catalog index u64 | n u16 | (shard u16, first u64, n u32, queue u64*)*
 pub(super) fn encode_row(row: &Row) -> Vec<u8> {
     let mut out = Writer::with_capacity(96);
     match row {
-        Row::Waiting(dead) => {
-            encode_dead(dead, &mut out);
+        Row::Waiting(Waiting { dead, address }) => {
+            encode_dead(dead, address, &mut out);
             out.u8(0);
         }
         Row::Routed(routed) => {
-            encode_dead(&routed.dead, &mut out);
+            encode_dead(&routed.dead, &routed.address, &mut out);
             out.u8(1);
             encode_way(routed, &mut out);
         }
@@ -51,7 +54,7 @@ pub(super) fn encode_row(row: &Row) -> Vec<u8> {
     out.finish()
 }
 
-fn encode_dead(dead: &Dead, out: &mut Writer) {
+fn encode_dead(dead: &Dead, address: &Address, out: &mut Writer) {
     out.u64(dead.queue.0);
     out.u64(dead.at.first.0);
     out.u32(dead.at.count);
@@ -61,15 +64,14 @@ fn encode_dead(dead: &Dead, out: &mut Writer) {
     out.u64(dead.bytes);
     out.u8(dead.reason as u8);
     out.u64(dead.time_ms);
+    let Address { vhost, queue, exchange, routing_key } = address;
+    [vhost, queue, exchange].into_iter().for_each(|text| out.bytes(text.as_bytes()));
+    out.u8(routing_key.is_some().into());
+    out.bytes(routing_key.as_deref().unwrap_or_default().as_bytes());
 }
 
 fn encode_way(routed: &Routed, out: &mut Writer) {
-    let Address { queue, exchange, routing_key } = &routed.address;
     out.u64(routed.catalog_index);
-    out.bytes(queue.as_bytes());
-    out.bytes(exchange.as_bytes());
-    out.u8(routing_key.is_some().into());
-    out.bytes(routing_key.as_deref().unwrap_or_default().as_bytes());
     out.u16(routed.outlets.len() as u16);
     for outlet in &routed.outlets {
         out.u16(outlet.shard.0);
@@ -82,17 +84,17 @@ fn encode_way(routed: &Routed, out: &mut Writer) {
 /// The way back.
 pub(super) fn decode_row(value: &[u8]) -> Result<Row, RestoreError> {
     let mut input = Reader::new(value);
-    let dead = decode_dead(&mut input)?;
+    let waiting = decode_dead(&mut input)?;
     let row = match input.u8()? {
-        0 => Row::Waiting(dead),
-        1 => Row::Routed(decode_way(dead, &mut input)?),
+        0 => Row::Waiting(waiting),
+        1 => Row::Routed(decode_way(waiting, &mut input)?),
         _ => return Err(RestoreError::Malformed("letter")),
     };
     input.end()?;
     Ok(row)
 }
 
-fn decode_dead(input: &mut Reader<'_>) -> Result<Dead, RestoreError> {
+fn decode_dead(input: &mut Reader<'_>) -> Result<Waiting, RestoreError> {
     let (queue, first, count) = (QueueId(input.u64()?), Seq(input.u64()?), input.u32()?);
     let (index, position, skip) = (input.u64()?, input.u32()?, input.u32()?);
     let bytes = input.u64()?;
@@ -100,21 +102,23 @@ fn decode_dead(input: &mut Reader<'_>) -> Result<Dead, RestoreError> {
     if count == 0 {
         return Err(RestoreError::Malformed("no letter"));
     }
-    Ok(Dead { queue, at: Located { first, count, index, position, skip, deadline_ms: 0 }, bytes, reason, time_ms: input.u64()? })
-}
-
-fn decode_way(dead: Dead, input: &mut Reader<'_>) -> Result<Routed, RestoreError> {
-    let catalog_index = input.u64()?;
-    let (queue, exchange) = (text(input)?, text(input)?);
+    let at = Located { first, count, index, position, skip, deadline_ms: 0 };
+    let dead = Dead { queue, at, bytes, reason, time_ms: input.u64()? };
+    let (vhost, queue, exchange) = (text(input)?, text(input)?, text(input)?);
     let keyed = input.u8()? != 0;
     let routing_key = Some(text(input)?).filter(|_| keyed);
+    Ok(Waiting { dead, address: Arc::new(Address { vhost, queue, exchange, routing_key }) })
+}
+
+fn decode_way(Waiting { dead, address }: Waiting, input: &mut Reader<'_>) -> Result<Routed, RestoreError> {
+    let catalog_index = input.u64()?;
     let mut outlets = Vec::new();
     for _ in 0..input.u16()? {
         let (shard, first, n) = (ShardId(input.u16()?), input.u64()?, input.u32()?);
         let queues = (0..n).map(|_| input.u64().map(QueueId)).collect::<Result<_, _>>()?;
         outlets.push(Outlet { shard, first, queues });
     }
-    Ok(Routed { dead, catalog_index, address: Address { queue, exchange, routing_key }, outlets })
+    Ok(Routed { dead, catalog_index, address, outlets })
 }
 
 fn text(input: &mut Reader<'_>) -> Result<String, RestoreError> {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SectionReply, SettleReason, StoredMessage};
-use crate::model::letters::{Address, Source};
+use crate::model::letters::Source;
 use crate::model::link::Batch;
 use crate::model::settings::{DeadLetter, Overflow, QueueSettings};
 use crate::model::{BatchSeq, Incarnation, LeaderId, LogId, NodeId, QueueId, Seq, SessionId, ShardId, limits};
@@ -212,7 +212,7 @@ impl World {
         let Some((number, run)) = self.source.machine.waiting_letters(Q, 0) else { return };
         let queues = if both { vec![FREE, FULL] } else { vec![FULL] };
         let index = if ahead { 9 } else { 1 };
-        self.source.ops(|ops| ops.routed((Q, number, count.min(run.at.count)), index, &Address::default(), &[(T, queues)]));
+        self.source.ops(|ops| ops.routed((Q, number, count.min(run.dead.at.count)), index, &[(T, queues)]));
         assert_eq!(self.source.machine.routed_letter(number).is_some(), !ahead);
     }
 
@@ -323,7 +323,7 @@ fn an_entry_lets_so_many_messages_expire_and_a_full_outbox_none() {
     assert_eq!(live(&shard), all - limits::OUTBOX_LETTERS, "what expired stays in its queue");
     assert!(!shard.machine.buries(Q));
     let (number, _) = shard.machine.waiting_letters(Q, 0).unwrap();
-    shard.ops(|ops| ops.routed((Q, number, 1), 1, &Address::default(), &[]));
+    shard.ops(|ops| ops.routed((Q, number, 1), 1, &[]));
     assert!(shard.machine.buries(Q));
     tend(&mut shard);
     assert_eq!(live(&shard), all - limits::OUTBOX_LETTERS - 1);

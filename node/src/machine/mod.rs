@@ -52,7 +52,7 @@ mod transactions_tests;
 
 pub use capture::{CaptureId, Image, Progress};
 pub use checkpoint::Delta;
-pub use dead::{Dead, Routed};
+pub use dead::{Dead, Routed, Waiting};
 pub use living::{Left, Living, Survey};
 pub use notes::AT_ONCE;
 pub use queue::{Located, Queue, read_run};

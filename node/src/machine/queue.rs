@@ -11,6 +11,7 @@ use super::shard::RestoreError;
 use super::stores::Schedule;
 use crate::model::deduplication::Marks;
 use crate::model::entry::{EntryBytes, Op, OpsReader, StoredView};
+use crate::model::letters::Address;
 use crate::model::link::Ranges;
 use crate::model::settings::QueueSettings;
 use crate::model::store::Store;
@@ -18,6 +19,7 @@ use crate::model::{ConsumerId, QueueId, Seq, SessionId};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A run of live messages and where their bodies lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Queue {
     levels: SmallVec<[Extents; 1]>,
     /// `None`: a plain queue.
     settings: Option<Box<QueueSettings>>,
+    /// What the settings say of letters; not state.
+    address: Option<Arc<Address>>,
     /// The single active consumer.
     active: Option<(SessionId, ConsumerId)>,
     pub(super) notes: Notes,
@@ -78,6 +82,7 @@ impl Default for Queue {
             live: Taken::default(),
             levels: smallvec![Extents::default()],
             settings: None,
+            address: None,
             active: None,
             notes: Notes::default(),
             failures: BTreeMap::new(),
@@ -133,6 +138,11 @@ impl Queue {
     /// What it was declared with beyond a plain queue.
     pub fn settings(&self) -> Option<&QueueSettings> {
         self.settings.as_deref()
+    }
+
+    /// What messages that leave it as letters are routed and written by; `None`: none do.
+    pub(super) fn address(&self) -> Option<&Arc<Address>> {
+        self.address.as_ref()
     }
 
     /// The consumer that alone gets messages, if one was chosen.
@@ -211,6 +221,10 @@ impl Queue {
         let wanted = 1 + settings.as_ref().and_then(|s| s.max_priority).map_or(0, usize::from);
         if wanted > self.levels.len() {
             self.levels.resize_with(wanted, Extents::default);
+        }
+        let address = settings.as_ref().and_then(|s| s.address());
+        if address.as_ref() != self.address.as_deref() {
+            self.address = address.map(Arc::new);
         }
         self.settings = settings;
         if let Some(deduplication) = self.settings.as_ref().and_then(|s| s.deduplication) {

@@ -2,7 +2,7 @@
 //! Local (in-memory) shards use the same machine without checkpoints. Not here: consumers, clocks, IO, bodies.
 
 use super::capture::Capture;
-use super::dead::{Dead, Routed};
+use super::dead::{Routed, Waiting};
 use super::exits::Exits;
 use super::extents::Extents;
 pub use super::faults::{Fault, RestoreError};
@@ -259,7 +259,7 @@ impl DataMachine {
     }
 
     /// The first letters of a queue without a way, from a number on.
-    pub fn waiting_letters(&self, queue: QueueId, from: u64) -> Option<(u64, Dead)> {
+    pub fn waiting_letters(&self, queue: QueueId, from: u64) -> Option<(u64, Waiting)> {
         self.exits.dead.waiting(queue, from)
     }
 
@@ -396,10 +396,10 @@ impl DataMachine {
                     ordinal += 1;
                 }
                 Op::Settle { queue, reason, ranges } => self.settle(index, (queue, reason, ranges), effects),
-                Op::Routed { queue, number, count, catalog_index, address, targets } => {
+                Op::Routed { queue, number, count, catalog_index, targets } => {
                     // Queues that this shard has not heard of yet are not gone (rule 27).
                     if catalog_index <= self.catalog_index {
-                        self.exits.route((queue, number, count), (catalog_index, address, targets));
+                        self.exits.route((queue, number, count), (catalog_index, targets));
                     }
                 }
                 Op::Done { first, last, shard } => self.exits.done((first, last), shard),
@@ -613,7 +613,6 @@ impl DataMachine {
             if let Some(queue) = self.queues.remove(id) {
                 self.dirty.remove(id);
                 self.exits.released.extend(queue.extents().flat_map(Extents::indices));
-                self.exits.released.extend(self.exits.dead.queue_dropped(*id));
                 self.forget_queue(*id, &queue);
                 effects.push(Effect::Dropped { queue: *id });
             } else if self.drop_stream(*id) {

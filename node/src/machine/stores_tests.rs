@@ -73,7 +73,7 @@ impl Scene {
             found.into_iter().map(|(_, m)| String::from_utf8(StoredMessage::parse(m).unwrap().body.to_vec()).unwrap()).collect::<Vec<_>>()
         };
         let (mut all, mut from) = (Vec::new(), 0);
-        while let Some((number, dead)) = self.machine.waiting_letters(Q, from) {
+        while let Some((number, Waiting { dead, .. })) = self.machine.waiting_letters(Q, from) {
             all.extend(body(&dead).into_iter().map(|body| (body, dead.reason, dead.time_ms)));
             from = number + u64::from(dead.at.count);
         }

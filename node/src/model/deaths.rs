@@ -8,9 +8,11 @@ use super::properties::{
 };
 use super::store;
 use bytes::{Buf, BufMut};
+use smallvec::SmallVec;
+use std::ops::Range;
 
 /// A header: its name, and its value with the type in front.
-type Entry<'a> = (&'a [u8], Vec<u8>);
+type Entry<'a> = (&'a [u8], &'a [u8]);
 
 /// What happened to a message.
 #[derive(Clone, Copy, Debug)]
@@ -39,108 +41,149 @@ pub fn reason_name(reason: SettleReason) -> &'static str {
     }
 }
 
-/// A message's headers, writable.
+/// A message's headers, writable. What the client sent is only looked at until it is written.
 #[derive(Clone, Debug)]
 pub struct Headers<'a> {
     list: &'a [u8],
     entries: Vec<Entry<'a>>,
+    /// Values that take the place of those above, by their places there.
+    changed: Vec<(usize, Vec<u8>)>,
+    /// Entries behind those above, as they are written.
+    added: Vec<u8>,
 }
 
 impl<'a> Headers<'a> {
     /// Of a property list (flags and fields). A table that cannot be read counts as empty.
     pub fn of(list: &'a [u8]) -> Headers<'a> {
         let entries = field(list, HEADERS).and_then(entries).unwrap_or_default();
-        Headers { list, entries }
+        Headers { list, entries, changed: Vec::new(), added: Vec::new() }
     }
 
     fn get(&self, name: &str) -> Option<&[u8]> {
-        self.entries.iter().find(|e| e.0 == name.as_bytes()).map(|e| e.1.as_slice())
+        let Some(at) = self.entries.iter().position(|e| e.0 == name.as_bytes()) else {
+            return find(&self.added, name.as_bytes()).map(|value| &self.added[value]);
+        };
+        let changed = self.changed.iter().find(|(of, _)| *of == at);
+        Some(changed.map_or(self.entries[at].1, |(_, value)| value.as_slice()))
     }
 
     /// Sets a header, in its place or at the end.
-    fn set(&mut self, name: &'static str, value: Vec<u8>) {
-        match self.entries.iter_mut().find(|e| e.0 == name.as_bytes()) {
-            Some(entry) => entry.1 = value,
-            None => self.entries.push((name.as_bytes(), value)),
+    fn set(&mut self, name: &'static str, value: &[u8]) {
+        let name = name.as_bytes();
+        if let Some(at) = self.entries.iter().position(|e| e.0 == name) {
+            self.changed.retain(|(of, _)| *of != at);
+            self.changed.push((at, value.to_vec()));
+        } else if let Some(before) = find(&self.added, name) {
+            drop(self.added.splice(before, value.iter().copied()));
+        } else {
+            put(&mut self.added, name, value);
         }
     }
 
-    /// Takes a header away.
+    fn set_text(&mut self, name: &'static str, text: &[u8]) {
+        if self.get(name).is_some() {
+            let mut value = Vec::with_capacity(5 + text.len());
+            put_text(&mut value, text);
+            return self.set(name, &value);
+        }
+        put_name(&mut self.added, name.as_bytes());
+        put_text(&mut self.added, text);
+    }
+
+    /// Takes a header of the client's away.
     pub fn remove(&mut self, name: &str) {
-        self.entries.retain(|e| e.0 != name.as_bytes());
+        while let Some(at) = self.entries.iter().position(|e| e.0 == name.as_bytes()) {
+            self.entries.remove(at);
+            self.changed.retain(|(of, _)| *of != at);
+            self.changed.iter_mut().filter(|(of, _)| *of > at).for_each(|(of, _)| *of -= 1);
+        }
     }
 
     /// Routing keys beside the message's own: `CC` or `BCC`.
     pub fn keys(&self, name: &str) -> Vec<Vec<u8>> {
-        let items = self.get(name).and_then(|v| v.strip_prefix(b"A")).and_then(items).unwrap_or_default();
-        items.iter().filter_map(|item| text(item)).map(<[u8]>::to_vec).collect()
+        self.listed(name).filter_map(text).map(<[u8]>::to_vec).collect()
+    }
+
+    /// The values of a header that is an array.
+    fn listed(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.get(name).and_then(items).unwrap_or_default().into_iter()
     }
 
     /// Failed deliveries so far.
     pub fn set_delivery_count(&mut self, count: u32) {
-        self.set("x-delivery-count", long(count.into()));
+        self.set("x-delivery-count", &long(count.into()));
     }
 
     /// Its delay is over: the header turns negative, so that the message is not delayed again and a consumer sees that it was.
     pub fn end_delay(&mut self) {
         if let Some(delay) = self.get(store::DELAY).and_then(store::whole) {
-            self.set(store::DELAY, integer(delay.saturating_neg()));
+            self.set(store::DELAY, &integer(delay.saturating_neg()));
         }
     }
 
     /// One more death. Those before it, by recency: queue and reason.
     pub fn record(&mut self, death: &Death<'_>) {
         let (queue, reason) = (death.queue.as_bytes(), reason_name(death.reason).as_bytes());
-        let deaths = self.deaths();
-        let (mut same, others): (Vec<_>, Vec<_>) = deaths.into_iter().partition(|d| d.is(queue, reason));
-        let first = self.get("x-death").is_none();
-        let table = match same.pop() {
-            Some(before) => before.again(),
-            None => self.new_death(death),
-        };
-        let mut list = vec![table];
-        list.extend(others.into_iter().map(|d| d.table));
-        self.set("x-death", array(&list));
-        for (which, set) in [("first", first), ("last", true)] {
-            if set {
+        let is_first = self.get("x-death").is_none();
+        let mut list = Vec::with_capacity(160 + 2 * death.queue.len() + death.key.len() + death.exchange.len());
+        sized(&mut list, b'A', |list| {
+            match self.deaths().filter(|d| d.is(queue, reason)).last() {
+                Some(before) => before.put_again(list),
+                None => self.put_death(list, death),
+            }
+            self.deaths().filter(|d| !d.is(queue, reason)).for_each(|d| list.put_slice(d.table));
+        });
+        self.added.reserve(list.len() + 200 + 2 * (queue.len() + death.exchange.len()));
+        self.set("x-death", &list);
+        for (which, wanted) in [("first", is_first), ("last", true)] {
+            if wanted {
                 let [queue_name, reason_name, exchange_name] = names(which);
-                self.set(reason_name, long_text(reason));
-                self.set(queue_name, long_text(queue));
-                self.set(exchange_name, long_text(death.exchange));
+                self.set_text(reason_name, reason);
+                self.set_text(queue_name, queue);
+                self.set_text(exchange_name, death.exchange);
             }
         }
     }
 
-    fn new_death(&self, death: &Death<'_>) -> Vec<u8> {
-        let mut keys = vec![long_text(death.key)];
-        keys.extend(self.keys("CC").iter().map(|key| long_text(key)));
-        let mut out = Vec::new();
-        if let Some(expiration) = field(self.list, EXPIRATION) {
-            put(&mut out, b"original-expiration", &long_text(expiration));
-        }
-        put(&mut out, b"count", &long(1));
-        put(&mut out, b"reason", &long_text(reason_name(death.reason).as_bytes()));
-        put(&mut out, b"queue", &long_text(death.queue.as_bytes()));
-        let mut time = vec![b'T'];
-        time.put_u64(death.time_ms / 1000);
-        put(&mut out, b"time", &time);
-        put(&mut out, b"exchange", &long_text(death.exchange));
-        put(&mut out, b"routing-keys", &array(&keys));
-        table(&out)
+    fn put_death(&self, out: &mut Vec<u8>, death: &Death<'_>) {
+        sized(out, b'F', |out| {
+            if let Some(expiration) = field(self.list, EXPIRATION) {
+                put_name(out, b"original-expiration");
+                put_text(out, expiration);
+            }
+            put(out, b"count", &long(1));
+            put_name(out, b"reason");
+            put_text(out, reason_name(death.reason).as_bytes());
+            put_name(out, b"queue");
+            put_text(out, death.queue.as_bytes());
+            put_name(out, b"time");
+            out.put_u8(b'T');
+            out.put_u64(death.time_ms / 1000);
+            put_name(out, b"exchange");
+            put_text(out, death.exchange);
+            put_name(out, b"routing-keys");
+            sized(out, b'A', |out| {
+                put_text(out, death.key);
+                self.listed("CC").filter_map(text).for_each(|key| put_text(out, key));
+            });
+        });
     }
 
-    fn deaths(&self) -> Vec<Past> {
-        let items = self.get("x-death").and_then(|v| v.strip_prefix(b"A")).and_then(items).unwrap_or_default();
-        items.into_iter().map(|table| Past { table }).collect()
+    fn deaths(&self) -> impl Iterator<Item = Past<'_>> {
+        self.listed("x-death").map(|table| Past { table })
     }
 
     /// Whether the message would come back to a queue by itself: it died there, and nobody rejected it since.
     pub fn is_cycle(&self, queue: &str) -> bool {
-        let deaths = self.deaths();
-        match deaths.iter().position(|d| d.text(b"queue").as_deref() == Some(queue.as_bytes())) {
-            None => false,
-            Some(at) => deaths[..=at].iter().all(|d| d.text(b"reason").as_deref() != Some(b"rejected")),
+        for death in self.deaths() {
+            if death.text(b"reason") == Some(&b"rejected"[..]) {
+                return false;
+            }
+            if death.text(b"queue") == Some(queue.as_bytes()) {
+                return true;
+            }
         }
+        false
     }
 
     /// The property list with these headers; `expiration`: keep that field.
@@ -150,14 +193,20 @@ impl<'a> Headers<'a> {
         if !expiration {
             flags &= !EXPIRATION;
         }
-        let mut body = Vec::new();
-        self.entries.iter().for_each(|(name, value)| put(&mut body, name, value));
-        let mut out = Vec::with_capacity(self.list.len() + body.len() + 8);
+        let changed: usize = self.changed.iter().map(|(_, value)| value.len()).sum();
+        let mut out = Vec::with_capacity(self.list.len() + changed + self.added.len() + 4);
         out.put_u16(flags);
         out.put_slice(parts.more_flags);
         out.put_slice(parts.before);
-        out.put_u32(body.len() as u32);
-        out.put_slice(&body);
+        let size_at = out.len();
+        out.put_u32(0);
+        for (at, (name, value)) in self.entries.iter().enumerate() {
+            let changed = self.changed.iter().find(|(of, _)| *of == at);
+            put(&mut out, name, changed.map_or(*value, |(_, value)| value.as_slice()));
+        }
+        out.put_slice(&self.added);
+        let size = (out.len() - size_at - 4) as u32;
+        out[size_at..size_at + 4].copy_from_slice(&size.to_be_bytes());
         out.put_slice(parts.between);
         if expiration {
             out.put_slice(parts.expiration);
@@ -168,32 +217,35 @@ impl<'a> Headers<'a> {
 }
 
 /// A recorded death.
-struct Past {
+struct Past<'a> {
     /// Value with its type.
-    table: Vec<u8>,
+    table: &'a [u8],
 }
 
-impl Past {
-    fn text(&self, name: &[u8]) -> Option<Vec<u8>> {
-        let body = self.table.strip_prefix(b"F")?.get(4..)?;
-        let entries = entries(body)?;
-        let value = entries.into_iter().find(|e| e.0 == name)?.1;
-        text(&value).map(<[u8]>::to_vec)
+impl<'a> Past<'a> {
+    fn content(&self) -> &'a [u8] {
+        self.table.strip_prefix(b"F").and_then(|b| b.get(4..)).unwrap_or_default()
+    }
+
+    fn text(&self, name: &[u8]) -> Option<&'a [u8]> {
+        let content = self.content();
+        find(content, name).and_then(|value| text(&content[value]))
     }
 
     fn is(&self, queue: &[u8], reason: &[u8]) -> bool {
-        self.text(b"queue").as_deref() == Some(queue) && self.text(b"reason").as_deref() == Some(reason)
+        self.text(b"queue") == Some(queue) && self.text(b"reason") == Some(reason)
     }
 
     /// The same once more.
-    fn again(&self) -> Vec<u8> {
-        let entries = self.table.strip_prefix(b"F").and_then(|b| b.get(4..)).and_then(entries).unwrap_or_default();
-        let mut out = Vec::new();
-        for (name, value) in &entries {
-            let counted = (*name == b"count").then(|| long(count(value).saturating_add(1)));
-            put(&mut out, name, counted.as_ref().unwrap_or(value));
-        }
-        table(&out)
+    fn put_again(&self, out: &mut Vec<u8>) {
+        sized(out, b'F', |out| {
+            for (name, value) in entries(self.content()).unwrap_or_default() {
+                match name {
+                    b"count" => put(out, name, &long(count(value).saturating_add(1))),
+                    _ => put(out, name, value),
+                }
+            }
+        });
     }
 }
 
@@ -257,24 +309,44 @@ fn skip_short(rest: &mut &[u8]) -> Option<()> {
 fn entries(mut body: &[u8]) -> Option<Vec<Entry<'_>>> {
     let mut out = Vec::new();
     while !body.is_empty() {
-        let len = usize::from(body.try_get_u8().ok()?);
-        let (name, rest) = body.split_at_checked(len)?;
-        let size = value_len(rest, 0)?;
-        out.push((name, rest[..size].to_vec()));
-        body = &rest[size..];
+        let (name, value, rest) = first_entry(body)?;
+        out.push((name, value));
+        body = rest;
     }
     Some(out)
 }
 
-/// The values of an array, given with its length.
-fn items(mut body: &[u8]) -> Option<Vec<Vec<u8>>> {
+/// The first entry of a table's content, and what follows it.
+fn first_entry(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (len, rest) = body.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*len))?;
+    let (value, rest) = rest.split_at_checked(value_len(rest, 0)?)?;
+    Some((name, value, rest))
+}
+
+/// Where in a table's content the value with this name lies.
+fn find(body: &[u8], name: &[u8]) -> Option<Range<usize>> {
+    let mut rest = body;
+    while let Some((of, value, behind)) = first_entry(rest) {
+        if of == name {
+            let end = body.len() - behind.len();
+            return Some(end - value.len()..end);
+        }
+        rest = behind;
+    }
+    None
+}
+
+/// The values of an array, given with its type.
+fn items(array: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut body = array.strip_prefix(b"A")?;
     let len = body.try_get_u32().ok()? as usize;
     let mut body = body.get(..len)?;
     let mut out = Vec::new();
     while !body.is_empty() {
-        let size = value_len(body, 0)?;
-        out.push(body[..size].to_vec());
-        body = &body[size..];
+        let (value, rest) = body.split_at_checked(value_len(body, 0)?)?;
+        out.push(value);
+        body = rest;
     }
     Some(out)
 }
@@ -292,42 +364,42 @@ fn count(value: &[u8]) -> i64 {
 }
 
 /// In 32 bits where they do.
-fn integer(number: i64) -> Vec<u8> {
+fn integer(number: i64) -> SmallVec<[u8; 9]> {
     match i32::try_from(number) {
-        Ok(short) => [&b"I"[..], &short.to_be_bytes()].concat(),
-        Err(_) => long(number),
+        Ok(short) => std::iter::once(b'I').chain(short.to_be_bytes()).collect(),
+        Err(_) => SmallVec::from(long(number)),
     }
 }
 
-fn long(number: i64) -> Vec<u8> {
-    let mut out = vec![b'l'];
-    out.put_i64(number);
+fn long(number: i64) -> [u8; 9] {
+    let mut out = [b'l'; 9];
+    out[1..].copy_from_slice(&number.to_be_bytes());
     out
 }
 
-fn sized(kind: u8, content: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(5 + content.len());
+/// A value with its length in front.
+fn sized(out: &mut Vec<u8>, kind: u8, fill: impl FnOnce(&mut Vec<u8>)) {
     out.put_u8(kind);
-    out.put_u32(content.len() as u32);
-    out.put_slice(content);
-    out
+    let size_at = out.len();
+    out.put_u32(0);
+    fill(out);
+    let size = (out.len() - size_at - 4) as u32;
+    out[size_at..size_at + 4].copy_from_slice(&size.to_be_bytes());
 }
 
-fn long_text(text: &[u8]) -> Vec<u8> {
-    sized(b'S', text)
+fn put_text(out: &mut Vec<u8>, text: &[u8]) {
+    out.put_u8(b'S');
+    out.put_u32(text.len() as u32);
+    out.put_slice(text);
 }
 
-fn table(content: &[u8]) -> Vec<u8> {
-    sized(b'F', content)
-}
-
-fn array(values: &[Vec<u8>]) -> Vec<u8> {
-    sized(b'A', &values.concat())
+fn put_name(out: &mut Vec<u8>, name: &[u8]) {
+    out.put_u8(name.len() as u8);
+    out.put_slice(name);
 }
 
 fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.put_u8(name.len() as u8);
-    out.put_slice(name);
+    put_name(out, name);
     out.put_slice(value);
 }
 
@@ -346,7 +418,8 @@ mod tests {
         list.put_slice(b"\x04text");
         let mut body = Vec::new();
         put(&mut body, b"mine", b"b\x07");
-        put(&mut body, b"CC", &array(&[long_text(b"c1")]));
+        put_name(&mut body, b"CC");
+        sized(&mut body, b'A', |out| put_text(out, b"c1"));
         list.put_u32(body.len() as u32);
         list.put_slice(&body);
         list.put_slice(b"\x02\x02to\x0210\x03mid");
@@ -367,12 +440,12 @@ mod tests {
         let names: Vec<_> = again.entries.iter().map(|e| String::from_utf8_lossy(e.0).into_owned()).collect();
         let wanted = ["mine", "CC", "x-death", "x-first-death-reason", "x-first-death-queue", "x-first-death-exchange"];
         assert_eq!(names[..6], wanted);
-        let past = &again.deaths()[0];
+        let past = again.deaths().next().expect("one");
         let names: Vec<_> = entries(&past.table[5..]).expect("a table").into_iter().map(|e| e.0.to_vec()).collect();
         let wanted: [&[u8]; 7] = [b"original-expiration", b"count", b"reason", b"queue", b"time", b"exchange", b"routing-keys"];
         assert_eq!(names, wanted);
-        assert_eq!(past.text(b"reason").as_deref(), Some(&b"expired"[..]));
-        assert_eq!(past.text(b"original-expiration").as_deref(), Some(&b"10"[..]));
+        assert_eq!(past.text(b"reason"), Some(&b"expired"[..]));
+        assert_eq!(past.text(b"original-expiration"), Some(&b"10"[..]));
         assert!(past.table.windows(8).any(|w| w == b"\0\0\0\x02c1\x00\x00" || w.ends_with(b"c1")), "CC is among the keys");
     }
 
@@ -383,10 +456,10 @@ mod tests {
         headers.record(&death("a", SettleReason::Reject));
         headers.record(&death("b", SettleReason::MaxLength));
         headers.record(&death("a", SettleReason::Reject));
-        let deaths = headers.deaths();
+        let deaths: Vec<Past<'_>> = headers.deaths().collect();
         let shown: Vec<_> = deaths.iter().map(|d| (d.text(b"queue").unwrap_or_default(), d.text(b"reason").unwrap_or_default())).collect();
-        assert_eq!(shown, [(b"a".to_vec(), b"rejected".to_vec()), (b"b".to_vec(), b"maxlen".to_vec())]);
-        let counts: Vec<_> = deaths.iter().map(|d| entries(&d.table[5..]).expect("a table")[0].1.clone()).collect();
+        assert_eq!(shown, [(&b"a"[..], &b"rejected"[..]), (&b"b"[..], &b"maxlen"[..])]);
+        let counts: Vec<_> = deaths.iter().map(|d| entries(&d.table[5..]).expect("a table")[0].1).collect();
         assert_eq!(counts, [long(2), long(1)]);
         assert_eq!(text(headers.get("x-first-death-reason").expect("set")), Some(&b"rejected"[..]));
         assert_eq!(text(headers.get("x-last-death-queue").expect("set")), Some(&b"a"[..]));

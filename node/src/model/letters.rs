@@ -33,12 +33,14 @@ pub struct Outlet {
     pub queues: Vec<QueueId>,
 }
 
-/// What a letter is written by: fixed when it is routed, so that whoever sends it again sends the same.
+/// What a letter is routed and written by: fixed when it leaves its queue, which may be gone or set differently before it is under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
-    /// Name of the queue that it left.
+    /// Where the queue is, and the exchange.
+    pub vhost: String,
+    /// Name of the queue that it left; of an exchange's own queue: nothing.
     pub queue: String,
-    /// Exchange it goes to.
+    /// Exchange it goes to; of an exchange's own queue: that exchange.
     pub exchange: String,
     /// Instead of its own keys.
     pub routing_key: Option<String>,
@@ -47,8 +49,6 @@ pub struct Address {
 /// A message that left its queue unconsumed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Letter {
-    /// The queue.
-    pub queue: QueueId,
     /// Why.
     pub reason: SettleReason,
     /// When, ms since the epoch; of a replay: the number of the binding that it is for.
@@ -75,8 +75,6 @@ pub struct LetterMessage {
 pub struct RoutedRun {
     /// The catalog index that they were routed by: a target shard that follows the catalog to here and has not the queue has it no more.
     pub catalog_index: u64,
-    /// What they were written by.
-    pub address: Address,
     /// What they became, in order.
     pub messages: Vec<LetterMessage>,
     /// The queues that take them; none: they are dropped.

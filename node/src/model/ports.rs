@@ -139,9 +139,9 @@ pub fn path(node: NodeId) -> (EdgeEnd, LeaderEnd) {
 
 /// Routes letters of the shards that this node leads and carries them to other shards. Implemented by `edge`. No call waits.
 pub trait DeadLetterOffice: Send + Sync + 'static {
-    /// Where letters of one queue go, and what they become, in order; `None`: not now, ask again.
-    fn route(&self, letters: &[Letter]) -> Option<Vec<RoutedRun>>;
-    /// What a letter becomes that was routed before, by the address it was routed with: always the same.
+    /// Where letters with one address go, and what they become, in order; `None`: not now, ask again.
+    fn route(&self, letters: &[Letter], address: &Address) -> Option<Vec<RoutedRun>>;
+    /// What a letter becomes that was routed before: always the same.
     fn write(&self, letter: &Letter, address: &Address) -> LetterMessage;
     /// Sends letters to queues of another shard, behind those sent there before; the shard first follows the catalog to `catalog_index`.
     /// `answered` is called once for each, for several together when it can be, unless the node ends before.

@@ -32,7 +32,7 @@ pub const BLIND_COPIES: &str = "\0CC";
 
 /// A stored message has routing keys that its consumers are not to see.
 pub fn has_blind_copies(list: &[u8]) -> bool {
-    field(list, HEADERS).is_some_and(|table| table.windows(4).any(|bytes| bytes == b"\x03\0CC"))
+    field(list, HEADERS).is_some_and(|table| entries(table).any(|(name, _)| name == BLIND_COPIES.as_bytes()))
 }
 
 /// Nesting of tables and arrays that is looked through.

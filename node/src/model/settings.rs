@@ -3,6 +3,7 @@
 
 use super::catalog::{Table, Value};
 use super::deduplication::{self, Deduplication};
+use super::letters::Address;
 use super::limits;
 use super::store::Store;
 use super::stream::{FILTER_BYTES_MIN, SEGMENT_BYTES, StreamSettings, parse_max_age};
@@ -39,6 +40,15 @@ pub struct DeadLetter {
     pub routing_key: Option<String>,
 }
 
+/// What letters of a queue are known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The queue's vhost.
+    pub vhost: String,
+    /// Its name; of the queue behind an exchange: that exchange's.
+    pub name: String,
+}
+
 /// A queue's settings as its shard knows them. The default is a plain queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -61,6 +71,9 @@ pub struct QueueSettings {
     /// Where dead letters go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<DeadLetter>,
+    /// Of a queue whose messages leave it as letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Failed deliveries of a message that are counted are replicated; at one more than this it is a dead letter. `None`: no count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery_limit: Option<u64>,
@@ -103,6 +116,22 @@ impl QueueSettings {
             Store::Delayed | Store::History { .. } => None,
         };
         QueueSettings { store: Some(store), deduplication, ..QueueSettings::default() }
+    }
+
+    /// The same of a queue or, for one behind an exchange, an exchange with this name.
+    pub fn named(self, vhost: &str, name: &str) -> QueueSettings {
+        let leave = self.dead_letter.is_some() || self.store.is_some();
+        QueueSettings { origin: leave.then(|| Origin { vhost: vhost.to_owned(), name: name.to_owned() }), ..self }
+    }
+
+    /// What messages that leave the queue as letters are routed and written by; `None`: none do.
+    pub fn address(&self) -> Option<Address> {
+        let Origin { vhost, name } = self.origin.clone().unwrap_or_default();
+        if self.store.is_some() {
+            return Some(Address { vhost, exchange: name, ..Address::default() });
+        }
+        let DeadLetter { exchange, routing_key } = self.dead_letter.clone()?;
+        Some(Address { vhost, queue: name, exchange, routing_key })
     }
 
     /// Nothing asked for: the queue costs nothing beyond its messages.
@@ -160,6 +189,7 @@ impl QueueSettings {
             message_ttl_ms: lowest("message-ttl"),
             expires_ms: lowest("expires"),
             dead_letter: exchange.map(|exchange| DeadLetter { exchange, routing_key: first("dead-letter-routing-key") }),
+            origin: None,
             delivery_limit: lowest("delivery-limit").or_else(|| (quorum && !unlimited).then_some(QUORUM_DELIVERY_LIMIT)),
             single_active_consumer: own("single-active-consumer") == Some(&Value::Bool(true)),
             max_priority: own("max-priority").and_then(number).map(|n| n.min(PRIORITY_MAX as u64) as u8),

@@ -50,7 +50,7 @@ pub struct ServerConfig {
 struct Closed;
 
 impl DeadLetterOffice for Closed {
-    fn route(&self, _letters: &[Letter]) -> Option<Vec<RoutedRun>> {
+    fn route(&self, _letters: &[Letter], _address: &Address) -> Option<Vec<RoutedRun>> {
         None
     }
 

@@ -7,7 +7,7 @@ use super::handle::LetterRead;
 use super::lateness::Awaited;
 use super::posting::Routing;
 use super::server::ShardServer;
-use crate::machine::{Dead, Routed, read_run};
+use crate::machine::{Dead, Routed, Waiting, read_run};
 use crate::model::entry::EntryBytes;
 use crate::model::letters::{Letter, LetterFate, LetterMessage, Outlet, RoutedRun, Source};
 use crate::model::{QueueId, ShardId, limits};
@@ -255,11 +255,11 @@ impl ShardServer {
 
     fn post_again(&mut self, number: u64, routed: Routed, message: LetterMessage) {
         let own = self.config.shard;
-        let Routed { dead, catalog_index, address, outlets } = routed;
+        let Routed { dead, catalog_index, outlets, .. } = routed;
         let outlets: Vec<Outlet> = outlets.into_iter().filter(|outlet| !self.letters.has_under_way(number, outlet.shard)).collect();
         self.letters.begin(number, dead.queue, message.body.len(), outlets.iter().map(|outlet| outlet.shard));
         let targets = outlets.iter().filter(|outlet| outlet.shard == own).map(|outlet| (own, outlet.queues.clone())).collect();
-        let run = RoutedRun { catalog_index, address, messages: vec![message], targets };
+        let run = RoutedRun { catalog_index, messages: vec![message], targets };
         self.forward(number, &outlets, catalog_index, &run.messages);
         if !run.targets.is_empty() {
             self.letters.routing.push_back(Routing::new(number, dead.queue, false, run));
@@ -269,11 +269,11 @@ impl ShardServer {
     /// Routes the next letters of a queue. False: there are none, or not now.
     fn take_up(&mut self, id: QueueId) -> bool {
         let next = self.letters.queues.get(&id).map_or(0, |out| out.next);
-        let Some((first, mut dead)) = self.machine.lock().waiting_letters(id, next) else { return false };
+        let Some((first, Waiting { mut dead, address })) = self.machine.lock().waiting_letters(id, next) else { return false };
         dead.at.count = self.slice(&dead);
         let Some(messages) = self.messages(&dead) else { return false };
         let letters: Vec<Letter> = messages.into_iter().map(|message| letter_of(&dead, message)).collect();
-        let Some(runs) = self.config.letters.route(&letters) else {
+        let Some(runs) = self.config.letters.route(&letters, &address) else {
             self.letters.pause(id, Instant::now() + limits::LETTER_PAUSE_MIN);
             return false;
         };
@@ -432,5 +432,5 @@ impl ShardServer {
 }
 
 fn letter_of(dead: &Dead, message: Bytes) -> Letter {
-    Letter { queue: dead.queue, reason: dead.reason, time_ms: dead.time_ms, message }
+    Letter { reason: dead.reason, time_ms: dead.time_ms, message }
 }

@@ -78,7 +78,7 @@ impl ShardServer {
         let (shard, epoch) = (self.config.shard, self.epoch());
         for Routing { number, queue, fresh, run, .. } in &letters {
             if *fresh {
-                ops.routed((*queue, *number, run.messages.len() as u32), run.catalog_index, &run.address, &run.targets);
+                ops.routed((*queue, *number, run.messages.len() as u32), run.catalog_index, &run.targets);
             }
             let Some(queues) = self.here(run) else { continue };
             for (number, message) in (*number..).zip(&run.messages) {

@@ -302,10 +302,11 @@ impl Catalog {
         if let Some(exchange) = &record.backs {
             let spec = self.exchange_entry(&record.spec.name.vhost, exchange).map(|x| &x.spec);
             let store = spec.and_then(|spec| store::of_exchange(spec.kind, &spec.arguments).ok().flatten());
-            return store.map_or_else(QueueSettings::default, QueueSettings::of_store);
+            return store.map_or_else(QueueSettings::default, QueueSettings::of_store).named(&record.spec.name.vhost, exchange);
         }
         let policy = self.queue_policies(record.id).filter(|p| !p.is_empty()).map(Applied::definition).unwrap_or_default();
-        QueueSettings::effective(&record.spec.arguments, &policy)
+        let name = &record.spec.name;
+        QueueSettings::effective(&record.spec.arguments, &policy).named(&name.vhost, &name.name)
     }
 
     /// What a queue that is new or set differently since catalog index `index` asks for: of new ones only when that is more than a plain

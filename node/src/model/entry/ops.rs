@@ -4,7 +4,7 @@ use super::append::{AppendOp, is_sound};
 use super::mark::{Mark, read_mark};
 use super::parts::{PartOp, Word, read_part, read_word, skip_head};
 use super::{EntryBytes, FRAME_HEAD, Malformed, StoredView};
-use crate::model::letters::{Address, Source, Targets};
+use crate::model::letters::{Source, Targets};
 use crate::model::link::Ranges;
 use crate::model::properties::Traits;
 use crate::model::{ConsumerId, Offset, QueueId, Seq, SessionId, ShardId, TxId};
@@ -172,36 +172,19 @@ impl Ops {
 
     /// The first waiting letters of a queue have their way (rule 25): the machine gives their copies numbers. It counts only in a shard
     /// that follows the catalog to `catalog_index`, and for the first ones, of one run.
-    pub fn routed(
-        &mut self,
-        (queue, number, count): (QueueId, u64, u32),
-        catalog_index: u64,
-        address: &Address,
-        targets: &[(ShardId, Vec<QueueId>)],
-    ) {
-        let Address { queue: name, exchange, routing_key } = address;
-        let texts = 13 + name.len() + exchange.len() + routing_key.as_ref().map_or(0, String::len);
+    pub fn routed(&mut self, (queue, number, count): (QueueId, u64, u32), catalog_index: u64, targets: &[(ShardId, Vec<QueueId>)]) {
         let len = targets.iter().map(|(_, queues)| 6 + 8 * queues.len()).sum::<usize>();
-        self.frame(OP_ROUTED, 30 + texts + len);
+        self.frame(OP_ROUTED, 30 + len);
         self.buffer.put_u64_le(queue.0);
         self.buffer.put_u64_le(number);
         self.buffer.put_u32_le(count);
         self.buffer.put_u64_le(catalog_index);
-        self.put_text(name);
-        self.put_text(exchange);
-        self.buffer.put_u8(routing_key.is_some().into());
-        self.put_text(routing_key.as_deref().unwrap_or_default());
         self.buffer.put_u16_le(targets.len() as u16);
         for (shard, queues) in targets {
             self.buffer.put_u16_le(shard.0);
             self.buffer.put_u32_le(queues.len() as u32);
             queues.iter().for_each(|q| self.buffer.put_u64_le(q.0));
         }
-    }
-
-    fn put_text(&mut self, text: &str) {
-        self.buffer.put_u32_le(text.len() as u32);
-        self.buffer.put_slice(text.as_bytes());
     }
 
     /// A shard has these dead letters.
@@ -315,8 +298,6 @@ pub enum Op {
         count: u32,
         /// Routed by.
         catalog_index: u64,
-        /// What it is written by.
-        address: Address,
         /// The queues that get it.
         targets: Targets,
     },
@@ -605,10 +586,6 @@ fn read_enqueue_head(body: &mut impl Buf) -> Option<(usize, Traits, Option<Sourc
 fn read_routed(mut body: Bytes) -> Option<Op> {
     let (queue, number) = (QueueId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?);
     let (count, catalog_index) = (body.try_get_u32_le().ok()?, body.try_get_u64_le().ok()?);
-    let (name, exchange) = (read_text(&mut body)?, read_text(&mut body)?);
-    let keyed = body.try_get_u8().ok()? != 0;
-    let routing_key = Some(read_text(&mut body)?).filter(|_| keyed);
-    let address = Address { queue: name, exchange, routing_key };
     let mut targets = Vec::new();
     for _ in 0..body.try_get_u16_le().ok()? {
         let (shard, n) = (ShardId(body.try_get_u16_le().ok()?), body.try_get_u32_le().ok()? as usize);
@@ -617,13 +594,7 @@ fn read_routed(mut body: Bytes) -> Option<Op> {
         }
         targets.push((shard, (0..n).map(|_| QueueId(body.get_u64_le())).collect()));
     }
-    body.is_empty().then_some(Op::Routed { queue, number, count, catalog_index, address, targets })
-}
-
-fn read_text(body: &mut Bytes) -> Option<String> {
-    let len = body.try_get_u32_le().ok()? as usize;
-    let text = (body.len() >= len).then(|| body.split_to(len))?;
-    String::from_utf8(text.to_vec()).ok()
+    body.is_empty().then_some(Op::Routed { queue, number, count, catalog_index, targets })
 }
 
 fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {

@@ -28,11 +28,11 @@ pub(super) struct TestOffice {
 }
 
 impl DeadLetterOffice for TestOffice {
-    fn route(&self, letters: &[Letter]) -> Option<Vec<RoutedRun>> {
+    fn route(&self, letters: &[Letter], address: &Address) -> Option<Vec<RoutedRun>> {
         let target = if self.far.load(Ordering::Relaxed) { (OTHER, vec![QueueId(99)]) } else { (ShardId(1), vec![Q2]) };
-        let messages = letters.iter().map(|letter| self.write(letter, &Address::default())).collect();
+        let messages = letters.iter().map(|letter| self.write(letter, address)).collect();
         let catalog_index = self.ahead.load(Ordering::Relaxed) as u64;
-        let routed = RoutedRun { catalog_index, address: Address::default(), messages, targets: vec![target] };
+        let routed = RoutedRun { catalog_index, messages, targets: vec![target] };
         (!self.closed.load(Ordering::Relaxed)).then_some(vec![routed])
     }
 
