@@ -130,7 +130,7 @@ impl StreamClient {
     ///
     /// # Errors
     /// Of the socket; nothing came for as long as it is patient.
-    pub fn next(&mut self) -> io::Result<Told> {
+    pub fn next_told(&mut self) -> io::Result<Told> {
         loop {
             if let Some(told) = self.told.pop_front() {
                 return Ok(told);
@@ -163,7 +163,7 @@ impl StreamClient {
         self.ask(Request::Subscribe { subscription, stream, offset, credit: 10, properties })?;
         let (mut chunks, until) = (Vec::new(), Instant::now() + Duration::from_secs(60));
         while Instant::now() < until {
-            let Told::Chunk(chunk) = self.next()? else { continue };
+            let Told::Chunk(chunk) = self.next_told()? else { continue };
             let is_last = done(&chunk);
             chunks.push(chunk);
             if is_last {

@@ -69,7 +69,7 @@ fn live(address: &str, stream: &str, shared: &Shared, chance: &mut Chance) -> io
         if stops && confirmed >= sent {
             return Ok(());
         }
-        match client.next()? {
+        match client.next_told()? {
             Told::Confirmed(ids) => confirmed = ids.iter().copied().fold(confirmed, u64::max),
             Told::Refused(ids) => return Err(io::Error::other(format!("{ids:?} are refused"))),
             other => panic!("{stream}: {other:?}"),
@@ -199,7 +199,7 @@ fn a_client_on_another_node_stays_when_the_leader_of_its_stream_dies() {
             sent += 20;
             continue;
         }
-        match client.next().unwrap() {
+        match client.next_told().unwrap() {
             Told::Confirmed(ids) => confirmed += ids.len() as u64,
             Told::Chunk(chunk) => got.extend(chunk.bodies),
             other => panic!("the client is told {other:?}"),
@@ -223,7 +223,7 @@ fn operators_see_stream_clients_of_all_nodes() {
     publishing.publish(7, &(1..=10).map(|id| (id, body(&stream, id))).collect::<Vec<_>>()).unwrap();
     let mut confirmed = 0;
     while confirmed < 10 {
-        let Told::Confirmed(ids) = publishing.next().unwrap() else { panic!("not confirmed") };
+        let Told::Confirmed(ids) = publishing.next_told().unwrap() else { panic!("not confirmed") };
         confirmed += ids.len();
     }
     let mut reading = StreamClient::connect(&nodes[reader], PATIENCE).unwrap();
@@ -231,7 +231,7 @@ fn operators_see_stream_clients_of_all_nodes() {
     reading.ask(Request::Subscribe { subscription: 3, stream: &stream, offset, credit: 100, properties }).unwrap();
     let mut got = 0;
     while got < 10 {
-        let Told::Chunk(chunk) = reading.next().unwrap() else { panic!("no chunk") };
+        let Told::Chunk(chunk) = reading.next_told().unwrap() else { panic!("no chunk") };
         got += chunk.bodies.len();
     }
     let mut options = QueueOptions::durable();
