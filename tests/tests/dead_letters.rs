@@ -218,5 +218,7 @@ fn letters_that_wait_outlive_their_queue_and_the_policy_that_sent_them() {
     ctl.done(&["clear_policy", &full]);
     let came = drain(&mut client, &target, &wanted);
     assert_eq!(came, wanted.into_iter().map(|body| (body, 1)).collect());
-    [&target, &ruled].into_iter().for_each(|queue| drop(client.delete(1, queue).unwrap()));
+    for queue in [&target, &ruled] {
+        client.delete(1, queue).unwrap();
+    }
 }
