@@ -2,7 +2,8 @@
 //! are published twice because a leader died.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 use warren_tests::client::encode::Route;
 use warren_tests::client::{Connection, Field, Incoming, QueueOptions};
@@ -14,17 +15,18 @@ fn to(exchange: &str) -> Route<'_> {
     Route { channel: 1, exchange, key: "k", mandatory: false }
 }
 
-/// Waits until this many publishes are confirmed; how many came back before.
-fn confirmed(client: &mut Connection, publishes: u64) -> usize {
-    let mut returned = 0;
-    loop {
+/// Waits until these publishes are confirmed, each of them: shards answer in any order. How many came back before.
+fn confirmed(client: &mut Connection, publishes: RangeInclusive<u64>) -> usize {
+    let (mut open, mut returned): (BTreeSet<u64>, _) = (publishes.collect(), 0);
+    while !open.is_empty() {
         match message_event(client, PATIENCE).unwrap() {
-            Some(Incoming::Confirm { nack: false, tag, .. }) if tag >= publishes => return returned,
-            Some(Incoming::Confirm { nack: false, .. }) => {}
+            Some(Incoming::Confirm { nack: false, tag, multiple: true, .. }) => open = open.split_off(&(tag + 1)),
+            Some(Incoming::Confirm { nack: false, tag, .. }) => assert!(open.remove(&tag), "{tag} is confirmed once more"),
             Some(Incoming::Returned { .. }) => returned += 1,
             other => panic!("no confirm but {other:?}"),
         }
     }
+    returned
 }
 
 fn delayed_exchange(client: &mut Connection, kind: &str) -> String {
@@ -47,7 +49,7 @@ fn publish_delayed(client: &mut Connection, exchanges: &[String], first_ms: u64,
         due.insert(body.clone(), Instant::now() + Duration::from_millis(delay));
         client.publish_with(to(&exchanges[n as usize % exchanges.len()]), &headers, body.as_bytes()).unwrap();
     }
-    confirmed(client, count);
+    confirmed(client, 1..=count);
     due
 }
 
@@ -206,7 +208,7 @@ fn history(client: &mut Connection, length: i64) -> String {
 fn remember(client: &mut Connection, exchange: &str, bodies: std::ops::Range<u64>) {
     client.confirm_select(1).unwrap();
     bodies.clone().for_each(|n| client.publish_to(to(exchange), n.to_string().as_bytes()).unwrap());
-    confirmed(client, bodies.end - bodies.start);
+    confirmed(client, 1..=bodies.end - bodies.start);
 }
 
 #[test]
@@ -218,7 +220,7 @@ fn a_queue_bound_on_another_node_gets_the_last_messages() {
     let unkept = [("x-recent-history-no-store".to_owned(), Field::Bool(true))];
     publisher.publish_with(to(&exchange), &unkept, b"unkept").unwrap();
     publisher.publish_to(Route { mandatory: true, ..to(&exchange) }, b"5").unwrap();
-    assert_eq!(confirmed(&mut publisher, 7), 1, "no queue is bound");
+    assert_eq!(confirmed(&mut publisher, 6..=7), 1, "no queue is bound");
     let (durable, exclusive) = (unique("durable"), unique("exclusive"));
     binder.declare(1, &durable, &QueueOptions::durable()).unwrap();
     binder.declare(1, &exclusive, &QueueOptions { exclusive: true, ..QueueOptions::default() }).unwrap();
@@ -227,7 +229,7 @@ fn a_queue_bound_on_another_node_gets_the_last_messages() {
         assert_eq!(got(&mut binder, queue, 3), ["3", "4", "5"]);
     }
     publisher.publish_to(Route { mandatory: true, ..to(&exchange) }, b"6").unwrap();
-    assert_eq!(confirmed(&mut publisher, 8), 0);
+    assert_eq!(confirmed(&mut publisher, 8..=8), 0);
     for queue in [&durable, &exclusive] {
         assert_eq!(got(&mut binder, queue, 1), ["6"]);
     }
@@ -309,7 +311,7 @@ fn what_is_published_again_after_the_kill_of_a_leader_is_confirmed_and_stored_on
         let mut client = broker.connect((leader + 1) % cluster.len());
         client.confirm_select(1).unwrap();
         let publishes = publish_marked(&mut client, "", &queue, 0..600, publisher);
-        confirmed(&mut client, publishes);
+        confirmed(&mut client, 1..=publishes);
         cluster.restart(leader);
         let mut bodies: Vec<i64> = got(&mut client, &queue, 600).iter().map(|body| body.parse().unwrap()).collect();
         bodies.sort_unstable();
@@ -330,7 +332,7 @@ fn an_exchange_lets_each_value_through_once_from_all_nodes() {
         let mut client = broker.connect(at);
         client.confirm_select(1).unwrap();
         let publishes = publish_marked(&mut client, &exchange, "k", 0..100, false);
-        confirmed(&mut client, publishes);
+        confirmed(&mut client, 1..=publishes);
     }
     client.publish_to(to(&exchange), b"100").unwrap();
     let mut bodies: Vec<i64> = got(&mut client, &queue, 101).iter().map(|body| body.parse().unwrap()).collect();

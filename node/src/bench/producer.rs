@@ -135,7 +135,7 @@ impl Line for StreamConnection {
     }
 
     fn writer(&self) -> Result<Socket, ClientError> {
-        self.try_clone_socket().map(Socket::from)
+        self.try_clone_socket()
     }
 
     fn confirms(&mut self, wait: Duration, each: &mut dyn FnMut(Confirm)) -> Result<(), ClientError> {

@@ -19,8 +19,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Raft's clock and the checkpoints', milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`), election 200-400 after
-/// a lease.
+/// Raft's clock and the checkpoints', milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`),
+/// election 200-400 after a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Between heartbeats.

@@ -1,7 +1,7 @@
-//! A replica whose log was damaged, or whose disk is new, has forgotten things that it confirmed: it takes part in nothing until it has again all that it may
-//! have acknowledged, and a vote that is not older than any it may have given (rules 1, 5; docs/decisions/0011). It asks who leads; the
-//! leader has itself confirmed by a majority without the asker, and answers when all that its log holds then is applied. The state from
-//! there on is what the asker goes on with.
+//! A replica whose log was damaged, or whose disk is new, has forgotten things that it confirmed: it takes part in nothing until it has
+//! again all that it may have acknowledged, and a vote that is not older than any it may have given (rules 1, 5; docs/decisions/0011,
+//! 0022). It asks who leads; the leader has itself confirmed by a majority without the asker, and answers when all that its log holds then
+//! is applied. The state from there on is what the asker goes on with.
 
 use super::core::Core;
 use super::fetch;
@@ -31,9 +31,10 @@ const NOT_LEADING: u8 = 0;
 const DAMAGED_TOO: u8 = 1;
 const WHOLE_FROM: u8 = 2;
 
-/// What another replica says: and the term of its own vote.
+/// What another replica says, and the term of its own vote.
 type Answer = (Said, u64);
 
+/// How far a replica can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Said {
     /// It does not lead, or cannot prove it.

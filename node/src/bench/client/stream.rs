@@ -1,11 +1,11 @@
 //! A lean client of the RabbitMQ stream protocol over blocking sockets, for `warren bench`: streams are made and deleted, publishers and
 //! subscriptions declared, and everything else that comes is handed to the caller as it lies. Shares no code with `wire`.
-//! Left out: TLS, heartbeats, groups, filters, sub-entry batches.
+//! Left out: heartbeats, groups, filters, sub-entry batches.
 
 use super::connection::Dial;
 use super::error::ClientError;
+use super::socket::Socket;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub struct Command {
 /// An open connection.
 #[derive(Debug)]
 pub struct StreamConnection {
-    socket: TcpStream,
+    socket: Socket,
     bytes: Vec<u8>,
     start: usize,
     end: usize,
@@ -115,10 +115,7 @@ impl StreamConnection {
     /// # Errors
     /// The socket's, or what the broker refused.
     pub fn open(dial: &Dial) -> Result<StreamConnection, ClientError> {
-        let address = dial.address.to_socket_addrs()?.next().ok_or_else(|| ClientError::Protocol("no such host".into()))?;
-        let socket = TcpStream::connect_timeout(&address, dial.timeout).map_err(ClientError::from_io)?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(dial.timeout))?;
+        let socket = Socket::connect(dial)?;
         let (bytes, read_timeout) = (vec![0; READ_BYTES], Some(dial.timeout));
         let mut connection = StreamConnection { socket, bytes, start: 0, end: 0, correlation: 0, read_timeout };
         connection.must(key::PEER_PROPERTIES, |out| out.extend_from_slice(&[0; 4]))?;
@@ -159,7 +156,7 @@ impl StreamConnection {
     ///
     /// # Errors
     /// The socket's.
-    pub fn try_clone_socket(&self) -> Result<TcpStream, ClientError> {
+    pub fn try_clone_socket(&self) -> Result<Socket, ClientError> {
         Ok(self.socket.try_clone()?)
     }
 

@@ -304,11 +304,7 @@ impl Wal {
                 Ok(read) if read.is_empty() && next > after => return Ok(()),
                 Ok(read) => next = (next + read.len() as u64).max(after + 1),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    let damage = Damage { votes: None };
-                    self.shared.submit(Box::new(|_| ()), |state, done| {
-                        state.shard(shard).group.damaged = Some(damage);
-                        Ok(Op::Note { record: meta::damaged_record(shard, damage), done })
-                    });
+                    self.note_damage(shard, Damage { votes: None }, Box::new(|_| ()));
                     return Ok(());
                 }
                 Err(error) => return Err(error),
@@ -328,10 +324,13 @@ impl Wal {
 
     /// The disk is new, what its predecessor held of a group is not known: damage until `mended`.
     pub fn forget(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
-        let done: Done = Box::new(done);
+        self.note_damage(shard, Damage::FORGOTTEN, Box::new(done));
+    }
+
+    fn note_damage(&self, shard: ShardId, damage: Damage, done: Done) {
         self.shared.submit(done, |state, done| {
-            state.shard(shard).group.damaged = Some(Damage::FORGOTTEN);
-            Ok(Op::Note { record: meta::damaged_record(shard, Damage::FORGOTTEN), done })
+            state.shard(shard).group.damaged = Some(damage);
+            Ok(Op::Note { record: meta::damaged_record(shard, damage), done })
         });
     }
 
