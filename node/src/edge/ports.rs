@@ -25,6 +25,7 @@ pub trait LeaderFinder: Send + Sync + 'static {
 pub trait Neighbours: Send + Sync + 'static {
     /// How many there are on each of these nodes. One that does not answer soon is left out.
     fn count(&self, counted: Counted, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, u64)>>;
-    /// Where stream clients reach each of these nodes. One that does not answer soon is left out.
-    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Advertised)>>;
+    /// Where stream clients reach each of these nodes; `None`: nobody is there, or clients are not let in. One that does not answer soon is
+    /// left out: it may be busy.
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Option<Advertised>)>>;
 }

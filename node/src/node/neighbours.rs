@@ -147,15 +147,36 @@ impl edge::Neighbours for Neighbours {
         .boxed()
     }
 
-    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Advertised)>> {
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Option<Advertised>)>> {
         async move {
-            let told = self.ask(&nodes, COUNT_PATIENCE, |mut client| async move { client.ping().await }).await;
-            let address = |reply: PingReply| {
-                let (port, tls_port) = (reply.stream_port.try_into().ok()?, reply.stream_tls_port.try_into().ok()?);
-                Some(Advertised { host: reply.stream_host, port, tls_port })
-            };
-            told.into_iter().filter_map(|(node, reply)| Some((node, address(reply)?))).filter(|(_, a)| !a.host.is_empty()).collect()
+            let known = nodes.iter().filter_map(|node| Some((*node, self.addresses.get(node)?)));
+            let asked = known.map(async |(node, address)| {
+                let answer = self.ask_one(node, address, &|mut client: AdminClient| async move { client.ping().await });
+                let told = tokio::time::timeout(COUNT_PATIENCE, answer).await.ok()?;
+                Some((node, told.ok().and_then(for_streams)))
+            });
+            join_all(asked).await.into_iter().flatten().collect()
         }
         .boxed()
+    }
+}
+
+/// Where stream clients are let in, if they are.
+fn for_streams(reply: PingReply) -> Option<Advertised> {
+    let (port, tls_port) = (reply.stream_port.try_into().ok()?, reply.stream_tls_port.try_into().ok()?);
+    let serves = reply.waiting_for.is_empty() && !reply.stream_host.is_empty();
+    serves.then_some(Advertised { host: reply.stream_host, port, tls_port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_clients_are_sent_to_nodes_that_let_them_in() {
+        let reply = PingReply { stream_host: "a".into(), stream_port: 5552, ..PingReply::default() };
+        assert_eq!(for_streams(reply.clone()), Some(Advertised { host: "a".into(), port: 5552, tls_port: 0 }));
+        assert_eq!(for_streams(PingReply { waiting_for: "starting".into(), ..reply.clone() }), None);
+        assert_eq!(for_streams(PingReply { stream_host: String::new(), ..reply }), None, "it does not know its address yet");
     }
 }

@@ -114,7 +114,13 @@ async function batch() {
   const publisher = await client.declarePublisher({ stream })
   const bodies = numbers("b", 0, 20)
   const messages = bodies.map((body) => ({ content: Buffer.from(body) }))
-  for (const kind of [CompressionType.None, CompressionType.Gzip]) await publisher.sendSubEntries(messages, kind)
+  let confirms = 0
+  publisher.on("publish_confirm", (_, ids) => void (confirms += ids.length))
+  // The library reads one batch of a chunk, so each gets a chunk of its own: the next one goes when the one before is stored.
+  for (const [before, kind] of [CompressionType.None, CompressionType.Gzip].entries()) {
+    await publisher.sendSubEntries(messages, kind)
+    await until(() => confirms > before, () => `${confirms} of ${before + 1} confirms of batches`)
+  }
   const got = await read(client, stream, 40)
   assert.deepEqual(got.map(said), [...bodies, ...bodies])
   // Not their offsets: the library counts the entries of a chunk, not the messages in its batches.

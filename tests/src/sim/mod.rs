@@ -20,6 +20,7 @@ use crate::chance::Chance;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use warren::model::ShardId;
 use warren::model::catalog::ExchangeKind;
@@ -106,7 +107,7 @@ async fn simulate(world: Arc<World>, schedule: &Schedule, mut chance: Chance) {
         tasks.extend((0..consumers).map(|_| tokio::spawn(consumer::run(world.clone(), queue, kind, next()))));
     }
     tasks.push(tokio::spawn(publisher::run(world.clone(), Target::Fanout, next())));
-    tasks.extend((0..2).map(|_| tokio::spawn(streams::publish(world.clone(), next()))));
+    let stream_publishers: Vec<_> = (0..2).map(|_| tokio::spawn(streams::publish(world.clone(), next()))).collect();
     tasks.extend(world.hosts.iter().map(|host| tokio::spawn(streams::read(world.clone(), host.clone()))));
     tasks.push(tokio::spawn(names::look(world.clone(), next())));
     tasks.push(tokio::spawn(names::churn(world.clone(), next())));
@@ -118,18 +119,25 @@ async fn simulate(world: Arc<World>, schedule: &Schedule, mut chance: Chance) {
     world.note("nothing is wrong any more");
     // A node that a failed sync took down starts by itself; all others have been started.
     settle(&world).await;
+    // They repeat what is in the stream already: its readers go on until they are done.
+    all_end(&world, stream_publishers).await;
     streams::settle(&world, PATIENCE).await;
     world.phase_tx.send_replace(Phase::End);
+    all_end(&world, tasks).await;
+    agree(&world, 0).await;
+    if chance.one_in(3) {
+        restart_all(&world).await;
+    }
+}
+
+/// Clients that end by themselves.
+async fn all_end(world: &World, tasks: Vec<JoinHandle<()>>) {
     for task in tasks {
         match timeout(PATIENCE, task).await {
             Ok(Ok(())) => {}
             Ok(Err(panic)) => world.error(format!("a client broke: {panic}")),
             Err(_) => world.error("a client does not end"),
         }
-    }
-    agree(&world, 0).await;
-    if chance.one_in(3) {
-        restart_all(&world).await;
     }
 }
 

@@ -142,12 +142,13 @@ pub async fn publish(world: Arc<World>, mut chance: Chance) {
                 break;
             }
             let count = chance.between(1, 20);
-            let sub = chance.one_in(5);
-            if !talk.append(&target, again..again + count, sub).await {
+            let (sub, first) = (chance.one_in(5), again);
+            again += count;
+            // What the node may not have taken before it died is said again by the next one: it counts from here on.
+            next = next.max(again);
+            if !talk.append(&target, first..again, sub).await {
                 break;
             }
-            again += count;
-            next = next.max(again);
             talk.news(Duration::from_millis(chance.between(1, 20))).await;
         }
         let until = Instant::now() + Duration::from_secs(30);

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// A node is asked again after this time: it may have come back with another address.
-const FRESH: Duration = Duration::from_secs(10);
+/// A node is asked again after this time: it may have died, or come back with another address.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What this node knows of addresses.
 #[derive(Debug)]
@@ -16,13 +16,22 @@ pub struct Addresses {
     own: Advertised,
     /// Clients are told of this node only: it serves every stream.
     only_own: bool,
-    known: Mutex<BTreeMap<NodeId, (Advertised, Instant)>>,
+    /// So long an answer counts.
+    fresh: Duration,
+    /// The last answers; `None`: it let no clients in.
+    known: Mutex<BTreeMap<NodeId, (Option<Advertised>, Instant)>>,
 }
 
 impl Addresses {
     /// `own`: this node's; `only_own`: it stands for all others.
     pub fn new(own: Advertised, only_own: bool) -> Addresses {
-        Addresses { own, only_own, known: Mutex::default() }
+        Addresses { own, only_own, fresh: FRESH, known: Mutex::default() }
+    }
+
+    /// Every answer counts once.
+    #[cfg(test)]
+    pub fn never_remembered(own: Advertised) -> Addresses {
+        Addresses { fresh: Duration::ZERO, ..Addresses::new(own, false) }
     }
 }
 
@@ -32,8 +41,8 @@ impl Edge {
         let _ = self.addresses.set(addresses);
     }
 
-    /// Of these nodes those that are up and whose address is known; this one alone, if it stands for all.
-    pub(super) async fn advertised(&self, nodes: &BTreeSet<NodeId>) -> BTreeMap<NodeId, Advertised> {
+    /// Of these nodes those that let clients in, as far as is known, with their addresses; this one alone, if it stands for all.
+    pub(in crate::edge) async fn advertised(&self, nodes: &BTreeSet<NodeId>) -> BTreeMap<NodeId, Advertised> {
         let Some(addresses) = self.addresses.get() else { return BTreeMap::new() };
         let own = self.config.node;
         if addresses.only_own {
@@ -45,7 +54,7 @@ impl Edge {
         };
         self.refresh(addresses, &others).await;
         let known = addresses.known.lock();
-        let mut found: BTreeMap<_, _> = others.iter().filter_map(|node| Some((*node, known.get(node)?.0.clone()))).collect();
+        let mut found: BTreeMap<_, _> = others.iter().filter_map(|node| Some((*node, known.get(node)?.0.clone()?))).collect();
         if nodes.contains(&own) {
             found.insert(own, addresses.own.clone());
         }
@@ -56,7 +65,7 @@ impl Edge {
         let now = Instant::now();
         let stale: Vec<NodeId> = {
             let known = addresses.known.lock();
-            let is_fresh = |node: &NodeId| known.get(node).is_some_and(|(_, at)| now.duration_since(*at) < FRESH);
+            let is_fresh = |node: &NodeId| known.get(node).is_some_and(|(_, at)| now.duration_since(*at) < addresses.fresh);
             nodes.iter().copied().filter(|node| !is_fresh(node)).collect()
         };
         let Some(neighbours) = self.neighbours.get().filter(|_| !stale.is_empty()) else { return };

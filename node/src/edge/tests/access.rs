@@ -1,10 +1,12 @@
 //! Rights per operation, limits, and who must leave.
 
 use super::*;
+use crate::edge::streams::Addresses;
 use crate::model::admin::{AdminCommand, Permission, TopicPermission};
 use crate::model::catalog::Value;
 use crate::model::report::Counted;
 use crate::model::step::DeclareQueue;
+use crate::model::stream_step::Advertised;
 
 const NAMES: [(&str, &str); 3] = [("configure", "c"), ("write", "w"), ("read", "r")];
 
@@ -222,7 +224,7 @@ async fn a_vhost_and_a_user_have_no_more_connections_than_they_may() {
     }
 }
 
-/// So many on the other nodes; `None`: it does not answer.
+/// So many on the other nodes, and the port for stream clients there; `None`: it does not answer.
 struct Others(Mutex<BTreeMap<NodeId, Option<u64>>>);
 
 impl Others {
@@ -243,9 +245,29 @@ impl Neighbours for Others {
         Box::pin(std::future::ready(answers))
     }
 
-    fn addresses(&self, _: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, crate::model::stream_step::Advertised)>> {
-        Box::pin(std::future::ready(Vec::new()))
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Option<Advertised>)>> {
+        let port = |node: NodeId| self.0.lock()[&node].map(|port| at(port as u16));
+        let answers = nodes.into_iter().map(|node| (node, port(node))).collect();
+        Box::pin(std::future::ready(answers))
     }
+}
+
+fn at(port: u16) -> Advertised {
+    Advertised { host: "n".into(), port, tls_port: 0 }
+}
+
+#[tokio::test]
+async fn stream_clients_are_not_sent_to_a_node_that_lets_nobody_in_any_more() {
+    let scene = Scene::new(default_config());
+    let others = Others::of(&scene, [Some(2), Some(3)]);
+    scene.edge.set_addresses(Addresses::never_remembered(at(1)));
+    let all = [1, 2, 3].map(NodeId).into();
+    let expected = |ports: &[u16]| ports.iter().map(|port| (NodeId(*port), at(*port))).collect::<BTreeMap<_, _>>();
+    assert_eq!(scene.edge.advertised(&all).await, expected(&[1, 2, 3]));
+    others.0.lock().insert(NodeId(2), None);
+    assert_eq!(scene.edge.advertised(&all).await, expected(&[1, 3]), "where it was is no place to go");
+    others.0.lock().insert(NodeId(2), Some(2));
+    assert_eq!(scene.edge.advertised(&all).await, expected(&[1, 2, 3]));
 }
 
 impl Client {
