@@ -8,6 +8,8 @@ use warren_tests::{Broker, Cluster, ClusterOptions, eventually, message_event, u
 
 /// Publishes are refused after this long without a majority.
 const NO_QUORUM_TIMEOUT: Duration = Duration::from_secs(10);
+/// ... and what a busy machine may add to it.
+const REFUSED_BY: Duration = Duration::from_secs(15);
 /// `connection.blocked` comes well before: a routing lease lasts a second.
 const AT_ONCE: Duration = Duration::from_secs(7);
 
@@ -34,7 +36,7 @@ fn is_refused<T: std::fmt::Debug>(broker: &Broker, what: &str, ask: impl FnOnce(
     assert_eq!(refused.code(), Some(541), "{what}: {refused}");
     let why = refused.to_string();
     assert!(why.contains("quorum") || why.contains("majority"), "{what}: the text does not say why: {why}");
-    assert!(began.elapsed() < NO_QUORUM_TIMEOUT * 5 / 2, "{what}: refused after {:?} only", began.elapsed());
+    assert!(began.elapsed() < REFUSED_BY, "{what}: refused after {:?} only", began.elapsed());
 }
 
 #[test]
@@ -51,7 +53,7 @@ fn a_minority_stops_confirming_says_so_and_heals() {
     cluster.kill(2);
     client.publish(1, &queue, b"alone").unwrap();
     let (mut blocked, mut nacked, began) = (None, false, Instant::now());
-    while began.elapsed() < NO_QUORUM_TIMEOUT * 3 && !nacked {
+    while began.elapsed() < REFUSED_BY && !nacked {
         match client.event_within(Duration::from_millis(50)).unwrap() {
             Some(Incoming::Blocked(_)) => blocked = blocked.or(Some(began.elapsed())),
             Some(Incoming::Confirm { nack: true, .. }) => nacked = true,

@@ -229,8 +229,7 @@ impl CtlArgs {
         if let Some(path) = variable("WARREN_CLUSTER_SECRET_FILE") {
             return Ok(ClusterSecret::from_file(Path::new(&path))?);
         }
-        let found = dirs.iter().find_map(|dir| ClusterSecret::kept_by(dir));
-        Ok(ClusterSecret::from_file(&found.ok_or(CtlError::NoSecret)?)?)
+        Ok(ClusterSecret::from_file(&kept_secret(dirs).ok_or(CtlError::NoSecret)?)?)
     }
 
     /// Named on the command line or in the environment.
@@ -280,6 +279,12 @@ fn node_dirs(dir: &Path) -> Vec<PathBuf> {
     nodes
 }
 
+/// The secret of the nodes that run; one that an earlier cluster left is not theirs.
+fn kept_secret(dirs: &[PathBuf]) -> Option<PathBuf> {
+    let (running, others): (Vec<_>, Vec<_>) = dirs.iter().partition(|dir| !running_nodes(dir).is_empty());
+    running.into_iter().chain(others).find_map(|dir| ClusterSecret::kept_by(dir))
+}
+
 /// The nodes that run in a data directory.
 fn running_nodes(dir: &Path) -> Vec<Place> {
     let place = |node: PathBuf| {
@@ -287,4 +292,25 @@ fn running_nodes(dir: &Path) -> Vec<Place> {
         Some(Place { address, tls: DataDir::read_peer_tls(&node) })
     };
     node_dirs(dir).into_iter().filter(|node| DataDir::is_locked(node)).filter_map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Ports;
+
+    #[test]
+    fn the_secret_is_that_of_the_nodes_that_run() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = ["cluster", "server"].map(|name| root.path().join(name));
+        for dir in &dirs {
+            std::fs::create_dir_all(dir).unwrap();
+            std::fs::write(DataDir::secret_path(dir), "x").unwrap();
+        }
+        assert_eq!(kept_secret(&dirs), Some(DataDir::secret_path(&dirs[0])));
+        let _lock = DataDir::lock(&dirs[1]).unwrap();
+        DataDir::write_ports(&dirs[1], Ports::default()).unwrap();
+        assert_eq!(kept_secret(&dirs), Some(DataDir::secret_path(&dirs[1])));
+        assert_eq!(kept_secret(&[]), None);
+    }
 }
