@@ -14,8 +14,6 @@ const BURST: usize = 400;
 /// Frames, and how long the test goes on even if not all were sent, unless a number is asked for.
 const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
 
-/// Connections until its memory is what it needs to serve such clients at all.
-const WARM: u64 = 800;
 /// Memory that a node may keep when all is over.
 const RSS_SLACK_KIB: u64 = 5 * 1024;
 
@@ -189,13 +187,14 @@ fn garbage_at_the_socket_hurts_nobody_else() {
             let served = is_served(&broker, at, &control_queue, Duration::from_secs(20));
             assert_eq!(served, Ok(()), "after {connections} connections, seed {}", chance.seed());
         }
-        if connections == WARM {
+        // By then the nodes have what they need to serve such clients at all.
+        if before.is_empty() && sent >= wanted / 2 {
             before = memory(&broker);
         }
     }
     println!("{test}: {sent} frames in {connections} connections, {:.0} s", began.elapsed().as_secs_f64());
     assert!(sent >= wanted || most == FRAMES.1, "{sent} of {wanted} frames within {most:?}");
-    assert!(broker.cluster().is_none() || sent < wanted || !before.is_empty(), "too few connections to judge memory by");
+    assert!(broker.cluster().is_none() || sent < wanted || !before.is_empty(), "nothing to judge memory by");
     let mut client = broker.connect(0);
     for made in [&queue, &control_queue, "no-such-thing"] {
         client.delete(1, made).unwrap();
@@ -206,8 +205,8 @@ fn garbage_at_the_socket_hurts_nobody_else() {
         after = memory(&broker);
         after.iter().zip(&before).all(|(after, before)| *after <= before + RSS_SLACK_KIB)
     });
-    println!("{test}: VmRSS in KiB after {WARM} connections {before:?}, at the end {after:?}");
-    assert!(back, "VmRSS in KiB after {WARM} connections {before:?}, at the end {after:?}, seed {}", chance.seed());
+    println!("{test}: VmRSS in KiB after half of them {before:?}, at the end {after:?}");
+    assert!(back, "VmRSS in KiB after half of them {before:?}, at the end {after:?}, seed {}", chance.seed());
 }
 
 fn memory(broker: &Broker) -> Vec<u64> {
