@@ -6,6 +6,7 @@ use super::journal::Journal;
 use super::lease::Leases;
 use super::placement::{self, FIRST_GENERATION};
 use super::shard::Shard;
+use super::slow_disk::SlowDisks;
 use super::start::Progress;
 use super::time::ClusterClock;
 use super::watch::Watch;
@@ -80,6 +81,7 @@ pub(super) struct Core {
     pub(super) floors: Floors,
     pub(super) away: Away,
     pub(super) bodies: Arc<BodyCounters>,
+    pub(super) slow_disks: SlowDisks,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) watch: Arc<Watch>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
@@ -113,6 +115,7 @@ impl Core {
             floors: Floors::default(),
             away: Away::default(),
             bodies: Arc::default(),
+            slow_disks: SlowDisks::default(),
             progress: watch::channel(Progress::default()).0,
             watch: Arc::default(),
             hints: Mutex::default(),
@@ -210,10 +213,10 @@ impl Core {
         }
     }
 
-    /// Somebody says that `leader` leads `shard`, of which this node may not be a member.
+    /// `leader` says that it leads `shard`, of which this node may not be a member.
     pub(super) fn hint(&self, shard: ShardId, leader: LeaderId) {
-        if self.group(shard).is_some() {
-            return;
+        if let Some(group) = self.group(shard) {
+            return group.heard_of(leader);
         }
         let hints = &mut *self.hints.lock();
         hints.entry(shard).or_default().send_if_modified(|now| {

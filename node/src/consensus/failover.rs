@@ -89,7 +89,8 @@ fn consider(core: &Arc<Core>, group: &Shard, dead: NodeId, attempts: &mut BTreeM
     }
     let count = known.filter(|a| a.at.elapsed() < CALM).map_or(0, |a| a.count + 1);
     attempts.insert(group.id(), Attempts { last_leader: leader, count, at: now });
-    let rank = group.voters().iter().filter(|v| v.node != dead && v.node < core.me).count() as u32;
+    let before = |node| node != dead && (node < core.me || (core.slow_disks.is_own_slow() && node != core.me));
+    let rank = group.voters().iter().filter(|v| before(v.node)).count() as u32;
     let backoff = if count == 0 { Duration::ZERO } else { (STAGGER * 2u32.pow(count.min(6))).min(core.timing.lease()) };
     let (core, group) = (core.clone(), group.clone());
     tokio::spawn(async move {
@@ -129,9 +130,10 @@ pub(super) async fn balance(core: Arc<Core>) {
     }
 }
 
-fn misplaced(core: &Core, group: &Shard) -> Option<NodeId> {
+pub(super) fn misplaced(core: &Core, group: &Shard) -> Option<NodeId> {
     let preferred = group.voters().first()?;
-    if preferred.node == core.me || !group.leadership().borrow().is_me || !group.lease_valid() {
+    let is_fit = preferred.node != core.me && !core.slow_disks.is_slow(preferred.node);
+    if !is_fit || !group.leadership().borrow().is_me || !group.lease_valid() {
         return None;
     }
     let last = group.inner().journal.state(group.id()).last?.index;
@@ -149,7 +151,7 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
             continue;
         }
         let others = group.voters().iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
-        let Some(best) = others.max_by_key(|v| group.matching(**v)) else { continue };
+        let Some(best) = others.max_by_key(|v| (!core.slow_disks.is_slow(v.node), group.matching(**v))) else { continue };
         if tokio::time::timeout_at(deadline, group.transfer_to(best.node)).await.is_err() {
             return;
         }
@@ -161,7 +163,7 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
 }
 
 /// Tells all nodes which groups this one leads (those outside a group know it only so) and how far every member of it is (the others
-/// purge their logs by that): at once on a change, and now and then.
+/// purge their logs by that), and whether this node's disk is slow: at once on a change, and now and then.
 pub(super) async fn tell(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
     let mut watched = Vec::new();
@@ -170,7 +172,8 @@ pub(super) async fn tell(core: Arc<Core>) {
         if watched.len() < core.all_groups().count() {
             watched = core.all_groups().map(|g| (g.leadership(), g.clone())).collect();
         }
-        let mut letter = BytesMut::from(&[Ask::Led as u8][..]);
+        let is_slow = core.slow_disks.is_own_slow();
+        let mut letter = BytesMut::from(&[Ask::Led as u8, u8::from(is_slow)][..]);
         for (leadership_rx, group) in &mut watched {
             let now = *leadership_rx.borrow_and_update();
             if let Some(leader) = now.leader.filter(|_| now.is_me) {
@@ -180,13 +183,14 @@ pub(super) async fn tell(core: Arc<Core>) {
                 letter.put_u64_le(super::checkpoint::slowest(&core, group).unwrap_or(0));
             }
         }
-        if letter.len() > 1 {
+        if letter.len() > 2 || is_slow {
             let letter = letter.freeze();
             core.others().for_each(|node| drop(tokio::spawn(transport.ask(node, head_only(letter.clone()), HINTS))));
         }
         let changes = watched.iter_mut().map(|(rx, _)| Box::pin(rx.changed()));
         tokio::select! {
             (changed, ..) = futures::future::select_all(changes) => if changed.is_err() { return },
+            () = core.slow_disks.news.notified() => {}
             () = clock::calm(HINTS) => {}
         }
     }

@@ -7,6 +7,7 @@ use crate::store::wal::{Moved, OldFiles, Wal};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 pub use crate::store::wal::{Damage, Done, Identity, LogEntry, Payload, ShardLog, Vote};
 
@@ -26,6 +27,14 @@ pub trait Journal: Send + Sync + 'static {
     fn save_committed(&self, shard: ShardId, id: LogId);
     /// Last entry known to be on this disk.
     fn flushed(&self, shard: ShardId) -> Option<LogId>;
+    /// How long the write that is under way has been taking; `None`: none is.
+    fn writing_for(&self) -> Option<Duration> {
+        None
+    }
+    /// Bytes of entries that are not on this disk yet.
+    fn unflushed(&self) -> usize {
+        0
+    }
     /// Now and then: memory that is held for no reader can go.
     fn forget_unread(&self) {}
     /// An entry from memory.
@@ -181,6 +190,14 @@ impl Journal for Wal {
 
     fn stage(&self, shard: ShardId, entries: Vec<LogEntry>, done: Done) {
         Wal::stage(self, shard, entries, done)
+    }
+
+    fn writing_for(&self) -> Option<Duration> {
+        Wal::writing_for(self)
+    }
+
+    fn unflushed(&self) -> usize {
+        Wal::unflushed(self)
     }
 
     fn unstage(&self, shard: ShardId) {

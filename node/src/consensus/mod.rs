@@ -26,6 +26,7 @@ pub mod replica;
 mod retry;
 mod service;
 pub mod shard;
+mod slow_disk;
 mod start;
 mod thread;
 mod time;
@@ -42,6 +43,7 @@ pub use hearing::Heard;
 pub use machine::{Arrived, Departing, Fault, Machine};
 pub use replica::{Observer, Replicas, SharedData};
 pub use shard::{OutcomeSink, Shard};
+pub use slow_disk::SlowDisks;
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use time::{ClusterClock, Sources};
 pub use types::Reply;
@@ -50,6 +52,8 @@ pub use types::Reply;
 mod rebuild_tests;
 #[cfg(test)]
 mod relocation_tests;
+#[cfg(test)]
+mod slow_disk_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

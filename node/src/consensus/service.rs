@@ -151,6 +151,8 @@ async fn leader_is_gone(core: &Core, group: &super::shard::Shard) -> bool {
 }
 
 fn led(core: &Core, from: NodeId, mut head: Bytes) -> Result<Frame, PeerError> {
+    let is_slow = head.try_get_u8().map_err(|_| PeerError::Malformed("led"))?;
+    core.slow_disks.told(from, is_slow != 0);
     while head.remaining() >= 26 {
         let shard = ShardId(head.get_u16_le());
         let leader = LeaderId { term: head.get_u64_le(), voter: head.get_u64_le() };

@@ -9,6 +9,7 @@ use super::machine::GroupMachine;
 use super::types::*;
 use super::watch::Watch;
 use crate::model::entry::EntryBytes;
+use crate::model::limits::UNFLUSHED_BYTES;
 use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
 use crate::model::report::RaftFigures;
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
@@ -63,6 +64,8 @@ pub(super) struct Inner {
     data_rx: watch_of::Data,
     server_rx: watch_of::Server,
     leadership_tx: watch::Sender<Leadership>,
+    /// Who said last of itself that it leads.
+    heard_tx: watch::Sender<Option<LeaderId>>,
     proposals_tx: mpsc::Sender<Proposal>,
     outbox: Arc<Outbox>,
 }
@@ -101,6 +104,7 @@ impl Shard {
             data_rx,
             server_rx,
             leadership_tx,
+            heard_tx: watch::channel(None).0,
             proposals_tx,
             outbox: Arc::new(Outbox::default()),
         });
@@ -133,6 +137,15 @@ impl Shard {
     /// Who leads. `is_me` only once an entry of this node's own leader id is applied (rule 24).
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership_tx.subscribe()
+    }
+
+    /// Another node says that it leads as `leader`. A group whose vote waits for a disk that hangs learns it in no other way.
+    pub(super) fn heard_of(&self, leader: LeaderId) {
+        self.inner.heard_tx.send_if_modified(|known| {
+            let is_newer = *known < Some(leader);
+            *known = (*known).max(Some(leader));
+            is_newer
+        });
     }
 
     /// The last applied entry.
@@ -291,6 +304,7 @@ async fn propose_in_order(shard: Shard, mut proposals_rx: mpsc::Receiver<Proposa
             slot.fill(ProposalOutcome::Failed("an earlier proposal failed".into()));
             continue;
         }
+        disk_in_time(&shard).await;
         if !lease_in_time(&shard).await {
             slot.fill(ProposalOutcome::Failed("no majority of the shard's replicas answers".into()));
             continue;
@@ -316,6 +330,13 @@ async fn lease_in_time(shard: &Shard) -> bool {
         waited += step;
     }
     true
+}
+
+/// Waits while this node's disk is too far behind: followers commit without it, so nothing else bounds what waits for it (rule 9).
+async fn disk_in_time(shard: &Shard) {
+    while shard.inner.journal.unflushed() > UNFLUSHED_BYTES && shard.lease_valid() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 fn outcome(result: ClientWriteResult<Types>) -> ProposalOutcome {
@@ -401,10 +422,13 @@ async fn watch_leadership(shard: Shard) {
     use openraft::async_runtime::watch::WatchReceiver;
     let mut server_rx = shard.inner.raft.server_metrics();
     let mut applied_rx = shard.inner.applied_rx.clone();
+    let mut heard_rx = shard.inner.heard_tx.subscribe();
     loop {
         let now = {
             let server = server_rx.borrow_and_update();
-            let leader = server.vote.committed.then(|| from_lid(server.vote.leader_id)).filter(|l| l.term > 0);
+            let voted = from_lid(server.vote.leader_id);
+            let heard = heard_rx.borrow_and_update().filter(|heard| *heard >= voted);
+            let leader = heard.or(server.vote.committed.then_some(voted)).filter(|l| l.term > 0);
             let leads = server.state == ServerState::Leader && leader.is_some_and(|l| l.voter == shard.inner.me);
             let applied = applied_rx.borrow_and_update().map(|id| id.leader);
             Leadership { leader, is_me: leads && applied == leader }
@@ -421,6 +445,7 @@ async fn watch_leadership(shard: Shard) {
         let waiting_for_own_entry = now.leader.is_some_and(|l| l.voter == shard.inner.me) && !now.is_me;
         tokio::select! {
             changed = server_rx.changed() => if changed.is_err() { break },
+            changed = heard_rx.changed() => if changed.is_err() { break },
             // Every applied entry wakes this only between an election and the first own entry.
             changed = applied_rx.changed(), if waiting_for_own_entry => if changed.is_err() { break },
         }

@@ -36,7 +36,7 @@ pub(super) struct Node {
     pub(super) consensus: Consensus,
     pub(super) replicas: Replicas,
     pub(super) wal: Wal,
-    outcomes: mpsc::UnboundedReceiver<(u64, ProposalOutcome)>,
+    pub(super) outcomes: mpsc::UnboundedReceiver<(u64, ProposalOutcome)>,
 }
 
 async fn boot(id: u16, n: u16, disk: Arc<dyn Disk>, store: Option<StateStore>, wire: start::Wire) -> Node {

@@ -14,6 +14,7 @@ use super::network::Network;
 use super::placement::FIRST_GENERATION;
 use super::service::Service;
 use super::shard::{Group, Parts, Shard};
+use super::slow_disk::{self, SlowDisks};
 use super::thread::RaftThread;
 use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
@@ -222,6 +223,11 @@ impl Consensus {
         &self.core.bodies
     }
 
+    /// Which disks are slow, and what this node did about it.
+    pub fn slow_disks(&self) -> &SlowDisks {
+        &self.core.slow_disks
+    }
+
     /// The connections to another node.
     pub fn link(&self, node: NodeId) -> LinkState {
         self.core.transport().map(|t| t.link(node)).unwrap_or_default()
@@ -315,6 +321,7 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     core.watch.spawn("the keeper of routing leases", lease::keep(core.clone()));
     core.watch.spawn("the watch of other processes", failover::watch_processes(core.clone()));
     core.watch.spawn("the balance of leaders", failover::balance(core.clone()));
+    core.watch.spawn("the watch of the disk", slow_disk::watch(core.clone()));
     core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
     if let Some(store) = store {
         core.watch.spawn("the keeper of checkpoints", checkpoint::keep(core.clone(), store));

@@ -20,6 +20,12 @@ pub const CONSUMER_BYTES: u64 = 1 << 20;
 pub const TAIL_CACHE_BYTES: usize = 64 << 20;
 /// What the tail cache holds for longer than once to twice this, and nobody reads, goes: a backlog nobody consumes costs no memory.
 pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
+/// A leader takes no more entries while so many bytes of the node's log wait for its disk: followers commit without it (rule 9).
+pub const UNFLUSHED_BYTES: usize = 64 << 20;
+/// A write and sync of the log that take longer mean a disk that hangs: the node gives away what it leads (rule 9).
+pub const SLOW_WRITE: Duration = Duration::from_secs(1);
+/// A node whose disk hung gets no leadership back before its disk has been well for so long.
+pub const SLOW_DISK_CALM: Duration = Duration::from_secs(30);
 /// Size of one WAL file.
 pub const WAL_FILE_BYTES: u64 = 64 << 20;
 /// Log kept by a node for replicas that lag or are away: beyond it they catch up by snapshot (rule 8).

@@ -58,6 +58,9 @@ const WAL: &[WalRow] = &[
     ("warren_wal_written_bytes", "Bytes written", Kind::Counter, |s| s.written_bytes as f64),
     ("warren_wal_sync_last_seconds", "Latency of the last fdatasync", Kind::Gauge, |s| s.sync_last.as_secs_f64()),
     ("warren_wal_sync_max_seconds", "Longest fdatasync since the start", Kind::Gauge, |s| s.sync_max.as_secs_f64()),
+    ("warren_wal_write_under_way_seconds", "How long the write and fdatasync under way have been taking", Kind::Gauge, |s| {
+        s.writing_for.map_or(0.0, |took| took.as_secs_f64())
+    }),
     ("warren_wal_relocated_bytes", "Bytes of old messages written again to clean log files", Kind::Counter, |s| s.relocated_bytes as f64),
     ("warren_wal_cache_bytes", "Bytes of recent entries in memory", Kind::Gauge, |s| s.cache_bytes as f64),
     ("warren_wal_bad_reads", "Entries that the disk gave back damaged", Kind::Counter, |s| s.bad_reads as f64),
@@ -107,6 +110,10 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>, streams: &Arc<
     let on = running.clone();
     let help = "Replicas that were damaged on this disk and rebuilt from the leader since the start";
     metrics.observe("warren_replicas_rebuilt", help, Kind::Counter, move || vec![Sample::plain(on.consensus.rebuilt() as f64)]);
+    let on = running.clone();
+    let help = "Leaderships that this node gave away because a write to its disk did not end in time";
+    let given = move || vec![Sample::plain(on.consensus.slow_disks().given_away() as f64)];
+    metrics.observe("warren_slow_disk_leaderships_given_away", help, Kind::Counter, given);
     let on = running.clone();
     metrics.observe("warren_shard_is_leader", "1 where this node leads the shard", Kind::Gauge, move || leading(&on));
     let on = running.clone();

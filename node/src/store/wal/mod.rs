@@ -16,6 +16,7 @@ mod group;
 mod index;
 mod keeper;
 mod meta;
+mod pace;
 mod reader;
 mod recovery;
 mod scan;
@@ -47,7 +48,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use writer::Writer;
 
 /// Handle of the log; clones share it. When the last one is dropped the queue is written out and the threads end.
@@ -369,6 +370,16 @@ impl Wal {
     /// A spare file could not be prepared: stop taking messages now. What is appended still goes into what is prepared, then waits.
     pub fn is_full(&self) -> bool {
         self.shared.lock().stats.low_space
+    }
+
+    /// How long the write and sync under way have been taking; `None`: none is under way. Takes no lock.
+    pub fn writing_for(&self) -> Option<Duration> {
+        self.shared.pace.writing_for()
+    }
+
+    /// Bytes of appended entries that are not durable yet. Takes no lock.
+    pub fn unflushed(&self) -> usize {
+        self.shared.pace.queued_bytes()
     }
 
     /// Counters.

@@ -7,6 +7,7 @@ use super::file::{Held, ReadyFile};
 use super::format::Record;
 use super::group::Pending;
 use super::index::{Frees, ShardIndex};
+use super::pace::Pace;
 use super::sidecar::Sidecar;
 use super::stats::WalStats;
 use crate::model::{Generation, LogId, NodeId, ShardId};
@@ -98,7 +99,6 @@ pub(super) struct State {
     /// The writer waits for a prepared file.
     pub starved: bool,
     pub stats: WalStats,
-    pub sync_began: Option<Instant>,
     next_order: u64,
     /// When unread entries were last looked for, and the first order after that.
     looked: Option<(Instant, u64)>,
@@ -124,7 +124,6 @@ impl State {
             lives: BTreeMap::new(),
             starved: false,
             stats: WalStats::default(),
-            sync_began: None,
             next_order: 0,
             looked: None,
             files: BTreeMap::new(),
@@ -184,13 +183,14 @@ pub(super) struct Shared {
     pub prepared: Condvar,
     /// Wakes the keeper.
     pub keep: Condvar,
+    pub pace: Pace,
     pub config: WalConfig,
 }
 
 impl Shared {
     pub fn new(config: WalConfig, state: State) -> Arc<Shared> {
         let (work, prepared, keep) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Arc::new(Shared { state: Mutex::new(state), inbox: Mutex::default(), work, prepared, keep, config })
+        Arc::new(Shared { state: Mutex::new(state), inbox: Mutex::default(), work, prepared, keep, pace: Pace::new(), config })
     }
 
     pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -246,7 +246,7 @@ impl Shared {
             let epoch = index.epoch;
             state.next_order = order;
             state.stats.cache_bytes += bytes;
-            state.stats.queued_bytes += entries.iter().map(|e| e.payload.len()).sum::<usize>();
+            self.pace.queued(entries.iter().map(|e| e.payload.len()).sum());
             Ok(Op::Append { shard, epoch, entries: entries.into(), done })
         });
     }
@@ -321,6 +321,7 @@ impl Shared {
         let state = self.lock();
         let (files, spare_files) = (state.files.len(), state.ready.len());
         let bytes = (files + spare_files) as u64 * self.config.file_bytes;
-        WalStats { bytes, files, spare_files, syncing_for: state.sync_began.map(|b| b.elapsed()), ..state.stats.clone() }
+        let (writing_for, queued_bytes) = (self.pace.writing_for(), self.pace.queued_bytes());
+        WalStats { bytes, files, spare_files, writing_for, queued_bytes, ..state.stats.clone() }
     }
 }

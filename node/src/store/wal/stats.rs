@@ -28,8 +28,8 @@ pub struct WalStats {
     pub sync_max: Duration,
     /// See [`SYNC_BUCKETS`].
     pub sync_histogram: [u64; SYNC_BUCKETS],
-    /// How long the sync in flight has been running (rule 9: over 2 s means a gray disk).
-    pub syncing_for: Option<Duration>,
+    /// How long the write and sync under way have been taking (rule 9).
+    pub writing_for: Option<Duration>,
     /// Bytes of the tail cache.
     pub cache_bytes: usize,
     /// Bytes queued and not yet synced.

@@ -76,7 +76,7 @@ fn entries_are_readable_at_once_and_durable_when_done_says_so() {
     wal.append(DATA, vec![entry(1, 1, 10), entry(1, 2, 0)], move |r| tx.send(r.is_ok()).unwrap());
     assert!(same(&wal.read(DATA, 1..9, 1000).unwrap()[1], &entry(1, 2, 0)));
     assert_eq!(wal.state(DATA).last, Some(id(1, 2)));
-    until("the sync hangs", || wal.stats().syncing_for.is_some());
+    until("the sync hangs", || wal.writing_for().is_some());
     assert_eq!(wal.flushed(DATA), None);
     assert!(rx.try_recv().is_err());
     disk.hang_syncs(false);
@@ -140,7 +140,7 @@ fn truncation_lowers_the_flushed_mark_at_once_and_writes_in_flight_do_not_raise_
     for index in 5..=6 {
         let tx = tx.clone();
         wal.append(DATA, vec![entry(1, index, 10)], move |_| tx.send(()).unwrap());
-        until("in flight", || wal.stats().syncing_for.is_some());
+        until("in flight", || wal.writing_for().is_some());
     }
     wal.truncate_after(DATA, Some(id(1, 2)), {
         let tx = tx.clone();

@@ -184,6 +184,7 @@ impl Writer {
         let header = encode(self.file.lap, (self.next_batch, self.term(records)), self.position, records, &mut heads);
         let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(3 * records.len() + 1);
         slices(&header, records, &heads, &mut parts);
+        self.shared.pace.began();
         self.file.file.write_all_vectored_at(&parts, self.position)?;
         drop(parts);
         self.heads = heads;
@@ -205,11 +206,9 @@ impl Writer {
 
     fn sync(&self) -> io::Result<()> {
         let began = Instant::now();
-        self.shared.lock().sync_began = Some(began);
         let result = self.file.file.sync_data();
-        let mut state = self.shared.lock();
-        state.sync_began = None;
-        state.stats.synced(began.elapsed());
+        self.shared.pace.ended();
+        self.shared.lock().stats.synced(began.elapsed());
         result
     }
 
@@ -246,7 +245,7 @@ impl Writer {
         }
         state.free(&left);
         state.files.get_mut(&file).expect("the open file is always held").needed += needed;
-        state.stats.queued_bytes = state.stats.queued_bytes.saturating_sub(bytes);
+        self.shared.pace.settled(bytes);
         for (shard, epoch) in &batch.truncations {
             state.shard(*shard).truncated(*epoch);
         }
