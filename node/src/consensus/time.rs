@@ -186,10 +186,10 @@ impl Clock for ClusterClock {
         let (own, steady_ms) = (self.system_ms(), self.steady_ms());
         let Cluster { known, agreed, .. } = *self.0.cluster.lock();
         let Some(time) = known.map(|(time, at)| time + steady_ms.saturating_sub(at)) else {
-            return Reading { clock_ms: None, steady_ms, is_sure: false };
+            return Reading { steady_ms, ..Reading::default() };
         };
         let is_sure = agreed && own.abs_diff(time) <= CLOCK_SLACK_MS;
-        Reading { clock_ms: Some(if is_sure { own } else { time }), steady_ms, is_sure }
+        Reading { clock_ms: Some(if is_sure { own } else { time }), steady_ms, is_agreed: agreed, is_sure }
     }
 }
 
@@ -307,14 +307,14 @@ mod tests {
         clock.told(Verdict::Unheard, HOUR, clock.moment());
         assert_eq!(clock.read().clock_ms, None);
         clock.told(Verdict::Agreed(30), HOUR, clock.moment());
-        assert_eq!(clock.read(), Reading { clock_ms: Some(day + 30), steady_ms: 7, is_sure: false });
+        assert_eq!(clock.read(), Reading { clock_ms: Some(day + 30), steady_ms: 7, is_agreed: true, is_sure: false });
         assert!(clock.is_off() && clock.offset_ms() == Some(HOUR - 30));
         // The time goes on while nobody says it, whatever the clock does.
         steady.store(7 + 5000, Ordering::Relaxed);
         system.store(day - HOUR as u64, Ordering::Relaxed);
-        assert_eq!(clock.read(), Reading { clock_ms: Some(day + 5030), steady_ms: 5007, is_sure: false });
+        assert_eq!(clock.read(), Reading { clock_ms: Some(day + 5030), steady_ms: 5007, is_agreed: true, is_sure: false });
         system.store(day + 5000, Ordering::Relaxed);
-        assert_eq!(clock.read(), Reading { clock_ms: Some(day + 5000), steady_ms: 5007, is_sure: true });
+        assert_eq!(clock.read(), Reading { clock_ms: Some(day + 5000), steady_ms: 5007, is_agreed: true, is_sure: true });
         assert!(!clock.is_off());
     }
 
@@ -323,7 +323,8 @@ mod tests {
         let (clock, system, _) = machine(9000);
         clock.told(Verdict::Disputed(0), 0, clock.moment());
         assert!(clock.is_off() && clock.offset_ms().is_none());
-        assert_eq!(clock.read(), Reading { clock_ms: Some(9000), steady_ms: 7, is_sure: false }, "its own clock is the lowest: a guess");
+        let guess = Reading { clock_ms: Some(9000), steady_ms: 7, ..Reading::default() };
+        assert_eq!(clock.read(), guess, "its own clock is the lowest");
         clock.told(Verdict::Agreed(0), 0, clock.moment());
         clock.told(Verdict::Disputed(-5000), 0, clock.moment());
         assert!(!clock.is_off() && clock.read().is_sure);

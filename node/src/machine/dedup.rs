@@ -45,9 +45,9 @@ impl Publisher {
         if at > 0 && self.taken[at - 1].1.checked_add(1) == Some(id) {
             self.taken[at - 1].1 = self.taken.remove(at).1;
         }
-        // Ids that are missing that far back do not come any more.
-        if self.taken.len() > limits::PUBLISHER_GAPS {
-            self.taken[0].1 = self.taken.remove(1).1;
+        // Not a gap: what is missing there may have been refused, and its publisher is to be told the truth when it tries again.
+        if self.taken.len() > limits::PUBLISHER_RANGES {
+            self.taken.remove(0);
         }
     }
 }
@@ -281,11 +281,12 @@ mod tests {
     }
 
     #[test]
-    fn gaps_beyond_the_bound_close_from_the_oldest_on() {
+    fn of_too_many_ranges_the_lowest_is_forgotten_and_no_gap_is_closed() {
         let mut publisher = Publisher::default();
-        let many = limits::PUBLISHER_GAPS as u64 + 5;
+        let many = limits::PUBLISHER_RANGES as u64 + 5;
         (1..=many).for_each(|n| publisher.put(n * 10));
-        assert_eq!(publisher.taken.len(), limits::PUBLISHER_GAPS);
-        assert!(publisher.has(15) && !publisher.has(many * 10 - 5));
+        assert_eq!(publisher.taken.len(), limits::PUBLISHER_RANGES);
+        assert!(!publisher.has(50) && publisher.has(60) && publisher.has(many * 10));
+        assert!((0..many * 10).filter(|id| id % 10 > 0).all(|id| !publisher.has(id)));
     }
 }

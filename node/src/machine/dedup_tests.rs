@@ -154,3 +154,20 @@ proptest! {
         }
     }
 }
+
+/// Whoever took a gap for ids that came would confirm them without storing them.
+#[test]
+fn what_a_full_queue_refused_is_taken_when_it_comes_again_however_much_came_between() {
+    let limited = QueueSettings { max_length: Some(1), overflow: Overflow::RejectPublish, ..settings(None, None) };
+    let mut scene = Scene::with(&limited);
+    let all = limits::PUBLISHER_RANGES as i64 + 100;
+    for n in 0..all {
+        assert_eq!(scene.took(START, &[published("p", 2 * n)]), 1);
+        assert_eq!(scene.took(START, &[published("p", 2 * n + 1)]), 0, "it is full");
+        scene.settle(1, u64::MAX >> 1);
+    }
+    for n in 0..all {
+        assert_eq!(scene.took(START, &[published("p", 2 * n + 1)]), 1, "{n} was refused");
+        scene.settle(1, u64::MAX >> 1);
+    }
+}

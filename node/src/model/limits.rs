@@ -113,8 +113,9 @@ pub const HISTORY_MESSAGES: i64 = 100_000;
 pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
 /// Publishers whose publishing ids a queue remembers; the one that was silent for longest is forgotten first.
 pub const PUBLISHERS: usize = 1024;
-/// Gaps in the publishing ids of a publisher that a queue remembers: ids missing further back count as having come.
-pub const PUBLISHER_GAPS: usize = 64;
+/// Ranges of the publishing ids of a publisher that a queue remembers, of 16 bytes each: beyond it the lowest is forgotten. An id of it that
+/// comes once more is taken once more; one that never came is never taken for one that did.
+pub const PUBLISHER_RANGES: usize = 1024;
 /// Publishers whose last publishing id a stream remembers (osiris's limit); the one that was silent for longest is forgotten first.
 pub const STREAM_PUBLISHERS: usize = 255;
 /// Readers whose offset a stream remembers; the one that stored none for longest is forgotten first.

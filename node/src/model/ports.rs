@@ -59,7 +59,9 @@ pub struct Reading {
     pub clock_ms: Option<u64>,
     /// Milliseconds from anywhere, of a clock that nobody can set and that goes on in a suspended machine.
     pub steady_ms: u64,
-    /// This node's own clock is right: what ends by time may end (rule 24).
+    /// A majority of the members agreed on `clock_ms`; else it is a guess.
+    pub is_agreed: bool,
+    /// So it does, and this node's own clock is right: what ends by time may end (rule 24).
     pub is_sure: bool,
 }
 

@@ -87,6 +87,7 @@ impl Clock for OwnClock {
         Reading {
             clock_ms: Some(since_epoch.map_or(0, |t| t.as_millis() as u64)),
             steady_ms: boot.tv_sec.unsigned_abs() * 1000 + boot.tv_nsec.unsigned_abs() / 1_000_000,
+            is_agreed: true,
             is_sure: true,
         }
     }

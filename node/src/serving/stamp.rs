@@ -22,7 +22,7 @@ impl Stamp {
     }
 
     /// The time of an entry, ms since the epoch. It stands still while nobody knows the time: a guess would stay in the log.
-    pub fn next(&mut self, Reading { clock_ms, steady_ms, is_sure }: Reading) -> u64 {
+    pub fn next(&mut self, Reading { clock_ms, steady_ms, is_agreed, .. }: Reading) -> u64 {
         let Some(mut time) = clock_ms else { return self.last_ms };
         if let Some((from, at)) = self.anchor {
             let expected = from + steady_ms.saturating_sub(at);
@@ -30,7 +30,7 @@ impl Stamp {
         }
         time = time.max(self.last_ms);
         // A guess is followed and not held on to.
-        if is_sure && self.anchor.is_none_or(|(_, at)| steady_ms >= at + ANCHOR_MS) {
+        if is_agreed && self.anchor.is_none_or(|(_, at)| steady_ms >= at + ANCHOR_MS) {
             self.anchor = Some((time, steady_ms));
         }
         self.last_ms = time;
@@ -46,7 +46,7 @@ mod tests {
 
     impl Stamp {
         fn at(&mut self, clock_ms: u64, steady_ms: u64) -> u64 {
-            self.next(Reading { clock_ms: Some(clock_ms), steady_ms, is_sure: true })
+            self.next(Reading { clock_ms: Some(clock_ms), steady_ms, is_agreed: true, is_sure: true })
         }
     }
 
@@ -96,8 +96,16 @@ mod tests {
     fn the_first_leadership_of_a_process_waits_for_the_time_and_then_believes_it() {
         let mut stamp = Stamp::default();
         stamp.begin(HOUR);
-        assert_eq!(stamp.next(Reading { clock_ms: None, steady_ms: 5, is_sure: false }), HOUR, "nobody knows better");
-        assert_eq!(stamp.next(Reading { clock_ms: Some(24 * HOUR), steady_ms: 6, is_sure: false }), 24 * HOUR, "a guess");
+        assert_eq!(stamp.next(Reading { steady_ms: 5, ..Reading::default() }), HOUR, "nobody knows better");
+        assert_eq!(stamp.next(Reading { clock_ms: Some(24 * HOUR), steady_ms: 6, ..Reading::default() }), 24 * HOUR, "a guess");
         assert_eq!(stamp.at(25 * HOUR, 7), 25 * HOUR, "the cluster was off for a day");
+    }
+
+    #[test]
+    fn a_leader_whose_own_clock_is_off_holds_on_to_what_the_others_agree_on() {
+        let mut stamp = Stamp::default();
+        let mut told = |clock_ms, steady_ms| stamp.next(Reading { clock_ms: Some(clock_ms), steady_ms, is_agreed: true, is_sure: false });
+        assert_eq!(told(10 * HOUR, 5), 10 * HOUR);
+        assert_eq!(told(20 * HOUR, 1005), 10 * HOUR + 1000 + CLOCK_SLACK_MS, "the clocks of a majority were set");
     }
 }

@@ -10,7 +10,7 @@ impl Shard {
     /// By a clock that goes when the test says so, ms after `began`.
     fn set_clock(&self, began: Reading, after: u64, is_sure: bool) {
         let clock_ms = began.clock_ms.map(|ms| ms + after);
-        *self.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure });
+        *self.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_agreed: is_sure, is_sure });
     }
 
     /// Offset of the first record of Q that is there.

@@ -39,7 +39,7 @@ async fn messages_come_in_the_order_of_their_times_and_none_before_its_time() {
     let began = shard.clock.read();
     let set = |after: u64| {
         let clock_ms = began.clock_ms.map(|ms| ms + after);
-        *shard.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure: true });
+        *shard.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_agreed: true, is_sure: true });
     };
     set(0);
     edge.delay(160, "late").await;
@@ -64,7 +64,7 @@ async fn a_message_waits_for_the_leaders_clock_and_not_for_anything_else() {
     let began = shard.clock.read();
     let set = |after: u64, is_sure: bool| {
         let clock_ms = began.clock_ms.map(|ms| ms + after);
-        *shard.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure });
+        *shard.clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_agreed: is_sure, is_sure });
     };
     set(0, true);
     edge.delay(60, "m").await;
@@ -112,7 +112,7 @@ async fn lateness_is_told_by_the_leaders_clock_and_from_the_leaders_beginning() 
     let began = shard.clock.read();
     let at = |after: u64| {
         let clock_ms = began.clock_ms.map(|ms| ms + after);
-        Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_sure: true })
+        Some(Reading { clock_ms, steady_ms: began.steady_ms + after, is_agreed: true, is_sure: true })
     };
     *shard.clock.0.lock() = at(0);
     edge.delay(40, "in time").await;

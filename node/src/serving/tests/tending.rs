@@ -351,7 +351,7 @@ async fn a_leader_that_is_not_sure_of_the_time_lets_nothing_end_and_writes_no_gu
     let clock = shard.clock.clone();
     let set = |after: Option<u64>, is_sure| {
         let clock_ms = after.map(|ms| began.clock_ms.unwrap() + ms);
-        *clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after.unwrap_or(0), is_sure });
+        *clock.0.lock() = Some(Reading { clock_ms, steady_ms: began.steady_ms + after.unwrap_or(0), is_agreed: is_sure, is_sure });
     };
     set(None, false);
     let shard = shard.fail_over();
