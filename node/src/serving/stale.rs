@@ -16,7 +16,8 @@ impl ShardServer {
             return;
         }
         let (session, queues) = (batch.session, &mut self.queues);
-        let kept = keep_rejects(&batch.ops, |queue, ranges| queues.get_mut(&queue).map_or_else(Ranges::new, |q| q.held_of(session, ranges)));
+        let kept =
+            keep_rejects(&batch.ops, |queue, ranges| queues.get_mut(&queue).map_or_else(Ranges::new, |q| q.held_of(session, ranges)));
         if let Some(ops) = kept {
             tracing::debug!(shard = %self.config.shard, %session, seq = %batch.seq, "rejects of what the edge does not hold are left out");
             batch.ops = ops;
