@@ -9,6 +9,7 @@ mod append;
 mod mark;
 mod ops;
 mod parts;
+mod rejects;
 mod stored;
 pub mod trimmed;
 
@@ -16,6 +17,7 @@ pub use append::{AppendOp, ChunkBuilder, Skipped};
 pub use mark::Mark;
 pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
 pub use parts::{PartOp, PartStart, Word};
+pub use rejects::{has_rejects, keep_rejects};
 pub use stored::{StoredMessage, StoredView};
 
 use super::link::{Batch, RefusedEnqueue};

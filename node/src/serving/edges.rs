@@ -322,7 +322,7 @@ impl ShardServer {
         self.forget_users(session);
         let mut before = Vec::new();
         for state in self.queues.values_mut() {
-            let held = state.checked.remove_all_of(session);
+            let held = state.take_held(session);
             if !held.is_empty() {
                 before.push((state.id, held));
             }

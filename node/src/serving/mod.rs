@@ -20,6 +20,7 @@ mod replies;
 mod requests;
 mod sealing;
 mod server;
+mod stale;
 mod stamp;
 mod taking;
 mod tending;

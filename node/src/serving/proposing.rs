@@ -248,7 +248,8 @@ impl ShardServer {
             self.log.greeting.push((node, incarnation));
             parts.push(Part::Hello(node, incarnation));
         }
-        for batch in batches {
+        for mut batch in batches {
+            self.strike_stale(&mut batch);
             entry.batch(&batch);
             parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
         }

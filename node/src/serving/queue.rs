@@ -111,6 +111,9 @@ pub(super) struct QueueState {
     /// May have been seen by a client before.
     pub seen: RangeSet,
     pub checked: RangeMap<SessionId>,
+    /// What sessions say that they hold to which no former leader gave it as far as is on record: theirs when `held` ends, unless
+    /// it turns out to be another's.
+    claims: RangeMap<SessionId>,
     pub consumers: Vec<Consumer>,
     turn: usize,
     /// A session that is not in `holders` holds messages that a former leader gave it.
@@ -229,6 +232,7 @@ impl QueueState {
             levels: (0..queue.levels()).map(|level| Level::new(level, queue)).collect(),
             seen: RangeSet::default(),
             checked: RangeMap::default(),
+            claims: RangeMap::default(),
             consumers: Vec::new(),
             turn: 0,
             unlisted_held: false,
@@ -312,6 +316,9 @@ impl QueueState {
         if lost {
             let first = self.levels.iter().map(|l| l.cursor).min().unwrap_or_default();
             self.seen.insert(first.min(self.reserved), self.reserved, ());
+        }
+        for (first, last, session) in std::mem::take(&mut self.claims).ranges() {
+            self.check_out_held(session, first, last);
         }
     }
 
@@ -432,6 +439,9 @@ impl QueueState {
 
     /// Checks out what a session says it holds; what another one holds stays with that one.
     pub fn check_out_held(&mut self, session: SessionId, first: Seq, last: Seq) {
+        if self.held && !self.may_hold(session) {
+            return self.claims.insert_free(first, last, session);
+        }
         self.checked.insert_free(first, last, session);
         self.unlisted_held |= !self.may_hold(session);
         self.forget_returned(first, last);
@@ -448,6 +458,7 @@ impl QueueState {
 
     /// A session gives messages back. Those it does not hold are left alone, but a client saw them.
     pub fn give_back(&mut self, session: SessionId, first: Seq, last: Seq, seen: bool) {
+        self.claims.remove_of(first, last, session);
         let pieces = self.checked.remove_of(first, last, session);
         for (a, b) in &pieces {
             self.put_back(*a, *b, seen);
@@ -461,9 +472,20 @@ impl QueueState {
 
     /// A session is gone: all it held goes back as seen. True when it held anything.
     pub fn give_back_all(&mut self, session: SessionId, seen: bool) -> bool {
-        let pieces = self.checked.remove_all_of(session);
+        let pieces = self.take_held(session);
         pieces.iter().for_each(|(a, b)| self.put_back(*a, *b, seen));
         !pieces.is_empty()
+    }
+
+    /// The session's client is done with these, whoever has them.
+    pub fn disclaim(&mut self, session: SessionId, ranges: &Ranges) {
+        ranges.iter().for_each(|(first, last)| drop(self.claims.remove_of(*first, *last, session)));
+    }
+
+    /// Takes everything off the tables that a session holds; returns what it was.
+    pub fn take_held(&mut self, session: SessionId) -> Ranges {
+        self.claims.remove_all_of(session);
+        self.checked.remove_all_of(session)
     }
 
     /// These are not checked out any more and wait again.
@@ -479,6 +501,7 @@ impl QueueState {
     pub fn settled(&mut self, first: Seq, last: Seq) {
         let mut held = 0;
         self.not_given(first, last);
+        self.claims.remove(first, last, |_, _, _| {});
         self.checked.remove(first, last, |a, b, _| held += b.0 - a.0 + 1);
         if !self.seen.is_empty() {
             self.seen.remove(first, last, |_, _, _| {});

@@ -98,18 +98,22 @@ impl<T: Copy + Eq> RangeMap<T> {
         }
     }
 
-    /// Takes out those parts of a range that have this value; returns them, ascending.
-    pub fn remove_of(&mut self, first: Seq, last: Seq, value: T) -> Vec<(Seq, Seq)> {
+    /// Those parts of a range that have this value, ascending.
+    pub fn of(&self, first: Seq, last: Seq, value: T) -> Vec<(Seq, Seq)> {
         let start = self.map.range(..=first.0).next_back().map_or(first.0, |(start, _)| *start);
         if first > last {
             return Vec::new();
         }
-        let pieces: Vec<(Seq, Seq)> = self
-            .map
+        self.map
             .range(start..=last.0)
             .filter(|(_, (end, held))| *held == value && *end >= first.0)
             .map(|(start, (end, _))| (Seq((*start).max(first.0)), Seq((*end).min(last.0))))
-            .collect();
+            .collect()
+    }
+
+    /// Takes out those parts of a range that have this value; returns them, ascending.
+    pub fn remove_of(&mut self, first: Seq, last: Seq, value: T) -> Vec<(Seq, Seq)> {
+        let pieces = self.of(first, last, value);
         pieces.iter().for_each(|(a, b)| self.remove(*a, *b, |_, _, _| {}));
         pieces
     }

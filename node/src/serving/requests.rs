@@ -247,14 +247,34 @@ impl ShardServer {
             }
             return;
         };
-        let counts = |care: &&mut Box<Care>| care.settings.delivery_limit.is_some();
-        if let (Some(care), Some(failures)) = (state.care.as_mut().filter(counts), seen) {
+        let counts = |care: &Care| care.settings.delivery_limit.is_some();
+        match seen.filter(|_| state.care.as_deref().is_some_and(counts)) {
+            Some(failures) => {
+                let stale = self.count_failed(session, queue, ranges, failures);
+                if !stale.is_empty() {
+                    self.put_back(session, queue, &stale, true);
+                }
+            }
+            None => self.put_back(session, queue, ranges, seen.is_some()),
+        }
+    }
+
+    /// Those whose failed delivery counts are counted with the next entry; returns the others.
+    fn count_failed(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, failures: &[(Seq, u32)]) -> Ranges {
+        let Some(state) = self.queues.get(&queue) else { return Ranges::new() };
+        let (failed, stale) = self.split_returned(session, state, ranges);
+        if let Some(care) = self.queues.get_mut(&queue).and_then(|state| state.care.as_mut()).filter(|_| !failed.is_empty()) {
             // They come before what is behind them: nothing is delivered until they are counted.
             care.frozen += 1;
-            return self.log.returns.push(Return { session, queue, ranges: counted(ranges, failures) });
+            self.log.returns.push(Return { session, queue, ranges: counted(&failed, failures) });
         }
-        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen.is_some()));
-        if seen.is_some() {
+        stale
+    }
+
+    fn put_back(&mut self, session: SessionId, queue: QueueId, ranges: &Ranges, seen: bool) {
+        let Some(state) = self.queues.get_mut(&queue) else { return };
+        ranges.iter().filter(|(first, last)| first <= last).for_each(|(a, b)| state.give_back(session, *a, *b, seen));
+        if seen {
             self.put_on_record(session, queue, ranges.clone());
         }
         self.mark(queue);

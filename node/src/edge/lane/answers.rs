@@ -92,6 +92,10 @@ impl Lane {
             self.drop_unwritten();
         }
         let mut state = self.state.lock();
+        if declared_gone {
+            // All that it held went back as seen; what comes of it now is another client's doing.
+            state.returning.clear();
+        }
         tracing::debug!(shard = %self.shard, ?leader, %session, %last, "welcomed by a leader");
         if state.former.is_some_and(|former| former != leader) {
             state.cancel_on_failover();

@@ -1,6 +1,8 @@
 //! What a lane has for its shard and has no verdict for: closed batches in order, the open one, settles that wait for a ride. Pure:
 //! numbers, windows and resends are decided here (rules 12 to 15 and 17), the lane's task only carries them out.
 
+mod stale;
+
 use super::chunks::{ChunkRuns, Chunks};
 use super::committing::Committing;
 use super::run::Run;
@@ -340,6 +342,9 @@ impl Batches {
             }
             self.first = last.0 + 1;
         }
+        if self.session != session {
+            self.drop_rejects();
+        }
         self.session = session;
         self.renumber = false;
         self.rewound = None;
@@ -635,13 +640,13 @@ mod tests {
     use crate::model::{ConnectionId, Incarnation, NodeId};
     use std::sync::Arc;
 
-    fn run(ticket: u64) -> Run {
+    pub(super) fn run(ticket: u64) -> Run {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let mailbox = Arc::new(Mailbox::new(Owner { node: NodeId(1), incarnation: Incarnation(1), connection: ConnectionId(1) }, address));
         Run { ticket, strict: false, ..Run::of_stream(mailbox, ChannelRef { channel: 1, epoch: 0 }) }
     }
 
-    const LEADER: LeaderId = LeaderId { term: 1, voter: 1 };
+    pub(super) const LEADER: LeaderId = LeaderId { term: 1, voter: 1 };
 
     /// Whoever copied a body under the lane's lock would hand out other bytes than those that were encoded before.
     #[test]

@@ -5,16 +5,16 @@ use crate::model::catalog::Value;
 use crate::model::entry::SettleReason;
 use crate::model::link::Attached;
 
-struct Consuming {
-    scene: Scene,
-    client: Client,
-    leader: Leader,
-    queue: QueueId,
-    consumer: ConsumerId,
+pub(super) struct Consuming {
+    pub scene: Scene,
+    pub client: Client,
+    pub leader: Leader,
+    pub queue: QueueId,
+    pub consumer: ConsumerId,
 }
 
 /// A client that consumes from queue `q` of shard 1.
-async fn consuming(prefetch: Option<u32>) -> Consuming {
+pub(super) async fn consuming(prefetch: Option<u32>) -> Consuming {
     consuming_with(prefetch, Table::new()).await
 }
 
@@ -35,7 +35,7 @@ async fn consuming_with(prefetch: Option<u32>, arguments: Table) -> Consuming {
     Consuming { scene, client, leader, queue, consumer }
 }
 
-fn settles(batch: &Batch) -> Vec<(SettleReason, Vec<(u64, u64)>)> {
+pub(super) fn settles(batch: &Batch) -> Vec<(SettleReason, Vec<(u64, u64)>)> {
     let settle = |op| match op {
         Op::Settle { reason, ranges, .. } => Some((reason, ranges.iter().map(|r| (r.0.0, r.1.0)).collect())),
         _ => None,
@@ -43,7 +43,7 @@ fn settles(batch: &Batch) -> Vec<(SettleReason, Vec<(u64, u64)>)> {
     ops(batch).into_iter().filter_map(settle).collect()
 }
 
-fn ranges(all: &[(u64, u64)]) -> Vec<(Seq, Seq)> {
+pub(super) fn ranges(all: &[(u64, u64)]) -> Vec<(Seq, Seq)> {
     all.iter().map(|r| (Seq(r.0), Seq(r.1))).collect()
 }
 

@@ -7,6 +7,7 @@ mod publish;
 mod replies;
 mod requests;
 mod rocketmq;
+mod stale;
 mod streams;
 mod taking;
 mod transactions;

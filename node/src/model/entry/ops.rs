@@ -19,7 +19,7 @@ const HAS_EXPIRATION: u8 = 2;
 const HAS_PRIORITY: u8 = 4;
 /// Flag of an enqueue: a dead letter; its source follows.
 const HAS_SOURCE: u8 = 8;
-const OP_SETTLE: u8 = 2;
+pub(super) const OP_SETTLE: u8 = 2;
 const OP_RESERVE: u8 = 3;
 const OP_TEND: u8 = 4;
 pub(super) const OP_ACTIVATE: u8 = 5;
@@ -597,7 +597,7 @@ fn read_routed(mut body: Bytes) -> Option<Op> {
     body.is_empty().then_some(Op::Routed { queue, number, count, catalog_index, targets })
 }
 
-fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {
+pub(super) fn read_ranges(body: &[u8], n: usize) -> Option<Ranges> {
     let ranges = body.chunks_exact(16).take(n).map(|mut c| (Seq(c.get_u64_le()), Seq(c.get_u64_le())));
     (body.len() == n.checked_mul(16)?).then(|| ranges.collect())
 }

@@ -91,7 +91,16 @@ fn buried() -> QueueSettings {
 }
 
 impl Edge {
+    /// Fetches what waits, up to `last`, and rejects these of it.
     async fn reject(&mut self, first: u64, last: u64) {
+        loop {
+            self.up(ToLeader::Get { request: 6, queue: Q, no_ack: false }).await;
+            match self.down().await {
+                ToEdge::Got { request: 6, result: Ok(Some((delivery, _))) } if delivery.seq >= Seq(last) => break,
+                ToEdge::Got { request: 6, result: Ok(Some(_)) } => {}
+                other => panic!("{other:?}"),
+            }
+        }
         let batch = self.batch(|ops| ops.settle(Q, SettleReason::Reject, &[(Seq(first), Seq(last))]));
         let seq = batch.seq;
         self.up(ToLeader::Batch(batch)).await;
@@ -257,11 +266,13 @@ async fn a_get_is_answered_while_the_first_message_has_expired_and_its_letter_fi
         (0..FULL).for_each(|_| {
             ops.enqueue(&[Q], b"", b"key", &[0, 0], b"");
         });
-        ops.settle(Q, SettleReason::Reject, &[(Seq(1), Seq(FULL))]);
     });
     let seq = first.seq;
     edge.up(ToLeader::Batch(first)).await;
     assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    while shard.machine.lock().buries(Q) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     edge.publish(Q, 0..1).await;
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(edge.get(Q).await, Ok(None));

@@ -13,6 +13,7 @@ mod queues;
 mod records;
 mod replies;
 mod sealing;
+mod stale;
 mod taking;
 mod tending;
 mod throughput;
