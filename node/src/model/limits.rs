@@ -23,7 +23,7 @@ pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
 /// A leader takes no more entries while so many bytes of the node's log wait for its disk: followers commit without it (rule 9).
 pub const UNFLUSHED_BYTES: usize = 64 << 20;
 /// A write and sync of the log that take longer mean a disk that hangs: the node gives away what it leads (rule 9).
-pub const SLOW_WRITE: Duration = Duration::from_secs(1);
+pub const SLOW_WRITE: Duration = Duration::from_secs(2);
 /// A node whose disk hung gets no leadership back before its disk has been well for so long.
 pub const SLOW_DISK_CALM: Duration = Duration::from_secs(30);
 /// Size of one WAL file.
