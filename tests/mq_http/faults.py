@@ -4,6 +4,7 @@ faults.py ENDPOINT ENDPOINT ENDPOINT SECONDS
 Nothing confirmed is lost; no message whose acknowledgement was answered comes again; of a sharding key a message comes only when all before
 it are acknowledged (or may be: an acknowledgement without an answer).
 """
+import random
 import sys
 import threading
 import time
@@ -16,12 +17,14 @@ NODES, SECONDS = sys.argv[1:4], float(sys.argv[4])
 KEYS = ["k%d" % n for n in range(6)]
 GROUP = "GID_faults"
 DRAIN = 90
+# Of the batches of a consumer: one in so many is left without an acknowledgement and comes again, in order.
+LEFT_EVERY = 20
 
 lock = threading.Lock()
 confirmed = {key: [] for key in KEYS}        # numbers in order
 done = {key: set() for key in KEYS}          # numbers whose acknowledgement was answered, or may have been carried out
 acked = {}                                   # message id -> when its acknowledgement was answered
-faults, counts = [], {"published": 0, "unanswered publishes": 0, "delivered": 0, "again": 0, "unanswered acknowledgements": 0}
+faults, counts = [], {"published": 0, "unanswered publishes": 0, "delivered": 0, "again": 0, "left": 0, "unanswered acknowledgements": 0}
 stop = threading.Event()
 
 
@@ -61,6 +64,7 @@ def judge(m, batch, asked_at):
 
 def consume(first):
     at = first
+    batches, chance = 0, random.Random(first)
     of = consumer(NODES[at], "ordered", GROUP)
     while not stop.is_set():
         asked_at = time.time()
@@ -76,6 +80,15 @@ def consume(first):
         with lock:
             for place, m in enumerate(batch):
                 judge(m, batch[:place], asked_at)
+        batches += 1
+        if batches % LEFT_EVERY == 0:
+            with lock:
+                counts["left"] += 1
+            continue
+        if chance.random() < 0.3:
+            # Whoever gets what follows meanwhile gets it too early.
+            time.sleep(chance.uniform(0, 0.3))
+        with lock:
             # From here on they may be acknowledged: another consumer may get what follows before this one hears so.
             for m in batch:
                 key, n = m.message_body.split(":")
@@ -116,4 +129,5 @@ print(counts)
 check(not faults, "\n".join(faults[:20]))
 lost = {key: sorted(set(numbers) - done[key])[:5] for key, numbers in confirmed.items() if set(numbers) - done[key]}
 check(not lost, "confirmed and never delivered: %r" % lost)
+check(counts["left"] > 0, "nothing had to come again in order")
 check(counts["published"] > 10 * len(KEYS), "too few were published to prove anything")

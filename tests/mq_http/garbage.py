@@ -25,7 +25,7 @@ STATUSES = {200, 201, 204, 400, 403, 404, 405, 408, 411, 413, 414, 431, 503, 505
 BARE = {400, 411, 413, 414, 431, 505}
 CODES = {"InvalidArgument", "MalformedXML", "MissingReceiptHandle", "InvalidRequestURL", "InvalidQueryString", "MissingAuthorizationHeader",
          "MissingDateHeader", "InvalidAuthorizationHeader", "InvalidDateHeader", "AccessDenied", "InvalidAccessKeyId",
-         "SignatureDoesNotMatch", "MessageNotExist", "TopicNotExist", "MethodNotAllowed", "TimeExpired", "ServiceUnavailable"}
+         "SignatureDoesNotMatch", "MessageNotExist", "SubscriptionNotExist", "TopicNotExist", "MethodNotAllowed", "TimeExpired", "ServiceUnavailable"}
 TEXT = "abcXYZ019 \t\n<>&\"':|;=%/\\]]>äß中\U0001f600\x01\x7f\u2028"
 
 chance = random.Random(SEED)
@@ -219,19 +219,23 @@ def not_whole():
 
 
 def too_large():
-    """A body of 9 MB, announced or in chunks: refused, whatever comes of the connection."""
+    """A body of 40 MiB, announced or in chunks: all of it is read before it is refused, and the connection goes on."""
     line, piece = Line(), b"x" * (1 << 20)
-    head = "POST /topics/fuzz/messages HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
+    head = signed("POST", "/topics/fuzz/messages")
     if chance.random() < 0.5:
-        line.send((head % ("Content-Length: %d" % (64 << 20))).encode())
-        for _ in range(9):
+        line.send(head.replace(b"Content-Length: 0", b"Content-Length: %d" % (40 << 20)))
+        for _ in range(40):
             line.send(piece)
     else:
-        line.send((head % "Transfer-Encoding: chunked").encode())
+        line.send(head.replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
         for _ in range(40):
             line.send(b"100000\r\n" + piece + b"\r\n")
+        line.send(b"0\r\n\r\n")
     answer = line.answer()
-    assert answer is None or answer[0] in (400, 413), answer
+    assert answer and answer[0] == 400 and b"<Code>InvalidArgument</Code>" in answer[1], answer
+    line.send(signed("GET", "/topics/none/messages?consumer=g&numOfMessages=1"))
+    answer = line.answer()
+    assert answer and b"<Code>TopicNotExist</Code>" in answer[1], answer
     line.close()
 
 

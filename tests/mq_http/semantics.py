@@ -1,7 +1,7 @@
 """What RocketMQ's HTTP SDK is promised, every request through another node than the one before where that makes a difference.
 
 semantics.py ENDPOINT ENDPOINT ENDPOINT AMQP-URI STREAM-ADDRESS
-Topics: `plain` (1 partition, 2 s invisible, 2 retries), `ordered` (8 partitions, 2 s), `halves`. A key `reader` whose user may only read.
+Topics: `plain` (1 partition, 2 s invisible, 2 retries; another in the vhost `other`), `ordered` (8 partitions, 2 s), `halves`. A key `reader` whose user may only read.
 """
 import asyncio
 import hashlib
@@ -42,7 +42,12 @@ def good_handles_are_used_although_others_are_bad():
     handles = [got[0].receipt_handle, "no-handle", got[1].receipt_handle]
     error = refused("ReceiptHandleError", lambda: consumer(B, "plain", group).ack_message(handles), "one bad handle")
     equal([e["ReceiptHandle"] for e in error.sub_errors], ["no-handle"], "only it is named")
+    refused("SubscriptionNotExist", lambda: consumer(C, "plain", "GID_other").ack_message([got[2].receipt_handle]), "no such group")
+    fetch(consumer(A, "plain", "GID_other"), wait=0)
     refused("ReceiptHandleError", lambda: consumer(C, "plain", "GID_other").ack_message([got[2].receipt_handle]), "another group's handle")
+    fetch(consumer(A, "plain", group, instance="other"), wait=0)
+    elsewhere = consumer(A, "plain", group, instance="other")
+    refused("ReceiptHandleError", lambda: elsewhere.ack_message([got[2].receipt_handle]), "a handle of another vhost")
     again = fetch_all(consumer(C, "plain", group), 1)
     equal((again[0].message_body, again[0].consumed_times), ("p2", 2), "what was not acknowledged comes again")
     equal(fetch(consumer(B, "plain", group), wait=3), [], "what was does not")
@@ -59,6 +64,7 @@ def after_the_last_retry_it_is_a_dead_letter():
     equal(times, [1, 2, 3], "deliveries")
     dead = fetch_all(consumer(C, "%DLQ%" + group, group), 1)
     equal((dead[0].message_id, dead[0].message_body, dead[0].message_tag), (sent.message_id, "poison", "bad"), "the dead letter")
+    equal(dict(dead[0].properties), {"a": "1"}, "its properties, and no others")
     equal(fetch(consumer(A, "plain", group), wait=3), [], "its group gets it no more")
 
 

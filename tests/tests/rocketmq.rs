@@ -42,6 +42,9 @@ fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
     let ctl = Ctl { cluster: &cluster, at: 1 };
     ctl.done(&["add_topic", "plain", "--partitions", "1", "--invisible-ms", "2000", "--max-retries", "2"]);
     ctl.refused(&["add_topic", "plain", "--partitions", "2"], 69, "inequivalent arg");
+    ctl.done(&["add_vhost", "other"]);
+    ctl.done(&["-p", "other", "set_permissions", "guest", ".*", ".*", ".*"]);
+    ctl.done(&["-p", "other", "add_topic", "plain", "--partitions", "1"]);
     ctl.done(&["add_user", "reader", "password"]);
     ctl.done(&["set_permissions", "reader", "^$", "^$", ".*"]);
     ctl.done(&["add_access_key", "reader", "reader-secret"]);

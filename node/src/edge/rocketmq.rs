@@ -3,11 +3,13 @@
 
 use super::Edge;
 use super::access::{Kind, Right, Who};
+use super::admission::vouched;
 use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target,
 };
 use crate::model::rocketmq::{self, AccessKey, Arrangement, TopicSettings};
 use crate::model::{Incarnation, NodeId, ShardId};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What the server says where a topic says nothing.
@@ -40,6 +42,14 @@ impl Edge {
     /// An access key.
     pub fn access_key(&self, id: &str) -> Option<AccessKey> {
         self.catalog.read().access_key(id).cloned()
+    }
+
+    /// Whether this user, who has proved who it is, may come from there.
+    ///
+    /// # Errors
+    /// It may not, or is gone; for the log.
+    pub fn may_come(&self, user: &str, from: IpAddr) -> Result<(), String> {
+        vouched(&self.catalog.read(), user, from, &self.config.loopback_users).map(drop).map_err(|refused| refused.why)
     }
 
     /// A rocket topic.

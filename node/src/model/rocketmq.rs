@@ -21,6 +21,9 @@ pub const NAME_BYTES: usize = 100;
 /// Longest time a delivered message may be invisible, ms: 12 hours, as in the service.
 pub const INVISIBLE_MAX_MS: u64 = 12 * 60 * 60 * 1000;
 
+/// After this time nobody will decide a half message any more: it is dropped, as by the service.
+pub const HALF_LIFE_MS: u64 = 24 * 60 * 60 * 1000;
+
 const INVISIBLE: &str = "x-invisible-ms";
 const ORDERED_INVISIBLE: &str = "x-ordered-invisible-ms";
 const HALF_INVISIBLE: &str = "x-half-invisible-ms";
@@ -152,9 +155,10 @@ pub fn group_arguments(topic: &str, group: &str, retries: u32) -> Table {
     arguments
 }
 
-/// Arguments of a queue of half messages.
+/// Arguments of a queue of half messages. They expire there too: it may be that no agent ever fetches them.
 pub fn half_arguments() -> Table {
-    Table::from([("x-consumer-timeout".to_owned(), Value::Int(HOLD_MS))])
+    let (hold, life) = (Value::Int(HOLD_MS), Value::Int(HALF_LIFE_MS as i64));
+    Table::from([("x-consumer-timeout".to_owned(), hold), ("x-message-ttl".to_owned(), life)])
 }
 
 /// Arguments of the binding of one partition's queue.
@@ -207,6 +211,7 @@ pub enum Arrangement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::settings::QueueSettings;
 
     #[test]
     fn a_topics_exchange_says_all_of_it() {
@@ -230,6 +235,12 @@ mod tests {
             assert!(!is_name(wrong), "{wrong}");
         }
         assert!(is_name("%DLQ%GID_a-1"));
+    }
+
+    #[test]
+    fn half_messages_expire_in_their_queue() {
+        let settings = QueueSettings::from_arguments(&half_arguments());
+        assert_eq!((settings.message_ttl_ms, settings.dead_letter), (Some(86_400_000), None));
     }
 
     #[test]

@@ -31,6 +31,7 @@ enum Errand {
 
 /// Where an agent takes commands.
 pub(super) struct Desk {
+    vhost: Arc<str>,
     errands_tx: mpsc::Sender<Errand>,
     ids: AtomicU64,
 }
@@ -50,7 +51,7 @@ impl Drop for Waiting<'_> {
 
 impl Desk {
     /// A new agent at its desk; `ended` is called when it is gone.
-    pub fn start(connection: Connection, agent: (Agent, Step), ended: impl FnOnce() + Send + 'static) -> Arc<Desk> {
+    pub fn start(connection: Connection, vhost: Arc<str>, agent: (Agent, Step), ended: impl FnOnce() + Send + 'static) -> Arc<Desk> {
         let (errands_tx, errands_rx) = mpsc::channel(COMMANDS);
         let (agent, first) = agent;
         let worker = Worker { connection, agent, errands_rx, waiting: HashMap::new(), held_back: VecDeque::new(), events: Vec::new() };
@@ -58,7 +59,12 @@ impl Desk {
             worker.run(first).await;
             ended();
         });
-        Arc::new(Desk { errands_tx, ids: AtomicU64::new(0) })
+        Arc::new(Desk { vhost, errands_tx, ids: AtomicU64::new(0) })
+    }
+
+    /// Where its agent works.
+    pub fn vhost(&self) -> &str {
+        &self.vhost
     }
 
     /// It takes no more commands.

@@ -2,6 +2,7 @@
 
 use super::desk::Desk;
 use super::errand::{Elsewhere, Errand, Report, Settling, encode};
+use super::turns::Turns;
 use crate::edge::{ConnectionInfo, Edge, RocketDefaults};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::rocketmq::half_queue;
@@ -51,6 +52,8 @@ struct Agents {
 pub struct Hub {
     pub(super) edge: Arc<Edge>,
     pub(super) settings: Settings,
+    /// Of those that wait for half messages.
+    pub(super) turns: Turns,
     elsewhere: Arc<dyn Elsewhere>,
     agents: Mutex<Agents>,
     this: Weak<Hub>,
@@ -62,7 +65,7 @@ type Places = BTreeMap<(NodeId, u32), Vec<(usize, Slot)>>;
 impl Hub {
     /// Without agents.
     pub fn new(edge: Arc<Edge>, settings: Settings, elsewhere: Arc<dyn Elsewhere>) -> Arc<Hub> {
-        Arc::new_cyclic(|this| Hub { edge, settings, elsewhere, agents: Mutex::default(), this: this.clone() })
+        Arc::new_cyclic(|this| Hub { edge, settings, turns: Turns::default(), elsewhere, agents: Mutex::default(), this: this.clone() })
     }
 
     /// Has an agent of that user do something; a new one, when there is none.
@@ -98,7 +101,7 @@ impl Hub {
         let identity = Identity { node, incarnation, number, user: user.clone(), vhost: vhost.clone() };
         let agent = Agent::new(identity, Box::new(rand::random));
         let (this, ending) = (self.this.clone(), key.clone());
-        let desk = Desk::start(self.edge.connect(ConnectionInfo { peer }), agent, move || {
+        let desk = Desk::start(self.edge.connect(ConnectionInfo { peer }), vhost.clone(), agent, move || {
             if let Some(hub) = this.upgrade() {
                 hub.ended(&ending, number);
             }
@@ -116,8 +119,10 @@ impl Hub {
         }
     }
 
-    fn numbered(&self, number: u32) -> Option<Arc<Desk>> {
-        self.agents.lock().desks.get(&number).cloned()
+    /// The agent with that number, if it works in that vhost.
+    fn numbered(&self, number: u32, vhost: &str) -> Option<Arc<Desk>> {
+        let agents = self.agents.lock();
+        agents.desks.get(&number).filter(|desk| desk.vhost() == vhost).cloned()
     }
 
     /// Settles deliveries where they are held. Which of the handles were good.
@@ -172,7 +177,7 @@ impl Hub {
         match errand {
             Errand::Settle { agent, slots, topic, group, verdict } => {
                 let count = slots.len();
-                let Some(desk) = self.numbered(agent) else { return Report::Settled(vec![false; count]) };
+                let Some(desk) = self.numbered(agent, &topic.vhost) else { return Report::Settled(vec![false; count]) };
                 let command = match verdict {
                     Settling::Ack => Command::Ack { slots, scope: Scope { topic: topic.name.clone(), group: group.into() } },
                     Settling::Commit | Settling::Rollback => {
@@ -185,6 +190,7 @@ impl Hub {
                     Some(_) | None => Report::Settled(vec![false; count]),
                 }
             }
+            // Where the client comes from was looked at by the node that it came to.
             Errand::Check { user, topic, most, invisible_ms } => {
                 let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
                 match self.check_here(&user.into(), &topic, peer, most, invisible_ms).await {

@@ -5,6 +5,9 @@ mod desk;
 mod errand;
 mod hub;
 mod service;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 pub use errand::Elsewhere;
 pub use hub::{Hub, Settings};
@@ -12,18 +15,19 @@ pub use hub::{Hub, Settings};
 use crate::model::limits;
 use crate::session::rocketmq::answers;
 use crate::session::rocketmq::faults::Fault;
-use crate::session::rocketmq::request::DOCUMENT_BYTES;
+use crate::session::rocketmq::request::{BODY_BYTES, DOCUMENT_BYTES};
 use crate::tls::Front;
 use crate::wire::rocketmq::signature::Signed;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use service::{Answer, Asked};
+use service::{Admitted, Answer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -31,15 +35,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinSet;
 
-/// Documents of all requests together, KiB: what clients may make this node hold before it knows who they are.
+/// Documents of all requests together, KiB.
 const DOCUMENTS_KIB: usize = 128 << 10;
+/// A request waits so long for the memory that its document needs; then it is refused.
+const DOCUMENT_WAIT: Duration = Duration::from_secs(10);
 /// A connection on which nothing comes for so long is closed.
 const QUIET: Duration = Duration::from_secs(600);
 /// A request's document must be here within this time.
 const DOCUMENT_TIME: Duration = Duration::from_secs(60);
+/// Of a document that is refused unread, so much is read all the same: a client that sends all of it first would not find the answer.
+const DISCARD_BYTES: u64 = 64 << 20;
+/// And for so long.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
 /// After a failed accept nothing is accepted for this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,6 +64,7 @@ struct Port {
     front: Option<Front>,
     handshakes: Semaphore,
     documents: Semaphore,
+    document_wait: Duration,
     stop_rx: watch::Receiver<bool>,
 }
 
@@ -61,7 +72,8 @@ struct Port {
 /// `front`: what clients meet over TLS.
 pub async fn serve(listener: TcpListener, hub: Arc<Hub>, front: Option<Front>, shutdown: watch::Receiver<bool>) {
     let handshakes = Semaphore::new(limits::TLS_HANDSHAKES);
-    let port = Arc::new(Port { hub, front, handshakes, documents: Semaphore::new(DOCUMENTS_KIB), stop_rx: shutdown.clone() });
+    let documents = Semaphore::new(DOCUMENTS_KIB);
+    let port = Arc::new(Port { hub, front, handshakes, documents, document_wait: DOCUMENT_WAIT, stop_rx: shutdown.clone() });
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut stop_rx = shutdown;
     let mut tasks = JoinSet::new();
@@ -150,8 +162,22 @@ impl Port {
     }
 
     async fn carry_out(&self, request: Request<Incoming>, peer: SocketAddr) -> Result<Answer, Fault> {
-        let (head, body) = request.into_parts();
-        let target = head.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
+        let (head, mut body) = request.into_parts();
+        match self.receive(&head, &mut body, peer).await {
+            Ok(Received { admitted, document, permit }) => {
+                let done = self.hub.answer(admitted, &document, self.stop_rx.clone()).await;
+                drop(permit);
+                done
+            }
+            Err(fault) => {
+                discard(body).await;
+                Err(fault)
+            }
+        }
+    }
+
+    /// Nothing is kept, and nothing of what others need, for whoever has not proved who it is.
+    async fn receive(&self, head: &Parts, body: &mut Incoming, peer: SocketAddr) -> Result<Received<'_>, Fault> {
         let text = |name: HeaderName| text(&head.headers, &name);
         let signed = Signed {
             method: head.method.as_str().to_owned(),
@@ -159,31 +185,48 @@ impl Port {
             content_type: text(CONTENT_TYPE).unwrap_or_default(),
             date: text(DATE).unwrap_or_default(),
             extra: extra(&head.headers),
-            target,
+            target: head.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default(),
         };
-        let too_large = || Fault::range("MessageBody", 1, DOCUMENT_BYTES as u64 / 2, " bytes.");
+        let too_large = || Fault::range("MessageBody", 1, BODY_BYTES as u64, " bytes.");
         let size = usize::try_from(body.size_hint().upper().unwrap_or(DOCUMENT_BYTES as u64)).unwrap_or(usize::MAX);
         if size > DOCUMENT_BYTES {
             return Err(too_large());
         }
+        let admitted = self.hub.admit(signed, text(AUTHORIZATION).as_deref(), peer)?;
         let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
-        let permit = self.documents.acquire_many(kib).await.map_err(|_| Fault::unavailable("this node is stopping"))?;
+        let permit = tokio::time::timeout(self.document_wait, self.documents.acquire_many(kib)).await;
+        let permit = permit.map_err(|_| Fault::unavailable("too many documents of other requests are under way; nothing was done"))?;
+        let permit = permit.map_err(|_| Fault::unavailable("this node is stopping"))?;
         let read = tokio::time::timeout(DOCUMENT_TIME, Limited::new(body, DOCUMENT_BYTES).collect()).await;
         let document = read.map_err(|_| Fault::argument("The request did not come in time."))?.map_err(|_| too_large())?.to_bytes();
-        let authorization = text(AUTHORIZATION);
-        let stop_rx = self.stop_rx.clone();
-        let asked = Asked { peer, authorization: authorization.as_deref(), signed, document: &document, stop_rx };
         // A long poll has no document worth counting.
-        let permit = if document.is_empty() {
-            drop(permit);
-            None
-        } else {
-            Some(permit)
-        };
-        let done = self.hub.answer(asked).await;
-        drop(permit);
-        done
+        let permit = (!document.is_empty()).then_some(permit);
+        Ok(Received { admitted, document, permit })
     }
+}
+
+/// A request that is all here.
+struct Received<'p> {
+    admitted: Admitted,
+    document: Bytes,
+    permit: Option<SemaphorePermit<'p>>,
+}
+
+/// Reads what is left of a document, within bounds.
+async fn discard(mut body: Incoming) {
+    if body.size_hint().lower() > DISCARD_BYTES {
+        return;
+    }
+    let mut left = DISCARD_BYTES;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            let Some(rest) = left.checked_sub(bytes) else { return };
+            left = rest;
+        }
+    };
+    // Who is slower than that does without the answer.
+    let _ = tokio::time::timeout(DISCARD_TIME, all).await;
 }
 
 /// Resolves when the broker stops.

@@ -13,6 +13,7 @@ use crate::session::rocketmq::faults::Fault;
 use crate::session::rocketmq::message::{Outgoing, outgoing};
 use crate::session::rocketmq::request::{self, Deed, Incoming, Mode, Tags, Verdict};
 use crate::wire::rocketmq::signature::Signed;
+use crate::wire::rocketmq::target::Target;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +21,15 @@ use tokio::sync::watch;
 
 /// A publish or an acknowledgement that takes longer is answered with "unavailable": before the SDK's own patience ends (60 s).
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two looks for half messages.
+/// Between two looks for half messages of a topic, whoever waits for them on this node.
 const HALF_POLL: Duration = Duration::from_millis(500);
 
-/// A request as it came.
-pub(super) struct Asked<'a> {
-    pub peer: SocketAddr,
-    pub authorization: Option<&'a str>,
-    pub signed: Signed,
-    pub document: &'a [u8],
-    /// The broker stops.
-    pub stop_rx: watch::Receiver<bool>,
+/// A request whose signer has proved who it is, and may come from where it comes.
+pub(super) struct Admitted {
+    method: String,
+    target: Target,
+    user: Arc<str>,
+    peer: SocketAddr,
 }
 
 /// An answer.
@@ -56,14 +55,25 @@ fn answer(status: u16, document: String) -> Done {
 }
 
 impl Hub {
-    pub(super) async fn answer(&self, asked: Asked<'_>) -> Done {
-        let Asked { peer, authorization, signed, document, stop_rx } = asked;
+    /// Who asks. The signature does not cover the document: that need not be here yet.
+    pub(super) fn admit(&self, signed: Signed, authorization: Option<&str>, peer: SocketAddr) -> Result<Admitted, Fault> {
         let target = request::target(&signed.target)?;
         let (id, signature) = request::signer(authorization, &signed, now_ms())?;
         let key = self.edge.access_key(id).ok_or_else(Fault::no_key)?;
         if !signed.is_by(&key.secret, signature) {
             return Err(Fault::signature());
         }
+        // Here, not where an agent logs in: what is asked of other nodes, or found in the catalog, needs no agent of this user.
+        self.edge.may_come(&key.user, peer.ip()).map_err(|why| {
+            tracing::warn!(%peer, why, "request refused");
+            Fault::denied()
+        })?;
+        Ok(Admitted { method: signed.method, target, user: key.user.into(), peer })
+    }
+
+    /// `stop_rx`: the broker stops.
+    pub(super) async fn answer(&self, admitted: Admitted, document: &[u8], stop_rx: watch::Receiver<bool>) -> Done {
+        let Admitted { method, target, user, peer } = admitted;
         let vhost: Arc<str> = target.instance.clone().unwrap_or_else(|| self.settings.default_vhost.clone()).into();
         if !self.edge.has_vhost(&vhost) {
             return Err(Fault::no_topic());
@@ -74,9 +84,9 @@ impl Hub {
         if self.edge.topic(&topic).is_none() && decoded != target.topic {
             topic = name(&decoded);
         }
-        let client = Client { hub: self, user: key.user.into(), topic, peer, stop_rx };
+        let client = Client { hub: self, user, topic, peer, stop_rx };
         let settings = client.topic().await?;
-        match request::deed(&signed.method, &target, document)? {
+        match request::deed(&method, &target, document)? {
             Deed::Publish(incoming) => client.publish(incoming).await,
             Deed::Consume { group: _, most, wait_ms, mode: Mode::Half, .. } => client.check(&settings, most, wait_ms).await,
             Deed::Consume { group, most, wait_ms, tags, mode } => client.consume(&settings, (&group, &tags), most, wait_ms, mode).await,
@@ -196,21 +206,14 @@ impl Client<'_> {
     /// Half messages that nobody decided.
     async fn check(&self, settings: &TopicSettings, most: u32, wait_ms: u64) -> Done {
         self.may(May::Publish(&self.topic.name))?;
-        let until_ms = now_ms() + wait_ms;
         let invisible_ms = settings.half_invisible_ms.unwrap_or(self.hub.settings.defaults.half_invisible_ms);
         let mut stop_rx = self.stop_rx.clone();
-        loop {
-            let found = self.hub.check(&self.user, &self.topic, self.peer, (most, invisible_ms)).await;
-            let found = found.map_err(|refusal| Fault::of(&refusal))?;
-            let left = Duration::from_millis(until_ms.saturating_sub(now_ms()));
-            if !found.is_empty() || left.is_zero() || *stop_rx.borrow_and_update() {
-                return consumed(&found);
-            }
-            tokio::select! {
-                () = tokio::time::sleep(left.min(HALF_POLL)) => {}
-                () = super::stopped(&mut stop_rx) => {}
-            }
-        }
+        let look = || self.hub.check(&self.user, &self.topic, self.peer, (most, invisible_ms));
+        let found = tokio::select! {
+            found = self.hub.turns.watch(&self.topic, (Duration::from_millis(wait_ms), HALF_POLL), look) => found,
+            () = super::stopped(&mut stop_rx) => Ok(Vec::new()),
+        };
+        consumed(&found.map_err(|refusal| Fault::of(&refusal))?)
     }
 
     async fn settle(&self, settings: &TopicSettings, group: &str, handles: &[String], verdict: Verdict) -> Done {
@@ -221,6 +224,10 @@ impl Client<'_> {
         let good = self.in_time(self.hub.settle(&self.topic, group, handles, Settling::from(verdict))).await?;
         let good = good.map_err(|refusal| Fault::of(&refusal))?;
         let bad: Vec<&str> = handles.iter().zip(&good).filter(|(_, is_good)| !**is_good).map(|(handle, _)| handle.as_str()).collect();
+        // Looked at last: a group that this node has not heard of yet may have been given them.
+        if verdict == Verdict::Ack && bad.len() == handles.len() && self.hub.edge.group(&self.topic, group).is_none() {
+            return Err(Fault::no_group());
+        }
         if bad.is_empty() { answer(204, String::new()) } else { answer(404, answers::unsettled(bad)) }
     }
 }

@@ -1,13 +1,14 @@
 //! What operators' commands do to the catalog: users, vhosts, permissions, policies, limits. Called by `apply`. What is refused here all
 //! versions refuse; whether a command makes sense was checked before it was proposed (`check`). Every command may be repeated.
 
-use super::apply::{DONE, Outcome};
+use super::apply::{DONE, FIRST_USER, Outcome};
 use super::bindings::not_found;
 use super::policy::{Applied, Compiled};
 use super::{Catalog, PREDECLARED, User, Vhost};
 use crate::model::QueueId;
 use crate::model::admin::{AdminCommand, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{ExchangeSpec, Name, Refusal, Table, Value};
+use crate::model::rocketmq::AccessKey;
 use std::sync::Arc;
 
 /// Policies of one kind in one vhost: every declare is compared with all of them.
@@ -27,7 +28,10 @@ impl Catalog {
                 self.access_keys.insert(id.clone(), key.clone());
             }
             AdminCommand::DeleteAccessKey { id } => drop(self.access_keys.remove(id)),
-            AdminCommand::SetPassword { user, password_hash } => self.user_mut(user)?.password_hash.clone_from(password_hash),
+            AdminCommand::SetPassword { user, password_hash } => {
+                self.user_mut(user)?.password_hash.clone_from(password_hash);
+                self.drop_first_key(user);
+            }
             AdminCommand::SetUserTags { user, tags } => self.user_mut(user)?.tags.clone_from(tags),
             AdminCommand::SetUserLimits { user, limits } => {
                 self.user_mut(user)?.limits.extend(numbers(limits));
@@ -52,6 +56,14 @@ impl Catalog {
             AdminCommand::ClearPolicy { kind, vhost, name } => return self.clear_policy(index, *kind, vhost, name),
         }
         DONE
+    }
+
+    /// The key that the first user was given goes with its first password, unless somebody gave it another secret.
+    fn drop_first_key(&mut self, user: &str) {
+        let is_first = |key: &AccessKey| key.user == user && key.secret == FIRST_USER;
+        if user == FIRST_USER && self.access_keys.get(FIRST_USER).is_some_and(is_first) {
+            self.access_keys.remove(FIRST_USER);
+        }
     }
 
     fn user_mut(&mut self, user: &str) -> Result<&mut User, Refusal> {

@@ -107,6 +107,21 @@ fn policy(name: &str, pattern: &str, priority: i64) -> Policy {
 }
 
 #[test]
+fn the_first_users_key_goes_with_its_password() {
+    let mut f = Fixture::new();
+    let changed = |password: &[u8]| AdminCommand::SetPassword { user: "guest".into(), password_hash: hash_password(password, [8; 4]) };
+    f.done(user("ann"));
+    f.done(AdminCommand::SetPassword { user: "ann".into(), password_hash: hash_password(b"new", [7; 4]) });
+    assert_eq!(f.0.access_key("guest").map(|key| key.secret.as_str()), Some("guest"), "that was another user");
+    f.done(changed(b"secret"));
+    assert_eq!(f.0.access_key("guest"), None);
+    let key = AccessKey { secret: "chosen".into(), user: "guest".into() };
+    f.done(AdminCommand::AddAccessKey { id: "guest".into(), key: key.clone() });
+    f.done(changed(b"another"));
+    assert_eq!(f.0.access_key("guest"), Some(&key), "a secret that somebody chose stays");
+}
+
+#[test]
 fn users_come_change_and_go() {
     let mut f = Fixture::new();
     f.done(user("ann"));

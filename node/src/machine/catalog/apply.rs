@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub(super) type Outcome = Result<CatalogReply, Refusal>;
 pub(super) const DONE: Outcome = Ok(CatalogReply::Done);
 /// The first user unless configured otherwise, and its password.
-const FIRST_USER: &str = "guest";
+pub(super) const FIRST_USER: &str = "guest";
 
 fn default_exchange_refusal() -> Refusal {
     Refusal::Access("operation not permitted on the default exchange".to_owned())

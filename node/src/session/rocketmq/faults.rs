@@ -28,6 +28,11 @@ impl Fault {
         fault(404, "TopicNotExist", "The topic name you provided is not exist.")
     }
 
+    /// No such group on the topic.
+    pub fn no_group() -> Fault {
+        fault(404, "SubscriptionNotExist", "The subscription you provided is not exist.")
+    }
+
     /// A number out of its range.
     pub fn range(element: &str, low: u64, high: u64, unit: &str) -> Fault {
         fault(400, "InvalidArgument", format!("The value of {element} should between {low} and {high}{unit}"))

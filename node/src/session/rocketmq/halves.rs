@@ -4,12 +4,11 @@ use super::handle::Slot;
 use super::message::{HalfFacts, half_facts};
 use crate::model::entry::StoredMessage;
 use crate::model::link::Delivery;
+use crate::model::rocketmq::HALF_LIFE_MS;
 use crate::model::step::Held;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// After this time nobody will decide it any more: it is dropped, as by the service.
-const LIFE_MS: u64 = 24 * 60 * 60 * 1000;
 /// What half messages take together in the memory of an agent, bytes.
 pub(super) const BYTES_MAX: usize = 64 << 20;
 
@@ -91,7 +90,7 @@ impl Halves {
 
     /// Those that are too old.
     pub fn over(&mut self, now_ms: u64) -> Vec<Held> {
-        let is_over = |half: &Half| half.facts.published_ms + LIFE_MS <= now_ms;
+        let is_over = |half: &Half| half.facts.published_ms + HALF_LIFE_MS <= now_ms;
         let numbers: Vec<u64> = self.all.iter().filter(|(_, half)| is_over(half)).map(|(number, _)| *number).collect();
         let mut over: Vec<Held> = numbers.into_iter().filter_map(|number| self.remove(number).map(|half| half.held)).collect();
         over.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));

@@ -229,7 +229,9 @@ pub fn shown(delivery: &Delivery, message: &StoredMessage) -> Shown {
 
 /// Headers that are the broker's own business.
 fn is_own(name: &str) -> bool {
-    name == PUBLISHED || name == TAG || name == store::DELAY || name == "CC" || name == "BCC" || name.starts_with('\0')
+    let of_deaths = name == "x-death" || name.starts_with("x-first-death-") || name.starts_with("x-last-death-");
+    let is_known = name == PUBLISHED || name == TAG || name == store::DELAY || name == "CC" || name == "BCC";
+    is_known || of_deaths || name.starts_with('\0')
 }
 
 fn add(out: &mut String, (name, value): (&str, &[u8]), encoded: &mut Vec<String>, empty: &mut Vec<String>) {

@@ -8,8 +8,8 @@ use crate::wire::rocketmq::xml::{self, IllFormed};
 
 /// Bytes of a body, of a whole message.
 pub const BODY_BYTES: usize = 4 << 20;
-/// Bytes of a request's document: each byte of a body may be an entity.
-pub const DOCUMENT_BYTES: usize = 2 * BODY_BYTES;
+/// Bytes of a request's document: each byte of a body may be an entity, the longest of which is `&quot;`.
+pub const DOCUMENT_BYTES: usize = 6 * BODY_BYTES;
 /// Characters of a tag.
 const TAG_CHARS: usize = 64;
 /// Messages of one answer, handles of one acknowledgement.

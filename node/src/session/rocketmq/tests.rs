@@ -6,7 +6,8 @@ use super::handle::{Handle, Slot};
 use super::message::{Outgoing, outgoing, shown};
 use super::request::{Incoming, Tags};
 use crate::model::catalog::{Name, Refusal};
-use crate::model::entry::{Ops, StoredMessage};
+use crate::model::deaths::{Death, Headers};
+use crate::model::entry::{Ops, SettleReason, StoredMessage};
 use crate::model::link::Delivery;
 use crate::model::step::{Commit, Event, Outcome as Fate, Publish, Reply, Request, Step, TookOne};
 use crate::model::{Incarnation, NodeId, QueueId, Seq, ShardId};
@@ -322,6 +323,19 @@ fn properties_come_through_as_they_were() {
     assert_eq!(found, sent);
     assert_eq!((shown.tag.as_str(), &shown.md5, shown.published_ms), ("tag 0", &md5, Some(NOW)));
     assert_eq!(crate::model::store::delay_ms(&publish.properties), None);
+}
+
+#[test]
+fn a_dead_letter_shows_its_own_properties_alone() {
+    let Outgoing { publish, .. } = published(incoming("b", "t", "a:1|x-death:mine|"));
+    let mut headers = Headers::of(&publish.properties);
+    headers.record(&Death { queue: "t@g", reason: SettleReason::DeliveryLimit, time_ms: NOW, exchange: b"t", key: b"t" });
+    let dead = headers.write(true);
+    assert!(dead.len() > publish.properties.len() + 100, "AMQP clients see how it died");
+    let shown = show(&dead, b"t", b"b");
+    let mut found: Vec<&str> = shown.properties.split_terminator('|').collect();
+    found.sort_unstable();
+    assert_eq!(found, ["a:1", "x-death:mine"]);
 }
 
 #[test]
