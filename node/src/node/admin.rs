@@ -381,6 +381,7 @@ fn settings(config: &ServerConfig) -> Vec<SettingRow> {
         row("cluster", cluster.join(",")),
         row("loopback-users", config.loopback_users.join(",")),
         row("disk-floor", config.disk_floor_bytes.to_string()),
+        row("max-message-size", config.max_message_bytes.to_string()),
         row("catch-up-log", config.catch_up_log_bytes.to_string()),
         row("log-budget", config.log_budget_bytes.to_string()),
         row("workers", config.workers.to_string()),
