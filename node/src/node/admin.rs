@@ -419,6 +419,7 @@ impl Running {
             online: self.members(record.shard).into_iter().filter(|node| self.is_up(*node)).collect(),
             members: self.members(record.shard),
             message_bytes: stat.map(|s| s.bytes),
+            message_bytes_unacknowledged: stat.map(|s| s.unacked_bytes),
             definition: policies.definition(),
             policy: policies.user.map(|p| p.name.clone()),
             operator_policy: policies.operator.map(|p| p.name.clone()),
