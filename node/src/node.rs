@@ -116,7 +116,8 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));
-    let settings = amqp::Settings::new("warren");
+    let mut settings = amqp::Settings::new("warren");
+    settings.max_message_bytes = node.running.config.max_message_bytes;
     let mut listeners = JoinSet::new();
     if let (Some(rocket), Some(front)) = (open.rocketmq_over_tls, tls.clients.clone()) {
         listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));

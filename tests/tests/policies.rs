@@ -136,15 +136,23 @@ const KEYS: [(&str, Effect); 12] = [
     ("stream-max-segment-size-bytes", stream_max_segment_size_bytes),
 ];
 
-/// Taken without effect, as the arguments of these names; and how large the filter over a chunk is shows to no client.
-const UNSEEN: [&str; 7] = [
+/// Taken without effect, as the arguments of these names; where a new queue is placed, which `edge` tests; and how large the filter over a chunk is shows to no client.
+const UNSEEN: [&str; 15] = [
     "dead-letter-strategy",
+    "ha-mode",
+    "ha-params",
+    "ha-promote-on-failure",
+    "ha-promote-on-shutdown",
+    "ha-sync-mode",
+    "initial-cluster-size",
     "max-in-memory-bytes",
     "max-in-memory-length",
     "queue-leader-locator",
+    "queue-master-locator",
     "queue-mode",
     "queue-version",
     "stream-filter-size-bytes",
+    "target-group-size",
 ];
 
 #[test]

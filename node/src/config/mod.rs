@@ -21,6 +21,7 @@ pub use settings::{LogFormat, Settings};
 pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
 
 use crate::model::NodeId;
+use crate::model::limits::MESSAGE_BYTES;
 use crate::model::stream_step::Advertised as StreamAddress;
 use crate::tls::Files;
 use std::path::PathBuf;
@@ -145,6 +146,8 @@ pub struct ServerConfig {
     pub disk_floor_bytes: u64,
     /// Resident bytes of the process above which publishes stop.
     pub memory_limit_bytes: u64,
+    /// Largest body of a message from AMQP clients, bytes.
+    pub max_message_bytes: u64,
     /// Bytes of log kept for nodes that lag or are away.
     pub catch_up_log_bytes: u64,
     /// Bytes of log files beyond which old ones are cleaned.
@@ -210,6 +213,7 @@ impl ServerConfig {
                 Some(limit) => quantity::bytes("memory-limit", limit)?,
                 None => memory::default_limit_bytes(),
             },
+            max_message_bytes: max_message(settings.max_message_size.as_deref())?,
             catch_up_log_bytes: quantity::bytes("catch-up-log", settings.catch_up_log.as_deref().unwrap_or("1GiB"))?,
             log_budget_bytes: quantity::bytes("log-budget", settings.log_budget.as_deref().unwrap_or("2GiB"))?,
             workers: workers(settings.workers)?,
@@ -227,6 +231,14 @@ impl ServerConfig {
             host,
             data_dir,
         })
+    }
+}
+
+fn max_message(asked: Option<&str>) -> Result<u64, ConfigError> {
+    let (option, most) = ("max-message-size", MESSAGE_BYTES as u64);
+    match asked.map_or(Ok(most), |size| quantity::bytes(option, size))? {
+        size if (1..=most).contains(&size) => Ok(size),
+        size => Err(ConfigError::Value { option, why: format!("{size} bytes; between 1 B and 16MiB are possible") }),
     }
 }
 

@@ -131,6 +131,9 @@ pub struct Settings {
     /// Memory of the process above which publishes stop [default: 60 % of the machine's or the container's]
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<String>,
+    /// Largest body of a message that AMQP clients may publish, at most 16MiB [default: 16MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub max_message_size: Option<String>,
     /// Log kept for nodes that lag or are away; beyond it they catch up by snapshot [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub catch_up_log: Option<String>,
@@ -264,6 +267,7 @@ impl Settings {
             loopback_users: self.loopback_users.or(lower.loopback_users),
             disk_floor: self.disk_floor.or(lower.disk_floor),
             memory_limit: self.memory_limit.or(lower.memory_limit),
+            max_message_size: self.max_message_size.or(lower.max_message_size),
             catch_up_log: self.catch_up_log.or(lower.catch_up_log),
             log_budget: self.log_budget.or(lower.log_budget),
             workers: self.workers.or(lower.workers),

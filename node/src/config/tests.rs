@@ -40,6 +40,16 @@ fn without_any_option_a_node_runs_alone_on_the_usual_ports() {
 }
 
 #[test]
+fn messages_may_be_limited_to_less_than_16_mib() {
+    assert_eq!(load(&[], &[]).unwrap().max_message_bytes, 16 << 20);
+    assert_eq!(load(&[], &[("WARREN_MAX_MESSAGE_SIZE", "64KiB")]).unwrap().max_message_bytes, 64 << 10);
+    for wrong in ["0", "17MiB", "much"] {
+        let error = load(&[&format!("--max-message-size={wrong}")], &[]).unwrap_err().to_string();
+        assert!(error.contains("max-message-size"), "{error}");
+    }
+}
+
+#[test]
 fn workers_are_the_cores_less_one_or_what_was_asked_for() {
     let cores = std::thread::available_parallelism().unwrap().get();
     assert_eq!(load(&[], &[]).unwrap().workers, (cores - 1).clamp(1, 256));

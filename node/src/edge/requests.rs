@@ -282,7 +282,7 @@ impl Asking {
     /// The queue, and whether it was made.
     async fn submit_queue(&self, spec: &QueueSpec) -> Result<(QueueRecord, bool), Refusal> {
         let (node, incarnation) = (self.edge.config.node, self.edge.config.incarnation);
-        let command = CatalogCommand::DeclareQueue { spec: spec.clone(), node, incarnation, shard: self.edge.place() };
+        let command = CatalogCommand::DeclareQueue { spec: spec.clone(), node, incarnation, shard: self.edge.place(spec) };
         let submitted = self.edge.submit(command).await;
         if spec.exclusive_owner.is_some() && self.mailbox.is_closed() {
             // The client left meanwhile: its farewell may have come before this declare.
@@ -437,14 +437,20 @@ impl Edge {
         }
     }
 
-    /// The data shard for a new queue: the least loaded, of those one that this node leads, if any.
-    pub(super) fn place(&self) -> ShardId {
-        let loads: Vec<_> = {
+    /// The data shard for a new queue: the least loaded, of those one that this node leads, if any. Of one that is to be led where its
+    /// client is: the least loaded that this node leads, if any.
+    pub(super) fn place(&self, spec: &QueueSpec) -> ShardId {
+        let (is_local, loads) = {
             let catalog = self.catalog.read();
-            catalog.shards().map(|shard| (catalog.queues_of(shard).count(), shard)).collect()
+            let loads: Vec<_> = catalog.shards().map(|shard| (catalog.queues_of(shard).count(), shard)).collect();
+            (catalog.is_client_local(spec), loads)
         };
         let mine = |shard| self.leaders.leadership(shard).borrow().is_some_and(|l| l.node() == self.config.node);
-        loads.into_iter().min_by_key(|(queues, shard)| (*queues, !mine(*shard), *shard)).map_or(ShardId(1), |best| best.1)
+        let rank = |(queues, shard): &(usize, ShardId)| {
+            let mine = mine(*shard);
+            (is_local && !mine, *queues, !mine, *shard)
+        };
+        loads.into_iter().min_by_key(rank).map_or(ShardId(1), |best| best.1)
     }
 }
 

@@ -27,6 +27,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Settings {
     /// Shown to clients.
     pub cluster_name: String,
+    /// Largest body of an AMQP message, bytes.
+    pub max_message_bytes: u64,
     /// From accept to the moment when the client is in a vhost.
     pub handshake: Duration,
     /// The port speaks TLS.
@@ -39,7 +41,8 @@ impl Settings {
     /// With the defaults of `limits`.
     pub fn new(cluster_name: impl Into<String>) -> Settings {
         let places = Arc::new(Semaphore::new(connections()));
-        Settings { cluster_name: cluster_name.into(), handshake: limits::HANDSHAKE, tls: None, places }
+        let max_message_bytes = limits::MESSAGE_BYTES as u64;
+        Settings { cluster_name: cluster_name.into(), max_message_bytes, handshake: limits::HANDSHAKE, tls: None, places }
     }
 
     /// Another port beside this one, for TLS: both together take as many connections as this one alone.

@@ -85,6 +85,8 @@ impl Listed for QueueRow {
         "messages_ready",
         "messages_unacknowledged",
         "message_bytes",
+        "message_bytes_ready",
+        "message_bytes_unacknowledged",
         "consumers",
         "leader",
         "members",
@@ -98,8 +100,6 @@ impl Listed for QueueRow {
         "messages_unacknowledged_ram",
         "messages_ram",
         "messages_persistent",
-        "message_bytes_ready",
-        "message_bytes_unacknowledged",
         "message_bytes_ram",
         "message_bytes_persistent",
         "head_message_timestamp",
@@ -131,6 +131,10 @@ impl Listed for QueueRow {
             "messages_ready" => count(self.messages_ready),
             "messages_unacknowledged" => count(self.messages_unacknowledged),
             "message_bytes" => count(self.message_bytes),
+            "message_bytes_ready" => {
+                count(self.message_bytes.zip(self.message_bytes_unacknowledged).map(|(all, unacked)| all.saturating_sub(unacked)))
+            }
+            "message_bytes_unacknowledged" => count(self.message_bytes_unacknowledged),
             "consumers" => count(self.consumers),
             "leader" => self.leader.map_or_else(unknown, |node| plain(node.0)),
             "members" => plain(self.members.iter().map(|node| node.0).collect::<Vec<_>>()),
@@ -207,6 +211,7 @@ mod tests {
             members: vec![NodeId(1), NodeId(2), NodeId(3)],
             online: vec![NodeId(1), NodeId(2)],
             message_bytes: Some(500),
+            message_bytes_unacknowledged: Some(120),
             policy: None,
             operator_policy: None,
             definition: Table::new(),
@@ -236,6 +241,7 @@ mod tests {
         let mut owned = queue();
         owned.record.spec.exclusive_owner = Some(Owner { node: NodeId(3), incarnation: Incarnation(1), connection: ConnectionId(7) });
         assert_eq!(texts(owned.clone(), &["pid", "owner_pid", "online", "message_bytes"]), ["<2.9.0>", "<3.7.0>", "[1,2]", "500"]);
+        assert_eq!(texts(owned.clone(), &["message_bytes_ready", "message_bytes_unacknowledged"]), ["380", "120"]);
         for column in QueueRow::COLUMNS.iter().filter(|column| !column.ends_with("policy")) {
             assert_ne!(texts(owned.clone(), &[column]), [""], "{column}");
         }

@@ -31,6 +31,8 @@ pub struct QueueRow {
     pub online: Vec<NodeId>,
     /// Bytes of the bodies of all its messages.
     pub message_bytes: Option<u64>,
+    /// Of those delivered and not yet settled.
+    pub message_bytes_unacknowledged: Option<u64>,
     /// Name of the policy that applies.
     pub policy: Option<String>,
     /// Name of the operator policy that applies.

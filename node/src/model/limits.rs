@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Largest message body, bytes (RabbitMQ's default `max_message_size`).
+/// Largest message body, bytes (RabbitMQ's default `max_message_size`); a node may be told of a smaller one.
 pub const MESSAGE_BYTES: usize = 16 << 20;
 /// A lane closes a batch at this size: above it latency doubles for little throughput (measured knee 64-256 KiB).
 pub const BATCH_BYTES: usize = 128 << 10;

@@ -335,6 +335,8 @@ pub struct QueueStat {
     pub unacked: u64,
     /// Bodies of all, bytes.
     pub bytes: u64,
+    /// Bodies of those checked out, bytes; 0 in the answer to a client's declare.
+    pub unacked_bytes: u64,
     /// Consumers.
     pub consumers: u32,
     /// The single active one, where the queue has one, and its node.

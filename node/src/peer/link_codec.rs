@@ -241,6 +241,7 @@ mod tests {
                     ready: 2,
                     unacked: 3,
                     bytes: 4,
+                    unacked_bytes: 8,
                     consumers: 5,
                     active: Some((NodeId(6), ConsumerId(7))),
                 }],

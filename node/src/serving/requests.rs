@@ -68,7 +68,7 @@ impl ShardServer {
             ToLeader::Return { queue, ranges, seen, failures } => self.give_back(session, queue, &ranges, seen.then_some(&failures)),
             ToLeader::Stat { request, queues, used } => {
                 queues.iter().filter(|_| used).for_each(|queue| self.touch(*queue));
-                self.stat(id, request, &queues);
+                self.stat(id, request, &queues, !used);
             }
             ToLeader::Seal { request, queue, if_unused, if_empty } => {
                 self.seal(queue, Wish::Client { path: id, request, if_unused, if_empty });
@@ -288,21 +288,25 @@ impl ShardServer {
         }
     }
 
-    fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId]) {
+    /// `weighed`: with the bytes that are checked out, at the cost of a look at each run of them.
+    fn stat(&mut self, id: PathId, request: u64, queues: &[QueueId], weighed: bool) {
         let shared = self.machine.clone();
         let machine = shared.lock();
         let stream = |id| Some(stat_of_stream(id, machine.stream(id)?));
         let stats = if queues.is_empty() {
             let streams = machine.streams().map(|(id, stream)| stat_of_stream(id, stream));
-            machine.queues().map(|(id, queue)| self.stat_of(id, queue)).chain(streams).collect()
+            machine.queues().map(|(id, queue)| self.stat_of(id, queue, weighed)).chain(streams).collect()
         } else {
-            queues.iter().filter_map(|id| machine.queue(*id).map(|queue| self.stat_of(*id, queue)).or_else(|| stream(*id))).collect()
+            queues
+                .iter()
+                .filter_map(|id| machine.queue(*id).map(|queue| self.stat_of(*id, queue, weighed)).or_else(|| stream(*id)))
+                .collect()
         };
         drop(machine);
         self.send(id, ToEdge::Stats { request, stats });
     }
 
-    fn stat_of(&self, id: QueueId, queue: &crate::machine::Queue) -> QueueStat {
+    fn stat_of(&self, id: QueueId, queue: &crate::machine::Queue, weighed: bool) -> QueueStat {
         let state = self.queues.get(&id);
         let unacked = state.map_or(0, |s| s.checked.count()).min(queue.live_count());
         QueueStat {
@@ -310,6 +314,7 @@ impl ShardServer {
             ready: queue.live_count() - unacked,
             unacked,
             bytes: queue.live_body_bytes(),
+            unacked_bytes: state.filter(|_| weighed).map_or(0, |s| queue.count_in(&s.checked_ranges()).body_bytes),
             consumers: state.map_or(0, |s| s.consumers.len() as u32),
             active: queue.active().and_then(|(session, consumer)| Some((self.sessions.get(&session)?.node, consumer))),
         }

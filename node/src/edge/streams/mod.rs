@@ -154,8 +154,9 @@ impl Connection {
         });
         let edge = self.edge.clone();
         async move {
-            let (node, incarnation, shard) = (edge.config.node, edge.config.incarnation, edge.place());
-            match edge.submit(CatalogCommand::DeclareQueue { spec: checked?, node, incarnation, shard }).await? {
+            let (node, incarnation, spec) = (edge.config.node, edge.config.incarnation, checked?);
+            let shard = edge.place(&spec);
+            match edge.submit(CatalogCommand::DeclareQueue { spec, node, incarnation, shard }).await? {
                 CatalogReply::Queue { created, .. } => Ok(created),
                 CatalogReply::Done | CatalogReply::Refused(_) => {
                     Err(Refusal::Unavailable("the catalog's answer to a declare names no queue".to_string()))

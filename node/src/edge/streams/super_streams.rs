@@ -155,8 +155,8 @@ impl Plan {
 async fn make(edge: &Edge, queues: Vec<QueueSpec>, bindings: Vec<BindingSpec>, made: &mut Vec<QueueId>) -> Result<(), Failure> {
     let (node, incarnation) = (edge.config.node, edge.config.incarnation);
     for spec in queues {
-        // Each goes to the shard with the fewest queues: partitions spread.
-        let shard = edge.place();
+        // Each goes to the shard with the fewest queues, unless it is to be local: partitions spread.
+        let shard = edge.place(&spec);
         match edge.submit(CatalogCommand::DeclareQueue { spec, node, incarnation, shard }).await? {
             CatalogReply::Queue { record, created: true } => made.push(record.id),
             CatalogReply::Queue { created: false, .. } => return Err(Failure::Exists),

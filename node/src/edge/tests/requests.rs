@@ -1,8 +1,8 @@
 //! Requests against the catalog and the leaders; logins.
 
 use super::*;
-use crate::model::admin::{AdminCommand, Permission};
-use crate::model::catalog::QueueRecord;
+use crate::model::admin::{AdminCommand, ApplyTo, Permission, Policy, PolicyKind};
+use crate::model::catalog::{QueueRecord, Value};
 use crate::model::step::DeclareQueue;
 
 fn declare(queue: &str) -> DeclareQueue {
@@ -50,6 +50,30 @@ async fn declares_are_placed_and_repeated_ones_count() {
     assert_eq!(client.reply().await, Ok(Reply::Queue { name: "a".into(), messages: 4, consumers: 2 }));
     client.ask(Request::DeclareQueue(DeclareQueue { passive: true, ..declare("nope") }));
     assert_eq!(client.reply().await.expect_err("missing").to_string(), "no queue 'nope' in vhost '/'");
+}
+
+/// By its argument, or by a policy that says otherwise.
+#[tokio::test]
+async fn a_queue_that_is_to_be_local_goes_to_a_shard_that_this_node_leads() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let locator = |key: &str, word: &str| Table::from([(key.to_owned(), Value::Text(word.into()))]);
+    let local = |queue, key| DeclareQueue { arguments: locator(key, "client-local"), ..declare(queue) };
+    let of = |scene: &Scene, queue: &str| scene.record(queue).expect("declared").shard.0;
+    client.ask(Request::DeclareQueue(local("anywhere", "x-queue-leader-locator")));
+    client.reply().await.expect("declared though this node leads nothing");
+    scene.world.set_leader(ShardId(3), Some(leader(2, ME.0)));
+    for (queue, key) in [("a", "x-queue-leader-locator"), ("b", "x-queue-master-locator"), ("c", "x-queue-leader-locator")] {
+        client.ask(Request::DeclareQueue(local(queue, key)));
+        client.reply().await.expect("declared");
+        assert_eq!(of(&scene, queue), 3, "{queue}, {key}");
+    }
+    let definition = locator("queue-leader-locator", "balanced");
+    let policy = Policy { name: "p".into(), pattern: "^d".into(), apply_to: ApplyTo::All, definition, priority: 0 };
+    scene.world.apply(&CatalogCommand::Admin(AdminCommand::SetPolicy { kind: PolicyKind::User, vhost: "/".into(), policy }));
+    client.ask(Request::DeclareQueue(local("d", "x-queue-leader-locator")));
+    client.reply().await.expect("declared");
+    assert_ne!(of(&scene, "d"), 3, "a policy wins");
 }
 
 /// The shard deletes queues whose condition holds; a declare that finds one of those waits, and makes another.

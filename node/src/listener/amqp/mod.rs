@@ -18,7 +18,7 @@ pub use super::port::Settings;
 
 /// Serves clients until `shutdown` holds true (or its sender is gone), then closes them with 320 and returns within about a second.
 pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Settings, shutdown: watch::Receiver<bool>) {
-    let broker = Broker { edge, cluster_name: settings.cluster_name.clone() };
+    let broker = Broker { edge, cluster_name: settings.cluster_name.clone(), max_message_bytes: settings.max_message_bytes };
     port::serve(listener, Arc::new(broker), settings, shutdown).await;
 }
 
@@ -26,12 +26,14 @@ pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Setti
 struct Broker<E> {
     edge: Arc<E>,
     cluster_name: String,
+    max_message_bytes: u64,
 }
 
 impl<E: Edge> Host for Broker<E> {
     async fn converse(&self, client: Client, shutdown: watch::Receiver<bool>) {
         let Client { socket, peer, encryption, certificate_name, until } = client;
-        let options = Options { cluster_name: self.cluster_name.clone(), seed: rand::random(), certificate_name };
+        let (cluster_name, max_message_bytes) = (self.cluster_name.clone(), self.max_message_bytes);
+        let options = Options { cluster_name, seed: rand::random(), certificate_name, max_message_bytes };
         let connection = Connection::new(socket, peer, self.edge.connect(peer), options, until);
         let connection = match encryption {
             Some(encryption) => connection.encrypted(encryption),

@@ -137,10 +137,12 @@ impl Applied {
     }
 }
 
-/// The lower number, but for `delivery-limit`, where a negative one is no limit: then the higher; else what the operator says.
+/// The lower number, but for `delivery-limit`, where a negative one is no limit: then the higher, as of `target-group-size`; else what the
+/// operator says.
 fn merge(key: &str, own: &Value, theirs: &Value) -> Value {
     match (own, theirs) {
         (Value::Int(a), Value::Int(b)) if key == "delivery-limit" && (*a < 0 || *b < 0) => Value::Int(*a.max(b)),
+        (Value::Int(a), Value::Int(b)) if key == "target-group-size" => Value::Int(*a.max(b)),
         (Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
         _ => theirs.clone(),
     }
@@ -150,6 +152,15 @@ impl Catalog {
     /// The policies of a queue.
     pub fn queue_policies(&self, id: QueueId) -> Option<&Applied> {
         self.queue_by_id(id).and_then(|record| self.queue_entry(&record.spec.name.vhost, &record.spec.name.name)).map(|q| &q.policies)
+    }
+
+    /// Whether a queue that is to be made is wished to be led where its client is. As in RabbitMQ a policy counts before an argument,
+    /// and the older name where neither says the newer one.
+    pub fn is_client_local(&self, spec: &QueueSpec) -> bool {
+        let policies = self.vhosts.get(&spec.name.vhost).map(|vhost| vhost.applied_to_queue(spec)).unwrap_or_default();
+        let says = |key: &str| policies.get(key).or_else(|| spec.arguments.get(&format!("x-{key}")).cloned());
+        let wish = says("queue-leader-locator").or_else(|| says("queue-master-locator"));
+        wish.is_some_and(|wish| is_one_of(&wish, &["client-local"]))
     }
 
     /// The policies of an exchange.
@@ -224,13 +235,43 @@ fn is_locator(value: &Value) -> bool {
     is_one_of(value, LOCATORS)
 }
 
+/// Of RabbitMQ before 4.0.
+fn is_old_locator(value: &Value) -> bool {
+    is_locator(value) || is_one_of(value, &["min-masters"])
+}
+
+fn is_size(value: &Value) -> bool {
+    is_count(value) && *value != Value::Int(0)
+}
+
+/// Of mirrored queues: a number of replicas, or names of nodes.
+fn is_ha_params(value: &Value) -> bool {
+    match value {
+        Value::List(nodes) => !nodes.is_empty() && nodes.iter().all(is_text),
+        number => is_size(number),
+    }
+}
+
+fn is_ha_mode(value: &Value) -> bool {
+    is_one_of(value, &["all", "exactly", "nodes"])
+}
+
+fn is_ha_sync_mode(value: &Value) -> bool {
+    is_one_of(value, &["manual", "automatic"])
+}
+
+fn is_ha_promotion(value: &Value) -> bool {
+    is_one_of(value, &["always", "when-synced"])
+}
+
 fn is_one_of(value: &Value, words: &[&str]) -> bool {
     matches!(value, Value::Text(word) if words.iter().any(|w| w.as_bytes() == word))
 }
 
-/// The keys with an effect, on exchanges here, on queues by `QueueSettings::effective`; and those that are as much without one as the
-/// arguments of their names. A policy with another one is refused.
-const KEYS: [Key; 19] = [
+/// The keys with an effect, on exchanges and new queues here, on queues by `QueueSettings::effective`; and those that are as much without
+/// one as the arguments of their names: those of mirrored queues too, which set-ups made for RabbitMQ before 4.0 have. A policy with
+/// another one is refused.
+const KEYS: [Key; 27] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
     key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
@@ -238,6 +279,12 @@ const KEYS: [Key; 19] = [
     key("dead-letter-strategy", is_strategy, "is not a valid dead letter strategy", false),
     key("delivery-limit", is_integer, "is not a valid delivery limit", true),
     key("expires", is_expiry, "is not a valid queue expiry", true),
+    key("ha-mode", is_ha_mode, "is not a valid ha-mode value", true),
+    key("ha-params", is_ha_params, "is neither a number of nodes nor a list of their names", true),
+    key("ha-promote-on-failure", is_ha_promotion, "is not a valid ha-promote-on-failure value", true),
+    key("ha-promote-on-shutdown", is_ha_promotion, "is not a valid ha-promote-on-shutdown value", true),
+    key("ha-sync-mode", is_ha_sync_mode, "is not a valid ha-sync-mode value", true),
+    key("initial-cluster-size", is_count, "is not a valid cluster size", false),
     key("max-age", is_age, "is not a valid max age", false),
     key("max-in-memory-bytes", is_count, "is not a valid maximum memory in bytes", true),
     key("max-in-memory-length", is_count, "is not a valid maximum memory in bytes", true),
@@ -246,10 +293,12 @@ const KEYS: [Key; 19] = [
     key("message-ttl", is_time, "is not a valid message TTL", true),
     key("overflow", is_overflow, "is not a valid overflow value", true),
     key("queue-leader-locator", is_locator, "is not a valid queue leader locator value", false),
+    key("queue-master-locator", is_old_locator, "is not a valid queue leader locator value", true),
     key("queue-mode", is_mode, "is not a valid queue-mode value", false),
     key("queue-version", is_version, "is not a valid queue-version value", true),
     key("stream-filter-size-bytes", is_filter_size, "is not a valid filter size. Valid range is 16-255", false),
     key("stream-max-segment-size-bytes", is_segment_size, "is not a valid segment size", false),
+    key("target-group-size", is_size, "is not a valid qq target count value", true),
 ];
 
 /// All keys that a policy may have.
@@ -332,6 +381,11 @@ mod tests {
     }
 
     #[test]
+    fn of_two_sizes_of_a_group_the_higher_counts() {
+        assert_eq!(merge("target-group-size", &Value::Int(5), &Value::Int(3)), Value::Int(5));
+    }
+
+    #[test]
     fn of_words_the_operators_counts() {
         let text = |s: &str| Value::Text(s.into());
         assert_eq!(merge("overflow", &text("drop-head"), &text("reject-publish")), text("reject-publish"));
@@ -346,6 +400,15 @@ mod tests {
             ("max-in-memory-bytes", Value::Int(0), Value::Int(-1), "-1 is not a valid maximum memory in bytes"),
             ("max-in-memory-length", Value::Int(7), Value::Int(-1), "-1 is not a valid maximum memory in bytes"),
             ("queue-leader-locator", text("balanced"), text("here"), "<<\"here\">> is not a valid queue leader locator value"),
+            ("queue-master-locator", text("min-masters"), text("here"), "<<\"here\">> is not a valid queue leader locator value"),
+            ("initial-cluster-size", Value::Int(3), Value::Int(-1), "-1 is not a valid cluster size"),
+            ("target-group-size", Value::Int(3), Value::Int(0), "0 is not a valid qq target count value"),
+            ("ha-mode", text("exactly"), text("some"), "<<\"some\">> is not a valid ha-mode value"),
+            ("ha-params", Value::Int(2), Value::Int(0), "0 is neither a number of nodes nor a list of their names"),
+            ("ha-params", Value::List(vec![text("n")]), text("n"), "<<\"n\">> is neither a number of nodes nor a list of their names"),
+            ("ha-sync-mode", text("automatic"), text("now"), "<<\"now\">> is not a valid ha-sync-mode value"),
+            ("ha-promote-on-failure", text("always"), text("now"), "<<\"now\">> is not a valid ha-promote-on-failure value"),
+            ("ha-promote-on-shutdown", text("when-synced"), text("x"), "<<\"x\">> is not a valid ha-promote-on-shutdown value"),
             ("queue-mode", text("lazy"), text("busy"), "<<\"busy\">> is not a valid queue-mode value"),
             ("queue-version", Value::Int(2), Value::Int(3), "3 is not a valid queue-version value"),
         ] {

@@ -20,6 +20,8 @@ async fn get_takes_one_and_counts_the_rest() {
     edge.publish(Q, 0..3).await;
     assert_eq!(edge.stat(Q).await.bytes, 6, "of bodies only");
     assert_eq!(edge.get(Q).await, Ok(Some((1, false, 2))));
+    let stat = edge.stat(Q).await;
+    assert_eq!((stat.bytes, stat.unacked_bytes), (6, 2), "of all, and of what is out");
     edge.give_back(Q, 1, 1, true).await;
     assert_eq!(edge.get(Q).await, Ok(Some((1, true, 2))));
     assert_eq!(edge.get(Q).await, Ok(Some((2, false, 1))));

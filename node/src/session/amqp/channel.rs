@@ -10,7 +10,7 @@ use super::unsettled::Unsettled;
 use super::{Out, Shared};
 use crate::model::catalog::Table;
 use crate::model::step::{Held, Outcome, Publish, Request, Step};
-use crate::model::{ConsumerId, limits, properties};
+use crate::model::{ConsumerId, properties};
 use crate::wire::amqp::{ContentHeader, Frame, FrameKind, Method, content};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
@@ -173,8 +173,8 @@ impl Channel {
             let text = format!("expected content header for class 60, got one for class {} instead", header.class);
             return Err(Fault::unexpected(text).at(BASIC_PUBLISH));
         }
-        if header.body_size > limits::MESSAGE_BYTES as u64 {
-            let text = format!("message size {} is larger than configured max size {}", header.body_size, limits::MESSAGE_BYTES);
+        if header.body_size > shared.max_message_bytes {
+            let text = format!("message size {} is larger than configured max size {}", header.body_size, shared.max_message_bytes);
             return Err(Fault::precondition(text).at(BASIC_PUBLISH));
         }
         publish.properties = header.properties;

@@ -41,6 +41,8 @@ pub struct Options {
     pub seed: u64,
     /// The user that the client's certificate stands for, if one was verified: then EXTERNAL is offered.
     pub certificate_name: Option<Arc<str>>,
+    /// Largest body of a message, bytes; `limits::MESSAGE_BYTES` at most.
+    pub max_message_bytes: u64,
 }
 
 /// What the listener must know of a session's state.
@@ -96,6 +98,7 @@ impl State {
 struct Shared {
     vhost: Arc<str>,
     frame_max: u32,
+    max_message_bytes: u64,
     tags: tags::Tags,
     /// Bytes of commands that wait behind requests.
     backlog: usize,
@@ -159,6 +162,7 @@ impl Session {
         let shared = Shared {
             vhost: "".into(),
             frame_max: limits::FRAME_MAX_BEFORE_TUNE,
+            max_message_bytes: options.max_message_bytes,
             tags: tags::Tags::new(options.seed),
             backlog: 0,
             assembling: 0,

@@ -77,6 +77,25 @@ fn a_message_beyond_the_limit_closes_the_channel_and_its_body_is_ignored() {
 }
 
 #[test]
+fn a_node_may_be_told_of_a_smaller_limit() {
+    let mut talk = Talk::with(Options { max_message_bytes: 3, ..options() }).opened(&[]);
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0]);
+    talk.frame(FrameKind::Body, 1, b"fit");
+    talk.heard();
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0]);
+    talk.heard();
+    talk.reads(
+        "> 1 basic.publish
+         = publish 1 ticket=None mandatory=false 3 bytes
+         > 1 basic.publish
+         = closed 1 holding
+         < 1 channel.close 406 PRECONDITION_FAILED - message size 4 is larger than configured max size 3 (60,40)",
+    );
+}
+
+#[test]
 fn a_large_body_in_pieces_arrives_whole() {
     let mut talk = Talk::open();
     talk.publish(1, &vec![7; 10_000]);

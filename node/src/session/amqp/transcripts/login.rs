@@ -133,7 +133,7 @@ fn sizes_beyond_the_offer_are_not_allowed() {
 
 #[test]
 fn another_protocol_gets_our_header() {
-    let mut session = Session::new(Options { cluster_name: String::new(), seed: 1, certificate_name: None });
+    let mut session = Session::new(options());
     let mut out = Out::default();
     session.on_header(*b"AMQP\x00\x01\x00\x00", &mut out);
     assert_eq!(&out.bytes.take()[..], PROTOCOL_HEADER);
@@ -143,8 +143,7 @@ fn another_protocol_gets_our_header() {
 /// What clients look for before they use an extension; RabbitMQ has just these.
 #[test]
 fn the_server_says_what_it_can() {
-    let options = Options { cluster_name: "c".into(), seed: 1, certificate_name: None };
-    let Method::ConnectionStart { server_properties, .. } = handshake::start(&options) else { panic!("not connection.start") };
+    let Method::ConnectionStart { server_properties, .. } = handshake::start(&options()) else { panic!("not connection.start") };
     let Some(Value::Table(capabilities)) = server_properties.get("capabilities") else { panic!("no capabilities") };
     let said: Vec<_> = capabilities.iter().map(|(name, value)| (name.as_str(), value == &Value::Bool(true))).collect();
     let all = [

@@ -128,6 +128,10 @@ fn deliver(seqs: &[u64]) -> Event {
     Event::Deliver { channel: 1, consumer: ConsumerId(5), shard: ShardId(1), messages }
 }
 
+fn options() -> Options {
+    Options { cluster_name: "warren".into(), seed: 1, certificate_name: None, max_message_bytes: limits::MESSAGE_BYTES as u64 }
+}
+
 impl Talk {
     fn new() -> Talk {
         Talk::as_holder(None)
@@ -135,7 +139,10 @@ impl Talk {
 
     /// Of a verified certificate that stands for this user.
     fn as_holder(certificate_name: Option<&str>) -> Talk {
-        let options = Options { cluster_name: "warren".into(), seed: 1, certificate_name: certificate_name.map(Arc::from) };
+        Talk::with(Options { certificate_name: certificate_name.map(Arc::from), ..options() })
+    }
+
+    fn with(options: Options) -> Talk {
         let mut talk =
             Talk { session: Session::new(options), out: Out::default(), record: Vec::new(), slow_edge: false, keeps_opens: false };
         talk.session.on_header(PROTOCOL_HEADER, &mut talk.out);
@@ -150,7 +157,11 @@ impl Talk {
     }
 
     fn open_with(names: &[&str]) -> Talk {
-        let mut talk = Talk::new();
+        Talk::new().opened(names)
+    }
+
+    fn opened(self, names: &[&str]) -> Talk {
+        let mut talk = self;
         talk.say(0, start_ok(b"\0guest\0guest", names));
         talk.edge(Event::Authenticated);
         talk.say(0, tune_ok());
