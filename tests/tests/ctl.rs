@@ -238,6 +238,24 @@ fn queues_are_purged_and_deleted() {
 }
 
 #[test]
+fn list_queues_tells_the_bytes_that_wait_and_those_that_are_out() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (mut client, queue) = (broker.connect(0), unique("weighed"));
+    broker.declare_durable(0, &queue);
+    client.confirm_select(1).unwrap();
+    for body in [&b"four"[..], b"sevenly"] {
+        client.publish(1, &queue, body).unwrap();
+        message_event(&mut client, PATIENCE).unwrap().expect("a confirm");
+    }
+    client.get(1, &queue).unwrap().expect("the first");
+    let columns = ["-q", "list_queues", "name", "message_bytes", "message_bytes_ready", "message_bytes_unacknowledged"];
+    let told = Ctl { cluster, at: cluster.len() - 1 }.done(&columns);
+    assert!(told.contains(&format!("{queue}\t11\t7\t4\n")), "{told}");
+    client.delete(1, &queue).unwrap();
+}
+
+#[test]
 fn health_checks_answer_with_their_exit_codes_also_under_rabbitmqs_names() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };

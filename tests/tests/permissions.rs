@@ -36,6 +36,15 @@ fn declare(queue: &str, arguments: &Table, refused: Option<(&'static str, &'stat
     case((50, 11), refused, |out| encode::queue_declare(out, 1, queue, 2, arguments))
 }
 
+/// Bit 0: passive.
+fn look(queue: &str, refused: Option<(&'static str, &'static str)>) -> Case {
+    case((50, 11), refused, |out| encode::queue_declare(out, 1, queue, 1, &[]))
+}
+
+fn look_exchange(exchange: &str, refused: Option<(&'static str, &'static str)>) -> Case {
+    case((40, 11), refused, |out| encode::exchange_declare(out, 1, exchange, "direct", 1))
+}
+
 fn declare_exchange(exchange: &str, arguments: &Table, refused: Option<(&'static str, &'static str)>) -> Case {
     case((40, 11), refused, |out| {
         method(out, 1, (40, 10), |out| {
@@ -71,6 +80,15 @@ fn publish(exchange: &str, key: &str, refused: Option<(&'static str, &'static st
     case((60, 80), refused, |out| encode::publish(out, Route { channel: 1, exchange, key, mandatory: false }, b"x", 4096))
 }
 
+/// In a transaction, which is committed.
+fn publish_in_transaction(exchange: &str, key: &str, refused: Option<(&'static str, &'static str)>) -> Case {
+    case(COMMITTED, refused, |out| {
+        encode::bare(out, 1, (90, 10));
+        encode::publish(out, Route { channel: 1, exchange, key, mandatory: false }, b"x", 4096);
+        encode::bare(out, 1, (90, 20));
+    })
+}
+
 fn get(queue: &str, refused: Option<(&'static str, &'static str)>) -> Case {
     case((60, 72), refused, |out| encode::get(out, 1, queue, true))
 }
@@ -91,6 +109,7 @@ fn delete_exchange(exchange: &str, refused: Option<(&'static str, &'static str)>
     case((40, 21), refused, |out| encode::exchange_delete(out, 1, exchange))
 }
 
+const COMMITTED: (u16, u16) = (90, 21);
 const BINDS: [(u16, u16); 2] = [(50, 20), (50, 50)];
 const EXCHANGE_BINDS: [(u16, u16); 2] = [(40, 30), (40, 40)];
 
@@ -105,6 +124,12 @@ fn matrix() -> Vec<Case> {
         declare("new", &other, Some(("write", "exchange 'no-w-x'"))),
         declare("no-r-new", &dead, Some(("read", "queue 'no-r-new'"))),
         declare("no-w-new", &dead, None),
+        look("no-c-q", None),
+        look("no-w-q", None),
+        look("no-r-q", None),
+        look_exchange("no-c-x", None),
+        look_exchange("no-w-x", None),
+        look_exchange("no-r-x", None),
         declare_exchange("no-c-x", &none, Some(("configure", "exchange 'no-c-x'"))),
         declare_exchange("no-r-new", &none, None),
         declare_exchange("no-r-newer", &alternate, Some(("read", "exchange 'no-r-newer'"))),
@@ -114,10 +139,15 @@ fn matrix() -> Vec<Case> {
         publish("no-c-x", "k", None),
         publish("no-r-x", "k", None),
         publish("", "no-w-q", None),
+        publish_in_transaction("no-w-x", "k", Some(("write", "exchange 'no-w-x'"))),
+        publish_in_transaction("no-c-x", "k", None),
+        publish_in_transaction("no-r-x", "k", None),
+        publish_in_transaction("", "no-w-q", None),
         get("no-r-q", Some(("read", "queue 'no-r-q'"))),
         get("no-c-q", None),
         consume("no-r-q", Some(("read", "queue 'no-r-q'"))),
         consume("no-w-q", None),
+        consume("amq.rabbitmq.reply-to", None),
         purge("no-r-q", Some(("read", "queue 'no-r-q'"))),
         purge("no-c-q", None),
         delete("no-c-q", Some(("configure", "queue 'no-c-q'"))),
@@ -160,7 +190,8 @@ impl<'a> Scene<'a> {
             client.declare(1, &format!("{lacks}q"), &warren_tests::client::QueueOptions::durable()).unwrap();
             client.declare_exchange(1, &format!("{lacks}x"), "direct").unwrap();
         }
-        scene.grant(&["^(?!no-c-)", "^(?!no-w-)", "^(?!no-r-)"]);
+        // Nobody needs a right to his own reply address.
+        scene.grant(&["^(?!no-c-)", "^(?!no-w-)", "^(?!no-r-|amq\\.rabbitmq\\.)"]);
         scene
     }
 
@@ -187,27 +218,36 @@ fn each_method_needs_its_rights_on_every_node() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };
     let scene = Scene::new(Ctl { cluster, at: 0 });
-    for (n, Case { frames, answer, refused }) in matrix().into_iter().enumerate() {
-        let mut client = scene.client(n);
-        client.confirm_select(1).unwrap();
+    for at in 0..cluster.len() {
+        matrix().into_iter().enumerate().for_each(|(n, case)| scene.meets(at, n, case));
+    }
+}
+
+impl Scene<'_> {
+    /// A client of a node does what a case says, and is answered so.
+    fn meets(&self, at: usize, n: usize, Case { frames, answer, refused }: Case) {
+        let mut client = self.client(at);
+        if answer != COMMITTED {
+            client.confirm_select(1).unwrap();
+        }
         client.send(&frames).unwrap();
         let answered = match answer {
             (60, 72) | (60, 80) => match message_event(&mut client, PATIENCE).unwrap() {
                 Some(Incoming::Empty(_) | Incoming::Confirm { nack: false, .. }) => Ok(()),
                 Some(Incoming::Got(..)) => Ok(()),
                 Some(Incoming::ChannelClose { code, text, .. }) => Err((code, text)),
-                other => panic!("case {n}, {answer:?}: {other:?}"),
+                other => panic!("node {at}, case {n}, {answer:?}: {other:?}"),
             },
             _ => client.answer(answer).map(drop).map_err(|error| refusal::<()>(Err(error))),
         };
         let wanted = match refused {
             None => Ok(()),
             Some((right, thing)) => {
-                let (user, vhost) = (&scene.user, &scene.vhost);
+                let (user, vhost) = (&self.user, &self.vhost);
                 Err((403, format!("ACCESS_REFUSED - {right} access to {thing} in vhost '{vhost}' refused for user '{user}'")))
             }
         };
-        assert_eq!(answered, wanted, "case {n}, answered by {answer:?}");
+        assert_eq!(answered, wanted, "node {at}, case {n}, answered by {answer:?}");
     }
 }
 
