@@ -26,6 +26,7 @@ use crate::consensus::FormationError;
 use crate::edge::Addresses;
 use crate::listener::{amqp, edge::Clients, rocketmq, stream};
 use crate::management::{self, Metrics, Readiness};
+use crate::model::limits;
 use crate::store::state::StateError;
 use crate::store::wal::WalError;
 use crate::tls::{Front, Mutual, Renewed, TlsError};
@@ -80,6 +81,14 @@ fn doing(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io { doing, source }
 }
 
+fn settings_of_clients(config: &ServerConfig) -> amqp::Settings {
+    let mut settings = amqp::Settings::new("warren");
+    settings.max_message_bytes = config.max_message_bytes;
+    // Its publishes are nacked by then; a moment more, and the farewell is heard as well.
+    settings.leaving = config.no_quorum_timeout + limits::CLOSING;
+    settings
+}
+
 /// Serve until SIGTERM or SIGINT; the data directory is locked by the caller.
 ///
 /// # Errors
@@ -95,7 +104,7 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
     let [amqp, amqps, stream, rocketmq] = doors.ports();
     let bound = Ports { amqp, amqps, stream, rocketmq, management: port(&http), peer: port(&peer) };
-    DataDir::write_ports(&config.data_dir, bound).map_err(doing("ports file"))?;
+    DataDir::write_ports(&config.data_dir, &config.host, bound).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);
     readiness.not_serving("recovering the log and forming the cluster");
@@ -116,8 +125,7 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     readiness.serving();
     tracing::info!("Server startup complete");
     let clients = Arc::new(Clients(node.running.edge.clone()));
-    let mut settings = amqp::Settings::new("warren");
-    settings.max_message_bytes = node.running.config.max_message_bytes;
+    let settings = settings_of_clients(&node.running.config);
     let mut listeners = JoinSet::new();
     if let (Some(rocket), Some(front)) = (open.rocketmq_over_tls, tls.clients.clone()) {
         listeners.spawn(rocketmq::serve(rocket, hub.clone(), Some(front), stop_rx.clone()));

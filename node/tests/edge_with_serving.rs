@@ -135,12 +135,14 @@ impl LeaderFinder for Port {
     }
 }
 
+type Refused = Vec<(u32, RefusedEnqueue)>;
+
 /// Stands on every path: breaks it instead of passing a verdict on for the first time, and knows which messages were taken.
 #[derive(Default)]
 struct Witness {
     bodies: Mutex<HashMap<(ShardId, SessionId, BatchSeq), Vec<String>>>,
-    /// Ordinals that each verdict refused.
-    verdicts: Mutex<HashMap<(ShardId, SessionId, BatchSeq), Vec<u32>>>,
+    /// What each verdict refused.
+    verdicts: Mutex<HashMap<(ShardId, SessionId, BatchSeq), Refused>>,
 }
 
 impl Witness {
@@ -189,23 +191,19 @@ impl Witness {
     }
 
     fn is_new(&self, verdict: (ShardId, SessionId, BatchSeq), refused: &[(u32, RefusedEnqueue)]) -> bool {
-        let refused: Vec<u32> = refused.iter().map(|r| r.0).collect();
-        let before = self.verdicts.lock().insert(verdict, refused.clone());
-        assert!(before.as_ref().is_none_or(|before| *before == refused), "a repeated verdict says the same");
+        let before = self.verdicts.lock().insert(verdict, refused.to_vec());
+        assert!(before.as_ref().is_none_or(|before| before == refused), "a repeated verdict says the same");
         before.is_none()
     }
 
-    /// Bodies that some verdict took, and those that some verdict refused.
-    fn outcome(&self) -> (HashSet<String>, HashSet<String>) {
+    /// Bodies that some verdict took (`None`), and those that some verdict refused, with the reason.
+    fn outcome(&self) -> Vec<(Option<RefusedEnqueue>, String)> {
         let (verdicts, bodies) = (self.verdicts.lock(), self.bodies.lock());
-        let (mut taken, mut refused) = (HashSet::new(), HashSet::new());
-        for (batch, ordinals) in verdicts.iter() {
-            for (ordinal, body) in (0..).zip(&bodies[batch]) {
-                let side = if ordinals.contains(&ordinal) { &mut refused } else { &mut taken };
-                side.insert(body.clone());
-            }
-        }
-        (taken, refused)
+        let of = |(batch, refused): (&(ShardId, SessionId, BatchSeq), &Refused)| {
+            let why = |ordinal: u32| refused.iter().find(|r| r.0 == ordinal).map(|r| r.1);
+            (0..).zip(&bodies[batch]).map(|(ordinal, body)| (why(ordinal), body.clone())).collect::<Vec<_>>()
+        };
+        verdicts.iter().flat_map(of).collect()
     }
 }
 
@@ -232,7 +230,9 @@ impl Paths for NodePaths {
 }
 
 fn edge(cluster: &Arc<Cluster>, node: u16) -> Arc<Edge> {
-    let config = EdgeConfig::new(NodeId(node), Incarnation(1000 + u64::from(node)));
+    // Nothing is nacked for want of time here.
+    let no_quorum_timeout = Duration::from_secs(3600);
+    let config = EdgeConfig { no_quorum_timeout, ..EdgeConfig::new(NodeId(node), Incarnation(1000 + u64::from(node))) };
     let paths = Arc::new(NodePaths(cluster.clone(), NodeId(node)));
     Edge::new(config, cluster.catalog.clone(), Arc::new(Port(cluster.clone())), Arc::new(Port(cluster.clone())), paths)
 }
@@ -250,7 +250,11 @@ fn name(text: &str) -> Name {
 }
 
 fn declare(queue: &str, passive: bool) -> Request {
-    let (name, arguments) = (name(queue), Table::new());
+    declare_with(queue, passive, Table::new())
+}
+
+fn declare_with(queue: &str, passive: bool, arguments: Table) -> Request {
+    let name = name(queue);
     Request::DeclareQueue(DeclareQueue { name, passive, durable: true, exclusive: false, auto_delete: false, arguments })
 }
 
@@ -321,7 +325,7 @@ async fn consume(mut connection: Connection, queue: String, got_tx: mpsc::Sender
                 let stored = StoredMessage::parse(m.message).expect("well formed");
                 let body = String::from_utf8_lossy(&stored.body).into_owned();
                 let held = Held { shard, queue: m.queue, seq: m.seq, consumer: Some(consumer) };
-                connection.submit(Step::Settle { held: vec![held], outcome: Outcome::Ack }).expect("taken");
+                connection.submit(Step::Settle { held: vec![held], outcome: Outcome::Ack, asked: true }).expect("taken");
                 if got_tx.send((queue.clone(), body, m.redelivered)).await.is_err() {
                     return;
                 }
@@ -391,19 +395,37 @@ async fn leaders_in_quick_succession_change_nothing() {
     run(true, 40, Duration::from_millis(25)).await;
 }
 
-/// Until `count` more tickets are confirmed. Returned ones are confirmed too.
-async fn confirmed(client: &mut Connection, count: u64, fates: &mut HashMap<u64, bool>, returned: &mut HashSet<u64>) {
-    let (goal, mut events) = (fates.len() as u64 + count, Vec::new());
-    while (fates.len() as u64) < goal {
-        timeout(Duration::from_secs(20), client.changed()).await.expect("confirms go on");
+/// What a publisher was told of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Confirmed,
+    ReturnedAndConfirmed,
+    Nacked,
+}
+
+/// Until `count` more tickets are answered.
+async fn answers(client: &mut Connection, count: u64, fates: &mut HashMap<u64, Told>) {
+    let (goal, mut events, mut returned) = (fates.len() as u64 + count, Vec::new(), HashSet::new());
+    let mut answer = |tickets: Vec<(u64, u64)>, told: &dyn Fn(u64) -> Told| {
+        for ticket in tickets.into_iter().flat_map(|(a, b)| a..=b) {
+            assert!(fates.insert(ticket, told(ticket)).is_none(), "{ticket} answered twice");
+        }
+        fates.len() as u64
+    };
+    let mut answered = 0;
+    while answered < goal {
+        timeout(Duration::from_secs(20), client.changed()).await.expect("answers go on");
         client.take_events(&mut events, usize::MAX);
         for event in events.drain(..) {
             match event {
                 Event::Returned(publish) => assert!(returned.insert(publish.ticket.expect("ours has one")), "returned twice"),
                 Event::Confirmed { tickets, .. } => {
-                    for ticket in tickets.into_iter().flat_map(|(a, b)| a..=b) {
-                        assert!(fates.insert(ticket, returned.contains(&ticket)).is_none(), "{ticket} confirmed twice");
-                    }
+                    let told = |ticket: u64| if returned.contains(&ticket) { Told::ReturnedAndConfirmed } else { Told::Confirmed };
+                    answered = answer(tickets, &told);
+                }
+                Event::Nacked { tickets, .. } => {
+                    assert!(tickets.iter().all(|(first, last)| (*first..=*last).all(|ticket| !returned.contains(&ticket))));
+                    answered = answer(tickets, &|_| Told::Nacked);
                 }
                 Event::Blocked(_) | Event::Unblocked => {}
                 other => panic!("{other:?}"),
@@ -412,20 +434,31 @@ async fn confirmed(client: &mut Connection, count: u64, fates: &mut HashMap<u64,
     }
 }
 
-/// Fault test 2 of the rules. A queue that refuses for want of room comes with x-overflow; here it is gone.
+/// Fault test 2 of the rules: queues that are deleted and declared again, and queues that are full and refuse.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_message_that_was_refused_is_confirmed_as_taken_though_every_verdict_is_lost_once() {
     const ROUNDS: u64 = 40;
-    const BURST: u64 = 5;
+    const KEYS: [&str; 6] = ["q", "full1", "full2", "q", "full1", "full2"];
     let witness = Arc::new(Witness::default());
     let cluster = Cluster::new(false, Some(witness.clone()));
     let edges = [edge(&cluster, 1), edge(&cluster, 2)];
     let (mut admin, mut client) = (connect(&edges[0]), connect(&edges[1]));
-    let (mut fates, mut returned) = (HashMap::new(), HashSet::new());
+    let mut fates = HashMap::new();
+    // One in each shard, so that each has messages of both kinds.
+    for queue in ["full1", "full2"] {
+        let overflow = Value::Text(b"reject-publish".to_vec());
+        let arguments = [("x-max-length".to_string(), Value::Int(3)), ("x-overflow".to_string(), overflow)].into_iter().collect();
+        ask(&mut admin, declare_with(queue, false, arguments)).await;
+    }
     for round in 0..ROUNDS {
         ask(&mut admin, declare("q", false)).await;
-        for ticket in round * BURST + 1..=(round + 1) * BURST {
-            let (exchange, routing_key, properties) = (Bytes::new(), "q".into(), Bytes::from_static(&[0, 0]));
+        if round % 3 == 0 {
+            for queue in ["full1", "full2"] {
+                ask(&mut admin, Request::PurgeQueue { name: name(queue) }).await;
+            }
+        }
+        for (ticket, key) in (round * KEYS.len() as u64 + 1..).zip(KEYS) {
+            let (exchange, routing_key, properties) = (Bytes::new(), key.into(), Bytes::from_static(&[0, 0]));
             let body = ticket.to_string().into();
             let publish = Publish { channel: 1, ticket: Some(ticket), mandatory: true, exchange, routing_key, properties, body };
             client.submit(Step::Publish(publish)).expect("there is room");
@@ -434,12 +467,22 @@ async fn no_message_that_was_refused_is_confirmed_as_taken_though_every_verdict_
         if round % 2 == 0 {
             ask(&mut admin, declare("q", false)).await;
         }
-        confirmed(&mut client, BURST, &mut fates, &mut returned).await;
+        answers(&mut client, KEYS.len() as u64, &mut fates).await;
     }
-    let (taken, refused) = witness.outcome();
-    for (ticket, was_returned) in &fates {
-        assert_eq!(*was_returned, !taken.contains(&ticket.to_string()), "{ticket} was confirmed as what it is not");
+    let outcome = witness.outcome();
+    let bodies = |of: Option<RefusedEnqueue>| outcome.iter().filter(|o| o.0 == of).map(|o| o.1.clone()).collect::<HashSet<_>>();
+    let (taken, gone, full) = (bodies(None), bodies(Some(RefusedEnqueue::UnknownQueue)), bodies(Some(RefusedEnqueue::Full)));
+    for (ticket, told) in &fates {
+        let body = ticket.to_string();
+        let expected = match (taken.contains(&body), full.contains(&body)) {
+            (true, false) => Told::Confirmed,
+            (false, true) => Told::Nacked,
+            (false, false) => Told::ReturnedAndConfirmed,
+            (true, true) => panic!("{ticket} was taken and refused"),
+        };
+        assert_eq!(*told, expected, "{ticket} was answered as what it is not");
     }
-    println!("{} taken, {} refused, {} returned", taken.len(), refused.len(), returned.len());
-    assert!(!refused.is_empty() && !taken.is_empty(), "the test must reach what it is for");
+    println!("{} taken, {} without a queue, {} found theirs full", taken.len(), gone.len(), full.len());
+    assert!([&taken, &gone, &full].iter().all(|bodies| !bodies.is_empty()), "the test must reach what it is for");
+    assert_eq!(fates.len(), KEYS.len() * ROUNDS as usize);
 }

@@ -24,6 +24,8 @@ pub enum Told {
     Chunk(Chunk),
     /// A stream's publishers and subscriptions are gone.
     MetadataUpdate(String),
+    /// A subscription of a group is active, or is not any more; it is answered.
+    Turn(bool),
 }
 
 /// A chunk of single messages.
@@ -111,7 +113,7 @@ impl StreamClient {
     }
 
     fn keep(&mut self, said: &FromServer<'_>) -> io::Result<()> {
-        self.told.push_back(match said {
+        let told = match said {
             FromServer::PublishConfirm { ids, .. } => Told::Confirmed(ids.clone()),
             FromServer::PublishError { errors, .. } => Told::Refused(errors.iter().map(|(id, _)| *id).collect()),
             FromServer::MetadataUpdate { stream, .. } => Told::MetadataUpdate((*stream).to_owned()),
@@ -119,10 +121,15 @@ impl StreamClient {
                 let (first, crc, time_ms) = (head.first, head.crc, head.timestamp_ms);
                 Told::Chunk(Chunk { first, crc, time_ms, bodies: bodies(data)? })
             }
+            FromServer::ConsumerUpdate { correlation, active, .. } => {
+                self.say(&FromClient::ConsumerUpdated { correlation: *correlation, code: 1, offset: None })?;
+                Told::Turn(*active)
+            }
             FromServer::Close { reason, .. } => return Err(wrong(reason)),
             FromServer::Tune { .. } | FromServer::Heartbeat => return Ok(()),
             other => return Err(wrong(format!("not expected: {other:?}"))),
-        });
+        };
+        self.told.push_back(told);
         Ok(())
     }
 
@@ -145,13 +152,29 @@ impl StreamClient {
     /// # Errors
     /// Of the socket.
     pub fn publish(&mut self, publisher: u8, messages: &[(u64, Vec<u8>)]) -> io::Result<()> {
+        let entry = |(id, body): &(u64, Vec<u8>)| (*id, [&(body.len() as u32).to_be_bytes()[..], body].concat());
+        self.publish_entries(publisher, &messages.iter().map(entry).collect::<Vec<_>>())
+    }
+
+    /// The same of entries as they stand in a frame, sub-entry batches among them.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn publish_entries(&mut self, publisher: u8, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
         let mut bytes = Vec::new();
-        for (id, body) in messages {
+        for (id, entry) in entries {
             bytes.extend_from_slice(&id.to_be_bytes());
-            bytes.extend_from_slice(&(body.len() as u32).to_be_bytes());
-            bytes.extend_from_slice(body);
+            bytes.extend_from_slice(entry);
         }
         self.say(&FromClient::Publish { publisher, messages: Messages::new(1, &bytes) })
+    }
+
+    /// Has an offset remembered; nobody answers.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn store(&mut self, reference: &str, stream: &str, offset: u64) -> io::Result<()> {
+        self.say(&FromClient::StoreOffset { reference, stream, offset })
     }
 
     /// Reads a stream from its first message on until `done` says so of a chunk; all chunks until then.

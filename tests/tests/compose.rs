@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 use warren_tests::client::{Connection, Dial, Incoming, QueueOptions};
+use warren_tests::cluster::binary;
 use warren_tests::management;
 use warren_tests::{eventually, message_event, unique};
 
 const AMQP: [u16; 3] = [5672, 5673, 5674];
 const MANAGEMENT: [u16; 3] = [15672, 15673, 15674];
+const PEER: [u16; 3] = [7671, 7672, 7673];
 const MESSAGES: u32 = 500;
 
 /// A started compose project; dropping it removes containers and volumes.
@@ -71,6 +73,15 @@ impl Drop for Compose {
     }
 }
 
+/// `warren ctl` on the host, with the secret of the compose file.
+fn asked_from_outside(port: u16) {
+    let secret = std::env::var("WARREN_CLUSTER_SECRET").unwrap_or_else(|_| "for-trying-out-only".to_owned());
+    let node = format!("127.0.0.1:{port}");
+    let mut ctl = Command::new(binary());
+    let told = ctl.args(["ctl", "-q", "--node", &node, "check_running"]).env("WARREN_CLUSTER_SECRET", secret).output().unwrap();
+    assert!(told.status.success(), "{node}: {}", String::from_utf8_lossy(&told.stderr));
+}
+
 fn connect(at: usize) -> Connection {
     let address = format!("127.0.0.1:{}", AMQP[at]);
     Connection::open_with_channel(&Dial::guest(&address)).unwrap_or_else(|error| panic!("{address}: {error}"))
@@ -82,6 +93,7 @@ fn a_queue_outlives_the_container_of_its_leader() {
     let compose = Compose::up();
     let ready = eventually(Duration::from_secs(60), || MANAGEMENT.iter().all(|port| management::is_ready(*port)));
     assert!(ready, "not all containers serve");
+    PEER.into_iter().for_each(asked_from_outside);
     let queue = unique("compose");
     let mut publisher = connect(0);
     publisher.confirm_select(1).unwrap();

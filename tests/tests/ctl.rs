@@ -65,6 +65,49 @@ fn users_and_rights_that_one_node_is_told_hold_on_all() {
 }
 
 #[test]
+fn what_one_node_is_told_of_a_vhost_all_nodes_say_and_keep_to() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (first, last) = (Ctl { cluster, at: 0 }, Ctl { cluster, at: cluster.len() - 1 });
+    let vhost = unique("told");
+    first.done(&["add_vhost", &vhost, "-d", "before", "--tags", "a,b"]);
+    let described = first.done(&["update_vhost_metadata", &vhost, "--description", "after", "--default-queue-type", "quorum"]);
+    assert_eq!(described, format!("Updating metadata of vhost \"{vhost}\" ...\n"));
+    let said = |ctl: &Ctl<'_>| {
+        let rows =
+            ctl.done(&["-s", "list_vhosts", "name", "description", "tags", "default_queue_type", "protected_from_deletion", "metadata"]);
+        rows.lines().find_map(|row| row.strip_prefix(&format!("{vhost}\t"))).map(str::to_owned).expect("the vhost")
+    };
+    let metadata = "#{default_queue_type => quorum, description => after, tags => [a, b]}";
+    assert_eq!(said(&last), format!("after\t[a, b]\tquorum\tfalse\t{metadata}"));
+    last.done(&["set_vhost_tags", &vhost, "c"]);
+    last.done(&["enable_vhost_deletion_protection", &vhost]);
+    let metadata = "#{default_queue_type => quorum, description => after, protected_from_deletion => true, tags => [c]}";
+    assert_eq!(said(&first), format!("after\t[c]\tquorum\ttrue\t{metadata}"));
+    let protected =
+        "Error:\nCannot delete this virtual host: it is protected from deletion. To lift the protection, inspect and update its metadata\n";
+    first.refused(&["delete_vhost", &vhost], 65, protected);
+    // What is declared from now on is of the type that the vhost says, through any node.
+    first.done(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let guest = Dial { vhost: vhost.clone(), ..Dial::guest(&cluster.amqp(cluster.len() - 1)) };
+    let mut client = Connection::open_with_channel(&guest).unwrap();
+    client.declare(1, "q", &QueueOptions::durable()).unwrap();
+    assert_eq!(first.done(&["-s", "-p", &vhost, "list_queues", "name", "type"]), "q\tquorum\n");
+    let kinds = "Bad argument: Default queue type must be one of: quorum, stream, classic. Provided: odd\n";
+    first.refused(&["update_vhost_metadata", &vhost, "--default-queue-type", "odd"], 65, kinds);
+    first.refused(&["update_vhost_metadata", &vhost], 64, "not enough arguments");
+    first.refused(&["update_vhost_metadata", "nowhere", "--description", "x"], 65, "Virtual host 'nowhere' does not exist");
+    first.done(&["update_vhost_metadata", &vhost, "--protected-from-deletion=false"]);
+    last.done(&["delete_vhost", &vhost]);
+    first.done(&["await_online_nodes", &cluster.len().to_string()]);
+    first.refused(&["await_online_nodes", "0"], 65, "Bad argument: Argument must be a positive integer\n");
+    let more = (cluster.len() + 1).to_string();
+    let text = "Error:\nError: timed out while waiting. Not enough nodes joined 1's cluster.\n";
+    first.refused(&["-t", "5", "await_online_nodes", &more], 70, text);
+    last.done(&["check_certificate_expiration"]);
+}
+
+#[test]
 fn a_deleted_vhost_closes_its_connections_on_every_node() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };
@@ -235,6 +278,51 @@ fn queues_are_purged_and_deleted() {
     assert_eq!(deleted, "Queue was successfully deleted with 1 ready messages\n");
     ctl.refused(&["delete_queue", &queue], 64, "No such queue was found");
     ctl.refused(&["purge_queue", &queue], 65, "was not found");
+}
+
+#[test]
+fn names_and_patterns_that_cannot_be_are_refused() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let ctl = Ctl { cluster, at: 0 };
+    let (long, vhost) = ("n".repeat(256), unique("named"));
+    ctl.done(&["add_vhost", &vhost]);
+    ctl.refused(&["add_user", "", "secret"], 65, "Error (argument validation): Bad argument: user cannot be an empty string\n");
+    ctl.refused(&["delete_queue", ""], 65, "Error (argument validation): Bad argument: queue name cannot be an empty string\n");
+    ctl.refused(&["add_vhost", ""], 69, "Error:\nvhost cannot be an empty string\n");
+    ctl.refused(&["add_user", &long, "secret"], 69, "Error:\nuser cannot be longer than 255 bytes\n");
+    ctl.refused(&["add_vhost", &long], 69, "Error:\nvhost cannot be longer than 255 bytes\n");
+    let policy = |name: &str, pattern: &str, code, text: &str| {
+        ctl.refused(&["-p", &vhost, "set_policy", name, pattern, r#"{"max-length":1}"#], code, text);
+    };
+    policy("", ".*", 69, "Error:\npolicy name cannot be an empty string\n");
+    policy(&long, ".*", 69, "Error:\npolicy name cannot be longer than 255 bytes\n");
+    policy("p", "(", 69, "Error:\nValidation failed\n\npattern should be regular expression but is invalid: ");
+    ctl.refused(&["-p", &vhost, "set_permissions", "guest", ".*", "(", ".*"], 69, "Error:\ninvalid regular expression '(': ");
+    ctl.refused(&["-p", &vhost, "set_topic_permissions", "guest", "amq.topic", "[", ""], 69, "Error:\ninvalid regular expression '[': ");
+    assert_eq!(ctl.done(&["-q", "-p", &vhost, "list_policies"]), "");
+    assert_eq!(ctl.done(&["-s", "-p", &vhost, "list_permissions"]), "");
+    ctl.done(&["delete_vhost", &vhost]);
+}
+
+#[test]
+fn queues_of_one_connection_have_no_quorum_and_are_not_deleted() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (mine, transient) = (unique("mine"), unique("transient"));
+    let mut client = broker.connect(0);
+    client.declare(1, &mine, &QueueOptions { exclusive: true, ..QueueOptions::default() }).unwrap();
+    client.declare(1, &transient, &QueueOptions::default()).unwrap();
+    for at in 0..cluster.len() {
+        let ctl = Ctl { cluster, at };
+        for queue in [&mine, &transient] {
+            ctl.refused(&["quorum_status", queue], 69, "Error:\nCannot get quorum status of a classic queue\n");
+        }
+        ctl.refused(&["delete_queue", &mine], 64, "Error:\nThe queue is locked or protected from deletion\n");
+    }
+    Ctl { cluster, at: cluster.len() - 1 }.refused(&["quorum_status", "no such queue"], 65, "was not found");
+    client.delete(1, &transient).unwrap();
+    client.delete(1, &mine).unwrap();
 }
 
 #[test]

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use warren_tests::client::Dial;
+use warren_tests::client::{Connection, Delivery, Dial, Incoming};
 use warren_tests::load::{self, ConsumerOptions, ConsumerReport, PublisherOptions, PublisherReport, Running};
 use warren_tests::oracle::Oracle;
-use warren_tests::{Broker, Chance, Cluster, eventually, fault_seconds, unique};
+use warren_tests::{Broker, Chance, Cluster, eventually, fault_seconds, message_event, unique};
 
 const QUEUES: usize = 6;
 /// Nodes that are killed under load, at least.
@@ -207,4 +207,42 @@ fn a_node_that_is_told_to_stop_ends_well_within_five_seconds_and_finds_nothing_w
         assert_eq!(status.map(|status| status.code()), Some(Some(0)), "node {}", at + 1);
         assert_eq!(cluster.logged(at, "ERROR"), Vec::<String>::new(), "node {}", at + 1);
     }
+}
+
+fn delivered(client: &mut Connection) -> Delivery {
+    match message_event(client, Duration::from_secs(60)).unwrap() {
+        Some(Incoming::Deliver(_, message)) => message,
+        other => panic!("no delivery: {other:?}"),
+    }
+}
+
+/// Its connections stay open, nobody hears that it ended: the leader has to ask.
+#[test]
+fn what_a_frozen_node_had_handed_out_comes_to_clients_of_others() {
+    let Some(cluster) = Broker::to_harm("what_a_frozen_node_had_handed_out_comes_to_clients_of_others") else { return };
+    let (broker, queue) = (Broker::Given(cluster.uris()), unique("frozen"));
+    broker.declare_durable(0, &queue);
+    let mut leader = None;
+    let led = eventually(Duration::from_secs(30), || {
+        leader = cluster.queue_leader(&queue);
+        leader.is_some()
+    });
+    assert!(led, "no node tells the leader of {queue}");
+    let leader = leader.unwrap();
+    let (frozen, other) = ((leader + 1) % cluster.len(), (leader + 2) % cluster.len());
+    let mut holder = broker.connect(frozen);
+    holder.consume(1, &queue, "holds", &[]).unwrap();
+    let mut client = broker.connect(other);
+    client.confirm_select(1).unwrap();
+    client.publish(1, &queue, b"held").unwrap();
+    assert!(matches!(message_event(&mut client, Duration::from_secs(60)).unwrap(), Some(Incoming::Confirm { nack: false, .. })));
+    assert!(!delivered(&mut holder).redelivered);
+    cluster.freeze(frozen);
+    client.consume(1, &queue, "takes over", &[]).unwrap();
+    let again = delivered(&mut client);
+    assert!(again.redelivered && again.body == b"held");
+    client.ack(1, again.tag, false).unwrap();
+    cluster.thaw(frozen);
+    cluster.await_ready(frozen);
+    assert!(broker.connect(frozen).get(1, &queue).unwrap().is_none(), "it was acknowledged");
 }

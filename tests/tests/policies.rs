@@ -121,8 +121,10 @@ impl Drop for Scene<'_> {
 type Effect = fn(&mut Scene<'_>);
 
 /// Each key's test.
-const KEYS: [(&str, Effect); 14] = [
+const KEYS: [(&str, Effect); 16] = [
     ("alternate-exchange", alternate_exchange),
+    ("cache-publisher-ranges", cache_publisher_ranges),
+    ("cache-publishers", cache_publishers),
     ("consumer-timeout", consumer_timeout),
     ("dead-letter-exchange", dead_letter_exchange),
     ("dead-letter-routing-key", dead_letter_routing_key),
@@ -165,6 +167,52 @@ fn every_key_takes_effect_on_the_other_nodes() {
         println!("{key}");
         effect(&mut Scene::new(&broker, cluster));
     }
+}
+
+/// A queue of the scene's name and some more that takes no publishing id twice.
+fn unique_ids(scene: &mut Scene<'_>) -> String {
+    let queue = format!("{}-ids", scene.queue);
+    let arguments = vec![("x-message-deduplication".to_owned(), Field::Bool(true))];
+    scene.client.declare(1, &queue, &QueueOptions { arguments, ..QueueOptions::durable() }).unwrap();
+    queue
+}
+
+/// How many of these messages the queue took.
+fn takes(scene: &mut Scene<'_>, queue: &str, messages: &[(&str, i64)]) -> u32 {
+    let ready = |scene: &mut Scene<'_>| scene.client.declare(1, queue, &QueueOptions::look()).unwrap().messages;
+    let before = ready(scene);
+    for (publisher, id) in messages {
+        let headers =
+            [("x-publisher-reference".to_owned(), Field::Text((*publisher).to_owned())), ("x-publishing-id".to_owned(), Field::Int(*id))];
+        scene.client.publish_with(Route { channel: 1, exchange: "", key: queue, mandatory: true }, &headers, b"x").unwrap();
+        let answer = message_event(&mut scene.client, PATIENCE).unwrap();
+        assert!(matches!(answer, Some(Incoming::Confirm { nack: false, .. })), "{answer:?}");
+    }
+    ready(scene) - before
+}
+
+fn rule(scene: &Scene<'_>, queue: &str, definition: &str) -> String {
+    let policy = unique("policy");
+    scene.ctl().done(&["set_policy", &policy, &format!("^{queue}$"), definition]);
+    policy
+}
+
+fn cache_publisher_ranges(scene: &mut Scene<'_>) {
+    let queue = unique_ids(scene);
+    assert_eq!(takes(scene, &queue, &[("p", 1), ("p", 3), ("p", 5), ("p", 1)]), 3);
+    let policy = rule(scene, &queue, r#"{"cache-publisher-ranges":2}"#);
+    assert_eq!(takes(scene, &queue, &[("p", 5), ("p", 3), ("p", 1)]), 1, "the lowest is forgotten");
+    scene.ctl().done(&["clear_policy", &policy]);
+    scene.client.delete(1, &queue).unwrap();
+}
+
+fn cache_publishers(scene: &mut Scene<'_>) {
+    let queue = unique_ids(scene);
+    assert_eq!(takes(scene, &queue, &[("p", 1), ("q", 1), ("p", 1)]), 2);
+    let policy = rule(scene, &queue, r#"{"cache-publishers":1}"#);
+    assert_eq!(takes(scene, &queue, &[("q", 1), ("p", 1)]), 1, "the one that was silent is forgotten");
+    scene.ctl().done(&["clear_policy", &policy]);
+    scene.client.delete(1, &queue).unwrap();
 }
 
 fn max_length(scene: &mut Scene<'_>) {

@@ -48,6 +48,9 @@ fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
     ctl.done(&["add_user", "reader", "password"]);
     ctl.done(&["set_permissions", "reader", "^$", "^$", ".*"]);
     ctl.done(&["add_access_key", "reader", "reader-secret"]);
+    ctl.done(&["add_user", "teller", "password"]);
+    ctl.done(&["set_permissions", "teller", "^$", "^halves$", "^$"]);
+    ctl.done(&["add_access_key", "teller", "teller-secret"]);
     let mut arguments = endpoints(&cluster);
     arguments.push(format!("amqp://guest:guest@{}/%2F", cluster.amqp(1)));
     arguments.push(format!("127.0.0.1:{}", cluster.ports(2).stream));

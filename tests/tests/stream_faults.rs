@@ -210,6 +210,59 @@ fn a_client_on_another_node_stays_when_the_leader_of_its_stream_dies() {
 }
 
 #[test]
+fn operators_see_groups_and_what_streams_remember_through_each_node() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (nodes, stream) = (addresses(cluster), unique("group"));
+    let member = |at: usize, subscription: u8| {
+        let mut client = StreamClient::connect(&nodes[at], PATIENCE).unwrap();
+        let properties = vec![("single-active-consumer", "true"), ("name", "g")];
+        let offset = warren::wire::stream::OffsetSpec::First;
+        if subscription == 1 {
+            client.ask(Request::Create { stream: &stream, arguments: vec![] }).unwrap();
+        }
+        client.ask(Request::Subscribe { subscription, stream: &stream, offset, credit: 1, properties }).unwrap();
+        client
+    };
+    let listed = |at: usize, words: &[&str], sign: &str| -> Vec<String> {
+        let told = Ctl { cluster, at }.done(&[&["-q"][..], words].concat());
+        told.lines().filter(|row| row.contains(sign)).map(str::to_owned).collect()
+    };
+    let members = ["list_stream_group_consumers", "--stream", &stream, "--reference", "g", "subscription_id", "state"];
+    let mut first = member(0, 1);
+    // The second one comes when the first is known.
+    assert_eq!(first.next_told().unwrap(), Told::Turn(true));
+    let second = member(1 % cluster.len(), 2);
+    let both = ["1\tactive", "2\tinactive"];
+    for at in 0..cluster.len() {
+        assert!(eventually(PATIENCE, || listed(at, &members, "active") == both), "node {}: {:?}", at + 1, listed(at, &members, ""));
+        assert_eq!(listed(at, &["list_stream_consumer_groups"], &stream), [format!("{stream}\tg\t-1\t2")]);
+        let named = listed(at, &["list_stream_group_consumers", "--stream", &stream, "--reference", "g"], "active");
+        assert!(named.iter().all(|row| row.contains(" -> ")), "{named:?}");
+    }
+    let mut client = StreamClient::connect(&nodes[0], PATIENCE).unwrap();
+    client.ask(Request::DeclarePublisher { publisher: 7, reference: "p", stream: &stream }).unwrap();
+    client.publish(7, &(1..=10).map(|id| (id, body(&stream, id))).collect::<Vec<_>>()).unwrap();
+    client.store("r", &stream, 4).unwrap();
+    // The broker answers in order: behind the publishes and the store.
+    assert_eq!(client.ask(Request::QueryOffset { reference: "r", stream: &stream }).unwrap(), Some(4));
+    for at in 0..cluster.len() {
+        // A replica that is not the leader's comes to know it a little later.
+        let tracked = |flags: &[&str]| listed(at, &[&["list_stream_tracking", stream.as_str()][..], flags].concat(), "");
+        let is_told = || tracked(&["--offset"]).contains(&"offset\tr\t4".to_owned());
+        assert!(eventually(PATIENCE, is_told), "node {}: {:?}", at + 1, tracked(&[]));
+        assert_eq!(tracked(&["--writer"]).last().map(String::as_str), Some("writer\tp\t0 (10)"));
+        assert_eq!(tracked(&["--all"])[1..], ["offset\tr\t4", "writer\tp\t0 (10)"]);
+    }
+    let ctl = Ctl { cluster, at: 0 };
+    ctl.refused(&["list_stream_tracking", "nowhere"], 65, "The stream does not exist");
+    ctl.refused(&["list_stream_group_consumers", "--stream", &stream, "--reference", "other"], 65, "The group does not exist");
+    drop((first, second));
+    let is_gone = || listed(0, &["list_stream_consumer_groups"], &stream).is_empty();
+    assert!(eventually(PATIENCE, is_gone), "a group without consumers is still listed");
+}
+
+#[test]
 fn operators_see_stream_clients_of_all_nodes() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };
@@ -270,6 +323,8 @@ fn operators_see_stream_clients_of_all_nodes() {
     assert_eq!(rows(&consumers), [seen]);
     assert_eq!(rows(&["-q", "list_queues", "name", "consumers", "messages"]), [format!("{stream}\t2\t10")]);
     assert!(ctl.done(&["-q", "list_stream_connections", "node", "subscriptions", "user"]).contains(&format!("{}\t1\tguest", reader + 1)));
+    let of_group = ["-q", "list_stream_consumer_groups"];
+    assert!(rows(&of_group).is_empty(), "a consumer of its own is of no group");
     // Others use the cluster, too: the figures have grown by this much at least.
     let after = [reader, writer].map(|at| cluster.metrics(at).unwrap());
     let grown = |n: usize, name: &str| after[n].sum(name).unwrap() - before[n].sum(name).unwrap();

@@ -1,12 +1,14 @@
-//! Streams by AMQP 0-9-1: every form of reading and what is refused, across each pair of nodes, and a stream whose leader is killed again
-//! and again.
+//! Streams by AMQP 0-9-1: every form of reading and what is refused, across each pair of nodes, what clients of the stream protocol have
+//! packed, and a stream whose leader is killed again and again.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
-use warren_tests::client::{Field, QueueOptions};
+use warren::wire::stream::client::Request;
+use warren_tests::client::{Field, Incoming, QueueOptions};
 use warren_tests::clients::{here, python, run};
+use warren_tests::stream_client::{StreamClient, Told};
 use warren_tests::{Broker, Cluster, eventually, unique};
 
 /// Messages that are published while leaders die.
@@ -22,6 +24,104 @@ fn streams_work_as_rabbitmqs_across_each_pair_of_nodes() {
         let receiver = &uris[(at + 1) % uris.len()];
         println!("publishers on {sender}, consumers on {receiver}");
         run(Command::new(python()).arg(here().join("pika/streams.py")).args([sender, receiver]));
+    }
+}
+
+/// Records of each sub-entry batch.
+const PACKED: usize = 4;
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An AMQP 1.0 message with this body, with its length before it.
+fn record(body: &str) -> Vec<u8> {
+    let data = [&[0, 0x53, 0x75, 0xa0, body.len() as u8][..], body.as_bytes()].concat();
+    [&(data.len() as u32).to_be_bytes()[..], &data].concat()
+}
+
+/// Packed as the number of the compression says.
+fn packed(compression: u8, plain: &[u8]) -> Vec<u8> {
+    match compression {
+        0 => plain.to_vec(),
+        1 => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(plain).unwrap();
+            encoder.finish().unwrap()
+        }
+        2 => {
+            let mut encoder = snap::write::FrameEncoder::new(Vec::new());
+            encoder.write_all(plain).unwrap();
+            encoder.into_inner().unwrap()
+        }
+        3 => {
+            let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
+            encoder.write_all(plain).unwrap();
+            encoder.finish().unwrap()
+        }
+        _ => ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest),
+    }
+}
+
+/// A sub-entry batch of records.
+fn batch(compression: u8, bodies: &[String]) -> Vec<u8> {
+    let plain: Vec<u8> = bodies.iter().flat_map(|body| record(body)).collect();
+    let data = packed(compression, &plain);
+    let (records, said, len) = (bodies.len() as u16, plain.len() as u32, data.len() as u32);
+    [&[0x80 | compression << 4][..], &records.to_be_bytes(), &said.to_be_bytes(), &len.to_be_bytes(), &data].concat()
+}
+
+/// What an AMQP consumer that begins at `offset` gets, so many messages.
+fn read_by_amqp(broker: &Broker, at: usize, stream: &str, offset: usize, count: usize) -> Vec<String> {
+    let mut consumer = broker.connect(at);
+    consumer.qos(1, 100).unwrap();
+    let arguments = [("x-stream-offset".to_owned(), Field::Int(offset as i64))];
+    consumer.consume(1, stream, "reader", &arguments).unwrap();
+    let mut bodies = Vec::new();
+    while bodies.len() < count {
+        match consumer.event_within(PATIENCE).unwrap() {
+            Some(Incoming::Deliver(_, message)) => {
+                consumer.ack(1, message.tag, false).unwrap();
+                bodies.push(String::from_utf8(message.body).unwrap());
+            }
+            Some(Incoming::Heartbeat) => {}
+            other => panic!("after {bodies:?}: {other:?}"),
+        }
+    }
+    bodies
+}
+
+#[test]
+fn what_stream_clients_have_packed_is_read_by_amqp_on_each_node_from_any_offset() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let stream = unique("packed");
+    let mut client = StreamClient::connect(&format!("127.0.0.1:{}", cluster.ports(0).stream), PATIENCE).unwrap();
+    client.ask(Request::Create { stream: &stream, arguments: vec![] }).unwrap();
+    client.ask(Request::DeclarePublisher { publisher: 1, reference: "", stream: &stream }).unwrap();
+    let (mut bodies, mut entries) = (Vec::new(), Vec::new());
+    for compression in 0..=4 {
+        // Long enough that what packs it has something to do.
+        let inside: Vec<String> = (0..PACKED).map(|n| format!("{compression}-{n}-{}", "again ".repeat(20))).collect();
+        let alone = format!("behind {compression}");
+        entries.extend([batch(compression, &inside), record(&alone)]);
+        bodies.extend(inside);
+        bodies.push(alone);
+    }
+    let numbered: Vec<(u64, Vec<u8>)> = (1..).zip(entries).collect();
+    client.publish_entries(1, &numbered).unwrap();
+    let mut confirmed = 0;
+    while confirmed < numbered.len() {
+        match client.next_told().unwrap() {
+            Told::Confirmed(ids) => confirmed += ids.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    for at in 0..cluster.len() {
+        // The first message, one within each batch, and one behind each.
+        let within = (0..5).flat_map(|n| [n * (PACKED + 1) + 2, n * (PACKED + 1) + PACKED]);
+        for offset in [0].into_iter().chain(within) {
+            let read = read_by_amqp(&broker, at, &stream, offset, bodies.len() - offset);
+            assert!(read == bodies[offset..], "node {} from {offset} on: {read:?}", at + 1);
+        }
     }
 }
 

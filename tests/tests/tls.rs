@@ -45,6 +45,22 @@ fn nodes_form_a_cluster_over_mutual_tls_and_refuse_operators_without_certificate
     let listeners = cluster.ctl(0, &["listeners"]).stdout;
     let amqps = format!("Interface: 127.0.0.1, port: {}, protocol: amqp/ssl, purpose: AMQP 0-9-1 over TLS", cluster.ports(0).amqps);
     assert!(listeners.contains(&amqps), "{listeners}");
+    let soon = ["check_certificate_expiration", "--within", "1", "--unit", "weeks"];
+    let checked = cluster.ctl(0, &soon);
+    assert_eq!((checked.code, checked.stdout.as_str()), (Some(0), "No certificates are expiring within 1 week.\n"), "{checked:?}");
+    let checked = cluster.ctl(0, &["--formatter", "json", "check_certificate_expiration", "--within", "9000", "--unit", "years"]);
+    assert_eq!(checked.code, Some(69), "{checked:?}");
+    let said: serde_json::Value = serde_json::from_str(&checked.stderr).unwrap();
+    let expiring: Vec<(&str, usize, usize)> = said["expired"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let count = |column: &str| row[column].as_array().unwrap().len();
+            (row["protocol"].as_str().unwrap(), count("certfile_expires_on"), count("cacertfile_expires_on"))
+        })
+        .collect();
+    assert_eq!(expiring, [("clustering", 1, 1), ("amqp/ssl", 1, 1), ("stream/ssl", 1, 1)], "{checked:?}");
     // The secret without a certificate.
     let bare = cluster.ctl_with(1, &["status"], &[]);
     assert_eq!(bare.code, Some(69), "{bare:?}");

@@ -2,11 +2,13 @@
 //! refused for what was given, 67 no such user, 69 refused, no node or not serving, 70 failed, 75 no quorum. Here: the options, the
 //! way to a node, errors. What each command does is in `ctl/`.
 
+mod certificates;
 mod changes;
 mod checks;
 mod commands;
 mod listings;
 mod topics;
+mod waiting;
 
 use super::format::Formatter;
 use super::variable;
@@ -18,6 +20,7 @@ use crate::peer::client::{DialError, dial_operator};
 use crate::tls::{Files, Mutual, TlsError};
 use clap::Args;
 use commands::CtlCommand;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -30,7 +33,7 @@ const SOFTWARE: u8 = 70;
 const TEMPORARY: u8 = 75;
 /// Where a node listens for `ctl` unless told otherwise.
 const DEFAULT_PEER_PORT: u16 = 7671;
-/// Seconds to wait for an answer, and for `await_startup`.
+/// Seconds to wait for an answer, and for `await_startup` and `await_online_nodes`.
 const TIMEOUT_SECONDS: u64 = 60;
 const STARTUP_SECONDS: u64 = 300;
 
@@ -70,7 +73,7 @@ pub(super) struct CtlArgs {
     /// How to print
     #[arg(long, global = true, value_enum, default_value_t)]
     formatter: Formatter,
-    /// Seconds to wait for the answer [default: 60; await_startup: 300]
+    /// Seconds to wait for the answer [default: 60; await_startup and await_online_nodes: 300]
     #[arg(short, long, global = true, value_name = "SECONDS")]
     timeout: Option<u64>,
     #[command(subcommand)]
@@ -103,6 +106,11 @@ impl CtlError {
         CtlError::Failed { code, text: text.into() }
     }
 
+    /// What rabbitmqctl says of a word that cannot be.
+    fn bad_argument(why: &str) -> CtlError {
+        CtlError::failed(DATA, format!("Error (argument validation): Bad argument: {why}"))
+    }
+
     /// What rabbitmqctl says and answers when the broker refuses.
     fn refused(refusal: &Refusal) -> CtlError {
         match refusal {
@@ -112,8 +120,11 @@ impl CtlError {
             Refusal::NotFound { kind, name, .. } if kind == "vhost" => {
                 CtlError::failed(DATA, format!("Virtual host '{name}' does not exist"))
             }
+            Refusal::NotFound { kind, .. } if kind == "consumer group" => CtlError::failed(DATA, "Error:\nThe group does not exist"),
+            Refusal::NotFound { kind, .. } if kind == "stream" => CtlError::failed(DATA, "Error:\nThe stream does not exist."),
             Refusal::NotFound { .. } => CtlError::failed(DATA, "Object (queue, stream, exchange, etc) was not found"),
             Refusal::Precondition(text) if text.ends_with("already exists") => CtlError::failed(SOFTWARE, format!("Error:\n{text}")),
+            Refusal::Precondition(text) if text.contains("protected from deletion") => CtlError::failed(DATA, format!("Error:\n{text}")),
             Refusal::Unavailable(text) => CtlError::failed(TEMPORARY, format!("Error:\n{text}")),
             Refusal::Precondition(text)
             | Refusal::Inequivalent(text)
@@ -193,7 +204,8 @@ impl CtlArgs {
     }
 
     fn timeout_seconds(&self) -> u64 {
-        let default = if matches!(self.command, CtlCommand::AwaitStartup) { STARTUP_SECONDS } else { TIMEOUT_SECONDS };
+        let waits = matches!(self.command, CtlCommand::AwaitStartup | CtlCommand::AwaitOnlineNodes { .. });
+        let default = if waits { STARTUP_SECONDS } else { TIMEOUT_SECONDS };
         self.timeout.unwrap_or(default).max(1)
     }
 
@@ -288,10 +300,20 @@ fn kept_secret(dirs: &[PathBuf]) -> Option<PathBuf> {
 /// The nodes that run in a data directory.
 fn running_nodes(dir: &Path) -> Vec<Place> {
     let place = |node: PathBuf| {
-        let address = format!("127.0.0.1:{}", DataDir::read_ports(&node)?.peer);
+        let address = address(DataDir::read_host(&node).as_deref(), DataDir::read_ports(&node)?.peer);
         Some(Place { address, tls: DataDir::read_peer_tls(&node) })
     };
     node_dirs(dir).into_iter().filter(|node| DataDir::is_locked(node)).filter_map(place).collect()
+}
+
+/// Where a node that listens on `host` is reached from its own machine.
+fn address(host: Option<&str>, port: u16) -> String {
+    let ip = host.and_then(|host| host.parse::<IpAddr>().ok());
+    match (host, ip) {
+        (_, Some(ip)) if !ip.is_unspecified() => SocketAddr::new(ip, port).to_string(),
+        (Some(name), None) if !name.is_empty() => format!("{name}:{port}"),
+        _ => format!("127.0.0.1:{port}"),
+    }
 }
 
 #[cfg(test)]
@@ -309,8 +331,26 @@ mod tests {
         }
         assert_eq!(kept_secret(&dirs), Some(DataDir::secret_path(&dirs[0])));
         let _lock = DataDir::lock(&dirs[1]).unwrap();
-        DataDir::write_ports(&dirs[1], Ports::default()).unwrap();
+        DataDir::write_ports(&dirs[1], "127.0.0.1", Ports::default()).unwrap();
         assert_eq!(kept_secret(&dirs), Some(DataDir::secret_path(&dirs[1])));
         assert_eq!(kept_secret(&[]), None);
+    }
+
+    #[test]
+    fn a_node_is_asked_where_it_listens() {
+        let root = tempfile::tempdir().unwrap();
+        let _lock = DataDir::lock(root.path()).unwrap();
+        for (host, address) in [
+            ("127.0.0.1", "127.0.0.1:7671"),
+            ("10.1.2.3", "10.1.2.3:7671"),
+            ("::1", "[::1]:7671"),
+            ("node.example", "node.example:7671"),
+            ("0.0.0.0", "127.0.0.1:7671"),
+            ("::", "127.0.0.1:7671"),
+        ] {
+            DataDir::write_ports(root.path(), host, Ports { peer: 7671, ..Ports::default() }).unwrap();
+            let places: Vec<_> = running_nodes(root.path()).into_iter().map(|place| place.address).collect();
+            assert_eq!(places, [address], "{host}");
+        }
     }
 }

@@ -119,6 +119,13 @@ mod tests {
     }
 
     #[test]
+    fn the_image_has_all_of_rabbitmqs_tools() {
+        let dockerfile = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/Dockerfile")).unwrap();
+        let linked = dockerfile.lines().find_map(|line| line.split_once("for tool in ")?.1.split_once(';')).unwrap().0;
+        assert_eq!(linked.split(' ').collect::<Vec<_>>(), TOOLS);
+    }
+
+    #[test]
     fn options_stand_before_or_after_the_command() {
         for line in
             ["rabbitmqctl -p v -q list_queues name", "rabbitmqctl list_queues -q name -p v", "rabbitmqctl --vhost v list_queues name"]

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const LOCK: &str = "lock";
 const PID: &str = "pid";
 const PORTS: &str = "ports";
+/// In `ports`.
+const HOST: &str = "host";
 const START: &str = "start";
 const SECRET: &str = "secret";
 const PEER_TLS: &str = "peer-tls";
@@ -133,21 +135,27 @@ impl DataDir {
         Ok(start)
     }
 
-    /// Write `ports`: one `name=port` line each. For `node`, once everything is bound.
+    /// Write `ports`: where the server listens, one `name=port` line each after one with the host. For `node`, once everything is bound.
     ///
     /// # Errors
     /// What the system says.
-    pub fn write_ports(path: &Path, ports: Ports) -> io::Result<()> {
+    pub fn write_ports(path: &Path, host: &str, ports: Ports) -> io::Result<()> {
         let Ports { amqp, amqps, stream, rocketmq, management, peer } = ports;
-        let text = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nrocketmq={rocketmq}\nmanagement={management}\npeer={peer}\n");
-        write_whole(&path.join(PORTS), &text)
+        let numbers = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nrocketmq={rocketmq}\nmanagement={management}\npeer={peer}\n");
+        write_whole(&path.join(PORTS), &format!("{HOST}={host}\n{numbers}"))
+    }
+
+    /// The host that the server that ran here last listened on, as it was configured.
+    pub fn read_host(path: &Path) -> Option<String> {
+        let text = fs::read_to_string(path.join(PORTS)).ok()?;
+        text.lines().filter_map(|line| line.split_once('=')).find(|line| line.0 == HOST).map(|line| line.1.to_owned())
     }
 
     /// The ports of the server that ran here last.
     pub fn read_ports(path: &Path) -> Option<Ports> {
         let text = fs::read_to_string(path.join(PORTS)).ok()?;
         let mut ports = Ports::default();
-        for (name, port) in text.lines().filter_map(|line| line.split_once('=')) {
+        for (name, port) in text.lines().filter_map(|line| line.split_once('=')).filter(|line| line.0 != HOST) {
             let port = port.parse().ok()?;
             match name {
                 "amqp" => ports.amqp = port,

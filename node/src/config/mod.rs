@@ -26,6 +26,7 @@ use crate::model::stream_step::Advertised as StreamAddress;
 use crate::tls::Files;
 use std::path::PathBuf;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
 
 /// Reads one variable of the environment; tests hand in their own.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -160,6 +161,8 @@ pub struct ServerConfig {
     pub consumer_timeout: Duration,
     /// What clients are told.
     pub advertised: Advertised,
+    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+    pub log: String,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// Log here instead of on standard error, rotated.
@@ -225,6 +228,7 @@ impl ServerConfig {
                 stream_port: settings.advertised_stream_port.unwrap_or(stream_port),
                 stream_tls_port: settings.advertised_stream_tls_port.unwrap_or(stream_tls_port),
             },
+            log: log_filter(settings.log.as_deref().unwrap_or("info"))?,
             log_format: settings.log_format.unwrap_or_default(),
             log_file: settings.log_file.clone(),
             log_file_bytes: quantity::bytes("log-file-size", settings.log_file_size.as_deref().unwrap_or("64MiB"))?,
@@ -239,6 +243,13 @@ fn max_message(asked: Option<&str>) -> Result<u64, ConfigError> {
     match asked.map_or(Ok(most), |size| quantity::bytes(option, size))? {
         size if (1..=most).contains(&size) => Ok(size),
         size => Err(ConfigError::Value { option, why: format!("{size} bytes; between 1 B and 16MiB are possible") }),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, ConfigError> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(ConfigError::Value { option: "log", why: format!("{text}: {error}") }),
     }
 }
 

@@ -164,6 +164,9 @@ pub struct Settings {
     /// Tell stream clients of the node they are on only: it serves every stream, wherever that is led [default: false]
     #[arg(long, value_name = "BOOL")]
     pub stream_advertise_self: Option<bool>,
+    /// What is logged: a level (error, warn, info, debug, trace) or a filter such as info,warren::edge=debug [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
     /// Form of the log lines [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -278,6 +281,7 @@ impl Settings {
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
             advertised_stream_tls_port: self.advertised_stream_tls_port.or(lower.advertised_stream_tls_port),
             stream_advertise_self: self.stream_advertise_self.or(lower.stream_advertise_self),
+            log: self.log.or(lower.log),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),
             log_file_size: self.log_file_size.or(lower.log_file_size),

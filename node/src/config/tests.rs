@@ -61,6 +61,20 @@ fn workers_are_the_cores_less_one_or_what_was_asked_for() {
 }
 
 #[test]
+fn what_is_logged_is_an_option_like_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("warren.toml");
+    fs::write(&file, "log = \"warn\"\n").unwrap();
+    let named = format!("--config={}", file.display());
+    assert_eq!(load(&[], &[]).unwrap().log, "info");
+    assert_eq!(load(&[&named], &[]).unwrap().log, "warn");
+    assert_eq!(load(&[&named], &[("WARREN_LOG", "info,warren::edge=debug")]).unwrap().log, "info,warren::edge=debug");
+    assert_eq!(load(&[&named, "--log=trace"], &[("WARREN_LOG", "debug")]).unwrap().log, "trace");
+    let error = load(&["--log=warren=loud"], &[]).unwrap_err().to_string();
+    assert!(error.contains("log") && error.contains("warren=loud"), "{error}");
+}
+
+#[test]
 fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("warren.toml");
@@ -295,8 +309,9 @@ fn ports_are_read_back_as_they_were_written() {
     let dir = tempfile::tempdir().unwrap();
     let ports = Ports { amqp: 5672, amqps: 5671, stream: 0, rocketmq: 8080, management: 15672, peer: 7671 };
     assert_eq!(DataDir::read_ports(dir.path()), None);
-    DataDir::write_ports(dir.path(), ports).unwrap();
+    DataDir::write_ports(dir.path(), "::1", ports).unwrap();
     assert_eq!(DataDir::read_ports(dir.path()), Some(ports));
+    assert_eq!(DataDir::read_host(dir.path()).as_deref(), Some("::1"));
 }
 
 #[test]

@@ -65,7 +65,8 @@ impl Kind {
 /// A user in a vhost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Who<'a> {
-    pub user: &'a str,
+    /// `None`: the broker itself, which may do everything.
+    pub user: Option<&'a str>,
     pub vhost: &'a str,
 }
 
@@ -105,7 +106,7 @@ impl Writable {
             Some(at) => at,
             None => {
                 patterns.check(catalog, who, Right::Write, (Kind::Exchange, name))?;
-                self.remember(exchange, catalog.has_topic_permission(who.user, who.vhost, name))
+                self.remember(exchange, who.user.is_some_and(|user| catalog.has_topic_permission(user, who.vhost, name)))
             }
         };
         let Some(known) = &mut self.exchanges[at].keys else { return Ok(()) };
@@ -146,7 +147,7 @@ pub(super) struct Patterns(RwLock<HashMap<String, Option<Arc<Pattern>>>>);
 impl Patterns {
     /// Whether `user` has the right; the refusal is RabbitMQ's.
     pub fn check(&self, catalog: &Catalog, who: Who<'_>, right: Right, (kind, name): (Kind, &str)) -> Result<(), Refusal> {
-        let Who { user, vhost } = who;
+        let Who { user: Some(user), vhost } = who else { return Ok(()) };
         let name = if kind == Kind::Exchange && name.is_empty() { "amq.default" } else { name };
         let allowed = catalog.permission(user, vhost).is_some_and(|p| self.matches(right.pattern(p), name));
         if allowed {
@@ -158,7 +159,7 @@ impl Patterns {
 
     /// Whether `user` may use this routing key of a topic exchange; `right` is write or read.
     pub fn check_topic(&self, catalog: &Catalog, who: Who<'_>, right: Right, exchange: &str, key: &str) -> Result<(), Refusal> {
-        let Who { user, vhost } = who;
+        let Who { user: Some(user), vhost } = who else { return Ok(()) };
         let Some(permission) = catalog.topic_permission(user, vhost, exchange) else { return Ok(()) };
         let pattern = if right == Right::Write { &permission.write } else { &permission.read };
         let pattern = match pattern.contains('{') {
@@ -239,7 +240,7 @@ mod tests {
         catalog
     }
 
-    const WHO: Who<'_> = Who { user: "u", vhost: "/" };
+    const WHO: Who<'_> = Who { user: Some("u"), vhost: "/" };
 
     fn check(writable: &mut Writable, catalog: &Catalog, exchange: &str, key: &str) -> Result<(), Refusal> {
         let bytes = Bytes::copy_from_slice(exchange.as_bytes());

@@ -52,27 +52,28 @@ pub(super) fn open(catalog: &Catalog, user: &(Arc<str>, u64), vhost: &str) -> Re
     let Some(vhost_created) = catalog.vhost_created(vhost) else {
         return Err(Refusal::NotAllowed(format!("vhost {vhost} not found")));
     };
-    let (user, user_created) = (user.0.clone(), user.1);
-    let is_same = catalog.user(&user).is_some_and(|u| u.created == user_created);
-    if !is_same || catalog.permission(&user, vhost).is_none() {
-        return Err(Refusal::NotAllowed(format!("access to vhost '{vhost}' refused for user '{user}'")));
+    let (name, created) = user;
+    let is_same = catalog.user(name).is_some_and(|u| u.created == *created);
+    if !is_same || catalog.permission(name, vhost).is_none() {
+        return Err(Refusal::NotAllowed(format!("access to vhost '{vhost}' refused for user '{name}'")));
     }
-    Ok(Identity { user, vhost: vhost.into(), user_created, vhost_created })
+    Ok(Identity { user: Some(user.clone()), vhost: vhost.into(), vhost_created })
 }
 
 /// Why somebody who came in must leave.
 fn expelled(catalog: &Catalog, identity: &Identity) -> Option<String> {
-    let Identity { user, vhost, user_created, vhost_created } = identity;
+    let Identity { user, vhost, vhost_created } = identity;
     if catalog.vhost_created(vhost) != Some(*vhost_created) {
         return Some(format!("vhost '{vhost}' is deleted"));
     }
-    let stays = catalog.user(user).is_some_and(|u| u.created == *user_created);
+    let (user, created) = user.as_ref()?;
+    let stays = catalog.user(user).is_some_and(|u| u.created == *created);
     (!stays).then(|| format!("user '{user}' is deleted"))
 }
 
 /// Limits on connections that concern this one: what is counted, how many there may be, and what is said when there are more.
 fn connection_limits(catalog: &Catalog, identity: &Identity) -> Vec<(Counted, u64, String)> {
-    let Identity { user, vhost, .. } = identity;
+    let Identity { user: Some((user, _)), vhost, .. } = identity else { return Vec::new() };
     let mut limits = Vec::new();
     if let Some(limit) = catalog.vhost_limit(vhost, "max-connections") {
         let text = format!("access to vhost '{vhost}' refused for user '{user}': connection limit ({limit}) is reached");
@@ -108,6 +109,16 @@ impl Edge {
         });
     }
 
+    /// The broker itself, wherever there is such a vhost.
+    pub(super) fn admit_own(&self, mailbox: &Arc<Mailbox>, vhost: &str) {
+        let created = self.catalog.read().vhost_created(vhost);
+        let Some(vhost_created) = created else {
+            return mailbox.push(Event::OpenRefused(Refusal::NotAllowed(format!("vhost {vhost} not found"))));
+        };
+        let _ = mailbox.identity.set(Identity { user: None, vhost: vhost.into(), vhost_created });
+        self.admitted(mailbox);
+    }
+
     fn admitted(&self, mailbox: &Arc<Mailbox>) {
         mailbox.push(Event::Opened);
         // Deleted between the check and now: `expel` may have looked before this one was there.
@@ -137,7 +148,7 @@ impl Edge {
     /// A channel is opened, or not: its user may have only so many. Answered like any request.
     pub(super) fn admit_channel(self: &Arc<Self>, mailbox: &Arc<Mailbox>, at: ChannelRef) {
         mailbox.channels.fetch_add(1, Ordering::SeqCst);
-        let user = mailbox.identity.get().map(|identity| identity.user.clone());
+        let user = mailbox.identity.get().and_then(|identity| identity.user.as_ref()).map(|user| user.0.clone());
         let limit = user.and_then(|user| Some((self.catalog.read().user_limit(&user, "max-channels")?, user)));
         let Some((limit, user)) = limit else {
             mailbox.reply(at, Ok(Reply::Done));
@@ -162,8 +173,8 @@ impl Edge {
             let Some(identity) = mailbox.identity.get().filter(|_| mailbox.is_inside.load(Ordering::SeqCst)) else { return 0 };
             match counted {
                 Counted::VhostConnections(vhost) => u64::from(identity.vhost == *vhost),
-                Counted::UserConnections(user) => u64::from(identity.user == *user),
-                Counted::UserChannels(user) if identity.user == *user => u64::from(mailbox.channels.load(Ordering::SeqCst)),
+                Counted::UserConnections(user) => u64::from(identity.user() == Some(user)),
+                Counted::UserChannels(user) if identity.user() == Some(user) => u64::from(mailbox.channels.load(Ordering::SeqCst)),
                 Counted::UserChannels(_) => 0,
             }
         };

@@ -3,6 +3,7 @@
 
 use super::access::Writable;
 use super::admission;
+use super::gets::Gets;
 use super::lane::Lane;
 use super::mailbox::{ChannelRef, Mailbox};
 use super::publish::{Hold, LEASE_POLL};
@@ -56,6 +57,7 @@ pub struct Connection {
     departed: bool,
     /// Of consumer groups.
     pub(super) clerk: Option<Clerk>,
+    gets: Gets,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,6 +96,7 @@ impl Connection {
             published: 0,
             departed: false,
             clerk: None,
+            gets: Gets::default(),
         }
     }
 
@@ -105,7 +108,7 @@ impl Connection {
             Step::Append(append) => return self.append_to_stream(append).map_err(Step::Append),
             Step::Commit(commit) => return self.commit(commit).map_err(Step::Commit),
             Step::Check(publish) => self.check_publish(&publish),
-            Step::Settle { held, outcome } => self.settle(&held, outcome),
+            Step::Settle { held, outcome, .. } => self.settle(&held, outcome),
             Step::Written { consumer, bytes } => self.written(consumer, bytes),
             Step::Request { channel, request } => self.request(channel, request),
             Step::ChannelPrefetch { channel, limit } => self.channel_prefetch(channel, limit),
@@ -129,10 +132,21 @@ impl Connection {
             // Others may have these messages by now (rule 20).
             self.edge.lanes.read().values().for_each(|lane| lane.drop_unwritten());
         }
-        let lanes = self.edge.lanes.read();
-        // Streams are read here, whoever leads.
-        let is_fresh = |shard| shard == ShardId::STREAMS || lanes.get(&shard).is_some_and(|lane| lane.is_fresh());
-        self.mailbox.take_events(out, bytes, is_fresh);
+        let before = out.len();
+        {
+            let lanes = self.edge.lanes.read();
+            // Streams are read here, whoever leads.
+            let is_fresh = |shard| shard == ShardId::STREAMS || lanes.get(&shard).is_some_and(|lane| lane.is_fresh());
+            self.mailbox.take_events(out, bytes, is_fresh);
+        }
+        if !self.gets.is_idle() {
+            for event in &out[before..] {
+                if let Event::Reply { channel, .. } = event {
+                    self.gets.answered(*channel);
+                }
+            }
+            self.ask_waiting_gets();
+        }
     }
 
     /// Resolves when there are events; cancel safe.
@@ -277,13 +291,28 @@ impl Connection {
         if let Request::Cancel { consumer } = request {
             return self.cancel(at, consumer);
         }
+        if !matches!(request, Request::Get { .. }) {
+            self.start(at, request);
+        } else if let Some(request) = self.gets.admit(channel, request) {
+            self.start(at, request);
+        }
+    }
+
+    fn ask_waiting_gets(&mut self) {
+        while let Some((channel, request)) = self.gets.next() {
+            let at = self.at(channel);
+            self.start(at, request);
+        }
+    }
+
+    fn start(&self, at: ChannelRef, request: Request) {
         let Some(identity) = self.mailbox.identity.get() else {
             let refusal = Refusal::NotAllowed("request before a vhost is open".to_string());
             self.mailbox.reply(at, Err(refusal));
             return;
         };
         let marks = self.lanes.iter().map(|e| (e.lane.shard, e.mark)).collect();
-        let (user, vhost) = (identity.user.clone(), identity.vhost.clone());
+        let (user, vhost) = (identity.user.as_ref().map(|user| user.0.clone()), identity.vhost.clone());
         let asking = Asking { edge: self.edge.clone(), mailbox: self.mailbox.clone(), at, user, vhost, marks };
         asking.start(request);
     }
@@ -336,6 +365,8 @@ impl Connection {
             let held: Vec<_> = held.iter().filter(|h| h.shard == shard).copied().collect();
             self.edge.lane(shard).close_channel(self.mailbox.id(), &mine, &held);
         }
+        self.gets.closed(channel);
+        self.ask_waiting_gets();
     }
 
     fn channel(&mut self, channel: u16) -> &mut Channel {

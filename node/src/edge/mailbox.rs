@@ -67,10 +67,9 @@ pub(super) enum Blocker {
 /// A user in a vhost.
 #[derive(Debug)]
 pub(super) struct Identity {
-    pub user: Arc<str>,
+    /// Name, and which user of that name; `None`: the broker itself.
+    pub user: Option<(Arc<str>, u64)>,
     pub vhost: Arc<str>,
-    /// Which user of that name.
-    pub user_created: u64,
     /// Which vhost of that name.
     pub vhost_created: u64,
 }
@@ -78,7 +77,12 @@ pub(super) struct Identity {
 impl Identity {
     /// As rights are asked for.
     pub fn who(&self) -> Who<'_> {
-        Who { user: &self.user, vhost: &self.vhost }
+        Who { user: self.user(), vhost: &self.vhost }
+    }
+
+    /// The user's name.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_ref().map(|(name, _)| &**name)
     }
 
     /// Something in the vhost.
@@ -277,7 +281,9 @@ impl Mailbox {
         let Some(place) = state.consumers.get(&consumer).copied() else { return };
         let Some(pool) = state.pools.get_mut(&place.channel.channel) else { return };
         let before = state.events.len();
-        pool.release(consumer, count);
+        if pool.release(consumer, count) {
+            state.consumers.remove(&consumer);
+        }
         pool.admit_parked(place.channel.channel, &mut state.events);
         if state.events.len() > before {
             self.changed.notify_one();
@@ -292,7 +298,10 @@ impl Mailbox {
         pool.set_limit(limit);
         pool.admit_parked(channel, &mut state.events);
         if pool.is_idle() {
-            state.pools.remove(&channel);
+            let ended = state.pools.remove(&channel).into_iter().flat_map(Pool::into_ended);
+            for consumer in ended {
+                state.consumers.remove(&consumer);
+            }
         }
         self.changed.notify_one();
     }
@@ -312,21 +321,21 @@ impl Mailbox {
         open
     }
 
-    /// A consumer ends: takes back its deliveries that the session has not seen.
+    /// A consumer ends: takes back its deliveries that the session has not seen. Its place is known as long as its channel's pool counts
+    /// what it left.
     pub fn drop_consumer(&self, id: ConsumerId) -> Vec<Delivery> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         state.stale = 0;
         let mut unseen = take_deliveries(&mut state.events, |_, consumer| consumer == id);
         if let Some(place) = state.consumers.get(&id).copied() {
-            match state.pools.get_mut(&place.channel.channel) {
-                Some(pool) => {
-                    pool.release(id, unseen.len() as u32);
-                    unseen.extend(pool.take(id));
-                }
-                None => {
-                    state.consumers.remove(&id);
-                }
+            let is_done = state.pools.get_mut(&place.channel.channel).is_none_or(|pool| {
+                pool.release(id, unseen.len() as u32);
+                unseen.extend(pool.take(id));
+                pool.end(id)
+            });
+            if is_done {
+                state.consumers.remove(&id);
             }
         }
         unseen
@@ -612,6 +621,7 @@ fn channel_of(event: &Event) -> Option<u16> {
         | Event::Blocked(_)
         | Event::Unblocked
         | Event::Report
+        | Event::Lost { .. }
         | Event::Close(_)
         | Event::Left => None,
     }

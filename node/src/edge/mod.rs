@@ -8,6 +8,7 @@ mod connection;
 mod copies;
 mod counters;
 mod dead_letters;
+mod gets;
 mod headers;
 mod lane;
 mod mailbox;
@@ -74,8 +75,8 @@ pub struct EdgeConfig {
     pub lane_bytes: usize,
     /// Bytes in flight to one consumer.
     pub consumer_bytes: u64,
-    /// A leader on another node that was not heard for so long may not be the leader any more: what it gave is not handed to clients
-    /// until it is heard again (rule 19).
+    /// A leader on another node that has not spoken under its lease for so long may not be the leader any more: what it gave is not handed
+    /// to clients until it has (rules 19 and 20).
     pub silence: Duration,
     /// Users that may log in from this machine only.
     pub loopback_users: Vec<String>,
@@ -184,6 +185,14 @@ impl Edge {
         self.connections.lock().insert(owner.connection, mailbox.clone());
         self.counters.connections_opened.add(1);
         Connection::new(self.clone(), mailbox)
+    }
+
+    /// A connection of the broker's own: in that vhost already (or refused, when there is none), allowed everything there and counted
+    /// against nobody's limits. For what it does on behalf of many users, whose rights are checked by whoever asks.
+    pub fn connect_own(self: &Arc<Self>, vhost: &str) -> Connection {
+        let connection = self.connect(ConnectionInfo { peer: SocketAddr::from(([127, 0, 0, 1], 0)) });
+        self.admit_own(&connection.mailbox, vhost);
+        connection
     }
 
     /// Counts of queues as their leaders see them, in the order asked for. Queues that the catalog does not have are left out; those of
@@ -336,7 +345,7 @@ fn stat_of(mailbox: &Mailbox) -> ConnectionStat {
         id: mailbox.id(),
         peer: mailbox.peer,
         since: mailbox.since,
-        user: identity.map(|i| i.user.clone()),
+        user: identity.and_then(|i| i.user.as_ref()).map(|user| user.0.clone()),
         vhost: identity.map(|i| i.vhost.clone()),
         blocked: mailbox.is_blocked(),
     }

@@ -5,7 +5,7 @@
 use crate::model::link::Delivery;
 use crate::model::step::Event;
 use crate::model::{ConsumerId, ShardId};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -13,12 +13,15 @@ pub(super) struct Pool {
     held: HashMap<ConsumerId, u64>,
     total: u64,
     parked: VecDeque<(ConsumerId, ShardId, Delivery)>,
+    /// Consumers that ended while something of theirs was held.
+    ended: HashSet<ConsumerId>,
 }
 
 impl Pool {
     /// `held`: what the channel's consumers hold already.
     pub fn new(held: &[(ConsumerId, u64)]) -> Pool {
-        Pool { limit: None, total: held.iter().map(|h| h.1).sum(), held: held.iter().copied().collect(), parked: VecDeque::new() }
+        let total = held.iter().map(|h| h.1).sum();
+        Pool { limit: None, total, held: held.iter().copied().collect(), parked: VecDeque::new(), ended: HashSet::new() }
     }
 
     pub fn set_limit(&mut self, limit: Option<u32>) {
@@ -67,16 +70,31 @@ impl Pool {
         }
     }
 
-    /// `count` messages of `consumer` are settled.
-    pub fn release(&mut self, consumer: ConsumerId, count: u32) {
-        if let Some(held) = self.held.get_mut(&consumer) {
-            let count = u64::from(count).min(*held);
-            *held -= count;
-            self.total -= count;
-            if *held == 0 {
-                self.held.remove(&consumer);
-            }
+    /// `count` messages of `consumer` are settled. True: they were the last of one that had ended.
+    pub fn release(&mut self, consumer: ConsumerId, count: u32) -> bool {
+        let Some(held) = self.held.get_mut(&consumer) else { return false };
+        let count = u64::from(count).min(*held);
+        *held -= count;
+        self.total -= count;
+        if *held > 0 {
+            return false;
         }
+        self.held.remove(&consumer);
+        self.ended.remove(&consumer)
+    }
+
+    /// A consumer ends. False: something of it is held, and counts until it is settled.
+    pub fn end(&mut self, consumer: ConsumerId) -> bool {
+        let is_done = self.held.get(&consumer).is_none_or(|held| *held == 0);
+        if !is_done {
+            self.ended.insert(consumer);
+        }
+        is_done
+    }
+
+    /// The consumers that ended while something of theirs was held, and still is.
+    pub fn into_ended(self) -> impl Iterator<Item = ConsumerId> {
+        self.ended.into_iter()
     }
 
     /// Take back everything that is parked.

@@ -14,7 +14,7 @@ use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::StoredMessage;
 use crate::model::step::{Event, Publish};
 use crate::model::stream::StreamTarget;
-use crate::model::{QueueId, ShardId};
+use crate::model::{QueueId, ShardId, properties};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -118,7 +118,7 @@ impl Connection {
             result @ (RouteResult::Routed | RouteResult::OnlyRemembered) => {
                 *unseen = result == RouteResult::OnlyRemembered;
                 known_streams.among(&catalog, targets, streams);
-                check_user_id(&catalog, &identity.user, &publish.properties).map(|()| catalog.index())
+                check_properties(&catalog, identity, &publish.properties).map(|()| catalog.index())
             }
             RouteResult::NoExchange => Err(names::not_found(Kind::Exchange, &identity.name(exchange))),
             RouteResult::Internal => Err(internal(&identity.name(exchange))),
@@ -151,7 +151,7 @@ impl Connection {
             Some(spec) if spec.internal => return Err(internal(&name)),
             Some(_) => {}
         }
-        check_user_id(&catalog, &identity.user, &publish.properties)?;
+        check_properties(&catalog, identity, &publish.properties)?;
         copies.map(drop)
     }
 
@@ -208,7 +208,7 @@ impl Connection {
             run.mandatory = false;
         }
         let parts = self.parts();
-        if parts > 1 && (run.is_ticketed() || run.mandatory) {
+        if parts > 1 {
             run.shared = Some(Shared::new(parts));
         }
         let message = Message {
@@ -270,8 +270,24 @@ fn internal(name: &Name) -> Refusal {
     Refusal::Access(format!("cannot publish to internal {}", exchange_text(name)))
 }
 
+/// What RabbitMQ looks at when the exchange is there and may be published to.
+fn check_properties(catalog: &Catalog, identity: &Identity, properties: &[u8]) -> Result<(), Refusal> {
+    check_expiration(properties)?;
+    check_user_id(catalog, identity, properties)
+}
+
+/// A time to live that is none is refused in RabbitMQ's words.
+fn check_expiration(list: &[u8]) -> Result<(), Refusal> {
+    let Some(text) = properties::field(list, properties::EXPIRATION) else { return Ok(()) };
+    properties::check_expiration(text).map(drop).map_err(|why| {
+        let text = String::from_utf8_lossy(text);
+        Refusal::Precondition(format!("invalid expiration '{text}': {why}"))
+    })
+}
+
 /// A publisher may name nobody but itself, unless it may speak for others. The refusal is RabbitMQ's.
-fn check_user_id(catalog: &Catalog, user: &str, properties: &[u8]) -> Result<(), Refusal> {
+fn check_user_id(catalog: &Catalog, identity: &Identity, properties: &[u8]) -> Result<(), Refusal> {
+    let Some(user) = identity.user() else { return Ok(()) };
     let Some(claimed) = user_id(properties).filter(|claimed| *claimed != user.as_bytes()) else { return Ok(()) };
     if catalog.user(user).is_some_and(|u| u.tags.iter().any(|tag| tag == IMPERSONATOR)) {
         return Ok(());
@@ -353,8 +369,10 @@ impl Home for Edge {
             let copies = Copies::read(&message.properties).unwrap_or_default();
             // An exchange that is gone leaves no targets: unroutable then.
             let _ = self.route(&catalog, &identity.vhost, (exchange, &copies.keys(&message.key)), &message.properties, &mut targets);
-            // Other older queues had their chance: some of them took the message in other shards.
-            targets.retain(|(queue, _)| queue.0 > routed_at && !queues.contains(queue));
+            // Other older queues had their chance: some of them took the message in other shards, or another part of it is on its way to
+            // them. So did those behind direct reply-to addresses, which are not numbered like others.
+            let reached = run.shared.as_ref().map_or(routed_at, |shared| shared.reroute(routed_at, catalog.index()));
+            targets.retain(|(queue, _)| queue.0 > reached && !queue.is_reply() && !queues.contains(queue));
             targets.extend(queues.iter().filter_map(|id| Some((*id, catalog.queue_by_id(*id)?.shard))));
             catalog.index()
         };

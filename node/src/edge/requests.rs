@@ -32,7 +32,8 @@ pub(super) struct Asking {
     pub edge: Arc<Edge>,
     pub mailbox: Arc<Mailbox>,
     pub at: ChannelRef,
-    pub user: Arc<str>,
+    /// `None`: the broker itself.
+    pub user: Option<Arc<str>>,
     pub vhost: Arc<str>,
     /// Marks behind what the connection published, per shard: a question about a queue comes after them.
     pub marks: SmallVec<[(ShardId, u64); 4]>,
@@ -128,7 +129,7 @@ impl Asking {
     }
 
     fn who(&self) -> Who<'_> {
-        Who { user: &self.user, vhost: &self.vhost }
+        Who { user: self.user.as_deref(), vhost: &self.vhost }
     }
 
     fn check(&self, catalog: &Catalog, right: Right, thing: (Kind, &str)) -> Result<(), Refusal> {
@@ -222,16 +223,19 @@ impl Asking {
                 arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
             }
         }
-        if queue_type(&arguments) == "stream" {
-            if declare.name.name.is_empty() {
-                return Err(Refusal::Precondition("Cannot declare a server-named queue for type rabbit_stream_queue".to_string()));
-            }
+        let kind = queue_type(&arguments);
+        if matches!(kind, "quorum" | "stream") && declare.name.name.is_empty() {
+            return Err(Refusal::Precondition(format!("Cannot declare a server-named queue for type rabbit_{kind}_queue")));
+        }
+        if kind == "stream" {
             // The vhost may have made it one.
             QueueSettings::check(&queue_text(&name), &arguments).map_err(|why| Refusal::Precondition(why.to_string()))?;
         }
         self.check_dead_letters(&name, &arguments)?;
         let owner = declare.exclusive.then_some(self.mailbox.owner);
-        let spec = QueueSpec { name, durable: declare.durable, auto_delete: declare.auto_delete, exclusive_owner: owner, arguments };
+        // As in RabbitMQ nothing of one connection alone is durable, whatever was asked.
+        let durable = declare.durable && !declare.exclusive;
+        let spec = QueueSpec { name, durable, auto_delete: declare.auto_delete, exclusive_owner: owner, arguments };
         self.declare(spec).await
     }
 

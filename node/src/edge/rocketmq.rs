@@ -102,7 +102,7 @@ impl Edge {
     /// Whether this user may do that in that vhost.
     pub fn permits(&self, user: &str, vhost: &str, what: May<'_>) -> Result<(), Refusal> {
         let catalog = self.catalog.read();
-        let who = Who { user, vhost };
+        let who = Who { user: Some(user), vhost };
         match what {
             May::Create(topic) => self.patterns.check(&catalog, who, Right::Configure, (Kind::Exchange, topic)),
             May::Publish(topic) => self.patterns.check(&catalog, who, Right::Write, (Kind::Exchange, topic)),

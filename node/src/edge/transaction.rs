@@ -125,11 +125,11 @@ impl Connection {
         let shards = self.shards_of(commit, routes);
         // Shards in memory have the highest numbers.
         let replicated = shards.keys().filter(|shard| shard.owner().is_none()).count();
-        let decided = if replicated > 1 { replicated } else { 0 };
+        let decided = if replicated > usize::from(!commit.is_strict) { replicated } else { 0 };
         let parts: Vec<Arc<Lane>> = shards.values().take(decided).map(|lane| self.lanes[*lane].lane.clone()).collect();
         let config = &self.edge.config;
         let tx = TxId { node: config.node, incarnation: config.incarnation, number: self.edge.next_id() };
-        let committing = Committing::new(self.mailbox.clone(), routes.at, tx, &parts);
+        let committing = Committing::new(self.mailbox.clone(), routes.at, tx, &parts, commit.is_strict);
         let mut shares = self.encode(commit, routes, &shards, &committing);
         let mut chunks = encode_chunks(commit, routes);
         let (mut settled, mut late) = (vec![0; commit.settlements.len()], Vec::new());

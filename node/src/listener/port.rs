@@ -31,6 +31,8 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// From accept to the moment when the client is in a vhost.
     pub handshake: Duration,
+    /// How long a client that has said goodbye waits for publishes of its that cannot go on.
+    pub leaving: Duration,
     /// The port speaks TLS.
     pub tls: Option<Front>,
     /// Connections that there may be, all ports together.
@@ -41,8 +43,8 @@ impl Settings {
     /// With the defaults of `limits`.
     pub fn new(cluster_name: impl Into<String>) -> Settings {
         let places = Arc::new(Semaphore::new(connections()));
-        let max_message_bytes = limits::MESSAGE_BYTES as u64;
-        Settings { cluster_name: cluster_name.into(), max_message_bytes, handshake: limits::HANDSHAKE, tls: None, places }
+        let (max_message_bytes, handshake, leaving) = (limits::MESSAGE_BYTES as u64, limits::HANDSHAKE, limits::LEAVING);
+        Settings { cluster_name: cluster_name.into(), max_message_bytes, handshake, leaving, tls: None, places }
     }
 
     /// Another port beside this one, for TLS: both together take as many connections as this one alone.

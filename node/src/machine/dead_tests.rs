@@ -398,12 +398,26 @@ fn a_letter_that_was_taken_before_does_not_shift_the_bodies_of_those_behind_it()
 }
 
 #[test]
+fn when_a_message_failed_first_stays_known() {
+    let mut scene = Scene::new(&QueueSettings { delivery_limit: Some(9), ..QueueSettings::default() });
+    scene.publish(&["a"]);
+    for (before, time_ms) in [(0, 500), (1, 900), (2, 1700)] {
+        let (mut ops, mut entry) = (Ops::default(), EntryBuilder::new(time_ms));
+        ops.returned(Q, &[(Seq(1), Seq(1), before)]);
+        entry.leader_ops(&ops.take());
+        scene.apply(entry);
+        assert_eq!(scene.machine.queue(Q).unwrap().failed(Seq(1)), (before + 1, 500));
+    }
+}
+
+#[test]
 fn a_message_that_fails_too_often_dies_and_expired_ones_do() {
     let mut scene = Scene::new(&QueueSettings { delivery_limit: Some(1), message_ttl_ms: Some(50), ..buried() });
     scene.publish(&["a", "b"]);
     scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 0)]));
     scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 0)]));
     assert_eq!((scene.machine.queue(Q).unwrap().failures(Seq(1)), scene.dead()), (1, vec![]));
+    assert_eq!([Seq(1), Seq(2)].map(|seq| scene.machine.queue(Q).unwrap().failed(seq)), [(1, 100), (0, 0)]);
     scene.ops(|ops| ops.returned(Q, &[(Seq(1), Seq(1), 1), (Seq(2), Seq(2), 0)]));
     assert_eq!(scene.dead(), [(1, "a".into(), SettleReason::DeliveryLimit)]);
     scene.ops(|ops| ops.tend(Q, 149, 0, &[]));

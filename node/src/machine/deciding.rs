@@ -8,11 +8,16 @@ use super::transactions::{Decided, Leaving, Prepared};
 use crate::model::entry::{EnqueueOp, Op, PartOp, SettleReason, Word};
 use crate::model::link::{Ranges, RefusedEnqueue};
 use crate::model::settings::Overflow;
-use crate::model::{Incarnation, NodeId, QueueId, ShardId, TxId};
+use crate::model::{Incarnation, NodeId, QueueId, SessionId, ShardId, TxId};
 use std::collections::BTreeMap;
 
 /// Messages and bytes of bodies that a part brings to a queue.
 type Coming = BTreeMap<QueueId, (u64, u64)>;
+
+/// So many messages, if all of them are there.
+fn count(ranges: &Ranges) -> u64 {
+    ranges.iter().filter(|(first, last)| first <= last).map(|(first, last)| last.0 - first.0 + 1).sum()
+}
 
 impl DataMachine {
     /// A part that waits for its decision.
@@ -30,31 +35,51 @@ impl DataMachine {
         self.transactions.ids()
     }
 
-    /// A part comes. Why it is not kept, if it is not.
-    pub(super) fn part(&mut self, index: u64, part: PartOp, effects: &mut Vec<Effect>) -> Result<Option<RefusedEnqueue>, Fault> {
-        let PartOp { tx, decider, others, ops } = part;
+    /// A part comes, from `by`. Why it is not kept, if it is not.
+    pub(super) fn part(
+        &mut self,
+        index: u64,
+        by: Option<SessionId>,
+        part: PartOp,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Option<RefusedEnqueue>, Fault> {
+        let PartOp { session, tx, decider, others, ops } = part;
         if self.transactions.decided(tx).is_some() {
             return Ok(Some(RefusedEnqueue::GivenUp));
         }
         if self.transactions.prepared(tx).is_some() {
             return Ok(None);
         }
+        if session.is_some() && session != by {
+            return Ok(Some(RefusedEnqueue::Lost));
+        }
         let (mut messages, mut leaving, mut coming) = (Vec::new(), Vec::new(), Coming::new());
-        let mut full = false;
+        let (mut full, mut missing) = (false, false);
         for op in ops {
             match op? {
                 Op::Enqueue(op) => {
                     full |= self.would_refuse(&op, &mut coming);
                     messages.push(op.stage(index));
                 }
-                Op::Settle { queue, reason, ranges } => leaving.extend(self.live_of(queue, reason, &ranges)),
+                Op::Settle { queue, reason, ranges } => {
+                    let live = self.live_of(queue, reason, &ranges);
+                    missing |= count(&ranges) > live.as_ref().map_or(0, |(.., live)| count(live));
+                    leaving.extend(live);
+                }
                 // Nothing else is let into a part (`is_batch`).
                 Op::Part(_) | Op::Word { .. } | Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } | Op::Mark { .. } => {}
                 Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Append(_) | Op::Store { .. } | Op::Gone(_) => {}
             }
         }
+        if session.is_some() && missing && !messages.is_empty() {
+            return Ok(Some(RefusedEnqueue::Lost));
+        }
         if full {
             return Ok(Some(RefusedEnqueue::Full));
+        }
+        if session.is_some() && decider == self.shard && others.is_empty() {
+            self.take_effect(index, &messages, leaving, effects);
+            return Ok(None);
         }
         self.exits.taken.push(index);
         self.transactions.prepare(tx, Prepared { decider, others, is_orphan: false, leaving, index, messages });
@@ -62,17 +87,12 @@ impl DataMachine {
         Ok(None)
     }
 
-    /// Whether some queue refuses the message, with what the part brings before it, or none takes it since they are sealed: what is
-    /// promised now would not be there.
+    /// Whether some queue refuses the message, with what the part brings before it. A sealed one is as good as deleted: it neither takes
+    /// nor refuses.
     fn would_refuse(&mut self, op: &EnqueueOp, coming: &mut Coming) -> bool {
-        let (mut refused, mut sealed, mut taken) = (false, false, false);
+        let mut refused = false;
         for id in op.queues() {
-            let Some(queue) = self.queues.get(&id) else { continue };
-            if queue.is_sealed() {
-                sealed = true;
-                continue;
-            }
-            taken = true;
+            let Some(queue) = self.queues.get(&id).filter(|queue| !queue.is_sealed()) else { continue };
             refused |= queue.settings().is_some() && self.exits.is_stuck(id, queue);
             let Some(settings) = queue.settings().filter(|s| s.is_limited() && s.overflow != Overflow::DropHead) else { continue };
             let note = limits::note_of(Some(settings), op, self.last_time_ms);
@@ -81,7 +101,7 @@ impl DataMachine {
             refused |= limits::is_full(queue, self.bases.of(id, queue), (before.0, before.1 + bytes));
             *before = (before.0 + 1, before.1 + bytes);
         }
-        refused || (sealed && !taken)
+        refused
     }
 
     fn live_of(&self, id: QueueId, reason: SettleReason, ranges: &Ranges) -> Option<Leaving> {
@@ -123,14 +143,18 @@ impl DataMachine {
         if !is_commit {
             return;
         }
-        // Its messages lie in another entry than what comes before and behind them here.
+        self.take_effect(index, &prepared.messages, prepared.leaving, effects);
+    }
+
+    fn take_effect(&mut self, index: u64, messages: &[EnqueueOp], leaving: Vec<Leaving>, effects: &mut Vec<Effect>) {
+        // Its messages lie in another entry, or deeper in this one, than what comes before and behind them here.
         self.new_section();
-        for message in &prepared.messages {
+        for message in messages {
             self.enqueue(index, message, effects);
         }
         self.new_section();
-        for (queue, reason, ranges) in prepared.leaving {
-            self.settle(index, (queue, reason, ranges), effects);
+        for leaving in leaving {
+            self.settle(index, leaving, effects);
         }
     }
 

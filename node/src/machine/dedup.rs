@@ -36,7 +36,7 @@ impl Publisher {
         self.taken.get(at).is_some_and(|range| range.0 <= id)
     }
 
-    fn put(&mut self, id: u64) {
+    fn put(&mut self, id: u64, ranges: u64) {
         let at = self.taken.partition_point(|range| range.1 < id);
         self.taken.insert(at, (id, id));
         if self.taken.get(at + 1).is_some_and(|next| Some(next.0) == id.checked_add(1)) {
@@ -45,10 +45,15 @@ impl Publisher {
         if at > 0 && self.taken[at - 1].1.checked_add(1) == Some(id) {
             self.taken[at - 1].1 = self.taken.remove(at).1;
         }
-        // Not a gap: what is missing there may have been refused, and its publisher is to be told the truth when it tries again.
-        if self.taken.len() > limits::PUBLISHER_RANGES {
-            self.taken.remove(0);
-        }
+        self.keep(ranges);
+    }
+
+    /// Forgets the lowest ranges of more than so many. No gap is closed: what is missing there may have been refused, and its publisher is
+    /// to be told the truth when it tries again. True: there were more.
+    fn keep(&mut self, ranges: u64) -> bool {
+        let surplus = (self.taken.len() as u64).saturating_sub(ranges);
+        self.taken.drain(..surplus as usize);
+        surplus > 0
     }
 }
 
@@ -61,6 +66,8 @@ pub(super) struct Dedup {
     /// The other way round; follows from `known`.
     keys: HashMap<Key, u64>,
     publishers: BTreeMap<Key, Publisher>,
+    /// By the seq of their last message; follows from `publishers`.
+    by_use: BTreeMap<u64, Key>,
     /// Pieces that changed, and those that a checkpoint holds.
     dirty: BTreeSet<u64>,
     stored: BTreeSet<u64>,
@@ -68,9 +75,22 @@ pub(super) struct Dedup {
 }
 
 impl Dedup {
-    /// What it was declared with.
+    /// What it was declared with, and what its policies say now. What is too much for that is forgotten.
     pub fn configure(&mut self, settings: Deduplication) {
         self.settings = settings;
+        for publisher in self.publishers.values_mut() {
+            self.publishers_dirty |= publisher.keep(settings.ids.ranges);
+        }
+        self.forget_publishers();
+    }
+
+    /// Those that were silent for longest, of more than may be remembered.
+    fn forget_publishers(&mut self) {
+        while self.publishers.len() as u64 > self.settings.ids.publishers {
+            let Some((_, oldest)) = self.by_use.pop_first() else { return };
+            self.publishers.remove(&oldest);
+            self.publishers_dirty = true;
+        }
     }
 
     /// Whether a message with these marks came before.
@@ -90,13 +110,12 @@ impl Dedup {
         }
         if let Some((key, id)) = marks.publisher.filter(|_| !marks.died) {
             let publisher = self.publishers.entry(key).or_default();
-            publisher.put(id);
+            self.by_use.remove(&publisher.used);
+            publisher.put(id, self.settings.ids.ranges);
             publisher.used = seq;
+            self.by_use.insert(seq, key);
             self.publishers_dirty = true;
-            if self.publishers.len() > limits::PUBLISHERS {
-                let oldest = self.publishers.iter().min_by_key(|(_, publisher)| publisher.used).map(|(key, _)| *key);
-                oldest.map(|key| self.publishers.remove(&key));
-            }
+            self.forget_publishers();
         }
     }
 
@@ -237,6 +256,7 @@ impl Dedup {
         while !input.is_empty() {
             let (key, used, n) = (Key([input.u64()?, input.u64()?]), input.u64()?, input.u32()?);
             let taken = (0..n).map(|_| Ok((input.u64()?, input.u64()?))).collect::<Result<_, RestoreError>>()?;
+            self.by_use.insert(used, key);
             self.publishers.insert(key, Publisher { taken, used });
         }
         self.publishers_dirty = !stored;
@@ -269,7 +289,7 @@ mod tests {
             let (mut publisher, mut naive) = (Publisher::default(), BTreeSet::new());
             for id in ids {
                 if !publisher.has(id) {
-                    publisher.put(id);
+                    publisher.put(id, limits::PUBLISHER_RANGES);
                 }
                 naive.insert(id);
                 for id in 0..82 {
@@ -283,9 +303,9 @@ mod tests {
     #[test]
     fn of_too_many_ranges_the_lowest_is_forgotten_and_no_gap_is_closed() {
         let mut publisher = Publisher::default();
-        let many = limits::PUBLISHER_RANGES as u64 + 5;
-        (1..=many).for_each(|n| publisher.put(n * 10));
-        assert_eq!(publisher.taken.len(), limits::PUBLISHER_RANGES);
+        let many = limits::PUBLISHER_RANGES + 5;
+        (1..=many).for_each(|n| publisher.put(n * 10, limits::PUBLISHER_RANGES));
+        assert_eq!(publisher.taken.len() as u64, limits::PUBLISHER_RANGES);
         assert!(!publisher.has(50) && publisher.has(60) && publisher.has(many * 10));
         assert!((0..many * 10).filter(|id| id % 10 > 0).all(|id| !publisher.has(id)));
     }

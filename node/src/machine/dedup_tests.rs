@@ -1,7 +1,7 @@
 //! Queues that take no message twice: what counts as the same, for how long, and that it outlives checkpoints.
 
 use super::stores_tests::{Q, START, Scene};
-use crate::model::deduplication::Deduplication;
+use crate::model::deduplication::{Deduplication, Ids};
 use crate::model::entry::SettleReason;
 use crate::model::properties::HEADERS;
 use crate::model::settings::{Overflow, QueueSettings};
@@ -29,7 +29,12 @@ fn published(publisher: &str, id: i64) -> Vec<u8> {
 }
 
 fn settings(size: Option<u64>, ttl_ms: Option<u64>) -> QueueSettings {
-    QueueSettings { deduplication: Some(Deduplication { size, ttl_ms }), ..QueueSettings::default() }
+    QueueSettings { deduplication: Some(Deduplication { size, ttl_ms, ..Deduplication::default() }), ..QueueSettings::default() }
+}
+
+fn window_of(publishers: u64, ranges: u64) -> QueueSettings {
+    let deduplication = Deduplication { ids: Ids { publishers, ranges }, ..Deduplication::default() };
+    QueueSettings { deduplication: Some(deduplication), ..QueueSettings::default() }
 }
 
 impl Scene {
@@ -118,9 +123,28 @@ fn publishers_are_bounded_and_the_silent_ones_go_first() {
     assert_eq!(scene.took(START, &[published("0", 2), published("new", 1), published("0", 1), published("1", 1)]), 3);
 }
 
+/// Smaller or larger, by a policy: what is beyond the window is taken once more, what is within it is not.
+#[test]
+fn the_window_of_publishing_ids_is_what_the_queue_and_its_policies_say() {
+    let mut scene = Scene::with(&window_of(2, 2));
+    let ids = |ids: &[i64]| ids.iter().map(|id| published("p", *id)).collect::<Vec<_>>();
+    assert_eq!(scene.took(START, &ids(&[1, 3, 5])), 3);
+    assert_eq!(scene.took(START, &ids(&[3, 5])), 0, "two ranges are remembered");
+    assert_eq!(scene.took(START, &ids(&[1])), 1, "the lowest is forgotten");
+    assert_eq!(scene.took(START, &[published("q", 1), published("r", 1), published("q", 1)]), 2);
+    assert_eq!(scene.took(START, &ids(&[5])), 1, "a third publisher has taken its place");
+    scene.configure(&window_of(4, 8));
+    assert_eq!(scene.took(START, &ids(&[7, 9, 11, 13, 7, 9, 11, 13])), 4);
+    assert_eq!(scene.took(START, &[published("r", 1), published("s", 1), published("t", 1), published("p", 13)]), 2);
+    assert_eq!(scene.took(START, &ids(&[15])), 1);
+    scene.configure(&window_of(1, 1));
+    assert_eq!(scene.took(START, &ids(&[15])), 0, "the last one that published is the one that stays");
+    assert_eq!(scene.took(START, &ids(&[13])), 1, "with its highest ids");
+}
+
 #[test]
 fn what_a_store_has_seen_it_lets_through_once() {
-    let unique = Deduplication { size: Some(9), ttl_ms: None };
+    let unique = Deduplication { size: Some(9), ..Deduplication::default() };
     let mut scene = Scene::with(&QueueSettings::of_store(Store::Unique(unique)));
     assert_eq!(scene.took(START, &[value(1), value(2), value(1)]), 2);
     scene.tend(START);
@@ -160,7 +184,7 @@ proptest! {
 fn what_a_full_queue_refused_is_taken_when_it_comes_again_however_much_came_between() {
     let limited = QueueSettings { max_length: Some(1), overflow: Overflow::RejectPublish, ..settings(None, None) };
     let mut scene = Scene::with(&limited);
-    let all = limits::PUBLISHER_RANGES as i64 + 100;
+    let all = limits::PUBLISHER_RANGES as i64 + 100; // more than the window
     for n in 0..all {
         assert_eq!(scene.took(START, &[published("p", 2 * n)]), 1);
         assert_eq!(scene.took(START, &[published("p", 2 * n + 1)]), 0, "it is full");

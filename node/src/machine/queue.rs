@@ -55,7 +55,7 @@ pub struct Queue {
     active: Option<(SessionId, ConsumerId)>,
     pub(super) notes: Notes,
     /// Failed deliveries of live messages, where they are counted.
-    failures: BTreeMap<u64, u32>,
+    failures: BTreeMap<u64, Failed>,
     /// Some message of it expires, or did; not state.
     timed: bool,
     /// Of a queue of delayed messages.
@@ -99,6 +99,13 @@ impl Default for Queue {
     }
 }
 
+/// Failed deliveries of a message, and when the first of them failed, ms since the epoch.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    count: u32,
+    first_ms: u64,
+}
+
 /// A queue without its messages.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
@@ -108,12 +115,12 @@ pub(super) struct Row {
     settings: Option<Box<QueueSettings>>,
     active: Option<(SessionId, ConsumerId)>,
     notes: Notes,
-    failures: BTreeMap<u64, u32>,
+    failures: BTreeMap<u64, Failed>,
 }
 
 impl Row {
     /// row := tail u64 | reserved u64 | holders u16 | session u64* | len u32 | settings (MessagePack map; none for a plain queue)
-    ///      | active session u64 | active consumer u64 (0: none) | notes u8 | n u32 | (seq u64, failed deliveries u32)*
+    ///      | active session u64 | active consumer u64 (0: none) | notes u8 | n u32 | (seq u64, failed deliveries u32, first u64)*
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_capacity(42 + 8 * self.holders.len());
         out.u64(self.tail);
@@ -126,9 +133,10 @@ impl Row {
         out.u64(consumer.0);
         out.u8(self.notes.0);
         out.u32(self.failures.len() as u32);
-        for (seq, count) in &self.failures {
+        for (seq, failed) in &self.failures {
             out.u64(*seq);
-            out.u32(*count);
+            out.u32(failed.count);
+            out.u64(failed.first_ms);
         }
         out.finish()
     }
@@ -328,12 +336,17 @@ impl Queue {
 
     /// Failed deliveries of a message.
     pub fn failures(&self, seq: Seq) -> u32 {
-        self.failures.get(&seq.0).copied().unwrap_or(0)
+        self.failed(seq).0
+    }
+
+    /// The same, and when the first of them failed, ms since the epoch; 0: none has.
+    pub fn failed(&self, seq: Seq) -> (u32, u64) {
+        self.failures.get(&seq.0).map_or((0, 0), |failed| (failed.count, failed.first_ms))
     }
 
     /// The delivery of messages failed that had failed `before` times when they were given out: each counts once (rule 23). Those that
     /// failed too often, ascending.
-    pub(super) fn fail(&mut self, first: Seq, last: Seq, before: u32) -> Vec<Seq> {
+    pub(super) fn fail(&mut self, (first, last): (Seq, Seq), before: u32, now_ms: u64) -> Vec<Seq> {
         let Some(limit) = self.settings.as_ref().and_then(|s| s.delivery_limit) else { return Vec::new() };
         let (mut runs, mut over) = (Vec::new(), Vec::new());
         self.locate_in(first, last, &mut runs);
@@ -341,9 +354,9 @@ impl Queue {
             if self.failures(Seq(seq)) != before {
                 continue;
             }
-            let count = self.failures.entry(seq).or_default();
-            *count += 1;
-            if u64::from(*count) > limit {
+            let failed = self.failures.entry(seq).or_insert(Failed { count: 0, first_ms: now_ms });
+            failed.count += 1;
+            if u64::from(failed.count) > limit {
                 over.push(Seq(seq));
             }
         }
@@ -469,7 +482,7 @@ impl Queue {
         self.active = (active != Default::default()).then_some(active);
         self.notes = Notes(input.u8()?);
         for _ in 0..input.u32()? {
-            self.failures.insert(input.u64()?, input.u32()?);
+            self.failures.insert(input.u64()?, Failed { count: input.u32()?, first_ms: input.u64()? });
         }
         input.end()
     }
@@ -504,7 +517,7 @@ impl Queue {
         hasher.bytes(&settings_bytes(self.settings()));
         let (session, consumer) = self.active.unwrap_or_default();
         [session.0, consumer.0, u64::from(self.notes.0)].into_iter().for_each(|word| hasher.word(word));
-        self.failures.iter().flat_map(|(seq, n)| [*seq, u64::from(*n)]).for_each(|word| hasher.word(word));
+        self.failures.iter().flat_map(|(seq, failed)| [*seq, u64::from(failed.count), failed.first_ms]).for_each(|word| hasher.word(word));
         self.levels.iter().for_each(|extents| extents.hash(hasher));
         self.dedup.iter().for_each(|dedup| dedup.hash(hasher));
     }

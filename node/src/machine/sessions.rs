@@ -165,6 +165,7 @@ fn reason_byte(reason: RefusedEnqueue) -> u8 {
         RefusedEnqueue::Full => 2,
         RefusedEnqueue::GivenUp => 3,
         RefusedEnqueue::Sealed => 4,
+        RefusedEnqueue::Lost => 5,
     }
 }
 
@@ -203,6 +204,7 @@ fn decode(value: &[u8]) -> Result<Session, RestoreError> {
                 2 => RefusedEnqueue::Full,
                 3 => RefusedEnqueue::GivenUp,
                 4 => RefusedEnqueue::Sealed,
+                5 => RefusedEnqueue::Lost,
                 _ => return Err(RestoreError::Malformed("reason of a refusal")),
             };
             let end = first.checked_add(count).ok_or(RestoreError::Malformed("ordinal of a refusal"))?;

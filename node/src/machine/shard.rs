@@ -319,7 +319,7 @@ impl DataMachine {
                 self.batch(index, (session, seq, floor), catalog_index, ops, effects)?
             }
             Section::Leader { ops } => {
-                self.ops(index, ops, effects)?;
+                self.ops(index, None, ops, effects)?;
                 SectionReply::Leader
             }
             Section::Hello { node, incarnation } => self.hello(SessionId(index), node, incarnation, effects),
@@ -360,7 +360,7 @@ impl DataMachine {
             // Routed by a catalog whose advance got lost on the way: its queues are not known here yet (rule 27).
             Standing::Next if catalog_index > self.catalog_index => SectionReply::Gap { session, last: BatchSeq(seq.0 - 1) },
             Standing::Next => {
-                let refused = self.ops(index, ops, effects)?;
+                let refused = self.ops(index, Some(session), ops, effects)?;
                 self.sessions.accept(session, seq, floor, &refused);
                 SectionReply::Batch { session, seq, refused }
             }
@@ -370,7 +370,8 @@ impl DataMachine {
         })
     }
 
-    fn ops(&mut self, index: u64, ops: OpsReader, effects: &mut Vec<Effect>) -> Result<Refused, Fault> {
+    /// `session`: whose they are, the leader's are nobody's.
+    fn ops(&mut self, index: u64, session: Option<SessionId>, ops: OpsReader, effects: &mut Vec<Effect>) -> Result<Refused, Fault> {
         let (mut refused, mut ordinal) = (Refused::new(), 0);
         for op in ops {
             match op? {
@@ -386,7 +387,7 @@ impl DataMachine {
                 }
                 Op::Store { stream, reader, offset } => self.store(stream, &reader, offset),
                 Op::Part(part) => {
-                    let why = self.part(index, part, effects)?;
+                    let why = self.part(index, session, part, effects)?;
                     refused.extend(why.map(|why| (ordinal, why)));
                     ordinal += 1;
                 }
@@ -461,9 +462,10 @@ impl DataMachine {
     /// Deliveries failed; what failed too often dies.
     fn failed(&mut self, index: u64, id: QueueId, ranges: Vec<(Seq, Seq, u32)>, effects: &mut Vec<Effect>) {
         self.keep_captured(id);
+        let now_ms = self.last_time_ms;
         let Some(queue) = self.queues.get_mut(&id) else { return };
         self.dirty.insert(id);
-        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last, before)| queue.fail(first, last, before)).collect();
+        let over: Vec<Seq> = ranges.into_iter().flat_map(|(first, last, before)| queue.fail((first, last), before, now_ms)).collect();
         for seq in &over {
             self.exits.leave(id, queue, (*seq, *seq), SettleReason::DeliveryLimit);
         }

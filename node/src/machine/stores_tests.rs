@@ -33,6 +33,15 @@ impl Scene {
         scene
     }
 
+    /// The catalog sets the queue anew.
+    pub fn configure(&mut self, settings: &QueueSettings) {
+        let from = self.machine.catalog_index();
+        self.entry(START, |entry| {
+            entry.advance(from, from + 1, &[], &[]);
+            entry.settings(from + 1, Q, settings);
+        });
+    }
+
     fn entry(&mut self, time_ms: u64, build: impl FnOnce(&mut EntryBuilder)) -> Applied {
         let mut entry = EntryBuilder::new(time_ms);
         build(&mut entry);

@@ -8,7 +8,7 @@ use super::shard::RestoreError;
 use crate::model::Offset;
 use crate::model::entry::AppendOp;
 use crate::model::limits::{STREAM_PUBLISHERS, STREAM_READERS};
-use crate::model::stream::{CHUNK_HEAD, OffsetSpec, SEGMENT_CHUNKS, StreamSettings, StreamState};
+use crate::model::stream::{CHUNK_HEAD, OffsetSpec, SEGMENT_CHUNKS, StreamMemory, StreamSettings, StreamState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -223,6 +223,13 @@ impl Stream {
             publishing_id: publisher.and_then(|name| self.publishers.get(name)).map(|publisher| publisher.id),
             stored: reader.and_then(|name| self.readers.get(name)).map(|stored| Offset(stored.offset)),
         }
+    }
+
+    /// All that it remembers of its clients.
+    pub fn memory(&self) -> StreamMemory {
+        let readers = self.readers.iter().map(|(name, stored)| (name.to_string(), Offset(stored.offset)));
+        let publishers = self.publishers.iter().map(|(name, publisher)| (name.to_string(), Offset(publisher.chunk), publisher.id));
+        StreamMemory { readers: readers.collect(), publishers: publishers.collect() }
     }
 
     fn last_chunk(&self) -> Option<LocatedChunk> {

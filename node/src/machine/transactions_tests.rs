@@ -123,7 +123,7 @@ fn a_part_is_read_as_it_was_written_and_edges_write_nothing_else_into_it() {
     part(&mut ops, tx(5), HERE, &[ShardId(4), ShardId(6)], &["a", "b"], Some(9));
     assert_eq!(ops.word(tx(6), Word::Ask { shard: ShardId(2) }), 2, "the message before it, the part, the word");
     let bytes = ops.take();
-    assert!(crate::model::entry::is_batch(&bytes) && !crate::model::entry::has_settles(&bytes));
+    assert!(crate::model::entry::is_batch(&bytes) && !crate::model::entry::Settling::of(&bytes).any);
     let whole = (1..bytes.len()).filter(|n| crate::model::entry::is_batch(&bytes[..*n])).count();
     assert_eq!(whole, 2, "cut behind the message and behind the part");
     let read: Vec<Op> = OpsReader::at(&bytes.into(), 0).map(Result::unwrap).collect();
@@ -495,6 +495,68 @@ fn a_queue_that_a_transaction_brings_messages_to_is_not_sealed_as_empty() {
     assert!(!seal(&mut shard, Some(Seq(1))), "another tail");
     assert!(seal(&mut shard, Some(Seq(0))));
     assert_eq!(shard.batch(|ops| publish(ops, "late")), Some(vec![(0, RefusedEnqueue::Sealed)]));
-    assert_eq!(shard.prepare(tx(7), ELSEWHERE, &["later"], None), [(0, RefusedEnqueue::Full)], "no commit of what would be lost");
+    // A transaction's message goes with the queue, as it would a moment later, when the queue is gone; the rest takes effect.
+    assert_eq!(shard.prepare(tx(7), HERE, &["later"], None), []);
+    assert_eq!(shard.told(tx(7), Word::Decide), []);
+    assert!(shard.machine.decided(tx(7)).unwrap().is_commit);
     assert!(shard.live().is_empty() && shard.machine.live_entries().is_empty());
+}
+
+/// A strict part with one message, which settles another.
+fn strict(ops: &mut Ops, others: &[ShardId], session: SessionId, bodies: &[&str], acked: u64) {
+    let start = ops.begin_part(tx(1), HERE, others);
+    bodies.iter().for_each(|body| publish(ops, body));
+    ops.settle(Q, SettleReason::Ack, &[(Seq(acked), Seq(acked))]);
+    ops.claim(&start, session);
+    ops.end_part(start);
+}
+
+#[test]
+fn a_strict_part_that_is_all_of_its_transaction_takes_effect_as_it_comes() {
+    let mut shard = Shard::new(HERE, QueueSettings::default());
+    shard.batch(|ops| ["half", "other"].iter().for_each(|body| publish(ops, body))).unwrap();
+    let session = shard.session;
+    let refused = shard.batch(|ops| {
+        publish(ops, "before");
+        strict(ops, &[], session, &["a", "b"], 1);
+        publish(ops, "after");
+    });
+    assert_eq!(refused, Some(vec![]));
+    assert_eq!(shard.live(), ["other", "before", "a", "b", "after"]);
+    assert_eq!(shard.machine.transactions().count(), 0, "nothing is waited for");
+    let last = shard.log.len() as u64 - 1;
+    shard.batch(|ops| ops.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(9))])).unwrap();
+    assert!(shard.machine.live_entries().is_empty() && shard.freed.contains(&last));
+}
+
+#[test]
+fn a_strict_part_publishes_once_whoever_believes_to_hold_what_it_settles() {
+    for others in [&[][..], &[ELSEWHERE]] {
+        let mut shard = Shard::new(HERE, QueueSettings::default());
+        shard.batch(|ops| ["half", "other"].iter().for_each(|body| publish(ops, body))).unwrap();
+        let former = shard.session;
+        shard.gone();
+        shard.hello(7);
+        let session = shard.session;
+        let lost = Some(vec![(0, RefusedEnqueue::Lost)]);
+        assert_eq!(shard.batch(|ops| strict(ops, others, former, &["twice"], 1)), lost, "given in a session that has ended");
+        assert_eq!(shard.batch(|ops| strict(ops, others, former, &[], 1)), lost, "nor does it settle");
+        assert_eq!(shard.live(), ["half", "other"]);
+        shard.batch(|ops| ops.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(1))])).unwrap();
+        assert_eq!(shard.batch(|ops| strict(ops, others, session, &["twice"], 1)), lost, "it has left its queue");
+        assert_eq!(shard.live(), ["other"]);
+        assert_eq!(shard.machine.transactions().count(), 0);
+        assert_eq!(shard.batch(|ops| strict(ops, others, session, &[], 1)), Some(vec![]), "what publishes nothing may come late");
+    }
+}
+
+#[test]
+fn a_strict_part_of_several_waits_for_the_decision_as_any() {
+    let mut shard = Shard::new(HERE, QueueSettings::default());
+    shard.batch(|ops| publish(ops, "half")).unwrap();
+    let session = shard.session;
+    assert_eq!(shard.batch(|ops| strict(ops, &[ELSEWHERE], session, &["whole"], 1)), Some(vec![]));
+    assert_eq!(shard.live(), ["half"]);
+    assert_eq!(shard.told(tx(1), Word::Decide), []);
+    assert_eq!(shard.live(), ["whole"]);
 }

@@ -6,6 +6,7 @@ use super::client_rows::{channels, consumed, consumers};
 use super::operator_rows::LimitsRow;
 use super::rows::list;
 use super::source::{AdminSource, ConnectionRow, Holder, QueueRow, ShardStatus, Status as Report};
+use super::stream_group_rows::{ask_names, members, names, tracking};
 use super::stream_rows::{self, count_readers, is_stream};
 use crate::model::NodeId;
 use crate::model::admin::PolicyKind;
@@ -113,8 +114,10 @@ impl AdminService {
             "user_limits" => list(&limits(source.user_limits(some(of))?), set(columns, words(&["user", "limits"])))?,
             "topics" => list(&source.topics(vhost)?, columns)?,
             "groups" => list(&source.groups(vhost).await?, columns)?,
+            "stream_consumer_groups" => list(&source.stream_groups(vhost)?, columns)?,
             "access_keys" => list(&source.access_keys()?, columns)?,
             "listeners" => list(&source.listeners(), columns)?,
+            "certificates" => list(&source.certificates()?, columns)?,
             "environment" => list(&source.settings(), columns)?,
             other => return Err(Unlisted::Wrong(format!("'{other}' cannot be listed"))),
         })
@@ -155,6 +158,29 @@ impl AdminService {
         })
     }
 
+    /// Members of a group: the catalog knows them, the nodes that they are connected to know the connections' names.
+    async fn list_members(&self, request: ListRequest) -> Listed {
+        let ListRequest { vhost, columns, of, reference, .. } = request;
+        let groups = self.source.stream_groups(vhost.clone())?;
+        let group = groups.iter().find(|group| group.stream == of && *group.state.name.name == *reference);
+        let missing = || Refusal::NotFound { kind: "consumer group".into(), name: reference.clone(), vhost };
+        let group = group.ok_or_else(missing)?;
+        let own = self.list_own(&ask_names()).await?;
+        let mut listed = self.source.elsewhere(ask_names()).await;
+        listed.push(own);
+        Ok(list(&members(group, &names(listed)), columns)?)
+    }
+
+    /// What a stream remembers: a node with a replica knows.
+    async fn list_tracking(&self, request: ListRequest) -> Listed {
+        if let Some(memory) = self.source.stream_memory(named(&request.vhost, &request.of))? {
+            return Ok(list(&tracking(&request.what, &memory), request.columns)?);
+        }
+        let asked = if request.local { Vec::new() } else { self.source.elsewhere(ListRequest { local: true, ..request }).await };
+        let none = || Refusal::Unavailable("The stream is not available.".to_owned());
+        Ok(asked.into_iter().next().ok_or_else(none)?)
+    }
+
     async fn list_everywhere(&self, request: ListRequest) -> Listed {
         let mut own = self.list_own(&request).await?;
         if !request.local {
@@ -180,6 +206,8 @@ impl Admin for AdminService {
         let listed = match request.what.as_str() {
             "connections" | "channels" | "consumers" | "replicas" | "readers" | "stream_connections" | "stream_publishers"
             | "stream_consumers" => self.list_everywhere(request).await,
+            "stream_group_consumers" => self.list_members(request).await,
+            "stream_tracking" | "stream_tracking_offset" | "stream_tracking_writer" => self.list_tracking(request).await,
             _ => self.list_shared(request).await,
         };
         listed.map(Response::new).map_err(|error| match error {

@@ -4,6 +4,7 @@
 use super::rows::{Listed, arguments, plain, text, unknown};
 use super::source::{Active, ConnectionRow, ListenerRow, ReplicaRow};
 use crate::model::report::{CertificateReport, ChannelReport, ConsumerReport, Encryption, Report};
+use crate::model::{ConnectionId, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +15,15 @@ use warren_proto::admin::Cell;
 const UP: &str = "up";
 const WAITING: &str = "waiting";
 
+/// How tools name a connection.
+pub(super) fn pid(node: NodeId, connection: ConnectionId) -> String {
+    format!("<{}.{}.0>", node.0, connection.0)
+}
+
 impl ConnectionRow {
     /// How tools name it.
     pub(super) fn pid(&self) -> String {
-        format!("<{}.{}.0>", self.node.0, self.stat.id.0)
+        pid(self.node, self.stat.id)
     }
 
     fn name(&self) -> String {

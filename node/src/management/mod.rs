@@ -12,12 +12,14 @@ mod readiness;
 mod rocket_rows;
 mod rows;
 mod source;
+mod stream_group_rows;
 mod stream_rows;
 mod term;
 
 pub use metrics::{Kind, Metrics, Sample};
 pub use readiness::Readiness;
 pub use source::{
-    AccessKeyRow, Active, AdminSource, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow, MemberStatus, PolicyRow,
-    QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, TopicRow, UserRow, VhostRow, implicit_binding,
+    AccessKeyRow, Active, AdminSource, CertificateFile, CertificateRow, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow,
+    MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, StreamGroupRow, TopicRow, UserRow, VhostRow,
+    implicit_binding,
 };

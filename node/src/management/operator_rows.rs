@@ -1,9 +1,9 @@
 //! Columns of users, vhosts, permissions, policies and limits, as rabbitmqctl shows them. Used by `admin`.
 
 use super::rows::{Listed, plain, text, unknown};
-use super::source::{Granted, PolicyRow, SettingRow, UserRow, VhostRow};
+use super::source::{CertificateFile, CertificateRow, Granted, PolicyRow, SettingRow, UserRow, VhostRow};
 use super::term;
-use crate::model::admin::{Limits, Permission, TopicPermission};
+use crate::model::admin::{Limits, Permission, TopicPermission, VhostFacts};
 use serde_json::json;
 use warren_proto::admin::Cell;
 
@@ -26,7 +26,7 @@ impl Listed for UserRow {
 }
 
 impl Listed for VhostRow {
-    const COLUMNS: &'static [&'static str] = &["name", "description", "tags", "default_queue_type"];
+    const COLUMNS: &'static [&'static str] = &["name", "description", "tags", "default_queue_type", "protected_from_deletion", "metadata"];
     const DEFAULT: &'static [&'static str] = &["name"];
 
     fn cell(&self, column: &str) -> Cell {
@@ -35,8 +35,27 @@ impl Listed for VhostRow {
             "description" => text(&self.facts.description),
             "tags" => words(&self.facts.tags),
             "default_queue_type" => text(self.facts.default_queue_type.as_deref().unwrap_or("undefined")),
+            "protected_from_deletion" => plain(self.facts.protected_from_deletion),
+            "metadata" => self.metadata(),
             _ => unknown(),
         }
+    }
+}
+
+impl VhostRow {
+    /// What was said of it, as an Erlang map: nothing of what was not.
+    fn metadata(&self) -> Cell {
+        let VhostFacts { description, tags, default_queue_type, protected_from_deletion } = &self.facts;
+        let pairs = [
+            ("default_queue_type", default_queue_type.as_deref().map(text)),
+            ("description", Some(text(description))),
+            ("protected_from_deletion", protected_from_deletion.then(|| plain(true))),
+            ("tags", Some(words(tags))),
+        ];
+        let pairs: Vec<(&str, Cell)> = pairs.into_iter().filter_map(|(name, cell)| Some((name, cell?))).collect();
+        let shown: Vec<String> = pairs.iter().map(|(name, cell)| format!("{name} => {}", cell.text)).collect();
+        let json: Vec<String> = pairs.iter().map(|(name, cell)| format!("\"{name}\":{}", cell.json)).collect();
+        Cell { text: format!("#{{{}}}", shown.join(", ")), json: format!("{{{}}}", json.join(",")) }
     }
 }
 
@@ -108,6 +127,33 @@ impl Listed for LimitsRow {
     }
 }
 
+/// Times as a JSON array, or an object that says what is wrong with the file.
+fn expirations(file: Option<&CertificateFile>) -> Cell {
+    match file.map(|file| &file.expire_s) {
+        None => plain(json!([])),
+        Some(Ok(times)) => plain(json!(times)),
+        Some(Err(why)) => plain(json!({ "error": why })),
+    }
+}
+
+impl Listed for CertificateRow {
+    const COLUMNS: &'static [&'static str] =
+        &["node", "protocol", "interface", "port", "purpose", "certfile", "cacertfile", "certfile_expires_on", "cacertfile_expires_on"];
+    const DEFAULT: &'static [&'static str] = Self::COLUMNS;
+
+    fn cell(&self, column: &str) -> Cell {
+        let authorities = self.authorities.as_ref();
+        match column {
+            "node" | "protocol" | "interface" | "port" | "purpose" => self.listener.cell(column),
+            "certfile" => text(&self.own.path),
+            "cacertfile" => text(authorities.map_or("", |file| &file.path)),
+            "certfile_expires_on" => expirations(Some(&self.own)),
+            "cacertfile_expires_on" => expirations(authorities),
+            _ => unknown(),
+        }
+    }
+}
+
 impl Listed for SettingRow {
     const COLUMNS: &'static [&'static str] = &["name", "value"];
     const DEFAULT: &'static [&'static str] = Self::COLUMNS;
@@ -139,6 +185,27 @@ mod tests {
         assert_eq!(texts(user, &[]), ["guest", "[administrator, monitoring]"]);
         assert_eq!(texts(UserRow { user: "x".into(), tags: vec![] }, &[]), ["x", "[]"]);
         assert_eq!(texts(VhostRow { name: "/".into(), facts: Default::default() }, &["name", "tags"]), ["/", "[]"]);
+    }
+
+    #[test]
+    fn what_is_said_of_a_vhost_is_shown_as_rabbitmqctl_shows_it() {
+        let facts = VhostFacts {
+            description: "of orders".into(),
+            tags: vec!["a".into(), "b".into()],
+            default_queue_type: Some("quorum".into()),
+            protected_from_deletion: true,
+        };
+        let row = VhostRow { name: "v".into(), facts };
+        let shown = texts(row.clone(), &["description", "tags", "default_queue_type", "protected_from_deletion", "metadata"]);
+        let metadata = "#{default_queue_type => quorum, description => of orders, protected_from_deletion => true, tags => [a, b]}";
+        assert_eq!(shown, ["of orders", "[a, b]", "quorum", "true", metadata]);
+        let json: serde_json::Value = serde_json::from_str(&row.cell("metadata").json).unwrap();
+        assert_eq!(
+            json,
+            json!({ "default_queue_type": "quorum", "description": "of orders", "protected_from_deletion": true, "tags": ["a", "b"] })
+        );
+        let plain = VhostRow { name: "v".into(), facts: VhostFacts::default() };
+        assert_eq!(texts(plain, &["protected_from_deletion", "metadata"]), ["false", "#{description => , tags => []}"]);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use crate::model::admin::{AdminCommand, Limits, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
 use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusal, Table, Target};
+use crate::model::consumer_group::GroupState;
 use crate::model::report::{ConnectionStat, Counted, RaftFigures, Report};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
 use crate::model::{ConsumerId, LeaderId, NodeId, ShardId};
 use futures::future::BoxFuture;
@@ -79,6 +81,15 @@ pub struct GroupRow {
     pub ready: Option<u64>,
     /// Messages that are out.
     pub unacknowledged: Option<u64>,
+}
+
+/// A group of consumers of which one is active, on a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamGroupRow {
+    /// Name of the stream.
+    pub stream: String,
+    /// The group.
+    pub state: GroupState,
 }
 
 /// An access key.
@@ -168,6 +179,26 @@ pub struct ListenerRow {
     pub purpose: &'static str,
 }
 
+/// The certificates of a port of this node: those in the file that it shows, and those that it verifies others against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateRow {
+    /// Which port.
+    pub listener: ListenerRow,
+    /// Its own, then those between it and its authority.
+    pub own: CertificateFile,
+    /// Authorities, if others are asked for certificates.
+    pub authorities: Option<CertificateFile>,
+}
+
+/// A file with certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFile {
+    /// Where.
+    pub path: String,
+    /// When each expires, seconds since 1970; or why the file is of no use.
+    pub expire_s: Result<Vec<i64>, String>,
+}
+
 /// A setting of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingRow {
@@ -254,8 +285,14 @@ pub trait AdminSource: Send + Sync + 'static {
     fn active(&self, vhost: String, queues: BTreeSet<Arc<str>>) -> BoxFuture<'_, Result<BTreeMap<Arc<str>, Active>, Refusal>>;
     /// This node's replica of a queue's shard, if it has one.
     fn replica(&self, queue: Name) -> Result<Option<ReplicaRow>, Refusal>;
+    /// Groups of consumers on the streams of a vhost of which one is active.
+    fn stream_groups(&self, vhost: String) -> Result<Vec<StreamGroupRow>, Refusal>;
+    /// What a stream remembers of its clients, as far as this node's replica is; `None`: it has none.
+    fn stream_memory(&self, stream: Name) -> Result<Option<StreamMemory>, Refusal>;
     /// Ports of this node.
     fn listeners(&self) -> Vec<ListenerRow>;
+    /// Certificates of those that speak TLS, read from their files.
+    fn certificates(&self) -> Result<Vec<CertificateRow>, Refusal>;
     /// Settings of this node, but no secret.
     fn settings(&self) -> Vec<SettingRow>;
     /// Commits a change.

@@ -29,7 +29,7 @@ pub struct TopicPermission {
 /// How much a vhost or a user may have, by RabbitMQ's names; a negative number is no limit.
 pub type Limits = BTreeMap<String, i64>;
 
-/// What a vhost is created with.
+/// More about a vhost than its name: RabbitMQ's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VhostFacts {
     /// For people.
@@ -38,6 +38,22 @@ pub struct VhostFacts {
     pub tags: Vec<String>,
     /// `x-queue-type` of durable queues that are declared without one.
     pub default_queue_type: Option<String>,
+    /// It cannot be deleted until this is taken back.
+    #[serde(default)]
+    pub protected_from_deletion: bool,
+}
+
+/// What is to be changed about a vhost; the rest stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VhostPatch {
+    /// As in [`VhostFacts`].
+    pub description: Option<String>,
+    /// As in [`VhostFacts`]; replaced as a whole.
+    pub tags: Option<Vec<String>>,
+    /// As in [`VhostFacts`]; queues that are there stay what they are.
+    pub default_queue_type: Option<String>,
+    /// As in [`VhostFacts`].
+    pub protected_from_deletion: Option<bool>,
 }
 
 /// Which of the two kinds of policies: a queue or exchange has at most one of each.
@@ -154,7 +170,14 @@ pub enum AdminCommand {
         /// More about it.
         facts: VhostFacts,
     },
-    /// A vhost goes with all in it; its connections are closed.
+    /// Changes some of what is said about a vhost.
+    UpdateVhost {
+        /// Which.
+        vhost: String,
+        /// What.
+        patch: VhostPatch,
+    },
+    /// A vhost goes with all in it; its connections are closed. Refused while it is protected.
     DeleteVhost {
         /// Name.
         vhost: String,

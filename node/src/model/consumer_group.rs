@@ -35,6 +35,17 @@ pub enum Turn {
     Yielding,
 }
 
+/// A group as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupState {
+    /// Which.
+    pub name: GroupName,
+    /// Its stream's place in a super stream.
+    pub partition: Option<u32>,
+    /// In the order in which they came.
+    pub members: Vec<(GroupMember, Turn)>,
+}
+
 /// A change of a group. Each is idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupChange {

@@ -3,6 +3,7 @@
 //! streams. Read by the machine, checked with the other arguments of a queue.
 
 use super::catalog::{Table, Value};
+use super::limits;
 use super::properties::header;
 use super::store::whole;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,10 @@ use sha2::{Digest, Sha256};
 pub const ENABLED: &str = "x-message-deduplication";
 /// Argument: values that are remembered.
 pub const SIZE: &str = "x-cache-size";
+/// Argument, and without `x-` a policy's key: publishers whose publishing ids are remembered.
+pub const PUBLISHERS: &str = "x-cache-publishers";
+/// Likewise: ranges of ids that are remembered of each.
+pub const RANGES: &str = "x-cache-publisher-ranges";
 /// Argument and header: how long a value is remembered, ms.
 pub const TTL: &str = "x-cache-ttl";
 const VALUE: &str = "x-deduplication-header";
@@ -30,16 +35,61 @@ pub struct Deduplication {
     /// Values for so long, ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
+    /// What is remembered of publishing ids.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ids: Ids,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What a queue remembers of publishing ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// Of so many publishers,
+    pub publishers: u64,
+    /// so many ranges each.
+    pub ranges: u64,
+}
+
+impl Default for Ids {
+    fn default() -> Ids {
+        Ids { publishers: limits::PUBLISHERS, ranges: limits::PUBLISHER_RANGES }
+    }
+}
+
+impl Ids {
+    /// As asked for. What was not asked for gives way to what was, ranges to publishers: a queue has at most
+    /// [`limits::QUEUE_RANGES_MAX`] in all.
+    pub fn of(publishers: Option<u64>, ranges: Option<u64>) -> Ids {
+        let ranges = ranges.map(|ranges| ranges.clamp(1, limits::PUBLISHER_RANGES_MAX));
+        let room = limits::QUEUE_RANGES_MAX / ranges.unwrap_or(1);
+        let publishers = publishers.map_or(limits::PUBLISHERS.min(room), |publishers| publishers.clamp(1, limits::PUBLISHERS_MAX));
+        let ranges = ranges.unwrap_or(limits::PUBLISHER_RANGES);
+        Ids { publishers, ranges: ranges.min(limits::QUEUE_RANGES_MAX / publishers) }
+    }
+
+    /// Whether both can be had together.
+    pub fn fit(publishers: u64, ranges: u64) -> bool {
+        publishers.saturating_mul(ranges) <= limits::QUEUE_RANGES_MAX
+    }
 }
 
 impl Deduplication {
-    /// Of a queue with these checked arguments.
-    pub fn of_queue(arguments: &Table) -> Option<Deduplication> {
+    /// Of a queue with these checked arguments; `lowest`: what the arguments and the policy together say of a number.
+    pub fn of_queue(arguments: &Table, lowest: impl Fn(&str) -> Option<u64>) -> Option<Deduplication> {
         let positive = |name: &str| match arguments.get(name) {
             Some(Value::Int(n)) => u64::try_from(*n).ok().filter(|n| *n > 0),
             _ => None,
         };
-        (arguments.get(ENABLED) == Some(&Value::Bool(true))).then(|| Deduplication { size: positive(SIZE), ttl_ms: positive(TTL) })
+        let either = |name: &str| lowest(name.trim_start_matches("x-"));
+        let ids = || Ids::of(either(PUBLISHERS), either(RANGES));
+        (arguments.get(ENABLED) == Some(&Value::Bool(true))).then(|| Deduplication {
+            size: positive(SIZE),
+            ttl_ms: positive(TTL),
+            ids: ids(),
+        })
     }
 
     /// Values are remembered beyond the time that their message is in the queue.
@@ -126,11 +176,29 @@ mod tests {
 
     #[test]
     fn only_true_switches_it_on() {
-        let of = |pairs: &[(&str, Value)]| Deduplication::of_queue(&pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect());
+        let of =
+            |pairs: &[(&str, Value)]| Deduplication::of_queue(&pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(), |_| None);
         assert_eq!(of(&[(SIZE, Value::Int(5))]), None);
         assert_eq!(of(&[(ENABLED, Value::Bool(false))]), None);
         assert_eq!(of(&[(ENABLED, Value::Bool(true))]), Some(Deduplication::default()));
         let window = of(&[(ENABLED, Value::Bool(true)), (SIZE, Value::Int(5)), (TTL, Value::Int(70))]);
-        assert_eq!(window, Some(Deduplication { size: Some(5), ttl_ms: Some(70) }));
+        assert_eq!(window, Some(Deduplication { size: Some(5), ttl_ms: Some(70), ..Deduplication::default() }));
+    }
+
+    #[test]
+    fn a_window_of_ids_is_bounded_and_what_was_not_asked_for_gives_way() {
+        let of = |publishers, ranges| {
+            let Ids { publishers, ranges } = Ids::of(publishers, ranges);
+            assert!(Ids::fit(publishers, ranges));
+            (publishers, ranges)
+        };
+        assert_eq!(of(None, None), (1024, 1024));
+        assert_eq!(of(Some(5), None), (5, 1024));
+        assert_eq!(of(None, Some(5)), (1024, 5));
+        assert_eq!(of(None, Some(16_384)), (64, 16_384));
+        assert_eq!(of(Some(65_536), None), (65_536, 16));
+        assert_eq!(of(Some(4096), Some(1000)), (4096, 256), "publishers first");
+        assert_eq!(of(Some(u64::MAX), Some(u64::MAX)), (65_536, 16));
+        assert_eq!(of(Some(0), Some(0)), (1, 1));
     }
 }

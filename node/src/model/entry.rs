@@ -15,9 +15,9 @@ pub mod trimmed;
 
 pub use append::{AppendOp, ChunkBuilder, Skipped};
 pub use mark::Mark;
-pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, has_settles, is_batch};
+pub use ops::{EnqueueOp, Op, Ops, OpsReader, SettleReason, Staged, each_target, is_batch};
 pub use parts::{PartOp, PartStart, Word};
-pub use rejects::{has_rejects, keep_rejects};
+pub use rejects::{Settling, keep_rejects};
 pub use stored::{StoredMessage, StoredView};
 
 use super::link::{Batch, RefusedEnqueue};

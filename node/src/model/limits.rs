@@ -12,7 +12,8 @@ pub const ENTRIES_IN_FLIGHT: usize = 4;
 pub const ENTRY_BYTES: usize = 256 << 10;
 /// Batches an edge sends to one shard ahead of verdicts.
 pub const BATCHES_IN_FLIGHT: usize = 8;
-/// Bytes an edge holds for one shard, sent or not, before publishers of that shard are stopped (TCP back-pressure).
+/// Bytes an edge holds for one shard, sent or not, before publishers of that shard are stopped (TCP back-pressure). What its leader was
+/// sent and has not answered in time does not count: that is one batch of any size, or what may be in flight.
 pub const LANE_BYTES: usize = 16 << 20;
 /// Credit in bytes a consumer starts with, also at prefetch 0 (rule 16): bounds an edge's memory for one consumer.
 pub const CONSUMER_BYTES: u64 = 1 << 20;
@@ -63,6 +64,9 @@ pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
 /// TLS handshakes under way on a port: what a client may make the TLS library hold before it is known (64 KiB each) stays bounded.
 /// Beyond it newcomers wait in the system's queue.
 pub const TLS_HANDSHAKES: usize = 4096;
+/// Questions by basic.get of one connection that are under way, or answered and not written: each may bring the largest message. Those of
+/// further channels wait.
+pub const GETS: usize = 16;
 /// Frames of channels that wait for a reply are kept up to this many bytes, then the socket is not read.
 pub const CONNECTION_BACKLOG_BYTES: usize = 256 << 10;
 /// Messages that a connection has begun and not finished, properties and all, all channels together: a body that never ends must not eat
@@ -84,6 +88,9 @@ pub const MANAGEMENT_HEADER: Duration = Duration::from_secs(5);
 pub const MANAGEMENT_CONNECTION: Duration = Duration::from_secs(10);
 /// How long a closed connection may take to say close-ok and to take what is still to be written.
 pub const CLOSING: Duration = Duration::from_secs(1);
+/// How long a client that has said goodbye waits for publishes of its that cannot go on: as long as publishes wait for a quorum, unless
+/// the node's configuration says otherwise for those.
+pub const LEAVING: Duration = Duration::from_secs(10);
 /// Unwritten output of a connection above which its events wait (their consumers get no new byte credit).
 pub const CONNECTION_OUTPUT_BYTES: usize = 1 << 20;
 /// A routing lease: how long a node may route by its copy of the catalog without hearing from the catalog's leader (rule 28).
@@ -117,11 +124,17 @@ pub const LETTER_PAUSE_MAX: Duration = Duration::from_secs(5);
 pub const HISTORY_MESSAGES: i64 = 100_000;
 /// Deduplication values that a queue or an exchange remembers: some 100 bytes of memory each, on each replica.
 pub const DEDUPLICATION_VALUES: u64 = 1_000_000;
-/// Publishers whose publishing ids a queue remembers; the one that was silent for longest is forgotten first.
-pub const PUBLISHERS: usize = 1024;
-/// Ranges of the publishing ids of a publisher that a queue remembers, of 16 bytes each: beyond it the lowest is forgotten. An id of it that
-/// comes once more is taken once more; one that never came is never taken for one that did.
-pub const PUBLISHER_RANGES: usize = 1024;
+/// Publishers whose publishing ids a queue remembers unless it says otherwise; the one that was silent for longest is forgotten first.
+pub const PUBLISHERS: u64 = 1024;
+/// ... at most: each costs some 100 bytes of memory on each replica, and its ranges.
+pub const PUBLISHERS_MAX: u64 = 65_536;
+/// Ranges of the publishing ids of a publisher that a queue remembers unless it says otherwise: beyond it the lowest is forgotten. An id of
+/// it that comes once more is taken once more; one that never came is never taken for one that did.
+pub const PUBLISHER_RANGES: u64 = 1024;
+/// ... at most: an id that comes out of order moves half of them.
+pub const PUBLISHER_RANGES_MAX: u64 = 16_384;
+/// Ranges of all publishers of a queue, of 16 bytes each: a checkpoint writes all of them when one has changed.
+pub const QUEUE_RANGES_MAX: u64 = 1 << 20;
 /// Publishers whose last publishing id a stream remembers (osiris's limit); the one that was silent for longest is forgotten first.
 pub const STREAM_PUBLISHERS: usize = 255;
 /// Readers whose offset a stream remembers; the one that stored none for longest is forgotten first.

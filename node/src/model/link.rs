@@ -132,7 +132,7 @@ pub enum ToLeader {
         /// The stored offset of this reader is wanted.
         reader: Option<String>,
     },
-    /// Messages wait for a client, and nothing was heard for a while. Answer: `Pong` with the same number, under a valid lease only.
+    /// Messages come or wait, and the leader's last word under its lease is a while ago. Answer: `Pong` with the same number, under a valid lease only.
     Ping {
         /// Echoed.
         number: u64,
@@ -296,6 +296,8 @@ pub enum RefusedEnqueue {
     Sealed,
     /// Its transaction was given up: the shard that decides lost contact with the edge.
     GivenUp,
+    /// Of a strict part: what it settles is not its edge's any more.
+    Lost,
 }
 
 /// Leader to edge: messages for one consumer.
@@ -320,6 +322,8 @@ pub struct Delivery {
     pub redelivered: bool,
     /// Deliveries of it that failed, where the queue counts them.
     pub failures: u32,
+    /// When the first of those failed, ms since the epoch; 0: none has.
+    pub failed_ms: u64,
     /// The stored message (model::entry::StoredMessage).
     pub message: Bytes,
 }

@@ -2,7 +2,7 @@
 //! when it tells a shard of a queue. The refusals are RabbitMQ's texts (`rabbit_amqqueue:check_declare_arguments`).
 
 use super::catalog::{Table, Value};
-use super::deduplication::{self, Deduplication};
+use super::deduplication::{self, Deduplication, Ids};
 use super::letters::Address;
 use super::limits;
 use super::store::Store;
@@ -195,7 +195,7 @@ impl QueueSettings {
             max_priority: own("max-priority").and_then(number).map(|n| n.min(PRIORITY_MAX as u64) as u8),
             consumer_timeout_ms: lowest("consumer-timeout"),
             store: None,
-            deduplication: Deduplication::of_queue(arguments),
+            deduplication: Deduplication::of_queue(arguments, lowest),
             stream: None,
         }
     }
@@ -262,7 +262,7 @@ const NAME_BYTES: usize = 255;
 /// How an argument's value is checked; some depend on other arguments.
 type Checker = fn(&Value, &Table) -> Check;
 
-const CHECKS: [(&str, Checker); 26] = [
+const CHECKS: [(&str, Checker); 28] = [
     ("x-expires", |v, _| check_expiry(v, false)),
     ("x-message-ttl", |v, _| check_expiry(v, true)),
     ("x-dead-letter-exchange", |v, _| check_text(v)),
@@ -287,7 +287,12 @@ const CHECKS: [(&str, Checker); 26] = [
     ("x-stream-max-segment-size-bytes", |v, _| check_count(v).map(drop)),
     ("x-stream-filter-size-bytes", |v, _| check_count(v).map(drop)),
     ("x-message-deduplication", |v, _| check_bool(v)),
-    ("x-cache-size", |v, of| if of.contains_key(deduplication::ENABLED) { check_window(v) } else { Ok(()) }),
+    ("x-cache-size", |v, of| if of.contains_key(deduplication::ENABLED) { check_up_to(v, limits::DEDUPLICATION_VALUES) } else { Ok(()) }),
+    (
+        deduplication::PUBLISHERS,
+        |v, of| if of.contains_key(deduplication::ENABLED) { check_up_to(v, limits::PUBLISHERS_MAX) } else { Ok(()) },
+    ),
+    (deduplication::RANGES, |v, of| if of.contains_key(deduplication::ENABLED) { check_ranges(v, of) } else { Ok(()) }),
     ("x-cache-ttl", |v, of| if of.contains_key(deduplication::ENABLED) { check_expiry(v, false) } else { Ok(()) }),
 ];
 /// Where leaders of queues may be wished to be.
@@ -327,12 +332,18 @@ fn check_expiry(value: &Value, zero: bool) -> Check {
     }
 }
 
-fn check_window(value: &Value) -> Check {
+fn check_up_to(value: &Value, most: u64) -> Check {
     match check_count(value)? {
         0 => Err("{value_zero,0}".to_owned()),
-        n if n.unsigned_abs() > limits::DEDUPLICATION_VALUES => Err(format!("{{max_value_exceeded,{n}}}")),
+        n if n.unsigned_abs() > most => Err(format!("{{max_value_exceeded,{n}}}")),
         _ => Ok(()),
     }
+}
+
+fn check_ranges(value: &Value, of: &Table) -> Check {
+    check_up_to(value, limits::PUBLISHER_RANGES_MAX)?;
+    let all = of.get(deduplication::PUBLISHERS).and_then(number).zip(number(value)).filter(|(p, r)| !Ids::fit(*p, *r));
+    all.map_or(Ok(()), |(publishers, ranges)| Err(format!("{{max_value_exceeded,{}}}", publishers.saturating_mul(ranges))))
 }
 
 fn check_priority(value: &Value) -> Check {

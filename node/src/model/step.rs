@@ -47,6 +47,8 @@ pub enum Step {
         held: Vec<Held>,
         /// How.
         outcome: Outcome,
+        /// The client asked for it: it takes effect after what the client sent before.
+        asked: bool,
     },
     /// Anything that is answered on its channel by exactly one `Event::Reply`. The session sends the next request or publish of that
     /// channel only after the reply.
@@ -114,6 +116,9 @@ pub struct Commit {
     pub publishes: Vec<Publish>,
     /// What the client said of messages it holds.
     pub settlements: Vec<(Vec<Held>, Outcome)>,
+    /// Nothing of it takes effect when somebody else may have been given something of what it settles, or when it publishes and something of
+    /// that has left its queue: the answer is `Refusal::Locked`.
+    pub is_strict: bool,
 }
 
 /// A message that the client holds.
@@ -367,6 +372,11 @@ pub enum Event {
         shard: ShardId,
         /// The messages.
         messages: Vec<Delivery>,
+    },
+    /// What the client fetched (`Request::Take`) of this shard is not its own any more: its node counted as gone there.
+    Lost {
+        /// Where its queues live.
+        shard: ShardId,
     },
     /// The broker ended the consumer (its queue was deleted).
     ConsumerGone {

@@ -118,7 +118,7 @@ fn deduplication(arguments: &Table) -> Result<Deduplication, Invalid> {
         }
     }
     let ttl_ms = if arguments.contains_key(deduplication::TTL) { Some(positive(deduplication::TTL, "Invalid")?) } else { None };
-    Ok(Deduplication { size: Some(size), ttl_ms })
+    Ok(Deduplication { size: Some(size), ttl_ms, ..Deduplication::default() })
 }
 
 /// How long a message with these properties is to wait, ms; `None`: not at all. Numbers may be texts or floats, as in the plugin.

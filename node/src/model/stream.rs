@@ -119,6 +119,15 @@ pub struct StreamState {
     pub stored: Option<Offset>,
 }
 
+/// All that a stream remembers of its clients, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamMemory {
+    /// Readers, and the offset that each stored.
+    pub readers: Vec<(String, Offset)>,
+    /// Publishers with the first offset of their last chunk and the last publishing id.
+    pub publishers: Vec<(String, Offset, u64)>,
+}
+
 /// A chunk on its way to a reader. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamChunk {

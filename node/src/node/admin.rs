@@ -8,14 +8,17 @@ use crate::consensus::{Shard, placement};
 use crate::listener::rocketmq::Hub;
 use crate::machine::catalog::{User, password_digest, split_hash};
 use crate::management::{
-    AccessKeyRow, Active, AdminSource, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow, MemberStatus, PolicyRow,
-    QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, TopicRow, UserRow, VhostRow, implicit_binding,
+    AccessKeyRow, Active, AdminSource, CertificateFile, CertificateRow, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow,
+    MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, StreamGroupRow, TopicRow, UserRow, VhostRow,
+    implicit_binding,
 };
 use crate::model::admin::{AdminCommand, Limits, Permission, PolicyKind, TopicPermission};
 use crate::model::catalog::{BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, Refusal};
+use crate::model::consumer_group::GroupState;
 use crate::model::link::QueueStat;
 use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, group_of};
+use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
 use crate::model::{NodeId, QueueId, ShardId};
 use crate::peer::auth::Secret;
@@ -23,6 +26,7 @@ use crate::tls::{Files, Mutual};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -42,6 +46,10 @@ pub(super) struct Admin {
 
 fn not_found(kind: &str, name: &str) -> Refusal {
     Refusal::NotFound { kind: kind.into(), name: name.into(), vhost: name.into() }
+}
+
+fn certificates(path: &Path) -> CertificateFile {
+    CertificateFile { path: path.display().to_string(), expire_s: Files::expirations(path) }
 }
 
 impl Admin {
@@ -212,6 +220,25 @@ impl AdminSource for Admin {
         Ok(running.consensus.shard(shard).map(row))
     }
 
+    fn stream_groups(&self, vhost: String) -> Result<Vec<StreamGroupRow>, Refusal> {
+        let catalog = self.in_vhost(&vhost)?.catalog.read();
+        let row = |state: GroupState| {
+            let name = catalog.queue_by_id(state.name.stream)?.spec.name.clone();
+            (*name.vhost == *vhost).then(|| StreamGroupRow { stream: name.name.to_string(), state })
+        };
+        Ok(catalog.consumer_groups().into_iter().filter_map(row).collect())
+    }
+
+    fn stream_memory(&self, stream: Name) -> Result<Option<StreamMemory>, Refusal> {
+        let running = self.in_vhost(&stream.vhost)?;
+        let missing = || Refusal::NotFound { kind: "stream".into(), name: stream.name.to_string(), vhost: stream.vhost.to_string() };
+        let record = running.record(&stream).map_err(|_| missing())?;
+        if running.catalog.read().settings(&record).stream.is_none() {
+            return Err(missing());
+        }
+        Ok(running.replicas.data(record.shard).and_then(|machine| Some(machine.lock().stream(record.id)?.memory())))
+    }
+
     fn listeners(&self) -> Vec<ListenerRow> {
         let Ok(running) = self.running() else { return Vec::new() };
         let config = &running.config;
@@ -234,6 +261,20 @@ impl AdminSource for Admin {
         rows.extend(config.rocketmq.tls_port.map(|port| row("rocketmq/ssl", port, "RocketMQ over HTTPS")));
         rows.extend(with_tls.into_iter().flatten());
         rows
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateRow>, Refusal> {
+        let running = self.running()?;
+        let (clients, peers) = (running.config.amqps.as_ref().map(|amqps| &amqps.files), running.config.peer_tls.as_ref());
+        let row = |listener: ListenerRow| {
+            let files = match listener.protocol {
+                "clustering" => peers?,
+                protocol if protocol.ends_with("/ssl") => clients?,
+                _ => return None,
+            };
+            Some(CertificateRow { listener, own: certificates(&files.certificate), authorities: files.ca.as_deref().map(certificates) })
+        };
+        Ok(self.listeners().into_iter().filter_map(row).collect())
     }
 
     fn settings(&self) -> Vec<SettingRow> {

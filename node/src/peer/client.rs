@@ -35,9 +35,10 @@ pub(super) const HTTP_FRAME: u32 = 1 << 20;
 const DIAL_TIME: Duration = Duration::from_millis(1000);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
-/// A host that vanished without a reset is noticed after this much silence.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A host that vanished without a reset, or a process that was stopped, is noticed after this much silence: by both ends, for each opens
+/// paths over its own connection.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
+pub(super) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a process talks to the others.
 pub struct PeerConfig {

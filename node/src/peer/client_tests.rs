@@ -225,7 +225,8 @@ async fn a_path_carries_batches_verdicts_and_deliveries_and_ends_with_either_end
     assert_eq!(leader.up_rx.recv().await, Some(hello));
     leader.down_tx.send(ToEdge::NotLeader).await.expect("open");
     assert_eq!(edge.down_rx.recv().await, Some(ToEdge::NotLeader));
-    let message = Delivery { queue: QueueId(1), seq: Seq(1), redelivered: false, failures: 0, message: Bytes::from_static(b"m") };
+    let message =
+        Delivery { queue: QueueId(1), seq: Seq(1), redelivered: false, failures: 0, failed_ms: 0, message: Bytes::from_static(b"m") };
     let deliveries = Deliveries { leader: LeaderId::default(), consumer: ConsumerId(1), messages: vec![message] };
     leader.deliveries_tx.send(deliveries.clone()).await.expect("open");
     assert_eq!(edge.deliveries_rx.recv().await, Some(deliveries));

@@ -136,6 +136,7 @@ pub fn write_deliveries(values: impl IntoIterator<Item = Deliveries>) -> Frame {
             head.put_u8(u8::from(message.redelivered) | if message.failures > 0 { HAS_FAILURES } else { 0 });
             if message.failures > 0 {
                 head.put_u32_le(message.failures);
+                head.put_u64_le(message.failed_ms);
             }
             body.push(message.message);
         }
@@ -161,9 +162,12 @@ pub fn read_deliveries(frame: Frame) -> Result<Vec<Deliveries>, PeerError> {
             let (queue, seq) = (head.try_get_u64_le().map_err(|_| BAD)?, head.try_get_u64_le().map_err(|_| BAD)?);
             let (queue, seq) = (QueueId(queue), Seq(seq));
             let flags = head.try_get_u8().map_err(|_| BAD)?;
-            let failures = if flags & HAS_FAILURES == 0 { 0 } else { head.try_get_u32_le().map_err(|_| BAD)? };
+            let (failures, failed_ms) = match flags & HAS_FAILURES {
+                0 => (0, 0),
+                _ => (head.try_get_u32_le().map_err(|_| BAD)?, head.try_get_u64_le().map_err(|_| BAD)?),
+            };
             let message = parts.next().ok_or(BAD)?;
-            messages.push(Delivery { queue, seq, redelivered: flags & 1 != 0, failures, message });
+            messages.push(Delivery { queue, seq, redelivered: flags & 1 != 0, failures, failed_ms, message });
         }
         values.push(Deliveries { leader, consumer, messages });
     }
@@ -189,6 +193,7 @@ mod tests {
             seq: Seq(seq),
             redelivered: seq.is_multiple_of(2),
             failures: (seq / 2) as u32,
+            failed_ms: seq / 2 * 1000,
             message: message.into(),
         }
     }

@@ -2,7 +2,7 @@
 //! before the proof. Raft's connections run on the runtime that started the server, all others on the edges' runtime.
 
 use super::auth::{Gate, Secret};
-use super::client::{CONNECTION_WINDOW, Credentials, FRAME_BYTES, HTTP_FRAME, STREAM_WINDOW};
+use super::client::{CONNECTION_WINDOW, Credentials, FRAME_BYTES, HTTP_FRAME, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW};
 use super::socket::{self, Accepted, SocketError};
 use super::strangers::{Place, Strangers};
 use super::transport::{Card, Frame, Handler, PeerError, STREAM_CAPACITY, StreamKind, head_only};
@@ -144,6 +144,8 @@ fn serve(runtime: &Handle, config: &ServerConfig) -> mpsc::Sender<Newcomer> {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(HTTP_FRAME)
             .max_concurrent_streams(STREAMS)
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .http2_max_pending_accept_reset_streams(Some(STREAMS as usize))
             .layer(GuardLayer);
         let stopped = async move {

@@ -106,7 +106,11 @@ fn headers_with_nothing_to_compare() {
     table.insert(2, b"", &arguments("any"), "any");
     assert_eq!(visited(&table, "", &Table::new()), BTreeSet::from(["all"]), "all of nothing is true, any of nothing is not");
     assert_eq!(check_arguments(&Table::new()), Ok(()));
-    assert!(check_arguments(&Table::from([("x-match".to_owned(), Value::Int(1))])).is_err());
+    let refused = |value| check_arguments(&Table::from([("x-match".to_owned(), value)])).expect_err("refused");
+    assert_eq!(refused(Value::Int(1)), "Invalid x-match field type signedint (value 1); expected longstr");
+    assert_eq!(refused(Value::Bool(true)), "Invalid x-match field type bool (value true); expected longstr");
+    let most = "Invalid x-match field value <<\"most\">>; expected all, any, all-with-x, or any-with-x";
+    assert_eq!(refused(Value::Text(b"most".to_vec())), most);
 }
 
 #[test]
@@ -189,6 +193,11 @@ fn weights_and_hash_arguments_are_checked_in_rabbitmqs_words() {
     assert_eq!(check(&[("hash-header", "h")]), Ok(()));
     assert_eq!(check(&[("hash-property", "timestamp")]), Ok(()));
     assert_eq!(check(&[("hash-property", "type")]), Err("Unsupported property: type".to_owned()));
+    // RabbitMQ fails when it says so (541), or at every publish.
+    for name in ["hash-header", "hash-property"] {
+        let refused = check_hash_arguments(&Table::from([(name.to_owned(), Value::Int(1))]));
+        assert_eq!(refused, Err(format!("invalid arg '{name}': expected a long string")));
+    }
     assert_eq!(
         check(&[("hash-header", "h"), ("hash-property", "timestamp")]),
         Err("hash-header and hash-property are mutually exclusive".to_owned())

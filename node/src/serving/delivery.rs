@@ -7,6 +7,7 @@ use super::level::Source;
 use super::queue::{Choice, QueueState};
 use super::server::ShardServer;
 use crate::machine::{AT_ONCE, read_run};
+use crate::model::entry::EntryBytes;
 use crate::model::link::{Deliveries, Delivery, ToEdge};
 use crate::model::{LeaderId, QueueId, Seq, SessionId};
 use bytes::Bytes;
@@ -19,8 +20,10 @@ const TURN_BYTES: usize = 1 << 20;
 const CHUNK_BYTES: usize = 128 << 10;
 /// ... or this many.
 const CHUNK_MESSAGES: usize = 1024;
-/// Entries of one queue that are read from disk ahead.
+/// Entries of one queue that are read from disk at a time,
 const READ_AHEAD: usize = 4;
+/// as long as those that were read and wait for an earlier one are not larger than this together.
+const AHEAD_BYTES: usize = 4 << 20;
 /// Reads of one shard at a time; with the entries' size this bounds the memory they take.
 const READS: usize = 32;
 
@@ -209,7 +212,7 @@ impl ShardServer {
     pub(super) fn check_out(&self, state: &mut QueueState, session: SessionId, (seq, message): (Seq, Bytes)) -> Delivery {
         let mut delivery = state.check_out(session, seq, message);
         if delivery.redelivered && state.care.as_ref().is_some_and(|c| c.settings.delivery_limit.is_some()) {
-            delivery.failures = self.machine.lock().queue(state.id).map_or(0, |q| q.failures(seq));
+            (delivery.failures, delivery.failed_ms) = self.machine.lock().queue(state.id).map_or((0, 0), |q| q.failed(seq));
         }
         delivery
     }
@@ -320,15 +323,19 @@ impl ShardServer {
         let now = Instant::now();
         let not_yet = self.unreadable.get(&queue).filter(|u| now < u.retry_at).map(|u| u.index);
         let mut reading = source.runs.iter().filter(|r| r.reading).count();
-        let mut last = 0;
+        let (mut last, mut waiting_bytes) = (0, 0);
         for run in source.runs.iter_mut() {
-            if reading >= READ_AHEAD {
+            if reading >= READ_AHEAD || waiting_bytes > AHEAD_BYTES {
                 return;
             }
             if Some(run.at.index) == not_yet {
                 return self.stalled.push(queue);
             }
-            if run.entry.is_some() || run.reading || std::mem::replace(&mut last, run.at.index) == run.at.index {
+            if std::mem::replace(&mut last, run.at.index) == run.at.index {
+                continue; // the same entry
+            }
+            waiting_bytes += run.entry.as_ref().map_or(0, EntryBytes::len);
+            if run.entry.is_some() || run.reading {
                 continue;
             }
             if self.reads >= READS {

@@ -90,7 +90,7 @@ impl ShardServer {
     pub(super) fn withdraw(&mut self, id: PathId, session: SessionId, queue: QueueId, request: u64) {
         let is_it = |asked: &ToLeader| number(asked) == Some(request);
         self.early.retain(|(_, path, asked)| *path != id || !is_it(asked));
-        self.log.purges.retain(|purge| (purge.path, purge.request) != (id, request));
+        self.log.withdraw_purge(id, request);
         if let Some(state) = self.queues.get_mut(&queue) {
             state.gets.retain(|get| (get.session, get.request) != (session, request));
             state.takes.retain(|take| (take.session, take.request) != (session, request));

@@ -9,8 +9,8 @@ use super::server::ShardServer;
 use super::stamp::Stamp;
 use super::tending::Targets;
 use crate::machine::{AT_ONCE, Queue};
-use crate::model::entry::{EntryBuilder, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, Word, is_batch};
-use crate::model::link::{Batch, Ranges, ToEdge};
+use crate::model::entry::{EntryBuilder, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, Settling, Word, is_batch};
+use crate::model::link::{Batch, Ranges, RefusedEnqueue, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
 use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, TxId, limits};
 use std::collections::VecDeque;
@@ -31,7 +31,12 @@ pub(super) struct Purge {
     pub request: u64,
     pub queue: QueueId,
     pub count: u64,
+    /// Whoever asked was told that it failed: it is not proposed again.
+    pub withdrawn: bool,
 }
+
+/// Messages that leave a queue; in the part with that ordinal.
+type Settled = (Option<u32>, QueueId, Ranges);
 
 /// A section of an entry in flight.
 #[derive(Debug)]
@@ -45,7 +50,7 @@ enum Part {
     Batch {
         session: SessionId,
         seq: BatchSeq,
-        settles: Vec<(QueueId, Ranges)>,
+        settles: Vec<Settled>,
         void: bool,
     },
     /// No section and no reply: the entry's time is all there is to say. The last one.
@@ -130,6 +135,17 @@ impl Log {
         stamp.next(now)
     }
 
+    /// Whoever asked for this purge does not wait any more.
+    pub fn withdraw_purge(&mut self, path: PathId, request: u64) {
+        let is_it = |purge: &Purge| (purge.path, purge.request) == (path, request);
+        self.purges.retain(|purge| !is_it(purge));
+        for part in self.in_flight.iter_mut().flat_map(|f| &mut f.parts) {
+            if let Part::Leader(own) = part {
+                own.purges.iter_mut().filter(|purge| is_it(purge)).for_each(|purge| purge.withdrawn = true);
+            }
+        }
+    }
+
     /// The edge resends these: the outcome of the copies in flight is not for it, so that verdicts stay in order.
     pub fn void(&mut self, session: SessionId, from: BatchSeq) {
         for part in self.in_flight.iter_mut().flat_map(|f| &mut f.parts) {
@@ -155,17 +171,25 @@ impl Log {
     }
 }
 
-/// The settles of a batch; walks the heads of operations and parses nothing when there are none.
-fn settles(batch: &Batch) -> Vec<(QueueId, Ranges)> {
-    if !crate::model::entry::has_settles(&batch.ops) {
-        return Vec::new();
+/// What a batch settles when it is applied, in a strict part of its own with the ordinal of that, which may be refused.
+fn settles(batch: &Batch, shard: ShardId) -> Vec<Settled> {
+    let (mut all, mut ordinal) = (Vec::new(), 0);
+    for op in OpsReader::at(&batch.ops.clone().into(), 0).filter_map(Result::ok) {
+        match op {
+            Op::Settle { queue, ranges, .. } => all.push((None, queue, ranges)),
+            Op::Part(part) => {
+                let is_whole = part.session.is_some() && part.decider == shard && part.others.is_empty();
+                all.extend(part.ops.filter(|_| is_whole).filter_map(|op| match op {
+                    Ok(Op::Settle { queue, ranges, .. }) => Some((Some(ordinal), queue, ranges)),
+                    _ => None,
+                }));
+                ordinal += 1;
+            }
+            Op::Enqueue(_) | Op::Append(_) | Op::Word { .. } => ordinal += 1,
+            _ => {}
+        }
     }
-    let ops = OpsReader::at(&batch.ops.clone().into(), 0);
-    ops.filter_map(|op| match op {
-        Ok(Op::Settle { queue, ranges, .. }) => Some((queue, ranges)),
-        _ => None,
-    })
-    .collect()
+    all
 }
 
 impl ShardServer {
@@ -249,9 +273,13 @@ impl ShardServer {
             parts.push(Part::Hello(node, incarnation));
         }
         for mut batch in batches {
-            self.strike_stale(&mut batch);
+            let settling = Settling::of(&batch.ops);
+            if settling.rejects {
+                self.strike_stale(&mut batch);
+            }
             entry.batch(&batch);
-            parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles: settles(&batch), void: false });
+            let settles = if settling.any { settles(&batch, self.config.shard) } else { Vec::new() };
+            parts.push(Part::Batch { session: batch.session, seq: batch.seq, settles, void: false });
         }
         if std::mem::take(&mut self.ages.wanted) {
             self.ages.in_flight = true;
@@ -429,7 +457,7 @@ impl ShardServer {
     fn applied_part(&mut self, part: Part, reply: SectionReply) {
         match (part, reply) {
             (Part::Batch { session, settles, void, .. }, SectionReply::Batch { seq, refused, .. }) => {
-                self.settled(settles);
+                self.settled(settles, &refused);
                 if !void {
                     self.send_session(session, ToEdge::Verdict { seq, refused });
                 }
@@ -469,7 +497,7 @@ impl ShardServer {
         if shrank {
             self.outboxes_shrank();
         }
-        for purge in own.purges {
+        for purge in own.purges.into_iter().filter(|purge| !purge.withdrawn) {
             self.send(purge.path, ToEdge::Purged { request: purge.request, result: Ok(purge.count) });
         }
     }
@@ -507,7 +535,7 @@ impl ShardServer {
                 own.activations.into_iter().for_each(|queue| self.activated(queue));
                 own.seals.into_iter().for_each(|queue| self.seal_written(queue, false));
                 self.log.marks.extend(own.marks);
-                self.log.purges.extend(own.purges);
+                own.purges.into_iter().for_each(|purge| self.not_purged(purge));
                 self.log.dones.extend(own.dones);
                 self.log.told.extend(own.told);
                 self.log.returns.extend(own.returns);
@@ -534,6 +562,17 @@ impl ShardServer {
         self.rewind(id, from);
     }
 
+    /// What a purge was to take waits again, until it is proposed once more.
+    fn not_purged(&mut self, purge: Purge) {
+        if let (Some(state), Some(queue)) = (self.queues.get_mut(&purge.queue), self.machine.lock().queue(purge.queue)) {
+            state.restart(queue);
+        }
+        self.mark(purge.queue);
+        if !purge.withdrawn {
+            self.log.purges.push(purge);
+        }
+    }
+
     fn advanced(&mut self, accepted: bool) {
         if !accepted {
             self.log.catalog_index = self.machine.lock().catalog_index();
@@ -555,8 +594,9 @@ impl ShardServer {
         self.mark(queue);
     }
 
-    fn settled(&mut self, settles: Vec<(QueueId, Ranges)>) {
-        for (queue, ranges) in settles {
+    fn settled(&mut self, settles: Vec<Settled>, refused: &[(u32, RefusedEnqueue)]) {
+        let is_refused = |part: Option<u32>| part.is_some_and(|part| refused.iter().any(|(ordinal, _)| *ordinal == part));
+        for (_, queue, ranges) in settles.into_iter().filter(|(part, ..)| !is_refused(*part)) {
             let yields = |state: &QueueState| state.care.as_ref().is_some_and(|c| c.yields);
             if self.queues.get(&queue).is_some_and(|state| yields(state)) {
                 self.mark(queue); // another consumer may wait for just this

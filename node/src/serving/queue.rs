@@ -257,6 +257,11 @@ impl QueueState {
         }
     }
 
+    /// All that lives and is not checked out is to be delivered, from the first one on.
+    pub fn restart(&mut self, queue: &Queue) {
+        self.levels = (0..queue.levels()).map(|level| Level::new(level, queue)).collect();
+    }
+
     /// The machine has other settings for it, or messages that expire.
     pub fn configure(&mut self, queue: &Queue) {
         match &mut self.care {
@@ -526,7 +531,7 @@ impl QueueState {
     pub fn check_out(&mut self, session: SessionId, seq: Seq, message: Bytes) -> Delivery {
         self.checked.insert(seq, seq, session);
         let redelivered = !self.seen.is_empty() && self.seen.contains(seq);
-        Delivery { queue: self.id, seq, redelivered, failures: 0, message }
+        Delivery { queue: self.id, seq, redelivered, failures: 0, failed_ms: 0, message }
     }
 }
 

@@ -82,7 +82,7 @@ impl ShardServer {
                     None => self.too_early(id, stream, ToLeader::Stream { request, stream, publisher, reader }),
                 }
             }
-            ToLeader::Purge { request, queue } => self.log.purges.push(Purge { path: id, request, queue, count: 0 }),
+            ToLeader::Purge { request, queue } => self.log.purges.push(Purge { path: id, request, queue, count: 0, withdrawn: false }),
             ToLeader::Hello { .. } | ToLeader::Batch(_) | ToLeader::Attach { .. } => {}
         }
     }

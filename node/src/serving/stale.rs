@@ -4,17 +4,14 @@
 
 use super::queue::QueueState;
 use super::server::ShardServer;
-use crate::model::entry::{has_rejects, keep_rejects};
+use crate::model::entry::keep_rejects;
 use crate::model::link::{Batch, Ranges};
 use crate::model::{Seq, SessionId};
 
 impl ShardServer {
-    /// A batch is about to be proposed: it rejects nothing that its session does not hold. One that was applied before loses nothing
-    /// by that, for the machine passes it over.
+    /// A batch with rejects is about to be proposed: it rejects nothing that its session does not hold. One that was applied before
+    /// loses nothing by that, for the machine passes it over.
     pub(super) fn strike_stale(&mut self, batch: &mut Batch) {
-        if !has_rejects(&batch.ops) {
-            return;
-        }
         let (session, queues) = (batch.session, &mut self.queues);
         let kept =
             keep_rejects(&batch.ops, |queue, ranges| queues.get_mut(&queue).map_or_else(Ranges::new, |q| q.held_of(session, ranges)));

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// An alarm is set at most this far ahead: clocks that are set are noticed.
+/// An alarm by the clock is set at most this far ahead: clocks that are set are noticed.
 pub(super) const ALARM_MAX: Duration = Duration::from_secs(10);
 /// A clock that may be wrong is looked at again after this time.
 pub(super) const UNSURE: Duration = Duration::from_secs(1);
@@ -91,8 +91,7 @@ impl ShardServer {
             care.tend = Step::Wanted;
             self.log.tends.push(state.id);
         }
-        let later = due.filter(|at| *at > now);
-        let next = [later, unused].into_iter().flatten().min().map(|at| at.min(now + ALARM_MAX));
+        let next = alarm_at(now, due.filter(|at| *at > now), unused);
         if care.alarm != next {
             care.alarm.take().map(|at| self.alarms.remove(&(at, state.id)));
             care.alarm = next;
@@ -288,6 +287,12 @@ impl ShardServer {
             self.mark(id);
         }
     }
+}
+
+/// When a queue is to be looked at again. Only what ends by the clock is looked at before its time: an idle queue that ends by itself
+/// wakes nobody until it does.
+pub(super) fn alarm_at(now: Instant, by_clock: Option<Instant>, unused: Option<Instant>) -> Option<Instant> {
+    by_clock.map(|at| at.min(now + ALARM_MAX)).into_iter().chain(unused).min()
 }
 
 /// More messages are ready than may be, and consumers do not take them at once.

@@ -1,5 +1,5 @@
 //! Log lines: one readable line (or JSON object) each, to standard error or to a file that rotates itself. Started once by
-//! `cli`; every room just uses `tracing`. `WARREN_LOG` holds the filter (default: info, quieter for libraries).
+//! `cli`; every room just uses `tracing`. What is logged is the option `log`; libraries are quieter unless it names them.
 
 mod rotation;
 
@@ -11,21 +11,20 @@ use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The variable with the filter, in the syntax of `tracing_subscriber::EnvFilter`.
-pub const FILTER_VARIABLE: &str = "WARREN_LOG";
 /// Two parts of openraft only ever say that somebody still spoke to a group that has ended: nothing at an ordered stop, and `node` tells
 /// of a group that ended by a fault, with the cause.
-const DEFAULT_FILTER: &str =
-    "info,openraft=error,openraft::raft=off,openraft::core::heartbeat=off,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
+const LIBRARIES: &str =
+    "openraft=error,openraft::raft=off,openraft::core::heartbeat=off,sled=warn,h2=warn,hyper=warn,tonic=warn,tower=warn";
 
 /// Start logging as the configuration says. A panic becomes a log line too, and ends the process unless it is contained.
 ///
 /// # Errors
 /// The log file cannot be opened.
 pub fn start(config: &ServerConfig) -> io::Result<()> {
+    let form = (filter(&config.log), config.log_format);
     match &config.log_file {
-        Some(path) => install(config.log_format, Arc::new(RotatingFile::open(path, config.log_file_bytes)?)),
-        None => install(config.log_format, io::stderr),
+        Some(path) => install(form, Arc::new(RotatingFile::open(path, config.log_file_bytes)?)),
+        None => install(form, io::stderr),
     }
     end_on_panic(config.log_file.is_some());
     Ok(())
@@ -49,11 +48,15 @@ pub fn end_on_panic(tell: bool) {
     }));
 }
 
-fn install<W>(format: LogFormat, writer: W)
+/// `text` was checked with the configuration. What it says of a library counts, for it comes last.
+fn filter(text: &str) -> EnvFilter {
+    EnvFilter::new(format!("{LIBRARIES},{text}"))
+}
+
+fn install<W>((filter, format): (EnvFilter, LogFormat), writer: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
     let started = match format {
         LogFormat::Text => lines.try_init(),
@@ -61,5 +64,21 @@ where
     };
     if let Err(error) = started {
         tracing::debug!(%error, "logging was started before");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::level_filters::LevelFilter;
+
+    #[test]
+    fn libraries_are_quieter_unless_they_are_named() {
+        assert_eq!(filter("info").max_level_hint(), Some(LevelFilter::INFO));
+        assert_eq!(filter("info,warren::edge=debug").max_level_hint(), Some(LevelFilter::DEBUG));
+        let said = |text: &str| filter(text).to_string().split(',').map(str::to_owned).collect::<Vec<_>>();
+        assert!(said("debug").contains(&"sled=warn".to_owned()), "{:?}", said("debug"));
+        let named = said("info,sled=debug");
+        assert!(named.contains(&"sled=debug".to_owned()) && !named.contains(&"sled=warn".to_owned()), "{named:?}");
     }
 }

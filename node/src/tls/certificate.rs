@@ -74,6 +74,12 @@ pub fn describe(certificate: &[u8]) -> Option<CertificateReport> {
     })
 }
 
+/// When a certificate (DER) expires, seconds since 1970; `None` when it is none.
+pub(super) fn expires_s(certificate: &[u8]) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 fn alternative(certificate: &X509Certificate<'_>, kind: SanType) -> Option<String> {
     let names = certificate.subject_alternative_name().ok()??;
     names.value.general_names.iter().find_map(|name| match (kind, name) {
@@ -87,6 +93,11 @@ fn alternative(certificate: &X509Certificate<'_>, kind: SanType) -> Option<Strin
 fn address(bytes: &[u8]) -> Option<String> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|address| address.to_string())
+}
+
+/// Seconds since 1970 as `2026-11-22T04:11:06Z`.
+pub fn moment_of(at_s: i64) -> Option<String> {
+    Some(moment(&ASN1Time::from_timestamp(at_s).ok()?))
 }
 
 /// `2026-11-22T04:11:06Z`.

@@ -1,5 +1,6 @@
 //! PEM files: a certificate with its chain, its key, and the authorities that others are verified against.
 
+use super::certificate::expires_s;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -87,6 +88,13 @@ impl Files {
             _ => None,
         };
         Ok(Material { chain, key, roots })
+    }
+
+    /// When the certificates of a file expire, seconds since 1970, in the file's order; or what is wrong with it. Blocks the thread for a
+    /// moment.
+    pub fn expirations(path: &Path) -> Result<Vec<i64>, String> {
+        let expires_s = |der: &CertificateDer<'_>| expires_s(der).ok_or_else(|| "a certificate in it cannot be read".to_owned());
+        certificates(&read(path).map_err(|error| error.to_string())?)?.iter().map(expires_s).collect()
     }
 
     pub(super) fn mismatch(&self, source: rustls::Error) -> TlsError {

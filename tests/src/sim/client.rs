@@ -64,6 +64,7 @@ impl News {
             | Event::Reply { .. }
             | Event::ChannelError { .. }
             | Event::Report
+            | Event::Lost { .. }
             | Event::Close(_)
             | Event::Left) => Some(News::Odd(odd)),
         }

@@ -179,7 +179,7 @@ impl Consumer {
             return;
         }
         let (judge, id) = (&self.judge, self.id);
-        self.client.tell_with(Step::Settle { held, outcome }, || {
+        self.client.tell_with(Step::Settle { held, outcome, asked: true }, || {
             for message in messages {
                 match outcome {
                     Outcome::Ack | Outcome::Reject => judge.settled_by(id, message),

@@ -13,6 +13,7 @@ mod story;
 mod streams;
 mod world;
 
+use self::client::Failed;
 use self::faults::{Fault, Schedule};
 use self::publisher::Target;
 use self::world::{FANOUT, Kind, Phase, QUEUES, World};
@@ -23,7 +24,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use warren::model::ShardId;
-use warren::model::catalog::ExchangeKind;
+use warren::model::catalog::{ExchangeKind, Refusal};
 use warren::model::step::Request;
 use warren::store::disk::sim::Crash;
 
@@ -148,8 +149,13 @@ async fn declare_all(world: &World) {
     requests.push(client::declare_exchange(FANOUT.0, ExchangeKind::Fanout));
     requests.extend(FANOUT.1.iter().map(|queue| client::bind(FANOUT.0, queue, "")));
     for request in requests {
-        if let Err(failed) = client.ask(request).await {
-            world.error(format!("a declaration at the start failed: {failed:?}"));
+        loop {
+            match client.ask(request.clone()).await {
+                Ok(_) => break,
+                // The nodes have only begun to find each other.
+                Err(Failed::Refused(Refusal::Unavailable(_))) => sleep(Duration::from_millis(50)).await,
+                Err(failed) => return world.error(format!("a declaration at the start failed: {failed:?}")),
+            }
         }
     }
 }

@@ -103,7 +103,10 @@ pub async fn serves(world: &Arc<World>, node: usize, target: Target, patience: D
         match tried.await {
             Ok(Ok(())) => return,
             Ok(Err(why)) => world.note(format!("node {} does not serve {target:?} yet: {why}", node + 1)),
-            Err(_) => return world.error(format!("node {} does not serve {target:?} although nothing is wrong any more", node + 1)),
+            Err(_) => {
+                let story = super::story::of_client(world, &world.hosts[node]).await;
+                return world.error(format!("node {} does not serve {target:?} although nothing is wrong any more: {story}", node + 1));
+            }
         }
         sleep(Duration::from_millis(100)).await;
     }

@@ -5,7 +5,7 @@ use super::commands::{CtlCommand, PolicyArgs};
 use super::{CtlArgs, CtlError, DATA, SOFTWARE, UNAVAILABLE, USAGE, print};
 use crate::machine::catalog::{decode_base64, hash_password, password_digest};
 use crate::management::client::{AdminClient, ClientError};
-use crate::model::admin::{AdminCommand, ApplyTo, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
+use crate::model::admin::{AdminCommand, ApplyTo, Permission, Policy, PolicyKind, TopicPermission, VhostFacts, VhostPatch};
 use crate::model::catalog::{Refusal, Table, Value};
 use crate::model::rocketmq::AccessKey;
 use crate::peer::auth::Secret;
@@ -19,6 +19,7 @@ pub(super) struct Change {
     pub(super) done: Option<String>,
 }
 
+const QUEUE_TYPES: [&str; 3] = ["classic", "quorum", "stream"];
 /// Bytes of a hash: salt and SHA-256.
 const HASH_BYTES: usize = 4 + 32;
 const ADDED: &str =
@@ -69,6 +70,17 @@ impl CtlArgs {
             CtlCommand::ClearVhostLimits => {
                 change(format!("Clearing vhost \"{vhost}\" limits ..."), AdminCommand::ClearVhostLimits { vhost })
             }
+            CtlCommand::UpdateVhostMetadata { vhost_name: vhost, description, tags, default_queue_type, protected_from_deletion } => {
+                let tags = tags.as_deref().map(words);
+                update_vhost(vhost, VhostPatch { description, tags, default_queue_type, protected_from_deletion })
+            }
+            CtlCommand::SetVhostTags { vhost_name: vhost, tags } => {
+                let banner = format!("Setting tags for virtual host \"{vhost}\" to [{}] ...", tags.join(", "));
+                let patch = VhostPatch { tags: Some(tags), ..VhostPatch::default() };
+                change(banner, AdminCommand::UpdateVhost { vhost, patch })
+            }
+            CtlCommand::EnableVhostDeletionProtection { vhost_name } => protect_vhost(vhost_name, true),
+            CtlCommand::DisableVhostDeletionProtection { vhost_name } => protect_vhost(vhost_name, false),
             CtlCommand::AddVhost { vhost_name, description, tags, default_queue_type } => {
                 add_vhost(vhost_name, description, &tags, default_queue_type)
             }
@@ -238,12 +250,37 @@ fn not_deleted(refusal: &Refusal) -> CtlError {
 }
 
 fn add_vhost(vhost: String, description: String, tags: &str, default_queue_type: Option<String>) -> Result<Option<Change>, CtlError> {
-    if default_queue_type.as_deref().is_some_and(|kind| !["classic", "quorum", "stream"].contains(&kind)) {
+    if default_queue_type.as_deref().is_some_and(|kind| !QUEUE_TYPES.contains(&kind)) {
         return Err(CtlError::failed(USAGE, "Error:\nUnsupported default queue type"));
     }
-    let tags = tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect();
     let banner = format!("Adding vhost \"{vhost}\" ...");
-    change(banner, AdminCommand::AddVhost { vhost, facts: VhostFacts { description, tags, default_queue_type } })
+    let facts = VhostFacts { description, tags: words(tags), default_queue_type, protected_from_deletion: false };
+    change(banner, AdminCommand::AddVhost { vhost, facts })
+}
+
+/// Separated by commas.
+fn words(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+fn update_vhost(vhost: String, patch: VhostPatch) -> Result<Option<Change>, CtlError> {
+    if patch == VhostPatch::default() {
+        return Err(CtlError::failed(USAGE, "Error (argument validation): not enough arguments."));
+    }
+    if let Some(other) = patch.default_queue_type.as_deref().filter(|kind| !QUEUE_TYPES.contains(kind)) {
+        let why = format!("Default queue type must be one of: quorum, stream, classic. Provided: {other}");
+        return Err(CtlError::bad_argument(&why));
+    }
+    change(format!("Updating metadata of vhost \"{vhost}\" ..."), AdminCommand::UpdateVhost { vhost, patch })
+}
+
+fn protect_vhost(vhost: String, protect: bool) -> Result<Option<Change>, CtlError> {
+    let banner = match protect {
+        true => format!("Protecting virtual host \"{vhost}\" from removal by updating its metadata..."),
+        false => format!("Removing deletion protection from virtual host \"{vhost}\" by updating its metadata..."),
+    };
+    let patch = VhostPatch { protected_from_deletion: Some(protect), ..VhostPatch::default() };
+    change(banner, AdminCommand::UpdateVhost { vhost, patch })
 }
 
 fn hash(password: &str) -> String {

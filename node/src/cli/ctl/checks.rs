@@ -1,5 +1,6 @@
 //! The node's and the cluster's state, and health checks: exit code 0 or 69.
 
+use super::certificates::Unit;
 use super::commands::CtlCommand;
 use super::{CtlArgs, CtlError, TEMPORARY, UNAVAILABLE, print};
 use crate::cli::format::Formatter;
@@ -8,7 +9,7 @@ use serde_json::json;
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 use tokio::time::Instant;
-use warren_proto::admin::{ListReply, PingReply, Shard, StatusReply};
+use warren_proto::admin::{ListReply, ListRequest, PingReply, Shard, StatusReply};
 
 /// Between two looks of `await_startup`.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -60,13 +61,18 @@ impl CtlArgs {
                 let listeners = listeners(&self.listeners(client).await?);
                 self.check_listeners(client, &listeners)?;
             }
+            CtlCommand::CheckCertificateExpiration { within, unit } => {
+                let unit = Unit::parse(unit)?;
+                let request = ListRequest { what: "certificates".into(), ..ListRequest::default() };
+                self.check_certificates(&client.list(request).await?, *within, &unit)?;
+            }
             _ => self.check_status(&client.status().await?)?,
         }
         Ok(())
     }
 
     /// A health check failed: its text is for people, the code for machines.
-    fn unhealthy(&self, text: String) -> CtlError {
+    pub(super) fn unhealthy(&self, text: String) -> CtlError {
         let text = match self.formatter {
             Formatter::Json => json!({ "result": "error", "message": text }).to_string(),
             Formatter::Table | Formatter::Csv | Formatter::PrettyTable if self.silent => String::new(),

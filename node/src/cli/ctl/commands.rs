@@ -25,6 +25,30 @@ pub(super) enum CtlCommand {
     ListStreamPublishers { columns: Vec<String> },
     /// Consumers of the stream protocol in a vhost, on all nodes
     ListStreamConsumers { columns: Vec<String> },
+    /// Groups of stream consumers of which one is active, in a vhost
+    ListStreamConsumerGroups { columns: Vec<String> },
+    /// Consumers of such a group
+    ListStreamGroupConsumers {
+        #[arg(long)]
+        stream: String,
+        /// Name of the group
+        #[arg(long)]
+        reference: String,
+        columns: Vec<String>,
+    },
+    /// What a stream remembers of its readers (stored offsets) and publishers (publishing ids)
+    ListStreamTracking {
+        stream: String,
+        /// Both [default]
+        #[arg(long, conflicts_with_all = ["offset", "writer"])]
+        all: bool,
+        /// Of readers alone
+        #[arg(long, conflicts_with = "writer")]
+        offset: bool,
+        /// Of publishers alone
+        #[arg(long)]
+        writer: bool,
+    },
     /// Close the connection that list_connections shows with this pid
     CloseConnection { pid: String, explanation: String },
     /// Close all connections of a vhost
@@ -72,15 +96,37 @@ pub(super) enum CtlCommand {
     AddVhost {
         vhost_name: String,
         /// For people
-        #[arg(long, default_value = "")]
+        #[arg(short, long, default_value = "")]
         description: String,
         /// Words, separated by commas
         #[arg(long, default_value = "")]
         tags: String,
-        /// x-queue-type of durable queues that are declared without one: classic or quorum
+        /// x-queue-type of durable queues that are declared without one: classic, quorum or stream
         #[arg(long = "default-queue-type")]
         default_queue_type: Option<String>,
     },
+    /// Change what is said of a vhost
+    UpdateVhostMetadata {
+        vhost_name: String,
+        /// For people
+        #[arg(short, long)]
+        description: Option<String>,
+        /// Words, separated by commas
+        #[arg(long)]
+        tags: Option<String>,
+        /// x-queue-type of durable queues that are declared without one from now on: classic, quorum or stream
+        #[arg(long = "default-queue-type")]
+        default_queue_type: Option<String>,
+        /// Whether delete_vhost is refused
+        #[arg(long = "protected-from-deletion", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        protected_from_deletion: Option<bool>,
+    },
+    /// Replace a vhost's tags
+    SetVhostTags { vhost_name: String, tags: Vec<String> },
+    /// Refuse to delete a vhost
+    EnableVhostDeletionProtection { vhost_name: String },
+    /// Allow to delete a vhost again
+    DisableVhostDeletionProtection { vhost_name: String },
     /// Delete a vhost with all that is in it; its connections are closed
     DeleteVhost { vhost_name: String },
     /// Vhosts [default: name]
@@ -199,6 +245,8 @@ pub(super) enum CtlCommand {
     Ping,
     /// Wait until the node serves clients
     AwaitStartup,
+    /// Wait until so many nodes of the cluster are up, as the node sees it
+    AwaitOnlineNodes { count: String },
     /// Version of this tool
     Version,
     /// Version of the node
@@ -213,6 +261,15 @@ pub(super) enum CtlCommand {
     CheckAlarms,
     /// Exit code 69 when an alarm of this node is in force
     CheckLocalAlarms,
+    /// Exit code 69 when a certificate of the node, or one of the authorities it trusts, expires soon
+    CheckCertificateExpiration {
+        /// How soon
+        #[arg(long, default_value_t = 4)]
+        within: u64,
+        /// days, weeks, months or years
+        #[arg(long, default_value = "weeks")]
+        unit: String,
+    },
     /// Exit code 69 when a port of the node cannot be connected to
     CheckPortConnectivity {
         /// Instead of the address that this tool talks to
@@ -254,8 +311,10 @@ impl CtlArgs {
             }
             CtlCommand::HashPassword { password } => return self.hash_password(password.as_deref()),
             CtlCommand::AwaitStartup => return self.await_startup().await,
+            CtlCommand::AwaitOnlineNodes { count } => return self.await_online_nodes(count).await,
             _ => {}
         }
+        self.validate()?;
         if let Some(listing) = self.listing() {
             self.inform_all(&listing.banner);
             let mut client = self.connect().await?;
@@ -273,6 +332,16 @@ impl CtlArgs {
         }
         let mut client = self.connect().await?;
         if self.act(&mut client).await? { Ok(()) } else { self.check(&mut client).await }
+    }
+
+    /// What rabbitmqctl refuses before it asks a node.
+    fn validate(&self) -> Result<(), CtlError> {
+        let why = match &self.command {
+            CtlCommand::AddUser { username, .. } if username.is_empty() => "user cannot be an empty string",
+            CtlCommand::DeleteQueue { queue, .. } if queue.is_empty() => "queue name cannot be an empty string",
+            _ => return Ok(()),
+        };
+        Err(CtlError::bad_argument(why))
     }
 
     fn inform_all(&self, lines: &[String]) {

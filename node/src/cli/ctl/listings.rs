@@ -30,9 +30,6 @@ impl CtlArgs {
             CtlCommand::ListConnections { columns } => self.columns("connections", columns, "Listing connections ..."),
             CtlCommand::ListChannels { columns } => self.columns("channels", columns, "Listing channels ..."),
             CtlCommand::ListConsumers { columns } => self.columns("consumers", columns, format!("Listing consumers in vhost {vhost} ...")),
-            CtlCommand::ListStreamConnections { columns } => self.columns("stream_connections", columns, "Listing stream connections ..."),
-            CtlCommand::ListStreamPublishers { columns } => self.columns("stream_publishers", columns, "Listing stream publishers ..."),
-            CtlCommand::ListStreamConsumers { columns } => self.columns("stream_consumers", columns, "Listing stream consumers ..."),
             CtlCommand::ListVhosts { columns } => self.columns("vhosts", columns, "Listing vhosts ..."),
             CtlCommand::ListTopics { columns } => self.columns("topics", columns, format!("Listing topics for vhost {vhost} ...")),
             CtlCommand::ListGroups { columns } => self.columns("groups", columns, format!("Listing groups for vhost {vhost} ...")),
@@ -67,6 +64,35 @@ impl CtlArgs {
                 let listing = self.of("replicas", queue, format!("Status of quorum queue {queue} ..."));
                 let is_plain = self.formatter == Formatter::Table;
                 Listing { formatter: is_plain.then_some(Formatter::PrettyTable), ..listing }
+            }
+            _ => return self.stream_listing(),
+        };
+        Some(listing)
+    }
+
+    /// Those of rabbitmq-streams.
+    fn stream_listing(&self) -> Option<Listing> {
+        let listing = match &self.command {
+            CtlCommand::ListStreamConnections { columns } => self.columns("stream_connections", columns, "Listing stream connections ..."),
+            CtlCommand::ListStreamPublishers { columns } => self.columns("stream_publishers", columns, "Listing stream publishers ..."),
+            CtlCommand::ListStreamConsumers { columns } => self.columns("stream_consumers", columns, "Listing stream consumers ..."),
+            CtlCommand::ListStreamConsumerGroups { columns } => {
+                self.columns("stream_consumer_groups", columns, "Listing stream consumer groups ...")
+            }
+            CtlCommand::ListStreamGroupConsumers { stream, reference, columns } => {
+                let mut listing = self.columns("stream_group_consumers", columns, "Listing group consumers ...");
+                (listing.request.of, listing.request.reference) = (stream.clone(), reference.clone());
+                listing
+            }
+            CtlCommand::ListStreamTracking { stream, offset, writer, .. } => {
+                let (what, column) = match (*offset, *writer) {
+                    (true, _) => ("stream_tracking_offset", "offset"),
+                    (false, true) => ("stream_tracking_writer", "offset (sequence)"),
+                    (false, false) => ("stream_tracking", "offset (sequence)"),
+                };
+                let mut listing = self.of(what, stream, format!("Listing tracking information for stream {stream} ..."));
+                listing.request.columns = ["type", "name", column].map(str::to_owned).into();
+                listing
             }
             _ => return None,
         };

@@ -95,6 +95,7 @@ impl Lane {
         if declared_gone {
             // All that it held went back as seen; what comes of it now is another client's doing.
             state.returning.clear();
+            state.lose_taken(self.shard);
         }
         tracing::debug!(shard = %self.shard, ?leader, %session, %last, "welcomed by a leader");
         if state.former.is_some_and(|former| former != leader) {
@@ -110,7 +111,7 @@ impl Lane {
         Next::Stay
     }
 
-    /// The leader answered under its lease: what waited for that goes on.
+    /// The leader answered under its lease: whoever waited for that goes on.
     fn heard(&self, number: u64) {
         if self.contact.answered(number, pulse::now_ms()) {
             let state = self.state.lock();
@@ -490,7 +491,7 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
             }
             match why {
                 RefusedEnqueue::UnknownQueue | RefusedEnqueue::Sealed => {}
-                RefusedEnqueue::Full | RefusedEnqueue::GivenUp => {
+                RefusedEnqueue::Full | RefusedEnqueue::GivenUp | RefusedEnqueue::Lost => {
                     run.commit.iter().for_each(|commit| commit.refused(why));
                     ended += run.one(ordinal).end(Fate::Nacked, None);
                 }
@@ -505,8 +506,8 @@ fn resolve(home: &dyn Home, closed: &Closed, refused: &[(u32, RefusedEnqueue)]) 
     let sealed: Vec<u32> = refused.iter().filter(|r| r.1 == RefusedEnqueue::Sealed).map(|r| r.0).collect();
     for (run, queues, message) in closed.messages(nowhere.map(|r| r.0)) {
         let fate = match &run.commit {
-            // A message of a transaction went with its queue: it counts as published before that was deleted.
-            Some(_) => Some(Fate::Unroutable),
+            // A message of a transaction went with its queue: it counts as published before that was deleted, over several shards, too.
+            Some(_) => Some(Fate::Taken),
             None if sealed.binary_search(&run.first).is_ok() => Some(Fate::Unroutable),
             None => home.reroute(&run, &message, &queues, closed.catalog_index),
         };

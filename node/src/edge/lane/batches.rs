@@ -1,6 +1,7 @@
 //! What a lane has for its shard and has no verdict for: closed batches in order, the open one, settles that wait for a ride. Pure:
 //! numbers, windows and resends are decided here (rules 12 to 15 and 17), the lane's task only carries them out.
 
+mod late;
 mod stale;
 
 use super::chunks::{ChunkRuns, Chunks};
@@ -44,6 +45,8 @@ pub(super) struct Closed {
     sent_under: Option<LeaderId>,
     /// Its tickets were nacked: it must never confirm, and should have no effect if it can still be helped.
     nacked: bool,
+    /// It waits for its verdict for longer than a publisher does.
+    late: bool,
     since: Instant,
 }
 
@@ -66,6 +69,7 @@ pub(super) struct Batches {
     sent: usize,
     sent_bytes: usize,
     closed_bytes: usize,
+    late_bytes: usize,
     open: Ops,
     open_runs: Vec<Run>,
     open_chunks: Chunks,
@@ -100,6 +104,7 @@ impl Batches {
             sent: 0,
             sent_bytes: 0,
             closed_bytes: 0,
+            late_bytes: 0,
             open: Ops::default(),
             open_runs: Vec::new(),
             open_chunks: Chunks::default(),
@@ -278,7 +283,7 @@ impl Batches {
         self.open_index = self.open_index.max(index);
         let catalog_index = self.open_index;
         let Alone { ops, runs, chunks, settles } = batch;
-        self.push(Closed { ops, runs, chunks, catalog_index, commits, settles, sent_under: None, nacked: false, since: now });
+        self.push(Closed { ops, runs, chunks, catalog_index, commits, settles, sent_under: None, nacked: false, late: false, since: now });
     }
 
     /// A message leaves its queue. True when the lane's task has something new to do.
@@ -323,6 +328,7 @@ impl Batches {
             settles,
             sent_under: None,
             nacked: false,
+            late: false,
             since,
         };
         self.push(batch);
@@ -397,10 +403,16 @@ impl Batches {
             return None;
         }
         let batch = &mut self.closed[self.sent];
-        if batch.nacked && batch.sent_under != Some(leader) {
+        if batch.sent_under != Some(leader) {
             let before = batch.bytes();
-            batch.make_void();
-            self.closed_bytes = self.closed_bytes - before + self.closed[self.sent].bytes();
+            if batch.nacked {
+                batch.make_void();
+            }
+            let is_late = std::mem::take(&mut batch.late);
+            self.closed_bytes = self.closed_bytes - before + batch.bytes();
+            if is_late {
+                self.count_late();
+            }
         }
         let seq = BatchSeq(self.first + self.sent as u64);
         let batch = &mut self.closed[self.sent];
@@ -432,6 +444,9 @@ impl Batches {
         }
         let batch = self.closed.pop_front()?;
         self.closed_bytes -= batch.bytes();
+        if batch.late {
+            self.count_late();
+        }
         if self.sent > 0 {
             self.sent -= 1;
             self.sent_bytes -= batch.ops.len();
@@ -450,30 +465,6 @@ impl Batches {
         oldest.or(open).map(|since| since.max(self.progress))
     }
 
-    /// Tickets of publishes that are older than `before`: nacked from now on, their batches keep their numbers.
-    pub fn nack_older(&mut self, before: Instant) -> Vec<Run> {
-        if self.open_since <= before && self.has_open_runs() {
-            self.close();
-        }
-        let mut nacked = Vec::new();
-        let (mut were, mut are) = (0, 0);
-        for batch in self.closed.iter_mut().take_while(|b| b.since <= before) {
-            were += batch.bytes();
-            let mut tickets = Vec::new();
-            batch.all_runs_mut().for_each(|runs| tickets.extend(runs.extract_if(.., |run| run.is_ticketed())));
-            if !tickets.is_empty() {
-                batch.nacked = true;
-                if batch.sent_under.is_none() {
-                    batch.make_void();
-                }
-            }
-            nacked.extend(tickets);
-            are += batch.bytes();
-        }
-        self.closed_bytes = self.closed_bytes + are - were;
-        nacked
-    }
-
     /// The shard's state is gone for good (an in-memory owner): everything is taken out, numbers start anew with the next session.
     pub fn wipe(&mut self) -> Vec<Closed> {
         if self.has_open() {
@@ -482,7 +473,7 @@ impl Batches {
         self.settles.clear();
         self.settle_count = 0;
         self.done += self.closed.len() as u64;
-        self.closed_bytes = 0;
+        (self.closed_bytes, self.late_bytes) = (0, 0);
         self.renumber = true;
         self.unsend(0);
         self.closed.drain(..).collect()
@@ -527,7 +518,8 @@ impl Closed {
     }
 
     /// Leaves only settles and what has no ticket, which keeps its ordinals: the verdict may be one of the batch as it was sent before
-    /// (rule 13).
+    /// (rule 13). And what comes from a publisher with a name: were it left out while later ids of that publisher arrive, whoever says it
+    /// again would be told that it is known. Stored late it does no harm, for its id says that it is the same.
     fn make_void(&mut self) {
         let mut kept = Ops::default();
         let (mut runs, mut chunks) = (Vec::new(), Vec::new());
@@ -550,9 +542,9 @@ impl Closed {
                 Op::Settle { queue, reason, ranges } => kept.settle(queue, reason, &ranges),
                 Op::Reserve { .. } | Op::Tend { .. } | Op::Activate { .. } => {}
                 Op::Routed { .. } | Op::Done { .. } | Op::Return { .. } | Op::Gone(_) | Op::Mark { .. } => {}
-                Op::Append(_) => {
-                    let waiting = old_chunks.next_if(|chunk| chunk.ordinal == ordinal).filter(|chunk| !chunk.runs.is_empty());
-                    if let Some(ChunkRuns { runs, .. }) = waiting {
+                Op::Append(chunk) => {
+                    let runs = old_chunks.next_if(|chunk| chunk.ordinal == ordinal).map(|chunk| chunk.runs).unwrap_or_default();
+                    if !runs.is_empty() || chunk.publisher.is_some() {
                         (kept.ordinals()..ordinal).for_each(|_| kept.void());
                         chunks.push(ChunkRuns { ordinal: kept.append_chunk(raw), runs });
                     }
@@ -637,6 +629,8 @@ mod tests {
     use super::*;
     use crate::edge::mailbox::{ChannelRef, Mailbox};
     use crate::model::catalog::Owner;
+    use crate::model::entry::Settling;
+    use crate::model::stream::{PublishedEntry, StreamTarget};
     use crate::model::{ConnectionId, Incarnation, NodeId};
     use std::sync::Arc;
 
@@ -662,9 +656,48 @@ mod tests {
         batches.settle(queue, SettleReason::Ack, Seq(1), now);
         assert!(batches.enqueue_alone(ops, 1, run(1), now));
         let sent = batches.next(LEADER, now).unwrap();
-        assert!(sent.ops.as_ptr() == encoded && !crate::model::entry::has_settles(&sent.ops));
+        assert!(sent.ops.as_ptr() == encoded && !Settling::of(&sent.ops).any);
         batches.verdict(BatchSeq(1), now).unwrap();
-        assert!(crate::model::entry::has_settles(&batches.next(LEADER, now).unwrap().ops), "the settle comes with the next batch");
+        assert!(Settling::of(&batches.next(LEADER, now).unwrap().ops).any, "the settle comes with the next batch");
+    }
+
+    /// Else an id could be left out and a later one stored: whoever said the first again would be told that it is known.
+    #[test]
+    fn what_a_publisher_with_a_name_is_refused_for_want_of_a_quorum_is_stored_before_what_it_published_later() {
+        let (now, entry) = (Instant::now(), [0, 0, 0, 1, 7]);
+        let to = |publisher: Option<&str>| StreamTarget {
+            stream: QueueId(5),
+            shard: crate::model::ShardId(1),
+            publisher: publisher.map(Into::into),
+            catalog_index: 1,
+            filter_bytes: 16,
+        };
+        for (name, sent) in [(None, false), (Some("me"), false), (Some("me"), true)] {
+            let mut batches = Batches::new(now, false);
+            batches.welcome(SessionId(9), BatchSeq(0), now);
+            let publish = |batches: &mut Batches, id| {
+                batches.append_entry(&to(name), &PublishedEntry { id, filter: None, records: 1, entry: &entry }, &run(id), now);
+            };
+            publish(&mut batches, 4);
+            if sent {
+                batches.next(LEADER, now).unwrap();
+            }
+            assert_eq!(batches.nack_older(now).len(), 1);
+            publish(&mut batches, 5);
+            batches.welcome(SessionId(9), BatchSeq(0), now);
+            let next = LeaderId { term: 2, ..LEADER };
+            let mut ids = Vec::new();
+            while let Some(batch) = batches.next(next, now) {
+                ids.extend(read_ops(&batch.ops).filter_map(|op| match op {
+                    Op::Append(chunk) => Some((chunk.last_id(), chunk.entries)),
+                    _ => None,
+                }));
+            }
+            let expected = if name.is_some() { vec![(Some(4), 1), (Some(5), 1)] } else { vec![(None, 1)] };
+            assert_eq!(ids, expected, "publisher {name:?}, sent before: {sent}");
+            let runs: Vec<u64> = batches.runs().map(|run| run.ticket).collect();
+            assert_eq!(runs, [5], "one of them is waited for");
+        }
     }
 
     #[test]

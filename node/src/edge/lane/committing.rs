@@ -20,6 +20,9 @@ use std::sync::{Arc, Weak};
 /// Why a transaction was given up.
 const GIVEN_UP: &str = "a shard lost contact with this node during the commit; nothing of the transaction took effect";
 
+/// The same of a strict one.
+const LOST: &str = "what the transaction acknowledges was given to somebody else, or is gone; nothing of it took effect";
+
 /// What a transaction brings to one shard: its messages, encoded.
 #[derive(Debug, Default)]
 pub(in crate::edge) struct Share {
@@ -47,6 +50,7 @@ pub(in crate::edge) struct Committing {
     decided: Vec<ShardId>,
     /// Their lanes.
     parts: Vec<Weak<Lane>>,
+    is_strict: bool,
     progress: Mutex<Progress>,
 }
 
@@ -79,9 +83,11 @@ enum Next {
 }
 
 impl Progress {
-    fn advance(&mut self, is_decided: bool) -> Next {
+    fn advance(&mut self, parts: usize) -> Next {
         let (stage, next) = match self.stage {
-            Stage::Parts if !is_decided => (Stage::Ending, Next::Commit),
+            Stage::Parts if parts == 0 => (Stage::Ending, Next::Commit),
+            // One that is all of it, and strict, took effect as it came.
+            Stage::Parts if parts == 1 && self.refused.is_none() => (Stage::Ending, Next::Commit),
             Stage::Parts if self.refused.is_none() => (Stage::Deciding, Next::Decide),
             Stage::Deciding if self.refused.is_none() => (Stage::Ending, Next::Commit),
             Stage::Parts | Stage::Deciding => (Stage::Ending, Next::Abort),
@@ -96,12 +102,12 @@ impl Progress {
 
 impl Committing {
     /// Answered on that channel. Whoever makes it says how many shares there are (`expect`), hands them to their lanes, and is `done`.
-    /// `parts`: the lanes of shards whose parts are decided together, the one that decides first.
-    pub fn new(mailbox: Arc<Mailbox>, at: ChannelRef, tx: TxId, parts: &[Arc<Lane>]) -> Arc<Committing> {
+    /// `parts`: the lanes of shards whose parts are decided together, the one that decides first; of one alone when it is strict.
+    pub fn new(mailbox: Arc<Mailbox>, at: ChannelRef, tx: TxId, parts: &[Arc<Lane>], is_strict: bool) -> Arc<Committing> {
         let progress = Progress { stage: Stage::Parts, waiting: 1, refused: None, is_given_up: false, late: Vec::new(), held: Vec::new() };
         let decided = parts.iter().map(|lane| lane.shard).collect();
         let parts = parts.iter().map(Arc::downgrade).collect();
-        Arc::new(Committing { mailbox, at, tx, decided, parts, progress: Mutex::new(progress) })
+        Arc::new(Committing { mailbox, at, tx, decided, parts, is_strict, progress: Mutex::new(progress) })
     }
 
     /// What follows the decision.
@@ -117,6 +123,11 @@ impl Committing {
     /// Shards whose parts are decided together, the one that decides first.
     pub fn decided(&self) -> &[ShardId] {
         &self.decided
+    }
+
+    /// It is refused when others may have what it settles.
+    pub fn is_strict(&self) -> bool {
+        self.is_strict
     }
 
     /// Whose it is.
@@ -151,7 +162,7 @@ impl Committing {
             if progress.waiting > 0 {
                 return;
             }
-            progress.advance(!self.parts.is_empty())
+            progress.advance(self.parts.len())
         };
         match next {
             Next::Decide => self.say(Word::Decide, &self.parts[..1]),
@@ -193,11 +204,12 @@ impl Committing {
         if is_given_up {
             self.give_back(held, &late);
         }
-        if let Some(decider) = self.parts.first().and_then(Weak::upgrade) {
+        if let Some(decider) = self.parts.first().filter(|_| self.parts.len() > 1).and_then(Weak::upgrade) {
             decider.word(self.tx, Word::Forget, self.run(None), None);
         }
         let result = match refused {
             None => Ok(Reply::Done),
+            Some(RefusedEnqueue::Lost) => Err(Refusal::Locked(LOST.to_string())),
             Some(RefusedEnqueue::GivenUp) => Err(Refusal::Unavailable(GIVEN_UP.to_string())),
             Some(RefusedEnqueue::Full | RefusedEnqueue::Sealed | RefusedEnqueue::UnknownQueue) => {
                 Err(Refusal::Precondition("partial tx completion".to_string()))

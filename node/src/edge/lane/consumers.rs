@@ -42,12 +42,13 @@ pub(in crate::edge) struct Wishes {
     pub cancel_on_failover: bool,
 }
 
-/// A message that basic.get gave out.
+/// A message that basic.get or a take gave out.
 #[derive(Debug)]
 struct Fetched {
     mailbox: Arc<Mailbox>,
     at: ChannelRef,
     since: Instant,
+    is_taken: bool,
 }
 
 /// What a consumer that ended left with its client.
@@ -82,7 +83,7 @@ pub(super) struct Consumers {
     pub records: HashMap<ConsumerId, Record>,
     /// Held by basic.get or by consumers that ended since.
     loose: BTreeMap<(ConnectionId, QueueId), RangeSet>,
-    /// Those of them that came by basic.get.
+    /// Those of them that came by basic.get or takes.
     fetched: BTreeMap<(ConnectionId, QueueId, Seq), Fetched>,
     /// Those of them that came otherwise.
     left: Vec<Left>,
@@ -257,6 +258,29 @@ impl Consumers {
         }
     }
 
+    /// Hold a message that came by a take, for so long at most.
+    pub fn taken(&mut self, (queue, seq): (QueueId, Seq), mailbox: Arc<Mailbox>, at: ChannelRef, timeout: Duration) {
+        let key = (mailbox.id(), queue, seq);
+        self.fetched((queue, seq), mailbox, at, timeout);
+        self.fetched.entry(key).and_modify(|fetched| fetched.is_taken = true);
+    }
+
+    /// What came by takes is not held any more: whose it was, and what.
+    pub fn lose_taken(&mut self) -> (Vec<Arc<Mailbox>>, Vec<(QueueId, Seq)>) {
+        let (mut mailboxes, mut lost) = (Vec::<Arc<Mailbox>>::new(), Vec::new());
+        for ((connection, queue, seq), fetched) in self.fetched.extract_if(.., |_, fetched| fetched.is_taken) {
+            if let Some(loose) = self.loose.get_mut(&(connection, queue)) {
+                loose.remove(seq);
+            }
+            lost.push((queue, seq));
+            if mailboxes.last().is_none_or(|last| last.id() != connection) {
+                mailboxes.push(fetched.mailbox);
+            }
+        }
+        self.loose.retain(|_, set| !set.is_empty());
+        (mailboxes, lost)
+    }
+
     /// Hold a message that came by basic.get, for so long at most.
     pub fn fetched(&mut self, (queue, seq): (QueueId, Seq), mailbox: Arc<Mailbox>, at: ChannelRef, timeout: Duration) {
         let connection = mailbox.id();
@@ -264,7 +288,7 @@ impl Consumers {
         for left in self.left.iter_mut().filter(|left| left.queue == queue && left.mailbox.id() == connection) {
             left.set.remove(seq);
         }
-        self.fetched.insert((connection, queue, seq), Fetched { mailbox, at, since: Instant::now() });
+        self.fetched.insert((connection, queue, seq), Fetched { mailbox, at, since: Instant::now(), is_taken: false });
         self.sweep_soon(timeout);
     }
 

@@ -1,7 +1,8 @@
 //! Whether what a leader gave may still be handed to a client (rules 19 and 20). In process the leader's own lease says so. From another
-//! node it may while the leader was heard within [`EdgeConfig::silence`]; after a longer silence the edge asks, and a leader answers only
-//! under a valid lease. What comes after a silence is no proof by itself: it may have been on its way since before. Asked by connections
-//! for every turn in which they take deliveries, so nothing is said while nothing waits.
+//! node it may while its last word given under its lease, a welcome or the answer to a question, is no older than
+//! [`EdgeConfig::silence`]. Deliveries are no such word: a link that is slow enough brings those of a leader that was deposed long ago. They
+//! are a reason to ask: early enough, while they flow, that the answer is here before the silence is over. After a longer one they wait
+//! for it. Asked by connections for every turn in which they take deliveries, so nothing is said while nothing waits.
 //!
 //! [`EdgeConfig::silence`]: crate::edge::EdgeConfig::silence
 
@@ -20,11 +21,14 @@ pub(super) struct Contact {
 struct Known {
     /// Of a leader in this process.
     lease: Option<Lease>,
+    /// The last word under a lease of one elsewhere.
     heard_ms: Option<u64>,
     /// The last question, and when it was asked, until it is answered.
     asked: Option<(u64, u64)>,
-    /// Somebody waits for the leader to be heard.
+    /// The leader is to be asked.
     wanted: bool,
+    /// Somebody was told to wait for the answer.
+    waited_for: bool,
     last: u64,
 }
 
@@ -52,25 +56,21 @@ impl Contact {
         self.known.lock().heard_ms = Some(now_ms);
     }
 
-    /// Deliveries came.
+    /// Deliveries came: half the time before they would have to wait the leader is asked.
     pub fn came(&self, now_ms: u64) {
         let mut known = self.known.lock();
-        if known.is_heard(now_ms, self.silence_ms) {
-            known.heard_ms = Some(now_ms);
-        } else {
-            known.wanted = true;
-        }
+        known.wanted |= !known.is_heard(now_ms, self.silence_ms / 2);
     }
 
-    /// The answer to a question. False: it took so long that it says nothing of now.
+    /// The answer to a question; whether somebody waits for it. One that took so long that it says nothing of now counts as none.
     pub fn answered(&self, number: u64, now_ms: u64) -> bool {
         let mut known = self.known.lock();
         let Some((_, at)) = known.asked.take_if(|asked| asked.0 == number) else { return false };
-        let in_time = now_ms.saturating_sub(at) <= self.silence_ms;
-        if in_time {
-            (known.heard_ms, known.wanted) = (Some(now_ms), false);
+        if now_ms.saturating_sub(at) > self.silence_ms {
+            return false;
         }
-        in_time
+        (known.heard_ms, known.wanted) = (Some(now_ms), false);
+        std::mem::take(&mut known.waited_for)
     }
 
     /// What the leader gave may go to clients now. Else it is wanted from now on that the leader is asked.
@@ -81,6 +81,7 @@ impl Contact {
             None => known.is_heard(now_ms, self.silence_ms),
         };
         known.wanted |= !fresh;
+        known.waited_for |= !fresh;
         fresh
     }
 
@@ -110,14 +111,12 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
-    fn a_remote_leader_counts_while_it_is_heard_and_after_a_silence_only_when_it_answers() {
+    fn a_remote_leader_counts_for_a_while_after_each_word_under_its_lease() {
         let contact = Contact::new(Duration::from_millis(500));
         contact.opened(None);
         assert!(!contact.is_fresh(1000), "not welcomed yet");
         contact.welcomed(1000);
         assert_eq!((contact.is_fresh(1500), contact.is_fresh(1501)), (true, false));
-        contact.came(1500);
-        assert!(contact.is_fresh(2000), "what comes in time goes on");
         contact.came(2600);
         assert!(!contact.is_fresh(2600), "what comes after a silence may be old");
         assert_eq!((contact.ask(2600), contact.ask(2700)), (Some(1), None));
@@ -129,6 +128,37 @@ mod tests {
         assert_eq!(contact.ask(3900), Some(3));
         contact.lost();
         assert!(!contact.answered(3, 3950) && !contact.is_fresh(3950), "the answer belongs to a path that is gone");
+    }
+
+    /// A link that drips: what arrives was sent long ago, by a leader that others have followed since.
+    #[test]
+    fn deliveries_are_no_proof_that_their_leader_still_leads_however_they_flow() {
+        let contact = Contact::new(Duration::from_millis(500));
+        contact.opened(None);
+        contact.welcomed(1000);
+        for now in (1000..3000).step_by(100) {
+            contact.came(now);
+            assert_eq!(contact.is_fresh(now), now <= 1500, "at {now}");
+            contact.ask(now);
+        }
+    }
+
+    #[test]
+    fn while_deliveries_flow_the_leader_is_asked_early_enough_that_none_waits() {
+        let contact = Contact::new(Duration::from_millis(500));
+        contact.opened(None);
+        contact.welcomed(1000);
+        let mut questions = 0;
+        for now in (1000..11_000).step_by(10) {
+            contact.came(now);
+            assert!(contact.is_fresh(now), "at {now}");
+            if let Some(number) = contact.ask(now) {
+                questions += 1;
+                assert!(!contact.answered(number, now + 9), "nobody waits for it");
+            }
+        }
+        assert!((20..=40).contains(&questions), "{questions} questions in ten seconds");
+        assert_eq!(contact.ask(11_400), None, "nothing is said while nothing comes");
     }
 
     #[test]

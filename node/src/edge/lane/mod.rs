@@ -29,8 +29,8 @@ use super::ranges::RangeSet;
 use crate::model::catalog::Name;
 use crate::model::entry::{SettleReason, Word};
 use crate::model::letters::{LetterMessage, Source};
-use crate::model::link::{Consumer, Delivery, ToLeader};
-use crate::model::step::{Held, Outcome};
+use crate::model::link::{Consumer, Delivery, RefusedEnqueue, ToLeader};
+use crate::model::step::{Event, Held, Outcome};
 use crate::model::stream::StreamTarget;
 use crate::model::{ConnectionId, ConsumerId, LeaderId, Offset, QueueId, Seq, ShardId, TxId};
 use bytes::Bytes;
@@ -57,6 +57,7 @@ pub(super) struct Lane {
     wake: Notify,
     /// There is room again.
     room: Notify,
+    /// Held, but for what is late.
     bytes: AtomicUsize,
     /// The owner of this in-memory shard is gone: nothing can be routed to it.
     gone: AtomicBool,
@@ -254,20 +255,30 @@ impl Lane {
             state.block(self.shard, &run.mailbox);
         }
         let mut leaving: BTreeMap<(QueueId, SettleReason), RangeSet> = BTreeMap::new();
+        let mut is_lost = false;
         for ((held, outcome), count) in settlements.iter().zip(settled) {
             let held = held.iter().filter(|h| h.shard == self.shard);
-            *count += state
-                .release(connection, held, *outcome, |_, queue, reason, seq| leaving.entry((queue, reason)).or_default().insert(seq))
-                .0;
+            let wanted = held.clone().count() as u64;
+            let (released, _) =
+                state.release(connection, held, *outcome, |_, queue, reason, seq| leaving.entry((queue, reason)).or_default().insert(seq));
+            is_lost |= commit.is_strict() && released < wanted;
+            *count += released;
         }
         let settles: Vec<Settles> = leaving.into_iter().map(|((queue, reason), mut set)| (queue, reason, set.take())).collect();
         settles.iter().for_each(|(queue, reason, ranges)| ops.settle(*queue, *reason, ranges));
         if let Some(start) = part {
+            if commit.is_strict() && !settles.is_empty() {
+                // What is held was given under this session: with another one all of it is lost.
+                ops.claim(&start, state.batches.session());
+            }
             ops.end_part(start);
             commit.holds(self.shard, &settles);
         }
+        if is_lost {
+            commit.refused(RefusedEnqueue::Lost);
+        }
         // What it settled may have been given to others meanwhile: then there is nothing to wait for.
-        let is_empty = ops.is_empty();
+        let is_empty = ops.is_empty() || is_lost;
         if !is_empty {
             state.batches.transact(ops, runs, settles, catalog_index, commit, now);
         }
@@ -438,7 +449,7 @@ impl Lane {
     }
 
     fn unlock(&self, state: parking_lot::MutexGuard<'_, State>) {
-        self.bytes.store(state.batches.bytes(), Ordering::Relaxed);
+        self.bytes.store(state.batches.waiting_bytes(), Ordering::Relaxed);
         drop(state);
     }
 
@@ -492,6 +503,13 @@ impl State {
         wake |= !back.is_empty() || self.consumers.has_credit();
         self.give_back(back, true);
         (released, wake)
+    }
+
+    /// The session under which clients took messages has ended: others have them, or will. Whoever took them is told.
+    fn lose_taken(&mut self, shard: ShardId) {
+        let (mailboxes, lost) = self.consumers.lose_taken();
+        lost.into_iter().for_each(|(queue, seq)| self.settled(queue, seq));
+        mailboxes.iter().for_each(|mailbox| mailbox.push(Event::Lost { shard }));
     }
 
     /// Ends a consumer at its client's wish; what the session has not seen goes back.

@@ -23,7 +23,7 @@ pub(in crate::edge) struct Run {
     /// Ordinal of the first message among the batch's enqueues; set by the batch.
     pub first: u32,
     pub count: u32,
-    /// Set when the message went to several shards; then the run has one message.
+    /// Set when a client's message went to several shards; then the run has one message.
     pub shared: Option<Arc<Shared>>,
     /// Set when these are letters.
     pub letters: Option<Letters>,
@@ -75,30 +75,46 @@ impl Letters {
 
 /// A message that went to several shards: its ticket is answered when all have answered.
 #[derive(Debug)]
-pub(in crate::edge) struct Shared {
-    parts: Mutex<(u32, Fate)>,
+pub(in crate::edge) struct Shared(Mutex<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    unanswered: u32,
+    /// Of those that have answered.
+    fate: Fate,
+    /// A refused part was routed again by a catalog of this index.
+    rerouted_at: u64,
 }
 
 impl Shared {
     pub fn new(parts: u32) -> Arc<Shared> {
-        Arc::new(Shared { parts: Mutex::new((parts, Fate::Unroutable)) })
+        Arc::new(Shared(Mutex::new(Parts { unanswered: parts, fate: Fate::Unroutable, rerouted_at: 0 })))
     }
 
     /// One part became `1 + more` parts.
     pub fn add_parts(&self, more: u32) {
-        self.parts.lock().0 += more;
+        self.0.lock().unanswered += more;
+    }
+
+    /// A part that was routed by the catalog of index `from` is routed again by that of index `to`. Queues made since then are this
+    /// part's to reach; those made up to the index that comes back were another's.
+    pub fn reroute(&self, from: u64, to: u64) -> u64 {
+        let mut parts = self.0.lock();
+        let reached = parts.rerouted_at.max(from);
+        parts.rerouted_at = parts.rerouted_at.max(to);
+        reached
     }
 
     /// One part's fate; the whole's when it was the last part. Nacked beats taken beats unroutable.
     fn part(&self, fate: Fate) -> Option<Fate> {
-        let mut state = self.parts.lock();
-        state.0 -= 1;
-        state.1 = match (state.1, fate) {
+        let mut parts = self.0.lock();
+        parts.unanswered -= 1;
+        parts.fate = match (parts.fate, fate) {
             (Fate::Nacked, _) | (_, Fate::Nacked) => Fate::Nacked,
             (Fate::Taken, _) | (_, Fate::Taken) => Fate::Taken,
             (Fate::Unroutable, Fate::Unroutable) => Fate::Unroutable,
         };
-        (state.0 == 0).then_some(state.1)
+        (parts.unanswered == 0).then_some(parts.fate)
     }
 }
 

@@ -99,7 +99,7 @@ impl Lane {
         }
         if !places.is_empty() {
             state.getters.entry(mailbox.id()).or_insert_with(|| mailbox.clone());
-            places.iter().for_each(|place| state.consumers.fetched(*place, mailbox.clone(), at, timeout));
+            places.iter().for_each(|place| state.consumers.taken(*place, mailbox.clone(), at, timeout));
             drop(state);
             places.iter().for_each(|_| home.got());
         }

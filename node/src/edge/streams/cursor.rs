@@ -183,7 +183,7 @@ impl Open {
 impl Taken {
     fn push(&mut self, stream: QueueId, offset: u64, message: Bytes) {
         self.bytes += message.len() as u64;
-        self.messages.push(Delivery { queue: stream, seq: Seq(offset), redelivered: false, failures: 0, message });
+        self.messages.push(Delivery { queue: stream, seq: Seq(offset), redelivered: false, failures: 0, failed_ms: 0, message });
     }
 }
 

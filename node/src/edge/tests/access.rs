@@ -42,6 +42,28 @@ impl Scene {
     }
 }
 
+#[tokio::test]
+async fn the_broker_itself_needs_no_right_and_counts_for_nobody_and_leaves_with_its_vhost() {
+    let scene = Scene::new(default_config());
+    scene.permit("^$", "^$", "^$");
+    scene.limit(false, &[("max-connections", 1)]);
+    let own = || Client { connection: scene.edge.connect_own("/"), events: Vec::new() };
+    let mut client = own();
+    assert_eq!(client.next().await, Event::Opened);
+    client.ask(declare("q", &[]));
+    assert!(matches!(client.next().await, Event::Reply { result: Ok(_), .. }));
+    client.submit(Step::Publish(publish("amq.topic", "k", 1, b"b")));
+    assert!(matches!(client.next().await, Event::Confirmed { .. }), "no queue, no refusal");
+    let counted = [Counted::VhostConnections("/".into()), Counted::UserConnections("guest".into())];
+    assert_eq!(counted.map(|counted| scene.edge.count(&counted)), [0, 0]);
+    assert_eq!(scene.edge.connections()[0].user, None);
+    scene.admin(AdminCommand::DeleteUser { user: "guest".into() });
+    assert!(client.now().is_empty(), "whoever goes");
+    scene.admin(AdminCommand::DeleteVhost { vhost: "/".into() });
+    assert!(matches!(client.next().await, Event::Close(_)));
+    assert!(matches!(own().next().await, Event::OpenRefused(_)));
+}
+
 fn declare(queue: &str, arguments: &[(&str, &str)]) -> Request {
     let arguments = arguments.iter().map(|(k, v)| ((*k).to_owned(), Value::Text(v.as_bytes().to_vec()))).collect();
     let name = name(queue);

@@ -232,7 +232,7 @@ async fn a_return_that_no_leader_heard_is_said_before_the_next_attach() {
 #[tokio::test]
 async fn what_came_redelivered_goes_back_as_seen_whoever_saw_it() {
     let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
-    let delivery = |seq, redelivered| Delivery { queue, seq: Seq(seq), redelivered, failures: 0, message: stored() };
+    let delivery = |seq, redelivered| Delivery { queue, seq: Seq(seq), redelivered, failures: 0, failed_ms: 0, message: stored() };
     let messages = vec![delivery(1, true), delivery(2, false), delivery(3, true)];
     leader.end.deliveries_tx.send(Deliveries { leader: leader.id, consumer, messages }).await.expect("the edge listens");
     timeout(PATIENCE, client.connection.changed()).await.expect("an event");
@@ -296,6 +296,45 @@ async fn the_channels_common_prefetch_parks_what_is_over_it() {
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(2, 3)]), seen: true, failures: vec![] });
 }
 
+async fn cancel(client: &mut Client, leader: &mut Leader, consumer: ConsumerId) {
+    client.ask(Request::Cancel { consumer });
+    while leader.next().await != (ToLeader::Cancel { consumer }) {}
+    leader.say(ToEdge::Cancelled { consumer, asked: true }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Done));
+}
+
+#[tokio::test]
+async fn a_cancelled_consumer_of_a_common_prefetch_is_known_while_something_of_it_is_held() {
+    for keeps in [0, 2] {
+        let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(None).await;
+        let is_known = |client: &Client| client.connection.mailbox.consumer(consumer).is_some();
+        client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(2) });
+        assert_eq!(leader.next().await, ToLeader::Prefetch { consumer, limit: Some(2), held: 0 });
+        leader.deliver(consumer, queue, &[1, 2]).await;
+        let held = client.delivered().await;
+        client.settle(&held[keeps..], Outcome::Ack);
+        cancel(&mut client, &mut leader, consumer).await;
+        assert_eq!(is_known(&client), keeps > 0);
+        if keeps > 0 {
+            client.settle(&held[..1], Outcome::Ack);
+            assert!(is_known(&client), "one is held");
+            client.settle(&held[1..], Outcome::Ack);
+            assert!(!is_known(&client));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_consumer_is_forgotten_with_the_common_prefetch() {
+    let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(None).await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: Some(2) });
+    leader.deliver(consumer, queue, &[1, 2]).await;
+    client.delivered().await;
+    cancel(&mut client, &mut leader, consumer).await;
+    client.submit(Step::ChannelPrefetch { channel: 1, limit: None });
+    assert!(client.connection.mailbox.consumer(consumer).is_none());
+}
+
 #[tokio::test]
 async fn a_leader_gives_a_consumer_no_more_than_the_channels_common_prefetch() {
     let Consuming { scene: _scene, mut client, mut leader, queue, consumer } = consuming(Some(10)).await;
@@ -334,7 +373,7 @@ async fn get_holds_its_message_until_it_is_settled() {
     leader.verdict(1, &[]).await;
     let ToLeader::Get { request, queue: asked, .. } = leader.next().await else { panic!("no get") };
     assert_eq!(asked, queue, "asked once the client's own publish is in");
-    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
+    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, failed_ms: 0, message: stored() };
     leader.say(ToEdge::Got { request, result: Ok(Some((delivery.clone(), 6))) }).await;
     client.confirmed().await;
     let Ok(Reply::Got(Some(got))) = client.reply().await else { panic!("not got") };
@@ -363,7 +402,7 @@ async fn a_fetched_message_held_for_too_long_ends_its_channel_unless_it_is_settl
         client.ask(Request::Get { queue: name("q"), no_ack: false });
         let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
         let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
-        let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
+        let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, failed_ms: 0, message: stored() };
         leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 0))) }).await;
         assert!(matches!(client.reply().await, Ok(Reply::Got(Some(_)))));
         if settled {
@@ -390,7 +429,7 @@ async fn a_message_fetched_for_a_lost_client_goes_back_unseen() {
     let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
     let ToLeader::Get { request, .. } = leader.next().await else { panic!("no get") };
     drop(client);
-    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, message: stored() };
+    let delivery = Delivery { queue, seq: Seq(1), redelivered: false, failures: 0, failed_ms: 0, message: stored() };
     leader.say(ToEdge::Got { request, result: Ok(Some((delivery, 6))) }).await;
     assert_eq!(leader.next().await, ToLeader::Return { queue, ranges: ranges(&[(1, 1)]), seen: false, failures: vec![] });
 }

@@ -3,6 +3,7 @@
 mod access;
 mod consume;
 mod contact;
+mod gets;
 mod publish;
 mod replies;
 mod requests;
@@ -276,7 +277,7 @@ impl Client {
     }
 
     fn settle(&mut self, held: &[Held], outcome: Outcome) {
-        self.submit(Step::Settle { held: held.to_vec(), outcome });
+        self.submit(Step::Settle { held: held.to_vec(), outcome, asked: true });
     }
 
     /// Consume from `queue`; the leader accepts.
@@ -345,7 +346,7 @@ impl Leader {
     }
 
     async fn deliver(&mut self, consumer: ConsumerId, queue: QueueId, seqs: &[u64]) {
-        let delivery = |seq: &u64| Delivery { queue, seq: Seq(*seq), redelivered: false, failures: 0, message: stored() };
+        let delivery = |seq: &u64| Delivery { queue, seq: Seq(*seq), redelivered: false, failures: 0, failed_ms: 0, message: stored() };
         let deliveries = Deliveries { leader: self.id, consumer, messages: seqs.iter().map(delivery).collect() };
         self.end.deliveries_tx.send(deliveries).await.expect("the edge listens");
     }

@@ -191,6 +191,80 @@ async fn a_refused_message_of_a_fanout_does_not_reach_its_other_queues_twice() {
     two.quiet().await;
 }
 
+/// The paths to the leaders of shards 1 and 2, whichever comes first.
+async fn both_leaders(scene: &mut Scene) -> (Leader, Leader) {
+    let (first, _) = scene.leader(leader(1, 2), 5, 0).await;
+    let (second, _) = scene.leader(leader(1, 2), 6, 0).await;
+    if first.shard == ShardId(1) { (first, second) } else { (second, first) }
+}
+
+async fn queues_of_next(leader: &mut Leader) -> Vec<QueueId> {
+    enqueues(&leader.batch().await).iter().flat_map(EnqueueOp::queues).collect()
+}
+
+#[tokio::test]
+async fn a_fanout_that_was_refused_in_two_shards_reaches_each_of_the_new_queues_once() {
+    for ticket in [1, 0] {
+        let mut scene = Scene::new(default_config());
+        let (a, b) = (scene.queue("a", 1), scene.queue("b", 2));
+        scene.fanout("x", &["a", "b"]);
+        let mut client = scene.client();
+        client.publish("x", "", ticket);
+        let (mut one, mut two) = both_leaders(&mut scene).await;
+        assert_eq!((queues_of_next(&mut one).await, queues_of_next(&mut two).await), (vec![a], vec![b]));
+        for id in [a, b] {
+            scene.world.apply(&CatalogCommand::DeleteQueue { id });
+        }
+        let (a, b) = (scene.queue("a", 1), scene.queue("b", 2));
+        for queue in ["a", "b"] {
+            scene.world.apply(&CatalogCommand::Bind(binding("x", queue)));
+        }
+        one.verdict(1, &[0]).await;
+        assert_eq!((queues_of_next(&mut one).await, queues_of_next(&mut two).await), (vec![a], vec![b]));
+        // What is made after that only the other part can still reach.
+        let c = scene.queue("c", 1);
+        scene.world.apply(&CatalogCommand::Bind(binding("x", "c")));
+        two.verdict(1, &[0]).await;
+        assert_eq!(queues_of_next(&mut one).await, [c]);
+        two.quiet().await;
+        two.verdict(2, &[]).await;
+        one.verdict(2, &[]).await;
+        one.quiet().await;
+        assert_eq!(client.now(), []);
+        one.verdict(3, &[]).await;
+        if ticket > 0 {
+            assert_eq!(client.confirmed().await, [(1, 1)]);
+        }
+        one.quiet().await;
+        assert_eq!(client.now(), []);
+    }
+}
+
+/// Such a queue has no number of the catalog's, so it looks new to whoever compares.
+#[tokio::test]
+async fn a_copy_that_is_routed_again_does_not_reach_a_direct_reply_to_consumer_twice() {
+    let mut scene = Scene::new(default_config());
+    let q = scene.queue("q", 1);
+    let shard = ShardId::local(ME);
+    scene.world.set_leader(shard, Some(leader(77, 1)));
+    let address = crate::edge::replies::address(QueueId::reply(7), ME);
+    let len = |n: usize| (n as u32).to_be_bytes();
+    let mut client = scene.client();
+    // Headers with CC: the address.
+    let table = [&b"\x02CCA"[..], &len(5 + address.len()), b"S", &len(address.len()), address.as_bytes()].concat();
+    let properties = [&[0x20, 0][..], &len(table.len()), &table].concat();
+    client.submit(Step::Publish(Publish { properties: properties.into(), ..publish("", "q", 1, b"body") }));
+    let (first, _) = scene.leader(leader(1, 2), 5, 0).await;
+    let (second, _) = scene.leader(leader(77, 1), 6, 0).await;
+    let (mut one, mut local) = if first.shard == ShardId(1) { (first, second) } else { (second, first) };
+    assert_eq!((queues_of_next(&mut one).await, queues_of_next(&mut local).await), (vec![q], vec![QueueId::reply(7)]));
+    scene.world.apply(&CatalogCommand::DeleteQueue { id: q });
+    let q = scene.queue("q", 1);
+    one.verdict(1, &[0]).await;
+    assert_eq!(queues_of_next(&mut one).await, [q]);
+    local.quiet().await;
+}
+
 #[tokio::test]
 async fn part_of_a_run_is_refused_the_rest_confirms() {
     let mut scene = Scene::new(default_config());
@@ -280,6 +354,32 @@ async fn a_full_lane_holds_publishes_and_writable_wakes() {
     timeout(PATIENCE, client.connection.writable()).await.expect("room");
     client.connection.submit(held).expect("taken now");
     leader.batch().await;
+}
+
+/// Else whoever publishes after it would be neither confirmed nor told no, for as long as that leader leads nobody.
+#[tokio::test]
+async fn a_nacked_batch_that_its_leader_may_have_takes_no_room_from_later_publishes() {
+    let config = EdgeConfig { lane_bytes: 1000, no_quorum_timeout: Duration::from_millis(1100), ..default_config() };
+    let mut scene = Scene::new(config);
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    client.submit(Step::Publish(publish("", "q", 1, &[7; 1200])));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let sent = leader.batch().await;
+    let held = client.connection.submit(Step::Publish(publish("", "q", 2, b"x"))).expect_err("held");
+    assert!(matches!(client.next().await, Event::Blocked(_)));
+    assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(1, 1)] });
+    timeout(PATIENCE, client.connection.writable()).await.expect("room");
+    client.connection.submit(held).expect("taken now");
+    assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(2, 2)] }, "in its time");
+    leader.say(ToEdge::Rewind { from: BatchSeq(1) }).await;
+    loop {
+        let batch = leader.batch().await;
+        if batch.seq == sent.seq {
+            assert_eq!(batch, sent, "to the same leader the same");
+            break;
+        }
+    }
 }
 
 #[tokio::test]
@@ -464,6 +564,21 @@ async fn of_a_message_to_several_queues_the_part_of_a_vanished_owner_counts_as_u
     leader.batch().await;
     leader.verdict(1, &[]).await;
     assert_eq!(client.confirmed().await, [(1, 1)], "taken by the other one: not returned, and not for ever without an answer");
+}
+
+/// As in RabbitMQ the exchange is looked at first.
+#[tokio::test]
+async fn an_expiration_that_is_none_closes_the_channel() {
+    let scene = Scene::new(default_config());
+    let expiring = |exchange: &str| Publish { properties: Bytes::from_static(b"\x01\x00\x03abc"), ..publish(exchange, "k", 1, b"") };
+    let not_found = Refusal::NotFound { kind: "exchange".into(), name: "none".into(), vhost: "/".into() };
+    let internal = Refusal::Access("cannot publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'".into());
+    let invalid = || Refusal::Precondition("invalid expiration 'abc': no_integer".into());
+    for (exchange, refusal) in [("none", not_found), ("amq.rabbitmq.trace", internal), ("", invalid()), ("amq.fanout", invalid())] {
+        let mut client = scene.client();
+        client.submit(Step::Publish(expiring(exchange)));
+        assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal, method: (60, 40) }], "{exchange}");
+    }
 }
 
 #[tokio::test]

@@ -112,6 +112,38 @@ async fn an_exclusive_queue_is_its_connections_alone_and_goes_with_it() {
 }
 
 #[tokio::test]
+async fn an_exclusive_queue_is_not_durable_whatever_was_asked() {
+    let mut scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let exclusive = |durable| Request::DeclareQueue(DeclareQueue { durable, exclusive: true, ..declare("mine") });
+    client.ask(exclusive(true));
+    client.reply().await.expect("declared");
+    let record = scene.record("mine").expect("there");
+    assert_eq!((record.spec.durable, record.shard), (false, ShardId::local(ME)));
+    client.ask(exclusive(false));
+    let (mut leader, _) = scene.leader(leader(1, 1), 1, 0).await;
+    leader.stats(vec![stat(record.id, 0, 0)]).await;
+    assert_eq!(client.reply().await, Ok(Reply::Queue { name: "mine".into(), messages: 0, consumers: 0 }), "the same queue");
+}
+
+#[tokio::test]
+async fn quorum_queues_and_streams_are_named_by_their_clients() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let unnamed = |kind: &str| {
+        let arguments = Table::from([("x-queue-type".to_owned(), Value::Text(kind.into()))]);
+        Request::DeclareQueue(DeclareQueue { arguments, ..declare("") })
+    };
+    for kind in ["quorum", "stream"] {
+        client.ask(unnamed(kind));
+        let text = format!("Cannot declare a server-named queue for type rabbit_{kind}_queue");
+        assert_eq!(client.reply().await, Err(Refusal::Precondition(text)));
+    }
+    client.ask(unnamed("classic"));
+    client.reply().await.expect("declared");
+}
+
+#[tokio::test]
 async fn a_client_has_left_when_its_exclusive_queues_are_gone() {
     let mut scene = Scene::new(default_config());
     let id = scene.queue("q", 1);
@@ -309,8 +341,41 @@ async fn users_are_kept_to_this_machine_by_name() {
         connection.submit(Step::Authenticate { user: "guest".into(), password: b"guest".to_vec() }).expect("taken");
         let mut events = vec![];
         connection.take_events(&mut events, usize::MAX);
-        assert_eq!(events == [Event::Authenticated], welcome, "{kept:?}: {events:?}");
+        let expected = match welcome {
+            true => Event::Authenticated,
+            false => {
+                let why = "user 'guest' can only connect via localhost".to_owned();
+                Event::AuthenticationFailed(crate::model::step::LoginRefused { why, is_remote: true })
+            }
+        };
+        assert_eq!(events, [expected], "{kept:?}");
     }
+}
+
+#[tokio::test]
+async fn what_the_catalog_cannot_commit_is_refused_and_changes_nothing() {
+    let scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let mut client = scene.client();
+    let before = scene.world.catalog.read().state_hash();
+    scene.world.refuse_commands.store(true, Ordering::SeqCst);
+    let binding = BindingSpec {
+        vhost: "/".into(),
+        source: "amq.direct".into(),
+        target: Target::Queue,
+        destination: "q".into(),
+        key: "k".into(),
+        arguments: Table::new(),
+    };
+    for request in [
+        Request::DeclareExchange { spec: exchange_spec("x"), passive: false },
+        Request::DeclareQueue(declare("new")),
+        Request::Bind(binding),
+    ] {
+        client.ask(request);
+        assert_eq!(client.reply().await, Err(Refusal::Unavailable("no majority".into())));
+    }
+    assert_eq!(scene.world.catalog.read().state_hash(), before);
 }
 
 #[tokio::test]

@@ -1,14 +1,14 @@
 //! Takes: what clients that fetch are given, and what goes back.
 
 use super::*;
-use crate::model::step::Take;
+use crate::model::step::{Commit, Take};
 
 fn take(queues: &[&str], alone: bool, patience_ms: u64) -> Request {
     Request::Take(Take { queues: queues.iter().map(|queue| name(queue)).collect(), most: 16, alone, patience_ms })
 }
 
 fn message(queue: QueueId, seq: u64) -> Delivery {
-    Delivery { queue, seq: Seq(seq), redelivered: false, failures: 0, message: stored() }
+    Delivery { queue, seq: Seq(seq), redelivered: false, failures: 0, failed_ms: 0, message: stored() }
 }
 
 /// The next take that a leader is asked for: its number, and whether it waits.
@@ -92,4 +92,64 @@ async fn of_several_queues_those_with_messages_are_asked() {
     leader.say(ToEdge::Took { request, result: Ok(vec![message(two, 7)]) }).await;
     let Ok(Reply::Took(took)) = client.reply().await else { panic!("nothing taken") };
     assert_eq!(took.len(), 1);
+}
+
+/// Of shard 1: a client that took message 1 of queue `q` in session 9.
+async fn took_one() -> (Scene, Client, Leader, Held) {
+    let mut scene = Scene::new(default_config());
+    let queue = scene.queue("q", 1);
+    let mut client = scene.client();
+    client.ask(take(&["q"], false, 0));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let (request, ..) = asked(&mut leader).await;
+    leader.say(ToEdge::Took { request, result: Ok(vec![message(queue, 1)]) }).await;
+    assert!(matches!(client.reply().await, Ok(Reply::Took(took)) if took.len() == 1));
+    let held = Held { shard: ShardId(1), queue, seq: Seq(1), consumer: None };
+    (scene, client, leader, held)
+}
+
+fn commit_strictly(publishes: Vec<Publish>, held: Held) -> Step {
+    Step::Commit(Box::new(Commit { channel: 1, publishes, settlements: vec![(vec![held], Outcome::Ack)], is_strict: true }))
+}
+
+#[tokio::test]
+async fn a_strict_transaction_says_in_which_session_it_was_given_what_it_settles() {
+    let (_scene, mut client, mut leader, held) = took_one().await;
+    client.submit(commit_strictly(vec![publish("", "q", 0, b"whole")], held));
+    let batch = leader.batch().await;
+    let all = ops(&batch);
+    let [Op::Part(part)] = all.as_slice() else { panic!("no part: {all:?}") };
+    assert_eq!((part.session, part.decider, part.others.len()), (Some(SessionId(9)), ShardId(1), 0));
+    assert_eq!(part.ops.clone().count(), 2, "a message, an acknowledgement");
+    leader.verdict(1, &[]).await;
+    assert_eq!(client.reply().await, Ok(Reply::Done), "without another word");
+    leader.quiet().await;
+}
+
+#[tokio::test]
+async fn a_strict_transaction_that_comes_too_late_is_refused_and_what_was_taken_is_given_up() {
+    let (_scene, mut client, mut leader, held) = took_one().await;
+    client.submit(commit_strictly(Vec::new(), held));
+    let batch = leader.batch().await;
+    leader.say(ToEdge::Verdict { seq: batch.seq, refused: vec![(0, RefusedEnqueue::Lost)] }).await;
+    let abort = leader.batch().await;
+    leader.verdict(abort.seq.0, &[]).await;
+    assert!(matches!(client.reply().await, Err(Refusal::Locked(_))));
+    let ToLeader::Return { ranges, .. } = leader.next().await else { panic!("it is still held") };
+    assert_eq!(ranges, [(Seq(1), Seq(1))]);
+}
+
+#[tokio::test]
+async fn who_was_declared_gone_holds_nothing_of_what_it_took() {
+    let (mut scene, mut client, leader, held) = took_one().await;
+    drop(leader);
+    let (mut leader, attach) = scene.leader(super::leader(1, 2), 12, 0).await;
+    assert_eq!(attach, ToLeader::Attach { leader: leader.id, consumers: vec![], asked: vec![], loose: vec![] });
+    assert_eq!(client.next().await, Event::Lost { shard: ShardId(1) });
+    client.submit(commit_strictly(vec![publish("", "q", 0, b"twice")], held));
+    if let ToLeader::Batch(batch) = leader.next().await {
+        assert!(enqueues(&batch).is_empty() && !ops(&batch).iter().any(|op| matches!(op, Op::Part(_))), "{:?}", ops(&batch));
+        leader.verdict(batch.seq.0, &[]).await;
+    }
+    assert!(matches!(client.reply().await, Err(Refusal::Locked(_))));
 }

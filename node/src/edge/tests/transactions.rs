@@ -6,7 +6,7 @@ use crate::model::entry::{SettleReason, Word};
 use crate::model::step::Commit;
 
 fn commit(publishes: Vec<Publish>, settlements: Vec<(Vec<Held>, Outcome)>) -> Step {
-    Step::Commit(Box::new(Commit { channel: 1, publishes, settlements }))
+    Step::Commit(Box::new(Commit { channel: 1, publishes, settlements, is_strict: false }))
 }
 
 #[tokio::test]
@@ -127,6 +127,21 @@ async fn a_part_that_is_refused_gives_up_the_whole() {
 }
 
 #[tokio::test]
+async fn a_message_whose_queue_is_being_deleted_goes_with_it_and_is_not_returned() {
+    for why in [RefusedEnqueue::Sealed, RefusedEnqueue::UnknownQueue] {
+        let mut scene = Scene::new(default_config());
+        scene.queue("a", 1);
+        let mut client = scene.client();
+        let mandatory = Publish { mandatory: true, ..publish("", "a", 0, b"1") };
+        client.submit(commit(vec![mandatory, publish("", "a", 0, b"2")], vec![]));
+        let (mut only, _) = scene.leader(leader(1, 2), 5, 0).await;
+        only.next_batch().await;
+        only.refuse(1, why).await;
+        assert_eq!(client.next().await, Event::Reply { channel: 1, result: Ok(Reply::Done) });
+    }
+}
+
+#[tokio::test]
 async fn what_a_transaction_had_settled_waits_again_when_it_was_given_up() {
     let mut scene = Scene::new(default_config());
     let queue = scene.queue("a", 1);
@@ -144,7 +159,7 @@ async fn what_a_transaction_had_settled_waits_again_when_it_was_given_up() {
     second.next_batch().await;
     second.verdict(1, &[]).await;
     let batch = first.next_batch().await;
-    assert!(!crate::model::entry::has_settles(&batch.ops), "they are part of the transaction: {:?}", ops(&batch));
+    assert!(!crate::model::entry::Settling::of(&batch.ops).any, "they are part of the transaction: {:?}", ops(&batch));
     // A leader that comes now is told that they are held; the same batch comes again.
     drop(first);
     let (mut first, attach) = scene.leader(leader(2, 3), 9, 1).await;
@@ -316,9 +331,11 @@ async fn a_message_is_looked_at_when_it_is_taken_in_as_rabbitmq_does() {
         "none" => check("none", properties),
         other => check(other, properties),
     };
-    let cases: [(Step, &str); 4] = [
+    let cases: [(Step, &str); 6] = [
         (refused(plain, "amq.rabbitmq.trace"), "cannot publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'"),
         (refused(plain, "none"), "none"),
+        (refused(b"\x01\x00\x03abc", "none"), "none"),
+        (refused(b"\x01\x00\x03abc", ""), "invalid expiration 'abc': no_integer"),
         (refused(b"\x00\x10\x03eve", ""), "user_id property set to 'eve' but authenticated user was 'guest'"),
         (refused(b"\x20\x00\x00\x00\x00\x09\x02CCS\x00\x00\x00\x01q", ""), "invalid message: {unacceptable_type_in_header,\"CC\",longstr}"),
     ];
@@ -373,8 +390,6 @@ async fn a_message_whose_queue_went_during_the_commit_goes_with_it() {
     scene.queue("a", 1);
     scene.world.apply(&CatalogCommand::Bind(binding("x", "a")));
     first.verdict(1, &[0, 1]).await;
-    let Event::Returned(back) = client.next().await else { panic!("not returned") };
-    assert_eq!(&back.body[..], b"1");
-    assert_eq!(client.reply().await, Ok(Reply::Done));
+    assert_eq!(client.next().await, Event::Reply { channel: 1, result: Ok(Reply::Done) }, "it had a queue, so it is not returned");
     first.quiet().await;
 }

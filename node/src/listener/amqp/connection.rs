@@ -41,8 +41,10 @@ pub(super) struct Connection<C> {
     /// Bytes that wait in the socket, as far as they were looked at while nothing is read.
     unread_bytes: u64,
     tick_at: Instant,
-    /// Of the handshake, then of closing.
+    /// Of the handshake, then of leaving or closing.
     deadline: Option<Instant>,
+    /// How long a client that has said goodbye waits for publishes that are held.
+    leaving: Duration,
 }
 
 /// Why a connection ends; for the log.
@@ -54,15 +56,15 @@ enum End {
     HungUp,
     #[error("nothing was heard for two heartbeats")]
     Silent,
-    #[error("the handshake or the closing took too long")]
+    #[error("the handshake or the end took too long")]
     Late,
     #[error("the socket failed: {0}")]
     Failed(io::Error),
 }
 
 impl<C: EdgeConnection> Connection<C> {
-    /// `until`: the handshake's deadline.
-    pub(super) fn new(socket: Socket, peer: SocketAddr, edge: C, options: Options, until: Instant) -> Connection<C> {
+    /// `until`: the handshake's deadline. `leaving`: as in the port's settings.
+    pub(super) fn new(socket: Socket, peer: SocketAddr, edge: C, options: Options, (until, leaving): (Instant, Duration)) -> Connection<C> {
         let now = Instant::now();
         Connection {
             line: Line::new(socket),
@@ -77,6 +79,7 @@ impl<C: EdgeConnection> Connection<C> {
             unread_bytes: 0,
             tick_at: now + IDLE,
             deadline: Some(until),
+            leaving,
         }
     }
 
@@ -131,11 +134,20 @@ impl<C: EdgeConnection> Connection<C> {
                 },
                 () = stopped(shutdown), if !stopping => {
                     stopping = true;
-                    let reason = "broker forced connection closure with reason 'shutdown'";
-                    self.session.on_event(Event::Close(reason.to_owned()), &mut self.out);
+                    self.stop();
                 }
             }
         }
+    }
+
+    /// The node stops. Who has said goodbye while a publish is held is not told that all went well.
+    fn stop(&mut self) {
+        if self.held && self.session.phase() == Phase::Leaving {
+            (self.leaving, self.deadline) = (limits::CLOSING, None);
+            return;
+        }
+        let reason = "broker forced connection closure with reason 'shutdown'";
+        self.session.on_event(Event::Close(reason.to_owned()), &mut self.out);
     }
 
     /// Everything that can be done without waiting.
@@ -185,7 +197,8 @@ impl<C: EdgeConnection> Connection<C> {
         stopped
     }
 
-    /// Steps to the edge, in order. Behind a publish that is held, settlements, credit and farewells still pass: consuming goes on.
+    /// Steps to the edge, in order. Credit and settlements that no frame asked for pass a publish that is held: consuming goes on. What
+    /// the client says after the publish does not.
     fn submit(&mut self) {
         if self.held {
             self.submit_past_held();
@@ -207,7 +220,7 @@ impl<C: EdgeConnection> Connection<C> {
     }
 
     fn submit_past_held(&mut self) {
-        let passes = |step: &Step| matches!(step, Step::Settle { .. } | Step::Written { .. } | Step::Report(_) | Step::Leave);
+        let passes = |step: &Step| matches!(step, Step::Settle { asked: false, .. } | Step::Written { .. } | Step::Report(_));
         if !self.out.steps.iter().any(passes) {
             return;
         }
@@ -256,7 +269,7 @@ impl<C: EdgeConnection> Connection<C> {
 
     // ---- time ----
 
-    /// The handshake's deadline ends with it; closing has one of its own.
+    /// The handshake's deadline ends with it; closing has one of its own, and so has leaving while publishes are held.
     fn watch_phase(&mut self) {
         match self.session.phase() {
             Phase::Handshake => {}
@@ -267,6 +280,10 @@ impl<C: EdgeConnection> Connection<C> {
                     self.tick_at = now + self.tick();
                 }
             }
+            Phase::Leaving if self.held => {
+                self.deadline.get_or_insert_with(|| Instant::now() + self.leaving);
+            }
+            Phase::Leaving => self.deadline = None,
             Phase::Closing | Phase::Closed => {
                 let latest = Instant::now() + limits::CLOSING;
                 self.deadline = Some(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
@@ -295,7 +312,7 @@ impl<C: EdgeConnection> Connection<C> {
         }
         let tick = self.tick();
         self.tick_at = now + tick;
-        if self.session.heartbeat() > 0 && self.session.phase() == Phase::Running {
+        if self.session.heartbeat() > 0 && matches!(self.session.phase(), Phase::Running | Phase::Leaving) {
             if !reading {
                 self.listen_without_reading(now);
             }

@@ -61,6 +61,8 @@ pub(super) struct FakeEdge {
     pub(super) broker: Arc<Mutex<Broker>>,
     pub(super) full: Arc<AtomicBool>,
     pub(super) room: Arc<Notify>,
+    /// Publishes given back.
+    pub(super) given_back: Arc<AtomicU64>,
     pub(super) written: Arc<AtomicU64>,
     pub(super) outboxes: Mutex<Vec<Arc<Outbox>>>,
     pub(super) reported: Arc<Mutex<Option<Report>>>,
@@ -70,6 +72,7 @@ pub(super) struct FakeConnection {
     broker: Arc<Mutex<Broker>>,
     full: Arc<AtomicBool>,
     room: Arc<Notify>,
+    given_back: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
     outbox: Arc<Outbox>,
     reported: Arc<Mutex<Option<Report>>>,
@@ -84,6 +87,7 @@ impl Edge for FakeEdge {
             broker: self.broker.clone(),
             full: self.full.clone(),
             room: self.room.clone(),
+            given_back: self.given_back.clone(),
             written: self.written.clone(),
             outbox,
             reported: self.reported.clone(),
@@ -115,7 +119,10 @@ impl FakeEdge {
 impl EdgeConnection for FakeConnection {
     fn submit(&mut self, step: Step) -> Result<(), Step> {
         let event = match step {
-            Step::Publish(_) if self.full.load(Ordering::SeqCst) => return Err(step),
+            Step::Publish(_) if self.full.load(Ordering::SeqCst) => {
+                self.given_back.fetch_add(1, Ordering::SeqCst);
+                return Err(step);
+            }
             Step::Authenticate { user, .. } if user == "guest" => Event::Authenticated,
             Step::AuthenticateByCertificate { user } if *user == *"guest" => Event::Authenticated,
             Step::Authenticate { .. } | Step::AuthenticateByCertificate { .. } => {
@@ -127,7 +134,7 @@ impl EdgeConnection for FakeConnection {
                 self.broker.lock().publish(publish, &self.outbox);
                 return Ok(());
             }
-            Step::Settle { held, outcome } => {
+            Step::Settle { held, outcome, .. } => {
                 held.iter().for_each(|h| self.broker.lock().settle(h, outcome));
                 return Ok(());
             }
@@ -207,6 +214,11 @@ impl Broker {
         self.queues.get(queue).map_or(0, |q| q.ready.len())
     }
 
+    /// Messages of a queue that consumers hold.
+    pub(super) fn held(&self, queue: &str) -> usize {
+        self.queues.get(queue).map_or(0, |q| q.held.len())
+    }
+
     fn route(&self, exchange: &str, key: &str) -> Option<Vec<String>> {
         if exchange.is_empty() {
             return Some(self.queues.keys().filter(|q| *q == key).cloned().collect());
@@ -242,8 +254,14 @@ impl Broker {
         for name in &queues {
             let queue = self.queues.get_mut(name).expect("a bound queue exists");
             queue.last += 1;
-            let delivery =
-                Delivery { queue: QueueId(queue.id), seq: Seq(queue.last), redelivered: false, failures: 0, message: message.clone() };
+            let delivery = Delivery {
+                queue: QueueId(queue.id),
+                seq: Seq(queue.last),
+                redelivered: false,
+                failures: 0,
+                failed_ms: 0,
+                message: message.clone(),
+            };
             queue.ready.push_back(delivery);
         }
         if queues.is_empty() && publish.mandatory {

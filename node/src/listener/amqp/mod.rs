@@ -11,6 +11,7 @@ use super::port::{self, Client, Host};
 use crate::session::amqp::Options;
 use connection::Connection;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -18,7 +19,8 @@ pub use super::port::Settings;
 
 /// Serves clients until `shutdown` holds true (or its sender is gone), then closes them with 320 and returns within about a second.
 pub async fn serve<E: Edge>(listener: TcpListener, edge: Arc<E>, settings: Settings, shutdown: watch::Receiver<bool>) {
-    let broker = Broker { edge, cluster_name: settings.cluster_name.clone(), max_message_bytes: settings.max_message_bytes };
+    let Settings { cluster_name, max_message_bytes, leaving, .. } = settings.clone();
+    let broker = Broker { edge, cluster_name, max_message_bytes, leaving };
     port::serve(listener, Arc::new(broker), settings, shutdown).await;
 }
 
@@ -27,6 +29,7 @@ struct Broker<E> {
     edge: Arc<E>,
     cluster_name: String,
     max_message_bytes: u64,
+    leaving: Duration,
 }
 
 impl<E: Edge> Host for Broker<E> {
@@ -34,7 +37,7 @@ impl<E: Edge> Host for Broker<E> {
         let Client { socket, peer, encryption, certificate_name, until } = client;
         let (cluster_name, max_message_bytes) = (self.cluster_name.clone(), self.max_message_bytes);
         let options = Options { cluster_name, seed: rand::random(), certificate_name, max_message_bytes };
-        let connection = Connection::new(socket, peer, self.edge.connect(peer), options, until);
+        let connection = Connection::new(socket, peer, self.edge.connect(peer), options, (until, self.leaving));
         let connection = match encryption {
             Some(encryption) => connection.encrypted(encryption),
             None => connection,

@@ -5,6 +5,7 @@ mod tls;
 use super::fake::FakeEdge;
 use super::*;
 use crate::model::catalog::Table;
+use crate::model::limits;
 use crate::tls::Front;
 use crate::wire::amqp::output::Content;
 use crate::wire::amqp::{Frame, FrameKind, Long, Method, Output, PROTOCOL_HEADER, frame};
@@ -89,12 +90,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     async fn consume(&mut self, queue: &str) {
+        self.consume_with(queue, false).await;
+    }
+
+    async fn consume_with(&mut self, queue: &str, no_ack: bool) {
         let method = Method::BasicConsume {
             ticket: 0,
             queue: queue.into(),
             consumer_tag: "t".into(),
             no_local: false,
-            no_ack: false,
+            no_ack,
             exclusive: false,
             nowait: false,
             arguments: Table::new(),
@@ -353,6 +358,92 @@ async fn a_held_publish_stops_the_reading_but_not_the_consuming() {
     let (_, body) = client.delivery().await;
     assert_eq!(body, b"held");
     client.expect("connection.close-ok").await;
+}
+
+/// A publish and what the client says next, in one piece.
+fn publish_and(queue: &str, channel: u16, next: &Method) -> Bytes {
+    let mut output = Output::default();
+    output.method(channel, next);
+    [&publish(queue, b"held")[..], &output.take()[..]].concat().into()
+}
+
+impl Server {
+    fn hold(&self) {
+        self.edge.full.store(true, Ordering::SeqCst);
+    }
+
+    fn let_go(&self) {
+        self.edge.full.store(false, Ordering::SeqCst);
+        self.edge.room.notify_waiters();
+    }
+
+    async fn has_held(&self, publishes: u64) {
+        eventually("publishes that are held", || self.edge.given_back.load(Ordering::SeqCst) >= publishes).await;
+    }
+
+    fn ready(&self, queue: &str) -> usize {
+        self.edge.broker.lock().ready(queue)
+    }
+}
+
+fn goodbye() -> Method {
+    Method::ConnectionClose { reply_code: 200, reply_text: "".into(), class_id: 0, method_id: 0 }
+}
+
+#[tokio::test]
+async fn goodbye_is_answered_when_a_held_publish_has_gone() {
+    let server = Server::start(PATIENCE).await;
+    let mut client = server.client(0).await;
+    client.declare("q").await;
+    server.hold();
+    client.send(&publish_and("q", 0, &goodbye())).await;
+    // Longer than closing may take.
+    assert!(timeout(limits::CLOSING * 3 / 2, client.frame()).await.is_err(), "an answer before the publish has gone");
+    assert_eq!(server.ready("q"), 0);
+    server.let_go();
+    client.expect("connection.close-ok").await;
+    assert_eq!(server.ready("q"), 1);
+}
+
+#[tokio::test]
+async fn who_says_goodbye_waits_neither_for_ever_nor_for_the_end_of_the_node_and_is_not_told_that_its_publish_has_gone() {
+    for (leaving, stops) in [(Duration::from_millis(200), false), (PATIENCE, true)] {
+        let server = Server::start_with(Settings { leaving, ..Settings::new("test") }).await;
+        let mut client = server.client(0).await;
+        client.declare("q").await;
+        server.hold();
+        client.send(&publish_and("q", 0, &goodbye())).await;
+        server.has_held(1).await;
+        if stops {
+            server.stop.send(true).expect("serving");
+        }
+        assert!(client.frame().await.is_none(), "the end without close-ok");
+    }
+}
+
+#[tokio::test]
+async fn an_ack_stays_behind_the_publish_before_it_and_a_settlement_that_nobody_sent_does_not() {
+    let server = Server::start(PATIENCE).await;
+    let mut client = server.client(0).await;
+    for queue in ["q", "free"] {
+        client.declare(queue).await;
+    }
+    client.consume("q").await;
+    client.publish("q", b"first").await;
+    let (delivery_tag, _) = client.delivery().await;
+    let mut other = server.client(0).await;
+    other.consume_with("free", true).await;
+    server.hold();
+    client.send(&publish_and("q", 1, &Method::BasicAck { delivery_tag, multiple: false })).await;
+    other.publish("free", b"held").await;
+    server.has_held(2).await;
+    server.edge.inject("free", b"from elsewhere");
+    assert_eq!(other.delivery().await.1, b"from elsewhere");
+    eventually("a delivery without acknowledgement is settled", || server.edge.broker.lock().held("free") == 0).await;
+    assert_eq!(server.edge.broker.lock().held("q"), 1, "the ack waits");
+    server.let_go();
+    assert_eq!(client.delivery().await.1, b"held");
+    eventually("the ack", || server.edge.broker.lock().held("q") == 1).await;
 }
 
 #[tokio::test]

@@ -51,7 +51,12 @@ impl Drop for Waiting<'_> {
 
 impl Desk {
     /// A new agent at its desk; `ended` is called when it is gone.
-    pub fn start(connection: Connection, vhost: Arc<str>, agent: (Agent, Step), ended: impl FnOnce() + Send + 'static) -> Arc<Desk> {
+    pub fn start(
+        connection: Connection,
+        vhost: Arc<str>,
+        agent: (Agent, Option<Step>),
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Arc<Desk> {
         let (errands_tx, errands_rx) = mpsc::channel(COMMANDS);
         let (agent, first) = agent;
         let worker = Worker { connection, agent, errands_rx, waiting: HashMap::new(), held_back: VecDeque::new(), events: Vec::new() };
@@ -96,8 +101,8 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, first: Step) {
-        let mut out = Output { steps: vec![first], done: Vec::new() };
+    async fn run(mut self, first: Option<Step>) {
+        let mut out = Output { steps: first.into_iter().collect(), done: Vec::new() };
         loop {
             self.carry_out(&mut out);
             if self.agent.is_ended() || !self.wait(&mut out).await {

@@ -15,7 +15,7 @@ pub(super) enum Errand {
     /// Deliveries are acknowledged, or half messages decided.
     Settle { agent: u32, slots: Vec<Slot>, topic: Name, group: String, verdict: Settling },
     /// Half messages that are to be checked.
-    Check { user: String, topic: Name, most: u32, invisible_ms: u64 },
+    Check { topic: Name, most: u32, invisible_ms: u64 },
 }
 
 /// A [`Verdict`] as it travels.

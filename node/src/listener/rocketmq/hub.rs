@@ -3,7 +3,7 @@
 use super::desk::Desk;
 use super::errand::{Elsewhere, Errand, Report, Settling, encode};
 use super::turns::Turns;
-use crate::edge::{ConnectionInfo, Edge, RocketDefaults};
+use crate::edge::{Connection, ConnectionInfo, Edge, RocketDefaults};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::rocketmq::half_queue;
 use crate::model::{Incarnation, NodeId};
@@ -12,7 +12,7 @@ use crate::session::rocketmq::answers::Handed;
 use crate::session::rocketmq::handle::{Handle, Slot};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 
 /// What the port is told at its start.
@@ -48,6 +48,13 @@ struct Agents {
     last: u32,
 }
 
+impl Agents {
+    /// The agent for that, if there is one that takes commands.
+    fn known(&self, key: &Key) -> Option<Arc<Desk>> {
+        self.by_key.get(key).and_then(|number| self.desks.get(number)).filter(|desk| !desk.is_closed()).cloned()
+    }
+}
+
 /// The agents of a node.
 pub struct Hub {
     pub(super) edge: Arc<Edge>,
@@ -71,18 +78,18 @@ impl Hub {
     /// Has an agent of that user do something; a new one, when there is none.
     pub(super) async fn ask(&self, user: &Arc<str>, vhost: &Arc<str>, peer: SocketAddr, command: Command) -> Outcome {
         let key = Key::Client { user: user.clone(), vhost: vhost.clone(), is_near: is_near(peer.ip()) };
-        self.ask_key(key, (user, vhost), peer, command).await
+        self.ask_key(key, |edge| edge.connect(ConnectionInfo { peer }), command).await
     }
 
-    /// The same of the agent for half messages.
-    pub(super) async fn ask_halves(&self, user: &Arc<str>, vhost: &Arc<str>, peer: SocketAddr, command: Command) -> Outcome {
-        self.ask_key(Key::Halves { vhost: vhost.clone() }, (user, vhost), peer, command).await
+    /// The same of the agent for half messages, which serves all users: what they may do is looked at before.
+    pub(super) async fn ask_halves(&self, vhost: &Arc<str>, command: Command) -> Outcome {
+        self.ask_key(Key::Halves { vhost: vhost.clone() }, |edge| edge.connect_own(vhost), command).await
     }
 
-    async fn ask_key(&self, key: Key, who: (&Arc<str>, &Arc<str>), peer: SocketAddr, command: Command) -> Outcome {
+    async fn ask_key(&self, key: Key, connect: impl Fn(&Arc<Edge>) -> Connection, command: Command) -> Outcome {
         // One that ends just now did nothing; another takes its place.
         for _ in 0..2 {
-            let desk = self.desk(&key, who, peer);
+            let desk = self.desk(&key, &connect);
             if let Some(outcome) = desk.ask(command.clone()).await {
                 return outcome;
             }
@@ -90,18 +97,22 @@ impl Hub {
         Outcome::Refused(Refusal::Unavailable("this node is stopping".to_owned()))
     }
 
-    fn desk(&self, key: &Key, (user, vhost): (&Arc<str>, &Arc<str>), peer: SocketAddr) -> Arc<Desk> {
+    fn desk(&self, key: &Key, connect: impl Fn(&Arc<Edge>) -> Connection) -> Arc<Desk> {
         let mut agents = self.agents.lock();
-        if let Some(desk) = agents.by_key.get(key).and_then(|number| agents.desks.get(number)).filter(|desk| !desk.is_closed()) {
-            return desk.clone();
+        if let Some(desk) = agents.known(key) {
+            return desk;
         }
         agents.last = agents.last.wrapping_add(1);
         let number = agents.last;
         let Settings { node, incarnation, .. } = self.settings;
-        let identity = Identity { node, incarnation, number, user: user.clone(), vhost: vhost.clone() };
+        let (user, vhost) = match key {
+            Key::Client { user, vhost, .. } => (Some(user.clone()), vhost.clone()),
+            Key::Halves { vhost } => (None, vhost.clone()),
+        };
+        let identity = Identity { node, incarnation, number, user, vhost: vhost.clone() };
         let agent = Agent::new(identity, Box::new(rand::random));
         let (this, ending) = (self.this.clone(), key.clone());
-        let desk = Desk::start(self.edge.connect(ConnectionInfo { peer }), vhost.clone(), agent, move || {
+        let desk = Desk::start(connect(&self.edge), vhost, agent, move || {
             if let Some(hub) = this.upgrade() {
                 hub.ended(&ending, number);
             }
@@ -190,34 +201,25 @@ impl Hub {
                     Some(_) | None => Report::Settled(vec![false; count]),
                 }
             }
-            // Where the client comes from was looked at by the node that it came to.
-            Errand::Check { user, topic, most, invisible_ms } => {
-                let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-                match self.check_here(&user.into(), &topic, peer, most, invisible_ms).await {
-                    Ok(handed) => Report::Checked(handed),
-                    Err(refusal) => Report::Refused(refusal),
-                }
-            }
+            // What the client may do was looked at by the node that it came to.
+            Errand::Check { topic, most, invisible_ms } => match self.check_here(&topic, most, invisible_ms).await {
+                Ok(handed) => Report::Checked(handed),
+                Err(refusal) => Report::Refused(refusal),
+            },
         }
     }
 
     /// Half messages that this node holds, or should.
-    async fn check_here(
-        &self,
-        user: &Arc<str>,
-        topic: &Name,
-        peer: SocketAddr,
-        most: u32,
-        invisible_ms: u64,
-    ) -> Result<Vec<Handed>, Refusal> {
+    async fn check_here(&self, topic: &Name, most: u32, invisible_ms: u64) -> Result<Vec<Handed>, Refusal> {
         let up = self.edge.processes();
         let is_ours = |node: NodeId| node == self.settings.node || up.iter().all(|(known, _)| *known != node);
         let queues: Vec<Name> = self.edge.half_queues(topic).into_iter().filter(|(node, _)| is_ours(*node)).map(|(_, name)| name).collect();
-        if queues.is_empty() {
+        // It may hold some of a node that was gone and is back.
+        if queues.is_empty() && self.agents.lock().known(&Key::Halves { vhost: topic.vhost.clone() }).is_none() {
             return Ok(Vec::new());
         }
         let check = Command::Check(Box::new(Check { topic: topic.name.clone(), queues, most, invisible_ms }));
-        match self.ask_halves(user, &topic.vhost, peer, check).await {
+        match self.ask_halves(&topic.vhost, check).await {
             Outcome::Polled(handed) => Ok(handed),
             Outcome::Refused(refusal) => Err(refusal),
             Outcome::Published | Outcome::Settled(_) | Outcome::Halved(_) => Ok(Vec::new()),
@@ -225,21 +227,14 @@ impl Hub {
     }
 
     /// Half messages of a topic that are to be checked now, from any node.
-    pub(super) async fn check(
-        &self,
-        user: &Arc<str>,
-        topic: &Name,
-        peer: SocketAddr,
-        (most, invisible_ms): (u32, u64),
-    ) -> Result<Vec<Handed>, Refusal> {
-        let found = self.check_here(user, topic, peer, most, invisible_ms).await?;
-        if !found.is_empty() {
+    pub(super) async fn check(&self, topic: &Name, (most, invisible_ms): (u32, u64)) -> Result<Vec<Handed>, Refusal> {
+        let found = self.check_here(topic, most, invisible_ms).await?;
+        if !found.is_empty() || self.edge.half_queues(topic).is_empty() {
             return Ok(found);
         }
         let up = self.edge.processes();
-        let others = self.edge.half_queues(topic).into_iter().map(|(node, _)| node);
-        for node in others.filter(|node| *node != self.settings.node && up.iter().any(|(known, _)| known == node)) {
-            let errand = Errand::Check { user: user.to_string(), topic: topic.clone(), most, invisible_ms };
+        for (node, _) in up.into_iter().filter(|(node, _)| *node != self.settings.node) {
+            let errand = Errand::Check { topic: topic.clone(), most, invisible_ms };
             if let Report::Checked(handed) = self.send(node, errand).await
                 && !handed.is_empty()
             {

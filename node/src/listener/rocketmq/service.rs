@@ -159,7 +159,7 @@ impl Client<'_> {
         made.map_err(|refusal| Fault::of(&refusal))?;
         let half = HalfPublish { publish, queue, topic: self.topic.name.clone(), id: id.clone() };
         let command = Command::Half(Box::new(half));
-        match self.in_time(self.hub.ask_halves(&self.user, &self.topic.vhost, self.peer, command)).await? {
+        match self.in_time(self.hub.ask_halves(&self.topic.vhost, command)).await? {
             Outcome::Halved(handle) => answer(201, answers::published(&id, &md5, Some(&handle))),
             Outcome::Refused(refusal) => refused(&refusal),
             Outcome::Published | Outcome::Polled(_) | Outcome::Settled(_) => Err(unexpected()),
@@ -208,7 +208,7 @@ impl Client<'_> {
         self.may(May::Publish(&self.topic.name))?;
         let invisible_ms = settings.half_invisible_ms.unwrap_or(self.hub.settings.defaults.half_invisible_ms);
         let mut stop_rx = self.stop_rx.clone();
-        let look = || self.hub.check(&self.user, &self.topic, self.peer, (most, invisible_ms));
+        let look = || self.hub.check(&self.topic, (most, invisible_ms));
         let found = tokio::select! {
             found = self.hub.turns.watch(&self.topic, (Duration::from_millis(wait_ms), HALF_POLL), look) => found,
             () = super::stopped(&mut stop_rx) => Ok(Vec::new()),

@@ -6,13 +6,27 @@ use super::bindings::not_found;
 use super::policy::{Applied, Compiled};
 use super::{Catalog, PREDECLARED, User, Vhost};
 use crate::model::QueueId;
-use crate::model::admin::{AdminCommand, Permission, Policy, PolicyKind, TopicPermission, VhostFacts};
+use crate::model::admin::{AdminCommand, Permission, Policy, PolicyKind, TopicPermission, VhostFacts, VhostPatch};
 use crate::model::catalog::{ExchangeSpec, Name, Refusal, Table, Value};
 use crate::model::rocketmq::AccessKey;
 use std::sync::Arc;
 
 /// Policies of one kind in one vhost: every declare is compared with all of them.
 const POLICIES_MAX: usize = 10_000;
+
+/// RabbitMQ's words.
+const PROTECTED: &str = "Cannot delete this virtual host: it is protected from deletion. To lift the protection, inspect and update its \
+                         metadata";
+
+impl VhostFacts {
+    fn update(&mut self, patch: &VhostPatch) {
+        let VhostPatch { description, tags, default_queue_type, protected_from_deletion } = patch.clone();
+        self.description = description.unwrap_or(std::mem::take(&mut self.description));
+        self.tags = tags.unwrap_or(std::mem::take(&mut self.tags));
+        self.default_queue_type = default_queue_type.or(self.default_queue_type.take());
+        self.protected_from_deletion = protected_from_deletion.unwrap_or(self.protected_from_deletion);
+    }
+}
 
 impl Catalog {
     pub(super) fn administer(&mut self, index: u64, command: &AdminCommand) -> Outcome {
@@ -38,7 +52,8 @@ impl Catalog {
             }
             AdminCommand::ClearUserLimits { user, limit } => self.user_mut(user)?.limits.retain(|name, _| limit != "all" && name != limit),
             AdminCommand::AddVhost { vhost, facts } => self.add_vhost(index, vhost, facts),
-            AdminCommand::DeleteVhost { vhost } => self.delete_vhost(index, vhost),
+            AdminCommand::UpdateVhost { vhost, patch } => self.vhost_mut(vhost)?.facts.update(patch),
+            AdminCommand::DeleteVhost { vhost } => return self.delete_vhost(index, vhost),
             AdminCommand::SetVhostLimits { vhost, limits } => {
                 self.vhost_mut(vhost)?.limits = numbers(limits).collect();
             }
@@ -108,8 +123,11 @@ impl Catalog {
         }
     }
 
-    fn delete_vhost(&mut self, index: u64, name: &str) {
-        let Some(vhost) = self.vhosts.get(name) else { return };
+    fn delete_vhost(&mut self, index: u64, name: &str) -> Outcome {
+        let Some(vhost) = self.vhosts.get(name) else { return DONE };
+        if vhost.facts.protected_from_deletion {
+            return Err(Refusal::Precondition(PROTECTED.to_owned()));
+        }
         let mut queues: Vec<QueueId> = vhost.queues.values().map(|q| q.record.id).collect();
         queues.sort_unstable();
         queues.into_iter().for_each(|id| self.drop_queue(index, id));
@@ -121,6 +139,7 @@ impl Catalog {
             user.permissions.remove(name);
             user.topic_permissions.retain(|(vhost, _), _| vhost != name);
         }
+        DONE
     }
 
     fn set_permissions(&mut self, user: &str, vhost: &str, permission: &Permission) -> Outcome {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::QueueId;
-use crate::model::admin::{AdminCommand, ApplyTo};
+use crate::model::admin::{AdminCommand, ApplyTo, VhostPatch};
 use crate::model::catalog::{CatalogCommand, CatalogReply, QueueSpec, Refusal, Table};
 use crate::model::{LeaderId, LogId};
 
@@ -196,7 +196,12 @@ fn permissions_are_per_vhost_and_go_with_it() {
 #[test]
 fn a_vhost_keeps_what_it_was_created_with() {
     let mut f = Fixture::new();
-    let facts = VhostFacts { description: "d".into(), tags: vec!["t".into()], default_queue_type: Some("quorum".into()) };
+    let facts = VhostFacts {
+        description: "d".into(),
+        tags: vec!["t".into()],
+        default_queue_type: Some("quorum".into()),
+        protected_from_deletion: false,
+    };
     f.done(AdminCommand::AddVhost { vhost: "v".into(), facts: facts.clone() });
     f.done(vhost("v"));
     f.restarted();
@@ -205,6 +210,31 @@ fn a_vhost_keeps_what_it_was_created_with() {
     f.done(AdminCommand::DeleteVhost { vhost: "v".into() });
     f.done(vhost("v"));
     assert_ne!(f.0.vhost_created("v"), first, "another vhost of the same name");
+}
+
+#[test]
+fn what_is_said_of_a_vhost_changes_and_a_protected_one_stays() {
+    let mut f = Fixture::new();
+    let facts = VhostFacts { description: "d".into(), tags: vec!["t".into()], ..VhostFacts::default() };
+    f.done(AdminCommand::AddVhost { vhost: "v".into(), facts });
+    let created = f.0.vhost_created("v");
+    let update = |vhost: &str, patch: VhostPatch| AdminCommand::UpdateVhost { vhost: vhost.into(), patch };
+    let delete = || AdminCommand::DeleteVhost { vhost: "v".into() };
+    f.done(update("v", VhostPatch { default_queue_type: Some("quorum".into()), ..VhostPatch::default() }));
+    f.done(update("v", VhostPatch { tags: Some(vec![]), protected_from_deletion: Some(true), ..VhostPatch::default() }));
+    f.restarted();
+    let expected =
+        VhostFacts { description: "d".into(), tags: vec![], default_queue_type: Some("quorum".into()), protected_from_deletion: true };
+    assert_eq!((f.0.vhost_facts("v"), f.0.vhost_created("v")), (Some(&expected), created));
+    let why = "Cannot delete this virtual host: it is protected from deletion. To lift the protection, inspect and update its metadata";
+    f.refused(delete(), why);
+    f.done(update("v", VhostPatch { description: Some("e".into()), ..VhostPatch::default() }));
+    f.refused(delete(), why);
+    f.done(update("v", VhostPatch { protected_from_deletion: Some(false), ..VhostPatch::default() }));
+    assert_eq!(f.0.check(&delete()), Ok(()));
+    assert_eq!(f.apply(CatalogCommand::Admin(delete())), CatalogReply::Done);
+    assert!(!f.0.has_vhost("v"));
+    f.refused(update("v", VhostPatch::default()), "no vhost 'v' in vhost 'v'");
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl Catalog {
             },
             AdminCommand::SetUserLimits { limits, .. } => check_limits("user-limits", &USER_LIMITS, limits).map_err(Refusal::Precondition),
             AdminCommand::AddVhost { vhost, .. } => is_name("vhost", vhost),
-            AdminCommand::DeleteVhost { vhost } => self.existing_vhost(vhost),
+            AdminCommand::UpdateVhost { vhost, .. } | AdminCommand::DeleteVhost { vhost } => self.existing_vhost(vhost),
             AdminCommand::SetVhostLimits { limits, .. } => check_limits("limits", &VHOST_LIMITS, limits).map_err(failed),
             AdminCommand::SetPermissions { permission, .. } => check_patterns([&permission.configure, &permission.write, &permission.read]),
             AdminCommand::SetTopicPermissions { permission, .. } => check_patterns([&permission.write, &permission.read]),

@@ -5,7 +5,7 @@ use crate::model::catalog::{ExchangeKind, ExchangeSpec, Name, Owner, QueueSpec, 
 use crate::model::rocketmq::TOPIC_ARGUMENTS;
 
 /// Arguments of a queue whose change is refused; others are kept as first declared and ignored later, as in RabbitMQ.
-const QUEUE_ARGUMENTS: [&str; 25] = [
+const QUEUE_ARGUMENTS: [&str; 29] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -24,6 +24,8 @@ const QUEUE_ARGUMENTS: [&str; 25] = [
     "x-delivery-limit",
     "x-single-active-consumer",
     "x-queue-leader-locator",
+    "x-queue-master-locator",
+    "x-consumer-timeout",
     "x-max-age",
     "x-stream-max-segment-size-bytes",
     "x-stream-filter-size-bytes",
@@ -31,6 +33,8 @@ const QUEUE_ARGUMENTS: [&str; 25] = [
     "x-message-deduplication",
     "x-cache-size",
     "x-cache-ttl",
+    "x-cache-publishers",
+    "x-cache-publisher-ranges",
 ];
 
 /// `queue 'q' in vhost '/'`.

@@ -6,7 +6,7 @@ use super::Catalog;
 use super::apply::{DONE, Outcome};
 use super::bindings::not_found;
 use crate::model::catalog::{Owner, Refusal};
-use crate::model::consumer_group::{GroupChange, GroupMember, GroupName, Turn};
+use crate::model::consumer_group::{GroupChange, GroupMember, GroupName, GroupState, Turn};
 use crate::model::{NodeId, QueueId, limits};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,6 +158,12 @@ impl Catalog {
     /// What a member of a group may do; `None`: it is none.
     pub fn turn(&self, name: &GroupName, member: GroupMember) -> Option<Turn> {
         self.groups.get(name)?.turn(member)
+    }
+
+    /// All groups, by stream and name.
+    pub fn consumer_groups(&self) -> Vec<GroupState> {
+        let state = |(name, group): (GroupName, Group)| GroupState { name, partition: group.partition, members: group.members };
+        self.groups.image().into_iter().map(state).collect()
     }
 
     pub(super) fn change_group(&mut self, name: &GroupName, member: GroupMember, change: &GroupChange) -> Outcome {

@@ -7,6 +7,7 @@ use super::{Catalog, Vhost};
 use crate::model::QueueId;
 use crate::model::admin::{ApplyTo, Policy, PolicyKind};
 use crate::model::catalog::{ExchangeSpec, QueueSpec, Refusal, Table, Value};
+use crate::model::limits;
 use crate::model::settings::{EXPIRY_MAX_MS, LOCATORS, SEGMENT_BYTES_MAX, is_max_age, is_name};
 use crate::model::stream::FILTER_BYTES_MIN;
 use std::sync::Arc;
@@ -244,6 +245,14 @@ fn is_size(value: &Value) -> bool {
     is_count(value) && *value != Value::Int(0)
 }
 
+fn is_publishers(value: &Value) -> bool {
+    matches!(value, Value::Int(n) if (1..=limits::PUBLISHERS_MAX as i64).contains(n))
+}
+
+fn is_ranges(value: &Value) -> bool {
+    matches!(value, Value::Int(n) if (1..=limits::PUBLISHER_RANGES_MAX as i64).contains(n))
+}
+
 /// Of mirrored queues: a number of replicas, or names of nodes.
 fn is_ha_params(value: &Value) -> bool {
     match value {
@@ -271,8 +280,10 @@ fn is_one_of(value: &Value, words: &[&str]) -> bool {
 /// The keys with an effect, on exchanges and new queues here, on queues by `QueueSettings::effective`; and those that are as much without
 /// one as the arguments of their names: those of mirrored queues too, which set-ups made for RabbitMQ before 4.0 have. A policy with
 /// another one is refused.
-const KEYS: [Key; 27] = [
+const KEYS: [Key; 29] = [
     key("alternate-exchange", is_text, "is not a valid alternate exchange name", false),
+    key("cache-publisher-ranges", is_ranges, "is not a valid number of ranges of publishing ids", true),
+    key("cache-publishers", is_publishers, "is not a valid number of publishers", true),
     key("consumer-timeout", is_count, "is not a valid consumer timeout", false),
     key("dead-letter-exchange", is_name, "is not a valid dead letter exchange name", false),
     key("dead-letter-routing-key", is_name, "is not a valid dead letter routing key", false),

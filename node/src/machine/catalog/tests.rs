@@ -141,6 +141,25 @@ fn an_unequal_declare_is_refused_in_rabbitmqs_words() {
 }
 
 #[test]
+fn an_argument_that_has_an_effect_cannot_be_changed_by_a_redeclare() {
+    let text = |text: &str| Value::Text(text.into());
+    for (key, first, other) in [
+        ("x-consumer-timeout", Value::Int(60_000), Value::Int(90_000)),
+        ("x-queue-master-locator", text("client-local"), text("min-masters")),
+        ("x-queue-leader-locator", text("client-local"), text("balanced")),
+    ] {
+        let mut f = Fixture::new();
+        let with = |value: &Value| QueueSpec { arguments: Table::from([(key.to_owned(), value.clone())]), ..queue_spec("q") };
+        f.done(declare(with(&first), 1));
+        f.done(declare(with(&first), 1));
+        for asked in [with(&other), queue_spec("q")] {
+            let refusal = f.refusal(declare(asked, 1)).to_string();
+            assert!(refusal.starts_with(&format!("inequivalent arg '{key}' for queue 'q' in vhost '/': received")), "{refusal}");
+        }
+    }
+}
+
+#[test]
 fn exchange_declares_are_checked() {
     let mut f = Fixture::new();
     let declare = CatalogCommand::DeclareExchange;
@@ -286,7 +305,8 @@ fn bindings_need_both_ends_and_are_idempotent() {
     assert!(matches!(f.refusal(bind(&binding("", Target::Queue, "q", "q"))), Refusal::Access(_)));
     let mut bad = binding("amq.match", Target::Queue, "q", "");
     bad.arguments.insert("x-match".into(), Value::Text(b"most".to_vec()));
-    assert!(matches!(f.refusal(bind(&bad)), Refusal::Precondition(_)));
+    let text = "Invalid x-match field value <<\"most\">>; expected all, any, all-with-x, or any-with-x";
+    assert_eq!(f.refusal(bind(&bad)), Refusal::Precondition(text.to_owned()));
 }
 
 #[test]

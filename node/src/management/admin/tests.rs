@@ -1,15 +1,18 @@
 use super::super::client::{AdminClient, ClientError};
 use super::super::source::{
-    AccessKeyRow, Active, Granted, GroupRow, ListenerRow, PolicyRow, ReplicaRow, SettingRow, TopicRow, UserRow, VhostRow,
+    AccessKeyRow, Active, CertificateRow, Granted, GroupRow, ListenerRow, PolicyRow, ReplicaRow, SettingRow, StreamGroupRow, TopicRow,
+    UserRow, VhostRow,
 };
 use super::super::{ExchangeRow, MemberStatus, QueueRow, Status as Report, implicit_binding};
 use super::*;
-use crate::model::ConnectionId;
 use crate::model::admin::{AdminCommand, Limits, Permission, TopicPermission};
-use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Table};
+use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, Table};
+use crate::model::consumer_group::{GroupMember, GroupName, GroupState, Turn};
 use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
+use crate::model::{ConnectionId, Incarnation, Offset, QueueId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,8 +118,22 @@ impl AdminSource for OneVhost {
     fn replica(&self, _: Name) -> Result<Option<ReplicaRow>, Refusal> {
         Ok(None)
     }
+    fn stream_groups(&self, _: String) -> Result<Vec<StreamGroupRow>, Refusal> {
+        let owner = |node| Owner { node: NodeId(node), incarnation: Incarnation(1), connection: ConnectionId(5) };
+        let member = |node| GroupMember { owner: owner(node), subscription: 9 };
+        let members = vec![(member(2), Turn::Active), (member(1), Turn::Waiting)];
+        let name = GroupName { stream: QueueId(1), name: "g".into() };
+        Ok(vec![StreamGroupRow { stream: "s".into(), state: GroupState { name, partition: None, members } }])
+    }
+    fn stream_memory(&self, stream: Name) -> Result<Option<StreamMemory>, Refusal> {
+        let memory = StreamMemory { readers: vec![("r".into(), Offset(3))], publishers: Vec::new() };
+        Ok((&*stream.name == "here").then_some(memory))
+    }
     fn listeners(&self) -> Vec<ListenerRow> {
         vec![]
+    }
+    fn certificates(&self) -> Result<Vec<CertificateRow>, Refusal> {
+        Ok(vec![])
     }
     fn settings(&self) -> Vec<SettingRow> {
         vec![]
@@ -241,6 +258,28 @@ async fn each_node_answers_for_its_own_connections() {
     for (request, closed) in [(close("<1.5.0>", ""), 11), (close("<1.6.0>", ""), 10), (close("", "/"), 11), (close("", "x"), 10)] {
         assert_eq!(ctl.close_connections(request.clone()).await.unwrap().connections, closed, "{request:?}");
     }
+}
+
+#[tokio::test]
+async fn members_of_a_group_are_listed_with_the_names_of_connections_of_all_nodes() {
+    let address = node(Arc::default()).await;
+    let mut ctl = client(&address).await;
+    assert_eq!(texts(&ctl.list(listing("stream_consumer_groups", "/", &[])).await.unwrap()), [["s", "g", "-1", "2"]]);
+    let of = |reference: &str| ListRequest { of: "s".into(), reference: reference.into(), ..listing("stream_group_consumers", "/", &[]) };
+    let name = "127.0.0.1:4000 -> ?";
+    assert_eq!(texts(&ctl.list(of("g")).await.unwrap()), [["9", name, "active"], ["9", name, "inactive"]]);
+    assert!(matches!(ctl.list(of("other")).await, Err(ClientError::Refused { refusal: Some(Refusal::NotFound { .. }), .. })));
+}
+
+#[tokio::test]
+async fn what_a_stream_remembers_is_told_by_a_node_with_a_replica() {
+    let address = node(Arc::default()).await;
+    let mut ctl = client(&address).await;
+    let of = |what: &str, stream: &str| ListRequest { of: stream.into(), ..listing(what, "/", &[]) };
+    assert_eq!(texts(&ctl.list(of("stream_tracking", "here")).await.unwrap()), [["offset", "r", "3"]]);
+    assert!(ctl.list(of("stream_tracking_writer", "here")).await.unwrap().rows.is_empty());
+    let local = ctl.list(ListRequest { local: true, ..of("stream_tracking", "elsewhere") }).await;
+    assert!(matches!(local, Err(ClientError::Refused { refusal: Some(Refusal::Unavailable(_)), .. })), "{local:?}");
 }
 
 #[tokio::test]

@@ -480,18 +480,6 @@ impl Iterator for OpsReader {
     }
 }
 
-/// Whether a batch's operations settle anything: walks their heads only.
-pub fn has_settles(mut ops: &[u8]) -> bool {
-    while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
-        if head[0] == OP_SETTLE {
-            return true;
-        }
-        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
-        ops = rest.get(len..).unwrap_or(&[]);
-    }
-    false
-}
-
 /// The queues that a batch's enqueues go to, once for each message; walks the heads of operations only. Parts of transactions bring
 /// nothing yet.
 pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {

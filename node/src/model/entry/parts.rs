@@ -2,15 +2,20 @@
 //! Written by `edge` and `serving`, applied by `machine`.
 
 use super::ops::{OP_PART, OP_WORD, Ops, OpsReader};
-use crate::model::{Incarnation, NodeId, ShardId, TxId};
+use crate::model::{Incarnation, NodeId, SessionId, ShardId, TxId};
 use bytes::{Buf, BufMut, Bytes};
 
 /// Length of a transaction's id.
 const TX: usize = 18;
+/// Length of the session in a part's head.
+const SESSION: usize = 8;
 
 /// A part: its enqueues and settles take effect when the transaction is decided, and nobody sees them before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartOp {
+    /// It is strict: what it settles was given to this session, and it is refused under another one, for others may have it since. With
+    /// messages it is refused, too, when something that it settles is not there. When it is all of its transaction, nothing is waited for.
+    pub session: Option<SessionId>,
     /// Of which transaction.
     pub tx: TxId,
     /// Who decides; has a part itself.
@@ -79,11 +84,18 @@ impl Ops {
     pub fn begin_part(&mut self, tx: TxId, decider: ShardId, others: &[ShardId]) -> PartStart {
         self.frame(OP_PART, 0);
         let start = PartStart { length_at: self.buffer.len() - 4, ordinal: self.ordinals };
+        self.buffer.put_u64_le(0);
         self.put_tx(tx);
         self.buffer.put_u16_le(decider.0);
         self.buffer.put_u16_le(others.len() as u16);
         others.iter().for_each(|shard| self.buffer.put_u16_le(shard.0));
         start
+    }
+
+    /// The part under construction is strict: see `PartOp::session`.
+    pub fn claim(&mut self, start: &PartStart, session: SessionId) {
+        let at = start.length_at + 4;
+        self.buffer[at..at + SESSION].copy_from_slice(&session.0.to_le_bytes());
     }
 
     /// The part ends. It has one ordinal, which is returned.
@@ -136,24 +148,30 @@ fn read_tx(body: &mut impl Buf) -> Option<TxId> {
 }
 
 /// Takes the head of a part off.
-fn read_head(body: &mut impl Buf) -> Option<(TxId, ShardId, Vec<ShardId>)> {
+fn read_head(body: &mut impl Buf) -> Option<(Option<SessionId>, TxId, ShardId, Vec<ShardId>)> {
+    let session = Some(SessionId(body.try_get_u64_le().ok()?)).filter(|session| session.0 != 0);
     let (tx, decider) = (read_tx(body)?, ShardId(body.try_get_u16_le().ok()?));
     let others = (0..body.try_get_u16_le().ok()?).map(|_| body.try_get_u16_le().ok().map(ShardId)).collect::<Option<_>>()?;
-    Some((tx, decider, others))
+    Some((session, tx, decider, others))
 }
 
 /// `position`: of the first byte of `body` in its entry.
 pub(super) fn read_part(mut body: Bytes, position: usize) -> Option<PartOp> {
     let before = body.len();
-    let (tx, decider, others) = read_head(&mut body)?;
+    let (session, tx, decider, others) = read_head(&mut body)?;
     let position = position + before - body.len();
-    Some(PartOp { tx, decider, others, ops: OpsReader::over(body, position) })
+    Some(PartOp { session, tx, decider, others, ops: OpsReader::over(body, position) })
 }
 
 pub(super) fn read_word(body: &mut impl Buf) -> Option<(TxId, Word)> {
     let (tx, kind) = (read_tx(body)?, body.try_get_u8().ok()?);
     let word = Word::of(kind, ShardId(body.try_get_u16_le().ok()?))?;
     (!body.has_remaining()).then_some((tx, word))
+}
+
+/// The session of a strict part, by its body.
+pub(super) fn claimed_by(mut body: &[u8]) -> Option<SessionId> {
+    read_head(&mut body)?.0
 }
 
 /// Skips the head of a part; what is left are its operations.

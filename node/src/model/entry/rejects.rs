@@ -3,7 +3,7 @@
 
 use super::FRAME_HEAD;
 use super::ops::{OP_PART, OP_SETTLE, Ops, SettleReason, read_ranges};
-use super::parts::skip_head;
+use super::parts::{claimed_by, skip_head};
 use crate::model::QueueId;
 use crate::model::link::Ranges;
 use bytes::{Buf, Bytes};
@@ -11,20 +11,36 @@ use bytes::{Buf, Bytes};
 /// Which of these ranges of a queue's messages are rejected all the same.
 type Keep<'a> = dyn FnMut(QueueId, &Ranges) -> Ranges + 'a;
 
-/// Whether a batch rejects anything, by itself or in a part of a transaction: walks the heads of its operations only.
-pub fn has_rejects(mut ops: &[u8]) -> bool {
-    while let Some((kind, body, rest)) = split(ops) {
-        let found = match kind {
-            OP_SETTLE => body.first() == Some(&(SettleReason::Reject as u8)),
-            OP_PART => skip_head(body).is_some_and(has_rejects),
-            _ => false,
-        };
-        if found {
-            return true;
+/// What a batch does to messages that are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settling {
+    /// It settles some, by itself or in a strict part, which may be all of its transaction.
+    pub any: bool,
+    /// It rejects some, in whatever way.
+    pub rejects: bool,
+}
+
+impl Settling {
+    /// Walks the heads of a batch's operations, once.
+    pub fn of(mut ops: &[u8]) -> Settling {
+        let mut found = Settling::default();
+        while let Some((kind, body, rest)) = split(ops) {
+            match kind {
+                OP_SETTLE => {
+                    found.any = true;
+                    found.rejects |= body.first() == Some(&(SettleReason::Reject as u8));
+                }
+                OP_PART => {
+                    let part = skip_head(body).map(Settling::of).unwrap_or_default();
+                    found.any |= part.any && claimed_by(body).is_some();
+                    found.rejects |= part.rejects;
+                }
+                _ => {}
+            }
+            ops = rest;
         }
-        ops = rest;
+        found
     }
-    false
 }
 
 /// The operations of a batch, and of its rejects only what `keep` gives back; `None` when that is all. Ordinals stay as they are.
@@ -127,7 +143,7 @@ mod tests {
     #[test]
     fn only_rejects_are_taken_out_and_only_as_far_as_wanted() {
         let whole = batch(&[(2, 9), (12, 12)]);
-        assert!(has_rejects(&whole) && !has_rejects(&batch(&[])));
+        assert!(Settling::of(&whole).rejects && !Settling::of(&batch(&[])).rejects);
         assert_eq!(keep_rejects(&whole, |_, ranges| ranges.clone()), None);
         assert_eq!(keep_rejects(&batch(&[]), |_, _| panic!("there is none")), None);
         assert_eq!(keep_rejects(&whole, |queue, _| seqs(if queue == Q { &[(4, 5)] } else { &[] })), Some(batch(&[(4, 5)])));
@@ -141,7 +157,7 @@ mod tests {
         ops.settle(Q, SettleReason::Reject, &seqs(&[(1, 1)]));
         ops.end_part(start);
         let ops = ops.take();
-        assert!(has_rejects(&ops));
+        assert_eq!(Settling::of(&ops), Settling { any: false, rejects: true });
         let kept = keep_rejects(&ops, |_, _| Vec::new()).expect("less");
         let Some(Ok(Op::Part(part))) = OpsReader::at(&EntryBytes::from(kept), 0).next() else { panic!("no part") };
         assert_eq!((part.decider, part.ops.count()), (ShardId(4), 0));

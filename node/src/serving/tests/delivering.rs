@@ -186,6 +186,34 @@ async fn messages_that_no_replica_can_read_stop_their_queue_alone_and_only_until
 }
 
 #[tokio::test]
+async fn while_one_entry_is_slow_to_read_no_more_than_a_few_bytes_of_later_ones_wait_for_it() {
+    let shard = Shard::cold();
+    shard.declare(&[Q]);
+    let mut edge = shard.edge(1).await;
+    for n in 0..40 {
+        let batch = edge.batch(|ops| {
+            ops.enqueue(&[Q], b"", b"key", &[0, 0], &vec![n; 1 << 20]);
+        });
+        let seq = batch.seq;
+        edge.up(ToLeader::Batch(batch)).await;
+        assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused: vec![] });
+    }
+    shard.slow.index.store(entry_of(&shard, Q, 1), Ordering::Relaxed);
+    edge.consume(1, Q, None).await;
+    edge.nothing().await;
+    let reads = shard.slow.reads.load(Ordering::Relaxed);
+    assert!((2..=12).contains(&reads), "{reads} entries of 1 MiB were read");
+    shard.slow.go.notify_one();
+    let mut seqs = Vec::new();
+    while seqs.len() < 40 {
+        let got = timeout(SOON, edge.end.deliveries_rx.recv()).await.expect("all of them").expect("path closed");
+        seqs.extend(got.messages.iter().map(|m| m.seq.0));
+        edge.credit(1, 0, got.messages.iter().map(|m| m.message.len() as u64).sum()).await;
+    }
+    assert_eq!(seqs, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_purge_frees_a_queue_whose_messages_cannot_be_read() {
     let shard = Shard::cold();
     shard.declare(&[Q]);

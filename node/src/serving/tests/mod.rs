@@ -32,7 +32,7 @@ use crate::model::*;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -99,6 +99,15 @@ impl Proposer for Gate {
 struct Cold {
     bodies: Arc<LocalBodies>,
     bad: Arc<Mutex<Vec<u64>>>,
+    slow: Arc<Slow>,
+}
+
+/// An entry whose read takes until it is let go, and how many others were read.
+#[derive(Default)]
+struct Slow {
+    index: AtomicU64,
+    go: tokio::sync::Notify,
+    reads: AtomicUsize,
 }
 
 impl Bodies for Cold {
@@ -109,7 +118,14 @@ impl Bodies for Cold {
         if self.bad.lock().contains(&index) {
             return Box::pin(async { Err(std::io::ErrorKind::InvalidData.into()) });
         }
-        self.bodies.read(index)
+        self.slow.reads.fetch_add(1, Ordering::Relaxed);
+        let (read, slow) = (self.bodies.read(index), self.slow.clone());
+        Box::pin(async move {
+            if slow.index.load(Ordering::Relaxed) == index {
+                slow.go.notified().await;
+            }
+            read.await
+        })
     }
 }
 
@@ -127,6 +143,7 @@ struct Shard {
     machine: Arc<Mutex<DataMachine>>,
     bodies: Arc<LocalBodies>,
     bad: Arc<Mutex<Vec<u64>>>,
+    slow: Arc<Slow>,
     catalog: Arc<TestCatalog>,
     gate: Arc<Gate>,
     server: ServerHandle,
@@ -211,12 +228,13 @@ impl Shard {
         config.clock = clock.clone();
         let lateness = config.lateness.clone();
         let bad = Arc::<Mutex<Vec<u64>>>::default();
-        let cold = Cold { bodies: bodies.clone(), bad: bad.clone() };
+        let slow = Arc::<Slow>::default();
+        let cold = Cold { bodies: bodies.clone(), bad: bad.clone(), slow: slow.clone() };
         let read: Arc<dyn Bodies> = if setup.cold { Arc::new(cold) } else { bodies.clone() };
         spawn(config, mailbox, machine.clone(), gate.clone(), read, events_tx);
         let leader = Some(LeaderId { term, voter: 1 });
         server.leadership(Leadership { leader, is_me: true });
-        Shard { machine, bodies, bad, catalog, gate, server, events, office, courier, clock, lateness, term, setup }
+        Shard { machine, bodies, bad, slow, catalog, gate, server, events, office, courier, clock, lateness, term, setup }
     }
 
     /// Another leader over the same replicated state.

@@ -33,27 +33,29 @@ async fn a_repeated_batch_gets_the_same_verdict_and_no_second_effect() {
     assert_eq!(edge.stat(Q).await.ready, 1);
 }
 
-/// Fault test 1 of the rules: of several proposals in flight exactly one is refused, the later ones are not.
-async fn one_of_several_is_refused(position: usize) {
-    let shard = Shard::with_queues(&[Q]);
-    let mut edge = shard.edge(1).await;
-    *shard.gate.held.lock() = Some(VecDeque::new());
-    let mut unanswered = VecDeque::new();
-    for n in 0..limits::ENTRIES_IN_FLIGHT {
-        let batch = edge.messages(Q, n..n + 1);
-        unanswered.push_back(batch.clone());
-        edge.up(ToLeader::Batch(batch)).await;
-        while shard.gate.held.lock().as_ref().unwrap().len() <= n {
+/// Batches of each edge in each entry of fault test 1.
+const IN_ENTRY: usize = 2;
+/// So large that just those of two edges fill an entry.
+const FILLED: usize = limits::ENTRY_BYTES / (2 * IN_ENTRY + 1) + 1024;
+
+/// A batch with one large message.
+fn filled(edge: &mut Edge, name: &str, n: usize) -> Batch {
+    edge.batch(|ops| {
+        let body = format!("{name}{n}{}", " ".repeat(FILLED));
+        ops.enqueue(&[Q], b"", b"key", &[0, 0], body.as_bytes());
+    })
+}
+
+impl Shard {
+    async fn holds(&self, entries: usize) {
+        while self.gate.held.lock().as_ref().unwrap().len() < entries {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-    let held = shard.gate.held.lock().take().unwrap();
-    for (at, (token, leader, entry)) in held.into_iter().enumerate() {
-        match at == position {
-            true => shard.server.outcome(token, ProposalOutcome::Failed("refused".into())),
-            false => shard.gate.inner.propose(token, leader, entry),
-        }
-    }
+}
+
+/// The verdicts of all of `unanswered`, in order, and how often the leader wanted batches once more.
+async fn answered(edge: &mut Edge, mut unanswered: VecDeque<Batch>) -> usize {
     let mut rewinds = 0;
     while let Some(first) = unanswered.front().map(|batch| batch.seq) {
         match edge.down().await {
@@ -71,11 +73,59 @@ async fn one_of_several_is_refused(position: usize) {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(rewinds, 1);
-    edge.consume(1, Q, None).await;
-    let got: Vec<String> = edge.take(limits::ENTRIES_IN_FLIGHT).await.into_iter().map(|g| g.3).collect();
-    assert_eq!(got, (0..limits::ENTRIES_IN_FLIGHT).map(|n| format!("m{n}")).collect::<Vec<_>>());
-    edge.nothing().await;
+    rewinds
+}
+
+/// Fault test 1 of the rules: of several proposals in flight, each with several batches of two edges, exactly one is refused, the later
+/// ones are not.
+async fn one_of_several_is_refused(position: usize) {
+    const ENTRIES: usize = limits::ENTRIES_IN_FLIGHT;
+    let shard = Shard::patient();
+    let mut edges = [shard.edge(1).await, shard.edge(2).await];
+    *shard.gate.held.lock() = Some(VecDeque::new());
+    for n in 0..ENTRIES {
+        let batch = edges[0].messages(Q, n..n + 1);
+        edges[0].up(ToLeader::Batch(batch)).await;
+        shard.holds(n + 1).await;
+    }
+    // No slot is free: what comes now waits, and shares entries.
+    let mut unanswered = [VecDeque::new(), VecDeque::new()];
+    for ((edge, name), unanswered) in edges.iter_mut().zip(["a", "b"]).zip(&mut unanswered) {
+        for n in 0..ENTRIES * IN_ENTRY {
+            let batch = filled(edge, name, n);
+            unanswered.push_back(batch.clone());
+            edge.up(ToLeader::Batch(batch)).await;
+        }
+        edge.stat(Q).await;
+    }
+    let first: Vec<_> = shard.gate.held.lock().as_mut().unwrap().drain(..).collect();
+    for (token, leader, entry) in first {
+        shard.gate.inner.propose(token, leader, entry);
+    }
+    for seq in 1..=ENTRIES as u64 {
+        assert_eq!(edges[0].down().await, ToEdge::Verdict { seq: BatchSeq(seq), refused: vec![] });
+    }
+    shard.holds(ENTRIES).await;
+    let held = shard.gate.held.lock().take().unwrap();
+    for (at, (token, leader, entry)) in held.into_iter().enumerate() {
+        let len = entry.len();
+        assert!((2 * IN_ENTRY * FILLED..=limits::ENTRY_BYTES).contains(&len), "{len} bytes are not the batches that it should have");
+        match at == position {
+            true => shard.server.outcome(token, ProposalOutcome::Failed("refused".into())),
+            false => shard.gate.inner.propose(token, leader, entry),
+        }
+    }
+    for (edge, unanswered) in edges.iter_mut().zip(unanswered) {
+        assert_eq!(answered(edge, unanswered).await, 1, "times sent back");
+    }
+    edges[0].consume(1, Q, None).await;
+    let all = ENTRIES + 2 * ENTRIES * IN_ENTRY;
+    let got: Vec<String> = edges[0].take(all).await.into_iter().map(|g| g.3.trim_end().to_string()).collect();
+    for (name, count) in [("m", ENTRIES), ("a", ENTRIES * IN_ENTRY), ("b", ENTRIES * IN_ENTRY)] {
+        let of: Vec<&String> = got.iter().filter(|body| body.starts_with(name)).collect();
+        assert_eq!(of, (0..count).map(|n| format!("{name}{n}")).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+    }
+    edges[0].nothing().await;
 }
 
 #[tokio::test]

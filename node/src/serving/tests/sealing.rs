@@ -316,6 +316,34 @@ async fn a_deletion_whose_client_was_told_that_it_failed_does_not_happen_later()
 }
 
 #[tokio::test]
+async fn a_purge_whose_client_was_told_that_it_failed_takes_nothing_and_its_messages_are_delivered() {
+    for in_flight in [false, true] {
+        let shard = Shard::with_queues(&[Q]);
+        let mut edge = shard.edge(1).await;
+        edge.publish(Q, 0..3).await;
+        shard.hold();
+        edge.up(ToLeader::Purge { request: 9, queue: Q }).await;
+        shard.waiting(1).await;
+        let lose = || {
+            let (token, ..) = shard.gate.held.lock().as_mut().and_then(VecDeque::pop_front).expect("it was proposed");
+            shard.server.outcome(token, ProposalOutcome::Failed("test".into()));
+        };
+        // It is withdrawn while it is in flight, or after it failed and before it is proposed again.
+        if !in_flight {
+            lose();
+        }
+        edge.up(ToLeader::Withdraw { request: 9, queue: Q }).await;
+        edge.stat(Q).await;
+        if in_flight {
+            lose();
+        }
+        shard.let_go();
+        edge.consume(1, Q, None).await;
+        assert_eq!(edge.seqs(3).await, [1, 2, 3], "in flight: {in_flight}");
+    }
+}
+
+#[tokio::test]
 async fn a_deletion_whose_edge_is_away_is_not_written() {
     let mut shard = Shard::patient();
     let (one, mut two) = (shard.edge(1).await, shard.edge(2).await);

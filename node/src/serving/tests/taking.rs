@@ -133,3 +133,26 @@ async fn a_take_from_a_queue_that_goes_is_refused() {
     edge.ask_to_take(1, QueueId(77), 1, (false, true)).await;
     assert!(matches!(edge.down().await, ToEdge::Took { request: 1, result: Err(Refusal::NotFound { .. }) }));
 }
+
+#[tokio::test]
+async fn what_a_strict_part_settles_is_out_no_more_and_what_is_refused_stays_out() {
+    let shard = Shard::with_queues(&[Q]);
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..3).await;
+    assert_eq!(edge.take_now(Q, 1, true).await, [1]);
+    let session = edge.session;
+    for (claimed, refused) in [(SessionId(999), vec![(0, RefusedEnqueue::Lost)]), (session, vec![])] {
+        let batch = edge.batch(|ops| {
+            let tx = TxId { node: NodeId(1), incarnation: Incarnation(1), number: 5 };
+            let start = ops.begin_part(tx, ShardId(1), &[]);
+            ops.settle(Q, SettleReason::Ack, &[(Seq(1), Seq(1))]);
+            ops.claim(&start, claimed);
+            ops.end_part(start);
+        });
+        let seq = batch.seq;
+        edge.up(ToLeader::Batch(batch)).await;
+        assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused: refused.clone() });
+        let next = if refused.is_empty() { vec![2] } else { vec![] };
+        assert_eq!(edge.take_now(Q, 1, true).await, next, "alone");
+    }
+}

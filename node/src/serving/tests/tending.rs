@@ -193,6 +193,41 @@ async fn an_unused_queue_asks_for_its_end_and_a_used_one_does_not() {
     assert_eq!(event, ServerEvent::Sealed { queue: Q });
 }
 
+/// Ten thousand queues of all kinds in which nothing happens: the shard's task sleeps, and nothing wakes the thread that would run it.
+#[tokio::test]
+async fn idle_queues_wake_nobody() {
+    let expiring = QueueSettings { expires_ms: Some(2 * 3_600_000), ..QueueSettings::default() };
+    let counted = QueueSettings { delivery_limit: Some(20), ..QueueSettings::default() };
+    let kinds = [QueueSettings::default(), limit(5), ttl(1000), expiring, counted, single()];
+    let queues: Vec<QueueId> = (100..10_100).map(QueueId).collect();
+    let shard = Shard::new();
+    shard.catalog.2.lock().extend(queues.iter().zip(kinds.iter().cycle()).map(|(queue, kind)| (*queue, kind.clone())));
+    shard.declare(&queues);
+    let parked = || tokio::runtime::Handle::current().metrics().worker_park_count(0);
+    let sleeps = async {
+        loop {
+            let before = parked();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if shard.machine.lock().queues().count() == queues.len() && parked() - before <= 2 {
+                return;
+            }
+        }
+    };
+    timeout(SOON, sleeps).await.expect("only this test's own timers wake the thread");
+}
+
+#[test]
+fn an_alarm_is_early_only_where_the_clock_may_be_set() {
+    let now = tokio::time::Instant::now();
+    let later = |seconds| Some(now + Duration::from_secs(seconds));
+    let alarm = |by_clock, unused| super::super::tending::alarm_at(now, by_clock, unused);
+    assert_eq!(alarm(None, None), None);
+    assert_eq!(alarm(None, later(7200)), later(7200), "an idle queue is looked at when its time is over");
+    assert_eq!(alarm(later(7200), later(3600)), later(10));
+    assert_eq!(alarm(later(5), later(3600)), later(5));
+    assert_eq!(alarm(later(7200), later(2)), later(2));
+}
+
 #[tokio::test]
 async fn higher_priorities_come_first_also_when_given_back() {
     let shard = Shard::with(QueueSettings { max_priority: Some(5), ..QueueSettings::default() });

@@ -1,13 +1,13 @@
 //! Arguments of declarations and consumers: which of RabbitMQ's are refused because their effect is not there yet, which values are
 //! checked, what is merely stored. An argument whose effect arrives leaves its list here.
 
-use super::errors::{Fault, ReplyCode};
+use super::errors::Fault;
 use crate::model::catalog::{ExchangeKind, Table, Value};
 use crate::model::settings::QueueSettings;
 use crate::model::step::DeclareQueue;
 use crate::model::store;
 
-const QUEUE_REFUSED: [&str; 3] = ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type"];
+const QUEUE_REFUSED: [&str; 4] = ["x-consumer-disconnected-timeout", "x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type"];
 const ALTERNATE: &str = "alternate-exchange";
 
 /// Checks queue.declare.
@@ -26,7 +26,7 @@ fn check_queue_type(subject: &str, declare: &DeclareQueue) -> Result<(), Fault> 
         None => Ok(()),
         Some(Value::Text(kind)) => match kind.as_slice() {
             b"classic" | b"" | b"undefined" => Ok(()),
-            b"stream" if *auto_delete => Err(invalid("auto-delete")),
+            b"quorum" | b"stream" if *auto_delete => Err(invalid("auto-delete")),
             b"quorum" | b"stream" if *exclusive => Err(invalid("exclusive-owner")),
             b"quorum" | b"stream" if !durable => Err(invalid("non-durable")),
             b"quorum" | b"stream" => Ok(()),
@@ -73,13 +73,13 @@ pub fn check_consumer(queue: &str, vhost: &str, arguments: &Table) -> Result<(),
     }
 }
 
-/// The kind that exchange.declare names: an unknown one is 503, as in RabbitMQ.
+/// The kind that exchange.declare names: an unknown one is 406, as in RabbitMQ since 3.13.
 pub fn exchange_kind(kind: &[u8]) -> Result<ExchangeKind, Fault> {
     ExchangeKind::of_text(kind).ok_or_else(|| unknown_kind(&String::from_utf8_lossy(kind)))
 }
 
 fn unknown_kind(kind: &str) -> Fault {
-    Fault::new(ReplyCode::CommandInvalid, format!("unknown exchange type '{kind}'"))
+    Fault::precondition(format!("unknown exchange type '{kind}'"))
 }
 
 fn refuse(names: &[&str], arguments: &Table, subject: &str) -> Result<(), Fault> {

@@ -8,9 +8,9 @@ use super::requests::Pending;
 use super::transaction::Transaction;
 use super::unsettled::Unsettled;
 use super::{Out, Shared};
+use crate::model::ConsumerId;
 use crate::model::catalog::Table;
 use crate::model::step::{Held, Outcome, Publish, Request, Step};
-use crate::model::{ConsumerId, properties};
 use crate::wire::amqp::{ContentHeader, Frame, FrameKind, Method, content};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
@@ -26,6 +26,8 @@ pub(super) enum Command {
     Method(Method),
     /// basic.publish with its content; the ticket is given out when it runs.
     Publish(Box<Publish>),
+    /// A message that is refused by its method or its header alone.
+    Refuse(Box<Fault>),
 }
 
 /// Content on its way in (spec 4.2.6).
@@ -40,6 +42,21 @@ enum Assembly {
         /// Pieces so far, when there is more than one.
         pieces: BytesMut,
     },
+    /// Of a message whose refusal waits for its turn: passed over. `None`: its header is to come.
+    Refused {
+        missing: Option<u64>,
+    },
+}
+
+impl Assembly {
+    /// What it counts of `Shared::assembling`.
+    fn bytes(&self) -> usize {
+        match self {
+            Assembly::Idle | Assembly::Refused { .. } => 0,
+            Assembly::Header(publish) => weight(publish),
+            Assembly::Body { publish, pieces, .. } => weight(publish) + pieces.len(),
+        }
+    }
 }
 
 /// Bytes that a message holds while its body is not complete, those of the body aside.
@@ -123,30 +140,42 @@ impl Channel {
         if let Some(Pending::Close) = self.waiting {
             return Ok(());
         }
+        if frame.kind == FrameKind::Heartbeat {
+            return Err(Fault::out_of_place(&frame));
+        }
         match (frame.kind, std::mem::take(&mut self.assembly)) {
             (FrameKind::Method, Assembly::Idle) => self.on_method(frame.payload, shared, out),
             (FrameKind::Header, Assembly::Header(publish)) => self.on_header(frame.payload, publish, shared, out),
             (FrameKind::Body, Assembly::Body { publish, missing, pieces }) => {
                 self.on_body(frame.payload, publish, missing, pieces, shared, out)
             }
-            (FrameKind::Heartbeat, _) => Err(Fault::unexpected("type 8, all octets = <<>>")),
+            (FrameKind::Header, Assembly::Refused { missing: None }) => {
+                self.pass_over(read_header(frame.payload)?.body_size);
+                Ok(())
+            }
+            (FrameKind::Body, Assembly::Refused { missing: Some(missing) }) => {
+                let still = missing.checked_sub(frame.payload.len() as u64).ok_or_else(too_large)?;
+                self.pass_over(still);
+                Ok(())
+            }
             (_, Assembly::Idle) => Err(Fault::unexpected("expected method frame, got non method frame instead")),
-            (_, Assembly::Header(publish)) => {
-                shared.assembling -= weight(&publish);
-                Err(Fault::unexpected("expected content header for class 60, got non content header frame instead").at(BASIC_PUBLISH))
-            }
-            (_, Assembly::Body { publish, pieces, .. }) => {
-                shared.assembling -= weight(&publish) + pieces.len();
-                Err(Fault::unexpected("expected content body, got non content body frame instead").at(BASIC_PUBLISH))
-            }
+            (_, assembly) => Err(out_of_order(&assembly, shared)),
         }
+    }
+
+    /// So many bytes of a refused message are still to come.
+    fn pass_over(&mut self, missing: u64) {
+        self.assembly = if missing > 0 { Assembly::Refused { missing: Some(missing) } } else { Assembly::Idle };
     }
 
     fn on_method(&mut self, payload: Bytes, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         let size = payload.len();
         let method = Method::decode(payload)?.ok_or_else(|| Fault::new(ReplyCode::CommandInvalid, "unimplemented method"))?;
         match method {
-            Method::BasicPublish { immediate: true, .. } => Err(Fault::not_implemented("immediate=true").at(BASIC_PUBLISH)),
+            Method::BasicPublish { immediate: true, .. } => {
+                self.assembly = Assembly::Refused { missing: None };
+                self.accept_refusal(Fault::not_implemented("immediate=true"), shared, out)
+            }
             Method::BasicPublish { exchange, routing_key, mandatory, .. } => {
                 shared.begun(self.number);
                 let publish = Publish {
@@ -168,17 +197,13 @@ impl Channel {
 
     fn on_header(&mut self, payload: Bytes, mut publish: Publish, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         shared.assembling -= weight(&publish);
-        let header = ContentHeader::decode(payload).map_err(|m| Fault::from(m).at(BASIC_PUBLISH))?;
-        if header.class != content::CLASS_BASIC {
-            let text = format!("expected content header for class 60, got one for class {} instead", header.class);
-            return Err(Fault::unexpected(text).at(BASIC_PUBLISH));
-        }
+        let header = read_header(payload)?;
         if header.body_size > shared.max_message_bytes {
             let text = format!("message size {} is larger than configured max size {}", header.body_size, shared.max_message_bytes);
-            return Err(Fault::precondition(text).at(BASIC_PUBLISH));
+            self.pass_over(header.body_size);
+            return self.accept_refusal(Fault::precondition(text), shared, out);
         }
         publish.properties = header.properties;
-        check_expiration(&publish.properties)?;
         let missing = header.body_size as usize;
         if missing == 0 {
             return self.accept_publish(publish, shared, out);
@@ -200,8 +225,7 @@ impl Channel {
     ) -> Result<(), Fault> {
         let Some(still) = missing.checked_sub(piece.len()) else {
             shared.assembling -= weight(&publish) + pieces.len();
-            let text = "content body larger than the size in the content header";
-            return Err(Fault::new(ReplyCode::FrameError, text).at(BASIC_PUBLISH));
+            return Err(too_large());
         };
         if still > 0 {
             pieces.extend_from_slice(&piece);
@@ -226,6 +250,15 @@ impl Channel {
         }
         let size = publish.body.len() + publish.properties.len();
         self.wait(Command::Publish(Box::new(publish)), size, shared);
+        Ok(())
+    }
+
+    fn accept_refusal(&mut self, fault: Fault, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
+        let refusal = Command::Refuse(Box::new(fault.at(BASIC_PUBLISH)));
+        if self.is_idle() {
+            return self.run(refusal, shared, out);
+        }
+        self.wait(refusal, 0, shared);
         Ok(())
     }
 
@@ -259,6 +292,12 @@ impl Channel {
     fn run(&mut self, command: Command, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
         match command {
             Command::Publish(publish) => self.publish(*publish, shared, out),
+            // Those before it may be refused as well: they count first.
+            Command::Refuse(fault) if self.published => {
+                self.ask(Request::Barrier, Pending::Refuse(fault), out);
+                Ok(())
+            }
+            Command::Refuse(fault) => Err(*fault),
             Command::Method(method) => {
                 let id = method.id();
                 self.run_method(method, shared, out).map_err(|fault| fault.at(id))
@@ -333,11 +372,7 @@ impl Channel {
     pub(super) fn drop_backlog(&mut self, shared: &mut Shared) {
         self.backlog.clear();
         shared.backlog -= std::mem::take(&mut self.backlog_bytes);
-        match std::mem::take(&mut self.assembly) {
-            Assembly::Idle => {}
-            Assembly::Header(publish) => shared.assembling -= weight(&publish),
-            Assembly::Body { publish, pieces, .. } => shared.assembling -= weight(&publish) + pieces.len(),
-        }
+        shared.assembling -= std::mem::take(&mut self.assembly).bytes();
     }
 
     /// A message that is not complete lets go of the read buffer that its parts are slices of: thousands of unfinished messages
@@ -386,7 +421,7 @@ impl Channel {
         }
         let mut held: Vec<Held> = Vec::new();
         self.unsettled.take_all(&mut held);
-        out.step(Step::Settle { held, outcome: Outcome::Requeue });
+        out.step(Step::Settle { held, outcome: Outcome::Requeue, asked: true });
         Ok(())
     }
 
@@ -408,16 +443,32 @@ impl Channel {
     }
 }
 
-/// A time to live that is none closes the channel, as in RabbitMQ.
-fn check_expiration(list: &[u8]) -> Result<(), Fault> {
-    let Some(text) = properties::field(list, properties::EXPIRATION) else { return Ok(()) };
-    match properties::check_expiration(text) {
-        Ok(_) => Ok(()),
-        Err(why) => {
-            let text = String::from_utf8_lossy(text);
-            Err(Fault::precondition(format!("invalid expiration '{text}': {why}")).at(BASIC_PUBLISH))
-        }
+fn read_header(payload: Bytes) -> Result<ContentHeader, Fault> {
+    let header = ContentHeader::decode(payload).map_err(|m| Fault::from(m).at(BASIC_PUBLISH))?;
+    if header.weight != 0 {
+        return Err(Fault::unexpected("expected content header for class 60, got non content header frame instead").at(BASIC_PUBLISH));
     }
+    if header.class == content::CLASS_BASIC {
+        return Ok(header);
+    }
+    let text = format!("expected content header for class 60, got one for class {} instead", header.class);
+    Err(Fault::unexpected(text).at(BASIC_PUBLISH))
+}
+
+fn too_large() -> Fault {
+    Fault::new(ReplyCode::FrameError, "content body larger than the size in the content header").at(BASIC_PUBLISH)
+}
+
+/// A frame came that is not the next one of the message. That is forgotten.
+fn out_of_order(assembly: &Assembly, shared: &mut Shared) -> Fault {
+    shared.assembling -= assembly.bytes();
+    let text = match assembly {
+        Assembly::Body { .. } | Assembly::Refused { missing: Some(_) } => "expected content body, got non content body frame instead",
+        Assembly::Idle | Assembly::Header(_) | Assembly::Refused { missing: None } => {
+            "expected content header for class 60, got non content header frame instead"
+        }
+    };
+    Fault::unexpected(text).at(BASIC_PUBLISH)
 }
 
 fn refused(requeue: bool) -> Outcome {

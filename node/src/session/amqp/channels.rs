@@ -50,8 +50,12 @@ impl Session {
 
     fn on_first_frame(&mut self, frame: Frame, out: &mut Out) -> Result<(), Fault> {
         let number = frame.channel;
-        if frame.kind != FrameKind::Method {
-            return Err(Fault::unexpected("expected method frame, got non method frame instead"));
+        match frame.kind {
+            FrameKind::Method => {}
+            FrameKind::Heartbeat => return Err(Fault::out_of_place(&frame)),
+            FrameKind::Header | FrameKind::Body => {
+                return Err(Fault::unexpected("expected method frame, got non method frame instead"));
+            }
         }
         match Method::decode(frame.payload)? {
             Some(Method::ChannelOpen { .. }) => {}
@@ -126,6 +130,7 @@ impl Session {
             | Event::Blocked(_)
             | Event::Unblocked
             | Event::Report
+            | Event::Lost { .. }
             | Event::Close(_)
             | Event::Left => {}
         }
@@ -172,6 +177,6 @@ impl Session {
 fn give_up(result: Result<Reply, Refusal>, out: &mut Out) {
     if let Ok(Reply::Got(Some(got))) = result {
         let held = vec![Held { shard: got.shard, queue: got.delivery.queue, seq: got.delivery.seq, consumer: None }];
-        out.step(Step::Settle { held, outcome: Outcome::Requeue });
+        out.step(Step::Settle { held, outcome: Outcome::Requeue, asked: false });
     }
 }

@@ -36,7 +36,7 @@ impl Channel {
             }
         }
         if !settled.is_empty() {
-            out.step(Step::Settle { held: settled, outcome: Outcome::Ack });
+            out.step(Step::Settle { held: settled, outcome: Outcome::Ack, asked: false });
         }
         out.step(written(consumer, messages));
     }
@@ -100,7 +100,7 @@ fn shown(properties: &[u8], failures: u32) -> Option<Vec<u8>> {
 /// Messages that reached the session for a consumer or channel that has ended: back to their places, and their credit with them.
 pub(super) fn give_back(consumer: ConsumerId, shard: ShardId, messages: &[Delivery], out: &mut Out) {
     let held = messages.iter().map(|d| Held { shard, queue: d.queue, seq: d.seq, consumer: Some(consumer) }).collect();
-    out.step(Step::Settle { held, outcome: Outcome::Requeue });
+    out.step(Step::Settle { held, outcome: Outcome::Requeue, asked: false });
     out.step(written(consumer, messages));
 }
 

@@ -2,7 +2,7 @@
 //! Texts are RabbitMQ's: clients and their tests match on them.
 
 use crate::model::catalog::Refusal;
-use crate::wire::amqp::{FrameError, Malformed};
+use crate::wire::amqp::{Frame, FrameError, Malformed, frame};
 
 /// Reply codes (spec 1.2), those in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +124,11 @@ impl Fault {
         Fault::new(ReplyCode::UnexpectedFrame, text)
     }
 
+    /// 505 of a frame that has no business where it came.
+    pub fn out_of_place(frame: &Frame) -> Fault {
+        Fault::unexpected(format!("type {}, {}", frame.kind as u8, frame::snippet(&frame.payload)))
+    }
+
     /// 403 of a failed login; the client learns no more than that.
     pub fn login_refused(mechanism: &str) -> Fault {
         let text = format!("Login was refused using authentication mechanism {mechanism}. For details see the broker logfile.");
@@ -157,7 +162,6 @@ impl From<Refusal> for Fault {
             Refusal::NotFound { .. } => Fault::new(ReplyCode::NotFound, refusal.to_string()),
             Refusal::Inequivalent(text) | Refusal::Precondition(text) => Fault::precondition(text),
             Refusal::Access(text) => Fault::new(ReplyCode::AccessRefused, text),
-            Refusal::Locked(text) if text.contains("in exclusive use") => Fault::new(ReplyCode::AccessRefused, text),
             Refusal::Locked(text) => Fault::new(ReplyCode::ResourceLocked, text),
             Refusal::Unavailable(text) => Fault::unavailable(text),
             Refusal::NotImplemented(text) => Fault::not_implemented(text),

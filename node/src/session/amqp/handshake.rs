@@ -110,17 +110,20 @@ pub(super) fn mechanism<'a>(name: &[u8], options: &'a Options) -> Result<Mechani
     }
 }
 
-/// The login of connection.start-ok. `None`: a response that no login can be read from. EXTERNAL's response would be another name to
-/// act under; RabbitMQ ignores it, and so do we.
-pub(super) fn login(mechanism: Mechanism<'_>, response: &[u8]) -> Option<Step> {
+/// The login of connection.start-ok. EXTERNAL's response would be another name to act under; RabbitMQ ignores it, and so do we.
+///
+/// # Errors
+/// 502 for a response that no login can be read from: RabbitMQ's words without the response, which may hold a password.
+pub(super) fn login(mechanism: Mechanism<'_>, response: &[u8]) -> Result<Step, Fault> {
+    let invalid = |text: &str| Fault::new(ReplyCode::SyntaxError, text);
     match mechanism {
-        Mechanism::Plain => plain(response),
-        Mechanism::AmqPlain => amqplain(response),
-        Mechanism::External(user) => Some(Step::AuthenticateByCertificate { user: user.clone() }),
+        Mechanism::Plain => plain(response).ok_or_else(|| invalid("response invalid")),
+        Mechanism::AmqPlain => amqplain(response).map_err(invalid),
+        Mechanism::External(user) => Ok(Step::AuthenticateByCertificate { user: user.clone() }),
     }
 }
 
-/// RFC 4616: authorization id NUL user NUL password; the first is ignored, as RabbitMQ does.
+/// RFC 4616: authorization id NUL user NUL password. The first is ignored; RabbitMQ refuses a response that has one.
 fn plain(response: &[u8]) -> Option<Step> {
     let mut parts = response.splitn(3, |b| *b == 0).skip(1);
     let user = str::from_utf8(parts.next()?).ok()?.to_owned();
@@ -128,13 +131,18 @@ fn plain(response: &[u8]) -> Option<Step> {
 }
 
 /// A table of LOGIN and PASSWORD without its length.
-fn amqplain(response: &[u8]) -> Option<Step> {
-    let table = table::read_entries(response).ok()?;
-    match (table.get("LOGIN")?, table.get("PASSWORD")?) {
-        (Value::Text(user), Value::Text(password)) => {
-            Some(Step::Authenticate { user: String::from_utf8(user.clone()).ok()?, password: password.clone() })
+fn amqplain(response: &[u8]) -> Result<Step, &'static str> {
+    let table = table::read_entries(response).map_err(|_| "AMQPLAIN auth info is no table")?;
+    let (Some(user), Some(password)) = (table.get("LOGIN"), table.get("PASSWORD")) else {
+        return Err("AMQPLAIN auth info is missing LOGIN or PASSWORD field");
+    };
+    let unsupported = "AMQPLAIN auth info uses unsupported type for LOGIN or PASSWORD field";
+    match (user, password) {
+        (Value::Text(user) | Value::Bytes(user), Value::Text(password) | Value::Bytes(password)) => {
+            let user = String::from_utf8(user.clone()).map_err(|_| unsupported)?;
+            Ok(Step::Authenticate { user, password: password.clone() })
         }
-        _ => None,
+        _ => Err(unsupported),
     }
 }
 

@@ -52,6 +52,8 @@ pub enum Phase {
     Handshake,
     /// In a vhost.
     Running,
+    /// The client said goodbye, and is answered when all that it sent before has taken effect.
+    Leaving,
     /// connection.close was sent: wait for close-ok, not for long.
     Closing,
     /// Write what is left, then close the socket.
@@ -187,7 +189,8 @@ impl Session {
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Header | State::Start | State::Authenticating { .. } | State::Tune | State::Open | State::Opening => Phase::Handshake,
-            State::Running | State::Leaving | State::Parting => Phase::Running,
+            State::Running => Phase::Running,
+            State::Leaving | State::Parting => Phase::Leaving,
             State::Closing => Phase::Closing,
             State::Closed => Phase::Closed,
         }
@@ -242,7 +245,7 @@ impl Session {
             (State::Closing, _) => Ok(()),
             (State::Running, _) => self.on_channel_frame(frame, out),
             (State::Start | State::Authenticating { .. } | State::Tune | State::Open | State::Opening, _) => {
-                Err(Fault::unexpected(format!("a frame of channel {channel} before connection.open-ok")))
+                Err(Fault::out_of_place(&frame))
             }
         };
         if let Err(fault) = result {
@@ -331,7 +334,7 @@ impl Session {
             FrameKind::Heartbeat => return Ok(()),
             FrameKind::Method => {}
             FrameKind::Header | FrameKind::Body if self.state == State::Closing => return Ok(()),
-            FrameKind::Header | FrameKind::Body => return Err(Fault::unexpected("content on channel 0")),
+            FrameKind::Header | FrameKind::Body => return Err(Fault::out_of_place(&frame)),
         }
         let method = match Method::decode(frame.payload) {
             Ok(Some(method)) => method,
@@ -355,10 +358,7 @@ impl Session {
                 let mechanism = handshake::mechanism(&mechanism, &self.options)?;
                 self.mechanism = mechanism.name();
                 self.state = State::Authenticating { mechanism: mechanism.name() };
-                match handshake::login(mechanism, &response) {
-                    Some(step) => out.step(step),
-                    None => self.on_login_refused(out),
-                }
+                out.step(handshake::login(mechanism, &response)?);
             }
             (Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }, State::Tune) => {
                 handshake::check_tune(channel_max, frame_max)?;
@@ -436,6 +436,11 @@ impl Session {
                 return;
             }
             State::Leaving | State::Parting => return self.close_ok(out),
+            _ if !self.is_told(&fault) => {
+                tracing::info!(code = fault.code.parts().0, text = %fault.text, state = self.state.text(), "ending a handshake");
+                self.state = State::Closed;
+                return;
+            }
             _ => {}
         }
         tracing::info!(code = fault.code.parts().0, text = %fault.text, method = ?fault.method, "closing connection");
@@ -447,6 +452,16 @@ impl Session {
         self.channels.clear();
         self.shared.backlog = 0;
         self.shared.assembling = 0;
+    }
+
+    /// Before the vhost is named RabbitMQ says why it goes only to those whose login or whose sizes it refuses.
+    fn is_told(&self, fault: &Fault) -> bool {
+        match self.state {
+            State::Start | State::Authenticating { .. } => fault.code == ReplyCode::AccessRefused,
+            State::Tune => fault.code == ReplyCode::NotAllowed,
+            State::Header | State::Open | State::Opening => true,
+            State::Running | State::Leaving | State::Parting | State::Closing | State::Closed => true,
+        }
     }
 
     fn fail(&mut self, channel: u16, fault: Fault, out: &mut Out) {

@@ -37,7 +37,7 @@ impl Out {
             _ => false,
         };
         if !grows {
-            self.steps.push_back(Step::Settle { held: Vec::new(), outcome });
+            self.steps.push_back(Step::Settle { held: Vec::new(), outcome, asked: true });
         }
         self.settling = Some((channel, tag));
         match self.steps.back_mut() {

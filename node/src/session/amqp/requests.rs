@@ -67,6 +67,8 @@ pub(super) enum Pending {
     },
     /// channel.close-ok.
     Close,
+    /// channel.close, or connection.close, unless something before it closes first.
+    Refuse(Box<Fault>),
 }
 
 impl Pending {
@@ -82,6 +84,7 @@ impl Pending {
             Pending::Cancel { .. } => (60, 30),
             Pending::Get { .. } => (60, 70),
             Pending::Close => (20, 40),
+            Pending::Refuse(fault) => fault.method,
         }
     }
 }
@@ -117,8 +120,7 @@ impl Channel {
                 if self.declares_reply_queue(&queue, nowait, out)? {
                     return Ok(());
                 }
-                let name = self.declared_name(&queue, passive, shared)?;
-                let declare = DeclareQueue { name, passive, durable, exclusive, auto_delete, arguments };
+                let declare = DeclareQueue { name: shared.name(&queue)?, passive, durable, exclusive, auto_delete, arguments };
                 if !passive {
                     arguments::check_queue(&declare)?;
                 }
@@ -211,6 +213,7 @@ impl Channel {
                 self.finish(shared, out);
                 Ok(())
             }
+            (Pending::Refuse(fault), _) => Err(*fault),
             (pending, reply) => {
                 tracing::error!(?pending, ?reply, "a reply of the wrong kind");
                 Err(Fault::new(ReplyCode::InternalError, "reply of the wrong kind"))
@@ -225,7 +228,7 @@ impl Channel {
         self.say_unless(nowait, &Method::BasicConsumeOk { consumer_tag: Short(tag) }, out)
     }
 
-    /// "" stands for the queue declared last on this channel.
+    /// "" stands for the queue declared last on this channel, but not in queue.declare.
     fn queue_name(&self, queue: &Short, shared: &Shared) -> Result<Name, Fault> {
         if !queue.is_empty() {
             return shared.name(queue);
@@ -234,11 +237,6 @@ impl Channel {
             return Err(Fault::new(ReplyCode::NotFound, "no previously declared queue"));
         }
         Ok(Name { vhost: shared.vhost.clone(), name: self.last_queue.clone() })
-    }
-
-    /// "" asks for a server-made name, but a passive declaration means the queue declared last.
-    fn declared_name(&self, queue: &Short, passive: bool, shared: &Shared) -> Result<Name, Fault> {
-        if passive { self.queue_name(queue, shared) } else { shared.name(queue) }
     }
 
     fn queue_binding(&self, shared: &Shared, exchange: &Short, queue: &Short, key: &Short, arguments: Table) -> Result<BindingSpec, Fault> {

@@ -65,7 +65,7 @@ impl Channel {
         let settlements = Transaction::settlements(tx.settled);
         self.waiting = Some(Pending::Say { ok: Method::TxCommitOk {}, nowait: false, method: Method::TxCommit {}.id() });
         self.published = false;
-        out.step(Step::Commit(Box::new(Commit { channel: self.number, publishes: tx.publishes, settlements })));
+        out.step(Step::Commit(Box::new(Commit { channel: self.number, publishes: tx.publishes, settlements, is_strict: false })));
         Ok(())
     }
 

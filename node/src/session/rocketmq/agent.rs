@@ -37,8 +37,8 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// Its number on this node.
     pub number: u32,
-    /// For whom it works.
-    pub user: Arc<str>,
+    /// For whom it works; `None`: for many, whose rights are checked elsewhere, on a connection of the broker's own.
+    pub user: Option<Arc<str>>,
     /// Where.
     pub vhost: Arc<str>,
 }
@@ -153,8 +153,8 @@ enum State {
 enum Doing {
     Publishing,
     Polling(Box<Poll>),
-    /// A part of what is settled by one command.
-    Settling,
+    /// A part of what is settled by one command: those at these places.
+    Settling(Vec<usize>),
     HalfPublishing(Box<HalfPublish>),
     HalfTaking(Box<HalfPublish>),
     Checking(Box<Check>),
@@ -164,6 +164,14 @@ enum Doing {
 struct Call {
     id: u64,
     doing: Doing,
+}
+
+/// What one transaction is to settle of a command.
+struct Part {
+    publishes: Vec<Publish>,
+    held: Vec<Held>,
+    /// Places among the handles of the command.
+    places: Vec<usize>,
 }
 
 /// A command whose parts are settled one by one.
@@ -192,9 +200,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// A new one, with its first step.
-    pub fn new(identity: Identity, random: Random) -> (Agent, Step) {
-        let step = Step::AuthenticateByCertificate { user: identity.user.clone() };
+    /// A new one, with its first step; the broker's own connection is open as it comes.
+    pub fn new(identity: Identity, random: Random) -> (Agent, Option<Step>) {
+        let step = identity.user.clone().map(|user| Step::AuthenticateByCertificate { user });
         let agent = Agent {
             identity,
             state: State::Coming(Vec::new()),
@@ -251,13 +259,13 @@ impl Agent {
     pub fn tick(&mut self, now_ms: u64, out: &mut Output) {
         let over = self.holding.over(now_ms);
         if !over.is_empty() {
-            out.steps.push(Step::Settle { held: over, outcome: Fate::Requeue });
+            out.steps.push(Step::Settle { held: over, outcome: Fate::Requeue, asked: true });
         }
         if self.halves_check_ms <= now_ms {
             self.halves_check_ms = now_ms + HALVES_CHECK_MS;
             let over = self.halves.over(now_ms);
             if !over.is_empty() {
-                out.steps.push(Step::Settle { held: over, outcome: Fate::Ack });
+                out.steps.push(Step::Settle { held: over, outcome: Fate::Ack, asked: true });
             }
         }
     }
@@ -285,6 +293,10 @@ impl Agent {
                     self.channels.give_back(channel);
                 }
                 out.steps.push(Step::ChannelClosed { channel, held: Vec::new() });
+            }
+            Event::Lost { shard } => {
+                self.holding.lose(shard);
+                self.halves.lose(shard);
             }
             Event::Report => {
                 let report = Report { state: "running", mechanism: "MQ-HTTP", ..Report::default() };
@@ -324,13 +336,16 @@ impl Agent {
                 out.steps.push(Step::Request { channel, request });
             }
             Command::Ack { slots, scope } => {
-                let held: Vec<Option<Held>> = slots.iter().map(|slot| self.holding.take(*slot, &scope, now_ms)).collect();
-                let good = held.iter().map(Option::is_some).collect();
-                let mut held: Vec<Held> = held.into_iter().flatten().collect();
-                held.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));
+                let taken = slots.iter().map(|slot| self.holding.take(*slot, &scope, now_ms)).enumerate();
+                let mut taken: Vec<(Held, usize)> = taken.filter_map(|(place, held)| Some((held?, place))).collect();
+                taken.sort_unstable_by_key(|(held, _)| (held.shard, held.queue, held.seq));
                 // What lies in one shard is one batch; nothing binds the shards together.
-                let parts = held.chunk_by(|a, b| a.shard == b.shard).map(|part| (Vec::new(), part.to_vec())).collect();
-                self.settle(id, good, parts, out);
+                let parts = taken.chunk_by(|a, b| a.0.shard == b.0.shard).map(|part| {
+                    let (held, places) = part.iter().copied().unzip();
+                    Part { publishes: Vec::new(), held, places }
+                });
+                let parts = parts.collect();
+                self.settle(id, slots.len(), parts, out);
             }
             Command::Half(half) if self.halves.is_full() => {
                 let why = format!("too many half messages of topic {} wait for their decisions on this node", half.topic);
@@ -350,14 +365,14 @@ impl Agent {
                 out.steps.push(Step::Request { channel, request });
             }
             Command::Decide { slots, topic, commit } => {
-                let halves: Vec<_> = slots.iter().map(|slot| self.halves.take(*slot, &topic, now_ms)).collect();
-                let good = halves.iter().map(Option::is_some).collect();
-                let part = |half: super::halves::Half| {
+                let taken = slots.iter().map(|slot| self.halves.take(*slot, &topic, now_ms)).enumerate();
+                let parts = taken.filter_map(|(place, half)| {
+                    let half = half?;
                     let publishes = if commit { vec![whole(&topic, &half.message, now_ms)] } else { Vec::new() };
-                    (publishes, vec![half.held])
-                };
-                let parts = halves.into_iter().flatten().map(part).collect();
-                self.settle(id, good, parts, out);
+                    Some(Part { publishes, held: vec![half.held], places: vec![place] })
+                });
+                let parts = parts.collect();
+                self.settle(id, slots.len(), parts, out);
             }
         }
     }
@@ -375,20 +390,23 @@ impl Agent {
         channel
     }
 
-    /// Each part is one transaction.
-    fn settle(&mut self, id: u64, good: Vec<bool>, parts: Vec<(Vec<Publish>, Vec<Held>)>, out: &mut Output) {
+    /// Each part is one transaction, which has no effect where others may have been given what it settles. `handles`: how many were named.
+    fn settle(&mut self, id: u64, handles: usize, parts: Vec<Part>, out: &mut Output) {
+        let mut good = vec![false; handles];
+        parts.iter().flat_map(|part| &part.places).for_each(|place| good[*place] = true);
         self.joints.insert(id, Joint { left: parts.len(), good, refusal: None });
-        for (publishes, held) in parts {
+        for Part { publishes, held, places } in parts {
             let Some(channel) = self.channels.take() else {
                 // Without a channel for the answer: it is done, and nobody hears when.
-                out.steps.push(Step::Settle { held, outcome: Fate::Requeue });
+                out.steps.push(Step::Settle { held, outcome: Fate::Requeue, asked: true });
                 let why = "too many requests of this user are under way on this node".to_owned();
                 self.part_done(id, Some(Refusal::Unavailable(why)), out);
                 continue;
             };
-            self.calls.insert(channel, Call { id, doing: Doing::Settling });
+            self.calls.insert(channel, Call { id, doing: Doing::Settling(places) });
             let publishes = publishes.into_iter().map(|publish| Publish { channel, ..publish }).collect();
-            out.steps.push(Step::Commit(Box::new(Commit { channel, publishes, settlements: vec![(held, Fate::Ack)] })));
+            let settlements = vec![(held, Fate::Ack)];
+            out.steps.push(Step::Commit(Box::new(Commit { channel, publishes, settlements, is_strict: true })));
         }
         self.joint_done(id, out);
     }
@@ -420,8 +438,15 @@ impl Agent {
 
     fn done(&mut self, call: Call, outcome: Outcome, out: &mut Output) {
         match (call.doing, outcome) {
-            (Doing::Settling, Outcome::Refused(refusal)) => self.part_done(call.id, Some(refusal), out),
-            (Doing::Settling, _) => self.part_done(call.id, None, out),
+            // Others may have been given these: the handles are not good any more.
+            (Doing::Settling(places), Outcome::Refused(Refusal::Locked(_))) => {
+                if let Some(joint) = self.joints.get_mut(&call.id) {
+                    places.into_iter().for_each(|place| joint.good[place] = false);
+                }
+                self.part_done(call.id, None, out);
+            }
+            (Doing::Settling(_), Outcome::Refused(refusal)) => self.part_done(call.id, Some(refusal), out),
+            (Doing::Settling(_), _) => self.part_done(call.id, None, out),
             (_, outcome) => out.done.push((call.id, outcome)),
         }
     }
@@ -464,7 +489,7 @@ impl Agent {
                 messages.iter().map(|one| Held { shard: one.shard, queue: one.delivery.queue, seq: one.delivery.seq, consumer: None });
             let held: Vec<Held> = held.collect();
             if !held.is_empty() {
-                out.steps.push(Step::Settle { held, outcome: Fate::Requeue });
+                out.steps.push(Step::Settle { held, outcome: Fate::Requeue, asked: true });
             }
             return;
         };
@@ -492,7 +517,7 @@ impl Agent {
                 self.halves_found(out);
                 self.check(id, &check, now_ms, out);
             }
-            Doing::Publishing | Doing::Settling | Doing::HalfPublishing(_) => {}
+            Doing::Publishing | Doing::Settling(_) | Doing::HalfPublishing(_) => {}
         }
     }
 
@@ -521,7 +546,7 @@ impl Agent {
             let slot = self.slot();
             let shown = shown(&delivery, &message);
             let published_ms = shown.published_ms.unwrap_or(0).min(now_ms);
-            let first_ms = self.holding.first_ms(&held, times, now_ms, poll.invisible_ms).max(published_ms);
+            let first_ms = self.holding.first_ms(&held, times, delivery.failed_ms, (now_ms, poll.invisible_ms)).max(published_ms);
             let handle = self.handle(slot).text(&shown.id);
             self.holding.add(slot, held, next_ms, poll.scope.clone());
             handed.push(Handed { shown, handle, first_ms, next_ms, times });
@@ -529,7 +554,7 @@ impl Agent {
         let again = handed.is_empty() && !passed.is_empty();
         if !passed.is_empty() {
             passed.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));
-            out.steps.push(Step::Settle { held: passed, outcome: Fate::Ack });
+            out.steps.push(Step::Settle { held: passed, outcome: Fate::Ack, asked: true });
         }
         if again {
             let left_ms = poll.until_ms.saturating_sub(now_ms).max(if poll.alone { PASSED_MS } else { 0 });

@@ -2,6 +2,7 @@
 
 use super::handle::Slot;
 use super::message::{HalfFacts, half_facts};
+use crate::model::ShardId;
 use crate::model::entry::StoredMessage;
 use crate::model::link::Delivery;
 use crate::model::rocketmq::HALF_LIFE_MS;
@@ -80,6 +81,12 @@ impl Halves {
         let is_good = |half: &&Half| half.slot == slot && half.valid_ms > now_ms && *half.topic == *topic;
         self.all.get(&slot.number).filter(is_good)?;
         self.remove(slot.number)
+    }
+
+    /// Those of this shard are not the agent's any more: they are in their queue again, or with whoever took them over.
+    pub fn lose(&mut self, shard: ShardId) {
+        let lost: Vec<u64> = self.all.iter().filter(|(_, half)| half.held.shard == shard).map(|(number, _)| *number).collect();
+        lost.into_iter().for_each(|number| drop(self.remove(number)));
     }
 
     fn remove(&mut self, number: u64) -> Option<Half> {

@@ -2,7 +2,7 @@
 
 use super::handle::Slot;
 use crate::model::step::Held;
-use crate::model::{QueueId, Seq};
+use crate::model::{QueueId, Seq, ShardId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -44,12 +44,18 @@ impl Holding {
         self.due.first().map(|(due_ms, _)| *due_ms)
     }
 
-    /// When this message was delivered first. `times`: how often it was, now too; without memory of the first time it is taken for
-    /// granted that the client let it come again every time.
-    pub fn first_ms(&mut self, held: &Held, times: u64, now_ms: u64, invisible_ms: u64) -> u64 {
+    /// When this message was delivered first. `times`: how often it was, now too. Who does not remember goes by when it came back first
+    /// (`failed_ms`, known to the queue; 0: not), which was when its time was over; without that it is taken for granted that the client
+    /// let it come again every time.
+    pub fn first_ms(&mut self, held: &Held, times: u64, failed_ms: u64, (now_ms, invisible_ms): (u64, u64)) -> u64 {
         let key = (held.queue, held.seq);
+        let before = |failed_ms: u64| failed_ms.saturating_sub(invisible_ms).min(now_ms);
         let guess = || now_ms.saturating_sub(times.saturating_sub(1).saturating_mul(invisible_ms));
-        let first_ms = if times <= 1 { now_ms } else { self.firsts.get(&key).copied().unwrap_or_else(guess) };
+        let first_ms = if times <= 1 {
+            now_ms
+        } else {
+            self.firsts.get(&key).copied().unwrap_or_else(|| if failed_ms > 0 { before(failed_ms) } else { guess() })
+        };
         self.firsts.insert(key, first_ms);
         if self.firsts.len() > FIRSTS_MAX {
             self.firsts.pop_first();
@@ -69,6 +75,12 @@ impl Holding {
         self.remove(slot.number);
         self.firsts.remove(&(held.queue, held.seq));
         Some(held)
+    }
+
+    /// What was delivered of this shard is not the agent's any more.
+    pub fn lose(&mut self, shard: ShardId) {
+        let lost: Vec<u64> = self.entries.iter().filter(|(_, entry)| entry.held.shard == shard).map(|(number, _)| *number).collect();
+        lost.into_iter().for_each(|number| drop(self.remove(number)));
     }
 
     fn remove(&mut self, number: u64) -> Option<Entry> {

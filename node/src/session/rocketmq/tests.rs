@@ -25,10 +25,10 @@ struct Talk {
 impl Talk {
     /// An agent that is in its vhost.
     fn new() -> Talk {
-        let identity = Identity { node: NodeId(3), incarnation: Incarnation(7), number: 5, user: "u".into(), vhost: "/".into() };
+        let identity = Identity { node: NodeId(3), incarnation: Incarnation(7), number: 5, user: Some("u".into()), vhost: "/".into() };
         let mut secret = 40;
         let (agent, first) = Agent::new(identity, Box::new(move || (secret += 1, secret).1));
-        assert_eq!(first, Step::AuthenticateByCertificate { user: "u".into() });
+        assert_eq!(first, Some(Step::AuthenticateByCertificate { user: "u".into() }));
         let mut talk = Talk { agent, now_ms: NOW, calls: 0 };
         assert_eq!(talk.event(Event::Authenticated).steps, [Step::Open { vhost: "/".into() }]);
         talk.event(Event::Opened);
@@ -120,13 +120,13 @@ fn incoming(body: &str, tag: &str, properties: &str) -> Incoming {
 
 fn took(shard: u16, seq: u64, tag: &str) -> TookOne {
     let message = stored(&published(incoming("body", tag, "")).publish);
-    let delivery = Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, message };
+    let delivery = Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, failed_ms: 0, message };
     TookOne { shard: ShardId(shard), delivery }
 }
 
 fn settled(steps: &[Step]) -> Vec<(Fate, Vec<u64>)> {
     let of = |step: &Step| match step {
-        Step::Settle { held, outcome } => (*outcome, held.iter().map(|held| held.seq.0).collect()),
+        Step::Settle { held, outcome, .. } => (*outcome, held.iter().map(|held| held.seq.0).collect()),
         other => panic!("no settlement: {other:?}"),
     };
     steps.iter().map(of).collect()
@@ -181,6 +181,10 @@ fn a_delivery_comes_back_when_its_time_is_over() {
     let mut late = took(1, 10, "");
     (late.delivery.redelivered, late.delivery.failures) = (true, 3);
     assert_eq!(talk.handed(vec![late])[0].first_ms, NOW);
+    talk.now_ms += 60_000;
+    let mut elsewhere = took(1, 11, "");
+    (elsewhere.delivery.redelivered, elsewhere.delivery.failures, elsewhere.delivery.failed_ms) = (true, 2, NOW + 10_000);
+    assert_eq!(talk.handed(vec![elsewhere])[0].first_ms, NOW + 7_000, "it came back when its first three seconds were over");
 }
 
 #[test]
@@ -249,7 +253,7 @@ fn half(talk: &mut Talk, seq: u64, properties: &str) -> String {
     let [Step::Publish(publish)] = out.steps.as_slice() else { panic!("{out:?}") };
     let channel = publish.channel;
     let (channel, ..) = asked(&talk.event(Event::Confirmed { channel, tickets: vec![(1, 1)] }));
-    let delivery = Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, message };
+    let delivery = Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, failed_ms: 0, message };
     let out = talk.took(channel, vec![TookOne { shard: ShardId(1), delivery }]);
     match out.done.as_slice() {
         [(_, Outcome::Halved(handle))] => handle.clone(),
@@ -271,7 +275,7 @@ fn a_half_message_is_published_and_leaves_its_queue_at_once() {
     let publish = &commit.publishes[0];
     assert_eq!((&publish.exchange[..], &publish.routing_key[..], &publish.body[..]), (&b"t"[..], &b"tag"[..], &b"half"[..]));
     let message = StoredMessage::parse(stored(publish)).expect("stored");
-    let delivery = Delivery { queue: QueueId(1), seq: Seq(1), redelivered: false, failures: 0, message: Bytes::new() };
+    let delivery = Delivery { queue: QueueId(1), seq: Seq(1), redelivered: false, failures: 0, failed_ms: 0, message: Bytes::new() };
     let shown = shown(&delivery, &message);
     assert_eq!((shown.id.as_str(), shown.properties.as_str()), ("1E057D5E6EAD42A579937046FE17B6D8", "__TransCheckT:10|a:1|"));
     let channel = commit.channel;
@@ -306,7 +310,7 @@ fn a_half_message_that_nobody_decides_is_checked_again_and_again() {
 fn show(properties: &[u8], key: &[u8], body: &[u8]) -> super::message::Shown {
     let copy = Bytes::copy_from_slice;
     let message = StoredMessage { exchange: Bytes::new(), key: copy(key), properties: copy(properties), body: copy(body) };
-    let delivery = Delivery { queue: QueueId(10), seq: Seq(255), redelivered: false, failures: 0, message: Bytes::new() };
+    let delivery = Delivery { queue: QueueId(10), seq: Seq(255), redelivered: false, failures: 0, failed_ms: 0, message: Bytes::new() };
     shown(&delivery, &message)
 }
 
@@ -378,4 +382,25 @@ fn any_properties_are_survived() {
         prop_assert!(crate::wire::rocketmq::xml::is_text(&shown.body) && !shown.body.is_empty());
         let _: Arc<str> = shown.id.into();
     });
+}
+
+#[test]
+fn what_others_may_have_is_not_settled_and_its_handles_are_bad() {
+    let mut talk = Talk::new();
+    let handed = talk.handed(vec![took(1, 1, ""), took(2, 2, "")]);
+    let out = talk.ack(&handed, "g");
+    assert!(commits(&out).iter().all(|commit| commit.is_strict));
+    let channels: Vec<(u16, ShardId)> = commits(&out).iter().map(|c| (c.channel, c.settlements[0].0[0].shard)).collect();
+    let mut done = Vec::new();
+    for (channel, shard) in channels {
+        let result = if shard == ShardId(1) { Err(Refusal::Locked("others have it".into())) } else { Ok(Reply::Done) };
+        done.extend(talk.event(Event::Reply { channel, result }).done);
+    }
+    assert_eq!(done, [(2, Outcome::Settled(vec![false, true]))], "the others are good");
+    let handed = talk.handed(vec![took(1, 3, ""), took(2, 4, "")]);
+    let kept = half(&mut talk, 3, "__TransCheckT:10|");
+    talk.event(Event::Lost { shard: ShardId(1) });
+    assert_eq!(decide(&mut talk, &kept, true).done, [(5, Outcome::Settled(vec![false]))], "somebody else may publish it");
+    let out = talk.ack(&handed, "g");
+    assert_eq!(commits(&out).iter().flat_map(|c| &c.settlements[0].0).map(|held| held.seq.0).collect::<Vec<_>>(), [4]);
 }

@@ -1,7 +1,7 @@
 //! Entries that leave old files: found at the new place from when it is durable, through restarts, used files and crashes at every write;
 //! those that have gone do not come back.
 
-use super::tests::{DATA, config, entry, id, open, wait};
+use super::tests::{DATA, config, entry, id, open, reopen, wait};
 use super::*;
 use crate::model::entry::trimmed;
 use crate::store::disk::sim::Crash;
@@ -165,7 +165,7 @@ fn a_crash_at_any_write_leaves_the_old_place_or_the_new_one() {
         // One after the other, so that a crash comes between them.
         let done = entries.into_iter().take_while(|moved| attempt(&wal, vec![moved.clone()]).is_ok()).count();
         drop(wal);
-        let wal = open(&disk.crash(if writes % 2 == 0 { Crash::Power } else { Crash::Process }));
+        let wal = reopen(&disk.crash(if writes % 2 == 0 { Crash::Power } else { Crash::Process }));
         for (at, index) in indices.iter().enumerate() {
             let found = body(&wal, *index).unwrap_or_else(|| panic!("entry {index} is lost after {writes} writes"));
             assert!(found == full(*index) || found == part(*index, 50));

@@ -3,7 +3,7 @@
 
 use super::format::{FileHeader, HeaderRead, SECTOR};
 use super::scan::Scan;
-use super::tests::{DATA, entry, id, open, same, wait};
+use super::tests::{DATA, entry, id, open, reopen, same, wait};
 use super::*;
 use crate::model::LeaderId;
 use crate::model::entry::trimmed;
@@ -251,14 +251,14 @@ fn crash_history(seed: u64, lives: Vec<(Vec<Ask>, u64, bool)>) {
         let crash = if power { Crash::Power } else { Crash::Process };
         disk = disk.crash(crash);
         drop(wal); // its threads see a dead disk
-        wal = open(&disk);
+        wal = reopen(&disk);
         let n = history.recovered(&wal);
         history.units.truncate(n);
         history.acked.store(n, Ordering::SeqCst); // what was reported is a promise (rule 4)
         history.check_pinned(&wal);
     }
     drop(wal);
-    let wal = open(&disk.crash(Crash::Power));
+    let wal = reopen(&disk.crash(Crash::Power));
     assert_eq!(history.recovered(&wal), history.units.len());
     history.check_pinned(&wal);
 }

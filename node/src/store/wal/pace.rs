@@ -39,7 +39,9 @@ impl Pace {
 
     /// They are durable.
     pub fn settled(&self, bytes: usize) {
-        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // Never below zero: who waits for room would wait for ever.
+        let less = |queued: usize| Some(queued.saturating_sub(bytes));
+        let _ = self.queued_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Bytes of entries that are not durable yet.

@@ -1,7 +1,7 @@
 //! Entries that come by snapshot: invisible until installed, readable from then on through restarts and recycled files, a crash at every
 //! write leaves either; and how far back the log may be forgotten.
 
-use super::tests::{DATA, config, entry, id, open, same, wait};
+use super::tests::{DATA, config, entry, id, open, reopen, same, wait};
 use super::*;
 use crate::store::disk::SimDisk;
 use crate::store::disk::sim::Crash;
@@ -125,7 +125,7 @@ fn a_crash_at_any_write_leaves_the_old_log_or_the_installed_one() {
         };
         let done = run().is_ok();
         drop(wal);
-        let wal = open(&disk.crash(if writes % 2 == 0 { Crash::Power } else { Crash::Process }));
+        let wal = reopen(&disk.crash(if writes % 2 == 0 { Crash::Power } else { Crash::Process }));
         let state = wal.state(DATA);
         if state.purged == Some(id(3, 40)) {
             new += 1;

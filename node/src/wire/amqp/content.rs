@@ -14,6 +14,8 @@ pub const CLASS_BASIC: u16 = 60;
 pub struct ContentHeader {
     /// Class of the method before it.
     pub class: u16,
+    /// Zero; nobody knows what for.
+    pub weight: u16,
     /// Bytes of all body frames together.
     pub body_size: u64,
     /// Flags and property list, as sent; the list has the form that the flags promise.
@@ -26,9 +28,9 @@ impl ContentHeader {
         if payload.len() < 14 {
             return Err(Malformed("content header"));
         }
-        let (class, _weight, body_size) = (payload.get_u16(), payload.get_u16(), payload.get_u64());
+        let (class, weight, body_size) = (payload.get_u16(), payload.get_u16(), payload.get_u64());
         Properties(&payload).check()?;
-        Ok(ContentHeader { class, body_size, properties: payload })
+        Ok(ContentHeader { class, weight, body_size, properties: payload })
     }
 }
 

@@ -11,6 +11,13 @@ pub const FRAME_HEAD: usize = 7;
 /// Octets of a frame around its payload.
 pub const FRAME_OVERHEAD: usize = FRAME_HEAD + 1;
 
+/// Class and method.
+const METHOD_HEAD: usize = 4;
+/// Class, weight, size of the body.
+const HEADER_HEAD: usize = 12;
+/// Octets of a payload that error texts show.
+const SNIPPET: usize = 16;
+
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -29,6 +36,16 @@ impl FrameKind {
     fn from_byte(byte: u8) -> Option<FrameKind> {
         [Self::Method, Self::Header, Self::Body, Self::Heartbeat].into_iter().find(|k| *k as u8 == byte)
     }
+
+    /// Whether a payload of so many octets is one of this kind.
+    fn can_carry(self, octets: usize) -> bool {
+        match self {
+            FrameKind::Method => octets >= METHOD_HEAD,
+            FrameKind::Header => octets >= HEADER_HEAD,
+            FrameKind::Body => true,
+            FrameKind::Heartbeat => octets == 0,
+        }
+    }
 }
 
 /// One frame.
@@ -42,8 +59,22 @@ pub struct Frame {
     pub payload: Bytes,
 }
 
+/// A payload as RabbitMQ's error texts show it: as an Erlang binary, the first 16 octets of one that is longer.
+pub fn snippet(payload: &[u8]) -> String {
+    let (which, shown) = match payload.get(..SNIPPET) {
+        Some(first) if payload.len() > SNIPPET => ("first 16", first),
+        _ => ("all", payload),
+    };
+    let is_text = !shown.is_empty() && shown.iter().all(|b| matches!(b, b' '..=b'~'));
+    let inside = match is_text {
+        true => format!("\"{}\"", String::from_utf8_lossy(shown).replace('\\', "\\\\").replace('"', "\\\"")),
+        false => shown.iter().map(u8::to_string).collect::<Vec<_>>().join(","),
+    };
+    format!("{which} octets = <<{inside}>>")
+}
+
 /// Why the bytes are not frames; nothing after it can be read. All are 501 FRAME_ERROR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Longer than agreed.
     #[error("type {kind}, all octets = <<>>: {{frame_too_large,{size},{max}}}")]
@@ -56,18 +87,22 @@ pub enum FrameError {
         max: u32,
     },
     /// Does not end as a frame does.
-    #[error("type {kind}: {{invalid_frame_end_marker,{marker}}}")]
+    #[error("type {kind}, {octets}: {{invalid_frame_end_marker,{marker}}}")]
     End {
         /// Type octet.
         kind: u8,
+        /// What it carried, see [`snippet`].
+        octets: String,
         /// What stood in place of 0xCE.
         marker: u8,
     },
-    /// A type that is none.
-    #[error("type {kind}: unknown_frame")]
-    Kind {
+    /// A type that is none, or one that carries what it cannot.
+    #[error("type {kind}, {octets}: unknown_frame")]
+    Unknown {
         /// Type octet.
         kind: u8,
+        /// What it carried, see [`snippet`].
+        octets: String,
     },
 }
 
@@ -79,16 +114,17 @@ pub fn next(buffer: &mut BytesMut, frame_max: u32) -> Result<Option<Frame>, Fram
     if size > frame_max {
         return Err(FrameError::TooLarge { kind, size, max: frame_max - FRAME_OVERHEAD as u32 });
     }
-    let known = FrameKind::from_byte(kind).ok_or(FrameError::Kind { kind })?;
     let whole = size as usize + FRAME_OVERHEAD;
     if buffer.len() < whole {
         buffer.reserve(whole - buffer.len());
         return Ok(None);
     }
-    let marker = buffer[whole - 1];
+    let (payload, marker) = (&buffer[FRAME_HEAD..whole - 1], buffer[whole - 1]);
     if marker != FRAME_END {
-        return Err(FrameError::End { kind, marker });
+        return Err(FrameError::End { kind, octets: snippet(payload), marker });
     }
+    let known = FrameKind::from_byte(kind).filter(|known| known.can_carry(payload.len()));
+    let known = known.ok_or_else(|| FrameError::Unknown { kind, octets: snippet(payload) })?;
     let mut frame = buffer.split_to(whole).freeze();
     frame.advance(FRAME_HEAD);
     frame.truncate(size as usize);

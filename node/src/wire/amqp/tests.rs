@@ -194,11 +194,28 @@ fn frames_that_are_too_long_or_end_wrongly_are_refused() {
     let mut long = BytesMut::from(&b"\x01\x00\x00\x00\x00\x20\x01"[..]);
     assert_eq!(frame::next(&mut long, 8192), Err(FrameError::TooLarge { kind: 1, size: 8193, max: 8184 }));
     let mut end = BytesMut::from(&b"\x08\x00\x00\x00\x00\x00\x00\xcd"[..]);
-    assert_eq!(frame::next(&mut end, 8192), Err(FrameError::End { kind: 8, marker: 0xcd }));
+    assert_eq!(frame::next(&mut end, 8192), Err(FrameError::End { kind: 8, octets: "all octets = <<>>".into(), marker: 0xcd }));
     let mut kind = BytesMut::from(&b"\x05\x00\x00\x00\x00\x00\x00\xce"[..]);
-    assert_eq!(frame::next(&mut kind, 8192), Err(FrameError::Kind { kind: 5 }));
+    assert_eq!(frame::next(&mut kind, 8192), Err(FrameError::Unknown { kind: 5, octets: "all octets = <<>>".into() }));
     let mut part = BytesMut::from(&b"\x08\x00\x00\x00\x00\x00"[..]);
     assert_eq!(frame::next(&mut part, 8192), Ok(None));
+}
+
+#[test]
+fn frames_that_cannot_be_are_refused_in_rabbitmqs_words() {
+    let said = |kind: u8, payload: &[u8], end: u8| {
+        let mut bytes = BytesMut::from(&[kind, 0, 1, 0, 0, 0, payload.len() as u8][..]);
+        bytes.put_slice(payload);
+        bytes.put_u8(end);
+        frame::next(&mut bytes, 8192).map(drop).map_err(|error| error.to_string())
+    };
+    let wrong = |text: &str| Err(text.to_owned());
+    assert_eq!(said(9, b"abc", 0xce), wrong("type 9, all octets = <<\"abc\">>: unknown_frame"));
+    assert_eq!(said(1, &[0, 50], 0xce), wrong("type 1, all octets = <<0,50>>: unknown_frame"));
+    assert_eq!(said(2, &[0; 11], 0xce), wrong("type 2, all octets = <<0,0,0,0,0,0,0,0,0,0,0>>: unknown_frame"));
+    assert_eq!(said(8, b"?", 0xce), wrong("type 8, all octets = <<\"?\">>: unknown_frame"));
+    assert_eq!(said(3, &[1; 17], 0), wrong("type 3, first 16 octets = <<1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1>>: {invalid_frame_end_marker,0}"));
+    assert_eq!(said(3, &[], 0xce), Ok(()));
 }
 
 #[test]

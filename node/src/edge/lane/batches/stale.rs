@@ -21,6 +21,7 @@ impl Batches {
                 batch.ops = ops;
             }
         }
+        self.count_late();
     }
 }
 
@@ -36,7 +37,7 @@ mod tests {
     use crate::edge::lane::Committing;
     use crate::edge::mailbox::{ChannelRef, Mailbox};
     use crate::model::catalog::Owner;
-    use crate::model::entry::{Ops, has_rejects};
+    use crate::model::entry::{Ops, Settling};
     use crate::model::{BatchSeq, ConnectionId, Incarnation, NodeId, QueueId, Seq, SessionId, TxId};
     use std::sync::Arc;
     use std::time::Instant;
@@ -47,7 +48,7 @@ mod tests {
         let (node, incarnation) = (NodeId(1), Incarnation(1));
         let owner = Owner { node, incarnation, connection: ConnectionId(1) };
         let mailbox = Arc::new(Mailbox::new(owner, std::net::SocketAddr::from(([127, 0, 0, 1], 1))));
-        Committing::new(mailbox, ChannelRef { channel: 1, epoch: 0 }, TxId { node, incarnation, number: 1 }, &[])
+        Committing::new(mailbox, ChannelRef { channel: 1, epoch: 0 }, TxId { node, incarnation, number: 1 }, &[], false)
     }
 
     /// Rejects in a batch that was sent, in a transaction in the open one, and on their way into it; beside each an acknowledgement.
@@ -61,7 +62,7 @@ mod tests {
         both(&mut batches, 1);
         let message = Message { exchange: b"", key: b"q", properties: &[0, 0], body: b"b", source: None };
         batches.enqueue(&[Q], &message, 1, run(1), now);
-        assert!(has_rejects(&batches.next(LEADER, now).unwrap().ops));
+        assert!(Settling::of(&batches.next(LEADER, now).unwrap().ops).rejects);
         let mut ops = Ops::default();
         let settles = vec![(Q, SettleReason::Ack, vec![(Seq(3), Seq(3))]), (Q, SettleReason::Reject, vec![(Seq(4), Seq(4))])];
         settles.iter().for_each(|(queue, reason, ranges)| ops.settle(*queue, *reason, ranges));
@@ -84,13 +85,13 @@ mod tests {
             assert_eq!(settling(&batches), if rejects { vec![1, 2, 3, 4, 5, 6] } else { vec![1, 3, 5] });
             for seq in 1..=2 {
                 let batch = batches.next(LEADER, now).unwrap();
-                assert_eq!((batch.seq, batch.session, has_rejects(&batch.ops)), (BatchSeq(seq), SessionId(session), rejects));
+                assert_eq!((batch.seq, batch.session, Settling::of(&batch.ops).rejects), (BatchSeq(seq), SessionId(session), rejects));
             }
             assert!(batches.next(LEADER, now).is_none());
             (1..=2).for_each(|seq| drop(batches.verdict(BatchSeq(seq), now).unwrap()));
             assert!(batches.is_empty() && batches.bytes() == 0, "what is counted is what there is");
             batches.settle(Q, SettleReason::Reject, Seq(7), now);
-            assert!(has_rejects(&batches.next(LEADER, now).unwrap().ops), "what is rejected from now on");
+            assert!(Settling::of(&batches.next(LEADER, now).unwrap().ops).rejects, "what is rejected from now on");
         }
     }
 }

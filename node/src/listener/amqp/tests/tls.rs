@@ -237,8 +237,7 @@ async fn external_logs_in_as_the_user_of_a_verified_certificate_and_is_offered_t
     // Without a certificate, and without TLS.
     let mut client = secured.raw().await;
     assert_eq!(client.mechanisms().await, "PLAIN AMQPLAIN");
-    let Some(Method::ConnectionClose { reply_code, reply_text, .. }) = client.log_in_externally().await else { panic!("no close") };
-    assert_eq!((reply_code, &reply_text[..]), (503, &b"COMMAND_INVALID - unknown authentication mechanism 'EXTERNAL'"[..]));
+    assert_eq!(client.log_in_externally().await, None);
     let plain = Server::start(PATIENCE).await;
     assert_eq!(plain.raw().await.mechanisms().await, "PLAIN AMQPLAIN");
     // A certificate that nobody asked for is worth nothing.

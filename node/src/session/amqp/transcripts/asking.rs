@@ -74,6 +74,28 @@ fn an_empty_name_means_the_queue_declared_last() {
     );
 }
 
+/// There "" asks for a new name, or it is the name of no queue.
+#[test]
+fn an_empty_name_means_nothing_declared_before_in_a_passive_declaration() {
+    let mut talk = Talk::open();
+    talk.say(1, declare("q", &[]));
+    talk.edge(queue_reply("q"));
+    talk.record.clear();
+    let mut passive = declare("", &[]);
+    if let Method::QueueDeclare { passive, .. } = &mut passive {
+        *passive = true;
+    }
+    talk.say(1, passive);
+    talk.edge(Event::Reply { channel: 1, result: Err(Refusal::NotFound { kind: "queue".into(), name: "".into(), vhost: "/".into() }) });
+    talk.reads(
+        "> 1 queue.declare
+         = request 1 declare  passive=true
+         ! Reply
+         = closed 1 holding
+         < 1 channel.close 404 NOT_FOUND - no queue '' in vhost '/' (50,10)",
+    );
+}
+
 #[test]
 fn refusals_become_rabbitmqs_codes() {
     let cases = [
@@ -86,10 +108,9 @@ fn refusals_become_rabbitmqs_codes() {
         (Refusal::Access("no".into()), "1 channel.close 403 ACCESS_REFUSED - no"),
         (Refusal::Locked("cannot obtain exclusive access".into()), "1 channel.close 405 RESOURCE_LOCKED - cannot obtain exclusive access"),
         (
-            Refusal::Locked("queue 'q' in vhost '/' in exclusive use".into()),
-            "1 channel.close 403 ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use",
+            Refusal::Unavailable("the catalog did not answer in time (no quorum); is a majority of nodes up and connected?".into()),
+            "1 channel.close 541 INTERNAL_ERROR - the catalog did not answer in time (no quorum); is a majority of nodes up and connected?",
         ),
-        (Refusal::Unavailable("no quorum".into()), "1 channel.close 541 INTERNAL_ERROR - no quorum"),
         (Refusal::NotAllowed("no".into()), "0 connection.close 530 NOT_ALLOWED - no"),
         (Refusal::NotImplemented("no".into()), "0 connection.close 540 NOT_IMPLEMENTED - no"),
     ];
@@ -108,11 +129,11 @@ fn arguments_without_effect_yet_are_refused_by_name() {
         talk.say(1, method);
         talk.record.pop().expect("answer")
     };
-    let text = refused(declare("q", &[("x-delayed-retry-min", Value::Int(1))]));
-    assert_eq!(
-        text,
-        "< 1 channel.close 406 PRECONDITION_FAILED - invalid arg 'x-delayed-retry-min' for queue 'q' in vhost '/': not supported by this version (50,10)"
-    );
+    for argument in ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-consumer-disconnected-timeout"] {
+        let why = format!("invalid arg '{argument}' for queue 'q' in vhost '/': not supported by this version");
+        let text = format!("< 1 channel.close 406 PRECONDITION_FAILED - {why} (50,10)");
+        assert_eq!(refused(declare("q", &[(argument, Value::Int(1))])), text);
+    }
     assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"odd".to_vec()))])).contains("406"));
     assert!(refused(declare("q", &[("x-queue-type", Value::Int(1))])).contains("406"));
     for (name, value) in [("x-queue-type", "quorum"), ("x-queue-type", "classic"), ("x-queue-mode", "lazy"), ("x-unknown", "1")] {
@@ -122,9 +143,14 @@ fn arguments_without_effect_yet_are_refused_by_name() {
 }
 
 #[test]
-fn a_stream_is_durable_and_nobodys_own() {
+fn quorum_queues_and_streams_are_durable_and_nobodys_own() {
+    ["quorum", "stream"].into_iter().for_each(is_durable_and_nobodys_own);
+}
+
+#[track_caller]
+fn is_durable_and_nobodys_own(kind: &str) {
     let said = |change: &dyn Fn(&mut bool, &mut bool, &mut bool)| {
-        let mut method = declare("s", &[("x-queue-type", Value::Text(b"stream".to_vec())), ("x-max-age", Value::Text(b"7D".to_vec()))]);
+        let mut method = declare("s", &[("x-queue-type", Value::Text(kind.into()))]);
         let Method::QueueDeclare { durable, exclusive, auto_delete, .. } = &mut method else { panic!("declare") };
         change(durable, exclusive, auto_delete);
         let mut talk = Talk::open();
@@ -153,22 +179,12 @@ fn arguments_of_the_wrong_kind_are_refused_in_rabbitmqs_words() {
     assert_eq!(refused("x-overflow", Value::Text(b"later".to_vec())), text("x-overflow", "invalid_overflow"));
     assert_eq!(refused("x-message-ttl", Value::Text(b"1".to_vec())), text("x-message-ttl", "\"expected integer, got longstr\""));
     assert_eq!(refused("x-queue-type", Value::Int(1)), text("x-queue-type", "{unacceptable_type,signedint}"));
+    let odd = Value::Text(b"odd".to_vec());
+    assert_eq!(refused("x-queue-type", odd), text("x-queue-type", "\"unsupported queue type 'odd'\""));
 }
 
 #[test]
-fn an_expiration_that_is_none_closes_the_channel() {
-    let mut talk = Talk::open();
-    talk.say(1, publish(false, false));
-    let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3][..], b"abc"].concat();
-    talk.frame(FrameKind::Header, 1, &header);
-    talk.session.end_batch(&mut talk.out);
-    talk.heard();
-    let text = "< 1 channel.close 406 PRECONDITION_FAILED - invalid expiration 'abc': no_integer (60,40)";
-    assert_eq!(talk.record.last().expect("answer"), text);
-}
-
-#[test]
-fn an_unknown_exchange_type_is_invalid() {
+fn an_unknown_exchange_type_closes_the_channel() {
     let declare = |kind: &str, passive| Method::ExchangeDeclare {
         ticket: 0,
         exchange: "x".into(),
@@ -190,7 +206,8 @@ fn an_unknown_exchange_type_is_invalid() {
          ! Reply
          < 1 exchange.declare-ok
          > 1 exchange.declare
-         < 0 connection.close 503 COMMAND_INVALID - unknown exchange type 'odd' (40,10)",
+         = closed 1 holding
+         < 1 channel.close 406 PRECONDITION_FAILED - unknown exchange type 'odd' (40,10)",
     );
 }
 
@@ -211,11 +228,7 @@ fn exchanges_that_keep_messages_are_refused_with_the_plugins_words() {
         ("x-delayed-message", vec![], no_type.clone()),
         ("x-delayed-message", vec![("x-delayed-type", Value::Int(1))], no_type.clone()),
         ("x-delayed-message", vec![("x-delayed-type", text("x-recent-history"))], no_type),
-        (
-            "x-delayed-message",
-            vec![("x-delayed-type", text("odd"))],
-            "< 0 connection.close 503 COMMAND_INVALID - unknown exchange type 'odd' (40,10)".to_owned(),
-        ),
+        ("x-delayed-message", vec![("x-delayed-type", text("odd"))], format!("{precondition} unknown exchange type 'odd' (40,10)")),
         (
             "x-recent-history",
             vec![("x-recent-history-length", Value::Int(-1))],
@@ -271,6 +284,20 @@ fn arguments_of_deduplication_are_checked_where_it_is_asked_for() {
     assert!(answer(&[on.clone(), ("x-cache-size", Value::Int(1_000_001))]).contains("{max_value_exceeded,1000001}"));
     assert!(answer(&[on.clone(), ("x-cache-ttl", Value::Int(-1))]).contains("{value_negative,-1}"));
     assert!(answer(&[("x-cache-size", Value::Int(0))]).starts_with("= request"));
+    for (name, value, why) in [
+        ("x-cache-publishers", 0, "{value_zero,0}"),
+        ("x-cache-publishers", 65_537, "{max_value_exceeded,65537}"),
+        ("x-cache-publisher-ranges", -1, "{value_negative,-1}"),
+        ("x-cache-publisher-ranges", 16_385, "{max_value_exceeded,16385}"),
+    ] {
+        let text = format!("406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/': {why} (50,10)");
+        assert_eq!(answer(&[on.clone(), (name, Value::Int(value))]), format!("< 1 channel.close {text}"));
+    }
+    let ids = |publishers, ranges| {
+        answer(&[on.clone(), ("x-cache-publishers", Value::Int(publishers)), ("x-cache-publisher-ranges", Value::Int(ranges))])
+    };
+    assert!(ids(65_536, 17).contains("'x-cache-publisher-ranges' for queue 'q' in vhost '/': {max_value_exceeded,1114112}"));
+    assert!(ids(65_536, 16).starts_with("= request"));
     assert!(answer(&[on, ("x-cache-size", Value::Int(5)), ("x-cache-ttl", Value::Int(5))]).starts_with("= request"));
 }
 

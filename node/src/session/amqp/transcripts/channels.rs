@@ -58,6 +58,51 @@ fn content_out_of_order_ends_the_connection() {
 }
 
 #[test]
+fn frames_that_belong_to_another_channel_end_the_connection() {
+    let refused = |channel: u16, kind: FrameKind, payload: &[u8], text: &str| {
+        let mut talk = Talk::open();
+        talk.frame(kind, channel, payload);
+        talk.heard();
+        talk.reads(&format!("< 0 connection.close 505 UNEXPECTED_FRAME - {text} (0,0)"));
+    };
+    let header = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    refused(0, FrameKind::Header, &header, "type 2, all octets = <<0,60,0,0,0,0,0,0,0,0,0,1,0,0>>");
+    refused(0, FrameKind::Body, b"body", "type 3, all octets = <<\"body\">>");
+    for channel in [1, 2] {
+        refused(channel, FrameKind::Heartbeat, b"", "type 8, all octets = <<>>");
+    }
+    refused(2, FrameKind::Body, b"body", "expected method frame, got non method frame instead");
+    let mut talk = Talk::open();
+    talk.frame(FrameKind::Heartbeat, 0, b"");
+    talk.heard();
+    talk.reads("");
+    // A heartbeat is out of place inside a message, too, and what was begun counts no more.
+    talk.say(1, publish(false, false));
+    talk.frame(FrameKind::Heartbeat, 1, b"");
+    talk.heard();
+    talk.reads(
+        "> 1 basic.publish
+         < 0 connection.close 505 UNEXPECTED_FRAME - type 8, all octets = <<>> (0,0)",
+    );
+    assert_eq!(talk.session.shared.assembling, 0);
+}
+
+#[test]
+fn a_header_of_another_class_or_with_a_weight_is_unexpected() {
+    let header = |class: u8, weight: u8| [0, class, 0, weight, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    for (payload, text) in [(header(50, 0), "got one for class 50 instead"), (header(60, 1), "got non content header frame instead")] {
+        let mut talk = Talk::open();
+        talk.say(1, publish(false, false));
+        talk.frame(FrameKind::Header, 1, &payload);
+        talk.heard();
+        talk.reads(&format!(
+            "> 1 basic.publish
+             < 0 connection.close 505 UNEXPECTED_FRAME - expected content header for class 60, {text} (60,40)"
+        ));
+    }
+}
+
+#[test]
 fn a_message_beyond_the_limit_closes_the_channel_and_its_body_is_ignored() {
     let mut talk = Talk::open();
     talk.say(1, publish(false, false));
@@ -90,8 +135,85 @@ fn a_node_may_be_told_of_a_smaller_limit() {
         "> 1 basic.publish
          = publish 1 ticket=None mandatory=false 3 bytes
          > 1 basic.publish
+         = request 1 barrier",
+    );
+    talk.edge(done(1));
+    talk.reads(
+        "! Reply
          = closed 1 holding
          < 1 channel.close 406 PRECONDITION_FAILED - message size 4 is larger than configured max size 3 (60,40)",
+    );
+}
+
+#[test]
+fn a_refused_message_waits_its_turn_and_is_passed_over() {
+    let small = || Talk::with(Options { max_message_bytes: 3, ..options() }).opened(&[]);
+    let text = "message size 9 is larger than configured max size 3";
+    let cases = [
+        (false, format!("= closed 1 holding\n< 1 channel.close 406 PRECONDITION_FAILED - {text} (60,40)")),
+        (true, "< 0 connection.close 540 NOT_IMPLEMENTED - immediate=true (60,40)".to_owned()),
+    ];
+    for (immediate, refusal) in cases {
+        let begin = |talk: &mut Talk| {
+            talk.say(1, declare("q", &[]));
+            talk.say(1, publish(false, immediate));
+            talk.frame(FrameKind::Header, 1, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0]);
+            talk.frame(FrameKind::Body, 1, b"so");
+        };
+        let mut talk = small();
+        begin(&mut talk);
+        talk.frame(FrameKind::Body, 1, b"me body");
+        talk.say(1, get("q"));
+        talk.edge(queue_reply("q"));
+        talk.reads(&format!(
+            "> 1 queue.declare
+             = request 1 declare q passive=false
+             > 1 basic.publish
+             > 1 basic.get
+             ! Reply
+             {}
+             < 1 queue.declare-ok \"q\" 3 1
+             {}",
+            refusal.lines().filter(|line| line.starts_with('=')).collect::<String>(),
+            refusal.lines().filter(|line| line.starts_with('<')).collect::<String>(),
+        ));
+        assert_eq!((talk.session.shared.backlog, talk.session.shared.assembling), (0, 0));
+        // What comes before it may be refused as well.
+        let mut talk = small();
+        begin(&mut talk);
+        talk.edge(Event::Reply { channel: 1, result: Err(Refusal::Access("no".into())) });
+        assert_eq!(talk.record.last().expect("answer"), "< 1 channel.close 403 ACCESS_REFUSED - no (50,10)");
+        // The frames must still be those of a message.
+        let mut talk = small();
+        begin(&mut talk);
+        talk.frame(FrameKind::Body, 1, b"much too much");
+        talk.heard();
+        let larger = "content body larger than the size in the content header";
+        assert_eq!(talk.record.last().expect("answer"), &format!("< 0 connection.close 501 FRAME_ERROR - {larger} (60,40)"));
+        let mut talk = small();
+        begin(&mut talk);
+        talk.say(1, get("q"));
+        let other = "expected content body, got non content body frame instead";
+        assert_eq!(talk.record.last().expect("answer"), &format!("< 0 connection.close 505 UNEXPECTED_FRAME - {other} (60,40)"));
+    }
+}
+
+#[test]
+fn a_message_that_failed_before_a_refused_one_closes_the_channel_first() {
+    let mut talk = Talk::open();
+    talk.publish(1, b"x");
+    talk.say(1, publish(false, true));
+    talk.content(1, b"x");
+    let refusal = Refusal::NotFound { kind: "exchange".into(), name: "e".into(), vhost: "/".into() };
+    talk.edge(Event::ChannelError { channel: 1, refusal, method: (60, 40) });
+    talk.reads(
+        "> 1 basic.publish
+         = publish 1 ticket=None mandatory=true 1 bytes
+         > 1 basic.publish
+         = request 1 barrier
+         ! ChannelError
+         = closed 1 holding
+         < 1 channel.close 404 NOT_FOUND - no exchange 'e' in vhost '/' (60,40)",
     );
 }
 

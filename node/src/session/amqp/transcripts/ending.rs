@@ -10,7 +10,7 @@ fn a_leaving_client_gets_its_pending_work_done() {
     talk.say(0, Method::ConnectionClose { reply_code: 200, reply_text: "".into(), class_id: 0, method_id: 0 });
     assert!(!talk.session.wants_input());
     talk.edge(queue_reply("q"));
-    assert_eq!(talk.session.phase(), Phase::Running, "what the client had is still there");
+    assert_eq!(talk.session.phase(), Phase::Leaving, "what the client had is still there");
     talk.edge(Event::Left);
     talk.reads(
         "> 1 queue.declare
@@ -51,9 +51,10 @@ fn the_broker_closes_with_a_reason() {
 #[test]
 fn broken_frames_end_the_conversation() {
     let mut talk = Talk::open();
-    talk.session.on_frame_error(FrameError::End { kind: 1, marker: 0 }, &mut talk.out);
+    let octets = frame::snippet(b"abc");
+    talk.session.on_frame_error(FrameError::End { kind: 1, octets, marker: 0 }, &mut talk.out);
     talk.heard();
-    assert!(talk.record[0].starts_with("< 0 connection.close 501 FRAME_ERROR"));
+    talk.reads("< 0 connection.close 501 FRAME_ERROR - type 1, all octets = <<\"abc\">>: {invalid_frame_end_marker,0} (0,0)");
 }
 
 #[test]

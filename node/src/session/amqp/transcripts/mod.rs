@@ -6,6 +6,7 @@ mod consuming;
 mod ending;
 mod garbage;
 mod login;
+mod nowait;
 mod publishing;
 mod replies;
 mod transactions;
@@ -120,7 +121,7 @@ fn delivery(seq: u64, body: &[u8]) -> Delivery {
     let Some(Section::Batch { ops, .. }) = sections.into_iter().next() else { panic!("no batch") };
     let ops: OpsReader = ops;
     let Some(Ok(Op::Enqueue(op))) = ops.into_iter().next() else { panic!("no message") };
-    Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, message: op.message }
+    Delivery { queue: QueueId(9), seq: Seq(seq), redelivered: false, failures: 0, failed_ms: 0, message: op.message }
 }
 
 fn deliver(seqs: &[u64]) -> Event {
@@ -290,7 +291,7 @@ fn step(step: &Step) -> String {
             let settled = commit.settlements.iter().map(|(held, outcome)| format!(" {outcome:?} {}", seqs(held)));
             format!("commit {} {} publishes{}", commit.channel, commit.publishes.len(), settled.collect::<String>())
         }
-        Step::Settle { held, outcome } => format!("{outcome:?} {}", seqs(held)),
+        Step::Settle { held, outcome, .. } => format!("{outcome:?} {}", seqs(held)),
         Step::Request { channel, request } => format!("request {channel} {}", ask(request)),
         Step::Written { consumer, bytes } => format!("written {consumer} {bytes}"),
         Step::ChannelPrefetch { channel, limit } => format!("prefetch {channel} {limit:?}"),
