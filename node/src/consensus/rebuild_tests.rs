@@ -28,10 +28,17 @@ fn damage(world: &World, id: u16, text: &[u8], around: usize) {
 async fn filled(world: &World) -> (Vec<Node>, crate::model::SessionId) {
     let mut nodes = world.start_all().await;
     let session = open_session(&mut nodes).await;
-    publish(&mut nodes, session, 1, 60).await;
-    agree(&nodes, 59 * 5).await;
+    publish(&mut nodes, session, 1, 50).await;
+    // The last ones each in a write of its own: what wrecks several of them wrecks what tells where their records stand.
+    for batch in 50..60 {
+        publish(&mut nodes, session, batch, batch + 1).await;
+        agree(&nodes, batch * 5).await;
+        for node in &nodes {
+            durable(node).await;
+        }
+    }
     // What is damaged must not be in the newest batch, which could be a torn one.
-    for node in nodes.iter().chain(&nodes) {
+    for node in &nodes {
         durable(node).await;
     }
     (nodes, session)

@@ -2,4 +2,5 @@
 
 pub mod amqp;
 pub mod rocketmq;
+mod sasl;
 pub mod stream;

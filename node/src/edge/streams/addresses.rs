@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// A node is asked again after this time: it may have died, or come back with another address.
 const FRESH: Duration = Duration::from_secs(1);
+/// A node that has never answered is asked so often for one question: the machine may be busy, and a client that is told of no leader gives up.
+const FIRST_ATTEMPTS: usize = 4;
 
 /// What this node knows of addresses.
 #[derive(Debug)]
@@ -68,8 +70,16 @@ impl Edge {
             let is_fresh = |node: &NodeId| known.get(node).is_some_and(|(_, at)| now.duration_since(*at) < addresses.fresh);
             nodes.iter().copied().filter(|node| !is_fresh(node)).collect()
         };
-        let Some(neighbours) = self.neighbours.get().filter(|_| !stale.is_empty()) else { return };
-        let told = neighbours.addresses(stale).await;
-        addresses.known.lock().extend(told.into_iter().map(|(node, address)| (node, (address, now))));
+        let Some(neighbours) = self.neighbours.get() else { return };
+        let mut asked = stale;
+        for _ in 0..FIRST_ATTEMPTS {
+            if asked.is_empty() {
+                return;
+            }
+            let told = neighbours.addresses(asked.clone()).await;
+            let mut known = addresses.known.lock();
+            known.extend(told.into_iter().map(|(node, address)| (node, (address, now))));
+            asked.retain(|node| !known.contains_key(node));
+        }
     }
 }

@@ -292,6 +292,38 @@ async fn stream_clients_are_not_sent_to_a_node_that_lets_nobody_in_any_more() {
     assert_eq!(scene.edge.advertised(&all).await, expected(&[1, 2, 3]));
 }
 
+/// Leaves out every node so many times.
+struct Late(Mutex<usize>);
+
+impl Neighbours for Late {
+    fn count(&self, _: Counted, _: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, u64)>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
+    fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Option<Advertised>)>> {
+        let mut left = self.0.lock();
+        let is_late = *left > 0;
+        *left = left.saturating_sub(1);
+        let answers = nodes.into_iter().filter(|_| !is_late).map(|node| (node, Some(at(node.0)))).collect();
+        Box::pin(std::future::ready(answers))
+    }
+}
+
+#[tokio::test]
+async fn stream_clients_hear_of_a_node_whose_first_answer_is_late() {
+    let scene = Scene::new(default_config());
+    scene.world.apply(&CatalogCommand::NodeUp { node: NodeId(2), incarnation: Incarnation(1) });
+    let late = Arc::new(Late(Mutex::new(2)));
+    scene.edge.set_neighbours(late.clone());
+    scene.edge.set_addresses(Addresses::never_remembered(at(1)));
+    let all = [1, 2].map(NodeId).into();
+    let expected = BTreeMap::from([(NodeId(1), at(1)), (NodeId(2), at(2))]);
+    assert_eq!(scene.edge.advertised(&all).await, expected);
+    *late.0.lock() = 1;
+    assert_eq!(scene.edge.advertised(&all).await, expected, "what it answered before counts");
+    assert_eq!(*late.0.lock(), 0, "and it is not waited for again");
+}
+
 impl Client {
     async fn is_silent(&mut self) -> bool {
         timeout(Duration::from_millis(250), self.next()).await.is_err()

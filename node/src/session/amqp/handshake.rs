@@ -5,6 +5,7 @@ use super::errors::{Fault, ReplyCode};
 use crate::model::catalog::{Table, Value};
 use crate::model::limits;
 use crate::model::step::Step;
+use crate::session::sasl;
 use crate::wire::amqp::{Method, table};
 use std::sync::Arc;
 
@@ -123,11 +124,9 @@ pub(super) fn login(mechanism: Mechanism<'_>, response: &[u8]) -> Result<Step, F
     }
 }
 
-/// RFC 4616: authorization id NUL user NUL password. The first is ignored; RabbitMQ refuses a response that has one.
 fn plain(response: &[u8]) -> Option<Step> {
-    let mut parts = response.splitn(3, |b| *b == 0).skip(1);
-    let user = str::from_utf8(parts.next()?).ok()?.to_owned();
-    Some(Step::Authenticate { user, password: parts.next()?.to_vec() })
+    let (user, password) = sasl::plain(response)?;
+    Some(Step::Authenticate { user: user.to_owned(), password: password.to_vec() })
 }
 
 /// A table of LOGIN and PASSWORD without its length.

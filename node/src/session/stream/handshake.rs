@@ -3,6 +3,7 @@
 use super::Options;
 use crate::model::limits;
 use crate::model::step::Step;
+use crate::session::sasl;
 use crate::wire::stream::client::Versions;
 use crate::wire::stream::{Code, Key};
 use std::sync::Arc;
@@ -58,11 +59,9 @@ impl Login {
     }
 }
 
-/// RFC 4616: authorization id NUL user NUL password; the first is ignored, as RabbitMQ does.
 fn plain(response: &[u8]) -> Option<Login> {
-    let mut parts = response.splitn(3, |b| *b == 0).skip(1);
-    let user = std::str::from_utf8(parts.next()?).ok()?.into();
-    Some(Login { mechanism: "PLAIN", user, password: Some(parts.next()?.to_vec()) })
+    let (user, password) = sasl::plain(response)?;
+    Some(Login { mechanism: "PLAIN", user: user.into(), password: Some(password.to_vec()) })
 }
 
 /// The frame size that both accept; 0 leaves it to the other side.

@@ -188,10 +188,11 @@ fn a_failed_login_is_told_only_to_those_who_understand() {
 /// No login, so none that is refused: as in RabbitMQ the socket closes without a word.
 #[test]
 fn a_response_without_a_login_ends_the_conversation() {
-    let cases: [(&str, &[u8]); 7] = [
+    let cases: [(&str, &[u8]); 8] = [
         ("PLAIN", b""),
         ("PLAIN", b"no nul"),
         ("PLAIN", b"\0guest"),
+        ("PLAIN", b"admin\0guest\0guest"),
         ("AMQPLAIN", b"\x05LOGINS\0"),
         ("AMQPLAIN", b""),
         ("AMQPLAIN", b"\x05LOGINS\0\0\0\x01u"),
