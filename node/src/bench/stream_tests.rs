@@ -6,6 +6,7 @@ use super::{BenchArgs, load, scenario};
 use clap::Parser;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -29,6 +30,8 @@ struct Careless {
     breach: Breach,
     address: SocketAddr,
     reader: Arc<Mutex<Option<TcpStream>>>,
+    /// Nobody has asked to read yet: whoever does is told that there is no replica.
+    replica_is_late: Arc<AtomicBool>,
     /// An entry that waits for the next one, to be overtaken.
     held: Arc<Mutex<Option<Vec<u8>>>>,
 }
@@ -38,7 +41,8 @@ impl Careless {
     fn start(breach: Breach) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let broker = Careless { breach, address, reader: Arc::default(), held: Arc::default() };
+        let replica_is_late = Arc::new(AtomicBool::new(true));
+        let broker = Careless { breach, address, reader: Arc::default(), replica_is_late, held: Arc::default() };
         thread::spawn(move || {
             for socket in listener.incoming() {
                 let broker = broker.clone();
@@ -59,17 +63,18 @@ impl Careless {
                 (key::PUBLISH, messages) => self.published(&messages[5..], &mut number),
                 (key::CREDIT | 0x14, _) => continue,
                 (asked, content) => {
-                    if asked == key::SUBSCRIBE {
+                    let late = asked == key::SUBSCRIBE && self.replica_is_late.swap(false, Relaxed);
+                    if asked == key::SUBSCRIBE && !late {
                         *self.reader.lock().unwrap() = Some(socket.try_clone().unwrap());
                     }
-                    self.answer(asked, &content[..4])
+                    self.answer(asked, &content[..4], if late { 6 } else { 1 })
                 }
             };
             socket.write_all(&out).ok()?;
         }
     }
 
-    fn answer(&self, asked: u16, correlation: &[u8]) -> Vec<u8> {
+    fn answer(&self, asked: u16, correlation: &[u8], code: u8) -> Vec<u8> {
         let mut out = command(asked | 0x8000, |out| {
             out.extend_from_slice(correlation);
             if asked == key::METADATA {
@@ -77,7 +82,7 @@ impl Careless {
                 out.extend_from_slice(&u32::from(self.address.port()).to_be_bytes());
                 out.extend_from_slice(b"\0\0\0\x01\0\x05bench\0\x01\0\x07\0\0\0\0");
             } else {
-                out.extend_from_slice(&[0, 1]);
+                out.extend_from_slice(&[0, code]);
             }
         });
         if asked == 0x13 {

@@ -7,7 +7,7 @@ use super::error::ClientError;
 use super::socket::Socket;
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const READ_BYTES: usize = 256 * 1024;
 /// size u32 | key u16 | version u16
@@ -18,6 +18,10 @@ const RESPONSE: u16 = 0x8000;
 pub const OK: u16 = 1;
 /// ... of a stream that is not there.
 pub const NO_SUCH_STREAM: u16 = 2;
+const STREAM_NOT_AVAILABLE: u16 = 6;
+/// A new stream has its replica on a node a little after it was created on another.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
+const REPLICA_RETRY: Duration = Duration::from_millis(100);
 
 /// Keys of commands.
 pub mod key {
@@ -250,7 +254,7 @@ impl StreamConnection {
     fn must(&mut self, key: u16, fill: impl FnOnce(&mut Vec<u8>)) -> Result<(), ClientError> {
         match self.code(key, fill)? {
             OK => Ok(()),
-            code => Err(ClientError::Protocol(format!("the broker refused command {key:#04x} with code {code}"))),
+            code => Err(refused(key, code)),
         }
     }
 
@@ -309,18 +313,26 @@ impl StreamConnection {
         })
     }
 
-    /// Subscription 1, from the first chunk on, with credit for so many chunks.
+    /// Subscription 1, from the first chunk on, with credit for so many chunks. Waits for the node's replica.
     ///
     /// # Errors
     /// As `next_command`, and a refusal.
     pub fn subscribe(&mut self, stream: &str, credit: u16) -> Result<(), ClientError> {
-        self.must(key::SUBSCRIBE, |out| {
-            out.push(1);
-            text(out, stream);
-            out.extend_from_slice(&1u16.to_be_bytes());
-            out.extend_from_slice(&credit.to_be_bytes());
-            out.extend_from_slice(&[0; 4]);
-        })
+        let until = Instant::now() + REPLICA_PATIENCE;
+        loop {
+            let code = self.code(key::SUBSCRIBE, |out| {
+                out.push(1);
+                text(out, stream);
+                out.extend_from_slice(&1u16.to_be_bytes());
+                out.extend_from_slice(&credit.to_be_bytes());
+                out.extend_from_slice(&[0; 4]);
+            })?;
+            match code {
+                OK => return Ok(()),
+                STREAM_NOT_AVAILABLE if Instant::now() < until => std::thread::sleep(REPLICA_RETRY),
+                code => return Err(refused(key::SUBSCRIBE, code)),
+            }
+        }
     }
 
     /// One more chunk may come.
@@ -330,6 +342,10 @@ impl StreamConnection {
     pub fn credit(&mut self) -> Result<(), ClientError> {
         self.send(&command(key::CREDIT, |out| out.extend_from_slice(&[1, 0, 1])))
     }
+}
+
+fn refused(key: u16, code: u16) -> ClientError {
+    ClientError::Protocol(format!("the broker refused command {key:#04x} with code {code}"))
 }
 
 /// The bodies of a Deliver: entries that are messages of one data section. `None` in place of one that cannot be read.

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// A node is asked again after this time: it may have died, or come back with another address.
-const FRESH: Duration = Duration::from_secs(1);
+/// A node is asked again after this time: it may have died, or come back with another address. Whoever is sent to a dead node fails.
+const FRESH: Duration = Duration::from_millis(200);
 /// A node that has never answered is asked so often for one question: the machine may be busy, and a client that is told of no leader gives up.
 const FIRST_ATTEMPTS: usize = 4;
 
