@@ -99,6 +99,15 @@ pub fn go_client(built_into: &Path) -> Result<Command, String> {
     Ok(Command::new(program))
 }
 
+/// The Rust program of this folder of `tests/clients`, built beside this workspace: what it needs of its libraries is none of ours.
+pub fn rust_client(folder: &str) -> Command {
+    let (folder, built_into) = (here().join("clients").join(folder), here().join("../target/clients").join(folder));
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(folder.join("Cargo.toml"));
+    run(build.arg("--target-dir").arg(&built_into));
+    Command::new(built_into.join("debug/client"))
+}
+
 fn require(programs: &[&str]) -> Result<(), String> {
     let is_there =
         |program: &str| std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file());

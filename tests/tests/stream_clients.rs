@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use warren_tests::Broker;
-use warren_tests::clients::{leave_out, node_client};
+use warren_tests::clients::{leave_out, node_client, rust_client};
 use warren_tests::stream_clients::{STEPS, play};
 
 #[test]
@@ -15,4 +15,14 @@ fn rabbitmq_stream_js_client_works() {
     };
     let Some(cluster) = Broker::to_harm(test) else { return };
     play(&cluster, program, &STEPS);
+}
+
+#[test]
+fn rabbitmq_stream_rust_client_works() {
+    let test = "rabbitmq_stream_rust_client_works";
+    let program = rust_client("streams_rust");
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    // It makes no batches in one entry.
+    let steps: Vec<_> = STEPS.into_iter().filter(|step| *step != "batch").collect();
+    play(&cluster, program, &steps);
 }
