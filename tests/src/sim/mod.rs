@@ -120,12 +120,14 @@ async fn simulate(world: Arc<World>, schedule: &Schedule, mut chance: Chance) {
     world.note("nothing is wrong any more");
     // A node that a failed sync took down starts by itself; all others have been started.
     settle(&world).await;
+    all_groups_run(&world);
     // They repeat what is in the stream already: its readers go on until they are done.
     all_end(&world, stream_publishers).await;
     streams::settle(&world, PATIENCE).await;
     world.phase_tx.send_replace(Phase::End);
     all_end(&world, tasks).await;
     agree(&world, 0).await;
+    all_groups_run(&world);
     if chance.one_in(3) {
         restart_all(&world).await;
     }
@@ -138,6 +140,15 @@ async fn all_end(world: &World, tasks: Vec<JoinHandle<()>>) {
             Ok(Ok(())) => {}
             Ok(Err(panic)) => world.error(format!("a client broke: {panic}")),
             Err(_) => world.error("a client does not end"),
+        }
+    }
+}
+
+/// A node that runs says that all of its groups do: a replica that ended may be hidden by the others.
+fn all_groups_run(world: &World) {
+    for host in &world.hosts {
+        if let Some(fault) = host.node().and_then(|node| node.consensus().fault()) {
+            world.error(format!("node {}: {fault}", host.id));
         }
     }
 }
