@@ -209,6 +209,37 @@ fn a_node_that_is_told_to_stop_ends_well_within_five_seconds_and_finds_nothing_w
     }
 }
 
+#[test]
+fn all_nodes_are_restarted_in_turn_under_load_and_clients_lose_at_most_their_connection() {
+    let test = "all_nodes_are_restarted_in_turn_under_load_and_clients_lose_at_most_their_connection";
+    let Some(cluster) = Broker::to_harm(test) else { return };
+    for victim in 0..cluster.len() {
+        let stays = (victim + 1) % cluster.len();
+        let (staying, leaving) = (declare(&cluster, stays), declare(&cluster, victim));
+        let unaware = Clients::start(&cluster, stays, victim as u32, &staying);
+        let Clients { oracle, publishers, consumers } = Clients::start(&cluster, victim, victim as u32, &leaving);
+        sleep(Duration::from_secs(1));
+        let status = cluster.stop(victim, Duration::from_secs(5));
+        assert_eq!(status.map(|status| status.code()), Some(Some(0)), "node {}", victim + 1);
+        let closes: Vec<String> = publishers.into_iter().flat_map(|running| running.stop().closes).collect();
+        let closes: Vec<String> = closes.into_iter().chain(consumers.into_iter().flat_map(|running| running.stop().closes)).collect();
+        assert_eq!(closes.len(), 2 * leaving.len(), "each has lost its connection once: {closes:?}");
+        // They come back to another node and find all that was confirmed.
+        let dial = Dial::parse(&cluster.amqp(stays));
+        let id = |n: usize| (cluster.len() + victim) as u32 * PHASE_IDS + n as u32;
+        let back = |(n, queue): (usize, &String)| load::consume(&oracle, &dial, id(n), queue, &ConsumerOptions::default());
+        let back: Vec<_> = leaving.iter().enumerate().map(back).collect();
+        let drained = load::drained(&oracle, Duration::from_secs(60));
+        back.into_iter().map(Running::stop).for_each(|report| assert_eq!(report.closes, Vec::<String>::new()));
+        let findings = oracle.findings();
+        println!("{test}: clients of node {}: {findings}", victim + 1);
+        findings.assert_safe();
+        assert!(drained, "not everything was delivered");
+        cluster.restart(victim);
+        unaware.finish();
+    }
+}
+
 fn delivered(client: &mut Connection) -> Delivery {
     match message_event(client, Duration::from_secs(60)).unwrap() {
         Some(Incoming::Deliver(_, message)) => message,
