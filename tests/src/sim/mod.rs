@@ -272,9 +272,17 @@ async fn restart_all(world: &Arc<World>) {
     let mut client = client::Client::connect(&world.hosts[0]).await;
     for (queue, kind) in QUEUES.iter().filter(|(_, kind)| *kind != Kind::Churned) {
         let expected = if *queue == "wild-1" { wanted } else { 0 };
-        match client.ask(client::declare(queue, true)).await {
-            Ok(warren::model::step::Reply::Queue { messages, .. }) if messages == expected => {}
-            other => world.error(format!("{queue} ({kind:?}) after the restart: {expected} messages are due, {other:?}")),
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match client.ask(client::declare(queue, true)).await {
+                Ok(warren::model::step::Reply::Queue { messages, .. }) if messages == expected => break,
+                // Its shard may have no leader yet where refusals come soon.
+                Err(Failed::Refused(Refusal::Unavailable(_))) if Instant::now() < until => sleep(Duration::from_millis(50)).await,
+                other => {
+                    world.error(format!("{queue} ({kind:?}) after the restart: {expected} messages are due, {other:?}"));
+                    break;
+                }
+            }
         }
     }
     drop(client);
