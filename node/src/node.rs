@@ -102,8 +102,7 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     let doors = Doors::take(&config).await?;
     let peer = bind(&config, config.peer_port, "peer").await?;
     DataDir::write_peer_tls(&config.data_dir, config.peer_tls.as_ref()).map_err(doing("peer-tls file"))?;
-    let [amqp, amqps, stream, rocketmq] = doors.ports();
-    let bound = Ports { amqp, amqps, stream, rocketmq, management: port(&http), peer: port(&peer) };
+    let bound = Ports { management: port(&http), peer: port(&peer), ..doors.ports() };
     DataDir::write_ports(&config.data_dir, &config.host, bound).map_err(doing("ports file"))?;
     let http = tokio::spawn(management::http::serve(http, readiness.clone(), metrics.clone(), stopped(stop_rx.clone())));
     let renewal = tls.renewal().map(tokio::spawn);

@@ -159,6 +159,51 @@ def delivery_limit(sender, reader, kind):
     until_empty(reader, queue)
 
 
+def failures(sender, reader, kind):
+    """What fails too often is a dead letter that says so, and goes on counting when it comes again. Three queues have three leaders."""
+    for n in range(3):
+        queue, grave = name(f"failing{n}"), name(f"failed{n}")
+        to = lambda queue, **more: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue, **more}
+        sender.queue_declare(queue, arguments=to(grave, **{"x-delivery-limit": 1}), **kind)
+        sender.queue_declare(grave, arguments=to(queue), **kind)
+        put(sender, queue, "fails", headers={"mine": 1})
+        for count in (1, 2):
+            for _ in range(2):
+                method, _, _ = get(reader, queue)
+                reader.basic_nack(method.delivery_tag, requeue=True)
+            method, properties, body = get(reader, grave)
+            headers, death = properties.headers, properties.headers["x-death"][0]
+            assert (body, method.exchange, method.routing_key, headers["mine"]) == (b"fails", "", grave, 1)
+            assert (death["reason"], death["queue"], death["count"]) == ("delivery_limit", queue, count), headers
+            assert (death["exchange"], death["routing-keys"]) == ("", [queue]), headers
+            assert len(headers["x-death"]) == count, headers
+            for which in ("first", "last"):
+                said = [headers[f"x-{which}-death-{what}"] for what in ("reason", "queue", "exchange")]
+                assert said == ["delivery_limit", queue, ""], headers
+            assert "x-delivery-count" not in headers, headers
+            reader.basic_reject(method.delivery_tag, requeue=False)
+        until_empty(reader, grave)
+
+
+def refusals(sender, reader, kind):
+    """The publisher hears that its message was refused, and the message is a dead letter."""
+    for n in range(3):
+        grave = declare(sender, f"refused{n}", kind)
+        to = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": grave}
+        queue = declare(sender, f"full{n}", kind, x_max_length=1, x_overflow="reject-publish-dlx", **to)
+        put(sender, queue, "fits")
+        try:
+            put(sender, queue, "too many", headers={"mine": 1})
+            raise AssertionError("a full queue took a message")
+        except NackError:
+            pass
+        _, properties, body = get(reader, grave)
+        death = properties.headers["x-death"][0]
+        assert (body, death["reason"], death["queue"], death["count"]) == (b"too many", "maxlen", queue, 1), properties.headers
+        assert properties.headers["x-first-death-reason"] == "maxlen" and properties.headers["mine"] == 1, properties.headers
+        assert get(reader, queue)[2] == b"fits"
+
+
 def priorities(sender, reader, kind):
     queue = declare(sender, "priority", kind, x_max_priority=5)
     for priority in (0, 5, 3, 9, None):
@@ -203,7 +248,7 @@ def main(one, two):
     for kind, other in ((DURABLE, two), (EXCLUSIVE, one)):
         sending = connect(one)
         reading = sending if other == one else connect(other)
-        for part in (limits, times, deaths, retries, delivery_limit, priorities, consumers):
+        for part in (limits, times, deaths, retries, delivery_limit, failures, refusals, priorities, consumers):
             sender, reader = sending.channel(), reading.channel()
             sender.confirm_delivery()
             part(sender, reader, kind)

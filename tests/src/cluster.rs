@@ -171,6 +171,11 @@ impl Cluster {
         self.nodes[at].ports
     }
 
+    /// Where a node keeps its data.
+    pub fn data_dir(&self, at: usize) -> &Path {
+        &self.nodes[at].data_dir
+    }
+
     /// Start the process of a node that does not run; does not wait.
     pub fn spawn(&self, at: usize) {
         let node = &self.nodes[at];
@@ -383,6 +388,17 @@ impl Cluster {
         let dir = self.nodes[at].data_dir.display().to_string();
         let words = [&["ctl", "--data-dir", &dir], arguments].concat();
         run_tool(binary(), &words, "", &[("WARREN_CLUSTER_SECRET".to_owned(), SECRET.to_owned())])
+    }
+
+    /// What `warren ctl` says that knows nothing but these variables.
+    pub fn ctl_amid(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Told {
+        let variables: Vec<_> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        run_tool(binary(), &[&["ctl"], arguments].concat(), "", &variables)
+    }
+
+    /// What all nodes know.
+    pub fn secret() -> &'static str {
+        SECRET
     }
 
     /// Resident memory, KiB.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 use warren_tests::client::{ClientError, Connection, Dial, Field, Incoming, QueueOptions, encode::Route};
 use warren_tests::cluster::binary;
-use warren_tests::{Broker, Ctl, eventually, message_event, refusal, unique};
+use warren_tests::{Broker, Cluster, Ctl, eventually, message_event, refusal, unique};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -146,6 +146,155 @@ fn limits_hold_over_all_nodes() {
     assert!(eventually(PATIENCE, || Connection::open_with_channel(&guest(2)).is_ok()), "there is room again");
     ctl.refused(&["set_vhost_limits", "-p", &vhost, "nonsense"], 69, "Could not parse JSON document");
     ctl.done(&["delete_vhost", &vhost]);
+}
+
+#[test]
+fn limits_of_a_user_hold_over_all_nodes() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (first, last) = (Ctl { cluster, at: 0 }, Ctl { cluster, at: cluster.len() - 1 });
+    let user = unique("bounded");
+    first.done(&["add_user", &user, "secret"]);
+    first.done(&["set_permissions", &user, ".*", ".*", ".*"]);
+    let definition = r#"{"max-connections": 2, "max-channels": 3}"#;
+    let told = first.done(&["set_user_limits", &user, definition]);
+    assert_eq!(told, format!("Setting user limits to \"{definition}\" for user \"{user}\" ...\n"));
+    let limits = r#"{"max-channels":3,"max-connections":2}"#;
+    assert_eq!(last.done(&["-q", "list_user_limits", "--user", &user]), format!("{limits}\n"));
+    assert!(last.done(&["-q", "list_user_limits", "--global"]).contains(&format!("{user}\t{limits}\n")));
+    let dial = |at: usize| first.dial(at, &user, "/");
+    let mut clients: Vec<Connection> = (0..2).map(|at| Connection::open_with_channel(&dial(at)).unwrap()).collect();
+    let text = format!("NOT_ALLOWED - connection refused for user '{user}': user connection limit (2) is reached");
+    assert_eq!(refusal(Connection::open_with_channel(&dial(2))), (530, text));
+    // Two channels are open, on two nodes; a third is the last one.
+    clients[0].open_channel(2).unwrap();
+    let text = format!("NOT_ALLOWED - number of channels opened for user '{user}' has reached the maximum allowed user limit of (3)");
+    assert_eq!(refusal(clients[1].open_channel(2)), (530, text));
+    last.done(&["clear_user_limits", &user, "max-channels"]);
+    let limits = r#"{"max-connections":2}"#;
+    assert_eq!(first.done(&["-q", "list_user_limits", "--user", &user]), format!("{limits}\n"));
+    let mut second = None;
+    assert!(eventually(PATIENCE, || (second = Connection::open_with_channel(&dial(1)).ok(), second.is_some()).1), "there is room again");
+    (2..6).for_each(|channel| second.as_mut().unwrap().open_channel(channel).unwrap());
+    last.done(&["clear_user_limits", &user, "all"]);
+    assert_eq!(first.done(&["-q", "list_user_limits", "--user", &user]), "");
+    Connection::open_with_channel(&dial(2)).unwrap();
+    first.refused(&["set_user_limits", &user, r#"{"max-queues": 1}"#], 69, "Unrecognised terms [{<<\"max-queues\">>,1}] in user-limits");
+    first.refused(&["set_user_limits", "nobody-there", definition], 67, "User \"nobody-there\" does not exist");
+    first.done(&["delete_user", &user]);
+}
+
+#[test]
+fn rights_are_taken_again_and_what_is_left_is_listed() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (first, last) = (Ctl { cluster, at: 0 }, Ctl { cluster, at: cluster.len() - 1 });
+    let (user, vhost) = (unique("eve"), unique("taken"));
+    let in_vhost = |ctl: &Ctl<'_>, words: &[&str]| ctl.done(&[&["-q", "-p", &vhost][..], words].concat());
+    first.done(&["add_vhost", &vhost]);
+    let hash = last.done(&["-q", "hash_password", "secret"]);
+    assert_eq!(first.done(&["-q", "add_user", &user, hash.trim(), "--pre-hashed-password"]), "");
+    last.done(&["authenticate_user", &user, "secret"]);
+    let undecoded = "Error:\nCould not Base64 decode provided password hash value";
+    first.refused(&["add_user", &unique("eve"), "secret", "--pre-hashed-password"], 65, undecoded);
+    in_vhost(&first, &["set_permissions", &user, ".*", ".*", ".*"]);
+    for exchange in ["amq.topic", "news"] {
+        in_vhost(&first, &["set_topic_permissions", &user, exchange, "^eu\\.", "^us\\."]);
+    }
+    let header = "user\texchange\twrite\tread\n";
+    let rows = ["amq.topic", "news"].map(|exchange| format!("{user}\t{exchange}\t^eu\\\\.\t^us\\\\.\n"));
+    assert_eq!(in_vhost(&last, &["list_topic_permissions"]), format!("{header}{}{}", rows[0], rows[1]));
+    let of_user = last.done(&["-s", "list_user_topic_permissions", &user]);
+    assert_eq!(of_user, ["amq.topic", "news"].map(|exchange| format!("{vhost}\t{exchange}\t^eu\\\\.\t^us\\\\.\n")).concat());
+    assert_eq!(in_vhost(&last, &["clear_topic_permissions", &user, "news"]), "");
+    assert_eq!(in_vhost(&first, &["list_topic_permissions"]), format!("{header}{}", rows[0]));
+    in_vhost(&last, &["clear_topic_permissions", &user]);
+    assert_eq!(in_vhost(&first, &["list_topic_permissions"]), "");
+    let mut client = Connection::open_with_channel(&first.dial(1, &user, &vhost)).unwrap();
+    client.declare(1, "q", &QueueOptions::durable()).unwrap();
+    client.bind(1, "q", "amq.direct", "key").unwrap();
+    let bindings = in_vhost(&last, &["list_bindings", "source_name", "destination_name", "destination_kind", "routing_key"]);
+    let rows = "\tq\tqueue\tq\namq.direct\tq\tqueue\tkey\n";
+    assert_eq!(bindings, format!("source_name\tdestination_name\tdestination_kind\trouting_key\n{rows}"));
+    assert!(in_vhost(&last, &["list_bindings"]).contains("amq.direct\texchange\tq\tqueue\tkey\t[]\n"));
+    in_vhost(&last, &["clear_permissions", &user]);
+    let text = format!("ACCESS_REFUSED - configure access to queue 'q' in vhost '{vhost}' refused for user '{user}'");
+    assert_eq!(refusal(client.delete(1, "q")), (403, text));
+    assert_eq!(first.done(&["-s", "list_user_permissions", &user]), "");
+    first.done(&["delete_user", &user]);
+    first.done(&["delete_vhost", &vhost]);
+}
+
+#[test]
+fn operator_policies_limits_and_states_of_vhosts_are_listed_and_cleared() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let (first, last) = (Ctl { cluster, at: 0 }, Ctl { cluster, at: cluster.len() - 1 });
+    let vhost = unique("stated");
+    let in_vhost = |ctl: &Ctl<'_>, words: &[&str]| ctl.done(&[&["-q", "-p", &vhost][..], words].concat());
+    first.done(&["add_vhost", &vhost]);
+    in_vhost(&first, &["set_permissions", "guest", ".*", ".*", ".*"]);
+    in_vhost(&first, &["set_operator_policy", "small", "^q", r#"{"max-length":5}"#, "--apply-to", "queues", "--priority", "2"]);
+    let row = format!("{vhost}\tsmall\t^q\tqueues\t{{\"max-length\":5}}\t2\n");
+    assert_eq!(in_vhost(&last, &["list_operator_policies"]), format!("vhost\tname\tpattern\tapply-to\tdefinition\tpriority\n{row}"));
+    assert_eq!(in_vhost(&last, &["list_policies"]), "", "it is no policy of a user");
+    in_vhost(&last, &["clear_operator_policy", "small"]);
+    assert_eq!(in_vhost(&first, &["list_operator_policies"]), "");
+    let guest = |at: usize| Dial { vhost: vhost.clone(), ..Dial::guest(&cluster.amqp(at % cluster.len())) };
+    in_vhost(&first, &["set_vhost_limits", r#"{"max-connections": 0}"#]);
+    assert_eq!(refusal(Connection::open_with_channel(&guest(1))).0, 530);
+    in_vhost(&last, &["clear_vhost_limits"]);
+    assert_eq!(in_vhost(&first, &["list_vhost_limits"]), "");
+    let states: Vec<String> = (1..=cluster.len()).map(|node| format!("{{{node}, running}}")).collect();
+    let state = format!("{vhost}\tfalse\t[{}]", states.join(", "));
+    let listed = last.done(&["-s", "list_vhosts", "name", "tracing", "cluster_state"]);
+    assert!(listed.lines().any(|line| line == state), "{listed}");
+    let mut clients: Vec<Connection> = (0..cluster.len()).map(|at| Connection::open_with_channel(&guest(at)).unwrap()).collect();
+    let closed = last.done(&["-p", &vhost, "close_all_connections", "going home"]);
+    let count = cluster.len();
+    assert_eq!(closed, format!("Closing all connections in vhost {vhost}, reason: going home...\nClosed {count} connections\n"));
+    for client in &mut clients {
+        assert_eq!(end_of(client), Some((320, "CONNECTION_FORCED - going home".to_owned())));
+    }
+    first.done(&["delete_vhost", &vhost]);
+}
+
+#[test]
+fn a_node_says_what_it_is_and_how_it_is() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let version = Ctl { cluster, at: 0 }.done(&["version"]);
+    for at in 0..cluster.len() {
+        let (ctl, node) = (Ctl { cluster, at }, at + 1);
+        assert_eq!(ctl.done(&["alarms"]), format!("Node {node} reported no alarms, local or clusterwide\n"));
+        assert_eq!(ctl.done(&["is_running"]), format!("Warren on node {node} is fully booted and running\n"));
+        assert_eq!(ctl.done(&["is_booting"]), format!("Warren on node {node} is fully booted (check with is_running)\n"));
+        assert_eq!(ctl.done(&["server_version"]), format!("Asking node {node} for its version...\n{version}"));
+    }
+}
+
+/// In one environment `warren ctl` proves the secret that `warren server` would take.
+#[test]
+fn the_secret_that_a_file_holds_comes_before_the_variable_and_what_is_empty_is_unset() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).display().to_string()
+    };
+    let (right, wrong) = (file("right", Cluster::secret()), file("wrong", "another secret, as long as that"));
+    let (node, data_dir) = (format!("127.0.0.1:{}", cluster.ports(0).peer), cluster.data_dir(0).display().to_string());
+    let (right, wrong, node, data_dir) = (&*right, &*wrong, &*node, &*data_dir);
+    for (variables, code) in [
+        ([("WARREN_CLUSTER_SECRET_FILE", right), ("WARREN_CLUSTER_SECRET", "another secret"), ("WARREN_NODE", node)], 0),
+        ([("WARREN_CLUSTER_SECRET_FILE", wrong), ("WARREN_CLUSTER_SECRET", Cluster::secret()), ("WARREN_NODE", node)], 65),
+        ([("WARREN_CLUSTER_SECRET_FILE", ""), ("WARREN_CLUSTER_SECRET", Cluster::secret()), ("WARREN_NODE", node)], 0),
+        ([("WARREN_CLUSTER_SECRET_FILE", right), ("WARREN_NODE", ""), ("WARREN_DATA_DIR", data_dir)], 0),
+    ] {
+        let told = cluster.ctl_amid(&variables, &["ping"]);
+        assert_eq!(told.code, Some(code), "{variables:?}: {told:?}");
+    }
 }
 
 #[test]

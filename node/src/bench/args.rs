@@ -102,7 +102,7 @@ pub(super) enum Kind {
     Plain,
     /// Messages live for ten minutes.
     Ttl,
-    /// Ten priorities.
+    /// Messages of ten priorities in turn.
     Priority,
     /// Each message dies at once in another queue, and comes from there.
     DeadLetter,
@@ -131,6 +131,9 @@ pub(super) struct Load {
     pub drain_seconds: f64,
 }
 
+/// Priorities of messages, from 0.
+pub(super) const PRIORITIES: usize = 10;
+
 /// `Load::batch` where nothing else is said.
 pub(super) const BATCH: usize = 256;
 
@@ -154,12 +157,17 @@ impl Load {
         if self.kind == Kind::Fanout { self.queues as u64 } else { 1 }
     }
 
+    /// Priority of a producer's n-th message. Messages of one priority stay in order.
+    pub(super) fn priority_of(&self, number: u64) -> u8 {
+        if self.kind == Kind::Priority { (number % PRIORITIES as u64) as u8 } else { 0 }
+    }
+
     /// Arguments of the queues that are consumed.
     pub(super) fn arguments(&self) -> Table {
         let mut arguments: Table = self.queue_type.iter().map(|kind| ("x-queue-type".to_owned(), Field::Text(kind.clone()))).collect();
         match self.kind {
             Kind::Ttl => arguments.push(("x-message-ttl".to_owned(), Field::Int(600_000))),
-            Kind::Priority => arguments.push(("x-max-priority".to_owned(), Field::Int(10))),
+            Kind::Priority => arguments.push(("x-max-priority".to_owned(), Field::Int(PRIORITIES as i64))),
             Kind::Plain | Kind::DeadLetter | Kind::Fanout | Kind::Stream => {}
         }
         arguments

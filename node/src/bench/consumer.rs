@@ -1,6 +1,6 @@
 //! A connection that consumes and checks what it gets: one thread. By AMQP with acks for many at once, of streams with a credit for each chunk.
 
-use super::args::{Kind, Load};
+use super::args::{Kind, Load, PRIORITIES};
 use super::client::encode::{self, FRAME_BODY, FRAME_HEADER, FRAME_METHOD};
 use super::client::frames::Frame;
 use super::client::stream::{self, StreamConnection, key};
@@ -24,8 +24,8 @@ pub(super) const CREDIT: u16 = 10;
 /// What a consumer saw.
 #[derive(Debug)]
 pub(super) struct Consumed {
-    /// By producer: numbers, and the last one.
-    pub seen: BTreeMap<u32, (Seen, u64)>,
+    /// By producer: numbers, and the last one of each priority.
+    pub seen: BTreeMap<u32, (Seen, [u64; PRIORITIES])>,
     /// Came again.
     pub repeated: u64,
     /// Came for the first time after a later one.
@@ -67,7 +67,7 @@ fn read_stream(load: &Load, dial: &Dial, at: usize, shared: &Arc<Shared>) -> Res
         match connection.next_command() {
             Ok(command) if command.key == key::DELIVER => {
                 for body in stream::bodies(connection.content(&command)) {
-                    result.take(body.unwrap_or_default(), load.size, shared);
+                    result.take(body.unwrap_or_default(), load, shared);
                 }
                 if let Err(error) = connection.credit() {
                     break Some(error);
@@ -96,14 +96,15 @@ impl Consumed {
         }
     }
 
-    /// A body of `size` bytes, if it is one of this run.
-    fn take(&mut self, body: &[u8], size: usize, shared: &Shared) {
+    /// A body, if it is one of this run.
+    fn take(&mut self, body: &[u8], load: &Load, shared: &Shared) {
         shared.consumed.fetch_add(1, Relaxed);
-        let Some(stamp) = Stamp::read(body).filter(|stamp| stamp.run == shared.run && body.len() == size) else {
+        let Some(stamp) = Stamp::read(body).filter(|stamp| stamp.run == shared.run && body.len() == load.size) else {
             self.corrupt += 1;
             return;
         };
         let (seen, last) = self.seen.entry(stamp.producer).or_default();
+        let last = &mut last[usize::from(load.priority_of(stamp.number))];
         match (seen.insert(stamp.number), stamp.number > *last) {
             (false, _) => self.repeated += 1,
             (true, false) => self.reordered += 1,
@@ -118,7 +119,7 @@ impl Consumed {
 struct Consumer {
     result: Consumed,
     shared: Arc<Shared>,
-    size: usize,
+    load: Load,
     every: u64,
     tag: u64,
     unacked: u64,
@@ -132,7 +133,7 @@ impl Consumer {
     fn new(load: &Load, shared: Arc<Shared>) -> Consumer {
         let result = Consumed::new();
         let every = (u64::from(load.prefetch) / 2).clamp(1, ACK_EVERY);
-        Consumer { result, shared, size: load.size, every, tag: 0, unacked: 0, body: Vec::new(), body_size: 0, out: Vec::new() }
+        Consumer { result, shared, load: load.clone(), every, tag: 0, unacked: 0, body: Vec::new(), body_size: 0, out: Vec::new() }
     }
 
     fn consume(&mut self, connection: &mut Connection) -> Result<(), ClientError> {
@@ -200,7 +201,7 @@ impl Consumer {
 
     fn message(&mut self, body: &[u8]) {
         self.unacked += 1;
-        self.result.take(body, self.size, &self.shared);
+        self.result.take(body, &self.load, &self.shared);
     }
 
     fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ClientError> {

@@ -13,18 +13,26 @@ use std::time::{Duration, Instant};
 /// Writes that the disk probe makes.
 const PROBES: usize = 200;
 
-/// What a broker says it is: `product version` of each of its nodes, once if they agree.
+/// What a broker says it is, of each of its nodes, once if they agree.
 pub(super) fn versions(broker: &[Dial]) -> Result<Vec<String>, BenchError> {
     let mut names = Vec::new();
     for dial in broker {
         let connection = Connection::open(dial).map_err(|error| BenchError::Client { address: dial.address.clone(), error })?;
-        let name = format!("{} {}", connection.server_text("product"), connection.server_text("version"));
+        let name = name(|property| connection.server_text(property));
         if !names.contains(&name) {
             names.push(name);
         }
         connection.close().map_err(|error| BenchError::Client { address: dial.address.clone(), error })?;
     }
     Ok(names)
+}
+
+/// `product version`. Warren says that it is the RabbitMQ whose behaviour it has, and beside that what it is.
+fn name<'a>(property: impl Fn(&str) -> &'a str) -> String {
+    match property("warren_version") {
+        "" => format!("{} {}", property("product"), property("version")),
+        version => format!("Warren {version}"),
+    }
 }
 
 /// The machine: bench version, cores, kernel.
@@ -111,6 +119,17 @@ pub(super) fn cpu_percent(pids: &[u32], window: Duration) -> Result<f64, BenchEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warren_is_called_by_its_name() {
+        let rabbitmq = |property: &str| match property {
+            "product" => "RabbitMQ",
+            "version" => "4.1.0",
+            _ => "",
+        };
+        assert_eq!(name(rabbitmq), "RabbitMQ 4.1.0");
+        assert_eq!(name(|property: &str| if property == "warren_version" { "0.1.0" } else { rabbitmq(property) }), "Warren 0.1.0");
+    }
 
     #[test]
     fn a_directory_has_a_file_system_and_a_latency() {

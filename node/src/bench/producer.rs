@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes written at once at most.
 const BATCH_BYTES: usize = 256 * 1024;
+/// From the priority to the body: itself, the end of the content header's frame, the head of the body's.
+const PRIORITY_BEFORE_BODY: usize = 1 + 1 + 7;
 
 /// What a producer saw.
 #[derive(Debug)]
@@ -169,6 +171,8 @@ struct Writer {
     pattern: Vec<u8>,
     body: Vec<u8>,
     body_at: Option<usize>,
+    /// What says which priority a message has.
+    load: Load,
     /// Messages go into Publish commands of streams.
     is_stream: bool,
     exchange: String,
@@ -221,13 +225,15 @@ impl Writer {
         let body_at = if is_stream {
             Some(stream::message(&mut pattern, &body))
         } else {
-            encode::publish(&mut pattern, Route { channel: 1, exchange: &exchange, key: &key, mandatory: false }, &body, frame_max);
+            let route = Route { channel: 1, exchange: &exchange, key: &key, mandatory: false };
+            publish_one(&mut pattern, route, load, 0, &body, frame_max);
             (load.size + 8 <= frame_max as usize).then(|| pattern.len() - 1 - load.size)
         };
         let slots = Slots((0..load.window.next_power_of_two() * 2).map(|_| AtomicU64::new(0)).collect());
         Writer {
             stamp: Stamp { run: shared.run, producer: at as u32, number: 0, sent_at: 0 },
             body_at,
+            load: load.clone(),
             is_stream,
             batch: (BATCH_BYTES / pattern.len()).clamp(1, load.batch),
             pattern,
@@ -261,17 +267,27 @@ impl Writer {
                     if self.is_stream {
                         self.pattern[..8].copy_from_slice(&self.stamp.number.to_be_bytes());
                     }
+                    if self.load.kind == Kind::Priority {
+                        self.pattern[at - PRIORITY_BEFORE_BODY] = self.load.priority_of(self.stamp.number);
+                    }
                     self.stamp.write(&mut self.pattern[at..at + self.body.len()]);
                     self.out.extend_from_slice(&self.pattern);
                 }
                 None => {
                     self.stamp.write(&mut self.body);
                     let route = Route { channel: 1, exchange: &self.exchange, key: &self.key, mandatory: false };
-                    encode::publish(&mut self.out, route, &self.body, self.frame_max);
+                    publish_one(&mut self.out, route, &self.load, self.stamp.number, &self.body, self.frame_max);
                 }
             }
         }
         self.shared.published.fetch_add(count, Relaxed);
+    }
+}
+
+fn publish_one(out: &mut Vec<u8>, route: Route<'_>, load: &Load, number: u64, body: &[u8], frame_max: u32) {
+    match load.kind {
+        Kind::Priority => encode::publish_at(out, route, load.priority_of(number), body, frame_max),
+        Kind::Plain | Kind::Ttl | Kind::DeadLetter | Kind::Fanout | Kind::Stream => encode::publish(out, route, body, frame_max),
     }
 }
 

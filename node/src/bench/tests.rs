@@ -17,6 +17,8 @@ enum Breach {
     Lose,
     Repeat,
     Swap,
+    /// The message comes behind the tenth after it.
+    SwapTen,
     Corrupt,
     Redeliver,
     ConfirmTwice,
@@ -35,21 +37,24 @@ struct Careless {
     /// A body that waits for the next one, to be overtaken.
     held: Arc<Mutex<Option<Vec<u8>>>>,
     ready: Arc<Mutex<u32>>,
+    /// Last bytes of content headers.
+    heads: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Careless {
-    /// Its address.
-    fn start(breach: Breach) -> String {
+    /// Its address, and the last bytes of the content headers that it got.
+    fn start(breach: Breach) -> (String, Arc<Mutex<Vec<u8>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let broker = Careless { breach, consumer: Arc::default(), held: Arc::default(), ready: Arc::default() };
+        let broker = Careless { breach, consumer: Arc::default(), held: Arc::default(), ready: Arc::default(), heads: Arc::default() };
+        let heads = broker.heads.clone();
         thread::spawn(move || {
             for socket in listener.incoming() {
                 let broker = broker.clone();
                 thread::spawn(move || broker.serve(socket.unwrap()));
             }
         });
-        address
+        (address, heads)
     }
 
     fn serve(&self, mut socket: TcpStream) -> Option<()> {
@@ -76,6 +81,9 @@ impl Careless {
             *number += 1;
             self.deliver(*number, payload);
             return self.confirm(*number, out);
+        }
+        if frame.kind == encode::FRAME_HEADER {
+            self.heads.lock().unwrap().extend(payload.last());
         }
         if frame.kind != FRAME_METHOD {
             return;
@@ -121,14 +129,15 @@ impl Careless {
         let mut body = body.to_vec();
         match self.breach {
             Breach::Lose if number == AT => return,
-            Breach::Swap if number == AT => return *self.held.lock().unwrap() = Some(body),
+            Breach::Swap | Breach::SwapTen if number == AT => return *self.held.lock().unwrap() = Some(body),
             Breach::Corrupt if number == AT => body[20] ^= 1,
             Breach::CutConsumer if number == AT => drop(socket.shutdown(std::net::Shutdown::Both)),
             Breach::Repeat if number == AT => push(&mut out, &body, false),
             _ => (),
         }
         push(&mut out, &body, self.breach == Breach::Redeliver && number == AT);
-        if let Some(late) = self.held.lock().unwrap().take() {
+        let is_time = self.breach != Breach::SwapTen || number == AT + 10;
+        if let Some(late) = self.held.lock().unwrap().take_if(|_| is_time) {
             push(&mut out, &late, false);
         }
         drop(socket.write_all(&out));
@@ -157,8 +166,11 @@ struct Line {
 }
 
 fn args(breach: Breach) -> BenchArgs {
-    let uri = Careless::start(breach);
-    Line::parse_from(["bench", "--uris", &uri, "--seconds", "0.5", "--drain-seconds", "0.5", "--rate", "2000", "--quiet"]).args
+    args_for(&Careless::start(breach).0)
+}
+
+fn args_for(uri: &str) -> BenchArgs {
+    Line::parse_from(["bench", "--uris", uri, "--seconds", "0.5", "--drain-seconds", "0.5", "--rate", "2000", "--quiet"]).args
 }
 
 fn figures(breach: Breach) -> Figures {
@@ -191,6 +203,19 @@ fn each_breach_is_named() {
         let figures = figures(breach);
         assert_eq!(named(&figures), 1, "{breach:?}: {}", figures.text());
         assert!(!figures.is_clean(), "{breach:?}");
+    }
+}
+
+/// One of another priority may overtake.
+#[test]
+fn messages_with_priorities_have_each_in_turn_and_those_of_one_stay_in_order() {
+    for (breach, reordered) in [(Breach::Swap, 0), (Breach::SwapTen, 1)] {
+        let (uri, heads) = Careless::start(breach);
+        let args = args_for(&uri);
+        let load = super::args::Load { kind: super::args::Kind::Priority, ..args.load() };
+        let figures = load::run(&load, &args.brokers().0, false).unwrap();
+        assert_eq!((figures.reordered, figures.lost), (reordered, 0), "{breach:?}: {}", figures.text());
+        assert_eq!(heads.lock().unwrap()[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]);
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) struct CtlArgs {
     /// Directory of the cluster or node to ask: its ports and its secret are there [default: where `warren cluster` keeps its data]
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// File with the cluster secret [default: WARREN_CLUSTER_SECRET, else the data directory]
+    /// File with the cluster secret [default: WARREN_CLUSTER_SECRET_FILE, else WARREN_CLUSTER_SECRET, else the data directory]
     #[arg(long, global = true, value_name = "FILE")]
     cluster_secret_file: Option<PathBuf>,
     /// Certificate to show a node that demands TLS, PEM [default: WARREN_PEER_TLS_CERT, else what the data directory names]
@@ -232,22 +232,15 @@ impl CtlArgs {
     }
 
     fn secret(&self, dirs: &[PathBuf]) -> Result<ClusterSecret, CtlError> {
-        if let Some(path) = &self.cluster_secret_file {
-            return Ok(ClusterSecret::from_file(path)?);
-        }
-        if let Some(secret) = ClusterSecret::from_environment(&variable)? {
+        if let Some(secret) = ClusterSecret::named(self.cluster_secret_file.as_deref(), &variable)? {
             return Ok(secret);
-        }
-        if let Some(path) = variable("WARREN_CLUSTER_SECRET_FILE") {
-            return Ok(ClusterSecret::from_file(Path::new(&path))?);
         }
         Ok(ClusterSecret::from_file(&kept_secret(dirs).ok_or(CtlError::NoSecret)?)?)
     }
 
     /// Named on the command line or in the environment.
     fn peer_tls(&self) -> Result<Option<Files>, ConfigError> {
-        let or_variable =
-            |flag: &Option<PathBuf>, name| flag.clone().or_else(|| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from));
+        let or_variable = |flag: &Option<PathBuf>, name| flag.clone().or_else(|| variable(name).map(PathBuf::from));
         let certificate = or_variable(&self.peer_tls_cert, "WARREN_PEER_TLS_CERT");
         let key = or_variable(&self.peer_tls_key, "WARREN_PEER_TLS_KEY");
         peer_files(certificate, key, or_variable(&self.peer_tls_ca, "WARREN_PEER_TLS_CA"))

@@ -95,9 +95,9 @@ fn misunderstood(error: &clap::Error, code: u8) -> ExitCode {
     if error.use_stderr() { ExitCode::from(code) } else { ExitCode::SUCCESS }
 }
 
-/// One variable of the environment; what is not UTF-8 counts as unset.
+/// One variable of the environment; what is empty or not UTF-8 counts as unset.
 pub(crate) fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]

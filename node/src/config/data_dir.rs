@@ -52,8 +52,12 @@ pub struct Ports {
     pub amqps: u16,
     /// RabbitMQ streams (0: not served).
     pub stream: u16,
+    /// The same over TLS (0: not served).
+    pub stream_tls: u16,
     /// RocketMQ over HTTP (0: not served).
     pub rocketmq: u16,
+    /// The same over TLS (0: not served).
+    pub rocketmq_tls: u16,
     /// HTTP.
     pub management: u16,
     /// Other nodes and `warren ctl`.
@@ -140,8 +144,9 @@ impl DataDir {
     /// # Errors
     /// What the system says.
     pub fn write_ports(path: &Path, host: &str, ports: Ports) -> io::Result<()> {
-        let Ports { amqp, amqps, stream, rocketmq, management, peer } = ports;
-        let numbers = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nrocketmq={rocketmq}\nmanagement={management}\npeer={peer}\n");
+        let Ports { amqp, amqps, stream, stream_tls, rocketmq, rocketmq_tls, management, peer } = ports;
+        let clients = format!("amqp={amqp}\namqps={amqps}\nstream={stream}\nstream-tls={stream_tls}\n");
+        let numbers = format!("{clients}rocketmq={rocketmq}\nrocketmq-tls={rocketmq_tls}\nmanagement={management}\npeer={peer}\n");
         write_whole(&path.join(PORTS), &format!("{HOST}={host}\n{numbers}"))
     }
 
@@ -161,7 +166,9 @@ impl DataDir {
                 "amqp" => ports.amqp = port,
                 "amqps" => ports.amqps = port,
                 "stream" => ports.stream = port,
+                "stream-tls" => ports.stream_tls = port,
                 "rocketmq" => ports.rocketmq = port,
+                "rocketmq-tls" => ports.rocketmq_tls = port,
                 "management" => ports.management = port,
                 "peer" => ports.peer = port,
                 _ => {}

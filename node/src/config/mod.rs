@@ -16,7 +16,7 @@ pub use data_dir::{DataDir, DataDirError, Ports, default_cluster_dir, default_se
 pub use members::Member;
 pub use reserve::Reserve;
 pub use rocketmq::Rocketmq;
-pub use secret::{ClusterSecret, SECRET_VARIABLE, Secret};
+pub use secret::{ClusterSecret, Secret};
 pub use settings::{LogFormat, Settings};
 pub use tls::{Amqps, LoginFromOption, SanTypeOption, VerifyOption, peer_files};
 

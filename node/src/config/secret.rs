@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The variable that holds the cluster secret itself.
-pub const SECRET_VARIABLE: &str = "WARREN_CLUSTER_SECRET";
+pub(super) const SECRET_VARIABLE: &str = "WARREN_CLUSTER_SECRET";
+/// The one that names a file with it; also the variable of the option `--cluster-secret-file`.
+const SECRET_FILE_VARIABLE: &str = "WARREN_CLUSTER_SECRET_FILE";
 /// A shorter one can be guessed from one overheard handshake.
 const SECRET_BYTES_MIN: usize = 8;
 
@@ -84,12 +86,17 @@ impl ClusterSecret {
         ClusterSecret::new(&text).map_err(wrong)
     }
 
-    /// From `WARREN_CLUSTER_SECRET`, if it is set.
+    /// From the file given, the one that `WARREN_CLUSTER_SECRET_FILE` names, or `WARREN_CLUSTER_SECRET`; `None`: nobody names one. The same
+    /// for nodes, the launcher and `warren ctl`, so that they find each other.
     ///
     /// # Errors
-    /// When it is too short.
-    pub fn from_environment(environment: Environment<'_>) -> Result<Option<ClusterSecret>, ConfigError> {
-        let Some(text) = environment(SECRET_VARIABLE).filter(|text| !text.is_empty()) else { return Ok(None) };
+    /// When it cannot be read or is too short.
+    pub fn named(file: Option<&Path>, environment: Environment<'_>) -> Result<Option<ClusterSecret>, ConfigError> {
+        let read = |name: &str| environment(name).filter(|text| !text.is_empty());
+        if let Some(path) = file.map(Path::to_owned).or_else(|| read(SECRET_FILE_VARIABLE).map(PathBuf::from)) {
+            return ClusterSecret::from_file(&path).map(Some);
+        }
+        let Some(text) = read(SECRET_VARIABLE) else { return Ok(None) };
         ClusterSecret::new(&text).map(Some).map_err(|why| ConfigError::Variable { name: SECRET_VARIABLE.into(), why })
     }
 
@@ -129,18 +136,15 @@ fn create(path: &Path) -> io::Result<()> {
     linked
 }
 
-/// `--cluster-secret-file`, `WARREN_CLUSTER_SECRET`, the file named in the TOML file, `DATA_DIR/secret`, the secret of the local
-/// cluster that `DATA_DIR` belongs to; a node on its own makes one.
+/// What is [`named`](ClusterSecret::named), the file named in the TOML file, `DATA_DIR/secret`, the secret of the local cluster that
+/// `DATA_DIR` belongs to; a node on its own makes one.
 pub(super) fn resolve(
     settings: &Settings,
     data_dir: &Path,
     nodes: usize,
     environment: Environment<'_>,
 ) -> Result<ClusterSecret, ConfigError> {
-    if let Some(path) = &settings.cluster_secret_file {
-        return ClusterSecret::from_file(path);
-    }
-    if let Some(secret) = ClusterSecret::from_environment(environment)? {
+    if let Some(secret) = ClusterSecret::named(settings.cluster_secret_file.as_deref(), environment)? {
         return Ok(secret);
     }
     if let Some(path) = ClusterSecret::kept_by(data_dir) {

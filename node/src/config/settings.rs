@@ -188,7 +188,7 @@ impl Settings {
         let mut settings = flags.over(variables).over(Settings::from_rabbitmq(environment));
         if let Some(path) = settings.config.take() {
             let mut file = Settings::from_file(&path)?;
-            if environment(super::SECRET_VARIABLE).is_some_and(|secret| !secret.is_empty()) {
+            if environment(super::secret::SECRET_VARIABLE).is_some_and(|secret| !secret.is_empty()) {
                 file.cluster_secret_file = None; // the variable wins over the file
             }
             settings = settings.over(file);

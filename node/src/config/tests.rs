@@ -150,12 +150,38 @@ fn the_secret_comes_from_a_flag_then_the_variable_then_the_file_then_the_data_di
         let config = load(&[&[THREE, &data_dir], arguments].concat(), variables).unwrap();
         String::from_utf8(config.secret.bytes().to_vec()).unwrap()
     };
-    assert_eq!(secret(&[&flag, &config], &[variable]), "from the flag");
+    let named = write("variable", "from the variable's file");
+    let file_variable = ("WARREN_CLUSTER_SECRET_FILE", &*named);
+    let nothing = ("WARREN_CLUSTER_SECRET_FILE", "");
+    assert_eq!(secret(&[&flag, &config], &[variable, file_variable]), "from the flag");
+    assert_eq!(secret(&[&config], &[variable, file_variable]), "from the variable's file");
+    assert_eq!(secret(&[&config], &[variable, nothing]), "from the variable");
     assert_eq!(secret(&[&config], &[variable]), "from the variable");
     assert_eq!(secret(&[&config], &[]), "from the file");
     write("secret", "from the cluster's directory");
     write("warren-cluster", "nodes=3");
     assert_eq!(secret(&[], &[]), "from the cluster's directory");
+}
+
+/// Nodes, the launcher and `warren ctl` on one machine in one environment mean the same secret.
+#[test]
+fn everybody_finds_the_same_secret_in_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, another) = (dir.path().join("file"), dir.path().join("another"));
+    fs::write(&path, "from the file").unwrap();
+    fs::write(&another, "from another file").unwrap();
+    let file = path.display().to_string();
+    let named = |given: Option<&Path>, variables: &[(&str, &str)]| {
+        let read = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let secret = ClusterSecret::named(given, &read).unwrap()?;
+        Some(String::from_utf8(secret.bytes().to_vec()).unwrap())
+    };
+    let (text, from_file) = (("WARREN_CLUSTER_SECRET", "from the variable"), ("WARREN_CLUSTER_SECRET_FILE", &*file));
+    assert_eq!(named(Some(&another), &[text, from_file]).as_deref(), Some("from another file"));
+    assert_eq!(named(None, &[text, from_file]).as_deref(), Some("from the file"));
+    assert_eq!(named(None, &[from_file]).as_deref(), Some("from the file"));
+    assert_eq!(named(None, &[text, ("WARREN_CLUSTER_SECRET_FILE", "")]).as_deref(), Some("from the variable"));
+    assert_eq!(named(None, &[("WARREN_CLUSTER_SECRET", ""), ("WARREN_CLUSTER_SECRET_FILE", "")]), None);
 }
 
 #[test]
@@ -307,7 +333,8 @@ fn a_data_directory_has_one_user_at_a_time() {
 #[test]
 fn ports_are_read_back_as_they_were_written() {
     let dir = tempfile::tempdir().unwrap();
-    let ports = Ports { amqp: 5672, amqps: 5671, stream: 0, rocketmq: 8080, management: 15672, peer: 7671 };
+    let (stream_tls, rocketmq_tls) = (5551, 8081);
+    let ports = Ports { amqp: 5672, amqps: 5671, stream: 0, stream_tls, rocketmq: 8080, rocketmq_tls, management: 15672, peer: 7671 };
     assert_eq!(DataDir::read_ports(dir.path()), None);
     DataDir::write_ports(dir.path(), "::1", ports).unwrap();
     assert_eq!(DataDir::read_ports(dir.path()), Some(ports));

@@ -4,6 +4,7 @@
 
 mod access;
 mod admission;
+mod arguments;
 mod connection;
 mod copies;
 mod counters;

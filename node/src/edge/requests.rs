@@ -3,6 +3,7 @@
 
 use super::Edge;
 use super::access::{Kind, Right, Who};
+use super::arguments;
 use super::connection::drop_exclusive;
 use super::lane::{Answer, Ask, Fetch, Home, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
@@ -10,12 +11,11 @@ use super::names::{check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
 use super::streams::{self, check_known};
-use crate::machine::catalog::{Catalog, check_owner, exchange_text, queue_text, queue_type};
+use crate::machine::catalog::{Catalog, check_owner, check_queue, exchange_text, queue_text, queue_type};
 use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target, Value,
 };
 use crate::model::link::{Consumer, QueueStat};
-use crate::model::settings::QueueSettings;
 use crate::model::step::{DeclareQueue, REPLY_TO, Reply, Request};
 use crate::model::{ConsumerId, ShardId};
 use smallvec::SmallVec;
@@ -200,53 +200,60 @@ impl Asking {
             return self.look_for_reply_consumer(declare.name).await;
         }
         if declare.passive {
-            let record = self.queue(&declare.name, None)?;
-            let stat = self.stat(&record).await?;
-            let is_gone = stat.is_none() && self.edge.catalog.read().queue_by_id(record.id).is_none();
-            return if is_gone { Err(not_found(Kind::Queue, &declare.name)) } else { Ok(declared(&record, stat)) };
+            let existing = self.queue(&declare.name, None)?;
+            return self.declare_existing(&existing).await;
         }
-        let name = match &*declare.name.name {
-            "" => Name { vhost: declare.name.vhost.clone(), name: generate() },
-            _ => declare.name.clone(),
-        };
-        let mut arguments = declare.arguments;
-        {
-            let catalog = self.edge.catalog.read();
-            self.check(&catalog, Right::Configure, (Kind::Queue, &name.name))?;
-            if !declare.name.name.is_empty() && catalog.queue(&name).is_none() {
-                check_not_reserved(Kind::Queue, &name.name)?;
+        let spec = self.queue_spec(declare)?;
+        let existing = self.edge.catalog.read().queue(&spec.name).cloned();
+        // What is there is compared; whether the arguments make sense is asked of new queues alone.
+        match (existing, arguments::check_queue(&spec)) {
+            (Some(existing), Err(_)) => {
+                check_queue(&existing.spec, &spec)?;
+                return self.declare_existing(&existing).await;
             }
-            let has_default_type = declare.durable && !declare.exclusive && !declare.auto_delete;
-            if let Some(kind) = catalog.vhost_facts(&name.vhost).and_then(|facts| facts.default_queue_type.as_ref())
-                && has_default_type
-            {
-                arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
-            }
+            (Some(_), Ok(())) => {}
+            (None, checked) => self.check_dead_letters(&spec).and(checked)?,
         }
-        let kind = queue_type(&arguments);
-        if matches!(kind, "quorum" | "stream") && declare.name.name.is_empty() {
-            return Err(Refusal::Precondition(format!("Cannot declare a server-named queue for type rabbit_{kind}_queue")));
-        }
-        if kind == "stream" {
-            // The vhost may have made it one.
-            QueueSettings::check(&queue_text(&name), &arguments).map_err(|why| Refusal::Precondition(why.to_string()))?;
-        }
-        self.check_dead_letters(&name, &arguments)?;
-        let owner = declare.exclusive.then_some(self.mailbox.owner);
-        // As in RabbitMQ nothing of one connection alone is durable, whatever was asked.
-        let durable = declare.durable && !declare.exclusive;
-        let spec = QueueSpec { name, durable, auto_delete: declare.auto_delete, exclusive_owner: owner, arguments };
         self.declare(spec).await
     }
 
-    /// Who makes a queue with a dead letter exchange must be allowed to read the one and write to the other.
-    fn check_dead_letters(&self, name: &Name, arguments: &Table) -> Result<(), Refusal> {
-        let Some(Value::Text(exchange)) = arguments.get("x-dead-letter-exchange") else { return Ok(()) };
+    /// A queue that is not to be made.
+    async fn declare_existing(&self, record: &QueueRecord) -> Result<Reply, Refusal> {
+        let stat = self.stat(record).await?;
+        let is_gone = stat.is_none() && self.edge.catalog.read().queue_by_id(record.id).is_none();
+        if is_gone { Err(not_found(Kind::Queue, &record.spec.name)) } else { Ok(declared(record, stat)) }
+    }
+
+    /// The queue that is asked for, when this connection may make or have it.
+    fn queue_spec(&self, declare: DeclareQueue) -> Result<QueueSpec, Refusal> {
+        let DeclareQueue { name, durable, exclusive, auto_delete, mut arguments, .. } = declare;
         let catalog = self.edge.catalog.read();
-        if catalog.queue(name).is_some() {
-            return Ok(());
+        let has_default_type = durable && !exclusive && !auto_delete;
+        if let Some(kind) = catalog.vhost_facts(&name.vhost).and_then(|facts| facts.default_queue_type.as_ref())
+            && has_default_type
+        {
+            arguments.entry("x-queue-type".to_owned()).or_insert_with(|| Value::Text(kind.as_bytes().to_vec()));
         }
-        self.check(&catalog, Right::Read, (Kind::Queue, &name.name))?;
+        let kind = queue_type(&arguments);
+        let is_unnamed = name.name.is_empty();
+        if is_unnamed && matches!(kind, "quorum" | "stream") {
+            return Err(Refusal::Precondition(format!("Cannot declare a server-named queue for type rabbit_{kind}_queue")));
+        }
+        let name = if is_unnamed { Name { name: generate(), ..name } } else { name };
+        self.check(&catalog, Right::Configure, (Kind::Queue, &name.name))?;
+        if !is_unnamed && catalog.queue(&name).is_none() {
+            check_not_reserved(Kind::Queue, &name.name)?;
+        }
+        let exclusive_owner = exclusive.then_some(self.mailbox.owner);
+        // As in RabbitMQ nothing of one connection alone is durable, whatever was asked.
+        Ok(QueueSpec { name, durable: durable && !exclusive, auto_delete, exclusive_owner, arguments })
+    }
+
+    /// Who makes a queue with a dead letter exchange must be allowed to read the one and write to the other.
+    fn check_dead_letters(&self, spec: &QueueSpec) -> Result<(), Refusal> {
+        let Some(exchange) = arguments::dead_letter_exchange(spec)? else { return Ok(()) };
+        let catalog = self.edge.catalog.read();
+        self.check(&catalog, Right::Read, (Kind::Queue, &spec.name.name))?;
         self.check(&catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(exchange)))
     }
 

@@ -7,7 +7,7 @@ mod process;
 mod tls;
 
 use crate::cli::Shutdown;
-use crate::config::{SECRET_VARIABLE, default_cluster_dir};
+use crate::config::{ClusterSecret, Environment, default_cluster_dir};
 use crate::model::limits::NODES;
 use clap::Args;
 use directory::ClusterDir;
@@ -122,10 +122,7 @@ async fn supervise(args: ClusterArgs) -> Result<(), ClusterError> {
     let directory = ClusterDir::open(&path, args.nodes, args.fresh)?;
     let nodes: Vec<NodePorts> = (1..=directory.nodes()).map(|node| NodePorts::new(node, args.port_offset, args.tls.is_served())).collect();
     nodes.iter().try_for_each(NodePorts::check)?;
-    let secret = match crate::cli::variable(SECRET_VARIABLE).is_some_and(|secret| !secret.is_empty()) {
-        true => None, // the nodes inherit the variable
-        false => Some(directory.secret()?),
-    };
+    let secret = secret(&directory, &crate::cli::variable)?;
     let mut processes = Vec::new();
     for node in &nodes {
         processes.push(NodeProcess::start(node, &ports::cluster_list(&nodes), &directory, secret.as_deref(), args.tls.arguments())?);
@@ -144,6 +141,14 @@ async fn supervise(args: ClusterArgs) -> Result<(), ClusterError> {
     }
     directory.running_nodes().for_each(|(node, pid)| say(&format!("node {node} (pid {pid}) was started by hand and is left running\n")));
     ended
+}
+
+/// The file with the secret that nodes are to be given; `None`: the environment, which they inherit, names one.
+fn secret(directory: &ClusterDir, environment: Environment<'_>) -> Result<Option<PathBuf>, ClusterError> {
+    match ClusterSecret::named(None, environment)? {
+        Some(_) => Ok(None),
+        None => directory.secret().map(Some),
+    }
 }
 
 fn say(text: &str) {
@@ -197,4 +202,28 @@ async fn stop(processes: &mut [NodeProcess]) {
         tokio::time::sleep(POLL / 5).await;
     }
     processes.iter_mut().for_each(NodeProcess::kill);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_get_a_secret_of_the_directory_unless_the_environment_names_one() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = ClusterDir::open(&root.path().join("cluster"), Some(1), false).unwrap();
+        let file = root.path().join("secret");
+        std::fs::write(&file, "of all nodes").unwrap();
+        let file = file.display().to_string();
+        let given = |variables: &[(&str, &str)]| {
+            let read = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+            secret(&directory, &read)
+        };
+        assert_eq!(given(&[("WARREN_CLUSTER_SECRET_FILE", &file)]).unwrap(), None);
+        assert_eq!(given(&[("WARREN_CLUSTER_SECRET", "of all nodes")]).unwrap(), None);
+        let own = given(&[("WARREN_CLUSTER_SECRET_FILE", ""), ("WARREN_CLUSTER_SECRET", "")]).unwrap();
+        assert_eq!(own, Some(directory.secret().unwrap()));
+        assert!(given(&[("WARREN_CLUSTER_SECRET", "short")]).is_err());
+        assert!(given(&[("WARREN_CLUSTER_SECRET_FILE", "/no/such/file")]).is_err());
+    }
 }

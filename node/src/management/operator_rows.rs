@@ -26,7 +26,8 @@ impl Listed for UserRow {
 }
 
 impl Listed for VhostRow {
-    const COLUMNS: &'static [&'static str] = &["name", "description", "tags", "default_queue_type", "protected_from_deletion", "metadata"];
+    const COLUMNS: &'static [&'static str] =
+        &["name", "description", "tags", "default_queue_type", "protected_from_deletion", "tracing", "cluster_state", "metadata"];
     const DEFAULT: &'static [&'static str] = &["name"];
 
     fn cell(&self, column: &str) -> Cell {
@@ -36,6 +37,9 @@ impl Listed for VhostRow {
             "tags" => words(&self.facts.tags),
             "default_queue_type" => text(self.facts.default_queue_type.as_deref().unwrap_or("undefined")),
             "protected_from_deletion" => plain(self.facts.protected_from_deletion),
+            // There is no firehose to switch on.
+            "tracing" => plain(false),
+            "cluster_state" => self.cluster_state(),
             "metadata" => self.metadata(),
             _ => unknown(),
         }
@@ -43,6 +47,13 @@ impl Listed for VhostRow {
 }
 
 impl VhostRow {
+    /// Erlang's pairs of nodes and what the vhost is there.
+    fn cluster_state(&self) -> Cell {
+        let shown: Vec<String> = self.nodes.iter().map(|node| format!("{{{node}, running}}")).collect();
+        let json: Vec<String> = self.nodes.iter().map(|node| format!("\"{node}\":\"running\"")).collect();
+        Cell { text: format!("[{}]", shown.join(", ")), json: format!("{{{}}}", json.join(",")) }
+    }
+
     /// What was said of it, as an Erlang map: nothing of what was not.
     fn metadata(&self) -> Cell {
         let VhostFacts { description, tags, default_queue_type, protected_from_deletion } = &self.facts;
@@ -171,6 +182,7 @@ impl Listed for SettingRow {
 mod tests {
     use super::super::rows::list;
     use super::*;
+    use crate::model::NodeId;
     use crate::model::admin::{ApplyTo, Policy};
     use crate::model::catalog::{Table, Value};
 
@@ -184,7 +196,7 @@ mod tests {
         let user = UserRow { user: "guest".into(), tags: vec!["administrator".into(), "monitoring".into()] };
         assert_eq!(texts(user, &[]), ["guest", "[administrator, monitoring]"]);
         assert_eq!(texts(UserRow { user: "x".into(), tags: vec![] }, &[]), ["x", "[]"]);
-        assert_eq!(texts(VhostRow { name: "/".into(), facts: Default::default() }, &["name", "tags"]), ["/", "[]"]);
+        assert_eq!(texts(VhostRow { name: "/".into(), facts: Default::default(), nodes: Vec::new() }, &["name", "tags"]), ["/", "[]"]);
     }
 
     #[test]
@@ -195,7 +207,7 @@ mod tests {
             default_queue_type: Some("quorum".into()),
             protected_from_deletion: true,
         };
-        let row = VhostRow { name: "v".into(), facts };
+        let row = VhostRow { name: "v".into(), facts, nodes: vec![NodeId(1), NodeId(3)] };
         let shown = texts(row.clone(), &["description", "tags", "default_queue_type", "protected_from_deletion", "metadata"]);
         let metadata = "#{default_queue_type => quorum, description => of orders, protected_from_deletion => true, tags => [a, b]}";
         assert_eq!(shown, ["of orders", "[a, b]", "quorum", "true", metadata]);
@@ -204,7 +216,9 @@ mod tests {
             json,
             json!({ "default_queue_type": "quorum", "description": "of orders", "protected_from_deletion": true, "tags": ["a", "b"] })
         );
-        let plain = VhostRow { name: "v".into(), facts: VhostFacts::default() };
+        assert_eq!(texts(row.clone(), &["tracing", "cluster_state"]), ["false", "[{1, running}, {3, running}]"]);
+        assert_eq!(row.cell("cluster_state").json, r#"{"1":"running","3":"running"}"#);
+        let plain = VhostRow { name: "v".into(), facts: VhostFacts::default(), nodes: Vec::new() };
         assert_eq!(texts(plain, &["protected_from_deletion", "metadata"]), ["false", "#{description => , tags => []}"]);
     }
 

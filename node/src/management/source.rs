@@ -108,6 +108,8 @@ pub struct VhostRow {
     pub name: String,
     /// What it was created with.
     pub facts: VhostFacts,
+    /// Nodes that are up: it is served on all of them.
+    pub nodes: Vec<NodeId>,
 }
 
 /// A user in a vhost, with something of type `T` that it has there.

@@ -1,4 +1,4 @@
-//! What a queue's arguments (and, merged in, a policy) ask for, parsed and checked once: by the session at a declare, by the catalog
+//! What a queue's arguments (and, merged in, a policy) ask for, parsed and checked once: by the edge at a declare, by the catalog
 //! when it tells a shard of a queue. The refusals are RabbitMQ's texts (`rabbit_amqqueue:check_declare_arguments`).
 
 use super::catalog::{Table, Value};
@@ -274,8 +274,8 @@ const CHECKS: [(&str, Checker); 28] = [
     ("x-max-in-memory-bytes", |v, _| check_count(v).map(drop)),
     ("x-max-priority", |v, _| check_priority(v)),
     ("x-overflow", |v, _| check_one_of(v, &["drop-head", "reject-publish", "reject-publish-dlx"], "invalid_overflow")),
-    ("x-queue-mode", |v, _| check_one_of(v, &["default", "lazy"], "invalid_queue_mode")),
-    ("x-queue-version", |v, _| check_count(v).map(drop)),
+    ("x-queue-mode", |v, _| check_mode(v)),
+    ("x-queue-version", |v, _| check_version(v)),
     ("x-single-active-consumer", |v, _| check_bool(v)),
     ("x-consumer-timeout", |v, _| check_count(v).map(drop)),
     ("x-delivery-limit", |v, _| check_integer(v).map(drop)),
@@ -350,6 +350,21 @@ fn check_priority(value: &Value) -> Check {
     match check_count(value)? {
         n if n > PRIORITY_MAX => Err(format!("{{max_value_exceeded,{n}}}")),
         _ => Ok(()),
+    }
+}
+
+fn check_mode(value: &Value) -> Check {
+    let unsupported = |mode: &[u8]| format!("\"unsupported queue mode '{}'\"", String::from_utf8_lossy(mode));
+    match value {
+        Value::Text(mode) => check_one_of(value, &["default", "lazy"], &unsupported(mode)),
+        other => Err(unacceptable(other)),
+    }
+}
+
+fn check_version(value: &Value) -> Check {
+    match check_count(value)? {
+        1 | 2 => Ok(()),
+        n => Err(format!("\"unsupported queue version '{n}'\"")),
     }
 }
 
@@ -434,14 +449,34 @@ mod tests {
             ("x-dead-letter-exchange", Value::Bool(true), "{unacceptable_type,bool}"),
             ("x-dead-letter-routing-key", words("k"), "routing_key_but_no_dlx_defined"),
             ("x-single-active-consumer", words("true"), "{unacceptable_type,longstr}"),
-            ("x-queue-mode", words("eager"), "invalid_queue_mode"),
+            ("x-dead-letter-exchange", words(&"x".repeat(256)), "{too_long,256}"),
+            ("x-dead-letter-routing-key", Value::Int(1), "{unacceptable_type,signedint}"),
+            ("x-dead-letter-strategy", words("sometimes"), "invalid_dlx_strategy"),
+            ("x-dead-letter-strategy", Value::Bool(true), "{unacceptable_type,bool}"),
+            ("x-queue-leader-locator", words("anywhere"), "invalid_queue_locator_arg"),
+            ("x-queue-leader-locator", Value::Int(1), "{unacceptable_type,signedint}"),
+            ("x-queue-master-locator", words(&"x".repeat(256)), "{too_long,256}"),
+            ("x-queue-mode", words("eager"), "\"unsupported queue mode 'eager'\""),
+            ("x-queue-mode", Value::Int(1), "{unacceptable_type,signedint}"),
+            ("x-queue-version", Value::Int(3), "\"unsupported queue version '3'\""),
+            ("x-queue-version", Value::Int(0), "\"unsupported queue version '0'\""),
+            ("x-queue-version", Value::Int(-1), "{value_negative,-1}"),
+            ("x-queue-version", words("2"), "\"expected integer, got longstr\""),
             ("x-quorum-initial-group-size", Value::Int(0), "{value_zero,0}"),
         ];
         for (name, value, why) in cases {
             assert_eq!(refused(name, value), starts(name) + why);
         }
-        let fine = table(&[("x-message-ttl", Value::Int(0)), ("x-overflow", words("reject-publish")), ("x-unknown", Value::Void)]);
-        assert_eq!(QueueSettings::check("queue 'q' in vhost '/'", &fine), Ok(()));
+        let fine = [
+            ("x-message-ttl", Value::Int(0)),
+            ("x-overflow", words("reject-publish")),
+            ("x-unknown", Value::Void),
+            ("x-queue-mode", words("lazy")),
+            ("x-queue-version", Value::Int(2)),
+            ("x-queue-leader-locator", words("balanced")),
+            ("x-dead-letter-exchange", words(&"x".repeat(255))),
+        ];
+        assert_eq!(QueueSettings::check("queue 'q' in vhost '/'", &table(&fine)), Ok(()));
     }
 
     #[test]

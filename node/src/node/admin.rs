@@ -141,8 +141,11 @@ impl AdminSource for Admin {
     }
 
     fn vhosts(&self) -> Result<Vec<VhostRow>, Refusal> {
-        let catalog = self.running()?.catalog.read();
-        let row = |name: Arc<str>| Some(VhostRow { name: name.to_string(), facts: catalog.vhost_facts(&name)?.clone() });
+        let running = self.running()?;
+        let nodes: Vec<NodeId> = running.status().members.iter().filter(|member| member.up).map(|member| member.node).collect();
+        let catalog = running.catalog.read();
+        let row =
+            |name: Arc<str>| Some(VhostRow { name: name.to_string(), facts: catalog.vhost_facts(&name)?.clone(), nodes: nodes.clone() });
         Ok(catalog.vhosts().into_iter().filter_map(row).collect())
     }
 

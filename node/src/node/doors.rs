@@ -2,7 +2,7 @@
 //! then clients hear that nobody is there, and try another node, instead of waiting for this one. Called by `run`.
 
 use super::{StartError, doing};
-use crate::config::ServerConfig;
+use crate::config::{Ports, ServerConfig};
 use std::io;
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
@@ -97,10 +97,18 @@ impl Doors {
         })
     }
 
-    /// Numbers of the ports for AMQP, AMQP over TLS, streams and RocketMQ; 0: none.
-    pub fn ports(&self) -> [u16; 4] {
+    /// Numbers of the ports for clients; 0: none.
+    pub fn ports(&self) -> Ports {
         let number = |door: &Option<Door>| door.as_ref().map_or(0, Door::port);
-        [self.amqp.port(), number(&self.amqps), self.streams.port(), number(&self.rocketmq)]
+        Ports {
+            amqp: self.amqp.port(),
+            amqps: number(&self.amqps),
+            stream: self.streams.port(),
+            stream_tls: number(&self.streams_over_tls),
+            rocketmq: number(&self.rocketmq),
+            rocketmq_tls: number(&self.rocketmq_over_tls),
+            ..Ports::default()
+        }
     }
 
     /// Opens all.

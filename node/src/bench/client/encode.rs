@@ -218,6 +218,12 @@ pub fn publish(out: &mut Vec<u8>, route: Route<'_>, body: &[u8], frame_max: u32)
     publish_properties(out, route, &[0x10, 0, 2], body, frame_max);
 }
 
+/// The same with a priority, the last byte of the content header.
+pub fn publish_at(out: &mut Vec<u8>, route: Route<'_>, priority: u8, body: &[u8], frame_max: u32) {
+    // Flags: delivery-mode, priority.
+    publish_properties(out, route, &[0x18, 0, 2, priority], body, frame_max);
+}
+
 /// The same with headers.
 pub fn publish_with(out: &mut Vec<u8>, route: Route<'_>, headers: &[(String, Field)], body: &[u8], frame_max: u32) {
     // Flags: headers, delivery-mode.

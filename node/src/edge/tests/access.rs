@@ -1,5 +1,6 @@
 //! Rights per operation, limits, and who must leave.
 
+use super::replies::with_lists;
 use super::*;
 use crate::edge::streams::Addresses;
 use crate::model::admin::{AdminCommand, Permission, TopicPermission};
@@ -134,6 +135,49 @@ async fn each_operation_needs_rabbitmqs_rights() {
     }
 }
 
+/// RabbitMQ asks for rights, then for the queue that there is, and only of a new one whether its arguments make sense.
+#[tokio::test]
+async fn whether_arguments_make_sense_is_asked_last_and_of_new_queues_alone() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let odd = |queue: &str| declare(queue, &[("x-overflow", "later")]);
+    let invalid = "invalid arg 'x-overflow' for queue 'new' in vhost '/': invalid_overflow";
+    client.ask(odd("new"));
+    assert_eq!(client.reply().await, Err(Refusal::Precondition(invalid.into())));
+    client.ask(declare("old", &[("x-overflow", "drop-head")]));
+    client.reply().await.expect("declared");
+    client.ask(odd("old"));
+    let inequivalent = "inequivalent arg 'x-overflow' for queue 'old' in vhost '/': received 'later' but current is 'drop-head'";
+    assert_eq!(client.reply().await, Err(Refusal::Inequivalent(inequivalent.into())));
+    client.ask(declare("new", &[("x-dead-letter-exchange", "dlx"), ("x-overflow", "later")]));
+    assert_eq!(client.reply().await, Err(Refusal::Precondition(invalid.into())));
+    scene.permit(".*", "^$", ".*");
+    client.ask(declare("new", &[("x-dead-letter-exchange", "dlx"), ("x-overflow", "later")]));
+    let dead_letters = "write access to exchange 'dlx' in vhost '/' refused for user 'guest'";
+    assert_eq!(client.reply().await, Err(Refusal::Access(dead_letters.into())));
+    scene.permit("^$", ".*", ".*");
+    for queue in ["new", "old"] {
+        client.ask(odd(queue));
+        let text = format!("configure access to queue '{queue}' in vhost '/' refused for user 'guest'");
+        assert_eq!(client.reply().await, Err(Refusal::Access(text)));
+    }
+    assert!(scene.world.catalog.read().queue(&name("new")).is_none());
+}
+
+#[tokio::test]
+async fn an_argument_that_is_not_compared_does_not_matter_to_a_queue_that_is_there() {
+    let mut scene = Scene::new(default_config());
+    let mut client = scene.client();
+    client.ask(declare("q", &[]));
+    client.reply().await.expect("declared");
+    let id = scene.world.catalog.read().queue(&name("q")).expect("there").id;
+    client.ask(declare("q", &[("x-delayed-retry-type", "all")]));
+    let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+    let ToLeader::Stat { request, .. } = leader.next().await else { panic!("no stat") };
+    leader.say(ToEdge::Stats { request, stats: vec![QueueStat { queue: id, ready: 7, ..QueueStat::default() }] }).await;
+    assert_eq!(client.reply().await, Ok(Reply::Queue { name: "q".into(), messages: 7, consumers: 0 }));
+}
+
 #[tokio::test]
 async fn a_server_named_queue_needs_the_right_to_its_name() {
     let scene = Scene::new(default_config());
@@ -183,6 +227,41 @@ async fn topic_permissions_are_checked_for_each_routing_key() {
     client.publish("amq.topic", "other.x", 3);
     let text = "write access to topic 'other.x' in exchange topic 'amq.topic' in vhost '/' refused for user 'guest'";
     assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal: Refusal::Access(text.into()), method: (60, 40) }]);
+}
+
+/// Each key of a message is one; binding and unbinding ask the same, whatever is bound.
+#[tokio::test]
+async fn topic_permissions_hold_for_carbon_copies_and_every_way_to_bind() {
+    let scene = Scene::new(default_config());
+    scene.queue("q", 1);
+    let permission = TopicPermission { write: "^eu\\.".into(), read: "^eu\\.".into() };
+    let (user, vhost, exchange) = ("guest".into(), "/".into(), "amq.topic".into());
+    scene.admin(AdminCommand::SetTopicPermissions { user, vhost, exchange, permission });
+    let refused = |right: &str, key: &str| {
+        let topic = "topic 'amq.topic' in vhost '/'";
+        Refusal::Access(format!("{right} access to topic '{key}' in exchange {topic} refused for user 'guest'"))
+    };
+    let mut client = scene.client();
+    for (destination, target) in [("q", Target::Queue), ("amq.fanout", Target::Exchange)] {
+        let bound = |key: &str| BindingSpec { key: key.into(), target, ..binding("amq.topic", destination) };
+        for request in [Request::Bind, Request::Unbind] {
+            client.ask(request(bound("eu.#")));
+            assert_eq!(client.reply().await, Ok(Reply::Done), "{destination}");
+            client.ask(request(bound("us.#")));
+            assert_eq!(client.reply().await, Err(refused("read", "us.#")), "{destination}");
+        }
+    }
+    let copied = |header: &str, keys: &[&str], ticket| Publish {
+        properties: with_lists(&[(header, keys)]),
+        ..publish("amq.topic", "eu.x", ticket, b"b")
+    };
+    client.submit(Step::Publish(copied("CC", &["eu.y", "eu.z"], 1)));
+    assert_eq!(client.now(), [Event::Confirmed { channel: 1, tickets: vec![(1, 1)] }]);
+    for header in ["CC", "BCC"] {
+        let mut client = scene.client();
+        client.submit(Step::Publish(copied(header, &["eu.y", "us.z"], 1)));
+        assert_eq!(client.now(), [Event::ChannelError { channel: 1, refusal: refused("write", "us.z"), method: (60, 40) }], "{header}");
+    }
 }
 
 #[tokio::test]

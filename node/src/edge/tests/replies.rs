@@ -4,7 +4,7 @@ use super::*;
 use bytes::{BufMut, BytesMut};
 
 /// Property flags and list with these headers, each a list of texts.
-fn with_lists(headers: &[(&str, &[&str])]) -> Bytes {
+pub(super) fn with_lists(headers: &[(&str, &[&str])]) -> Bytes {
     let mut table = BytesMut::new();
     for (name, keys) in headers {
         table.put_u8(name.len() as u8);

@@ -1,5 +1,5 @@
-//! Declaring what exists already: equal, or a refusal in RabbitMQ's words. Called by the catalog's declares and by the edge's
-//! passive ones (names only).
+//! Declaring what exists already: equal, or a refusal in RabbitMQ's words. Called by the catalog's declares, by the edge's passive ones
+//! (names only) and by those that could not make a queue.
 
 use crate::model::catalog::{ExchangeKind, ExchangeSpec, Name, Owner, QueueSpec, Refusal, Table, Value};
 use crate::model::rocketmq::TOPIC_ARGUMENTS;
@@ -63,7 +63,8 @@ fn locked(name: &Name) -> Refusal {
     ))
 }
 
-pub(super) fn check_queue(current: &QueueSpec, asked: &QueueSpec) -> Result<(), Refusal> {
+/// Whether a declare asks for the queue that there is. The refusal is RabbitMQ's.
+pub fn check_queue(current: &QueueSpec, asked: &QueueSpec) -> Result<(), Refusal> {
     if current.exclusive_owner != asked.exclusive_owner {
         return Err(locked(&current.name));
     }

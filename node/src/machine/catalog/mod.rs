@@ -23,7 +23,7 @@ mod store_tests;
 #[cfg(test)]
 mod tests;
 
-pub use equivalence::{check_owner, exchange_text, queue_text};
+pub use equivalence::{check_owner, check_queue, exchange_text, queue_text};
 pub use password::{decode_base64, hash_password, password_digest, password_matches, split_hash};
 pub use pattern::Pattern;
 pub use persist::{Image, decode_command, encode_command};

@@ -75,7 +75,7 @@ impl AdminSource for OneVhost {
         Ok(vec![UserRow { user: "guest".into(), tags: vec!["administrator".into()] }])
     }
     fn vhosts(&self) -> Result<Vec<VhostRow>, Refusal> {
-        Ok(vec![VhostRow { name: "/".into(), facts: Default::default() }])
+        Ok(vec![VhostRow { name: "/".into(), facts: Default::default(), nodes: Vec::new() }])
     }
     fn topics(&self, _: String) -> Result<Vec<TopicRow>, Refusal> {
         Ok(vec![TopicRow { name: "orders".into(), settings: TopicSettings::default() }])

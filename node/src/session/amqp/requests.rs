@@ -121,9 +121,6 @@ impl Channel {
                     return Ok(());
                 }
                 let declare = DeclareQueue { name: shared.name(&queue)?, passive, durable, exclusive, auto_delete, arguments };
-                if !passive {
-                    arguments::check_queue(&declare)?;
-                }
                 (Request::DeclareQueue(declare), Pending::Declare { nowait })
             }
             Method::QueueBind { queue, exchange, routing_key, nowait, arguments, .. } => {

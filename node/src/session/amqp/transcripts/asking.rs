@@ -122,65 +122,20 @@ fn refusals_become_rabbitmqs_codes() {
     }
 }
 
+/// A user without the right hears that first, and a queue that exists is compared.
 #[test]
-fn arguments_without_effect_yet_are_refused_by_name() {
-    let refused = |method| {
-        let mut talk = Talk::open();
-        talk.say(1, method);
-        talk.record.pop().expect("answer")
-    };
-    for argument in ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-consumer-disconnected-timeout"] {
-        let why = format!("invalid arg '{argument}' for queue 'q' in vhost '/': not supported by this version");
-        let text = format!("< 1 channel.close 406 PRECONDITION_FAILED - {why} (50,10)");
-        assert_eq!(refused(declare("q", &[(argument, Value::Int(1))])), text);
-    }
-    assert!(refused(declare("q", &[("x-queue-type", Value::Text(b"odd".to_vec()))])).contains("406"));
-    assert!(refused(declare("q", &[("x-queue-type", Value::Int(1))])).contains("406"));
-    for (name, value) in [("x-queue-type", "quorum"), ("x-queue-type", "classic"), ("x-queue-mode", "lazy"), ("x-unknown", "1")] {
-        let text = refused(declare("q", &[(name, Value::Text(value.into()))]));
-        assert_eq!(text, "= request 1 declare q passive=false", "{name}");
-    }
-}
-
-#[test]
-fn quorum_queues_and_streams_are_durable_and_nobodys_own() {
-    ["quorum", "stream"].into_iter().for_each(is_durable_and_nobodys_own);
-}
-
-#[track_caller]
-fn is_durable_and_nobodys_own(kind: &str) {
-    let said = |change: &dyn Fn(&mut bool, &mut bool, &mut bool)| {
-        let mut method = declare("s", &[("x-queue-type", Value::Text(kind.into()))]);
-        let Method::QueueDeclare { durable, exclusive, auto_delete, .. } = &mut method else { panic!("declare") };
-        change(durable, exclusive, auto_delete);
-        let mut talk = Talk::open();
-        talk.say(1, method);
-        talk.record.pop().expect("answer")
-    };
-    assert_eq!(said(&|_, _, _| {}), "= request 1 declare s passive=false");
-    let invalid =
-        |what: &str| format!("< 1 channel.close 406 PRECONDITION_FAILED - invalid property '{what}' for queue 's' in vhost '/' (50,10)");
-    assert_eq!(said(&|durable, _, _| *durable = false), invalid("non-durable"));
-    assert_eq!(said(&|_, exclusive, _| *exclusive = true), invalid("exclusive-owner"));
-    assert_eq!(said(&|_, _, auto_delete| *auto_delete = true), invalid("auto-delete"));
-}
-
-#[test]
-fn arguments_of_the_wrong_kind_are_refused_in_rabbitmqs_words() {
-    let refused = |name: &str, value| {
-        let mut talk = Talk::open();
-        talk.say(1, declare("q", &[(name, value)]));
-        talk.record.pop().expect("answer")
-    };
-    let text = |name: &str, why: &str| {
-        format!("< 1 channel.close 406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/': {why} (50,10)")
-    };
-    assert_eq!(refused("x-max-length", Value::Int(-5)), text("x-max-length", "{value_negative,-5}"));
-    assert_eq!(refused("x-overflow", Value::Text(b"later".to_vec())), text("x-overflow", "invalid_overflow"));
-    assert_eq!(refused("x-message-ttl", Value::Text(b"1".to_vec())), text("x-message-ttl", "\"expected integer, got longstr\""));
-    assert_eq!(refused("x-queue-type", Value::Int(1)), text("x-queue-type", "{unacceptable_type,signedint}"));
-    let odd = Value::Text(b"odd".to_vec());
-    assert_eq!(refused("x-queue-type", odd), text("x-queue-type", "\"unsupported queue type 'odd'\""));
+fn arguments_of_queues_are_for_the_edge_to_judge() {
+    let mut talk = Talk::open();
+    talk.say(1, declare("q", &[("x-max-length", Value::Int(-5))]));
+    let why = "invalid arg 'x-max-length' for queue 'q' in vhost '/': {value_negative,-5}";
+    talk.edge(Event::Reply { channel: 1, result: Err(Refusal::Precondition(why.into())) });
+    talk.reads(&format!(
+        "> 1 queue.declare
+         = request 1 declare q passive=false
+         ! Reply
+         = closed 1 holding
+         < 1 channel.close 406 PRECONDITION_FAILED - {why} (50,10)"
+    ));
 }
 
 #[test]
@@ -269,36 +224,6 @@ fn a_name_that_is_not_utf_8_ends_the_connection() {
         "> 1 queue.declare
         < 0 connection.close 502 SYNTAX_ERROR - a name is not UTF-8 (50,10)",
     );
-}
-
-#[test]
-fn arguments_of_deduplication_are_checked_where_it_is_asked_for() {
-    let answer = |arguments: &[(&str, Value)]| {
-        let mut talk = Talk::open();
-        talk.say(1, declare("q", arguments));
-        talk.record.pop().expect("answer")
-    };
-    let on = ("x-message-deduplication", Value::Bool(true));
-    assert!(answer(&[("x-message-deduplication", Value::Int(1))]).contains("406"));
-    assert!(answer(&[on.clone(), ("x-cache-size", Value::Int(0))]).contains("'x-cache-size' for queue 'q' in vhost '/': {value_zero,0}"));
-    assert!(answer(&[on.clone(), ("x-cache-size", Value::Int(1_000_001))]).contains("{max_value_exceeded,1000001}"));
-    assert!(answer(&[on.clone(), ("x-cache-ttl", Value::Int(-1))]).contains("{value_negative,-1}"));
-    assert!(answer(&[("x-cache-size", Value::Int(0))]).starts_with("= request"));
-    for (name, value, why) in [
-        ("x-cache-publishers", 0, "{value_zero,0}"),
-        ("x-cache-publishers", 65_537, "{max_value_exceeded,65537}"),
-        ("x-cache-publisher-ranges", -1, "{value_negative,-1}"),
-        ("x-cache-publisher-ranges", 16_385, "{max_value_exceeded,16385}"),
-    ] {
-        let text = format!("406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/': {why} (50,10)");
-        assert_eq!(answer(&[on.clone(), (name, Value::Int(value))]), format!("< 1 channel.close {text}"));
-    }
-    let ids = |publishers, ranges| {
-        answer(&[on.clone(), ("x-cache-publishers", Value::Int(publishers)), ("x-cache-publisher-ranges", Value::Int(ranges))])
-    };
-    assert!(ids(65_536, 17).contains("'x-cache-publisher-ranges' for queue 'q' in vhost '/': {max_value_exceeded,1114112}"));
-    assert!(ids(65_536, 16).starts_with("= request"));
-    assert!(answer(&[on, ("x-cache-size", Value::Int(5)), ("x-cache-ttl", Value::Int(5))]).starts_with("= request"));
 }
 
 #[test]

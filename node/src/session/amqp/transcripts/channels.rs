@@ -248,6 +248,7 @@ fn immediate_and_flow_and_recover_without_requeue_are_not_implemented() {
         (publish(false, true), "immediate=true (60,40)"),
         (Method::ChannelFlow { active: false }, "active=false (20,20)"),
         (Method::BasicRecover { requeue: false }, "requeue=false (60,110)"),
+        (Method::BasicRecoverAsync { requeue: false }, "requeue=false (60,100)"),
         (Method::BasicQos { prefetch_size: 1, prefetch_count: 0, global: false }, "prefetch_size!=0 (1) (60,10)"),
     ];
     for (method, text) in cases {
