@@ -330,23 +330,24 @@ impl Cluster {
 
     /// The node that leads a queue's shard, as `warren ctl list_queues name leader` on any node tells, and as its metrics confirm.
     pub fn queue_leader(&self, queue: &str) -> Option<usize> {
-        let told = (0..self.len()).find_map(|at| self.told_leader(at, queue))?;
-        let leads_some = self.metrics(told)?.led_shards().iter().any(|shard| *shard != 0);
-        leads_some.then_some(told)
+        let (told, shard) = (0..self.len()).find_map(|at| self.told_leader(at, queue))?;
+        self.metrics(told)?.led_shards().contains(&shard).then_some(told)
     }
 
-    fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
-        self.told(at, queue, "leader")?.parse::<usize>().ok()?.checked_sub(1)
+    fn told_leader(&self, at: usize, queue: &str) -> Option<(usize, u64)> {
+        let row = self.told(at, queue, &["leader", "shard"])?;
+        let (leader, shard) = row.split_once('\t')?;
+        Some((leader.parse::<usize>().ok()?.checked_sub(1)?, shard.parse().ok()?))
     }
 
     /// The shard of a queue, as `warren ctl list_queues name shard` tells.
     pub fn queue_shard(&self, queue: &str) -> Option<String> {
-        (0..self.len()).find_map(|at| self.told(at, queue, "shard"))
+        (0..self.len()).find_map(|at| self.told(at, queue, &["shard"]))
     }
 
-    fn told(&self, at: usize, queue: &str, column: &str) -> Option<String> {
+    fn told(&self, at: usize, queue: &str, columns: &[&str]) -> Option<String> {
         self.pid(at)?;
-        let rows = self.ctl(at, &["-q", "list_queues", "name", column]).stdout;
+        let rows = self.ctl(at, &[&["-q", "list_queues", "name"], columns].concat()).stdout;
         rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t')).map(|value| value.trim().to_owned())
     }
 
