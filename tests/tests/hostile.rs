@@ -246,7 +246,23 @@ fn bodies_that_never_end_are_bounded_for_each_connection_and_leave_nothing_behin
     };
     let (large, piece) = (1 << 20, 500 << 10);
     let below = (limits::CONNECTION_ASSEMBLY_BYTES / piece - 1) as u16;
-    drop(begin(2, (large, 1))); // what a node needs for a first client of this kind is not a leak
+    let (mut control, mut ended) = (broker.connect(0), 0);
+    let mut end_all = |clients: &mut [Connection]| {
+        for client in clients.iter_mut() {
+            let (mut rest, most) = (Vec::new(), client.frame_max as usize - 8);
+            vec![7; large - piece].chunks(most).for_each(|piece| encode::frame(&mut rest, encode::FRAME_BODY, 1, piece));
+            client.send(&rest).unwrap();
+        }
+        ended += clients.len() as u32;
+        let mut ready = 0;
+        let all = eventually(Duration::from_secs(60), || {
+            ready = control.declare(1, &queue, &QueueOptions::look()).unwrap().messages;
+            ready == ended
+        });
+        assert!(all, "{ready} of {ended} messages came to their end");
+    };
+    // What the nodes keep of the latest messages of this size, which came to their end, is not a leak.
+    end_all(&mut [begin(2, (large, piece)), begin(2, (large, piece)), begin(2, (large, piece))]);
     let before = rss(&broker);
     let mut nearly: Vec<Connection> = (0..3).map(|_| begin(below, (large, piece))).collect();
     // What is only announced costs nothing.
@@ -261,19 +277,7 @@ fn bodies_that_never_end_are_bounded_for_each_connection_and_leave_nothing_behin
     let bound = (2 * (nearly.len() + 1) * limits::CONNECTION_ASSEMBLY_BYTES / 1024) as u64;
     assert!(during[0] <= before[0] + bound, "VmRSS in KiB before {before:?}, during {during:?}");
     // Those below the limit can still end what they began.
-    for client in &mut nearly {
-        let mut rest = Vec::new();
-        let most = client.frame_max as usize - 8;
-        vec![7; large - piece].chunks(most).for_each(|piece| encode::frame(&mut rest, encode::FRAME_BODY, 1, piece));
-        client.send(&rest).unwrap();
-    }
-    let mut control = broker.connect(0);
-    let mut ready = 0;
-    let all = eventually(Duration::from_secs(60), || {
-        ready = control.declare(1, &queue, &QueueOptions::look()).unwrap().messages;
-        ready == nearly.len() as u32
-    });
-    assert!(all, "{ready} messages came to their end");
+    end_all(&mut nearly);
     drop((nearly, announced, over));
     control.delete(1, &queue).unwrap();
     assert_memory_back(&broker, &before, RSS_SLACK_KIB);
