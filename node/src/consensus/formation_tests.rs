@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Formation needs fewer writes of a node than this, or the test never comes to its end.
-const MOST_WRITES: u64 = 60;
+const MOST_WRITES: u64 = 200;
 const N: usize = 3;
 
 /// Small: each disk is in memory, and is looked at after each crash.
