@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+use warren::bench::client::{Connection, Dial, Incoming, QueueOptions};
 
 const WARREN: &str = env!("CARGO_BIN_EXE_warren");
 /// What the product promises for a first start.
@@ -70,6 +71,12 @@ impl Launcher {
         (1..=3).map(|node| fs::read_to_string(self.dir.join(format!("node-{node}.log"))).unwrap_or_default()).collect()
     }
 
+    /// A client of a node, counted from 1.
+    fn client(&self, node: u16) -> Connection {
+        let address = format!("127.0.0.1:{}", 5671 + node + self.offset);
+        Connection::open_with_channel(&Dial::guest(&address)).unwrap_or_else(|error| panic!("{address}: {error}\n{}", self.logs()))
+    }
+
     fn signal(&self, signal: &str) {
         send(signal, self.child.id());
     }
@@ -111,7 +118,7 @@ fn is_alive(pid: u32) -> bool {
     state.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + START;
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not come true");
@@ -189,6 +196,13 @@ fn nodes_die_with_a_killed_launcher_and_the_data_is_taken_up_again() {
     cluster.says("Server startup complete");
     let pids = cluster.pids();
     let secret = fs::read(dir.path().join("secret")).unwrap();
+    let mut publisher = cluster.client(1);
+    publisher.declare(1, "kept", &QueueOptions::durable()).unwrap();
+    publisher.confirm_select(1).unwrap();
+    publisher.publish(1, "kept", b"over a second start").unwrap();
+    wait_until("the message is confirmed", || {
+        matches!(publisher.event_within(Duration::from_secs(10)).unwrap(), Some(Incoming::Confirm { nack: false, .. }))
+    });
     cluster.signal("-KILL");
     cluster.end();
     wait_until("all nodes are gone", || pids.iter().all(|pid| !is_alive(*pid)));
@@ -196,6 +210,10 @@ fn nodes_die_with_a_killed_launcher_and_the_data_is_taken_up_again() {
     let mut again = Launcher::start(dir.path(), offset);
     again.says("Server startup complete");
     assert_eq!(fs::read(dir.path().join("secret")).unwrap(), secret);
+    let mut reader = again.client(2);
+    let (message, _) = reader.get(1, "kept").unwrap().expect("what was confirmed is there");
+    assert_eq!((message.body.as_slice(), message.redelivered), (b"over a second start".as_slice(), false));
+    reader.ack(1, message.tag, false).unwrap();
     again.pids().iter().for_each(|pid| send("-KILL", *pid));
     again.says("node 3 ended");
     again.signal("-TERM");

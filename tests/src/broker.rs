@@ -15,14 +15,15 @@ pub enum Broker {
 }
 
 impl Broker {
-    /// Given addresses, or the cluster that the tests of this process share while one of them runs. Do not harm it.
+    /// Given addresses, or the cluster that the tests of this process share while one of them runs. Do not harm it: when its last
+    /// test ends, none of its nodes may have panicked.
     pub fn shared() -> Broker {
         static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
         if let Some(given) = Broker::given() {
             return given;
         }
         let mut shared = SHARED.lock().unwrap_or_else(|poison| poison.into_inner());
-        let cluster = shared.upgrade().unwrap_or_else(|| Arc::new(Cluster::start()));
+        let cluster = shared.upgrade().unwrap_or_else(|| Arc::new(Cluster::start_calm()));
         *shared = Arc::downgrade(&cluster);
         Broker::Own(cluster)
     }

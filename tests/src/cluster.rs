@@ -81,6 +81,8 @@ pub struct Told {
 pub struct Cluster {
     nodes: Vec<Node>,
     ctl_environment: Vec<(String, String)>,
+    /// At its end no log may tell of a panic.
+    calm: bool,
     /// Unmounted before the directory goes.
     disks: Vec<SmallDisk>,
     dir: Option<TempDir>,
@@ -100,6 +102,13 @@ impl Cluster {
     /// Three nodes that serve.
     pub fn start() -> Cluster {
         Cluster::start_with(&ClusterOptions::default())
+    }
+
+    /// Three nodes that serve and that nobody harms: whatever clients do to them, none may have panicked when the cluster ends.
+    pub fn start_calm() -> Cluster {
+        let mut cluster = Cluster::start();
+        cluster.calm = true;
+        cluster
     }
 
     /// Nodes that serve.
@@ -132,7 +141,7 @@ impl Cluster {
         let nodes: Vec<Node> = nodes.collect();
         let disks = nodes.iter().filter_map(|node| Some(SmallDisk::mount(&node.data_dir, options.disk_bytes?)));
         let disks = disks.collect::<Result<_, _>>()?;
-        Ok(Cluster { nodes, ctl_environment: options.ctl_environment.clone(), disks, dir: Some(dir), _turn: turn })
+        Ok(Cluster { nodes, ctl_environment: options.ctl_environment.clone(), calm: false, disks, dir: Some(dir), _turn: turn })
     }
 
     /// Start all nodes, none of which runs, and wait until they serve.
@@ -333,25 +342,27 @@ impl Cluster {
         (0..self.len()).map(|at| led(at).into_iter().filter(|shard| *shard != 0).collect()).collect()
     }
 
-    /// The node that leads a queue's shard, as `warren ctl list_queues name leader` on any node tells, and as its metrics confirm.
+    /// The node that leads a queue, as `warren ctl list_queues name leader shard` on any node tells, and as its own metrics confirm: it
+    /// leads the queue's own shard.
     pub fn queue_leader(&self, queue: &str) -> Option<usize> {
-        let told = (0..self.len()).find_map(|at| self.told_leader(at, queue))?;
-        let leads_some = self.metrics(told)?.led_shards().iter().any(|shard| *shard != 0);
-        leads_some.then_some(told)
+        let (told, shard) = (0..self.len()).find_map(|at| self.told_leader(at, queue))?;
+        self.metrics(told)?.led_shards().contains(&shard).then_some(told)
     }
 
-    fn told_leader(&self, at: usize, queue: &str) -> Option<usize> {
-        self.told(at, queue, "leader")?.parse::<usize>().ok()?.checked_sub(1)
+    fn told_leader(&self, at: usize, queue: &str) -> Option<(usize, u64)> {
+        let row = self.told(at, queue, &["leader", "shard"])?;
+        let (leader, shard) = row.split_once('\t')?;
+        Some((leader.parse::<usize>().ok()?.checked_sub(1)?, shard.parse().ok()?))
     }
 
     /// The shard of a queue, as `warren ctl list_queues name shard` tells.
     pub fn queue_shard(&self, queue: &str) -> Option<String> {
-        (0..self.len()).find_map(|at| self.told(at, queue, "shard"))
+        (0..self.len()).find_map(|at| self.told(at, queue, &["shard"]))
     }
 
-    fn told(&self, at: usize, queue: &str, column: &str) -> Option<String> {
+    fn told(&self, at: usize, queue: &str, columns: &[&str]) -> Option<String> {
         self.pid(at)?;
-        let rows = self.ctl(at, &["-q", "list_queues", "name", column]).stdout;
+        let rows = self.ctl(at, &[&["-q", "list_queues", "name"], columns].concat()).stdout;
         rows.lines().find_map(|row| row.strip_prefix(queue)?.strip_prefix('\t')).map(|value| value.trim().to_owned())
     }
 
@@ -419,8 +430,18 @@ impl Cluster {
 
     /// What a node has logged at this level (`ERROR`), all its processes.
     pub fn logged(&self, at: usize, level: &str) -> Vec<String> {
-        let text = fs::read(&self.nodes[at].log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text = self.log_text(at);
         text.lines().filter(|line| line.split_whitespace().nth(1) == Some(level)).map(str::to_owned).collect()
+    }
+
+    /// Panics of all nodes, as their logs tell. One in a client's conversation ends nothing else: only the log knows of it.
+    pub fn panics(&self) -> Vec<String> {
+        let of = |at| panics_in(&self.log_text(at)).iter().map(|line| format!("node {}: {line}", at + 1)).collect::<Vec<_>>();
+        (0..self.len()).flat_map(of).collect()
+    }
+
+    fn log_text(&self, at: usize) -> String {
+        fs::read(&self.nodes[at].log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// The end of a node's log.
@@ -434,6 +455,11 @@ impl Cluster {
         };
         read().unwrap_or_else(|error: std::io::Error| error.to_string())
     }
+}
+
+/// What the panic hook logs, and what a panic before it is set prints.
+fn panics_in(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains("panicked")).collect()
 }
 
 fn run_tool(program: &Path, arguments: &[&str], input: &str, environment: &[(String, String)]) -> Told {
@@ -490,8 +516,9 @@ impl Node {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill_all();
-        let failed = thread::panicking();
+        let (failed, panics) = (thread::panicking(), self.panics());
         if failed {
+            panics.iter().for_each(|line| println!("---- a panic of {line}"));
             (0..self.len()).for_each(|at| println!("---- end of the log of node {}:\n{}", at + 1, self.log_tail(at)));
         }
         if std::env::var("WARREN_TEST_KEEP").is_ok()
@@ -499,6 +526,9 @@ impl Drop for Cluster {
         {
             println!("kept {}", dir.keep().display());
         }
+        // A test that fails already may not panic once more.
+        let panics = if self.calm { panics } else { Vec::new() };
+        assert!(failed || panics.is_empty(), "nodes that nobody harmed have panicked: {panics:#?}");
     }
 }
 
@@ -541,4 +571,18 @@ fn build() -> PathBuf {
         println!("building warren took {:.0} s of this test's time", began.elapsed().as_secs_f64());
     }
     profile_dir.join("warren")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_found_in_a_log_as_the_hook_and_as_the_system_tell_it() {
+        let log = "2026-01-01T00:00:00Z ERROR warren::telemetry: panic panic=panicked at node/src/edge/mod.rs:1:2:\nindex out of bounds\n\
+                   2026-01-01T00:00:00Z  INFO warren: serves\n\nthread 'edge' (7) panicked at node/src/edge/mod.rs:1:2:\n\
+                   2026-01-01T00:00:00Z ERROR warren::listener::port: a connection's task panicked error=task 9 panicked\n";
+        assert_eq!(panics_in(log).len(), 3);
+        assert!(panics_in("2026-01-01T00:00:00Z ERROR warren::store: the log is damaged\n").is_empty());
+    }
 }

@@ -15,6 +15,7 @@ pub mod ctl;
 pub mod load;
 pub mod management;
 pub mod oracle;
+pub mod polite;
 pub mod ports;
 pub mod proxy;
 pub mod secured;

@@ -95,9 +95,12 @@ fn a_queue_outlives_the_container_of_its_leader() {
     assert!(ready, "not all containers serve");
     PEER.into_iter().for_each(asked_from_outside);
     let queue = unique("compose");
-    let mut publisher = connect(0);
+    connect(0).declare(1, &queue, &QueueOptions::durable()).unwrap();
+    let services = compose.services();
+    let leader = compose.leader_of(&services[0], &queue).expect("ctl tells the leader of the queue");
+    // Neither the publisher nor the consumer is where the queue is led.
+    let mut publisher = connect((leader + 2) % 3);
     publisher.confirm_select(1).unwrap();
-    publisher.declare(1, &queue, &QueueOptions::durable()).unwrap();
     for number in 0..MESSAGES {
         publisher.publish(1, &queue, &number.to_be_bytes()).unwrap();
     }
@@ -108,8 +111,7 @@ fn a_queue_outlives_the_container_of_its_leader() {
             other => panic!("after {confirmed} confirms: {other:?}"),
         }
     }
-    let services = compose.services();
-    let leader = compose.leader_of(&services[0], &queue).expect("ctl tells the leader of the queue");
+    assert_eq!(compose.leader_of(&services[0], &queue), Some(leader), "the leader has moved: it proves nothing");
     compose.run(&["kill", "-s", "SIGKILL", &services[leader]]);
     let mut consumer = connect((leader + 1) % 3);
     consumer.consume(1, &queue, "c", &[]).unwrap();

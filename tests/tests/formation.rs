@@ -113,6 +113,25 @@ fn five_nodes_go_on_without_one_and_without_another() {
     queues.iter().for_each(|queue| assert_eq!(take_all(&broker, victims[1], queue), expected));
 }
 
+/// Each is started when the one before says for whom it waits.
+#[test]
+fn empty_nodes_started_one_after_the_other_in_any_order_form_one_cluster() {
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let Some(cluster) = prepare("empty_nodes_started_one_after_the_other_in_any_order_form_one_cluster", 3) else { return };
+        for at in order {
+            cluster.spawn(at);
+            let waits = || cluster.log_tail(at).contains("waiting for the other configured nodes");
+            let is_up = at == order[2] || eventually(Duration::from_secs(60), waits);
+            assert!(is_up, "{order:?}: node {at} does not wait for the others: {}", cluster.log_tail(at));
+            assert!(at == order[2] || !cluster.is_ready(at), "{order:?}: node {at} serves before all are there");
+        }
+        (0..3).for_each(|at| cluster.await_ready(at));
+        assert_serves(&cluster, &[0, 1, 2]);
+        let groups = |at| cluster.log_tail(at).matches("the disk was wiped").count();
+        assert_eq!([0, 1, 2].map(groups), [0; 3], "{order:?}: an empty node was taken for a wiped one");
+    }
+}
+
 #[test]
 fn nodes_killed_while_the_cluster_forms_form_one_cluster_when_they_are_started_again() {
     let test = "nodes_killed_while_the_cluster_forms_form_one_cluster_when_they_are_started_again";

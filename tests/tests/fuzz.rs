@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Field, Incoming, QueueOptions, Socket, encode};
+use warren_tests::polite::Polite;
 use warren_tests::{Broker, Chance};
 
 /// Frames of one connection at most.
@@ -14,6 +15,8 @@ const BURST: usize = 400;
 /// Frames, and how long the test goes on even if not all were sent, unless a number is asked for.
 const FRAMES: (u64, Duration) = (200_000, Duration::from_secs(45));
 
+/// Memory is judged from this part of the frames on.
+const WARM_UP: u64 = 20;
 /// Memory that a node may keep when all is over.
 const RSS_SLACK_KIB: u64 = 5 * 1024;
 
@@ -157,6 +160,8 @@ fn garbage_at_the_socket_hurts_nobody_else() {
     let mut chance = Chance::new(test);
     // What comes in through node 0 goes on to another one.
     let (queue, control_queue) = (broker.declare_led_elsewhere(0, "fuzz"), broker.declare_led_elsewhere(0, "fuzz-control"));
+    let other_queue = broker.declare_led_elsewhere(0, "fuzz-others");
+    let polite = Polite::start(&broker, 0, &other_queue, 50);
     let ((wanted, most), began) = (frames_wanted(), Instant::now());
     let (mut sent, mut connections, mut before) = (0, 0u64, Vec::new());
     while sent < wanted && began.elapsed() < most {
@@ -187,16 +192,18 @@ fn garbage_at_the_socket_hurts_nobody_else() {
             let served = is_served(&broker, at, &control_queue, Duration::from_secs(20));
             assert_eq!(served, Ok(()), "after {connections} connections, seed {}", chance.seed());
         }
-        // By then the nodes have what they need to serve such clients at all.
-        if before.is_empty() && sent >= wanted / 2 {
+        // Short, so that nearly all of the garbage is judged; but every kind of it must have come, through each node: the first of a kind
+        // makes what a node keeps to serve its like again (threads, buffers of sockets, blocks of the log).
+        if before.is_empty() && sent >= wanted / WARM_UP {
             before = memory(&broker);
         }
     }
     println!("{test}: {sent} frames in {connections} connections, {:.0} s", began.elapsed().as_secs_f64());
     assert!(sent >= wanted || most == FRAMES.1, "{sent} of {wanted} frames within {most:?}");
     assert!(broker.cluster().is_none() || sent < wanted || !before.is_empty(), "nothing to judge memory by");
+    polite.finish(Duration::from_secs(5));
     let mut client = broker.connect(0);
-    for made in [&queue, &control_queue, "no-such-thing"] {
+    for made in [&queue, &control_queue, &other_queue, "no-such-thing"] {
         client.delete(1, made).unwrap();
     }
     client.delete_exchange(1, "no-such-thing").unwrap();
@@ -205,8 +212,8 @@ fn garbage_at_the_socket_hurts_nobody_else() {
         after = memory(&broker);
         after.iter().zip(&before).all(|(after, before)| *after <= before + RSS_SLACK_KIB)
     });
-    println!("{test}: VmRSS in KiB after half of them {before:?}, at the end {after:?}");
-    assert!(back, "VmRSS in KiB after half of them {before:?}, at the end {after:?}, seed {}", chance.seed());
+    println!("{test}: VmRSS in KiB after a twentieth of them {before:?}, at the end {after:?}");
+    assert!(back, "VmRSS in KiB after a twentieth of them {before:?}, at the end {after:?}, seed {}", chance.seed());
 }
 
 fn memory(broker: &Broker) -> Vec<u64> {

@@ -1,4 +1,5 @@
-//! Clients that misbehave must not hurt others: one that never reads, ten thousand channels, half-open sockets, slow handshakes.
+//! Clients that misbehave must not hurt others: one that never reads, ten thousand channels, bodies that never end, half-open
+//! sockets, slow handshakes.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::io::{Read, Write};
@@ -7,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use warren_tests::client::{Connection, Dial, Incoming, QueueOptions, encode};
-use warren_tests::load::{self, ConsumerOptions, PublisherOptions, Running};
+use warren::model::limits;
+use warren_tests::client::{ClientError, Connection, Dial, Incoming, QueueOptions, encode};
+use warren_tests::load::{self, PublisherOptions};
 use warren_tests::oracle::Oracle;
+use warren_tests::polite::Polite;
 use warren_tests::proxy::Proxy;
 use warren_tests::{Broker, eventually, message_event, unique};
 
@@ -37,34 +40,6 @@ fn assert_memory_back(broker: &Broker, before: &[u64], slack_kib: u64) {
         now.iter().zip(before).all(|(now, before)| *now <= before + slack_kib)
     });
     assert!(back, "VmRSS in KiB before {before:?}, after {now:?}");
-}
-
-/// A polite publisher and consumer on a queue; they run until stopped.
-struct Polite {
-    oracle: Arc<Oracle>,
-    publisher: Running<load::PublisherReport>,
-    consumer: Running<load::ConsumerReport>,
-}
-
-impl Polite {
-    fn start(broker: &Broker, at: usize, queue: &str, rate: u64) -> Polite {
-        let oracle = Arc::new(Oracle::default());
-        let consumer = load::consume(&oracle, &broker.dial(at), 1, queue, &ConsumerOptions::default());
-        let publisher = load::publish(&oracle, &broker.dial(at), 1, queue, &PublisherOptions { rate, ..PublisherOptions::default() });
-        Polite { oracle, publisher, consumer }
-    }
-
-    /// Nothing was lost or repeated, and confirms never stood still for longer than `gap`.
-    fn finish(self, gap: Duration) {
-        let report = self.publisher.stop();
-        let drained = load::drained(&self.oracle, Duration::from_secs(30));
-        let closes = [report.closes, self.consumer.stop().closes].concat();
-        assert!(closes.is_empty(), "{closes:?}");
-        let findings = self.oracle.findings();
-        println!("polite clients: {findings}; longest gap {} ms", report.longest_gap.as_millis());
-        findings.assert_unnoticed();
-        assert!(drained && report.longest_gap <= gap, "confirms stood still for {:?}", report.longest_gap);
-    }
 }
 
 /// A new queue in the same shard as `other`, where that can be known. New queues go where the fewest are, so those elsewhere stay until
@@ -174,6 +149,8 @@ fn ten_thousand_channels_open_work_and_leave_nothing_behind() {
     let broker = Broker::shared();
     let queue = unique("channels");
     broker.declare_durable(0, &queue);
+    let other_queue = broker.declare_led_elsewhere(0, "channels-others");
+    let polite = Polite::start(&broker, 0, &other_queue, 100);
     let open_all = |wanted: usize| {
         let mut connections: Vec<(Connection, u16)> = Vec::new();
         let mut open = 0;
@@ -216,6 +193,96 @@ fn ten_thousand_channels_open_work_and_leave_nothing_behind() {
     connections.into_iter().for_each(|(connection, _)| connection.close().unwrap());
     control.delete(1, &queue).unwrap();
     assert_memory_back(&broker, &before, RSS_SLACK_KIB);
+    polite.finish(Duration::from_secs(5));
+    control.delete(1, &other_queue).unwrap();
+}
+
+/// Messages are announced on channels `1..=channels`, all of them larger than what comes of them.
+fn begin_bodies(connection: &mut Connection, queue: &str, channels: u16, (announced, sent): (usize, usize)) -> Result<(), ClientError> {
+    let mut open = Vec::new();
+    (2..=channels).for_each(|channel| encode::channel_open(&mut open, channel)); // 1 is open
+    connection.send(&open)?;
+    (2..=channels).try_for_each(|_| connection.answer((20, 11)).map(drop))?;
+    let body = vec![7; sent];
+    for channel in 1..=channels {
+        let (mut out, route) = (Vec::new(), encode::Route { channel, exchange: "", key: queue, mandatory: false });
+        encode::publish(&mut out, route, &body, connection.frame_max);
+        // The size stands behind class and weight in the frame behind the method's.
+        let method = usize::try_from(u32::from_be_bytes(out[3..7].try_into().unwrap())).unwrap();
+        let size_at = 7 + method + 1 + 7 + 4;
+        assert_eq!(out[size_at..size_at + 8], (sent as u64).to_be_bytes());
+        out[size_at..size_at + 8].copy_from_slice(&(announced as u64).to_be_bytes());
+        connection.send(&out)?;
+    }
+    Ok(())
+}
+
+/// The code with which the node ended the connection, if it did.
+fn end_of(connection: &mut Connection) -> Option<u16> {
+    loop {
+        match connection.event_within(Duration::from_secs(30)) {
+            Ok(Some(Incoming::ConnectionClose { code, .. })) => return Some(code),
+            Ok(Some(_)) => (),
+            Ok(None) | Err(_) => return None,
+        }
+    }
+}
+
+#[test]
+fn bodies_that_never_end_are_bounded_for_each_connection_and_leave_nothing_behind() {
+    let test = "bodies_that_never_end_are_bounded_for_each_connection_and_leave_nothing_behind";
+    let _alone = alone();
+    let broker = Broker::shared();
+    if broker.cluster().is_none() {
+        println!("{test}: left out, the limit is ours");
+        return;
+    }
+    let (queue, other_queue) = (broker.declare_led_elsewhere(0, "endless"), broker.declare_led_elsewhere(0, "endless-others"));
+    let polite = Polite::start(&broker, 0, &other_queue, 100);
+    let begin = |channels, sizes| {
+        let mut connection = broker.connect(0);
+        begin_bodies(&mut connection, &queue, channels, sizes).unwrap();
+        connection
+    };
+    let (large, piece) = (1 << 20, 500 << 10);
+    let below = (limits::CONNECTION_ASSEMBLY_BYTES / piece - 1) as u16;
+    let (mut control, mut ended) = (broker.connect(0), 0);
+    let mut end_all = |clients: &mut [Connection]| {
+        for client in clients.iter_mut() {
+            let (mut rest, most) = (Vec::new(), client.frame_max as usize - 8);
+            vec![7; large - piece].chunks(most).for_each(|piece| encode::frame(&mut rest, encode::FRAME_BODY, 1, piece));
+            client.send(&rest).unwrap();
+        }
+        ended += clients.len() as u32;
+        let mut ready = 0;
+        let all = eventually(Duration::from_secs(60), || {
+            ready = control.declare(1, &queue, &QueueOptions::look()).unwrap().messages;
+            ready == ended
+        });
+        assert!(all, "{ready} of {ended} messages came to their end");
+    };
+    // What the nodes keep of the latest messages of this size, which came to their end, is not a leak.
+    end_all(&mut [begin(2, (large, piece)), begin(2, (large, piece)), begin(2, (large, piece))]);
+    let before = rss(&broker);
+    let mut nearly: Vec<Connection> = (0..3).map(|_| begin(below, (large, piece))).collect();
+    // What is only announced costs nothing.
+    let announced = begin(2000, (limits::MESSAGE_BYTES, 1));
+    let mut over = broker.connect(0);
+    // It may be cut while it sends.
+    let _ = begin_bodies(&mut over, &queue, below + 10, (large, piece));
+    assert_eq!(end_of(&mut over), Some(506), "more than {} bytes of unfinished messages", limits::CONNECTION_ASSEMBLY_BYTES);
+    let during = rss(&broker);
+    println!("{test}: VmRSS in KiB before {before:?}, during {during:?}");
+    // A buffer that grows has room for twice of what it holds.
+    let bound = (2 * (nearly.len() + 1) * limits::CONNECTION_ASSEMBLY_BYTES / 1024) as u64;
+    assert!(during[0] <= before[0] + bound, "VmRSS in KiB before {before:?}, during {during:?}");
+    // Those below the limit can still end what they began.
+    end_all(&mut nearly);
+    drop((nearly, announced, over));
+    control.delete(1, &queue).unwrap();
+    assert_memory_back(&broker, &before, RSS_SLACK_KIB);
+    polite.finish(Duration::from_secs(5));
+    control.delete(1, &other_queue).unwrap();
 }
 
 /// Reads until the other side closes; how long that took, `None` if it did not within `most`.

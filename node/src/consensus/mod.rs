@@ -49,6 +49,8 @@ pub use time::{ClusterClock, Sources};
 pub use types::Reply;
 
 #[cfg(test)]
+mod formation_tests;
+#[cfg(test)]
 mod rebuild_tests;
 #[cfg(test)]
 mod relocation_tests;

@@ -119,6 +119,12 @@ impl Shard {
         self.inner.id
     }
 
+    /// A proposal of the token's epoch has failed, perhaps behind others whose outcome is open.
+    #[cfg(test)]
+    pub(super) fn has_failed(&self, token: u64) -> bool {
+        self.inner.outbox.has_failed(token)
+    }
+
     /// Its members; the first is the preferred leader.
     pub fn voters(&self) -> &[VoterId] {
         &self.inner.voters

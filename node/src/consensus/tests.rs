@@ -1,5 +1,7 @@
 //! Three nodes in one process over a network in memory: elections, replication, crashes, restarts, formation, leases.
 
+mod in_flight;
+
 use super::journal::*;
 use super::*;
 use crate::model::admin::AdminCommand;

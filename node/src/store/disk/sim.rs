@@ -110,6 +110,21 @@ impl SimDisk {
         self.core.state.lock().cut_after_writes = Some(writes);
     }
 
+    /// `stop_after_writes` has come true.
+    pub fn is_stopped(&self) -> bool {
+        self.core.state.lock().cut_after_writes == Some(0)
+    }
+
+    /// Takes `stop_after_writes` back; false when it is too late.
+    pub fn stop_no_more(&self) -> bool {
+        let mut state = self.core.state.lock();
+        let is_alive = state.cut_after_writes != Some(0);
+        if is_alive {
+            state.cut_after_writes = None;
+        }
+        is_alive
+    }
+
     /// The next `count` syncs fail; pages are marked clean all the same, as Linux does.
     pub fn fail_syncs(&self, count: u32) {
         self.core.state.lock().fail_syncs = count;
