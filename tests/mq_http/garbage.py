@@ -2,7 +2,7 @@
 the middle, bodies that are too large.
 
 garbage.py HOST PORT SEED REQUESTS
-Topic `fuzz`. Every request that is whole is answered once, in its order, with a status of the protocol and a document that its SDK can
+Topics `fuzz` and `fuzzed`. Every request that is whole is answered once, in its order, with a status of the protocol and a document that its SDK can
 read; whatever was answered with 201 comes to a consumer as it was sent; nothing that was refused does.
 """
 import base64
@@ -135,6 +135,12 @@ def changed(data):
     return bytes(data)
 
 
+def fuzzed():
+    """A publish that is changed: what the parser makes of it is its own business, as long as it answers."""
+    clean = lambda most: "".join(c for c in text(most) if c >= " ")
+    return signed("POST", "/topics/fuzzed/messages", changed(document("x" + clean(40), clean(5), clean(30))))
+
+
 def target():
     words = ["consumer=GID_another", "numOfMessages=%d" % chance.randint(-1, 20), "waitseconds=0", "trans=" + chance.choice(["", "order", "x"]), "tag=%zz%7C",
              "ns=", "ns=%2F", "x=y", "=", "consumer", "numOfMessages=" + "9" * 30, "&&", "consumer=" + "g" * 200]
@@ -178,6 +184,9 @@ def several_at_once(sent):
             properties = "".join("%s:%s|" % (text(6), text(6)) for _ in range(chance.randint(0, 4)))
             data += signed("POST", "/topics/fuzz/messages", document(body, tag, properties))
             expected.append(body)
+        elif chance.random() < 0.5:
+            data += fuzzed()
+            expected.append(fuzzed)
         else:
             data += awkward()
             expected.append(None)
@@ -186,7 +195,10 @@ def several_at_once(sent):
     line.send(data[cut:])
     for body in expected:
         status, answer = line.answer()
-        if body is None:
+        if body is fuzzed:
+            assert status == 201 or b"<Code>InvalidArgument</Code>" in answer or b"<Code>MalformedXML</Code>" in answer, answer
+            sent.fuzzed[status] += 1
+        elif body is None:
             assert status not in (201, 204), (status, answer)
         elif status == 201:
             sent.append(normal(body))
@@ -198,13 +210,14 @@ def several_at_once(sent):
 
 
 class Sent(list):
-    """Bodies that were answered with 201, and how many of text were refused for their tags or properties."""
+    """Bodies that were answered with 201, how many of text were refused for their tags or properties, what became of changed documents."""
     refused = 0
+    fuzzed = {201: 0, 400: 0}
 
 
 def not_whole():
     """It ends in the middle, or is no request at all. There is one answer at most."""
-    data = chance.choice([awkward, lambda: changed(awkward()), lambda: chance.randbytes(chance.randint(1, 200))])()
+    data = chance.choice([awkward, fuzzed, lambda: changed(awkward()), lambda: chance.randbytes(chance.randint(1, 200))])()
     line = Line()
     line.send(data[:chance.randint(0, len(data) - 1)])
     line.socket.shutdown(socket.SHUT_WR)
@@ -273,5 +286,6 @@ for n in range(REQUESTS):
         too_large()
 got = consumed(len(sent))
 assert sorted(got) == sorted(sent), (set(got) ^ set(sent), len(got), len(sent))
-print("seed %d: %d published of which all came, %d refused" % (SEED, len(sent), sent.refused))
+print("seed %d: %d published of which all came, %d refused, changed documents %r" % (SEED, len(sent), sent.refused, sent.fuzzed))
+assert min(sent.fuzzed.values()) > 0, "the parser was hardly reached"
 assert len(sent) > REQUESTS / 4, "too little of it was published to prove anything"

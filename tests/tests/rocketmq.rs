@@ -61,6 +61,8 @@ fn the_sdk_gets_what_it_is_promised_through_all_nodes() {
     assert!(listed.lines().any(|line| line.starts_with("plain\tGID_partial\t")), "{listed}");
     let listed = ctl.done(&["list_access_keys", "-s"]);
     assert!(listed.contains("reader\treader\n") && !listed.contains("reader-secret"), "{listed}");
+    ctl.done(&["add_group", "GID_partial", "plain", "--max-retries", "2"]);
+    ctl.refused(&["add_group", "GID_partial", "plain", "--max-retries", "7"], 69, "received 7 but current is 2");
     ctl.done(&["delete_group", "GID_partial", "plain"]);
     let listed = ctl.done(&["list_groups", "-s"]);
     assert!(!listed.lines().any(|line| line.starts_with("plain\tGID_partial\t")), "{listed}");
@@ -135,8 +137,32 @@ fn a_publish_that_nobody_can_confirm_is_answered_when_its_node_stops() {
 fn what_no_sdk_sends_is_answered_in_its_order_and_harms_nobody() {
     let cluster = Cluster::start_with(&ClusterOptions { nodes: 1, ..ClusterOptions::default() });
     Ctl { cluster: &cluster, at: 0 }.done(&["add_topic", "fuzz", "--partitions", "2"]);
+    Ctl { cluster: &cluster, at: 0 }.done(&["add_topic", "fuzzed", "--partitions", "2"]);
     let seed = Chance::new("what_no_sdk_sends_is_answered_in_its_order_and_harms_nobody").seed();
     run(&mut program("garbage.py", &["127.0.0.1".into(), cluster.ports(0).rocketmq.to_string(), seed.to_string(), "400".into()]));
+}
+
+#[test]
+fn what_the_server_is_told_holds_where_topics_say_nothing() {
+    let told =
+        ["--rocketmq-auto-create-topics=true", "--rocketmq-invisible=2s", "--rocketmq-ordered-invisible=3s", "--rocketmq-max-retries=1"];
+    let options = ClusterOptions { nodes: 1, arguments: told.map(str::to_owned).into(), ..ClusterOptions::default() };
+    let cluster = Cluster::start_with(&options);
+    run(&mut program("settings.py", &endpoints(&cluster)));
+    let ctl = Ctl { cluster: &cluster, at: 0 };
+    let listed = ctl.done(&["list_topics", "-s", "name", "partitions"]);
+    assert!(["consumed", "published", "twins"].iter().all(|topic| listed.contains(&format!("{topic}\t8\n"))), "{listed}");
+    let published = |secret: &str| {
+        let arguments = [&endpoints(&cluster)[0], "twins", "courier", secret].map(str::to_owned);
+        let told = program("key.py", &arguments).output().unwrap();
+        String::from_utf8_lossy(&told.stdout).trim().to_owned()
+    };
+    ctl.done(&["add_user", "courier", "password"]);
+    ctl.done(&["set_permissions", "courier", "^$", "^twins$", "^$"]);
+    ctl.done(&["add_access_key", "courier", "secret"]);
+    assert_eq!((published("secret"), published("other")), ("good".into(), "SignatureDoesNotMatch".into()));
+    ctl.done(&["delete_access_key", "courier"]);
+    assert_eq!(published("secret"), "InvalidAccessKeyId");
 }
 
 #[test]

@@ -154,6 +154,11 @@ impl Connection {
         self.mailbox.changed().await;
     }
 
+    /// What was given back waits for the end of an alarm, which may take long.
+    pub fn is_blocked(&self) -> bool {
+        matches!(self.hold, Some(Hold::Blocked))
+    }
+
     /// Resolves when a step that was given back may be tried again; cancel safe.
     pub async fn writable(&self) {
         match &self.hold {

@@ -4,6 +4,7 @@
 use super::Edge;
 use super::access::{Kind, Right, Who};
 use super::admission::vouched;
+use super::publish::{LEASE_POLL, NO_LEASE};
 use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target,
 };
@@ -11,6 +12,7 @@ use crate::model::rocketmq::{self, AccessKey, Arrangement, TopicSettings};
 use crate::model::{Incarnation, NodeId, ShardId};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What the server says where a topic says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,21 @@ pub enum May<'a> {
 }
 
 impl Edge {
+    /// Waits for a routing lease: without one this node's catalog may be old, and what is not in it may be there (rule 28).
+    ///
+    /// # Errors
+    /// There is none in time.
+    pub async fn leased(&self) -> Result<(), Refusal> {
+        let until = Instant::now() + self.config.no_quorum_timeout;
+        while !self.port.routing_lease() {
+            if Instant::now() >= until {
+                return Err(Refusal::Unavailable(NO_LEASE.to_owned()));
+            }
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+        Ok(())
+    }
+
     /// An access key.
     pub fn access_key(&self, id: &str) -> Option<AccessKey> {
         self.catalog.read().access_key(id).cloned()
@@ -145,15 +162,27 @@ impl Edge {
     async fn add_group(&self, topic: &Name, group: &str, retries: Option<u32>, defaults: &RocketDefaults) -> Result<(), Refusal> {
         check_name("group", group)?;
         let settings = self.existing(topic)?;
+        if let Some(retries) = retries {
+            if rocketmq::dead_letters_of(&topic.name).is_some() {
+                let text = format!("dead letters do not die again: a group on topic '{}' takes no max-retries", topic.name);
+                return Err(Refusal::Precondition(text));
+            }
+            self.check_retries(topic, group, settings.partitions, retries)?;
+        }
         if rocketmq::dead_letters_of(&topic.name).is_none() {
             Box::pin(self.add_dead_letters(&topic.vhost, group, defaults)).await?;
         }
+        let explicit = retries.is_some();
         let retries = retries.or(settings.max_retries).unwrap_or(defaults.max_retries);
         let arguments = rocketmq::group_arguments(&topic.name, group, retries);
         let names = group_names(topic, group, settings.partitions);
         let made = names.iter().zip(0..).map(|(name, partition)| self.replicated(name, &arguments, self.partition_shard(topic, partition)));
         for made in futures::future::join_all(made).await {
             made?;
+        }
+        if explicit {
+            // Somebody else may have been faster.
+            self.check_retries(topic, group, settings.partitions, retries)?;
         }
         let bound = names.iter().zip(0..).map(|(name, partition)| {
             let arguments = rocketmq::partition_arguments(partition);
@@ -163,6 +192,25 @@ impl Edge {
             bound?;
         }
         Ok(())
+    }
+
+    /// What a group was made with stays: another number of retries is refused.
+    fn check_retries(&self, topic: &Name, group: &str, partitions: u32, retries: u32) -> Result<(), Refusal> {
+        let catalog = self.catalog.read();
+        let wanted = rocketmq::retries_of(&rocketmq::group_arguments(&topic.name, group, retries));
+        let names = group_names(topic, group, partitions);
+        let known = names.iter().filter_map(|name| Some(rocketmq::retries_of(&catalog.queue(name)?.spec.arguments)));
+        match known.into_iter().find(|known| *known != wanted) {
+            None => Ok(()),
+            Some(known) => {
+                let known = known.map_or_else(|| "none".to_owned(), |known| known.to_string());
+                let Name { vhost, name } = topic;
+                let text = format!(
+                    "inequivalent arg 'max-retries' for group '{group}' on topic '{name}' in vhost '{vhost}': received {retries} but current is {known}"
+                );
+                Err(Refusal::Inequivalent(text))
+            }
+        }
     }
 
     /// The topic of a group's dead letters, and the group on it.

@@ -4,11 +4,12 @@
 //! the session sees them, so that they go back when this node loses contact with their leader meanwhile (rule 20).
 
 use super::access::Right;
-use super::lane::takes::{Order, Taken};
+use super::lane::takes::{Came, Order, Taken};
 use super::lane::{Ask, Home, Lane};
 use super::requests::Asking;
 use crate::model::QueueId;
 use crate::model::catalog::{Name, QueueRecord, Refusal};
+use crate::model::limits::TAKE_BYTES;
 use crate::model::step::Take;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -22,19 +23,29 @@ const SLACK: Duration = Duration::from_secs(10);
 
 type Source = (Arc<QueueRecord>, Arc<Lane>);
 
-/// Takes that were answered with messages, and how many those are.
+/// Takes that were answered with messages, and what those are together.
 #[derive(Default)]
 struct Found {
     takes: Vec<u64>,
-    count: u32,
+    all: Came,
 }
 
 impl Found {
-    fn add(&mut self, take: u64, count: u32) {
-        if count > 0 {
+    fn add(&mut self, take: u64, came: Came) {
+        if came.count > 0 {
             self.takes.push(take);
-            self.count += count;
+            self.all.count += came.count;
+            self.all.bytes += came.bytes;
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.takes.is_empty()
+    }
+
+    /// How many more are wanted.
+    fn left(&self, take: &Take) -> u32 {
+        if self.all.bytes < TAKE_BYTES { take.most.saturating_sub(self.all.count) } else { 0 }
     }
 }
 
@@ -56,8 +67,8 @@ impl Asking {
         let sources = take.queues.iter().map(|name| self.source(name)).collect::<Result<Vec<Source>, Refusal>>()?;
         let until = Instant::now() + Duration::from_millis(take.patience_ms);
         let (found, failure) = self.take_ready(take, &sources).await;
-        if found.count > 0 || take.patience_ms == 0 {
-            return if found.count == 0 { failure.map_or(Ok(found), Err) } else { Ok(found) };
+        if !found.is_empty() || take.patience_ms == 0 {
+            return if found.is_empty() { failure.map_or(Ok(found), Err) } else { Ok(found) };
         }
         Ok(self.wait_for_some(take, &sources, until).await)
     }
@@ -75,13 +86,13 @@ impl Asking {
         let first = self.edge.next_id() as usize;
         for n in 0..ready.len() {
             let source = ready[(first + n) % ready.len()];
-            let most = take.most.saturating_sub(found.count);
+            let most = found.left(take);
             if most == 0 {
                 break;
             }
             let (id, answer) = self.ask(take, source, most, false);
             match answer.await {
-                Ok(Ok(count)) => found.add(id, count),
+                Ok(Ok(came)) => found.add(id, came),
                 Ok(Err(refusal)) => failure = Some(refusal),
                 Err(_) => {}
             }
@@ -140,10 +151,10 @@ impl Asking {
         let mut found = Found::default();
         let first = async {
             while let Some((id, answer)) = answers.next().await {
-                if let Ok(Ok(count)) = answer
-                    && count > 0
+                if let Ok(Ok(came)) = answer
+                    && came.count > 0
                 {
-                    return Some((id, count));
+                    return Some((id, came));
                 }
             }
             // Nobody can answer: the client has its time all the same.
@@ -156,15 +167,15 @@ impl Asking {
                 () = gone => None,
             }
         });
-        if let Some((id, count)) = came.await.ok().flatten() {
-            found.add(id, count);
+        if let Some((id, came)) = came.await.ok().flatten() {
+            found.add(id, came);
         }
         sources.iter().zip(ids).for_each(|((record, lane), id)| lane.withdraw(id, record.id));
         // What was answered before it was withdrawn.
         while let Some((id, answer)) = answers.next().await {
-            let Ok(Ok(count)) = answer else { continue };
-            if found.count + count <= take.most {
-                found.add(id, count);
+            let Ok(Ok(came)) = answer else { continue };
+            if came.count <= found.left(take) {
+                found.add(id, came);
             } else {
                 let more = self.mailbox.taken(id);
                 more.iter().for_each(|one| self.edge.lane(one.shard).give_back_unseen(&self.mailbox, std::slice::from_ref(&one.delivery)));

@@ -2,6 +2,7 @@
 
 use crate::model::admin::AdminCommand;
 use crate::model::catalog::Refusal;
+use crate::model::limits;
 use crate::model::report::Counted;
 use crate::model::rocketmq::Arrangement;
 use std::future::Future;
@@ -13,6 +14,9 @@ use warren_proto::admin::{
     ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ErrandRequest,
     ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
 };
+
+/// Largest answer, bytes: a message of any size, which may be in base64, with its properties.
+const ANSWER_BYTES: usize = 3 * limits::MESSAGE_BYTES;
 
 /// Why a node did not answer as hoped.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +52,7 @@ pub struct AdminClient {
 impl AdminClient {
     /// Over an authenticated channel; `address` is for messages, `timeout` for each call.
     pub fn new(address: &str, channel: Channel, timeout: Duration) -> AdminClient {
-        AdminClient { address: address.to_owned(), timeout, stub: Stub::new(channel) }
+        AdminClient { address: address.to_owned(), timeout, stub: Stub::new(channel).max_decoding_message_size(ANSWER_BYTES) }
     }
 
     /// Where it was dialled, `host:port`.

@@ -17,6 +17,8 @@ pub const BATCHES_IN_FLIGHT: usize = 8;
 pub const LANE_BYTES: usize = 16 << 20;
 /// Credit in bytes a consumer starts with, also at prefetch 0 (rule 16): bounds an edge's memory for one consumer.
 pub const CONSUMER_BYTES: u64 = 1 << 20;
+/// What clients that fetch are given at once, all queues together, unless the first message alone is larger.
+pub const TAKE_BYTES: usize = 1 << 20;
 /// Tail cache of the WAL, all shards of a node: deliveries of fresh messages never touch the disk.
 pub const TAIL_CACHE_BYTES: usize = 64 << 20;
 /// What the tail cache holds for longer than once to twice this, and nobody reads, goes: a backlog nobody consumes costs no memory.

@@ -155,6 +155,11 @@ pub fn group_arguments(topic: &str, group: &str, retries: u32) -> Table {
     arguments
 }
 
+/// Deliveries after the first that a group's queue with these arguments allows.
+pub fn retries_of(arguments: &Table) -> Option<u64> {
+    number(arguments, "x-delivery-limit")
+}
+
 /// Arguments of a queue of half messages. They expire there too: it may be that no agent ever fetches them.
 pub fn half_arguments() -> Table {
     let (hold, life) = (Value::Int(HOLD_MS), Value::Int(HALF_LIFE_MS as i64));

@@ -170,6 +170,7 @@ fn rocketmq_settings(config: &ServerConfig, (node, incarnation): (NodeId, Incarn
         incarnation,
         default_vhost: config.first.vhost.clone(),
         host_id: format!("http://{}:{}", config.advertised.host, config.rocketmq.port),
+        max_message_bytes: config.max_message_bytes,
         defaults: rocket_defaults(config),
         auto_create_topics: config.rocketmq.auto_create_topics,
     }

@@ -6,11 +6,9 @@ use super::delivery::{Next, Place};
 use super::edges::PathId;
 use super::queue::QueueState;
 use super::server::ShardServer;
+use crate::model::limits::TAKE_BYTES;
 use crate::model::link::{Delivery, ToEdge};
 use crate::model::{QueueId, SessionId};
-
-/// One take's messages, bytes, unless the first alone is larger.
-const TAKE_BYTES: usize = 1 << 20;
 
 /// A take that waits for its turn.
 #[derive(Clone, Copy, Debug)]

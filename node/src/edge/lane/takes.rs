@@ -29,8 +29,15 @@ pub(in crate::edge) struct Order {
     pub patience: Duration,
 }
 
-/// What came of it: how many messages, which wait in the mailbox of the connection (`Mailbox::keep_taken`).
-pub(in crate::edge) type Taken = Result<u32, Refusal>;
+/// What came of it: messages, which wait in the mailbox of the connection (`Mailbox::keep_taken`).
+pub(in crate::edge) type Taken = Result<Came, Refusal>;
+
+/// How many, and how large they are together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::edge) struct Came {
+    pub count: u32,
+    pub bytes: usize,
+}
 
 impl Lane {
     /// Asks the leader; the messages are held by the connection from the moment they are here.
@@ -82,6 +89,7 @@ impl Lane {
         let asked = state.requests.take(request);
         let messages = result.as_ref().map_or(&[][..], Vec::as_slice);
         let places: Vec<_> = messages.iter().map(|m| (m.queue, m.seq)).collect();
+        let came = Came { count: places.len() as u32, bytes: messages.iter().map(|m| m.message.len()).sum() };
         state.came(messages);
         let Some(Asked { sink: Sink::Take { mailbox, at, name, timeout, answer_tx }, .. }) = asked else {
             return state.give_back_messages(messages);
@@ -93,7 +101,7 @@ impl Lane {
             let shard = self.shard;
             mailbox.keep_taken(request, messages.iter().map(|delivery| TookOne { shard, delivery: delivery.clone() }).collect());
         }
-        if answer_tx.send(result.map(|_| places.len() as u32).map_err(|refusal| named(refusal, &name))).is_err() {
+        if answer_tx.send(result.map(|_| came).map_err(|refusal| named(refusal, &name))).is_err() {
             let back: Vec<Delivery> = mailbox.taken(request).into_iter().map(|one| one.delivery).collect();
             return state.give_back_messages(&back);
         }

@@ -27,3 +27,23 @@ async fn a_message_for_ten_groups_is_in_the_log_once() {
     leader.verdict(1, &[]).await;
     assert_eq!(client.confirmed().await, [(1, 1)], "no other shard has a part in it");
 }
+
+#[tokio::test]
+async fn a_group_that_is_there_keeps_its_retries() {
+    let scene = Scene::new(default_config());
+    let defaults = RocketDefaults { invisible_ms: 1000, ordered_invisible_ms: 1000, half_invisible_ms: 1000, max_retries: 3 };
+    let add = |topic: &str, max_retries| Arrangement::AddGroup { topic: name(topic), group: "g".into(), max_retries };
+    let topic = Arrangement::AddTopic { topic: name("t"), settings: TopicSettings { partitions: 2, ..TopicSettings::default() } };
+    for (arrangement, refused) in [
+        (topic, None),
+        (add("t", Some(5)), None),
+        (add("t", Some(5)), None),
+        (add("t", None), None),
+        (add("t", Some(6)), Some("inequivalent arg 'max-retries' for group 'g' on topic 't' in vhost '/': received 6 but current is 5")),
+        (add("%DLQ%g", None), None),
+        (add("%DLQ%g", Some(1)), Some("dead letters do not die again: a group on topic '%DLQ%g' takes no max-retries")),
+    ] {
+        let made = scene.edge.arrange(&arrangement, &defaults).await;
+        assert_eq!(made.map_err(|refusal| refusal.to_string()).err().as_deref(), refused, "{arrangement:?}");
+    }
+}

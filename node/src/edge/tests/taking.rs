@@ -94,6 +94,23 @@ async fn of_several_queues_those_with_messages_are_asked() {
     assert_eq!(took.len(), 1);
 }
 
+#[tokio::test]
+async fn what_several_queues_give_is_bounded_together() {
+    let mut scene = Scene::new(default_config());
+    let queues = [scene.queue("one", 1), scene.queue("two", 1)];
+    let mut client = scene.client();
+    client.ask(take(&["one", "two"], false, 0));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let ToLeader::Stat { request, .. } = leader.next().await else { panic!("no counts are asked for") };
+    let stats = queues.iter().map(|queue| QueueStat { queue: *queue, ready: 1, ..QueueStat::default() }).collect();
+    leader.say(ToEdge::Stats { request, stats }).await;
+    let (request, queue, _) = asked(&mut leader).await;
+    let message = Delivery { message: vec![0; limits::TAKE_BYTES].into(), ..message(queue, 1) };
+    leader.say(ToEdge::Took { request, result: Ok(vec![message]) }).await;
+    let Ok(Reply::Took(took)) = client.reply().await else { panic!("nothing taken") };
+    assert_eq!(took.len(), 1, "it is enough: the other queue is not asked");
+}
+
 /// Of shard 1: a client that took message 1 of queue `q` in session 9.
 async fn took_one() -> (Scene, Client, Leader, Held) {
     let mut scene = Scene::new(default_config());

@@ -130,8 +130,9 @@ impl Worker {
             },
             () = self.connection.changed() => {}
             () = self.connection.writable(), if !self.held_back.is_empty() => {
+                self.forget(out);
                 let steps = std::mem::take(&mut self.held_back);
-                steps.into_iter().for_each(|step| self.submit(step));
+                steps.into_iter().for_each(|step| self.submit(step, out));
             }
             () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
         }
@@ -154,12 +155,25 @@ impl Worker {
             Errand::Abandon { id } => {
                 self.waiting.remove(&id);
                 self.agent.abandon(id, out);
+                self.forget(out);
+            }
+        }
+    }
+
+    /// What waits to be published, and nobody waits for any more, is not published.
+    fn forget(&mut self, out: &mut Output) {
+        for step in std::mem::take(&mut self.held_back) {
+            let answer_tx = self.agent.caller(&step).and_then(|id| self.waiting.get(&id));
+            if answer_tx.is_some_and(|answer_tx| !answer_tx.is_closed()) {
+                self.held_back.push_back(step);
+            } else {
+                self.agent.unsent(&step, Refusal::Unavailable("whoever asked for it is gone".to_owned()), out);
             }
         }
     }
 
     fn carry_out(&mut self, out: &mut Output) {
-        std::mem::take(&mut out.steps).into_iter().for_each(|step| self.submit(step));
+        std::mem::take(&mut out.steps).into_iter().for_each(|step| self.submit(step, out));
         for (id, outcome) in out.done.drain(..) {
             if let Some(answer_tx) = self.waiting.remove(&id) {
                 // The request may be gone: what it was given comes back when its time is over.
@@ -168,14 +182,19 @@ impl Worker {
         }
     }
 
-    /// Publishes keep their order; nothing else waits behind them.
-    fn submit(&mut self, step: Step) {
+    /// Publishes keep their order; nothing else waits behind them. During an alarm none waits: its document would stay in memory.
+    fn submit(&mut self, step: Step, out: &mut Output) {
         let is_publish = matches!(&step, Step::Publish(_)) || matches!(&step, Step::Commit(commit) if !commit.publishes.is_empty());
         if is_publish && !self.held_back.is_empty() {
             return self.held_back.push_back(step);
         }
         if let Err(step) = self.connection.submit(step) {
-            self.held_back.push_back(step);
+            if self.connection.is_blocked() {
+                let why = "a node is low on memory or disk space; nothing was published";
+                self.agent.unsent(&step, Refusal::Unavailable(why.to_owned()), out);
+            } else {
+                self.held_back.push_back(step);
+            }
         }
     }
 }

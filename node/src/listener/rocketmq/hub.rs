@@ -14,6 +14,11 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// A node that does not answer for so long spoils only the handles that it gave: less than a request waits.
+const SETTLING: Duration = Duration::from_secs(15);
 
 /// What the port is told at its start.
 #[derive(Clone, Debug)]
@@ -26,6 +31,8 @@ pub struct Settings {
     pub default_vhost: String,
     /// What error documents call this server.
     pub host_id: String,
+    /// Largest message, bytes.
+    pub max_message_bytes: u64,
     /// Where topics say nothing.
     pub defaults: RocketDefaults,
     /// Topics are made when somebody publishes or consumes.
@@ -136,34 +143,60 @@ impl Hub {
         agents.desks.get(&number).filter(|desk| desk.vhost() == vhost).cloned()
     }
 
-    /// Settles deliveries where they are held. Which of the handles were good.
+    /// Settles deliveries where they are held. Which of the handles were good; a refusal when none was, and some may be.
     pub(super) async fn settle(&self, topic: &Name, group: &str, handles: &[String], verdict: Settling) -> Result<Vec<bool>, Refusal> {
+        let until = Instant::now() + SETTLING;
+        let (places, mut refusal) = self.places(handles).await;
+        let mut good = vec![false; handles.len()];
+        let asked = places.into_iter().map(|((node, agent), slots)| async move {
+            let only = slots.iter().map(|(_, slot)| *slot).collect();
+            let errand = Errand::Settle { agent, slots: only, topic: topic.clone(), group: group.to_owned(), verdict };
+            let late = || Report::Refused(silent(node));
+            (slots, timeout_at(until, self.send(node, errand)).await.unwrap_or_else(|_| late()))
+        });
+        for (slots, report) in futures::future::join_all(asked).await {
+            match report {
+                Report::Settled(settled) => slots.iter().zip(settled).for_each(|((at, _), is_good)| good[*at] = is_good),
+                Report::Refused(why) => refusal = refusal.or(Some(why)),
+                Report::Checked(_) => {}
+            }
+        }
+        match refusal {
+            Some(refusal) if !good.contains(&true) => Err(refusal),
+            Some(_) | None => Ok(good),
+        }
+    }
+
+    /// Where handles are settled. Those of processes that are gone are good nowhere; a refusal when nobody knows whether some are.
+    async fn places(&self, handles: &[String]) -> (Places, Option<Refusal>) {
+        let handles: Vec<(usize, Handle)> = handles.iter().enumerate().filter_map(|(at, text)| Some((at, Handle::parse(text)?))).collect();
+        let mut up: HashMap<NodeId, Incarnation> = self.edge.processes().into_iter().collect();
+        let mut refusal = None;
+        let is_elsewhere = |handle: &Handle| handle.node != self.settings.node;
+        if handles.iter().any(|(_, handle)| is_elsewhere(handle) && up.get(&handle.node) != Some(&handle.incarnation)) {
+            refusal = self.edge.leased().await.err();
+            up = self.edge.processes().into_iter().collect();
+        }
         let mut places = Places::new();
-        let up: HashMap<NodeId, Incarnation> = self.edge.processes().into_iter().collect();
-        for (at, handle) in handles.iter().enumerate() {
-            let Some(handle) = Handle::parse(handle) else { continue };
-            let is_present = match handle.node == self.settings.node {
-                true => handle.incarnation == self.settings.incarnation,
-                false => up.get(&handle.node) == Some(&handle.incarnation),
+        for (at, handle) in handles {
+            let is_present = match is_elsewhere(&handle) {
+                true => up.get(&handle.node) == Some(&handle.incarnation),
+                false => handle.incarnation == self.settings.incarnation,
             };
             if is_present {
                 places.entry((handle.node, handle.agent)).or_default().push((at, handle.slot));
             }
         }
-        let mut good = vec![false; handles.len()];
-        let asked = places.into_iter().map(|((node, agent), slots)| async move {
-            let only = slots.iter().map(|(_, slot)| *slot).collect();
-            let errand = Errand::Settle { agent, slots: only, topic: topic.clone(), group: group.to_owned(), verdict };
-            (slots, self.send(node, errand).await)
-        });
-        for (slots, report) in futures::future::join_all(asked).await {
-            match report {
-                Report::Settled(settled) => slots.iter().zip(settled).for_each(|((at, _), is_good)| good[*at] = is_good),
-                Report::Refused(refusal) => return Err(refusal),
-                Report::Checked(_) => {}
-            }
+        (places, refusal)
+    }
+
+    /// Looks in the catalog; what is not there is looked for again once this node's copy of it counts.
+    pub(super) async fn find<T>(&self, look: impl Fn(&Edge) -> Option<T>) -> Result<Option<T>, Refusal> {
+        if let Some(found) = look(&self.edge) {
+            return Ok(Some(found));
         }
-        Ok(good)
+        self.edge.leased().await?;
+        Ok(look(&self.edge))
     }
 
     async fn send(&self, node: NodeId, errand: Errand) -> Report {
@@ -174,7 +207,7 @@ impl Hub {
         let report = answered.and_then(|bytes| rmp_serde::from_slice(&bytes).map_err(|error| error.to_string()));
         report.unwrap_or_else(|why| {
             tracing::debug!(%node, why, "an errand was not answered");
-            Report::Refused(Refusal::Unavailable(format!("node {node}, which delivered this, does not answer")))
+            Report::Refused(silent(node))
         })
     }
 
@@ -248,6 +281,10 @@ impl Hub {
     pub(super) fn own_half_queue(&self, topic: &Name) -> Name {
         Name { vhost: topic.vhost.clone(), name: half_queue(&topic.name, self.settings.node).into() }
     }
+}
+
+fn silent(node: NodeId) -> Refusal {
+    Refusal::Unavailable(format!("node {node}, which delivered this, does not answer"))
 }
 
 fn is_near(ip: IpAddr) -> bool {

@@ -4,6 +4,8 @@
 mod desk;
 mod errand;
 mod hub;
+mod outbox;
+mod patient;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -15,7 +17,7 @@ pub use hub::{Hub, Settings};
 use crate::model::limits;
 use crate::session::rocketmq::answers;
 use crate::session::rocketmq::faults::Fault;
-use crate::session::rocketmq::request::{BODY_BYTES, DOCUMENT_BYTES};
+use crate::session::rocketmq::request::{BODY_BYTES, DOCUMENT_BYTES, check_digest};
 use crate::tls::Front;
 use crate::wire::rocketmq::signature::Signed;
 use bytes::Bytes;
@@ -25,8 +27,10 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, He
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outbox::Outbox;
+use patient::Patient;
 use service::{Admitted, Answer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -42,6 +46,10 @@ use tokio::task::JoinSet;
 const DOCUMENTS_KIB: usize = 128 << 10;
 /// A request waits so long for the memory that its document needs; then it is refused.
 const DOCUMENT_WAIT: Duration = Duration::from_secs(10);
+/// Answers of all requests together, bytes: beyond it nothing is handed out.
+const ANSWERS_BYTES: usize = 128 << 20;
+/// A client that reads nothing of its answer for so long is cut off.
+const UNREAD: Duration = Duration::from_secs(60);
 /// A connection on which nothing comes for so long is closed.
 const QUIET: Duration = Duration::from_secs(600);
 /// A request's document must be here within this time.
@@ -65,6 +73,8 @@ struct Port {
     handshakes: Semaphore,
     documents: Semaphore,
     document_wait: Duration,
+    answers: Arc<Outbox>,
+    unread: Duration,
     stop_rx: watch::Receiver<bool>,
 }
 
@@ -73,7 +83,17 @@ struct Port {
 pub async fn serve(listener: TcpListener, hub: Arc<Hub>, front: Option<Front>, shutdown: watch::Receiver<bool>) {
     let handshakes = Semaphore::new(limits::TLS_HANDSHAKES);
     let documents = Semaphore::new(DOCUMENTS_KIB);
-    let port = Arc::new(Port { hub, front, handshakes, documents, document_wait: DOCUMENT_WAIT, stop_rx: shutdown.clone() });
+    let port = Port {
+        hub,
+        front,
+        handshakes,
+        documents,
+        document_wait: DOCUMENT_WAIT,
+        answers: Outbox::new(ANSWERS_BYTES),
+        unread: UNREAD,
+        stop_rx: shutdown.clone(),
+    };
+    let port = Arc::new(port);
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut stop_rx = shutdown;
     let mut tasks = JoinSet::new();
@@ -130,7 +150,7 @@ impl Port {
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(QUIET);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Patient::new(socket, self.unread)), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = stopped(&mut stop_rx) => {
@@ -150,7 +170,7 @@ impl Port {
             Ok(Answer { status, document }) => (status, document),
             Err(fault) => (fault.status, answers::fault(&fault, &id, &self.hub.settings.host_id)),
         };
-        let mut response = Response::new(Full::new(Bytes::from(document)));
+        let mut response = Response::new(Full::new(self.answers.add(document)));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, HeaderValue::from_str(&id).unwrap_or(MQ_VERSION));
@@ -187,18 +207,23 @@ impl Port {
             extra: extra(&head.headers),
             target: head.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default(),
         };
+        let content_md5 = signed.content_md5.clone();
         let too_large = || Fault::range("MessageBody", 1, BODY_BYTES as u64, " bytes.");
         let size = usize::try_from(body.size_hint().upper().unwrap_or(DOCUMENT_BYTES as u64)).unwrap_or(usize::MAX);
         if size > DOCUMENT_BYTES {
             return Err(too_large());
         }
-        let admitted = self.hub.admit(signed, text(AUTHORIZATION).as_deref(), peer)?;
+        let admitted = self.hub.admit(signed, text(AUTHORIZATION).as_deref(), peer).await?;
+        if head.method == Method::GET && self.answers.is_full() {
+            return Err(Fault::unavailable("too many answers wait to be read by their clients; nothing was handed out"));
+        }
         let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
         let permit = tokio::time::timeout(self.document_wait, self.documents.acquire_many(kib)).await;
         let permit = permit.map_err(|_| Fault::unavailable("too many documents of other requests are under way; nothing was done"))?;
         let permit = permit.map_err(|_| Fault::unavailable("this node is stopping"))?;
         let read = tokio::time::timeout(DOCUMENT_TIME, Limited::new(body, DOCUMENT_BYTES).collect()).await;
         let document = read.map_err(|_| Fault::argument("The request did not come in time."))?.map_err(|_| too_large())?.to_bytes();
+        check_digest(&content_md5, &document)?;
         // A long poll has no document worth counting.
         let permit = (!document.is_empty()).then_some(permit);
         Ok(Received { admitted, document, permit })

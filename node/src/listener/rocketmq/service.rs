@@ -3,7 +3,7 @@
 use super::desk::now_ms;
 use super::errand::Settling;
 use super::hub::Hub;
-use crate::edge::May;
+use crate::edge::{Edge, May};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::limits;
 use crate::model::rocketmq::{self, Arrangement, TopicSettings};
@@ -56,10 +56,10 @@ fn answer(status: u16, document: String) -> Done {
 
 impl Hub {
     /// Who asks. The signature does not cover the document: that need not be here yet.
-    pub(super) fn admit(&self, signed: Signed, authorization: Option<&str>, peer: SocketAddr) -> Result<Admitted, Fault> {
+    pub(super) async fn admit(&self, signed: Signed, authorization: Option<&str>, peer: SocketAddr) -> Result<Admitted, Fault> {
         let target = request::target(&signed.target)?;
         let (id, signature) = request::signer(authorization, &signed, now_ms())?;
-        let key = self.edge.access_key(id).ok_or_else(Fault::no_key)?;
+        let key = self.known(|edge| edge.access_key(id)).await?.ok_or_else(Fault::no_key)?;
         if !signed.is_by(&key.secret, signature) {
             return Err(Fault::signature());
         }
@@ -71,13 +71,15 @@ impl Hub {
         Ok(Admitted { method: signed.method, target, user: key.user.into(), peer })
     }
 
+    async fn known<T>(&self, look: impl Fn(&Edge) -> Option<T>) -> Result<Option<T>, Fault> {
+        self.find(look).await.map_err(|refusal| Fault::of(&refusal))
+    }
+
     /// `stop_rx`: the broker stops.
     pub(super) async fn answer(&self, admitted: Admitted, document: &[u8], stop_rx: watch::Receiver<bool>) -> Done {
         let Admitted { method, target, user, peer } = admitted;
         let vhost: Arc<str> = target.instance.clone().unwrap_or_else(|| self.settings.default_vhost.clone()).into();
-        if !self.edge.has_vhost(&vhost) {
-            return Err(Fault::no_topic());
-        }
+        self.known(|edge| edge.has_vhost(&vhost).then_some(())).await?.ok_or_else(Fault::no_topic)?;
         let name = |name: &str| Name { vhost: vhost.clone(), name: name.into() };
         let mut topic = name(&target.topic);
         let decoded = crate::wire::rocketmq::target::decode(&target.topic);
@@ -87,7 +89,10 @@ impl Hub {
         let client = Client { hub: self, user, topic, peer, stop_rx };
         let settings = client.topic().await?;
         match request::deed(&method, &target, document)? {
-            Deed::Publish(incoming) => client.publish(incoming).await,
+            Deed::Publish(incoming) => {
+                incoming.check(self.settings.max_message_bytes)?;
+                client.publish(incoming).await
+            }
             Deed::Consume { group: _, most, wait_ms, mode: Mode::Half, .. } => client.check(&settings, most, wait_ms).await,
             Deed::Consume { group, most, wait_ms, tags, mode } => client.consume(&settings, (&group, &tags), most, wait_ms, mode).await,
             Deed::Settle { group, handles, verdict } => client.settle(&settings, &group, &handles, verdict).await,
@@ -127,7 +132,7 @@ impl Client<'_> {
     /// The topic; a new one where the server makes them by itself.
     async fn topic(&self) -> Result<TopicSettings, Fault> {
         let edge = &self.hub.edge;
-        if let Some(settings) = edge.topic(&self.topic) {
+        if let Some(settings) = self.hub.known(|edge| edge.topic(&self.topic)).await? {
             return Ok(settings);
         }
         if !self.hub.settings.auto_create_topics || !rocketmq::is_name(&self.topic.name) {
@@ -225,8 +230,8 @@ impl Client<'_> {
         let good = good.map_err(|refusal| Fault::of(&refusal))?;
         let bad: Vec<&str> = handles.iter().zip(&good).filter(|(_, is_good)| !**is_good).map(|(handle, _)| handle.as_str()).collect();
         // Looked at last: a group that this node has not heard of yet may have been given them.
-        if verdict == Verdict::Ack && bad.len() == handles.len() && self.hub.edge.group(&self.topic, group).is_none() {
-            return Err(Fault::no_group());
+        if verdict == Verdict::Ack && bad.len() == handles.len() {
+            self.hub.known(|edge| edge.group(&self.topic, group)).await?.ok_or_else(Fault::no_group)?;
         }
         if bad.is_empty() { answer(204, String::new()) } else { answer(404, answers::unsettled(bad)) }
     }

@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use hmac::{Hmac, Mac};
 use parking_lot::RwLock;
 use sha1::Sha1;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -27,6 +28,7 @@ const MESSAGES: &str = "/topics/t/messages";
 struct World {
     catalog: Arc<RwLock<Catalog>>,
     nobody: watch::Sender<Option<LeaderId>>,
+    lease: AtomicBool,
 }
 
 impl World {
@@ -44,7 +46,7 @@ impl CatalogPort for World {
     }
 
     fn routing_lease(&self) -> bool {
-        true
+        self.lease.load(Ordering::SeqCst)
     }
 }
 
@@ -71,6 +73,7 @@ fn topic() -> Name {
 }
 
 struct Scene {
+    world: Arc<World>,
     edge: Arc<Edge>,
     port: Arc<Port>,
     _stop_tx: watch::Sender<bool>,
@@ -79,7 +82,11 @@ struct Scene {
 impl Scene {
     /// With topic `t`, the user `guest`, who is kept to this machine, and the user `ann`, who is not; keys are called as their users are.
     fn new() -> Scene {
-        let world = Arc::new(World { catalog: Arc::default(), nobody: watch::channel(None).0 });
+        Scene::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Settings)) -> Scene {
+        let world = Arc::new(World { catalog: Arc::default(), nobody: watch::channel(None).0, lease: AtomicBool::new(true) });
         let hash = |password: &str| hash_password(password.as_bytes(), [1, 2, 3, 4]);
         world.apply(&CatalogCommand::Bootstrap { vhost: "/".into(), user: "guest".into(), password_hash: hash("guest"), shards: 3 });
         world.apply(&CatalogCommand::NodeUp { node: ME, incarnation: Incarnation(7) });
@@ -93,26 +100,30 @@ impl Scene {
             assert_eq!(world.apply(&CatalogCommand::Admin(command)).1, CatalogReply::Done);
         }
         world.apply(&CatalogCommand::DeclareExchange(TopicSettings::default().exchange(topic())));
-        let config = EdgeConfig::new(ME, Incarnation(7));
+        let config = EdgeConfig { no_quorum_timeout: Duration::from_millis(500), ..EdgeConfig::new(ME, Incarnation(7)) };
         let edge = Edge::new(config, world.catalog.clone(), world.clone(), world.clone(), world.clone());
-        let settings = Settings {
+        let mut settings = Settings {
             node: ME,
             incarnation: Incarnation(7),
             default_vhost: "/".into(),
             host_id: "test".into(),
             defaults: RocketDefaults { invisible_ms: 1000, ordered_invisible_ms: 1000, half_invisible_ms: 1000, max_retries: 3 },
             auto_create_topics: false,
+            max_message_bytes: limits::MESSAGE_BYTES as u64,
         };
+        change(&mut settings);
         let (stop_tx, stop_rx) = watch::channel(false);
         let port = Port {
-            hub: Hub::new(edge.clone(), settings, world),
+            hub: Hub::new(edge.clone(), settings, world.clone()),
             front: None,
             handshakes: Semaphore::new(1),
             documents: Semaphore::new(DOCUMENTS_KIB),
             document_wait: Duration::from_millis(50),
+            answers: Outbox::new(4096),
+            unread: Duration::from_millis(50),
             stop_rx,
         };
-        Scene { edge, port: Arc::new(port), _stop_tx: stop_tx }
+        Scene { world, edge, port: Arc::new(port), _stop_tx: stop_tx }
     }
 
     /// A client that comes from there.
@@ -120,6 +131,13 @@ impl Scene {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         tokio::spawn(self.port.clone().connection(theirs, from.parse().expect("an address")));
         Line(ours)
+    }
+
+    /// Publishes it.
+    async fn published(&self, document: &str) -> (u16, String) {
+        let mut line = self.line(NEAR);
+        line.send((post(document.len()) + document).as_bytes()).await;
+        line.answer().await
     }
 
     async fn asked(&self, from: &str, key: &str, method: &str, target: &str) -> (u16, String) {
@@ -156,9 +174,15 @@ impl Line {
 
 /// A signed request without its document; `length`: the header that says how long that is.
 fn head(method: &str, target: &str, key: &str, length: &str) -> String {
+    head_with(method, target, key, "", length)
+}
+
+fn head_with(method: &str, target: &str, key: &str, md5: &str, length: &str) -> String {
     let date = httpdate::fmt_http_date(SystemTime::now());
     let extra = vec![("x-mq-version".to_owned(), "2015-06-06".to_owned())];
-    let signed = Signed { method: method.into(), date: date.clone(), extra, target: target.into(), ..Signed::default() };
+    let signed =
+        Signed { method: method.into(), date: date.clone(), content_md5: md5.into(), extra, target: target.into(), ..Signed::default() };
+    let length = if md5.is_empty() { length.to_owned() } else { format!("{length}\r\nContent-MD5: {md5}") };
     let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("a key");
     mac.update(signed.text().as_bytes());
     let signature = STANDARD.encode(mac.finalize().into_bytes());
@@ -269,4 +293,145 @@ async fn a_body_may_be_all_entities() {
         let (status, text) = line.answer().await;
         assert!(status == 201 && text.contains(&crate::session::rocketmq::message::md5_of(&b"\"".repeat(quotes))), "{text}");
     }
+}
+
+/// Less than a request's own patience: whoever waits for that fails.
+const SOON: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn a_publish_during_an_alarm_is_refused_at_once_and_never_happens() {
+    let scene = Scene::new();
+    scene.edge.set_blocked(Some("low on disk space".into()));
+    for _ in 0..3 {
+        let (status, text) = tokio::time::timeout(SOON, scene.published(&document("b"))).await.expect("an answer");
+        assert!(status == 503 && text.contains("<Code>ServiceUnavailable</Code>"), "{text}");
+    }
+    scene.edge.set_blocked(None);
+    assert_eq!(scene.published(&document("b")).await.0, 201);
+    assert_eq!(scene.edge.counters().published.get(), 1, "what was refused is not published when the alarm is over");
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_published() {
+    let scene = Scene::new();
+    assert_eq!(scene.published(&document("first")).await.0, 201, "the agent is at its desk");
+    scene.world.lease.store(false, Ordering::SeqCst);
+    let user: Arc<str> = "guest".into();
+    let publish = crate::model::step::Publish {
+        channel: 0,
+        ticket: None,
+        mandatory: false,
+        exchange: Bytes::from_static(b"t"),
+        routing_key: Bytes::new(),
+        properties: Bytes::from_static(&[0, 0]),
+        body: Bytes::from_static(b"b"),
+    };
+    let (peer, command) = (NEAR.parse().expect("an address"), crate::session::rocketmq::agent::Command::Publish(Box::new(publish)));
+    let vhost = "/".into();
+    let asked = scene.port.hub.ask(&user, &vhost, peer, command);
+    assert!(tokio::time::timeout(Duration::from_millis(100), asked).await.is_err(), "it waits for the lease");
+    settle().await;
+    scene.world.lease.store(true, Ordering::SeqCst);
+    assert_eq!(scene.published(&document("last")).await.0, 201);
+    assert_eq!(scene.edge.counters().published.get(), 2);
+}
+
+#[tokio::test]
+async fn what_an_old_catalog_does_not_have_is_looked_for_again() {
+    let scene = Scene::new();
+    let missing = [
+        ("GET", "guest", "/topics/none/messages?consumer=g&numOfMessages=1", "TopicNotExist"),
+        ("GET", "guest", "/topics/t/messages?consumer=g&numOfMessages=1&ns=none", "TopicNotExist"),
+        ("GET", "nobody", POP, "InvalidAccessKeyId"),
+    ];
+    for (method, key, target, code) in missing {
+        scene.world.lease.store(false, Ordering::SeqCst);
+        let (status, text) = scene.asked(NEAR, key, method, target).await;
+        assert!(status == 503 && text.contains("<Code>ServiceUnavailable</Code>"), "{target}: {text}");
+        scene.world.lease.store(true, Ordering::SeqCst);
+        let (_, text) = scene.asked(NEAR, key, method, target).await;
+        assert!(text.contains(&format!("<Code>{code}</Code>")), "{target}: {text}");
+    }
+    scene.world.lease.store(false, Ordering::SeqCst);
+    let asked = scene.asked(NEAR, "guest", "GET", "/topics/late/messages?consumer=g&numOfMessages=1&trans=pop");
+    let made = async {
+        settle().await;
+        let late = Name { vhost: "/".into(), name: "late".into() };
+        scene.world.apply(&CatalogCommand::DeclareExchange(TopicSettings::default().exchange(late)));
+        scene.world.lease.store(true, Ordering::SeqCst);
+    };
+    let ((_, text), ()) = tokio::join!(asked, made);
+    assert!(text.contains("<Code>MessageNotExist</Code>"), "{text}");
+}
+
+#[tokio::test]
+async fn a_handle_of_a_process_that_an_old_catalog_does_not_have_may_be_good() {
+    let scene = Scene::new();
+    let slot = crate::session::rocketmq::handle::Slot { number: 1, secret: 2 };
+    let handle = crate::session::rocketmq::handle::Handle { node: NodeId(2), incarnation: Incarnation(9), agent: 1, slot };
+    let document = format!("<ReceiptHandles><ReceiptHandle>{}</ReceiptHandle></ReceiptHandles>", handle.text("id"));
+    let acked = async || {
+        let mut line = scene.line(NEAR);
+        let head = head("DELETE", "/topics/t/messages?consumer=g", "guest", &format!("Content-Length: {}", document.len()));
+        line.send((head + &document).as_bytes()).await;
+        line.answer().await
+    };
+    scene.world.lease.store(false, Ordering::SeqCst);
+    assert_eq!(acked().await.0, 503);
+    scene.world.lease.store(true, Ordering::SeqCst);
+    let (status, text) = acked().await;
+    assert!(status == 404 && text.contains("SubscriptionNotExist"), "{text}");
+}
+
+#[tokio::test]
+async fn a_node_may_be_told_of_smaller_messages() {
+    let scene = Scene::with(|settings| settings.max_message_bytes = 8);
+    assert_eq!(scene.published(&document("12345678")).await.0, 201);
+    let more = "<Message><MessageBody>12345678</MessageBody><MessageTag>t</MessageTag></Message>";
+    let (status, text) = scene.published(more).await;
+    assert!(status == 400 && text.contains("<Code>InvalidArgument</Code>"), "{text}");
+}
+
+#[tokio::test]
+async fn a_document_of_many_attributes_is_no_xml() {
+    let attributes: String = (0..200_000).map(|n| format!(" a{n}='x'")).collect();
+    let (status, text) = Scene::new().published(&format!("<Message{attributes}/>")).await;
+    assert!(status == 400 && text.contains("<Code>MalformedXML</Code>"), "{text}");
+}
+
+#[tokio::test]
+async fn a_document_that_is_not_what_its_digest_says_is_refused() {
+    let scene = Scene::new();
+    for (body, status) in [("one", 201), ("two", 400)] {
+        let signed_md5 = STANDARD.encode(<md5::Md5 as md5::Digest>::digest(document("one").as_bytes()));
+        let document = document(body);
+        let mut line = scene.line(NEAR);
+        let head = head_with("POST", MESSAGES, "guest", &signed_md5, &format!("Content-Length: {}", document.len()));
+        line.send((head + &document).as_bytes()).await;
+        let (found, text) = line.answer().await;
+        assert_eq!(found, status, "{text}");
+        assert_eq!(text.contains("<Code>InvalidDigest</Code>"), status == 400, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_handed_out_while_too_many_answers_wait_to_be_read() {
+    let scene = Scene::new();
+    let unread = scene.port.answers.add("x".repeat(4096));
+    let (status, text) = scene.asked(NEAR, "guest", "GET", POP).await;
+    assert!(status == 503 && text.contains("<Code>ServiceUnavailable</Code>"), "{text}");
+    assert_eq!(scene.published(&document("b")).await.0, 201);
+    drop(unread);
+    assert_eq!(scene.asked(NEAR, "guest", "GET", POP).await.0, 404);
+}
+
+#[tokio::test]
+async fn who_does_not_read_its_answer_is_cut_off() {
+    let scene = Scene::new();
+    let (mut ours, theirs) = tokio::io::duplex(16);
+    let served = tokio::spawn(scene.port.clone().connection(theirs, NEAR.parse().expect("an address")));
+    ours.write_all(head("GET", POP, "guest", "Content-Length: 0").as_bytes()).await.expect("it is read");
+    tokio::time::timeout(SOON, served).await.expect("it ends").expect("without a panic");
+    settle().await;
+    assert!(!scene.port.answers.is_full());
 }

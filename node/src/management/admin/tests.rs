@@ -90,7 +90,8 @@ impl AdminSource for OneVhost {
         async { Ok(()) }.boxed()
     }
     fn errand(&self, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, Refusal>> {
-        async { Ok(errand) }.boxed()
+        // So many MiB.
+        async move { Ok(vec![7; usize::from(errand[0]) << 20]) }.boxed()
     }
     fn permissions(&self, of: Holder) -> Result<Vec<Granted<Permission>>, Refusal> {
         let permission = Permission { configure: "c".into(), write: "w".into(), read: "r".into() };
@@ -212,6 +213,14 @@ async fn lists_and_status_arrive() {
     assert_eq!(reply.rows[0].cells.iter().map(|c| c.text.as_str()).collect::<Vec<_>>(), ["logs", "fanout"]);
     assert_eq!(ctl.list(listing("bindings", "/", &["routing_key"])).await.unwrap().rows[0].cells[0].text, "hello");
     assert_eq!(ctl.status().await.unwrap().members[0].address, "alpha:7671");
+}
+
+#[tokio::test]
+async fn an_answer_may_hold_the_largest_message() {
+    let address = node(Arc::default()).await;
+    let mut ctl = client(&address).await;
+    // In base64, and more.
+    assert_eq!(ctl.errand(vec![24]).await.unwrap().len(), 24 << 20);
 }
 
 #[tokio::test]

@@ -4,10 +4,11 @@
 
 use super::answers::Handed;
 use super::channels::Channels;
-use super::halves::Halves;
+use super::halves::{Half, Halves};
 use super::handle::{Handle, Slot};
 use super::holding::Holding;
 pub use super::holding::Scope;
+use super::joints::Joints;
 use super::message::{shown, unveiled, whole};
 use super::request::Tags;
 use crate::model::catalog::{Name, Refusal};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 /// How long messages may take from a queue of half messages that has them.
 const OWN_HALF_MS: u64 = 5_000;
-/// A consumer of everything in order that passed over all it got looks again for so long.
+/// Who passed over all it got looks again for so long after its time; in order it may have to wait for what it passed over.
 const PASSED_MS: u64 = 1_000;
 /// Half messages that are fetched at once.
 const HALVES_AT_ONCE: u32 = 16;
@@ -153,8 +154,8 @@ enum State {
 enum Doing {
     Publishing,
     Polling(Box<Poll>),
-    /// A part of what is settled by one command: those at these places.
-    Settling(Vec<usize>),
+    /// A part of what is settled by one command: those at these places, and what is published by it.
+    Settling(Vec<usize>, Option<Box<Half>>),
     HalfPublishing(Box<HalfPublish>),
     HalfTaking(Box<HalfPublish>),
     Checking(Box<Check>),
@@ -172,14 +173,8 @@ struct Part {
     held: Vec<Held>,
     /// Places among the handles of the command.
     places: Vec<usize>,
-}
-
-/// A command whose parts are settled one by one.
-#[derive(Debug)]
-struct Joint {
-    left: usize,
-    good: Vec<bool>,
-    refusal: Option<Refusal>,
+    /// Whose decision it is.
+    half: Option<Box<Half>>,
 }
 
 /// Makes secrets.
@@ -191,7 +186,7 @@ pub struct Agent {
     state: State,
     channels: Channels,
     calls: HashMap<u16, Call>,
-    joints: HashMap<u64, Joint>,
+    joints: Joints,
     holding: Holding,
     halves: Halves,
     halves_check_ms: u64,
@@ -208,7 +203,7 @@ impl Agent {
             state: State::Coming(Vec::new()),
             channels: Channels::new(),
             calls: HashMap::new(),
-            joints: HashMap::new(),
+            joints: Joints::default(),
             holding: Holding::default(),
             halves: Halves::default(),
             halves_check_ms: 0,
@@ -231,7 +226,7 @@ impl Agent {
     /// When `tick` is due, ms since the epoch.
     pub fn due_ms(&self) -> Option<u64> {
         let halves = (!self.halves.is_empty()).then_some(self.halves_check_ms);
-        self.holding.due_ms().into_iter().chain(halves).min()
+        self.holding.due_ms().into_iter().chain(halves).chain(self.joints.due_ms()).min()
     }
 
     /// Somebody wants something; `id` comes back with the outcome.
@@ -255,8 +250,26 @@ impl Agent {
         }
     }
 
+    /// The command that a step publishes for.
+    pub fn caller(&self, step: &Step) -> Option<u64> {
+        self.calls.get(&channel_of(step)?).map(|call| call.id)
+    }
+
+    /// The edge never took this step: nothing of it happens any more.
+    pub fn unsent(&mut self, step: &Step, refusal: Refusal, out: &mut Output) {
+        let Some(channel) = channel_of(step) else { return };
+        // It can be decided again, with the same handle.
+        if let Some(Call { doing: Doing::Settling(_, half), .. }) = self.calls.get_mut(&channel)
+            && let Some(half) = half.take()
+        {
+            self.halves.restore(*half);
+        }
+        self.answer(channel, Outcome::Refused(refusal), out);
+    }
+
     /// Time has passed: deliveries come back, half messages are dropped.
     pub fn tick(&mut self, now_ms: u64, out: &mut Output) {
+        out.done.extend(self.joints.over(now_ms));
         let over = self.holding.over(now_ms);
         if !over.is_empty() {
             out.steps.push(Step::Settle { held: over, outcome: Fate::Requeue, asked: true });
@@ -297,6 +310,11 @@ impl Agent {
             Event::Lost { shard } => {
                 self.holding.lose(shard);
                 self.halves.lose(shard);
+                for call in self.calls.values_mut() {
+                    if let Doing::Settling(_, half) = &mut call.doing {
+                        half.take_if(|half| half.held.shard == shard);
+                    }
+                }
             }
             Event::Report => {
                 let report = Report { state: "running", mechanism: "MQ-HTTP", ..Report::default() };
@@ -342,10 +360,10 @@ impl Agent {
                 // What lies in one shard is one batch; nothing binds the shards together.
                 let parts = taken.chunk_by(|a, b| a.0.shard == b.0.shard).map(|part| {
                     let (held, places) = part.iter().copied().unzip();
-                    Part { publishes: Vec::new(), held, places }
+                    Part { publishes: Vec::new(), held, places, half: None }
                 });
                 let parts = parts.collect();
-                self.settle(id, slots.len(), parts, out);
+                self.settle(id, slots.len(), parts, now_ms, out);
             }
             Command::Half(half) if self.halves.is_full() => {
                 let why = format!("too many half messages of topic {} wait for their decisions on this node", half.topic);
@@ -369,10 +387,10 @@ impl Agent {
                 let parts = taken.filter_map(|(place, half)| {
                     let half = half?;
                     let publishes = if commit { vec![whole(&topic, &half.message, now_ms)] } else { Vec::new() };
-                    Some(Part { publishes, held: vec![half.held], places: vec![place] })
+                    Some(Part { publishes, held: vec![half.held], places: vec![place], half: Some(Box::new(half)) })
                 });
                 let parts = parts.collect();
-                self.settle(id, slots.len(), parts, out);
+                self.settle(id, slots.len(), parts, now_ms, out);
             }
         }
     }
@@ -391,19 +409,20 @@ impl Agent {
     }
 
     /// Each part is one transaction, which has no effect where others may have been given what it settles. `handles`: how many were named.
-    fn settle(&mut self, id: u64, handles: usize, parts: Vec<Part>, out: &mut Output) {
-        let mut good = vec![false; handles];
-        parts.iter().flat_map(|part| &part.places).for_each(|place| good[*place] = true);
-        self.joints.insert(id, Joint { left: parts.len(), good, refusal: None });
-        for Part { publishes, held, places } in parts {
+    fn settle(&mut self, id: u64, handles: usize, parts: Vec<Part>, now_ms: u64, out: &mut Output) {
+        self.joints.begin(id, parts.len(), handles, now_ms);
+        for Part { publishes, held, places, half } in parts {
             let Some(channel) = self.channels.take() else {
-                // Without a channel for the answer: it is done, and nobody hears when.
-                out.steps.push(Step::Settle { held, outcome: Fate::Requeue, asked: true });
+                // Without a channel for the answer nobody would hear when it is done.
+                match half {
+                    Some(half) => self.halves.restore(*half),
+                    None => out.steps.push(Step::Settle { held, outcome: Fate::Requeue, asked: true }),
+                }
                 let why = "too many requests of this user are under way on this node".to_owned();
-                self.part_done(id, Some(Refusal::Unavailable(why)), out);
+                self.joints.ended(id, Some(Refusal::Unavailable(why)));
                 continue;
             };
-            self.calls.insert(channel, Call { id, doing: Doing::Settling(places) });
+            self.calls.insert(channel, Call { id, doing: Doing::Settling(places, half) });
             let publishes = publishes.into_iter().map(|publish| Publish { channel, ..publish }).collect();
             let settlements = vec![(held, Fate::Ack)];
             out.steps.push(Step::Commit(Box::new(Commit { channel, publishes, settlements, is_strict: true })));
@@ -411,21 +430,8 @@ impl Agent {
         self.joint_done(id, out);
     }
 
-    fn part_done(&mut self, id: u64, refusal: Option<Refusal>, out: &mut Output) {
-        if let Some(joint) = self.joints.get_mut(&id) {
-            joint.left = joint.left.saturating_sub(1);
-            joint.refusal = joint.refusal.take().or(refusal);
-        }
-        self.joint_done(id, out);
-    }
-
     fn joint_done(&mut self, id: u64, out: &mut Output) {
-        if self.joints.get(&id).is_none_or(|joint| joint.left > 0) {
-            return;
-        }
-        if let Some(Joint { good, refusal, .. }) = self.joints.remove(&id) {
-            out.done.push((id, refusal.map_or(Outcome::Settled(good), Outcome::Refused)));
-        }
+        out.done.extend(self.joints.take(id).map(|outcome| (id, outcome)));
     }
 
     /// A call is over.
@@ -438,15 +444,17 @@ impl Agent {
 
     fn done(&mut self, call: Call, outcome: Outcome, out: &mut Output) {
         match (call.doing, outcome) {
-            // Others may have been given these: the handles are not good any more.
-            (Doing::Settling(places), Outcome::Refused(Refusal::Locked(_))) => {
-                if let Some(joint) = self.joints.get_mut(&call.id) {
-                    places.into_iter().for_each(|place| joint.good[place] = false);
+            (Doing::Settling(places, _), outcome) => {
+                match outcome {
+                    // Others may have been given these: the handles are not good any more.
+                    Outcome::Refused(Refusal::Locked(_)) => self.joints.ended(call.id, None),
+                    Outcome::Refused(refusal) => self.joints.ended(call.id, Some(refusal)),
+                    Outcome::Published | Outcome::Polled(_) | Outcome::Settled(_) | Outcome::Halved(_) => {
+                        self.joints.settled(call.id, &places);
+                    }
                 }
-                self.part_done(call.id, None, out);
+                self.joint_done(call.id, out);
             }
-            (Doing::Settling(_), Outcome::Refused(refusal)) => self.part_done(call.id, Some(refusal), out),
-            (Doing::Settling(_), _) => self.part_done(call.id, None, out),
             (_, outcome) => out.done.push((call.id, outcome)),
         }
     }
@@ -517,7 +525,7 @@ impl Agent {
                 self.halves_found(out);
                 self.check(id, &check, now_ms, out);
             }
-            Doing::Publishing | Doing::Settling(_) | Doing::HalfPublishing(_) => {}
+            Doing::Publishing | Doing::Settling(..) | Doing::HalfPublishing(_) => {}
         }
     }
 
@@ -551,13 +559,14 @@ impl Agent {
             self.holding.add(slot, held, next_ms, poll.scope.clone());
             handed.push(Handed { shown, handle, first_ms, next_ms, times });
         }
-        let again = handed.is_empty() && !passed.is_empty();
+        let latest_ms = poll.until_ms + PASSED_MS;
+        let again = handed.is_empty() && !passed.is_empty() && now_ms < latest_ms;
         if !passed.is_empty() {
             passed.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));
             out.steps.push(Step::Settle { held: passed, outcome: Fate::Ack, asked: true });
         }
         if again {
-            let left_ms = poll.until_ms.saturating_sub(now_ms).max(if poll.alone { PASSED_MS } else { 0 });
+            let left_ms = (if poll.alone { latest_ms } else { poll.until_ms }).saturating_sub(now_ms);
             out.steps.push(Step::Request { channel, request: take(&poll, left_ms) });
             self.calls.insert(channel, Call { id, doing: Doing::Polling(poll) });
         } else {
@@ -609,6 +618,14 @@ impl Agent {
         });
         out.done.push((id, Outcome::Polled(handed.collect())));
     }
+}
+
+/// Of steps that publish.
+fn channel_of(step: &Step) -> Option<u16> {
+    if let Step::Commit(commit) = step {
+        return Some(commit.channel);
+    }
+    if let Step::Publish(publish) = step { Some(publish.channel) } else { None }
 }
 
 /// A message that is none.

@@ -94,6 +94,11 @@ impl Fault {
         fault(400, "InvalidDateHeader", "The Date header format is invalid.")
     }
 
+    /// The document is not the one that was meant.
+    pub fn digest() -> Fault {
+        fault(400, "InvalidDigest", "The Content-MD5 you specified is invalid.")
+    }
+
     /// Signed too long ago, or too early.
     pub fn expired() -> Fault {
         fault(408, "TimeExpired", "The http request you sent is expired.")

@@ -4,6 +4,7 @@ use super::handle::Slot;
 use super::message::{HalfFacts, half_facts};
 use crate::model::ShardId;
 use crate::model::entry::StoredMessage;
+use crate::model::limits::TAKE_BYTES;
 use crate::model::link::Delivery;
 use crate::model::rocketmq::HALF_LIFE_MS;
 use crate::model::step::Held;
@@ -59,10 +60,17 @@ impl Halves {
         self.all.values().rev().find(|half| half.facts.id == id).map(|half| half.slot)
     }
 
-    /// Those of a topic that are to be checked, each with a new handle.
+    /// Those of a topic that are to be checked, each with a new handle: as many as one answer takes.
     pub fn due(&mut self, topic: &str, now_ms: u64, most: usize, invisible_ms: u64, mut slot: impl FnMut() -> Slot) -> Vec<&Half> {
         let is_due = |half: &Half| *half.topic == *topic && half.valid_ms <= now_ms;
-        let numbers: Vec<u64> = self.all.iter().filter(|(_, half)| is_due(half)).map(|(number, _)| *number).take(most).collect();
+        let (mut numbers, mut bytes) = (Vec::new(), 0);
+        for (number, half) in self.all.iter().filter(|(_, half)| is_due(half)).take(most) {
+            bytes += half.delivery.message.len();
+            if bytes > TAKE_BYTES && !numbers.is_empty() {
+                break;
+            }
+            numbers.push(*number);
+        }
         let mut again = Vec::with_capacity(numbers.len());
         for number in numbers {
             let Some(mut half) = self.all.remove(&number) else { continue };
@@ -87,6 +95,12 @@ impl Halves {
     pub fn lose(&mut self, shard: ShardId) {
         let lost: Vec<u64> = self.all.iter().filter(|(_, half)| half.held.shard == shard).map(|(number, _)| *number).collect();
         lost.into_iter().for_each(|number| drop(self.remove(number)));
+    }
+
+    /// One that was taken, and is not decided after all.
+    pub fn restore(&mut self, half: Half) {
+        self.bytes += half.delivery.message.len();
+        self.all.insert(half.slot.number, half);
     }
 
     fn remove(&mut self, number: u64) -> Option<Half> {

@@ -61,6 +61,13 @@ pub fn md5_of(bytes: &[u8]) -> String {
     hex(&Md5::digest(bytes))
 }
 
+/// Whether a text is the MD5 of these bytes: base64 of it, as in HTTP, or of its hex digits, or those themselves, as clients send it.
+pub fn is_md5_of(text: &str, bytes: &[u8]) -> bool {
+    let digest = Md5::digest(bytes);
+    let (digits, decoded) = (hex(&digest), STANDARD.decode(text).unwrap_or_default());
+    decoded == digest[..] || decoded.eq_ignore_ascii_case(digits.as_bytes()) || text.eq_ignore_ascii_case(&digits)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }

@@ -9,6 +9,7 @@ pub mod faults;
 mod halves;
 pub mod handle;
 mod holding;
+mod joints;
 pub mod message;
 pub mod request;
 #[cfg(test)]

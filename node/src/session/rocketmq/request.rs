@@ -2,6 +2,7 @@
 //! and what is in the catalog is the listener's to find out.
 
 use super::faults::Fault;
+use super::message::is_md5_of;
 use crate::wire::rocketmq::signature::{Signed, credentials, date_ms};
 use crate::wire::rocketmq::target::{BadTarget, Target};
 use crate::wire::rocketmq::xml::{self, IllFormed};
@@ -10,6 +11,8 @@ use crate::wire::rocketmq::xml::{self, IllFormed};
 pub const BODY_BYTES: usize = 4 << 20;
 /// Bytes of a request's document: each byte of a body may be an entity, the longest of which is `&quot;`.
 pub const DOCUMENT_BYTES: usize = 6 * BODY_BYTES;
+/// Bytes of a message's properties, as in RocketMQ.
+const PROPERTIES_BYTES: usize = 32 << 10;
 /// Characters of a tag.
 const TAG_CHARS: usize = 64;
 /// Messages of one answer, handles of one acknowledgement.
@@ -103,6 +106,11 @@ pub fn signer<'h>(authorization: Option<&'h str>, signed: &Signed, now_ms: u64) 
     Ok(found)
 }
 
+/// A document is what its sender says that it is, if it says so.
+pub fn check_digest(content_md5: &str, document: &[u8]) -> Result<(), Fault> {
+    if content_md5.is_empty() || is_md5_of(content_md5, document) { Ok(()) } else { Err(Fault::digest()) }
+}
+
 /// What a request of this method asks for.
 pub fn deed(method: &str, target: &Target, document: &[u8]) -> Result<Deed, Fault> {
     match method {
@@ -126,7 +134,19 @@ fn publish(document: &[u8]) -> Result<Incoming, Fault> {
     if tag.chars().count() > TAG_CHARS || tag.len() > crate::model::limits::NAME_BYTES {
         return Err(Fault::range("MessageTag", 0, TAG_CHARS as u64, " characters."));
     }
-    Ok(Incoming { body, tag, properties: flat.take("Properties").unwrap_or_default() })
+    let properties = flat.take("Properties").unwrap_or_default();
+    if properties.len() > PROPERTIES_BYTES {
+        return Err(Fault::range("Properties", 0, PROPERTIES_BYTES as u64, " bytes."));
+    }
+    Ok(Incoming { body, tag, properties })
+}
+
+impl Incoming {
+    /// Whether it fits: a server may allow less than the protocol.
+    pub fn check(&self, max_bytes: u64) -> Result<(), Fault> {
+        let bytes = (self.body.len() + self.tag.len() + self.properties.len()) as u64;
+        if bytes > max_bytes { Err(Fault::range("Message", 1, max_bytes, " bytes.")) } else { Ok(()) }
+    }
 }
 
 fn group(target: &Target) -> Result<String, Fault> {
@@ -235,8 +255,25 @@ mod tests {
         assert_eq!(code("POST", "", &message("<MessageBody/>")), "InvalidArgument");
         let long = message(&format!("<MessageBody>b</MessageBody><MessageTag>{}</MessageTag>", "t".repeat(65)));
         assert_eq!(code("POST", "", &long), "InvalidArgument");
+        let rich = |bytes: usize| message(&format!("<MessageBody>b</MessageBody><Properties>{}</Properties>", "p".repeat(bytes)));
+        assert!(asked("POST", "", &rich(PROPERTIES_BYTES)).is_ok());
+        assert_eq!(code("POST", "", &rich(PROPERTIES_BYTES + 1)), "InvalidArgument");
+        let all = Incoming { body: "body".into(), tag: "tag".into(), properties: "a:1|".into() };
+        assert_eq!((all.check(11), all.check(10).expect_err("too large").code), (Ok(()), "InvalidArgument"));
         let fine = asked("POST", "", &message("<MessageTag>t</MessageTag><MessageBody>b</MessageBody>"));
         assert_eq!(fine, Ok(Deed::Publish(Incoming { body: "b".into(), tag: "t".into(), properties: String::new() })));
+    }
+
+    #[test]
+    fn a_document_is_what_its_digest_says() {
+        // The last is base64 of the digits.
+        let hello = ["XUFAKrxLKna5cZ2REBfFkg==", "5d41402abc4b2a76b9719d911017c592", "NWQ0MTQwMmFiYzRiMmE3NmI5NzE5ZDkxMTAxN2M1OTI="];
+        for digest in hello.into_iter().chain([""]) {
+            assert_eq!(check_digest(digest, b"hello"), Ok(()), "{digest}");
+        }
+        for digest in hello.into_iter().chain(["x"]) {
+            assert_eq!(check_digest(digest, b"hallo").expect_err(digest).code, "InvalidDigest");
+        }
     }
 
     #[test]

@@ -211,12 +211,32 @@ fn messages_with_other_tags_are_passed_over() {
     let (channel, ..) = talk.poll(true, "a||b");
     let out = talk.took(channel, vec![took(1, 1, "c"), took(1, 2, "")]);
     assert_eq!(settled(&out.steps[..1]), [(Fate::Ack, vec![1, 2])]);
-    assert_eq!(asked(&out), (channel, true, 1000), "it looks again");
+    assert_eq!(asked(&out), (channel, true, 2000), "it looks again");
     let out = talk.took(channel, vec![took(1, 3, "a"), took(1, 4, "c")]);
     assert_eq!(settled(&out.steps), [(Fate::Ack, vec![4])]);
     assert_eq!(polled(&out).len(), 1);
     let (channel, ..) = talk.poll(false, "a");
     assert_eq!(polled(&talk.took(channel, Vec::new())), []);
+}
+
+#[test]
+fn who_gets_only_what_it_passes_over_is_answered_when_its_time_is_over() {
+    for alone in [false, true] {
+        let mut talk = Talk::new();
+        let (channel, ..) = talk.poll(alone, "a");
+        for seq in 1..4 {
+            let out = talk.took(channel, vec![took(1, seq, "b")]);
+            assert_eq!(asked(&out), (channel, alone, if alone { 2000 } else { 1000 } - 500 * (seq - 1)), "it looks again");
+            talk.now_ms += 500;
+        }
+        let out = talk.took(channel, vec![took(1, 4, "b")]);
+        assert!(out.done.is_empty(), "a moment more");
+        talk.now_ms += 500;
+        let out = talk.took(channel, vec![took(1, 5, "b")]);
+        assert_eq!(settled(&out.steps), [(Fate::Ack, vec![5])]);
+        assert_eq!(polled(&out), []);
+        assert!(talk.agent.is_idle());
+    }
 }
 
 #[test]
@@ -244,7 +264,11 @@ fn an_agent_that_must_go_refuses_what_is_under_way() {
 
 /// A half message that was published, with its handle.
 fn half(talk: &mut Talk, seq: u64, properties: &str) -> String {
-    let Outgoing { publish, immunity_ms, .. } = published(incoming("half", "tag", properties));
+    half_of(talk, seq, incoming("half", "tag", properties))
+}
+
+fn half_of(talk: &mut Talk, seq: u64, incoming: Incoming) -> String {
+    let Outgoing { publish, immunity_ms, .. } = published(incoming);
     assert_eq!((immunity_ms, &publish.exchange[..], &publish.routing_key[..]), (Some(10_000), &b""[..], &b"%HALF%t@3"[..]));
     let message = stored(&publish);
     let queue = Name { vhost: "/".into(), name: "%HALF%t@3".into() };
@@ -282,6 +306,44 @@ fn a_half_message_is_published_and_leaves_its_queue_at_once() {
     let out = talk.event(Event::Reply { channel, result: Ok(Reply::Done) });
     assert_eq!(out.done, [(2, Outcome::Settled(vec![true]))]);
     assert_eq!(decide(&mut talk, &handle, false).done, [(3, Outcome::Settled(vec![false]))]);
+}
+
+#[test]
+fn what_the_edge_never_took_has_not_happened() {
+    let mut talk = Talk::new();
+    let refusal = Refusal::Unavailable("blocked".into());
+    let out = talk.command(Command::Publish(Box::new(published(incoming("b", "", "")).publish)));
+    let [step @ Step::Publish(_)] = out.steps.as_slice() else { panic!("{out:?}") };
+    assert_eq!(talk.agent.caller(step), Some(1));
+    let mut out = Output::default();
+    talk.agent.unsent(step, refusal.clone(), &mut out);
+    assert_eq!(out.done, [(1, Outcome::Refused(refusal.clone()))]);
+    assert_eq!(talk.agent.caller(step), None, "its channel is free");
+    assert!(talk.agent.is_idle());
+    let handle = half(&mut talk, 3, "__TransCheckT:10|");
+    let out = decide(&mut talk, &handle, true);
+    let [step @ Step::Commit(_)] = out.steps.as_slice() else { panic!("{out:?}") };
+    let mut out = Output::default();
+    talk.agent.unsent(step, refusal.clone(), &mut out);
+    assert_eq!((out.done, out.steps), (vec![(3, Outcome::Refused(refusal))], Vec::new()));
+    let out = decide(&mut talk, &handle, true);
+    let [commit] = commits(&out)[..] else { panic!("{out:?}") };
+    assert_eq!(commit.settlements[0].0[0].seq, Seq(3), "its handle is still good");
+}
+
+#[test]
+fn a_check_hands_out_what_one_answer_takes() {
+    let mut talk = Talk::new();
+    let first = half(&mut talk, 3, "__TransCheckT:10|");
+    let large = |talk: &mut Talk, seq: u64| {
+        let text = "b".repeat(3 << 18);
+        half_of(talk, seq, incoming(&text, "tag", "__TransCheckT:10|"))
+    };
+    let (second, third) = (large(&mut talk, 4), large(&mut talk, 5));
+    talk.now_ms += 10_000;
+    let check = Check { topic: "t".into(), queues: Vec::new(), most: 16, invisible_ms: 10_000 };
+    let mut checked = || polled(&talk.command(Command::Check(Box::new(check.clone())))).len();
+    assert_eq!((checked(), checked(), checked()), (2, 1, 0), "{first} {second} {third}");
 }
 
 #[test]
@@ -403,4 +465,32 @@ fn what_others_may_have_is_not_settled_and_its_handles_are_bad() {
     assert_eq!(decide(&mut talk, &kept, true).done, [(5, Outcome::Settled(vec![false]))], "somebody else may publish it");
     let out = talk.ack(&handed, "g");
     assert_eq!(commits(&out).iter().flat_map(|c| &c.settlements[0].0).map(|held| held.seq.0).collect::<Vec<_>>(), [4]);
+}
+
+#[test]
+fn a_shard_that_does_not_answer_spoils_its_own_handles_alone() {
+    let unknown = || Err::<Reply, Refusal>(Refusal::Unavailable("no majority".into()));
+    let mut talk = Talk::new();
+    let acked = |talk: &mut Talk, seq: u64| {
+        let handed = talk.handed(vec![took(1, seq, ""), took(2, seq, "")]);
+        let out = talk.ack(&handed, "g");
+        let mut channels: Vec<(ShardId, u16)> = commits(&out).iter().map(|c| (c.settlements[0].0[0].shard, c.channel)).collect();
+        channels.sort_unstable();
+        (channels[0].1, channels[1].1)
+    };
+    let (one, two) = acked(&mut talk, 1);
+    assert_eq!(talk.event(Event::Reply { channel: one, result: unknown() }).done, []);
+    let out = talk.event(Event::Reply { channel: two, result: Ok(Reply::Done) });
+    assert_eq!(out.done, [(2, Outcome::Settled(vec![false, true]))]);
+    let (one, two) = acked(&mut talk, 2);
+    assert_eq!(talk.event(Event::Reply { channel: one, result: unknown() }).done, []);
+    let out = talk.event(Event::Reply { channel: two, result: unknown() });
+    assert_eq!(out.done, [(4, Outcome::Refused(unknown().expect_err("a refusal")))], "nothing was settled");
+    let (one, two) = acked(&mut talk, 3);
+    assert_eq!(talk.event(Event::Reply { channel: two, result: Ok(Reply::Done) }).done, []);
+    talk.now_ms += 4_000;
+    let mut out = Output::default();
+    talk.agent.tick(talk.now_ms, &mut out);
+    assert_eq!(out.done, [(6, Outcome::Settled(vec![false, true]))]);
+    assert_eq!(talk.event(Event::Reply { channel: one, result: Ok(Reply::Done) }).done, [], "too late to be said");
 }

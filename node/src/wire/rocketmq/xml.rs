@@ -12,6 +12,8 @@ const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 const DEPTH_MAX: usize = 8;
 /// Elements of one document: the largest needs 17.
 const ELEMENTS_MAX: usize = 256;
+/// Attributes of one element: no document of the protocol needs more than two. Each is compared with those before it.
+const ATTRIBUTES_MAX: usize = 16;
 
 /// Not well-formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +91,9 @@ pub fn read(bytes: &[u8]) -> Result<Flat, IllFormed> {
 }
 
 fn name_of(start: &BytesStart<'_>) -> Result<String, IllFormed> {
-    for attribute in start.attributes() {
+    for (place, attribute) in start.attributes().enumerate() {
         let attribute = attribute.map_err(|_| IllFormed)?;
-        if attribute.value.contains(&b'<') {
+        if place >= ATTRIBUTES_MAX || attribute.value.contains(&b'<') {
             return Err(IllFormed);
         }
     }
@@ -213,6 +215,17 @@ mod tests {
         assert_eq!(read(deep.as_bytes()), Err(IllFormed));
         let wide = format!("<a>{}</a>", "<b/>".repeat(1000));
         assert_eq!(read(wide.as_bytes()), Err(IllFormed));
+    }
+
+    #[test]
+    fn an_element_has_a_few_attributes() {
+        let with = |count: usize| {
+            let attributes: String = (0..count).map(|n| format!(" a{n}='x'")).collect();
+            read(format!("<a{attributes}><b/></a>").as_bytes())
+        };
+        assert!(with(ATTRIBUTES_MAX).is_ok());
+        assert_eq!(with(ATTRIBUTES_MAX + 1), Err(IllFormed));
+        assert_eq!(with(300_000), Err(IllFormed), "some MiB of them");
     }
 
     #[test]
