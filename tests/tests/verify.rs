@@ -18,7 +18,9 @@ fn port_offset() -> u16 {
 fn a_run_with_all_faults_carries_messages_by_all_protocols_and_counts_nothing_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let mut verify = Command::new(binary());
-    verify.args(["verify", "--duration", "20s", "--seed", "4", "--json", "--port-offset", &port_offset().to_string(), "--data-dir"]).arg(dir.path());
+    verify
+        .args(["verify", "--duration", "20s", "--seed", "4", "--json", "--port-offset", &port_offset().to_string(), "--data-dir"])
+        .arg(dir.path());
     let done = verify.output().unwrap();
     let (report, progress) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert_eq!(done.status.code(), Some(0), "{report}\n{progress}");

@@ -48,8 +48,6 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Ledger {
     seed: u64,
-    /// The protocol promises that what one publisher sent comes in order.
-    is_ordered: bool,
     inner: Mutex<Inner>,
 }
 
@@ -109,8 +107,8 @@ impl Counts {
 }
 
 impl Ledger {
-    pub(super) fn new(seed: u64, is_ordered: bool) -> Ledger {
-        Ledger { seed, is_ordered, inner: Mutex::default() }
+    pub(super) fn new(seed: u64) -> Ledger {
+        Ledger { seed, inner: Mutex::default() }
     }
 
     /// It is about to be sent, perhaps not for the first time; its body.
@@ -136,8 +134,9 @@ impl Ledger {
         }
     }
 
-    /// A consumer was given something; the message that it is, if it is one.
-    pub(super) fn delivered(&self, consumer: u32, body: &[u8], is_marked: bool) -> Option<Message> {
+    /// A consumer was given something; the message that it is, if it is one. `alone`: the consumer, where it is promised that it gets what
+    /// one publisher sent in order.
+    pub(super) fn delivered(&self, alone: Option<u32>, body: &[u8], is_marked: bool) -> Option<Message> {
         let mut guard = self.inner.lock();
         let Inner { entries, due, last, counts, .. } = &mut *guard;
         counts.delivered += 1;
@@ -156,10 +155,11 @@ impl Ledger {
                 counts.note("falsely new", message);
             }
             (false, false) => {
+                let Some(consumer) = alone else { return Some(message) };
                 let last = last.entry((consumer, message.publisher)).or_default();
-                if self.is_ordered && message.number < *last {
+                if message.number < *last {
                     counts.reordered += 1;
-                    counts.note("reordered", message);
+                    counts.note(&format!("reordered, after {last}"), message);
                 }
                 *last = message.number.max(*last);
             }
@@ -255,7 +255,7 @@ mod tests {
     }
 
     fn confirmed(numbers: u64) -> Ledger {
-        let ledger = Ledger::new(SEED, true);
+        let ledger = Ledger::new(SEED);
         for number in 1..=numbers {
             ledger.publish(message(number));
             ledger.confirmed(message(number));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     fn deliver(ledger: &Ledger, number: u64, is_marked: bool) {
-        ledger.delivered(7, body(SEED, message(number)).as_bytes(), is_marked);
+        ledger.delivered(Some(7), body(SEED, message(number)).as_bytes(), is_marked);
     }
 
     fn read(ledger: &Ledger, node: u16, numbers: &[u64]) {
@@ -308,8 +308,8 @@ mod tests {
         let ledger = confirmed(1);
         deliver(&ledger, 1, false);
         deliver(&ledger, 9, false);
-        ledger.delivered(7, b"verify-3-1-1-en", false);
-        ledger.delivered(7, body(SEED + 1, message(1)).as_bytes(), false);
+        ledger.delivered(Some(7), b"verify-3-1-1-en", false);
+        ledger.delivered(Some(7), body(SEED + 1, message(1)).as_bytes(), false);
         assert_eq!(wrong(&ledger, &[]), [0, 3, 0, 0, 0]);
     }
 
@@ -344,9 +344,11 @@ mod tests {
         let ledger = confirmed(3);
         [1, 3, 2].iter().for_each(|number| deliver(&ledger, *number, false));
         assert_eq!(wrong(&ledger, &[]), [0, 0, 0, 1, 0]);
-        let unordered = Ledger { is_ordered: false, ..confirmed(3) };
-        [1, 3, 2].iter().for_each(|number| deliver(&unordered, *number, false));
-        assert_eq!(wrong(&unordered, &[]), [0; 5]);
+        let shared = confirmed(3);
+        for number in [1, 3, 2] {
+            shared.delivered(None, body(SEED, message(number)).as_bytes(), false);
+        }
+        assert_eq!(wrong(&shared, &[]), [0; 5]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! AMQP 0-9-1: durable queues, each with a publisher that waits for confirms and two consumers that acknowledge, all on different nodes.
+//! AMQP 0-9-1: durable queues, each with a publisher that waits for confirms and consumers that acknowledge, on different nodes. Order is
+//! promised to a consumer that is alone on its queue; half of the queues have one consumer, the others two.
 
 use super::ledger::Message;
 use super::load::{Load, PATIENCE};
@@ -9,7 +10,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const QUEUES: usize = 4;
-const CONSUMERS: usize = 2;
 /// A publisher goes to the next node after so many messages.
 const LIFE_MESSAGES: u64 = 1_000;
 /// Messages that may wait for their confirms.
@@ -24,6 +24,11 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 
 fn queue(n: usize) -> String {
     format!("verify-{n}")
+}
+
+/// Consumers of a queue.
+fn consumers(n: usize) -> usize {
+    1 + n % 2
 }
 
 fn dial(address: &str) -> Dial {
@@ -44,10 +49,17 @@ pub(super) fn declare(load: &Load) -> Result<(), ClientError> {
 pub(super) fn start(load: &Arc<Load>) -> (Vec<JoinHandle<()>>, Vec<JoinHandle<()>>) {
     let publisher = |n: usize| load.client(n, Load::is_publishing, move |load, life, address| publish(load, life, address, &queue(n)));
     let consumer = |(n, c): (usize, usize)| {
-        load.client(n + c + 1, |load: &Load| !load.is_over(), move |load, life, address| consume(load, life, address, &queue(n)))
+        load.client(
+            n + c + 1,
+            |load: &Load| !load.is_over(),
+            move |load, life, address| {
+                let alone = (consumers(n) == 1).then_some(life);
+                consume(load, alone, address, &queue(n))
+            },
+        )
     };
-    let consumers = (0..QUEUES).flat_map(|n| (0..CONSUMERS).map(move |c| (n, c)));
-    ((0..QUEUES).map(publisher).collect(), consumers.map(consumer).collect())
+    let all = (0..QUEUES).flat_map(|n| (0..consumers(n)).map(move |c| (n, c)));
+    ((0..QUEUES).map(publisher).collect(), all.map(consumer).collect())
 }
 
 /// One life of a publisher.
@@ -91,7 +103,7 @@ fn publish(load: &Load, life: u32, address: &str, queue: &str) -> Result<(), Cli
 }
 
 /// One life of a consumer.
-fn consume(load: &Load, life: u32, address: &str, queue: &str) -> Result<(), ClientError> {
+fn consume(load: &Load, alone: Option<u32>, address: &str, queue: &str) -> Result<(), ClientError> {
     let mut connection = Connection::open_with_channel(&dial(address))?;
     connection.qos(1, PREFETCH)?;
     connection.consume(1, queue, "verify", &[])?;
@@ -101,7 +113,7 @@ fn consume(load: &Load, life: u32, address: &str, queue: &str) -> Result<(), Cli
         let is_silent = event.is_none();
         match event {
             Some(Incoming::Deliver(_, delivery)) => {
-                held.push((delivery.tag, load.ledger.delivered(life, &delivery.body, delivery.redelivered)));
+                held.push((delivery.tag, load.ledger.delivered(alone, &delivery.body, delivery.redelivered)));
             }
             Some(event) => ended(event)?,
             None => {}

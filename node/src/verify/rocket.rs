@@ -68,7 +68,7 @@ fn publish(load: &Load, life: u32, address: &str) -> io::Result<()> {
 }
 
 /// One life of a consumer.
-fn consume(load: &Load, life: u32, address: &str) -> io::Result<()> {
+fn consume(load: &Load, _: u32, address: &str) -> io::Result<()> {
     let mut client = connect(address)?;
     for _ in 0..LIFE_REQUESTS {
         if load.is_over() {
@@ -79,7 +79,7 @@ fn consume(load: &Load, life: u32, address: &str) -> io::Result<()> {
             continue;
         }
         let got: Vec<Message> =
-            fetched.iter().filter_map(|message| load.ledger.delivered(life, message.body.as_bytes(), message.times > 1)).collect();
+            fetched.iter().filter_map(|message| load.ledger.delivered(None, message.body.as_bytes(), message.times > 1)).collect();
         client.acknowledge(&handles(&fetched))?;
         got.into_iter().for_each(|message| load.ledger.acknowledged(message));
     }

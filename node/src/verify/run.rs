@@ -63,9 +63,9 @@ struct Loads {
 
 impl Loads {
     async fn start(nodes: &Nodes, seed: u64) -> Result<Loads, VerifyError> {
-        let queues = Load::new(Ledger::new(seed, true), nodes.addresses(|ports| ports.amqp));
-        let streams = Load::new(Ledger::new(seed, true), nodes.addresses(|ports| ports.stream));
-        let rocket = Load::new(Ledger::new(seed, false), nodes.addresses(|ports| ports.rocketmq));
+        let queues = Load::new(Ledger::new(seed), nodes.addresses(|ports| ports.amqp));
+        let streams = Load::new(Ledger::new(seed), nodes.addresses(|ports| ports.stream));
+        let rocket = Load::new(Ledger::new(seed), nodes.addresses(|ports| ports.rocketmq));
         queues::declare(&queues).map_err(|error| VerifyError::Setup(format!("queues: {error}")))?;
         streams::create(&streams).map_err(|error| VerifyError::Setup(format!("streams: {error}")))?;
         let arranged = rocket::arrange(&mut nodes.admin(1).await?).await;
