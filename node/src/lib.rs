@@ -19,4 +19,5 @@ pub mod session;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod verify;
 pub mod wire;

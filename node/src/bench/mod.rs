@@ -14,7 +14,7 @@ mod message;
 mod producer;
 mod replay;
 mod report;
-mod rocketmq;
+pub(crate) mod rocketmq;
 mod scenario;
 mod seen;
 #[cfg(test)]

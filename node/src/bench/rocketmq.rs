@@ -28,11 +28,12 @@ const WAIT_S: u64 = 1;
 const LONGEST_WAIT_S: u64 = 30;
 /// Longer, and nobody answers.
 const PATIENCE: Duration = Duration::from_secs(60);
-const GROUP: &str = "GID_bench";
+/// Who consumes.
+pub(crate) const GROUP: &str = "GID_bench";
 
 /// A node, and who signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+pub(crate) struct Place {
     address: String,
     id: String,
     secret: String,
@@ -40,7 +41,7 @@ struct Place {
 
 impl Place {
     /// Of `host:port`, or `id:secret@host:port`.
-    fn parse(uri: &str) -> Place {
+    pub(crate) fn parse(uri: &str) -> Place {
         let (signer, address) = uri.rsplit_once('@').unwrap_or(("guest:guest", uri));
         let (id, secret) = signer.split_once(':').unwrap_or((signer, ""));
         Place { address: address.to_owned(), id: id.to_owned(), secret: secret.to_owned() }
@@ -52,11 +53,19 @@ impl Place {
 }
 
 /// One connection, one request at a time.
-struct Client {
+pub(crate) struct Client {
     place: Place,
     topic: String,
     socket: BufReader<TcpStream>,
     answer: Vec<u8>,
+}
+
+/// A message that a consumer was given.
+pub(crate) struct Fetched {
+    pub(crate) body: String,
+    pub(crate) handle: String,
+    /// Times that it was given to somebody, this one counted.
+    pub(crate) times: u64,
 }
 
 /// Method, target and document.
@@ -95,9 +104,15 @@ fn elements<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 
 impl Client {
     fn connect(place: &Place, topic: &str) -> io::Result<Client> {
+        Client::connect_within(place, topic, PATIENCE)
+    }
+
+    /// With the longest time that an answer may take.
+    pub(crate) fn connect_within(place: &Place, topic: &str, patience: Duration) -> io::Result<Client> {
         let socket = TcpStream::connect(&place.address)?;
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patience))?;
+        socket.set_write_timeout(Some(patience))?;
         Ok(Client { place: place.clone(), topic: topic.to_owned(), socket: BufReader::new(socket), answer: Vec::new() })
     }
 
@@ -136,7 +151,7 @@ impl Client {
         Ok((status.unwrap_or(0), text))
     }
 
-    fn publish(&mut self, body: &str) -> io::Result<()> {
+    pub(crate) fn publish(&mut self, body: &str) -> io::Result<()> {
         let document = format!("<Message xmlns=\"http://mq.aliyuncs.com/doc/v1/\"><MessageBody>{body}</MessageBody></Message>");
         let target = format!("/topics/{}/messages", self.topic);
         match self.ask(&Request { method: "POST", target, document: &document })? {
@@ -150,28 +165,45 @@ impl Client {
         Request { method: "GET", target, document: "" }
     }
 
-    /// Fetches messages: their bodies, and the document that acknowledges them.
-    fn consume(&mut self, wait_s: u64) -> io::Result<(Vec<String>, String)> {
+    /// Fetches messages, `times` as the broker counts.
+    pub(crate) fn fetch(&mut self, wait_s: u64) -> io::Result<Vec<Fetched>> {
         let request = self.poll(wait_s);
         match self.ask(&request)? {
             (200, text) => {
-                let bodies = elements(text, "MessageBody").into_iter().map(str::to_owned).collect();
-                let handles: String =
-                    elements(text, "ReceiptHandle").iter().map(|h| format!("<ReceiptHandle>{h}</ReceiptHandle>")).collect();
-                Ok((bodies, format!("<ReceiptHandles>{handles}</ReceiptHandles>")))
+                let one = |text: &str, name| elements(text, name).first().map(|found| (*found).to_owned());
+                let fetched = |text: &&str| {
+                    let times = one(text, "ConsumedTimes")?.parse().ok()?;
+                    Some(Fetched { body: one(text, "MessageBody")?, handle: one(text, "ReceiptHandle")?, times })
+                };
+                let fetched: Option<Vec<Fetched>> = elements(text, "Message").iter().map(fetched).collect();
+                fetched.ok_or_else(|| broken("a message without body, handle or count"))
             }
-            (404, text) if text.contains("<Code>MessageNotExist</Code>") => Ok((Vec::new(), String::new())),
+            (404, text) if text.contains("<Code>MessageNotExist</Code>") => Ok(Vec::new()),
             (status, text) => Err(broken(format!("a consumer was answered with {status}: {text}"))),
         }
     }
 
-    fn acknowledge(&mut self, document: &str) -> io::Result<()> {
+    /// Fetches messages: their bodies, and the document that acknowledges them.
+    fn consume(&mut self, wait_s: u64) -> io::Result<(Vec<String>, String)> {
+        let fetched = self.fetch(wait_s)?;
+        let document = handles(&fetched);
+        Ok((fetched.into_iter().map(|message| message.body).collect(), document))
+    }
+
+    /// Acknowledges what `handles` lists.
+    pub(crate) fn acknowledge(&mut self, document: &str) -> io::Result<()> {
         let target = format!("/topics/{}/messages?consumer={GROUP}", self.topic);
         match self.ask(&Request { method: "DELETE", target, document })? {
             (204, _) => Ok(()),
             (status, text) => Err(broken(format!("an acknowledgement was answered with {status}: {text}"))),
         }
     }
+}
+
+/// The document that acknowledges these.
+pub(crate) fn handles(fetched: &[Fetched]) -> String {
+    let handles: String = fetched.iter().map(|message| format!("<ReceiptHandle>{}</ReceiptHandle>", message.handle)).collect();
+    format!("<ReceiptHandles>{handles}</ReceiptHandles>")
 }
 
 /// What one connection did.

@@ -1,5 +1,5 @@
-//! The command line: `warren server`, `cluster`, `ctl`, `bench`. Parses, starts what was asked for and turns its end into an
-//! exit code. The work is in `node`, `launcher`, `management` and `bench`.
+//! The command line: `warren server`, `cluster`, `ctl`, `bench`, `verify`. Parses, starts what was asked for and turns its end into an
+//! exit code. The work is in `node`, `launcher`, `management`, `bench` and `verify`.
 
 mod ctl;
 mod format;
@@ -11,6 +11,7 @@ pub use signals::Shutdown;
 use crate::bench::{self, BenchArgs};
 use crate::config::Settings;
 use crate::launcher::ClusterArgs;
+use crate::verify::VerifyArgs;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::Path;
@@ -37,6 +38,8 @@ enum Command {
     Ctl(ctl::CtlArgs),
     /// Measure this or any other AMQP 0-9-1 broker
     Bench(Box<BenchArgs>),
+    /// Harm a local cluster of its own under load, and account for every message
+    Verify(VerifyArgs),
 }
 
 /// Every option is also a variable (--amqp-port is WARREN_AMQP_PORT) and a key of the file given with --config (amqp-port). A flag
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Cluster(args) => crate::launcher::run(args),
         Command::Ctl(args) => ctl::run(args),
         Command::Bench(args) => bench::run(*args),
+        Command::Verify(args) => crate::verify::run(&args),
     }
 }
 

@@ -11,14 +11,14 @@ const NODES_DEFAULT: u16 = 3;
 
 /// An open, locked cluster directory.
 #[derive(Debug)]
-pub(super) struct ClusterDir {
+pub(crate) struct ClusterDir {
     lock: DataDir,
     nodes: u16,
 }
 
 impl ClusterDir {
     /// Open, or make, the directory for `wanted` nodes (`None`: as many as it has). `fresh`: without its old data.
-    pub(super) fn open(path: &Path, wanted: Option<u16>, fresh: bool) -> Result<ClusterDir, ClusterError> {
+    pub(crate) fn open(path: &Path, wanted: Option<u16>, fresh: bool) -> Result<ClusterDir, ClusterError> {
         fs::create_dir_all(path).map_err(|error| DataDirError::Io { path: path.to_owned(), error })?;
         let path = fs::canonicalize(path)?;
         let is_ours = DataDir::is_local_cluster(&path);
@@ -42,29 +42,29 @@ impl ClusterDir {
     }
 
     /// Number of nodes.
-    pub(super) fn nodes(&self) -> u16 {
+    pub(crate) fn nodes(&self) -> u16 {
         self.nodes
     }
 
     /// Data directory of a node.
-    pub(super) fn node(&self, node: u16) -> PathBuf {
+    pub(crate) fn node(&self, node: u16) -> PathBuf {
         self.lock.path().join(format!("node-{node}"))
     }
 
     /// Log file of a node.
-    pub(super) fn log(&self, node: u16) -> PathBuf {
+    pub(crate) fn log(&self, node: u16) -> PathBuf {
         self.lock.path().join(format!("node-{node}.log"))
     }
 
     /// The file with the cluster secret, made when it is missing.
-    pub(super) fn secret(&self) -> Result<PathBuf, ClusterError> {
+    pub(crate) fn secret(&self) -> Result<PathBuf, ClusterError> {
         let path = DataDir::secret_path(self.lock.path());
         ClusterSecret::from_file_or_new(&path)?;
         Ok(path)
     }
 
     /// Nodes whose directory a live process has, with its pid.
-    pub(super) fn running_nodes(&self) -> impl Iterator<Item = (u16, u32)> {
+    pub(crate) fn running_nodes(&self) -> impl Iterator<Item = (u16, u32)> {
         let running = |node: &u16| DataDir::is_locked(&self.node(*node));
         (1..=self.nodes).filter(running).filter_map(|node| Some((node, DataDir::pid(&self.node(node))?)))
     }

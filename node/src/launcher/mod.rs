@@ -1,9 +1,9 @@
 //! `warren cluster`: a local cluster as child processes on 127.0.0.1. Prints where to connect, says when all nodes serve, stops all on
 //! Ctrl-C or SIGTERM. It restarts nothing, and its nodes die with it. Called by `cli`; it knows nodes only as processes.
 
-mod directory;
-mod ports;
-mod process;
+pub(crate) mod directory;
+pub(crate) mod ports;
+pub(crate) mod process;
 mod tls;
 
 use crate::cli::Shutdown;

@@ -6,22 +6,22 @@ use std::net::TcpListener;
 
 /// The ports of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NodePorts {
-    pub(super) node: u16,
-    pub(super) amqp: u16,
-    pub(super) amqps: u16,
+pub(crate) struct NodePorts {
+    pub(crate) node: u16,
+    pub(crate) amqp: u16,
+    pub(crate) amqps: u16,
     /// There is a certificate for that port.
-    pub(super) has_tls: bool,
-    pub(super) stream: u16,
-    pub(super) rocketmq: u16,
-    pub(super) stream_tls: u16,
-    pub(super) management: u16,
-    pub(super) peer: u16,
+    pub(crate) has_tls: bool,
+    pub(crate) stream: u16,
+    pub(crate) rocketmq: u16,
+    pub(crate) stream_tls: u16,
+    pub(crate) management: u16,
+    pub(crate) peer: u16,
 }
 
 impl NodePorts {
     /// Node `node`, from 1, with all ports moved by `offset`.
-    pub(super) fn new(node: u16, offset: u16, has_tls: bool) -> NodePorts {
+    pub(crate) fn new(node: u16, offset: u16, has_tls: bool) -> NodePorts {
         let port = |base: u16| base + node + offset;
         NodePorts {
             node,
@@ -37,7 +37,7 @@ impl NodePorts {
     }
 
     /// Whether the ports that will be bound are free, so that the error names the port and not just a node that ended.
-    pub(super) fn check(&self) -> Result<(), ClusterError> {
+    pub(crate) fn check(&self) -> Result<(), ClusterError> {
         let always = [
             (self.amqp, "AMQP"),
             (self.stream, "streams"),
@@ -54,12 +54,12 @@ impl NodePorts {
 }
 
 /// The value of `--cluster`.
-pub(super) fn cluster_list(nodes: &[NodePorts]) -> String {
+pub(crate) fn cluster_list(nodes: &[NodePorts]) -> String {
     nodes.iter().map(|n| format!("{}@127.0.0.1:{}", n.node, n.peer)).collect::<Vec<_>>().join(",")
 }
 
 /// What is printed at start.
-pub(super) fn table(nodes: &[NodePorts], directory: &ClusterDir) -> String {
+pub(crate) fn table(nodes: &[NodePorts], directory: &ClusterDir) -> String {
     let mut text =
         format!("{:<6}{:<25}{:<18}{:<24}{:<26}{:<18}{}\n", "node", "AMQP 0-9-1", "streams", "RocketMQ", "management", "peers, ctl", "data");
     for n in nodes {

@@ -16,10 +16,12 @@ use tokio::net::TcpStream;
 /// Lines of the log shown when a node ends during the start.
 const TAIL_LINES: usize = 12;
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Metrics are longer than anything else that is asked for.
+const ANSWER_BYTES: u64 = 4 << 20;
 
 /// A node and its process. Dropping it kills the process.
 #[derive(Debug)]
-pub(super) struct NodeProcess {
+pub(crate) struct NodeProcess {
     ports: NodePorts,
     log: PathBuf,
     command: String,
@@ -29,7 +31,7 @@ pub(super) struct NodeProcess {
 
 impl NodeProcess {
     /// Start the node. What it prints besides its log lines goes into the same file.
-    pub(super) fn start(
+    pub(crate) fn start(
         ports: &NodePorts,
         cluster: &str,
         directory: &ClusterDir,
@@ -53,17 +55,17 @@ impl NodeProcess {
         Ok(NodeProcess { ports: *ports, log, command, child, end_reported: false })
     }
 
-    pub(super) fn node(&self) -> u16 {
+    pub(crate) fn node(&self) -> u16 {
         self.ports.node
     }
 
     /// The command that starts this node by hand.
-    pub(super) fn command(&self) -> &str {
+    pub(crate) fn command(&self) -> &str {
         &self.command
     }
 
     /// How the process ended, the first time this is asked after its end.
-    pub(super) fn ended(&mut self) -> io::Result<Option<String>> {
+    pub(crate) fn ended(&mut self) -> io::Result<Option<String>> {
         if self.end_reported {
             return Ok(None);
         }
@@ -72,13 +74,13 @@ impl NodeProcess {
         Ok(status.map(|status| status.to_string()))
     }
 
-    pub(super) fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Ask the management port; the error says what the node waits for.
-    pub(super) async fn ready(&self) -> Result<(), String> {
-        match tokio::time::timeout(READY_TIMEOUT, self.ask_ready()).await {
+    pub(crate) async fn ready(&self) -> Result<(), String> {
+        match tokio::time::timeout(READY_TIMEOUT, self.get("/ready")).await {
             Err(_) => Err("no answer from its management port".into()),
             Ok(Err(error)) => Err(error.to_string()),
             Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
@@ -86,16 +88,22 @@ impl NodeProcess {
         }
     }
 
-    async fn ask_ready(&self) -> io::Result<String> {
+    /// A figure of the node without labels, from its metrics.
+    pub(crate) async fn figure(&self, name: &str) -> Option<f64> {
+        let answer = tokio::time::timeout(READY_TIMEOUT, self.get("/metrics")).await.ok()?.ok()?;
+        answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    }
+
+    async fn get(&self, path: &str) -> io::Result<String> {
         let mut socket = TcpStream::connect(("127.0.0.1", self.ports.management)).await?;
-        socket.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();
-        socket.take(4096).read_to_end(&mut answer).await?;
+        socket.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
     /// The error for an end during the start.
-    pub(super) fn failure(&self, status: String) -> ClusterError {
+    pub(crate) fn failure(&self, status: String) -> ClusterError {
         let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
@@ -103,15 +111,29 @@ impl NodeProcess {
     }
 
     /// SIGTERM, if it still runs.
-    pub(super) fn terminate(&mut self) {
+    pub(crate) fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// SIGSTOP: it stands still until `thaw`.
+    pub(crate) fn freeze(&mut self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&mut self, signal: Signal) {
         if self.is_running() {
             let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-            let _ = pid.map(|pid| kill_process(pid, Signal::TERM)); // gone in between: the wait sees it
+            let _ = pid.map(|pid| kill_process(pid, signal)); // gone in between: the wait sees it
         }
     }
 
     /// SIGKILL, if it still runs, and wait for its end.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if self.is_running() {
             let _ = self.child.kill();
             let _ = self.child.wait();

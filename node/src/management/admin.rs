@@ -5,7 +5,7 @@ use super::Readiness;
 use super::client_rows::{channels, consumed, consumers};
 use super::operator_rows::LimitsRow;
 use super::rows::list;
-use super::source::{AdminSource, ConnectionRow, Holder, QueueRow, ShardStatus, Status as Report};
+use super::source::{AdminSource, ConnectionRow, Holder, QueueRow, ShardStatus, StateHash, Status as Report};
 use super::stream_group_rows::{ask_names, members, names, tracking};
 use super::stream_rows::{self, count_readers, is_stream};
 use crate::model::NodeId;
@@ -18,7 +18,7 @@ use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
     self as wire, ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply,
     CountRequest, ErrandReply, ErrandRequest, ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply,
-    SaltRequest, StatusReply, StatusRequest,
+    SaltRequest, StateHashesReply, StateHashesRequest, StatusReply, StatusRequest,
 };
 
 /// The service of one node.
@@ -277,6 +277,15 @@ impl Admin for AdminService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let report = self.source.status().await.map_err(refused)?;
         Ok(Response::new(status_reply(report, self.readiness.waiting_for())))
+    }
+
+    async fn state_hashes(&self, _: Request<StateHashesRequest>) -> Result<Response<StateHashesReply>, Status> {
+        // The state may be large, and reading it is work for the processor alone.
+        let source = self.source.clone();
+        let hashes = tokio::task::spawn_blocking(move || source.state_hashes()).await;
+        let hashes = hashes.map_err(|error| Status::internal(error.to_string()))?.map_err(refused)?;
+        let replica = |found: StateHash| wire::StateHash { shard: found.shard.0.into(), applied: found.applied, hash: found.hash };
+        Ok(Response::new(StateHashesReply { replicas: hashes.into_iter().map(replica).collect() }))
     }
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {

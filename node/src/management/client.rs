@@ -12,7 +12,8 @@ use tonic::transport::Channel;
 use warren_proto::admin::admin_client::AdminClient as Stub;
 use warren_proto::admin::{
     ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeRequest, CloseReply, CloseRequest, CountRequest, ErrandRequest,
-    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltRequest, StatusReply, StatusRequest,
+    ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltRequest, StateHashesReply, StateHashesRequest,
+    StatusReply, StatusRequest,
 };
 
 /// Largest answer, bytes: a message of any size, which may be in base64, with its properties.
@@ -161,6 +162,15 @@ impl AdminClient {
     pub async fn status(&mut self) -> Result<StatusReply, ClientError> {
         let mut stub = self.stub.clone();
         self.answer(stub.status(StatusRequest {})).await
+    }
+
+    /// What the node's replicas hold.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn state_hashes(&mut self) -> Result<StateHashesReply, ClientError> {
+        let mut stub = self.stub.clone();
+        self.answer(stub.state_hashes(StateHashesRequest {})).await
     }
 
     /// Whether the node answers and serves.

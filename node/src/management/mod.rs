@@ -20,6 +20,6 @@ pub use metrics::{Kind, Metrics, Sample};
 pub use readiness::Readiness;
 pub use source::{
     AccessKeyRow, Active, AdminSource, CertificateFile, CertificateRow, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow,
-    MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, StreamGroupRow, TopicRow, UserRow, VhostRow,
+    MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow, ShardStatus, StateHash, Status, StreamGroupRow, TopicRow, UserRow, VhostRow,
     implicit_binding,
 };

@@ -234,6 +234,17 @@ pub struct ShardStatus {
     pub applied: u64,
 }
 
+/// What a replica holds, as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateHash {
+    /// Which; 0 is the catalog.
+    pub shard: ShardId,
+    /// Index of the last applied log entry.
+    pub applied: u64,
+    /// The same on all nodes that have applied so much.
+    pub hash: u64,
+}
+
 /// Answer to `warren ctl status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -267,6 +278,8 @@ pub trait AdminSource: Send + Sync + 'static {
     fn bindings(&self, vhost: String) -> BoxFuture<'_, Result<Vec<BindingSpec>, Refusal>>;
     /// The node and the cluster.
     fn status(&self) -> BoxFuture<'_, Result<Status, Refusal>>;
+    /// What this node's replicas hold. Reads all of their state: for tests of a cluster, not for every minute.
+    fn state_hashes(&self) -> Result<Vec<StateHash>, Refusal>;
     /// All users, by name.
     fn users(&self) -> Result<Vec<UserRow>, Refusal>;
     /// All vhosts, by name.

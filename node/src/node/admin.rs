@@ -9,7 +9,7 @@ use crate::listener::rocketmq::Hub;
 use crate::machine::catalog::{User, password_digest, split_hash};
 use crate::management::{
     AccessKeyRow, Active, AdminSource, CertificateFile, CertificateRow, ConnectionRow, ExchangeRow, Granted, GroupRow, Holder, ListenerRow,
-    MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow, ShardStatus, Status, StreamGroupRow, TopicRow, UserRow, VhostRow,
+    MemberStatus, PolicyRow, QueueRow, ReplicaRow, SettingRow, ShardStatus, StateHash, Status, StreamGroupRow, TopicRow, UserRow, VhostRow,
     implicit_binding,
 };
 use crate::model::admin::{AdminCommand, Limits, Permission, PolicyKind, TopicPermission};
@@ -133,6 +133,22 @@ impl AdminSource for Admin {
 
     fn status(&self) -> BoxFuture<'_, Result<Status, Refusal>> {
         async move { self.running().map(|running| running.status()) }.boxed()
+    }
+
+    fn state_hashes(&self) -> Result<Vec<StateHash>, Refusal> {
+        let running = self.running()?;
+        let replica = |shard: ShardId| {
+            let (applied, hash) = if shard == ShardId::CATALOG {
+                let catalog = running.catalog.read();
+                (catalog.applied().index, catalog.state_hash())
+            } else {
+                let machine = running.replicas.data(shard)?;
+                let machine = machine.lock();
+                (machine.applied().index, machine.state_hash())
+            };
+            Some(StateHash { shard, applied, hash })
+        };
+        Ok((0..=running.shards).map(ShardId).filter_map(replica).collect())
     }
 
     fn users(&self) -> Result<Vec<UserRow>, Refusal> {

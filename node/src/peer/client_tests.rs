@@ -16,7 +16,7 @@ use warren_proto::admin::admin_server::{Admin, AdminServer};
 use warren_proto::admin::{
     ArrangeRequest, AuthenticateReply, AuthenticateRequest, ChangeReply, ChangeRequest, CloseReply, CloseRequest, CountReply, CountRequest,
     ErrandReply, ErrandRequest, ListReply, ListRequest, PingReply, PingRequest, QueueReply, QueueRequest, SaltReply, SaltRequest,
-    StatusReply, StatusRequest,
+    StateHashesReply, StateHashesRequest, StatusReply, StatusRequest,
 };
 
 /// Answers a question with its own head, echoes streams, joins paths.
@@ -63,6 +63,10 @@ impl Admin for Lists {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         Ok(Response::new(StatusReply::default()))
+    }
+
+    async fn state_hashes(&self, _: Request<StateHashesRequest>) -> Result<Response<StateHashesReply>, Status> {
+        Ok(Response::new(StateHashesReply::default()))
     }
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {

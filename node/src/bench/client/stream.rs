@@ -33,6 +33,7 @@ pub mod key {
     pub const CONFIRM: u16 = 0x03;
     /// They are not.
     pub const PUBLISH_ERROR: u16 = 0x04;
+    pub(super) const QUERY_PUBLISHER_SEQUENCE: u16 = 0x05;
     /// A reader.
     pub const SUBSCRIBE: u16 = 0x07;
     /// A chunk.
@@ -306,11 +307,35 @@ impl StreamConnection {
     /// # Errors
     /// As `next_command`, and a refusal.
     pub fn declare_publisher(&mut self, stream: &str) -> Result<(), ClientError> {
+        self.declare_publisher_named(stream, "")
+    }
+
+    /// Publisher 1 with a name, whose publishing ids the broker remembers.
+    ///
+    /// # Errors
+    /// As `next_command`, and a refusal.
+    pub fn declare_publisher_named(&mut self, stream: &str, name: &str) -> Result<(), ClientError> {
         self.must(key::DECLARE_PUBLISHER, |out| {
             out.push(1);
-            text(out, "");
+            text(out, name);
             text(out, stream);
         })
+    }
+
+    /// The last publishing id that is known of a name, 0 when there is none.
+    ///
+    /// # Errors
+    /// As `next_command`, and a refusal.
+    pub fn publisher_sequence(&mut self, stream: &str, name: &str) -> Result<u64, ClientError> {
+        let answer = self.ask(key::QUERY_PUBLISHER_SEQUENCE, |out| {
+            text(out, name);
+            text(out, stream);
+        })?;
+        let mut at = Answer(&answer);
+        match at.number(2)? as u16 {
+            OK => Ok(at.number(8)? as u64),
+            code => Err(refused(key::QUERY_PUBLISHER_SEQUENCE, code)),
+        }
     }
 
     /// Subscription 1, from the first chunk on, with credit for so many chunks. Waits for the node's replica.

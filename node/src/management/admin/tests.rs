@@ -12,7 +12,7 @@ use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
 use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
-use crate::model::{ConnectionId, Incarnation, Offset, QueueId};
+use crate::model::{ConnectionId, Incarnation, Offset, QueueId, ShardId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +70,9 @@ impl AdminSource for OneVhost {
             local_alarm: false,
         };
         async { Ok(report) }.boxed()
+    }
+    fn state_hashes(&self) -> Result<Vec<StateHash>, Refusal> {
+        Ok(vec![StateHash { shard: ShardId(2), applied: 7, hash: u64::MAX }])
     }
     fn users(&self) -> Result<Vec<UserRow>, Refusal> {
         Ok(vec![UserRow { user: "guest".into(), tags: vec!["administrator".into()] }])
@@ -213,6 +216,8 @@ async fn lists_and_status_arrive() {
     assert_eq!(reply.rows[0].cells.iter().map(|c| c.text.as_str()).collect::<Vec<_>>(), ["logs", "fanout"]);
     assert_eq!(ctl.list(listing("bindings", "/", &["routing_key"])).await.unwrap().rows[0].cells[0].text, "hello");
     assert_eq!(ctl.status().await.unwrap().members[0].address, "alpha:7671");
+    let replicas = ctl.state_hashes().await.unwrap().replicas;
+    assert_eq!(replicas, [wire::StateHash { shard: 2, applied: 7, hash: u64::MAX }]);
 }
 
 #[tokio::test]
