@@ -49,7 +49,7 @@ fn queue_arguments_have_their_effect_through_other_nodes() {
     let broker = Broker::shared();
     let uris = broker.uris();
     let script = here().join("pika/queues.py");
-    crossing(&broker, || run(Command::new(python()).arg(script).args([&uris[0], &uris[1]])));
+    crossing(&broker, || run(Command::new(python()).arg(&script).args([&uris[0], &uris[1]])));
 }
 
 #[test]
