@@ -1,12 +1,14 @@
-//! Arguments of a queue that is to be made: which of RabbitMQ's are refused because their effect is not there yet, which values are
-//! checked, what is merely stored. An argument whose effect arrives leaves its list here. A queue that exists is compared instead.
+//! Arguments of what is to be made: which of RabbitMQ's are refused because their effect is not there yet, which values are checked, what
+//! is merely stored. An argument whose effect arrives leaves its list here. A queue or exchange that exists is compared instead, and what
+//! an exchange's type asks of its arguments the catalog knows. All of it is asked behind the rights, as RabbitMQ's channel does.
 
-use crate::machine::catalog::queue_text;
-use crate::model::catalog::{QueueSpec, Refusal, Value};
+use crate::machine::catalog::{exchange_text, queue_text};
+use crate::model::catalog::{ExchangeSpec, Name, QueueSpec, Refusal, Table, Value};
 use crate::model::settings::QueueSettings;
 
 const NOT_THERE_YET: [&str; 4] = ["x-consumer-disconnected-timeout", "x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type"];
 const DEAD_LETTERS: &str = "x-dead-letter-exchange";
+const ALTERNATE: &str = "alternate-exchange";
 
 /// Checks queue.declare of a new queue.
 pub(super) fn check_queue(spec: &QueueSpec) -> Result<(), Refusal> {
@@ -28,13 +30,35 @@ pub(super) fn check_queue(spec: &QueueSpec) -> Result<(), Refusal> {
 
 /// The exchange that gets the queue's dead letters; the refusal is that of RabbitMQ's channel, which asks for rights by it.
 pub(super) fn dead_letter_exchange(spec: &QueueSpec) -> Result<Option<&[u8]>, Refusal> {
-    match spec.arguments.get(DEAD_LETTERS) {
+    exchange_named(&spec.arguments, DEAD_LETTERS, || queue_text(&spec.name))
+}
+
+/// The exchange that gets what an exchange that is to be made cannot route.
+pub(super) fn alternate_exchange(spec: &ExchangeSpec) -> Result<Option<&[u8]>, Refusal> {
+    exchange_named(&spec.arguments, ALTERNATE, || exchange_text(&spec.name))
+}
+
+fn exchange_named<'a>(arguments: &'a Table, argument: &str, subject: impl FnOnce() -> String) -> Result<Option<&'a [u8]>, Refusal> {
+    match arguments.get(argument) {
         None => Ok(None),
         Some(Value::Text(exchange)) => Ok(Some(exchange)),
-        Some(other) => {
-            let text = format!("invalid type '{}' for arg '{DEAD_LETTERS}' in {}", other.type_text(), queue_text(&spec.name));
-            Err(Refusal::Precondition(text))
+        Some(other) => Err(Refusal::Precondition(format!("invalid type '{}' for arg '{argument}' in {}", other.type_text(), subject()))),
+    }
+}
+
+/// Checks basic.consume's arguments, those of streams excepted.
+pub(super) fn check_consumer(queue: &Name, arguments: &Table) -> Result<(), Refusal> {
+    let invalid = |name: &str, why: String| Err(Refusal::Precondition(format!("invalid arg '{name}' for {}: {why}", queue_text(queue))));
+    for name in ["x-priority", "x-consumer-timeout"] {
+        match arguments.get(name) {
+            Some(Value::Int(n)) if *n < 0 && name == "x-consumer-timeout" => return invalid(name, format!("{{value_negative,{n}}}")),
+            None | Some(Value::Int(_)) => {}
+            Some(other) => return invalid(name, format!("\"expected integer, got {}\"", other.type_text())),
         }
+    }
+    match arguments.get("x-cancel-on-ha-failover") {
+        None | Some(Value::Bool(_)) => Ok(()),
+        Some(other) => invalid("x-cancel-on-ha-failover", format!("{{unacceptable_type,{}}}", other.type_text())),
     }
 }
 

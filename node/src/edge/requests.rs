@@ -181,7 +181,7 @@ impl Asking {
 
     /// Who sends what an exchange cannot route elsewhere reads from it and writes there.
     fn check_alternate(&self, catalog: &Catalog, spec: &ExchangeSpec) -> Result<(), Refusal> {
-        let Some(Value::Text(alternate)) = spec.arguments.get("alternate-exchange") else { return Ok(()) };
+        let Some(alternate) = arguments::alternate_exchange(spec)? else { return Ok(()) };
         self.check(catalog, Right::Read, (Kind::Exchange, &spec.name.name))?;
         self.check(catalog, Right::Write, (Kind::Exchange, &String::from_utf8_lossy(alternate)))
     }
@@ -349,6 +349,7 @@ impl Asking {
             _ => {
                 let record = self.queue(&consume.queue, Some(Right::Read))?;
                 check_known(&record, &consume.arguments)?;
+                arguments::check_consumer(&consume.queue, &consume.arguments)?;
                 if self.edge.catalog.read().is_stream(record.id) {
                     let Consume { no_ack, prefetch, arguments, .. } = consume;
                     let wish = (streams::Consume { no_ack, prefetch, arguments }, self.mark(record.shard));

@@ -73,7 +73,11 @@ fn declare(queue: &str, arguments: &[(&str, &str)]) -> Request {
 
 fn exchange(exchange: &str, arguments: &[(&str, &str)]) -> Request {
     let arguments = arguments.iter().map(|(k, v)| ((*k).to_owned(), Value::Text(v.as_bytes().to_vec()))).collect();
-    let kind = ExchangeKind::Topic;
+    exchange_of(exchange, "topic", arguments)
+}
+
+fn exchange_of(exchange: &str, kind: &str, arguments: Table) -> Request {
+    let kind = ExchangeKind::of_text(kind.as_bytes()).expect("a kind");
     let spec = ExchangeSpec { name: name(exchange), kind, durable: true, auto_delete: false, internal: false, arguments };
     Request::DeclareExchange { spec, passive: false }
 }
@@ -162,6 +166,93 @@ async fn whether_arguments_make_sense_is_asked_last_and_of_new_queues_alone() {
         assert_eq!(client.reply().await, Err(Refusal::Access(text)));
     }
     assert!(scene.world.catalog.read().queue(&name("new")).is_none());
+}
+
+/// The same of exchanges, whose arguments their types judge in the plugins' words.
+#[tokio::test]
+async fn whether_arguments_of_exchanges_make_sense_is_asked_last_and_of_new_ones_alone() {
+    let int = Value::Int;
+    let text = |text: &str| Value::Text(text.into());
+    let number = "must be an integer greater than 0";
+    let no_type = "Invalid argument, 'x-delayed-type' must be an existing exchange type";
+    let cases = [
+        ("x-delayed-message", vec![], no_type.to_owned()),
+        ("x-delayed-message", vec![("x-delayed-type", int(1))], no_type.to_owned()),
+        ("x-delayed-message", vec![("x-delayed-type", text("x-recent-history"))], no_type.to_owned()),
+        ("x-delayed-message", vec![("x-delayed-type", text("odd"))], "unknown exchange type 'odd'".to_owned()),
+        (
+            "x-recent-history",
+            vec![("x-recent-history-length", int(-1))],
+            "Invalid argument -1, 'x-recent-history-length' must be a positive integer".to_owned(),
+        ),
+        ("x-message-deduplication", vec![], format!("Missing or invalid argument, 'x-cache-size' {number}")),
+        (
+            "x-message-deduplication",
+            vec![("x-cache-size", int(1)), ("x-cache-ttl", int(0))],
+            format!("Invalid argument, 'x-cache-ttl' {number}"),
+        ),
+        (
+            "direct",
+            vec![("alternate-exchange", int(1))],
+            "invalid type 'signedint' for arg 'alternate-exchange' in exchange 'new' in vhost '/'".to_owned(),
+        ),
+    ];
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    client.ask(exchange("old", &[]));
+    client.reply().await.expect("declared");
+    let table = |arguments: &[(&str, Value)]| arguments.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    for (kind, arguments, why) in &cases {
+        client.ask(exchange_of("new", kind, table(arguments)));
+        assert_eq!(client.reply().await, Err(Refusal::Precondition(why.clone())), "{kind}");
+        client.ask(exchange_of("old", kind, table(arguments)));
+        let refusal = client.reply().await.expect_err("not the same").to_string();
+        assert!(refusal.starts_with("inequivalent arg 'type' for exchange 'old'"), "{refusal}");
+    }
+    scene.permit("^$", ".*", ".*");
+    for ((kind, arguments, _), exchange) in cases.iter().zip(["new", "old"].into_iter().cycle()) {
+        client.ask(exchange_of(exchange, kind, table(arguments)));
+        let text = format!("configure access to exchange '{exchange}' in vhost '/' refused for user 'guest'");
+        assert_eq!(client.reply().await, Err(Refusal::Access(text)));
+    }
+    assert!(scene.world.catalog.read().exchange(&name("new")).is_none());
+}
+
+/// Of consumers it is asked behind the right to read, and of a queue that there is.
+#[tokio::test]
+async fn arguments_of_consumers_of_the_wrong_kind_are_refused_behind_everything_else() {
+    let text = |text: &str| Value::Text(text.into());
+    let asked = |queue: &str, argument: &str, value: &Value| match consume(queue) {
+        Request::Consume { queue, tag, no_ack, exclusive, prefetch, .. } => {
+            let arguments = [(argument.to_owned(), value.clone())].into();
+            Request::Consume { queue, tag, no_ack, exclusive, prefetch, arguments }
+        }
+        other => other,
+    };
+    let cases = [
+        ("x-priority", text("high"), "\"expected integer, got longstr\""),
+        ("x-priority", Value::Bool(true), "\"expected integer, got bool\""),
+        ("x-consumer-timeout", text("1h"), "\"expected integer, got longstr\""),
+        ("x-consumer-timeout", Value::Int(-1), "{value_negative,-1}"),
+        ("x-cancel-on-ha-failover", text("true"), "{unacceptable_type,longstr}"),
+    ];
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    client.ask(declare("q", &[]));
+    client.reply().await.expect("declared");
+    for (argument, value, why) in &cases {
+        client.ask(asked("q", argument, value));
+        let refused = format!("invalid arg '{argument}' for queue 'q' in vhost '/': {why}");
+        assert_eq!(client.reply().await, Err(Refusal::Precondition(refused)));
+        client.ask(asked("none", argument, value));
+        assert!(matches!(client.reply().await, Err(Refusal::NotFound { .. })));
+    }
+    scene.permit(".*", ".*", "^$");
+    for (argument, value, _) in &cases {
+        client.ask(asked("q", argument, value));
+        let text = "read access to queue 'q' in vhost '/' refused for user 'guest'";
+        assert_eq!(client.reply().await, Err(Refusal::Access(text.into())));
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! A client's AMQP 0-9-1 conversation as a pure state machine: no sockets, no clock, no tasks. The listener feeds frames and events and
 //! carries away steps and bytes. Semantics that need the cluster (existence, permissions, locks) are the edge's.
 
-mod arguments;
 mod channel;
 mod channels;
 mod confirms;

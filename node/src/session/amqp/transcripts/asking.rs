@@ -167,52 +167,6 @@ fn an_unknown_exchange_type_closes_the_channel() {
 }
 
 #[test]
-fn exchanges_that_keep_messages_are_refused_with_the_plugins_words() {
-    let refused = |kind: &str, arguments: &[(&str, Value)]| {
-        let mut talk = Talk::open();
-        let arguments = arguments.iter().map(|(n, v)| ((*n).to_owned(), v.clone())).collect();
-        let (exchange, kind) = ("x".into(), kind.into());
-        let (passive, durable, auto_delete, internal, nowait) = (false, true, false, false, false);
-        talk.say(1, Method::ExchangeDeclare { ticket: 0, exchange, kind, passive, durable, auto_delete, internal, nowait, arguments });
-        talk.record.pop().expect("answer")
-    };
-    let text = |value: &str| Value::Text(value.into());
-    let (precondition, number) = ("< 1 channel.close 406 PRECONDITION_FAILED -", "must be an integer greater than 0");
-    let no_type = format!("{precondition} Invalid argument, 'x-delayed-type' must be an existing exchange type (40,10)");
-    for (kind, arguments, answer) in [
-        ("x-delayed-message", vec![], no_type.clone()),
-        ("x-delayed-message", vec![("x-delayed-type", Value::Int(1))], no_type.clone()),
-        ("x-delayed-message", vec![("x-delayed-type", text("x-recent-history"))], no_type),
-        ("x-delayed-message", vec![("x-delayed-type", text("odd"))], format!("{precondition} unknown exchange type 'odd' (40,10)")),
-        (
-            "x-recent-history",
-            vec![("x-recent-history-length", Value::Int(-1))],
-            format!("{precondition} Invalid argument -1, 'x-recent-history-length' must be a positive integer (40,10)"),
-        ),
-        ("x-message-deduplication", vec![], format!("{precondition} Missing or invalid argument, 'x-cache-size' {number} (40,10)")),
-        (
-            "x-message-deduplication",
-            vec![("x-cache-size", Value::Int(1)), ("x-cache-ttl", Value::Int(0))],
-            format!("{precondition} Invalid argument, 'x-cache-ttl' {number} (40,10)"),
-        ),
-        ("x-delayed-message", vec![("x-delayed-type", text("topic"))], "= request 1 declare exchange x Delayed passive=false".to_owned()),
-        (
-            "direct",
-            vec![("alternate-exchange", Value::Int(1))],
-            format!("{precondition} invalid type 'signedint' for arg 'alternate-exchange' in exchange 'x' in vhost '/' (40,10)"),
-        ),
-        ("x-recent-history", vec![], "= request 1 declare exchange x RecentHistory passive=false".to_owned()),
-        (
-            "x-message-deduplication",
-            vec![("x-cache-size", text("7"))],
-            "= request 1 declare exchange x Deduplication passive=false".to_owned(),
-        ),
-    ] {
-        assert_eq!(refused(kind, &arguments), answer);
-    }
-}
-
-#[test]
 fn a_name_that_is_not_utf_8_ends_the_connection() {
     let mut talk = Talk::open();
     let mut method = declare("q", &[]);

@@ -95,40 +95,6 @@ fn consumer_tags_are_made_reused_cancelled() {
 }
 
 #[test]
-fn arguments_of_consumers_of_the_wrong_kind_close_the_channel() {
-    let text = |text: &str| Value::Text(text.into());
-    for (name, value, why) in [
-        ("x-priority", text("high"), "\"expected integer, got longstr\""),
-        ("x-priority", Value::Bool(true), "\"expected integer, got bool\""),
-        ("x-consumer-timeout", text("1h"), "\"expected integer, got longstr\""),
-        ("x-consumer-timeout", Value::Int(-1), "{value_negative,-1}"),
-        ("x-cancel-on-ha-failover", text("true"), "{unacceptable_type,longstr}"),
-    ] {
-        let mut talk = Talk::open();
-        talk.say(1, consume_with("q", name, value));
-        talk.reads(&format!(
-            "> 1 basic.consume
-             = closed 1 holding
-             < 1 channel.close 406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/': {why} (60,20)"
-        ));
-    }
-    for (name, value) in
-        [("x-priority", Value::Int(-3)), ("x-consumer-timeout", Value::Int(0)), ("x-cancel-on-ha-failover", Value::Bool(true))]
-    {
-        let mut talk = Talk::open();
-        talk.say(1, consume_with("q", name, value));
-        assert!(talk.record[1].starts_with("= request 1 consume q"), "{name}: {:?}", talk.record);
-    }
-}
-
-fn consume_with(queue: &str, name: &str, value: Value) -> Method {
-    let mut method = consume(queue, "tag", false);
-    let Method::BasicConsume { arguments, .. } = &mut method else { panic!("consume") };
-    arguments.insert(name.to_owned(), value);
-    method
-}
-
-#[test]
 fn a_lost_consumer_is_told_only_to_those_who_understand() {
     let mut talk = Talk::consuming(false);
     talk.edge(Event::ConsumerGone { channel: 1, consumer: ConsumerId(5) });
