@@ -117,6 +117,35 @@ fn a_handle_survives_its_leader_and_is_worth_nothing_when_the_node_that_gave_it_
 }
 
 #[test]
+fn what_came_before_there_was_a_group_is_the_first_ones_whichever_node_dies() {
+    let Some(cluster) = Broker::to_harm("early messages") else { return };
+    let ctl = Ctl { cluster: &cluster, at: 0 };
+    let kept = |at| Ctl { cluster: &cluster, at }.done(&["list_queues", "-s", "name", "messages"]);
+    ctl.done(&["add_topic", "held", "--partitions", "1", "--invisible-ms", "600000"]);
+    handle(&cluster, "publish", 0, "one");
+    handle(&cluster, "publish", 1, "two");
+    assert!(eventually(READY_WITHIN, || kept(0).contains("held@\t2\n")), "{}", kept(0));
+    cluster.kill(2);
+    let (one, two) = (taken(&cluster, 1), taken(&cluster, 0));
+    assert_eq!((one.1.as_str(), two.1.as_str()), ("one", "two"), "the first consume makes the group");
+    assert_eq!(handle(&cluster, "ack", 0, &one.0), "good");
+    assert_eq!(handle(&cluster, "ack", 1, &two.0), "good");
+    handle(&cluster, "publish", 1, "three");
+    assert!(eventually(READY_WITHIN, || kept(1).contains("held@GID_held\t1\n")), "{}", kept(1));
+    assert!(!kept(1).lines().any(|line| line.starts_with("held@\t")), "nothing is kept beside: {}", kept(1));
+    cluster.restart(2);
+    cluster.await_ready(2);
+    ctl.done(&["delete_group", "GID_held", "held"]);
+    handle(&cluster, "publish", 2, "four");
+    ctl.done(&["add_group", "GID_other", "held"]);
+    ctl.done(&["add_group", "GID_held", "held"]);
+    assert!(eventually(READY_WITHIN, || kept(2).contains("held@GID_other\t1\n")), "{}", kept(2));
+    assert_eq!(handle(&cluster, "take", 2, "3"), "", "the second group begins when it is made");
+    ctl.done(&["delete_topic", "held"]);
+    assert!(!kept(0).lines().any(|line| line.starts_with("held@")), "{}", kept(0));
+}
+
+#[test]
 fn a_publish_that_nobody_can_confirm_is_answered_when_its_node_stops() {
     let Some(cluster) = Broker::to_harm("a stop under a publish") else { return };
     let ctl = Ctl { cluster: &cluster, at: 0 };

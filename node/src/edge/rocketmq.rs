@@ -6,10 +6,11 @@ use super::access::{Kind, Right, Who};
 use super::admission::vouched;
 use super::publish::{LEASE_POLL, NO_LEASE};
 use crate::model::catalog::{
-    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Table, Target,
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Renaming, Table, Target,
 };
 use crate::model::rocketmq::{self, AccessKey, Arrangement, TopicSettings};
 use crate::model::{Incarnation, NodeId, ShardId};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -142,7 +143,10 @@ impl Edge {
             Arrangement::AddGroup { topic, group, max_retries } => self.add_group(topic, group, *max_retries, defaults).await,
             Arrangement::DeleteTopic { topic } => self.delete_topic(topic).await,
             Arrangement::DeleteGroup { topic, group } => {
-                self.existing(topic)?;
+                let settings = self.existing(topic)?;
+                if self.groups(topic).iter().all(|other| other == group) {
+                    self.add_reserve(topic, settings.partitions).await?;
+                }
                 self.delete_queues(topic, |name| rocketmq::group_of(&topic.name, name) == Some(group.as_str())).await.map(drop)
             }
         }
@@ -156,7 +160,66 @@ impl Edge {
     async fn add_topic(&self, topic: &Name, settings: &TopicSettings) -> Result<(), Refusal> {
         check_name("topic", &topic.name)?;
         settings.check().map_err(Refusal::Precondition)?;
-        self.submit(CatalogCommand::DeclareExchange(settings.exchange(topic.clone()))).await.map(drop)
+        self.submit(CatalogCommand::DeclareExchange(settings.exchange(topic.clone()))).await?;
+        if self.groups(topic).is_empty() { self.add_reserve(topic, settings.partitions).await } else { Ok(()) }
+    }
+
+    /// Groups that have a queue bound to a topic.
+    fn groups(&self, topic: &Name) -> BTreeSet<String> {
+        let catalog = self.catalog.read();
+        let group = |b: &Arc<BindingSpec>| rocketmq::group_of(&topic.name, &b.destination).map(str::to_owned);
+        catalog.bindings_from(topic).filter(|b| b.target == Target::Queue).filter_map(group).collect()
+    }
+
+    /// What a topic gets before it has a group is kept for its first one. Dead letters have theirs from the beginning.
+    async fn add_reserve(&self, topic: &Name, partitions: u32) -> Result<(), Refusal> {
+        if rocketmq::dead_letters_of(&topic.name).is_some() {
+            return Ok(());
+        }
+        let arguments = rocketmq::reserve_arguments(partitions);
+        self.add_partitions(topic, &reserve_names(topic, partitions), &arguments).await
+    }
+
+    /// Makes what was kept for a topic's first group that group's own, whole or not at all; whether there was something to be had.
+    async fn adopt_reserve(&self, topic: &Name, names: &[Name], arguments: &Table) -> Result<bool, Refusal> {
+        let reserve = reserve_names(topic, names.len() as u32);
+        let ids = || -> Vec<_> {
+            let catalog = self.catalog.read();
+            let is_replicated = |record: &&Arc<QueueRecord>| record.spec.durable && record.spec.exclusive_owner.is_none();
+            reserve.iter().filter_map(|name| catalog.queue(name).filter(is_replicated).map(|record| record.id)).collect()
+        };
+        if ids().is_empty() {
+            return Ok(false);
+        }
+        // It may not be whole: whoever made it may have died over it.
+        self.add_reserve(topic, names.len() as u32).await?;
+        let ids = ids();
+        if ids.len() < names.len() {
+            return Ok(false);
+        }
+        let renaming = |(id, name): (_, &Name)| Renaming { id, name: name.name.clone(), arguments: arguments.clone() };
+        let renamings = ids.into_iter().zip(names).map(renaming).collect();
+        match self.submit(CatalogCommand::RenameQueues(renamings)).await {
+            // Another group was faster, or this one has queues already.
+            Err(Refusal::Precondition(_)) => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
+    /// A queue for each partition, and then their bindings.
+    async fn add_partitions(&self, topic: &Name, names: &[Name], arguments: &Table) -> Result<(), Refusal> {
+        let made = names.iter().zip(0..).map(|(name, partition)| self.replicated(name, arguments, self.partition_shard(topic, partition)));
+        for made in futures::future::join_all(made).await {
+            made?;
+        }
+        let bound = names.iter().zip(0..).map(|(name, partition)| {
+            let arguments = rocketmq::partition_arguments(partition);
+            self.submit(CatalogCommand::Bind(binding(topic, name, "#", arguments)))
+        });
+        for bound in futures::future::join_all(bound).await {
+            bound?;
+        }
+        Ok(())
     }
 
     async fn add_group(&self, topic: &Name, group: &str, retries: Option<u32>, defaults: &RocketDefaults) -> Result<(), Refusal> {
@@ -176,22 +239,11 @@ impl Edge {
         let retries = retries.or(settings.max_retries).unwrap_or(defaults.max_retries);
         let arguments = rocketmq::group_arguments(&topic.name, group, retries);
         let names = group_names(topic, group, settings.partitions);
-        let made = names.iter().zip(0..).map(|(name, partition)| self.replicated(name, &arguments, self.partition_shard(topic, partition)));
-        for made in futures::future::join_all(made).await {
-            made?;
+        if !self.adopt_reserve(topic, &names, &arguments).await? {
+            self.add_partitions(topic, &names, &arguments).await?;
         }
-        if explicit {
-            // Somebody else may have been faster.
-            self.check_retries(topic, group, settings.partitions, retries)?;
-        }
-        let bound = names.iter().zip(0..).map(|(name, partition)| {
-            let arguments = rocketmq::partition_arguments(partition);
-            self.submit(CatalogCommand::Bind(binding(topic, name, "#", arguments)))
-        });
-        for bound in futures::future::join_all(bound).await {
-            bound?;
-        }
-        Ok(())
+        // Somebody else may have been faster.
+        if explicit { self.check_retries(topic, group, settings.partitions, retries) } else { Ok(()) }
     }
 
     /// What a group was made with stays: another number of retries is refused.
@@ -245,14 +297,15 @@ impl Edge {
     }
 
     async fn delete_topic(&self, topic: &Name) -> Result<(), Refusal> {
-        self.existing(topic)?;
+        let settings = self.existing(topic)?;
         self.delete_queues(topic, |_| true).await?;
-        let halves: Vec<_> = {
-            let names = self.half_queues(topic);
+        let own: Vec<_> = {
+            let halves = self.half_queues(topic).into_iter().map(|(_, name)| name);
+            let names: Vec<_> = halves.chain(reserve_names(topic, settings.partitions)).collect();
             let catalog = self.catalog.read();
-            names.iter().filter_map(|(_, name)| catalog.queue(name).map(|record| record.id)).collect()
+            names.iter().filter_map(|name| catalog.queue(name).map(|record| record.id)).collect()
         };
-        for id in halves {
+        for id in own {
             self.submit(CatalogCommand::DeleteQueue { id }).await?;
         }
         let name = topic.clone();
@@ -292,6 +345,11 @@ fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
 
 fn group_names(topic: &Name, group: &str, partitions: u32) -> Vec<Name> {
     let name = |partition| rocketmq::group_queue(&topic.name, group, partition, partitions);
+    (0..partitions).map(|partition| Name { vhost: topic.vhost.clone(), name: name(partition).into() }).collect()
+}
+
+fn reserve_names(topic: &Name, partitions: u32) -> Vec<Name> {
+    let name = |partition| rocketmq::reserve_queue(&topic.name, partition, partitions);
     (0..partitions).map(|partition| Name { vhost: topic.vhost.clone(), name: name(partition).into() }).collect()
 }
 

@@ -318,6 +318,8 @@ pub enum CatalogCommand {
         /// Which.
         id: QueueId,
     },
+    /// Queues get other names and arguments, and keep their bindings and what is in them: all or, where one is gone or a name taken, none.
+    RenameQueues(Vec<Renaming>),
     /// Everything exclusive to this connection goes.
     ConnectionGone(Owner),
     /// Bind; idempotent.
@@ -335,6 +337,17 @@ pub enum CatalogCommand {
     },
     /// Users, vhosts, permissions, policies, limits.
     Admin(AdminCommand),
+}
+
+/// A queue with another name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Renaming {
+    /// Which.
+    pub id: QueueId,
+    /// Its new name, in the same vhost.
+    pub name: Arc<str>,
+    /// Its new arguments, those of a queue of the same type.
+    pub arguments: Table,
 }
 
 /// The catalog's answer; a refusal changed nothing.

@@ -24,6 +24,11 @@ pub const INVISIBLE_MAX_MS: u64 = 12 * 60 * 60 * 1000;
 /// After this time nobody will decide a half message any more: it is dropped, as by the service.
 pub const HALF_LIFE_MS: u64 = 24 * 60 * 60 * 1000;
 
+/// How long a message is kept for a topic's first group: three days, as in RocketMQ.
+pub const RESERVE_MS: u64 = 3 * 24 * 60 * 60 * 1000;
+/// How much of a topic is kept for its first group, bytes of bodies.
+pub const RESERVE_BYTES: u64 = 1 << 30;
+
 const INVISIBLE: &str = "x-invisible-ms";
 const ORDERED_INVISIBLE: &str = "x-ordered-invisible-ms";
 const HALF_INVISIBLE: &str = "x-half-invisible-ms";
@@ -120,6 +125,18 @@ pub fn is_name(name: &str) -> bool {
 /// The queue of a group for one of a topic's partitions. `@` is in no name, so none means two things.
 pub fn group_queue(topic: &str, group: &str, partition: u32, partitions: u32) -> String {
     if partitions == 1 { format!("{topic}@{group}") } else { format!("{topic}@{group}@{partition}") }
+}
+
+/// The queue that keeps what comes in a partition while the topic has no group: that of a group without a name.
+pub fn reserve_queue(topic: &str, partition: u32, partitions: u32) -> String {
+    group_queue(topic, "", partition, partitions)
+}
+
+/// Arguments of those queues: together they keep the last [`RESERVE_BYTES`], each message for [`RESERVE_MS`].
+pub fn reserve_arguments(partitions: u32) -> Table {
+    let bytes = RESERVE_BYTES / u64::from(partitions.max(1));
+    let int = |n: u64| Value::Int(n as i64);
+    Table::from([("x-message-ttl".to_owned(), int(RESERVE_MS)), ("x-max-length-bytes".to_owned(), int(bytes))])
 }
 
 /// The group of a topic that a queue belongs to.
@@ -234,7 +251,9 @@ mod tests {
         assert_eq!(group_of("orders", &group_queue("orders", "GID_a", 0, 1)), Some("GID_a"));
         assert_eq!(group_of("orders", &group_queue("orders", "GID_a", 7, 8)), Some("GID_a"));
         assert_eq!(group_of("order", &group_queue("orders", "GID_a", 7, 8)), None);
-        assert_eq!(group_of("orders", "orders@"), None);
+        for partitions in [1, 8] {
+            assert_eq!(group_of("orders", &reserve_queue("orders", 0, partitions)), None);
+        }
         assert_eq!(dead_letters_of(&dead_letter_topic("g")), Some("g"));
         for wrong in ["", "a b", "a@b", "a/b", "é"] {
             assert!(!is_name(wrong), "{wrong}");

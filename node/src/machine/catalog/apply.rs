@@ -2,12 +2,12 @@
 //! change nothing. No command costs more than what it touches.
 
 use super::bindings::not_found;
-use super::equivalence::{check_exchange, check_queue, exchange_text};
+use super::equivalence::{check_exchange, check_queue, exchange_text, queue_text};
 use super::password::password_matches;
 use super::{Catalog, User};
 use crate::model::admin::{Permission, VhostFacts};
 use crate::model::catalog::{
-    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, QueueSpec, Refusal, Table,
+    BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, QueueSpec, Refusal, Renaming, Table,
 };
 use crate::model::rocketmq::AccessKey;
 use crate::model::store;
@@ -53,6 +53,7 @@ impl Catalog {
                 self.drop_queue(index, *id);
                 DONE
             }
+            CatalogCommand::RenameQueues(renamings) => self.rename_queues(index, renamings),
             CatalogCommand::ConnectionGone(owner) => self.connection_gone(index, owner),
             CatalogCommand::Bind(spec) => self.checked_bind(index, spec),
             CatalogCommand::Unbind(spec) => self.checked_unbind(spec),
@@ -210,6 +211,20 @@ impl Catalog {
             Some(_) => Err(Refusal::Unavailable(format!("node {node} was restarted; declare the queue again"))),
             None => Err(Refusal::Unavailable(format!("node {node} was cut off and counts as down; declare the queue again"))),
         }
+    }
+
+    fn rename_queues(&mut self, index: u64, renamings: &[Renaming]) -> Outcome {
+        for Renaming { id, name, .. } in renamings {
+            let Some(record) = self.queues.get(id).filter(|record| record.backs.is_none()) else {
+                return Err(Refusal::Precondition(format!("there is no queue {id} that could be called '{name}'")));
+            };
+            let name = Name { vhost: record.spec.name.vhost.clone(), name: name.clone() };
+            if self.queue(&name).is_some() {
+                return Err(Refusal::Precondition(format!("there is a {} already", queue_text(&name))));
+            }
+        }
+        renamings.iter().for_each(|renaming| self.rename_queue(index, renaming));
+        DONE
     }
 
     fn connection_gone(&mut self, index: u64, owner: &Owner) -> Outcome {

@@ -3,7 +3,7 @@
 use super::policy::{Applied, queue_type};
 use super::{Catalog, Destination, Exchange, QueueEntry};
 use crate::model::QueueId;
-use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, QueueRecord, Refusal, Target};
+use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, QueueRecord, Refusal, Renaming, Target};
 use crate::routing::RoutingTable;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -133,6 +133,26 @@ impl Catalog {
         }
         self.by_shard.entry(record.shard).or_default().dropped(index, id);
         self.groups.drop_stream(id);
+    }
+
+    /// Gives a queue another name and other arguments. Its bindings keep their numbers: nothing is new to what they lead to.
+    pub(super) fn rename_queue(&mut self, index: u64, renaming: &Renaming) {
+        let Some(mut record) = self.queues.get(&renaming.id).map(|record| QueueRecord::clone(record)) else { return };
+        let old = std::mem::replace(&mut record.spec.name.name, renaming.name.clone());
+        record.spec.arguments = renaming.arguments.clone();
+        let vhost = record.spec.name.vhost.clone();
+        let incoming = self.queue_entry(&vhost, &old).map(|q| q.incoming.clone()).unwrap_or_default();
+        let bindings: Vec<_> = incoming.iter().filter_map(|id| Some((*id, self.bindings.get(id)?.clone()))).collect();
+        incoming.into_iter().for_each(|id| drop(self.drop_binding(id)));
+        if let Some(vhost) = self.vhosts.get_mut(&vhost) {
+            vhost.queues.remove(&old);
+        }
+        self.put_queue(Arc::new(record));
+        for (id, spec) in bindings {
+            let spec = BindingSpec { destination: renaming.name.clone(), ..BindingSpec::clone(&spec) };
+            self.bind(id, &spec).expect("both ends are there: the one was, the other has just been put");
+        }
+        self.configured(index, renaming.id);
     }
 
     fn incoming(&mut self, spec: &BindingSpec) -> Option<&mut BTreeSet<u64>> {

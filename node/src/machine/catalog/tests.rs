@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::admin::AdminCommand;
-use crate::model::catalog::{CatalogCommand, CatalogReply, ExchangeKind, QueueSpec, Refusal, Table, Value};
+use crate::model::catalog::{CatalogCommand, CatalogReply, ExchangeKind, QueueSpec, Refusal, Renaming, Table, Value};
 use crate::model::{ConnectionId, LeaderId};
 use proptest::prelude::*;
 
@@ -429,6 +429,34 @@ fn changes_of_a_shard_are_told_since_an_index() {
     assert_eq!(f.0.changes_since(recent, ShardId(1)), Some((vec![], vec![])));
 }
 
+#[test]
+fn queues_are_renamed_together_or_not_at_all_and_keep_what_leads_to_them() {
+    let mut f = Fixture::new();
+    let (a, b) = (f.queue("a"), f.queue("b"));
+    f.done(CatalogCommand::Bind(binding("amq.topic", Target::Queue, "a", "k.*")));
+    f.done(CatalogCommand::Bind(binding("amq.direct", Target::Queue, "a", "k")));
+    let before = f.0.index();
+    let limited = || Table::from([("x-delivery-limit".to_owned(), Value::Int(7))]);
+    let renaming = |id, name: &str| Renaming { id, name: name.into(), arguments: limited() };
+    for wrong in [vec![renaming(a, "c"), renaming(b, "b")], vec![renaming(a, "c"), renaming(QueueId(999), "d")]] {
+        assert!(matches!(f.apply(CatalogCommand::RenameQueues(wrong)), CatalogReply::Refused(Refusal::Precondition(_))));
+        assert!(f.0.queue(&name("a")).is_some() && f.0.queue(&name("c")).is_none(), "nothing happened");
+    }
+    f.done(CatalogCommand::RenameQueues(vec![renaming(a, "c"), renaming(b, "d")]));
+    assert_eq!([f.0.queue(&name("a")), f.0.queue(&name("b"))], [None, None]);
+    assert_eq!([f.0.queue(&name("c")).unwrap().id, f.0.queue(&name("d")).unwrap().id], [a, b]);
+    for (exchange, key) in [("amq.topic", "k.x"), ("amq.direct", "k"), ("", "c")] {
+        let mut out = Vec::new();
+        f.0.route_one("/", exchange, key.as_bytes(), &Table::new, &mut out);
+        assert_eq!(out, [(a, ShardId(1))], "{exchange}");
+    }
+    assert_eq!(f.0.bindings_to(Target::Queue, &name("c")).count(), 2);
+    let told = f.0.settings_since(before, ShardId(1), &[]);
+    let limits: Vec<_> = told.iter().map(|(id, settings)| (*id, settings.delivery_limit)).collect();
+    assert_eq!(limits, [(a, Some(7)), (b, Some(7))], "their shard hears of it");
+    assert_eq!(Catalog::from_snapshot(&f.0.snapshot()).unwrap().state_hash(), f.0.state_hash());
+}
+
 fn command() -> impl Strategy<Value = CatalogCommand> {
     let queue = || prop::sample::select(vec!["a", "b", "c", "d"]);
     let exchange = || prop::sample::select(vec!["x", "y", "amq.topic", "amq.match", "amq.direct"]);
@@ -454,6 +482,10 @@ fn command() -> impl Strategy<Value = CatalogCommand> {
         8 => bind().prop_map(CatalogCommand::Bind),
         3 => bind().prop_map(CatalogCommand::Unbind),
         2 => (0u64..40).prop_map(|id| CatalogCommand::DeleteQueue { id: QueueId(id) }),
+        2 => prop::collection::vec((3u64..20, queue()), 1..3).prop_map(|all| {
+            let renamed = |(id, name): (u64, &str)| Renaming { id: QueueId(id), name: name.into(), arguments: Table::new() };
+            CatalogCommand::RenameQueues(all.into_iter().map(renamed).collect())
+        }),
         1 => (exchange(), any::<bool>()).prop_map(|(x, if_unused)| CatalogCommand::DeleteExchange { name: name(x), if_unused }),
         1 => (0u64..2).prop_map(|c| CatalogCommand::ConnectionGone(owner(c))),
         2 => (11u64..13).prop_map(|i| CatalogCommand::NodeUp { node: NODE, incarnation: Incarnation(i) }),
