@@ -536,7 +536,7 @@ mod tests {
         let properties = [&[0x20, 0][..], &(table.len() as u32).to_be_bytes(), table].concat();
         let routed = scene.route(queue, SettleReason::Reject, stored(b"k", &properties));
         assert_eq!(routed.targets, [(ShardId(2), vec![own, blind])]);
-        assert!(crate::model::properties::has_blind_copies(&routed.messages[0].properties), "at its next death too");
+        assert!(crate::model::properties::has_hidden(&routed.messages[0].properties), "at its next death too");
     }
 
     #[test]

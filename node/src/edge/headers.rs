@@ -148,12 +148,13 @@ fn property<'a>(bytes: &mut &'a [u8], at: u32) -> Option<&'a [u8]> {
     cut(bytes, len)
 }
 
-/// The same properties with the header entries of one name called by another one of the same length.
-pub(super) fn renamed_header(properties: &[u8], from: &[u8; 3], to: &[u8; 3]) -> Vec<u8> {
+/// The same properties with some header entries called by other names of the same length: (before, after).
+pub(super) fn renamed_headers(properties: &[u8], names: &[(&str, &str)]) -> Vec<u8> {
     let mut out = properties.to_vec();
-    for entry in raw_headers(properties).filter(|entry| entry.name == from) {
+    for entry in raw_headers(properties) {
+        let Some((_, to)) = names.iter().find(|(from, to)| entry.name == from.as_bytes() && from.len() == to.len()) else { continue };
         let at = entry.name.as_ptr() as usize - properties.as_ptr() as usize;
-        out[at..at + to.len()].copy_from_slice(to);
+        out[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
     out
 }
@@ -255,9 +256,9 @@ mod tests {
             let blind = [&b"\x01kS\0\0\0\x01v\x03"[..], name, b"A\0\0\0\x06S\0\0\0\x01q\x01vV"].concat();
             with_headers(&blind)
         };
-        assert_eq!(renamed_header(&list(b"BCC"), b"BCC", b"\0CC"), list(b"\0CC"));
-        assert_eq!(renamed_header(&list(b"BCC"), b"non", b"\0CC"), list(b"BCC"));
-        assert_eq!(renamed_header(&[0, 0], b"BCC", b"\0CC"), [0, 0]);
+        assert_eq!(renamed_headers(&list(b"BCC"), &[("BCC", "\0CC")]), list(b"\0CC"));
+        assert_eq!(renamed_headers(&list(b"BCC"), &[("non", "\0CC"), ("BCC", "longer")]), list(b"BCC"));
+        assert_eq!(renamed_headers(&[0, 0], &[("BCC", "\0CC")]), [0, 0]);
     }
 
     #[test]
@@ -288,7 +289,7 @@ mod tests {
             headers(&bytes);
             user_id(&bytes);
             raw_headers(&bytes).for_each(|entry| drop(entry.read()));
-            renamed_header(&bytes, b"BCC", b"\0CC");
+            renamed_headers(&bytes, &[("BCC", "\0CC")]);
         }
     }
 }

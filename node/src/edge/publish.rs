@@ -12,7 +12,7 @@ use super::{Edge, names, replies};
 use crate::machine::catalog::{Catalog, Envelope, RouteResult, exchange_text};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::StoredMessage;
-use crate::model::step::{Event, Publish};
+use crate::model::step::{Event, Publish, REPLY_TO};
 use crate::model::stream::StreamTarget;
 use crate::model::{QueueId, ShardId, properties};
 use bytes::{Bytes, BytesMut};
@@ -68,7 +68,9 @@ impl Connection {
         let (index, copies) = match routed {
             Ok(routed) => routed,
             Err(refusal) => {
-                self.fail(at.channel, refusal);
+                // Of several reasons the client hears the one that RabbitMQ comes to first.
+                let first = self.try_publish(&publish).err();
+                self.fail(at.channel, first.unwrap_or(refusal));
                 return Ok(());
             }
         };
@@ -136,23 +138,25 @@ impl Connection {
         }
     }
 
+    /// All that may be against a publish, in the order in which RabbitMQ's channel looks at it.
     fn try_publish(&mut self, publish: &Publish) -> Result<(), Refusal> {
         let Connection { edge, mailbox, writable, .. } = self;
         let identity = mailbox.identity.get().ok_or_else(no_vhost)?;
         let catalog = edge.catalog.read();
         let exchange = exchange_name(identity, &publish.exchange)?;
-        let (copies, name) = (Copies::read(&publish.properties), identity.name(exchange));
-        {
-            let keys = copies.as_ref().map(|copies| copies.keys(&publish.routing_key)).unwrap_or_default();
-            writable.check(&edge.patterns, &catalog, identity.who(), (&publish.exchange, exchange), keys.iter().copied())?;
-        }
+        let (at, name) = ((&publish.exchange, exchange), identity.name(exchange));
+        writable.check(&edge.patterns, &catalog, identity.who(), at, [])?;
         match catalog.exchange(&name) {
             None => return Err(names::not_found(Kind::Exchange, &name)),
             Some(spec) if spec.internal => return Err(internal(&name)),
             Some(_) => {}
         }
-        check_properties(&catalog, identity, &publish.properties)?;
-        copies.map(drop)
+        check_reply_to(&publish.properties)?;
+        check_expiration(&publish.properties)?;
+        let copies = Copies::read(&publish.properties)?;
+        let keys = copies.keys(&publish.routing_key);
+        writable.check(&edge.patterns, &catalog, identity.who(), at, keys.iter().copied())?;
+        check_user_id(&catalog, identity, &publish.properties)
     }
 
     /// Finds the lanes of `targets`: positions in `lanes` with the end of their stretch of `targets`. Shards that are gone for good
@@ -272,8 +276,17 @@ fn internal(name: &Name) -> Refusal {
 
 /// What RabbitMQ looks at when the exchange is there and may be published to.
 fn check_properties(catalog: &Catalog, identity: &Identity, properties: &[u8]) -> Result<(), Refusal> {
+    check_reply_to(properties)?;
     check_expiration(properties)?;
     check_user_id(catalog, identity, properties)
+}
+
+/// The session puts an address in the place of this name, when its channel has a consumer for answers.
+fn check_reply_to(list: &[u8]) -> Result<(), Refusal> {
+    match properties::field(list, properties::REPLY_TO) {
+        Some(name) if name == REPLY_TO.as_bytes() => Err(Refusal::Precondition("fast reply consumer does not exist".to_owned())),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A time to live that is none is refused in RabbitMQ's words.

@@ -9,7 +9,7 @@ use crate::model::catalog::{
     BindingSpec, CatalogCommand, CatalogReply, ExchangeKind, ExchangeSpec, Name, QueueRecord, QueueSpec, Refusal, Renaming, Table, Target,
 };
 use crate::model::rocketmq::{self, AccessKey, Arrangement, TopicSettings};
-use crate::model::{Incarnation, NodeId, ShardId};
+use crate::model::{Incarnation, NodeId, QueueId, ShardId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -180,20 +180,29 @@ impl Edge {
         self.add_partitions(topic, &reserve_names(topic, partitions), &arguments).await
     }
 
+    /// The queues of [`Self::add_reserve`] that there are.
+    fn reserve(&self, topic: &Name, partitions: u32) -> Vec<QueueId> {
+        let catalog = self.catalog.read();
+        let is_replicated = |record: &&Arc<QueueRecord>| record.spec.durable && record.spec.exclusive_owner.is_none();
+        let names = reserve_names(topic, partitions);
+        names.iter().filter_map(|name| catalog.queue(name).filter(is_replicated).map(|record| record.id)).collect()
+    }
+
     /// Makes what was kept for a topic's first group that group's own, whole or not at all; whether there was something to be had.
     async fn adopt_reserve(&self, topic: &Name, names: &[Name], arguments: &Table) -> Result<bool, Refusal> {
-        let reserve = reserve_names(topic, names.len() as u32);
-        let ids = || -> Vec<_> {
-            let catalog = self.catalog.read();
-            let is_replicated = |record: &&Arc<QueueRecord>| record.spec.durable && record.spec.exclusive_owner.is_none();
-            reserve.iter().filter_map(|name| catalog.queue(name).filter(is_replicated).map(|record| record.id)).collect()
-        };
-        if ids().is_empty() {
+        let partitions = names.len() as u32;
+        let mut ids = self.reserve(topic, partitions);
+        if ids.is_empty() {
             return Ok(false);
         }
-        // It may not be whole: whoever made it may have died over it.
-        self.add_reserve(topic, names.len() as u32).await?;
-        let ids = ids();
+        if ids.len() < names.len() {
+            // Whoever made it died over it, or another group takes it at this moment: then its bindings have lost their queues.
+            match self.add_reserve(topic, partitions).await {
+                Err(Refusal::NotFound { .. }) => return Ok(false),
+                other => other?,
+            }
+            ids = self.reserve(topic, partitions);
+        }
         if ids.len() < names.len() {
             return Ok(false);
         }
@@ -241,6 +250,10 @@ impl Edge {
         let names = group_names(topic, group, settings.partitions);
         if !self.adopt_reserve(topic, &names, &arguments).await? {
             self.add_partitions(topic, &names, &arguments).await?;
+            // A topic with a group keeps nothing for another one.
+            for id in self.reserve(topic, settings.partitions) {
+                self.submit(CatalogCommand::DeleteQueue { id }).await?;
+            }
         }
         // Somebody else may have been faster.
         if explicit { self.check_retries(topic, group, settings.partitions, retries) } else { Ok(()) }
@@ -299,12 +312,12 @@ impl Edge {
     async fn delete_topic(&self, topic: &Name) -> Result<(), Refusal> {
         let settings = self.existing(topic)?;
         self.delete_queues(topic, |_| true).await?;
-        let own: Vec<_> = {
-            let halves = self.half_queues(topic).into_iter().map(|(_, name)| name);
-            let names: Vec<_> = halves.chain(reserve_names(topic, settings.partitions)).collect();
+        let own: Vec<QueueId> = {
+            let names = self.half_queues(topic);
             let catalog = self.catalog.read();
-            names.iter().filter_map(|name| catalog.queue(name).map(|record| record.id)).collect()
+            names.iter().filter_map(|(_, name)| catalog.queue(name).map(|record| record.id)).collect()
         };
+        let own = own.into_iter().chain(self.reserve(topic, settings.partitions));
         for id in own {
             self.submit(CatalogCommand::DeleteQueue { id }).await?;
         }

@@ -93,7 +93,7 @@ pub(super) fn is_full(queue: &Queue, basis: &mut Basis, coming: (u64, u64)) -> b
     let (count, bytes) = basis.ready(queue);
     let long = settings.max_length.is_some_and(|max| count + coming.0 >= max.saturating_add(basis.room));
     let heavy = settings.max_length_bytes.is_some_and(|max| bytes + coming.1 > max);
-    long || (heavy && basis.room == 0)
+    long || (heavy && count + coming.0 >= basis.room)
 }
 
 /// What a queue with these settings notes of a message that comes at `now_ms`.

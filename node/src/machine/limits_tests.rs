@@ -135,7 +135,7 @@ impl Naive {
             let ready = self.ready();
             let (count, bytes) = (ready.len() as u64, ready.iter().map(|m| m.body).sum::<u64>());
             let long = self.settings.max_length.is_some_and(|max| count >= max + self.room());
-            let heavy = self.settings.max_length_bytes.is_some_and(|max| bytes + body > max) && self.room() == 0;
+            let heavy = self.settings.max_length_bytes.is_some_and(|max| bytes + body > max) && count >= self.room();
             if long || heavy {
                 return false;
             }

@@ -89,7 +89,7 @@ impl Listed for ConnectionRow {
         "connected_at",
         "node",
     ];
-    const UNTOLD: &'static [&'static str] = &["container_id", "recv_cnt", "send_cnt", "send_pend"];
+    const UNTOLD: &'static [&'static str] = &["container_id", "peer_cert_serial_number", "recv_cnt", "send_cnt", "send_pend"];
     const DEFAULT: &'static [&'static str] = &["user", "peer_host", "peer_port", "state"];
 
     fn cell(&self, column: &str) -> Cell {

@@ -4,7 +4,8 @@
 
 use super::entry::SettleReason;
 use super::properties::{
-    CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, DELIVERY_MODE, EXPIRATION, HEADERS, PRIORITY, REPLY_TO, field, value_len,
+    CLIENT_DEATHS, CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, DEATHS, DELIVERY_MODE, EXPIRATION, HEADERS, PRIORITY, REPLY_TO, field,
+    value_len,
 };
 use super::store;
 use bytes::{Buf, BufMut};
@@ -90,6 +91,11 @@ impl<'a> Headers<'a> {
         put_text(&mut self.added, text);
     }
 
+    /// Calls a header of the client's by another name.
+    pub fn rename(&mut self, from: &str, to: &'a str) {
+        self.entries.iter_mut().filter(|e| e.0 == from.as_bytes()).for_each(|e| e.0 = to.as_bytes());
+    }
+
     /// Takes a header of the client's away.
     pub fn remove(&mut self, name: &str) {
         while let Some(at) = self.entries.iter().position(|e| e.0 == name.as_bytes()) {
@@ -121,10 +127,11 @@ impl<'a> Headers<'a> {
         }
     }
 
-    /// One more death. Those before it, by recency: queue and reason.
+    /// One more death. Those before it, by recency: queue and reason. What a client said of deaths counts for nothing.
     pub fn record(&mut self, death: &Death<'_>) {
+        self.remove(CLIENT_DEATHS);
         let (queue, reason) = (death.queue.as_bytes(), reason_name(death.reason).as_bytes());
-        let is_first = self.get("x-death").is_none();
+        let is_first = self.get(DEATHS).is_none();
         let mut list = Vec::with_capacity(160 + 2 * death.queue.len() + death.key.len() + death.exchange.len());
         sized(&mut list, b'A', |list| {
             match self.deaths().filter(|d| d.is(queue, reason)).last() {
@@ -134,7 +141,7 @@ impl<'a> Headers<'a> {
             self.deaths().filter(|d| !d.is(queue, reason)).for_each(|d| list.put_slice(d.table));
         });
         self.added.reserve(list.len() + 200 + 2 * (queue.len() + death.exchange.len()));
-        self.set("x-death", &list);
+        self.set(DEATHS, &list);
         for (which, wanted) in [("first", is_first), ("last", true)] {
             if wanted {
                 let [queue_name, reason_name, exchange_name] = names(which);
@@ -170,7 +177,7 @@ impl<'a> Headers<'a> {
     }
 
     fn deaths(&self) -> impl Iterator<Item = Past<'_>> {
-        self.listed("x-death").map(|table| Past { table })
+        self.listed(DEATHS).map(|table| Past { table })
     }
 
     /// Whether the message would come back to a queue by itself: it died there, and nobody rejected it since.
@@ -447,6 +454,24 @@ mod tests {
         assert_eq!(past.text(b"reason"), Some(&b"expired"[..]));
         assert_eq!(past.text(b"original-expiration"), Some(&b"10"[..]));
         assert!(past.table.windows(8).any(|w| w == b"\0\0\0\x02c1\x00\x00" || w.ends_with(b"c1")), "CC is among the keys");
+    }
+
+    #[test]
+    fn what_a_client_says_of_deaths_is_neither_read_nor_kept() {
+        let mut died = Headers::of(&[0, 0]);
+        died.record(&death("q", SettleReason::Expired));
+        let written = died.write(true);
+        assert!(Headers::of(&written).is_cycle("q"));
+        let mut said = Headers::of(&written);
+        said.rename(DEATHS, CLIENT_DEATHS);
+        let published = said.write(true);
+        let mut headers = Headers::of(&published);
+        assert!(!headers.is_cycle("q"));
+        headers.record(&death("r", SettleReason::Expired));
+        assert!(headers.is_cycle("r") && !headers.is_cycle("q"));
+        assert_eq!(headers.deaths().count(), 1);
+        assert_eq!(headers.get("x-first-death-queue"), Some(&b"S\0\0\0\x01r"[..]));
+        assert_eq!(headers.get(CLIENT_DEATHS), None);
     }
 
     #[test]

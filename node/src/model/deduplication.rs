@@ -4,7 +4,7 @@
 
 use super::catalog::{Table, Value};
 use super::limits;
-use super::properties::header;
+use super::properties::{DEATHS, header};
 use super::store::whole;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,8 +22,6 @@ pub const TTL: &str = "x-cache-ttl";
 const VALUE: &str = "x-deduplication-header";
 const PUBLISHER: &str = "x-publisher-reference";
 const PUBLISHING_ID: &str = "x-publishing-id";
-/// A message with it was in a queue before.
-const DIED: &str = "x-death";
 
 /// What a queue remembers. Without size and time: values of the messages that are in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +135,7 @@ impl Marks {
             return None;
         }
         let ttl = || header(properties, TTL).and_then(whole).and_then(|ms| u64::try_from(ms).ok()).filter(|ms| *ms > 0);
-        Some(Marks { header: value.map(|value| (Key::of(value), ttl())), publisher, died: header(properties, DIED).is_some() })
+        Some(Marks { header: value.map(|value| (Key::of(value), ttl())), publisher, died: header(properties, DEATHS).is_some() })
     }
 
     /// Whether a message is to be looked for at all by an exchange that goes by the header.
@@ -161,7 +159,7 @@ mod tests {
         assert_eq!(Marks::of(&[0, 0]), None);
         assert_eq!(Marks::of(&properties(&[(VALUE, b"V")])), None);
         assert_eq!(Marks::of(&properties(&[(PUBLISHING_ID, b"I\0\0\0\x01")])), None, "an id without a publisher");
-        let marks = Marks::of(&properties(&[(VALUE, b"S\0\0\0\x01a"), (TTL, b"I\0\0\0\x05"), (DIED, b"V")])).expect("a value");
+        let marks = Marks::of(&properties(&[(VALUE, b"S\0\0\0\x01a"), (TTL, b"I\0\0\0\x05"), (DEATHS, b"V")])).expect("a value");
         assert_eq!((marks.header, marks.died), (Some((Key::of(b"S\0\0\0\x01a"), Some(5))), true));
         let marks = Marks::of(&properties(&[(PUBLISHER, b"S\0\0\0\x01p"), (PUBLISHING_ID, b"l\0\0\0\0\0\0\0\x07")])).expect("an id");
         assert_eq!((marks.publisher, marks.died), (Some((Key::of(b"S\0\0\0\x01p"), 7)), false));

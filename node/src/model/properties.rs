@@ -30,9 +30,15 @@ const CLUSTER_ID: u16 = 1 << 2;
 /// How `BCC` is called in a stored message: no client sees it, a dead letter goes by it (RabbitMQ keeps the routing keys apart).
 pub const BLIND_COPIES: &str = "\0CC";
 
-/// A stored message has routing keys that its consumers are not to see.
-pub fn has_blind_copies(list: &[u8]) -> bool {
-    field(list, HEADERS).is_some_and(|table| entries(table).any(|(name, _)| name == BLIND_COPIES.as_bytes()))
+/// The record of a message's deaths, which the broker writes.
+pub const DEATHS: &str = "x-death";
+/// How an `x-death` that a client sent is called in a stored message: it is shown to consumers as it came, until the broker has a record of its
+/// own, and is never read (RabbitMQ since 4.0).
+pub const CLIENT_DEATHS: &str = "\0-death";
+
+/// A stored message has headers that its consumers do not see as they are stored.
+pub fn has_hidden(list: &[u8]) -> bool {
+    field(list, HEADERS).is_some_and(|table| entries(table).any(|(name, _)| name.first() == Some(&0)))
 }
 
 /// Nesting of tables and arrays that is looked through.

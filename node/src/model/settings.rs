@@ -166,7 +166,8 @@ impl QueueSettings {
     }
 
     /// Arguments and the policy that applies to the queue (keys without `x-`), merged as RabbitMQ does: the lower of two numbers, an
-    /// argument before the policy for everything else. Priorities and the single active consumer are arguments only.
+    /// argument before the policy for everything else, but for the overflow of a quorum queue. Priorities and the single active consumer are
+    /// arguments only.
     pub fn effective(arguments: &Table, policy: &Table) -> QueueSettings {
         let own = |name: &str| arguments.get(&format!("x-{name}"));
         let lowest = |name: &str| own(name).and_then(number).into_iter().chain(policy.get(name).and_then(number)).min();
@@ -178,10 +179,12 @@ impl QueueSettings {
             return QueueSettings { stream: Some(stream_settings(arguments, policy)), ..QueueSettings::default() };
         }
         let exchange = first("dead-letter-exchange");
+        // `rabbit_quorum_queue`: policy_has_precedence.
+        let overflow = policy.get("overflow").filter(|_| quorum).and_then(text).or_else(|| first("overflow"));
         QueueSettings {
             max_length: lowest("max-length"),
             max_length_bytes: lowest("max-length-bytes"),
-            overflow: match first("overflow").as_deref() {
+            overflow: match overflow.as_deref() {
                 Some("reject-publish") => Overflow::RejectPublish,
                 Some("reject-publish-dlx") => Overflow::RejectPublishDlx,
                 Some(_) | None => Overflow::DropHead,
@@ -427,6 +430,16 @@ mod tests {
 
     fn words(text: &str) -> Value {
         Value::Text(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn of_quorum_queues_a_policy_says_what_happens_when_they_are_full() {
+        let policy = table(&[("overflow", words("reject-publish"))]);
+        for (kind, wanted) in [("quorum", Overflow::RejectPublish), ("classic", Overflow::DropHead)] {
+            let arguments = table(&[("x-queue-type", words(kind)), ("x-overflow", words("drop-head"))]);
+            assert_eq!(QueueSettings::effective(&arguments, &policy).overflow, wanted, "{kind}");
+            assert_eq!(QueueSettings::effective(&arguments, &Table::new()).overflow, Overflow::DropHead);
+        }
     }
 
     #[test]

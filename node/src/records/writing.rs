@@ -7,7 +7,7 @@
 use super::encoding::{BINARY, LIST, MAP, SYMBOL, TEXT, begin, bool, end, fixed, int, long, null, section, sized, timestamp, uint};
 use super::sections::Message;
 use super::{COPIES, ENCODED, EXCHANGE, KEPT, OFFSET, QUEUE_ADDRESS, RECEIVED, ROUTING_KEY, TYPE, UUID, is_internal};
-use crate::model::properties::{BLIND_COPIES, Fields, entries, header, item};
+use crate::model::properties::{BLIND_COPIES, CLIENT_DEATHS, DEATHS, Fields, entries, header, item};
 use bytes::{BufMut, BytesMut};
 
 /// The header with the value that readers filter by.
@@ -109,7 +109,7 @@ impl Record<'_, '_> {
         }
         if keep {
             sized(self.out, SYMBOL, KEPT.as_bytes());
-            let list = without_blind_copies(self.message.properties, &self.fields);
+            let list = as_it_is_shown(self.message.properties, &self.fields);
             sized(self.out, BINARY, list.as_deref().unwrap_or(self.message.properties));
             count += 1;
         }
@@ -128,6 +128,7 @@ impl Record<'_, '_> {
 
     /// A header that becomes a message annotation. False: it does not.
     fn header_annotation(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let name = if name == CLIENT_DEATHS.as_bytes() { DEATHS.as_bytes() } else { name };
         let is_copies = name == b"CC" && value.first() == Some(&b'A');
         if !is_copies && !name.starts_with(b"x-") {
             return false;
@@ -207,7 +208,7 @@ impl Record<'_, '_> {
         let mut count = 0;
         for (name, value) in entries(self.fields.headers.unwrap_or_default()) {
             let is_composite = matches!(value.first(), Some(b'A' | b'F'));
-            if name.starts_with(b"x-") || name == b"BCC" || name == BLIND_COPIES.as_bytes() || name == b"CC" && is_composite {
+            if name.starts_with(b"x-") || is_hidden(name) || name == b"BCC" || name == b"CC" && is_composite {
                 continue;
             }
             if is_composite || str::from_utf8(name).is_err() {
@@ -238,12 +239,18 @@ impl Record<'_, '_> {
     }
 }
 
-/// The list without the copies that no consumer may see, when it has some.
-fn without_blind_copies(list: &[u8], fields: &Fields<'_>) -> Option<Vec<u8>> {
+/// Stored by a name of the broker's own.
+fn is_hidden(name: &[u8]) -> bool {
+    name.first() == Some(&0)
+}
+
+/// The list without the copies that no consumer may see, and with what a client said of deaths, when it has some.
+fn as_it_is_shown(list: &[u8], fields: &Fields<'_>) -> Option<Vec<u8>> {
     let is_blind = |name: &[u8]| name == b"BCC" || name == BLIND_COPIES.as_bytes();
-    let headers = fields.headers.filter(|table| entries(table).any(|(name, _)| is_blind(name)))?;
+    let headers = fields.headers.filter(|table| entries(table).any(|(name, _)| name == b"BCC" || is_hidden(name)))?;
     let mut kept = Vec::with_capacity(headers.len());
     for (name, value) in entries(headers).filter(|(name, _)| !is_blind(name)) {
+        let name = if name == CLIENT_DEATHS.as_bytes() { DEATHS.as_bytes() } else { name };
         kept.put_u8(name.len() as u8);
         kept.put_slice(name);
         kept.put_slice(value);

@@ -21,6 +21,9 @@ use tokio::time::Instant;
 /// leader must call the unattached ones redelivered.
 pub(super) const SEEN_MARK: SessionId = SessionId(0);
 
+/// What a message is taken for where a consumer's window must be told in messages.
+const ROOM_BYTES: i64 = 512;
+
 /// A consumer and its credit.
 #[derive(Debug)]
 pub(super) struct Consumer {
@@ -48,12 +51,13 @@ impl Consumer {
         self.bytes > 0 && self.credit.is_none_or(|left| left > 0)
     }
 
-    /// Messages it can take at once.
+    /// Messages it can take at once: as many as its credit and, at [`ROOM_BYTES`] each, what is left of its window let through.
     pub fn room(&self) -> u32 {
         if !self.wants() {
             return 0;
         }
-        self.credit.map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX))
+        let fit = u32::try_from(self.bytes.max(0) / ROOM_BYTES).unwrap_or(u32::MAX).max(1);
+        self.credit.map_or(fit, |left| fit.min(u32::try_from(left).unwrap_or(u32::MAX)))
     }
 
     pub fn add_credit(&mut self, messages: u32, bytes: u64) {

@@ -198,7 +198,7 @@ impl ShardServer {
         }
         let before = targets.clone();
         let mut free = true;
-        each_target(&batch.ops, |queue| {
+        each_target(&batch.ops, &mut |queue| {
             if !free || !self.limited.contains(&queue) {
                 return;
             }

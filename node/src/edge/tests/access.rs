@@ -5,6 +5,7 @@ use super::*;
 use crate::edge::streams::Addresses;
 use crate::model::admin::{AdminCommand, Permission, TopicPermission};
 use crate::model::catalog::Value;
+use crate::model::properties;
 use crate::model::report::Counted;
 use crate::model::step::DeclareQueue;
 use crate::model::stream_step::Advertised;
@@ -135,6 +136,61 @@ async fn each_operation_needs_rabbitmqs_rights() {
             client.ask(request.clone());
             let refused = timeout(Duration::from_millis(50), client.reply()).await;
             assert!(!matches!(refused, Ok(Err(Refusal::Access(_)))), "{request:?} without {right}: {refused:?}");
+        }
+    }
+}
+
+/// A publish is looked at in the order of RabbitMQ's channel, whatever else is wrong with it.
+#[tokio::test]
+async fn of_all_that_is_wrong_with_a_publish_the_first_is_told() {
+    let list = |text: &str, wrong: &[&str]| {
+        let table = b"\x02CCS\0\0\0\x01k";
+        let mut flags = 0u16;
+        let mut fields = Vec::new();
+        if wrong.contains(&"copies") {
+            flags |= properties::HEADERS;
+            fields.extend_from_slice(&(table.len() as u32).to_be_bytes());
+            fields.extend_from_slice(table);
+        }
+        let mut short = |flag: u16, name: &str, value: &str| {
+            if wrong.contains(&name) {
+                flags |= flag;
+                fields.push(value.len() as u8);
+                fields.extend_from_slice(value.as_bytes());
+            }
+        };
+        short(properties::REPLY_TO, "reply", "amq.rabbitmq.reply-to");
+        short(properties::EXPIRATION, "expiration", text);
+        short(1 << 4, "user", "somebody");
+        [&flags.to_be_bytes()[..], &fields].concat()
+    };
+    let all = ["reply", "expiration", "copies", "user"];
+    let topic = AdminCommand::SetTopicPermissions {
+        user: "guest".into(),
+        vhost: "/".into(),
+        exchange: "amq.topic".into(),
+        permission: TopicPermission { write: "^allowed".into(), read: ".*".into() },
+    };
+    let cases: [(&str, &str, &[&str], &str); 8] = [
+        ("amq.topic", "right", &all, "write access to exchange 'amq.topic' in vhost '/' refused for user 'guest'"),
+        ("none", "k", &all, "no exchange 'none' in vhost '/'"),
+        ("amq.rabbitmq.trace", "k", &all, "cannot publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'"),
+        ("amq.topic", "k", &all, "fast reply consumer does not exist"),
+        ("amq.topic", "k", &all[1..], "invalid expiration 'later': no_integer"),
+        ("amq.topic", "k", &all[2..], "invalid message: {unacceptable_type_in_header,\"CC\",longstr}"),
+        ("amq.topic", "k", &all[3..], "write access to topic 'k' in exchange topic 'amq.topic' in vhost '/' refused for user 'guest'"),
+        ("amq.topic", "allowed", &all[3..], "user_id property set to 'somebody' but authenticated user was 'guest'"),
+    ];
+    for (exchange, key, wrong, why) in cases {
+        for in_transaction in [false, true] {
+            let scene = Scene::new(default_config());
+            scene.admin(topic.clone());
+            scene.permit(".*", if key == "right" { "^$" } else { ".*" }, ".*");
+            let mut client = scene.client();
+            let publish = Publish { properties: list("later", wrong).into(), ..publish(exchange, key, 1, b"b") };
+            client.submit(if in_transaction { Step::Check(publish) } else { Step::Publish(publish) });
+            let Event::ChannelError { refusal, .. } = client.next().await else { panic!("{exchange} {key}: not refused") };
+            assert_eq!(refusal.to_string(), why, "{exchange} {key}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Topics of RocketMQ as publishes are routed to them.
 
 use super::*;
-use crate::model::catalog::Value;
+use crate::model::catalog::{Renaming, Value};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
 
 const GROUPS: usize = 10;
@@ -58,6 +58,27 @@ async fn what_a_topic_keeps_goes_whole_to_one_of_the_groups_that_come_at_once() 
     assert_eq!(ids(&scene, "t@@").len(), 8);
     scene.edge.arrange(&Arrangement::DeleteTopic { topic: name("t") }, &DEFAULTS).await.expect("deleted");
     assert!(ids(&scene, "t@").is_empty());
+}
+
+/// Through two nodes at the same time, of which one is behind: it names queues that are another group's by then.
+#[tokio::test]
+async fn a_group_that_comes_while_another_one_takes_what_was_kept_has_queues_of_its_own() {
+    for partitions in [1, 8] {
+        for taken in 0..2 {
+            let scene = Scene::new(default_config());
+            let settings = TopicSettings { partitions, ..TopicSettings::default() };
+            scene.edge.arrange(&Arrangement::AddTopic { topic: name("t"), settings }, &DEFAULTS).await.expect("made");
+            let kept = ids(&scene, "t@");
+            let renaming = |(n, id): (usize, &QueueId)| Renaming { id: *id, name: format!("t@first@{n}").into(), arguments: Table::new() };
+            let of_first: Vec<_> = kept.iter().enumerate().skip(taken).map(renaming).collect();
+            scene.world.apply(&CatalogCommand::RenameQueues(of_first));
+            let second = Arrangement::AddGroup { topic: name("t"), group: "second".into(), max_retries: None };
+            scene.edge.arrange(&second, &DEFAULTS).await.expect("made");
+            let queues = scene.edge.group(&name("t"), "second").expect("whole");
+            assert_eq!(queues.len(), partitions as usize);
+            assert!(ids(&scene, "t@").len() == 2 * partitions as usize - taken && scene.edge.group(&name("t"), "").is_none());
+        }
+    }
 }
 
 #[tokio::test]

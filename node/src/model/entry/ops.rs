@@ -480,18 +480,24 @@ impl Iterator for OpsReader {
     }
 }
 
-/// The queues that a batch's enqueues go to, once for each message; walks the heads of operations only. Parts of transactions bring
-/// nothing yet.
-pub fn each_target(mut ops: &[u8], mut each: impl FnMut(QueueId)) {
+/// The queues that a batch's enqueues go to, once for each message, those of its parts of transactions too: they bring nothing yet, but
+/// are taken or refused now. Walks the heads of operations only.
+pub fn each_target(mut ops: &[u8], each: &mut impl FnMut(QueueId)) {
     while let Some((head, rest)) = ops.split_first_chunk::<FRAME_HEAD>() {
         let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         let Some((mut body, rest)) = rest.split_at_checked(len) else { return };
         ops = rest;
-        if head[0] != OP_ENQUEUE {
-            continue;
+        match head[0] {
+            OP_ENQUEUE => {
+                let Some((n, ..)) = read_enqueue_head(&mut body) else { return };
+                body.chunks_exact(8).take(n).for_each(|mut c| each(QueueId(c.get_u64_le())));
+            }
+            OP_PART => {
+                let Some(part) = skip_head(body) else { return };
+                each_target(part, each);
+            }
+            _ => {}
         }
-        let Some((n, ..)) = read_enqueue_head(&mut body) else { return };
-        body.chunks_exact(8).take(n).for_each(|mut c| each(QueueId(c.get_u64_le())));
     }
 }
 

@@ -135,6 +135,45 @@ async fn a_queue_that_refuses_holds_its_limit_exactly_while_consumers_hold_messa
 }
 
 #[tokio::test]
+async fn a_part_of_a_transaction_is_measured_without_what_consumers_hold() {
+    let shard = Shard::with(QueueSettings { overflow: Overflow::RejectPublish, ..limit(2) });
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(2)).await;
+    edge.publish(Q, 0..2).await;
+    assert_eq!(edge.seqs(2).await, [1, 2]);
+    for (number, messages, refused) in [(1, 3, vec![(0, RefusedEnqueue::Full)]), (2, 2, vec![])] {
+        let tx = TxId { node: NodeId(1), incarnation: Incarnation(edge.incarnation), number };
+        let batch = edge.batch(|ops| {
+            let start = ops.begin_part(tx, ShardId(4), &[]);
+            for _ in 0..messages {
+                ops.enqueue(&[Q], b"", b"key", &[0, 0], b"of the transaction");
+            }
+            ops.end_part(start);
+        });
+        let seq = batch.seq;
+        edge.up(ToLeader::Batch(batch)).await;
+        assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused }, "{messages} into two places");
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_refuses_bytes_takes_no_more_at_once_than_consumers_can() {
+    let settings = QueueSettings { overflow: Overflow::RejectPublish, max_length_bytes: Some(1000), ..QueueSettings::default() };
+    let shard = Shard::with(settings);
+    let mut edge = shard.edge(1).await;
+    edge.consume(1, Q, Some(1)).await;
+    let batch = edge.batch(|ops| {
+        for _ in 0..5 {
+            ops.enqueue(&[Q], b"", b"key", &[0, 0], &[7; 600]);
+        }
+    });
+    let seq = batch.seq;
+    edge.up(ToLeader::Batch(batch)).await;
+    let refused = (1..5).map(|ordinal| (ordinal, RefusedEnqueue::Full)).collect();
+    assert_eq!(edge.down().await, ToEdge::Verdict { seq, refused }, "the first is the consumer's, no other fits");
+}
+
+#[tokio::test]
 async fn a_message_whose_time_ended_goes_and_is_not_delivered_any_more() {
     let shard = Shard::with(ttl(300));
     let mut edge = shard.edge(1).await;

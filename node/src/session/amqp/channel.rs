@@ -306,7 +306,7 @@ impl Channel {
     }
 
     fn publish(&mut self, mut publish: Publish, shared: &mut Shared, out: &mut Out) -> Result<(), Fault> {
-        self.address_reply(&mut publish).map_err(|fault| fault.at(BASIC_PUBLISH))?;
+        self.address_reply(&mut publish);
         if self.tx.is_some() {
             return self.keep_publish(publish, shared, out).map_err(|fault| fault.at(BASIC_PUBLISH));
         }

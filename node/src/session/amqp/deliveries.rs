@@ -6,7 +6,7 @@ use super::{Out, Shared};
 use crate::model::deaths::Headers;
 use crate::model::entry::StoredView;
 use crate::model::link::Delivery;
-use crate::model::properties::{BLIND_COPIES, has_blind_copies};
+use crate::model::properties::{BLIND_COPIES, CLIENT_DEATHS, DEATHS, has_hidden};
 use crate::model::step::{Got, Held, Outcome, Publish, Step};
 use crate::model::{ConsumerId, ShardId};
 use crate::wire::amqp::output::Content;
@@ -84,15 +84,16 @@ impl Channel {
 }
 
 /// The properties as a client sees them, when they are not as they are stored: with `x-delivery-count` of a message whose delivery failed
-/// before, without blind copies.
+/// before, without blind copies, and what another client said of deaths as it came.
 fn shown(properties: &[u8], failures: u32) -> Option<Vec<u8>> {
-    let blind = has_blind_copies(properties);
-    (blind || failures > 0).then(|| {
+    let hides = has_hidden(properties);
+    (hides || failures > 0).then(|| {
         let mut headers = Headers::of(properties);
         if failures > 0 {
             headers.set_delivery_count(failures);
         }
         headers.remove(BLIND_COPIES);
+        headers.rename(CLIENT_DEATHS, DEATHS);
         headers.write(true)
     })
 }
@@ -125,6 +126,7 @@ mod tests {
         let (blind, kept) = (b"\x03\0CCA\0\0\0\x06S\0\0\0\x01b", b"\x01kV");
         assert_eq!(shown(&list(&[&blind[..], kept].concat()), 0), Some(list(kept)));
         assert_eq!(shown(&list(kept), 0), None);
+        assert_eq!(shown(&list(b"\x07\0-deathV"), 0), Some(list(b"\x07x-deathV")), "what a client says of deaths is shown as it came");
         let counted = [&kept[..], b"\x10x-delivery-countl\0\0\0\0\0\0\0\x02"].concat();
         assert_eq!(shown(&list(&[&kept[..], blind].concat()), 2), Some(list(&counted)));
     }

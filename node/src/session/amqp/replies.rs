@@ -24,8 +24,8 @@ impl Channel {
     pub(super) fn check_reply_consumer(&self, queue: &str, no_ack: bool) -> Result<(), Fault> {
         match (queue == REPLY_TO, &self.reply_consumer, no_ack) {
             (false, _, _) | (true, None, true) => Ok(()),
-            (true, None, false) => Err(Fault::precondition("reply consumer cannot acknowledge")),
-            (true, Some(_), _) => Err(Fault::precondition("reply consumer already set")),
+            (true, _, false) => Err(Fault::precondition("reply consumer cannot acknowledge")),
+            (true, Some(_), true) => Err(Fault::precondition("reply consumer already set")),
         }
     }
 
@@ -43,15 +43,13 @@ impl Channel {
         self.reply_consumer.take_if(|reply| reply.consumer == consumer);
     }
 
-    /// Puts the address of this channel's consumer where the client asks for it.
-    pub(super) fn address_reply(&self, publish: &mut Publish) -> Result<(), Fault> {
+    /// Puts the address of this channel's consumer where the client asks for it. Where there is none the edge refuses the publish, when it
+    /// is its turn.
+    pub(super) fn address_reply(&self, publish: &mut Publish) {
         let asks = publish.properties.first().is_some_and(|flags| flags & REPLY_TO_FLAG != 0)
             && Properties(&publish.properties).get(Property::ReplyTo) == Some(REPLY_TO.as_bytes());
-        if !asks {
-            return Ok(());
+        if let Some(reply) = self.reply_consumer.as_ref().filter(|_| asks) {
+            publish.properties = Properties(&publish.properties).with_short(Property::ReplyTo, reply.address.as_bytes()).into();
         }
-        let reply = self.reply_consumer.as_ref().ok_or_else(|| Fault::precondition("fast reply consumer does not exist"))?;
-        publish.properties = Properties(&publish.properties).with_short(Property::ReplyTo, reply.address.as_bytes()).into();
-        Ok(())
     }
 }
