@@ -136,6 +136,12 @@ impl Asking {
         self.edge.patterns.check(catalog, self.who(), right, thing)
     }
 
+    /// Any right to a thing lets a client know whether it is there; the refusal names the last one that RabbitMQ tries.
+    fn check_any(&self, catalog: &Catalog, thing: (Kind, &str)) -> Result<(), Refusal> {
+        let allowed = [Right::Read, Right::Write].into_iter().any(|right| self.check(catalog, right, thing).is_ok());
+        if allowed { Ok(()) } else { self.check(catalog, Right::Configure, thing) }
+    }
+
     /// The queue, when this connection has the right and no other connection owns it.
     pub(super) fn queue(&self, name: &Name, right: Option<Right>) -> Result<Arc<QueueRecord>, Refusal> {
         let catalog = self.edge.catalog.read();
@@ -168,6 +174,7 @@ impl Asking {
             let catalog = self.edge.catalog.read();
             let exists = catalog.exchange(&spec.name).is_some();
             if passive {
+                self.check_any(&catalog, (Kind::Exchange, &spec.name.name))?;
                 return if exists { Ok(Reply::Done) } else { Err(not_found(Kind::Exchange, &spec.name)) };
             }
             self.check(&catalog, Right::Configure, (Kind::Exchange, &spec.name.name))?;
@@ -200,6 +207,7 @@ impl Asking {
             return self.look_for_reply_consumer(declare.name).await;
         }
         if declare.passive {
+            self.check_any(&self.edge.catalog.read(), (Kind::Queue, &declare.name.name))?;
             let existing = self.queue(&declare.name, None)?;
             return self.declare_existing(&existing).await;
         }
