@@ -7,7 +7,7 @@ use super::arguments;
 use super::connection::drop_exclusive;
 use super::lane::{Answer, Ask, Fetch, Home, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
-use super::names::{check_not_default, check_not_reserved, generate, not_found};
+use super::names::{check_not_address, check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
 use super::streams::{self, check_known};
@@ -335,6 +335,9 @@ impl Asking {
             Target::Queue => Kind::Queue,
             Target::Exchange => Kind::Exchange,
         };
+        if binding.target == Target::Queue {
+            check_not_address(&binding.destination)?;
+        }
         self.check(&catalog, Right::Write, (kind, &binding.destination))?;
         if binding.target == Target::Exchange {
             check_not_default(&binding.destination)?;
@@ -394,6 +397,7 @@ impl Asking {
     fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
         let record = self.queue(queue, Some(Right::Read))?;
         self.edge.not_of_streams("basic.get", &record)?;
+        arguments::check_get(&record.spec)?;
         let (id, after) = (self.edge.next_id(), self.mark(record.shard));
         let fetch = Fetch { queue: record.id, name: queue.clone(), no_ack, timeout: self.edge.hold_timeout(record.id) };
         self.lane(record.shard)?.get(id, fetch, &self.mailbox, self.at, after);
