@@ -1,5 +1,5 @@
 //! Which right each method needs, as real clients meet it through every node. Names say what their user lacks: `no-c-…` may not be configured,
-//! `no-w-…` not be written to, `no-r-…` not be read from; all other rights it has.
+//! `no-w-…` not be written to, `no-r-…` not be read from, with `none-…` nothing may be done; all other rights it has.
 #![allow(clippy::unwrap_used)] // all of this file is tests
 
 use std::time::Duration;
@@ -130,6 +130,9 @@ fn matrix() -> Vec<Case> {
         look_exchange("no-c-x", None),
         look_exchange("no-w-x", None),
         look_exchange("no-r-x", None),
+        look("none-q", Some(("configure", "queue 'none-q'"))),
+        look("none-and-not-there", Some(("configure", "queue 'none-and-not-there'"))),
+        look_exchange("none-x", Some(("configure", "exchange 'none-x'"))),
         declare_exchange("no-c-x", &none, Some(("configure", "exchange 'no-c-x'"))),
         declare_exchange("no-r-new", &none, None),
         declare_exchange("no-r-newer", &alternate, Some(("read", "exchange 'no-r-newer'"))),
@@ -186,12 +189,12 @@ impl<'a> Scene<'a> {
         let scene = Scene { ctl, user, vhost };
         scene.grant(&["", "", ""].map(|_| ".*"));
         let mut client = scene.client(0);
-        for lacks in ["", "no-c-", "no-w-", "no-r-"] {
+        for lacks in ["", "no-c-", "no-w-", "no-r-", "none-"] {
             client.declare(1, &format!("{lacks}q"), &warren_tests::client::QueueOptions::durable()).unwrap();
             client.declare_exchange(1, &format!("{lacks}x"), "direct").unwrap();
         }
         // Nobody needs a right to his own reply address.
-        scene.grant(&["^(?!no-c-)", "^(?!no-w-)", "^(?!no-r-|amq\\.rabbitmq\\.)"]);
+        scene.grant(&["^(?!no-c-|none-)", "^(?!no-w-|none-)", "^(?!no-r-|none-|amq\\.rabbitmq\\.)"]);
         scene
     }
 

@@ -225,15 +225,15 @@ impl Drop for Beside {
     }
 }
 
-#[test]
-fn nothing_is_lost_or_out_of_order_while_nodes_are_killed() {
-    let Some(cluster) = Broker::to_harm("rocketmq with kills") else { return };
+/// A program that judges by itself, while a node at a time is killed and comes back.
+fn judged_under_kills(program_name: &str, name: &str) {
+    let Some(cluster) = Broker::to_harm(&format!("rocketmq with kills, {program_name}")) else { return };
     topics(&cluster);
     let mut arguments = endpoints(&cluster);
     arguments.push(LOAD.as_secs().to_string());
     let began = Instant::now();
-    let mut chance = Chance::new("nothing_is_lost_or_out_of_order_while_nodes_are_killed");
-    let mut clients = Beside(program("faults.py", &arguments).spawn().unwrap());
+    let mut chance = Chance::new(name);
+    let mut clients = Beside(program(program_name, &arguments).spawn().unwrap());
     for _ in 0..KILLS {
         sleep(Duration::from_secs(3));
         let at = chance.below(cluster.len());
@@ -245,6 +245,16 @@ fn nothing_is_lost_or_out_of_order_while_nodes_are_killed() {
     }
     let status = clients.0.wait().unwrap();
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn nothing_is_lost_or_out_of_order_while_nodes_are_killed() {
+    judged_under_kills("faults.py", "nothing_is_lost_or_out_of_order_while_nodes_are_killed");
+}
+
+#[test]
+fn half_messages_become_what_was_decided_while_nodes_are_killed() {
+    judged_under_kills("halves.py", "half_messages_become_what_was_decided_while_nodes_are_killed");
 }
 
 /// Sends bytes, and reads one answer: status and everything after the status line.

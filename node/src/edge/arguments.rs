@@ -62,6 +62,17 @@ pub(super) fn check_consumer(queue: &Name, arguments: &Table) -> Result<(), Refu
     }
 }
 
+/// Checks basic.get: of a queue that was asked for as a quorum queue with a single active consumer nobody else takes messages.
+pub(super) fn check_get(spec: &QueueSpec) -> Result<(), Refusal> {
+    let is = |argument: &str, value: Value| spec.arguments.get(argument) == Some(&value);
+    if spec.arguments.is_empty() || !is("x-single-active-consumer", Value::Bool(true)) || !is("x-queue-type", Value::Text(b"quorum".into()))
+    {
+        return Ok(());
+    }
+    let why = "basic.get operations are not supported by quorum queues with single active consumer";
+    Err(Refusal::Locked(format!("cannot obtain access to locked {}. {why}", queue_text(&spec.name))))
+}
+
 /// Whether it is of a type that is durable and nobody's own.
 fn check_type(subject: &str, spec: &QueueSpec) -> Result<bool, Refusal> {
     let invalid = |why: String| Err(Refusal::Precondition(format!("invalid arg 'x-queue-type' for {subject}: {why}")));

@@ -2,6 +2,7 @@
 
 use super::access::Kind;
 use crate::model::catalog::{Name, Refusal};
+use crate::model::step::REPLY_TO;
 use rand::Rng;
 use std::sync::Arc;
 
@@ -25,6 +26,16 @@ pub(super) fn check_not_reserved(kind: Kind, name: &str) -> Result<(), Refusal> 
 }
 
 /// The default exchange cannot be declared, deleted, bound or unbound.
+/// Bindings have no queue to lead to where answers go straight to a client.
+pub(super) fn check_not_address(queue: &str) -> Result<(), Refusal> {
+    match queue.strip_prefix(REPLY_TO) {
+        Some(rest) if rest.starts_with('.') => {
+            Err(Refusal::Access("cannot bind or unbind to a volatile (direct reply-to) queue".to_string()))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 pub(super) fn check_not_default(exchange: &str) -> Result<(), Refusal> {
     if exchange.is_empty() {
         return Err(Refusal::Access("operation not permitted on the default exchange".to_string()));

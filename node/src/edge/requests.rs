@@ -7,7 +7,7 @@ use super::arguments;
 use super::connection::drop_exclusive;
 use super::lane::{Answer, Ask, Fetch, Home, Lane, Wishes, named, no_quorum};
 use super::mailbox::{ChannelRef, ConsumerPlace, Mailbox};
-use super::names::{check_not_default, check_not_reserved, generate, not_found};
+use super::names::{check_not_address, check_not_default, check_not_reserved, generate, not_found};
 use super::publish::{LEASE_POLL, NO_LEASE};
 use super::replies;
 use super::streams::{self, check_known};
@@ -136,6 +136,12 @@ impl Asking {
         self.edge.patterns.check(catalog, self.who(), right, thing)
     }
 
+    /// Any right to a thing lets a client know whether it is there; the refusal names the last one that RabbitMQ tries.
+    fn check_any(&self, catalog: &Catalog, thing: (Kind, &str)) -> Result<(), Refusal> {
+        let allowed = [Right::Read, Right::Write].into_iter().any(|right| self.check(catalog, right, thing).is_ok());
+        if allowed { Ok(()) } else { self.check(catalog, Right::Configure, thing) }
+    }
+
     /// The queue, when this connection has the right and no other connection owns it.
     pub(super) fn queue(&self, name: &Name, right: Option<Right>) -> Result<Arc<QueueRecord>, Refusal> {
         let catalog = self.edge.catalog.read();
@@ -168,6 +174,7 @@ impl Asking {
             let catalog = self.edge.catalog.read();
             let exists = catalog.exchange(&spec.name).is_some();
             if passive {
+                self.check_any(&catalog, (Kind::Exchange, &spec.name.name))?;
                 return if exists { Ok(Reply::Done) } else { Err(not_found(Kind::Exchange, &spec.name)) };
             }
             self.check(&catalog, Right::Configure, (Kind::Exchange, &spec.name.name))?;
@@ -200,6 +207,7 @@ impl Asking {
             return self.look_for_reply_consumer(declare.name).await;
         }
         if declare.passive {
+            self.check_any(&self.edge.catalog.read(), (Kind::Queue, &declare.name.name))?;
             let existing = self.queue(&declare.name, None)?;
             return self.declare_existing(&existing).await;
         }
@@ -327,6 +335,9 @@ impl Asking {
             Target::Queue => Kind::Queue,
             Target::Exchange => Kind::Exchange,
         };
+        if binding.target == Target::Queue {
+            check_not_address(&binding.destination)?;
+        }
         self.check(&catalog, Right::Write, (kind, &binding.destination))?;
         if binding.target == Target::Exchange {
             check_not_default(&binding.destination)?;
@@ -386,6 +397,7 @@ impl Asking {
     fn get(&self, queue: &Name, no_ack: bool) -> Result<(), Refusal> {
         let record = self.queue(queue, Some(Right::Read))?;
         self.edge.not_of_streams("basic.get", &record)?;
+        arguments::check_get(&record.spec)?;
         let (id, after) = (self.edge.next_id(), self.mark(record.shard));
         let fetch = Fetch { queue: record.id, name: queue.clone(), no_ack, timeout: self.edge.hold_timeout(record.id) };
         self.lane(record.shard)?.get(id, fetch, &self.mailbox, self.at, after);

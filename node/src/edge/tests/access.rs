@@ -83,6 +83,13 @@ fn exchange_of(exchange: &str, kind: &str, arguments: Table) -> Request {
     Request::DeclareExchange { spec, passive: false }
 }
 
+fn look_exchange(thing: &str) -> Request {
+    match exchange(thing, &[]) {
+        Request::DeclareExchange { spec, .. } => Request::DeclareExchange { spec, passive: true },
+        other => other,
+    }
+}
+
 fn to_exchange(source: &str, destination: &str) -> BindingSpec {
     BindingSpec { target: Target::Exchange, ..binding(source, destination) }
 }
@@ -323,6 +330,42 @@ async fn an_argument_that_is_not_compared_does_not_matter_to_a_queue_that_is_the
     let ToLeader::Stat { request, .. } = leader.next().await else { panic!("no stat") };
     leader.say(ToEdge::Stats { request, stats: vec![QueueStat { queue: id, ready: 7, ..QueueStat::default() }] }).await;
     assert_eq!(client.reply().await, Ok(Reply::Queue { name: "q".into(), messages: 7, consumers: 0 }));
+}
+
+/// Whatever it is; without any, whether a thing is there is not told.
+#[tokio::test]
+async fn looking_whether_something_is_there_needs_one_right_to_it() {
+    let looks = |thing: &str| {
+        let queue = match declare(thing, &[]) {
+            Request::DeclareQueue(declare) => Request::DeclareQueue(DeclareQueue { passive: true, ..declare }),
+            other => other,
+        };
+        let exchange = look_exchange(thing);
+        [("queue", queue), ("exchange", exchange)]
+    };
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    for request in [exchange("there", &[]), declare("there", &[])] {
+        client.ask(request);
+        client.reply().await.expect("declared");
+    }
+    for (rights, allowed) in [(["^t", "^$", "^$"], true), (["^$", "^t", "^$"], true), (["^$", "^$", "^t"], true), (["^$"; 3], false)] {
+        scene.permit(rights[0], rights[1], rights[2]);
+        for (kind, look) in looks("there") {
+            client.ask(look);
+            let text = format!("configure access to {kind} 'there' in vhost '/' refused for user 'guest'");
+            let refused = timeout(Duration::from_millis(50), client.reply()).await;
+            assert_eq!(refused == Ok(Err(Refusal::Access(text))), !allowed, "{kind} with {rights:?}: {refused:?}");
+        }
+        for (kind, look) in looks("elsewhere") {
+            client.ask(look);
+            let text = format!("configure access to {kind} 'elsewhere' in vhost '/' refused for user 'guest'");
+            assert_eq!(client.reply().await, Err(Refusal::Access(text)), "there or not");
+        }
+    }
+    let mut client = scene.client();
+    client.ask(look_exchange(""));
+    assert_eq!(client.reply().await, Err(Refusal::Access("operation not permitted on the default exchange".into())), "asked first");
 }
 
 #[tokio::test]

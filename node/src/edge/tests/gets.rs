@@ -1,6 +1,7 @@
 //! basic.get on many channels of one connection.
 
 use super::*;
+use crate::model::catalog::Value;
 
 const MOST: u16 = limits::GETS as u16;
 
@@ -104,6 +105,35 @@ async fn a_channel_that_closes_makes_room_and_is_not_asked_for() {
         answered.extend(client.answers(usize::MAX));
     }
     assert_eq!(answered, [MOST + 2, MOST + 3]);
+}
+
+/// RabbitMQ refuses it for quorum queues alone.
+#[tokio::test]
+async fn a_get_does_not_take_from_a_single_active_consumer_of_a_quorum_queue() {
+    let mut scene = Scene::new(default_config());
+    let queue = |queue: &str, kind: &str, single: bool| {
+        let kind = ("x-queue-type".to_owned(), Value::Text(kind.into()));
+        let arguments = [kind, ("x-single-active-consumer".to_owned(), Value::Bool(single))].into();
+        let spec = QueueSpec { name: name(queue), durable: true, auto_delete: false, exclusive_owner: None, arguments };
+        scene.declare(spec, ShardId(1))
+    };
+    let allowed = [queue("classic", "classic", true), queue("many", "quorum", false)];
+    queue("q", "quorum", true);
+    let mut client = scene.client();
+    client.get(1);
+    let text = "cannot obtain access to locked queue 'q' in vhost '/'. basic.get operations are not supported by quorum queues with single \
+                active consumer";
+    assert_eq!(client.reply().await, Err(Refusal::Locked(text.into())));
+    let ask = |queue: &str| Request::Get { queue: name(queue), no_ack: false };
+    client.ask(ask("classic"));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    for id in allowed {
+        let ToLeader::Get { request, queue, .. } = leader.next().await else { panic!("no question") };
+        assert_eq!(queue, id);
+        leader.say(ToEdge::Got { request, result: Ok(None) }).await;
+        assert_eq!(client.reply().await, Ok(Reply::Got(None)));
+        client.ask(ask("many"));
+    }
 }
 
 #[tokio::test]

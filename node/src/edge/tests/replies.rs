@@ -93,6 +93,23 @@ async fn a_reply_consumer_gets_an_address_that_routes_to_its_node() {
     assert_eq!(client.confirmed().await, [(2, 2)]);
 }
 
+/// Whatever rights its client has, whether it is there or not.
+#[tokio::test]
+async fn an_address_cannot_be_bound() {
+    let scene = Scene::new(default_config());
+    let mut client = scene.client();
+    let address = "amq.rabbitmq.reply-to.1.80000000000000ff";
+    let refused = Refusal::Access("cannot bind or unbind to a volatile (direct reply-to) queue".into());
+    for request in [Request::Bind(binding("amq.direct", address)), Request::Unbind(binding("none", address))] {
+        client.ask(request);
+        assert_eq!(client.reply().await, Err(refused.clone()));
+    }
+    for other in ["amq.rabbitmq.reply-to", "amq.rabbitmq.reply-too.1"] {
+        client.ask(Request::Bind(binding("amq.direct", other)));
+        assert!(matches!(client.reply().await, Err(Refusal::NotFound { .. })), "no address");
+    }
+}
+
 #[tokio::test]
 async fn an_address_exists_while_its_consumer_does() {
     let mut scene = Scene::new(default_config());

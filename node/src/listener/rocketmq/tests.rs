@@ -63,8 +63,14 @@ impl Paths for World {
 }
 
 impl Elsewhere for World {
-    fn ask(&self, _: NodeId, _: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
-        Box::pin(async { Err("nobody is there".to_owned()) })
+    /// Node 2 settles what it is told to; no other answers.
+    fn ask(&self, node: NodeId, _: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        Box::pin(async move {
+            match node.0 {
+                2 => Ok(errand::encode(&errand::Report::Settled(vec![true]))),
+                _ => Err("nobody is there".to_owned()),
+            }
+        })
     }
 }
 
@@ -381,6 +387,28 @@ async fn a_handle_of_a_process_that_an_old_catalog_does_not_have_may_be_good() {
     scene.world.lease.store(true, Ordering::SeqCst);
     let (status, text) = acked().await;
     assert!(status == 404 && text.contains("SubscriptionNotExist"), "{text}");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_spoils_its_own_handles_alone() {
+    let scene = Scene::new();
+    let of = |node: u16| {
+        scene.world.apply(&CatalogCommand::NodeUp { node: NodeId(node), incarnation: Incarnation(9) });
+        let slot = crate::session::rocketmq::handle::Slot { number: 1, secret: 2 };
+        crate::session::rocketmq::handle::Handle { node: NodeId(node), incarnation: Incarnation(9), agent: 1, slot }.text("id")
+    };
+    let (good, silent) = (of(2), of(3));
+    for (handles, status, bad) in [(vec![&silent, &good], 404, Some(&silent)), (vec![&silent], 503, None)] {
+        let handles: String = handles.iter().map(|handle| format!("<ReceiptHandle>{handle}</ReceiptHandle>")).collect();
+        let document = format!("<ReceiptHandles>{handles}</ReceiptHandles>");
+        let mut line = scene.line(NEAR);
+        let head = head("DELETE", "/topics/t/messages?consumer=g", "guest", &format!("Content-Length: {}", document.len()));
+        line.send((head + &document).as_bytes()).await;
+        let (found, text) = line.answer().await;
+        assert_eq!(found, status, "{text}");
+        assert_eq!(text.contains(&silent), bad.is_some(), "{text}");
+        assert!(!text.contains(&good), "{text}");
+    }
 }
 
 #[tokio::test]

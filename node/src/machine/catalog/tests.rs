@@ -213,7 +213,12 @@ fn a_restarted_node_loses_its_memory_and_late_declares_of_the_old_process_are_re
     f.done(CatalogCommand::NodeUp { node: NODE, incarnation: Incarnation(12) });
     assert!(f.0.queue(&name("t")).is_none());
     assert!(f.0.queue(&name("durable")).is_some());
-    assert!(matches!(f.refusal(declare(transient, 1)), Refusal::Unavailable(_)));
+    let restarted = f.refusal(declare(transient.clone(), 1));
+    assert_eq!(restarted, Refusal::Unavailable("node 1 was restarted; declare the queue again".into()));
+    f.done(CatalogCommand::NodeDown { node: NODE, incarnation: Incarnation(12) });
+    let gone = f.refusal(declare(transient, 1));
+    assert_eq!(gone, Refusal::Unavailable("node 1 was cut off and counts as down; declare the queue again".into()));
+    assert_eq!(f.refusal(declare(queue_spec("far"), 99)), Refusal::Unavailable("there is no data shard 99".into()));
 }
 
 #[test]

@@ -80,8 +80,8 @@ fn read_value(bytes: &mut &[u8], depth: usize) -> Result<Value, Malformed> {
         b'u' => Value::Int(cut(bytes, 2)?.get_u16().into()),
         b'I' => Value::Int(cut(bytes, 4)?.get_i32().into()),
         b'i' => Value::Int(cut(bytes, 4)?.get_u32().into()),
-        b'l' => Value::Int(cut(bytes, 8)?.get_i64()),
-        b'L' => Value::Int(i64::try_from(cut(bytes, 8)?.get_u64()).map_err(|_| Malformed("table: integer beyond 63 bits"))?),
+        // RabbitMQ reads and writes `L`, the specification's unsigned type, as `l`.
+        b'l' | b'L' => Value::Int(cut(bytes, 8)?.get_i64()),
         b'f' => Value::Float(cut(bytes, 4)?.get_f32()),
         b'd' => Value::Double(cut(bytes, 8)?.get_f64()),
         b'D' => {

@@ -168,6 +168,16 @@ async fn next_is_behind_what_was_published_before_wherever_the_replica_is() {
 }
 
 #[tokio::test]
+async fn a_stream_is_read_where_it_has_a_replica() {
+    let scene = Scene::new(default_config());
+    scene.stream("s");
+    let mut client = scene.client();
+    client.ask(consume("s", (false, Some(1)), &[("x-stream-offset", text("first"))]));
+    let refused = "stream queue 's' in vhost '/' does not have a running replica on the local node";
+    assert_eq!(client.reply().await, Err(Refusal::Precondition(refused.into())));
+}
+
+#[tokio::test]
 async fn what_streams_do_not_do_is_refused_in_rabbitmqs_words() {
     let scene = Scene::new(default_config());
     scene.stream("s");

@@ -114,6 +114,24 @@ fn a_lost_consumer_is_told_only_to_those_who_understand() {
     );
 }
 
+/// What cannot be is an error of the broker, and the connection's end.
+#[test]
+fn a_message_or_an_answer_that_makes_no_sense_is_an_internal_error() {
+    let message = Delivery { message: Bytes::from_static(b"\xff"), ..delivery(9, b"m9") };
+    let broken = Reply::Got(Some(Got { shard: ShardId(1), delivery: message, remaining: 3 }));
+    for (reply, text) in [(broken, "the stored message is malformed"), (Reply::Count(3), "reply of the wrong kind")] {
+        let mut talk = Talk::open();
+        talk.say(1, get("q"));
+        talk.edge(Event::Reply { channel: 1, result: Ok(reply) });
+        talk.reads(&format!(
+            "> 1 basic.get
+             = request 1 get q
+             ! Reply
+             < 0 connection.close 541 INTERNAL_ERROR - {text} (60,70)"
+        ));
+    }
+}
+
 #[test]
 fn recover_and_qos_and_get() {
     let mut talk = Talk::consuming(false);
