@@ -22,7 +22,7 @@ pub use simulated::SimulatedNode;
 
 use crate::cli::Shutdown;
 use crate::config::{Amqps, DataDir, Ports, ServerConfig};
-use crate::consensus::FormationError;
+use crate::consensus::{FormationError, Loss};
 use crate::edge::Addresses;
 use crate::listener::{amqp, edge::Clients, rocketmq, stream};
 use crate::management::{self, Metrics, Readiness};
@@ -50,6 +50,9 @@ const LAST: Duration = Duration::from_millis(1500);
 
 /// Between two looks for groups that have ended.
 const GROUPS_CHECK: Duration = Duration::from_secs(1);
+/// A process that has served so long ends when a part of it is lost: its supervisor starts it again. One that loses it sooner would only be
+/// started again and again.
+const PROVEN: Duration = Duration::from_secs(60);
 
 /// Why a node cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,9 @@ pub enum StartError {
     /// The cluster cannot be formed or rejoined.
     #[error(transparent)]
     Formation(#[from] FormationError),
+    /// It served, and lost what it needs.
+    #[error("a part that this node needs is gone: {0}")]
+    Lost(String),
 }
 
 fn doing(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
@@ -141,12 +147,18 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
     listeners.spawn(stream::serve(open.streams, clients, settings, (address, stream_figures), stop_rx));
 
     let consensus = node.running.consensus.clone();
-    let groups = tokio::spawn(watch_groups(move || consensus.fault(), readiness.clone()));
-    let signal = shutdown.requested().await;
+    let groups = watch_groups(move || consensus.fault(), readiness.clone(), PROVEN);
+    let signal = tokio::select! {
+        signal = shutdown.requested() => signal,
+        lost = groups => {
+            // Nothing can be handed over by what is lost; the others see that this process is gone, and elect at once.
+            end_in_time(1);
+            return Err(StartError::Lost(lost));
+        }
+    };
     tracing::info!(signal, "stopping");
     let until = Instant::now() + STOP;
-    end_in_time();
-    groups.abort();
+    end_in_time(0);
     readiness.not_serving("stopping");
     let handing_over = node.running.consensus.hand_over_leadership(HAND_OVER);
     // A thread that is stuck hands nothing over.
@@ -163,24 +175,27 @@ pub async fn run(config: ServerConfig) -> Result<(), StartError> {
 }
 
 /// The process ends when its time is over, whatever holds it up: nothing that was answered depends on what is still to be done.
-fn end_in_time() {
-    let end = || {
+fn end_in_time(code: i32) {
+    let end = move || {
         thread::sleep(STOP);
         tracing::warn!("the stop takes too long; the process ends as it is");
-        std::process::exit(0);
+        std::process::exit(code);
     };
     if let Err(error) = thread::Builder::new().name("end-in-time".into()).spawn(end) {
         tracing::error!(%error, "nobody sees to it that this process ends in time");
     }
 }
 
-/// A node with a group that ended by a fault is not ready: an operator must look.
-async fn watch_groups(fault: impl Fn() -> Option<String>, readiness: Arc<Readiness>) {
+/// Ends with the loss for which this process must end. A node that lost something soon after its start, or that would lose it again, stays,
+/// not ready: an operator must look, and its other groups still serve.
+async fn watch_groups(fault: impl Fn() -> Option<Loss>, readiness: Arc<Readiness>, proven: Duration) -> String {
+    let started = Instant::now();
     loop {
-        if let Some(fault) = fault() {
-            tracing::error!(fault, "this node cannot do its part any more");
-            readiness.not_serving(&fault);
-            return;
+        if let Some(Loss { what, may_pass }) = fault() {
+            let ends = may_pass && started.elapsed() >= proven;
+            tracing::error!(fault = what, ends, "this node cannot do its part any more");
+            readiness.not_serving(&what);
+            return if ends { what } else { std::future::pending().await };
         }
         tokio::time::sleep(GROUPS_CHECK).await;
     }
@@ -227,14 +242,21 @@ impl Certificates {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_node_with_a_group_that_stopped_is_not_ready_and_says_which() {
+    async fn watched(loss: Option<Loss>, proven: Duration) -> (Option<String>, Option<String>) {
         let readiness = Arc::new(Readiness::default());
         readiness.serving();
-        let healthy = watch_groups(|| None, readiness.clone());
-        assert!(tokio::time::timeout(Duration::from_millis(5), healthy).await.is_err(), "it looks again and again");
-        assert_eq!(readiness.waiting_for(), None);
-        watch_groups(|| Some("the log is full".into()), readiness.clone()).await;
-        assert_eq!(readiness.waiting_for().as_deref(), Some("the log is full"));
+        let ended = watch_groups(move || loss.clone(), readiness.clone(), proven);
+        let ended = tokio::time::timeout(Duration::from_millis(50), ended).await;
+        (ended.ok(), readiness.waiting_for())
+    }
+
+    #[tokio::test]
+    async fn a_node_that_lost_a_group_is_not_ready_and_ends_when_that_may_help() {
+        let hangs = Some("shard 1 hangs".to_owned());
+        let loss = |may_pass| Some(Loss { what: "shard 1 hangs".into(), may_pass });
+        assert_eq!(watched(None, Duration::ZERO).await, (None, None));
+        assert_eq!(watched(loss(true), Duration::ZERO).await, (hangs.clone(), hangs.clone()));
+        assert_eq!(watched(loss(true), PROVEN).await, (None, hangs.clone()), "it would end again and again");
+        assert_eq!(watched(loss(false), Duration::ZERO).await, (None, hangs), "the next start meets the same");
     }
 }

@@ -5,6 +5,7 @@
 use super::clock;
 use super::core::Core;
 use super::holding::Holding;
+use super::order;
 use super::retry::Retry;
 use super::shard::Shard;
 use crate::model::limits::AWAY;
@@ -228,13 +229,13 @@ async fn purge(core: &Core, group: &Shard, durable: LogId) {
         return;
     }
     let raft = &group.inner().raft;
-    if raft.trigger().snapshot().await.is_err() {
+    if !order::in_time(raft.trigger().snapshot()).await.is_ok_and(|taken| taken.is_ok()) {
         return;
     }
     // Published by another task of openraft; a purge before that would be ignored. If it is late, the next round purges.
     let wait = raft.wait(Some(core.timing.checkpoint()));
     let published = wait.metrics(|m| m.snapshot.is_some_and(|id| id.index >= upto), "checkpoint published");
-    if published.await.is_ok() && raft.trigger().purge_log(upto).await.is_ok() {
+    if published.await.is_ok() && order::in_time(raft.trigger().purge_log(upto)).await.is_ok_and(|taken| taken.is_ok()) {
         tracing::debug!(shard = %group.id(), upto, "log purged");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::bodies::BodyCounters;
 use super::checkpoint::{Away, Floors};
+use super::heartbeat::Beats;
 use super::journal::Journal;
 use super::lease::Leases;
 use super::placement::{self, FIRST_GENERATION};
@@ -32,11 +33,13 @@ pub struct Timing {
     pub election_max_ms: u64,
     /// Between two checkpoints of a shard.
     pub checkpoint_ms: u64,
+    /// Between two questions to a group whether it works; after five without a move it is given up.
+    pub watch_ms: u64,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400, checkpoint_ms: 1500 }
+        Timing { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400, checkpoint_ms: 1500, watch_ms: 2000 }
     }
 }
 
@@ -44,6 +47,11 @@ impl Timing {
     /// How long a leader may believe in itself after a quorum's answer.
     pub fn lease(self) -> Duration {
         Duration::from_millis(self.election_max_ms)
+    }
+
+    /// Between two questions to a group.
+    pub(super) fn watch(self) -> Duration {
+        Duration::from_millis(self.watch_ms)
     }
 
     /// Between two checkpoints of a shard.
@@ -84,6 +92,7 @@ pub(super) struct Core {
     pub(super) slow_disks: SlowDisks,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) watch: Arc<Watch>,
+    pub(super) beats: Beats,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
 
@@ -118,6 +127,7 @@ impl Core {
             slow_disks: SlowDisks::default(),
             progress: watch::channel(Progress::default()).0,
             watch: Arc::default(),
+            beats: Beats::default(),
             hints: Mutex::default(),
         })
     }

@@ -3,6 +3,7 @@
 
 use super::clock;
 use super::core::Core;
+use super::order;
 use super::shard::Shard;
 use super::types::from_lid;
 use super::wire::Ask;
@@ -66,7 +67,7 @@ async fn resume(core: &Core, node: NodeId) {
     for group in core.all_groups() {
         let voter = group.voters().iter().find(|v| v.node == node);
         if let Some(voter) = voter {
-            let _ = group.inner().raft.trigger().reset_backoff([voter.pack()]).await;
+            let _ = order::in_time(group.inner().raft.trigger().reset_backoff([voter.pack()])).await;
         }
     }
 }
@@ -103,8 +104,10 @@ fn consider(core: &Arc<Core>, group: &Shard, dead: NodeId, attempts: &mut BTreeM
         tracing::info!(shard = %group.id(), leader = ?leader, "the leader's process is gone: campaigning at once");
         group.inner().forced.store(true, Ordering::Relaxed);
         let request = TransferLeaderRequest::new(vote, group.inner().me, None);
-        if let Err(error) = group.inner().raft.handle_transfer_leader(request).await {
-            tracing::warn!(shard = %group.id(), %error, "campaign failed");
+        match order::in_time(group.inner().raft.handle_transfer_leader(request)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(shard = %group.id(), %error, "campaign failed"),
+            Err(error) => tracing::warn!(shard = %group.id(), %error, "campaign failed"),
         }
     });
 }

@@ -7,6 +7,7 @@ use super::clock;
 use super::core::Core;
 use super::journal::Identity;
 use super::log::completion;
+use super::order;
 use super::placement::FIRST_GENERATION;
 use super::wire::Ask;
 use crate::model::{Generation, NodeId};
@@ -189,10 +190,13 @@ pub(super) async fn complete(core: Arc<Core>) {
         let agreed = reports.len() == core.nodes.len() && reports.values().all(|r| r.cluster == mine);
         let empty: Vec<NodeId> = reports.iter().filter(|(_, r)| r.cluster.is_none()).map(|(n, _)| *n).collect();
         if agreed {
+            let mut are_done = true;
             for shard in open {
-                initialize(&core, &shard).await;
+                are_done &= initialize(&core, &shard).await;
             }
-            return;
+            if are_done {
+                return;
+            }
         }
         let outlived = core.journal.identity().is_some_and(|mine| reports.values().any(|r| r.life > mine.generation));
         if outlived {
@@ -233,19 +237,26 @@ async fn uninitialized(core: &Core) -> Vec<super::shard::Shard> {
     let mut open = Vec::new();
     for group in core.all_groups() {
         let mine = group.voters().first().is_some_and(|v| v.node == core.me);
-        if mine && !group.inner().raft.is_initialized().await.unwrap_or(true) {
+        // A group that does not answer is asked again.
+        if mine && !order::in_time(group.inner().raft.is_initialized()).await.is_ok_and(|answer| answer.unwrap_or(true)) {
             open.push(group.clone());
         }
     }
     open
 }
 
-async fn initialize(core: &Core, group: &super::shard::Shard) {
+/// False when the group did not answer.
+async fn initialize(core: &Core, group: &super::shard::Shard) -> bool {
     let members: BTreeMap<u64, openraft::EmptyNode> = group.voters().iter().map(|v| (v.pack(), openraft::EmptyNode {})).collect();
-    match group.inner().raft.initialize(members).await {
-        Ok(()) => tracing::info!(shard = %group.id(), node = %core.me, "group initialized"),
-        Err(error) => tracing::info!(shard = %group.id(), %error, "group not initialized here"),
+    match order::in_time(group.inner().raft.initialize(members)).await {
+        Ok(Ok(())) => tracing::info!(shard = %group.id(), node = %core.me, "group initialized"),
+        Ok(Err(error)) => tracing::info!(shard = %group.id(), %error, "group not initialized here"),
+        Err(error) => {
+            tracing::warn!(shard = %group.id(), %error, "group not initialized here");
+            return false;
+        }
     }
+    true
 }
 
 /// What every reachable configured node says, this one included.

@@ -10,6 +10,7 @@ use crate::peer::{Duplex, Frame, PeerError, StreamKind, Transport};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 const COMPANY_TURNS: usize = 4;
 /// Heartbeats that may wait: each group has at most one in flight.
 const QUEUE: usize = 1024;
+/// Of one node to one group: its leader has one in flight, and sends the next when it gave that one up.
+const WAITING: usize = 8;
 
 struct Beat {
     shard: ShardId,
@@ -121,6 +124,37 @@ async fn carry(mut path: Duplex, first: Beat, beats_rx: &mut mpsc::Receiver<Beat
     }
 }
 
+/// Heartbeats that wait for this node's groups. A group that hangs would otherwise gather them, each with its task.
+#[derive(Default)]
+pub struct Beats(Arc<Mutex<HashMap<(NodeId, ShardId), usize>>>);
+
+/// The place of one of them.
+pub struct Turn {
+    beats: Arc<Mutex<HashMap<(NodeId, ShardId), usize>>>,
+    of: (NodeId, ShardId),
+}
+
+impl Beats {
+    /// `None`: so many of this node wait for that group that one more says nothing new.
+    pub fn turn(&self, from: NodeId, shard: ShardId) -> Option<Turn> {
+        let mut beats = self.0.lock();
+        let waiting = beats.entry((from, shard)).or_default();
+        if *waiting == WAITING {
+            return None;
+        }
+        *waiting += 1;
+        Some(Turn { beats: self.0.clone(), of: (from, shard) })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.beats.lock().get_mut(&self.of) {
+            *waiting -= 1;
+        }
+    }
+}
+
 /// Splits an arrived frame into requests, each with the id that its answer carries.
 pub fn read_beats(frame: Frame) -> Result<Vec<(u32, ShardId, AppendEntriesRequest<Types>)>, PeerError> {
     let mut beats = Vec::new();
@@ -136,4 +170,19 @@ pub fn write_beat_answer(id: u32, result: &StreamAppendResult<Types>) -> Frame {
     let mut head = BytesMut::with_capacity(48);
     put_record(&mut head, id, &wire::write_appended(result));
     Frame { head: head.freeze(), body: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_one_node_and_group_only_so_many_heartbeats_wait() {
+        let (beats, node, shard) = (Beats::default(), NodeId(2), ShardId(1));
+        let mut turns: Vec<Turn> = (0..WAITING).map(|_| beats.turn(node, shard).expect("there is room")).collect();
+        assert!(beats.turn(node, shard).is_none());
+        assert!(beats.turn(NodeId(3), shard).is_some() && beats.turn(node, ShardId(2)).is_some());
+        turns.pop();
+        assert!(beats.turn(node, shard).is_some(), "one was answered");
+    }
 }

@@ -11,7 +11,7 @@ use crate::model::{LogId, ShardId};
 use crate::store::state::{Change, StateError, StateStore};
 use parking_lot::Mutex;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -43,6 +43,75 @@ pub struct Holding {
     receiving: tokio::sync::Mutex<()>,
     turn: AtomicU64,
     left_staged: Mutex<Option<Instant>>,
+    pub(super) work: Arc<Work>,
+}
+
+/// What the group's machine does: by it a machine that takes long is told from one that hangs.
+#[derive(Default)]
+pub struct Work {
+    /// Counts entries that are applied and steps of installations.
+    steps: AtomicU64,
+    installing: Mutex<Option<Installing>>,
+    /// An entry cannot be applied, now or ever.
+    refused: AtomicBool,
+}
+
+/// A state that came from another node takes the place of this one.
+#[derive(Clone, Debug)]
+pub struct Installing {
+    pub(super) upto: LogId,
+    pub(super) since: Instant,
+    /// What is being done, and how often it was tried.
+    pub(super) step: &'static str,
+    pub(super) attempts: u32,
+}
+
+impl Work {
+    pub(super) fn goes_on(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn refuses(&self) {
+        self.refused.store(true, Ordering::Release);
+    }
+
+    /// The machine said that it cannot apply an entry.
+    pub(super) fn has_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
+    }
+
+    /// Changes while anything is done.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// The installation under way.
+    pub(super) fn installing(&self) -> Option<Installing> {
+        self.installing.lock().clone()
+    }
+
+    fn begin(&self, upto: LogId) -> Begun<'_> {
+        *self.installing.lock() = Some(Installing { upto, since: Instant::now(), step: "waiting for a checkpoint to end", attempts: 0 });
+        Begun(self)
+    }
+
+    fn attempt(&self, step: &'static str) {
+        self.goes_on();
+        if let Some(installing) = &mut *self.installing.lock() {
+            installing.attempts = if installing.step == step { installing.attempts + 1 } else { 1 };
+            installing.step = step;
+        }
+    }
+}
+
+/// Until it is dropped an installation is under way.
+struct Begun<'a>(&'a Work);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.goes_on();
+        *self.0.installing.lock() = None;
+    }
 }
 
 /// The state of a group for another node; its entries can be read as long as this lives.
@@ -83,6 +152,7 @@ impl Holding {
             receiving: tokio::sync::Mutex::default(),
             turn: AtomicU64::new(0),
             left_staged: Mutex::new(None),
+            work: Arc::default(),
         })
     }
 
@@ -122,14 +192,15 @@ impl Holding {
     /// A state that came takes the place of this one. All entries that it needs are in the log or staged.
     pub async fn install(&self, membership: Ostored, arrived: Arrived) -> io::Result<()> {
         let Arrived { applied, change, live, adopt } = arrived;
+        let _begun = self.work.begin(applied);
         let _saving = self.saving.lock().await;
         let members = membership.log_id().as_ref().map(|id| (from_oid(*id), write_membership(membership.membership())));
-        self.written("prepared in the log", || {
+        self.written("preparing the log", || {
             self.journaled(|done| self.journal.prepare_install(self.shard, applied, members.clone(), done))
         })
         .await?;
-        self.written("stored", || self.save(&change)).await?;
-        self.written("put under the log", || self.journaled(|done| self.journal.finish_install(self.shard, applied, done))).await?;
+        self.written("storing it", || self.save(&change)).await?;
+        self.written("putting it under the log", || self.journaled(|done| self.journal.finish_install(self.shard, applied, done))).await?;
         adopt();
         self.journal.retain_only(self.shard, applied.index, &live);
         *self.membership.lock() = membership;
@@ -142,12 +213,13 @@ impl Holding {
     async fn written<F: Future<Output = Result<(), Unwritten>>>(&self, what: &'static str, step: impl Fn() -> F) -> io::Result<()> {
         let mut retry = Retry::new(WRITE_RETRY, WRITE_RETRY_MOST);
         loop {
+            self.work.attempt(what);
             match step().await {
                 Ok(()) => return Ok(()),
                 Err(Unwritten::ForGood(error)) => return Err(io::Error::other(error)),
                 Err(Unwritten::Yet(error)) => {
                     let pause = retry.pause();
-                    tracing::warn!(shard = %self.shard, error, ?pause, "the state of another node cannot be {what} yet");
+                    tracing::warn!(shard = %self.shard, what, error, ?pause, "the state of another node cannot be installed yet");
                     tokio::time::sleep(pause).await;
                 }
             }
@@ -259,7 +331,6 @@ mod tests {
     use super::*;
     use crate::model::LeaderId;
     use crate::model::entry::EntryBytes;
-    use std::sync::atomic::AtomicBool;
 
     struct Empty;
 

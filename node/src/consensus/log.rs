@@ -1,6 +1,7 @@
 //! openraft's log storage over the node's journal, one per group. Votes wait for the disk in the same FIFO as appends (P1); nothing
 //! else here does.
 
+use super::holding::Work;
 use super::journal::{Done, Journal, LogEntry, Payload, Vote};
 use super::types::*;
 use crate::model::{LogId, ShardId};
@@ -14,7 +15,10 @@ use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+/// What stands behind a state of another node waits so long for its installation to take a step.
+const INSTALLATION: Duration = Duration::from_secs(180);
 /// Bytes of entries in one append request: openraft limits only their number (T8). Also what is read at a time to be applied.
 const SLICE_BYTES: usize = 1 << 20;
 
@@ -23,20 +27,33 @@ const SLICE_BYTES: usize = 1 << 20;
 pub struct GroupLog {
     shard: ShardId,
     journal: Arc<dyn Journal>,
+    work: Arc<Work>,
 }
 
 impl GroupLog {
-    /// The log of `shard`.
-    pub fn new(shard: ShardId, journal: Arc<dyn Journal>) -> GroupLog {
-        GroupLog { shard, journal }
+    /// The log of `shard`, whose machine does `work`.
+    pub fn new(shard: ShardId, journal: Arc<dyn Journal>, work: Arc<Work>) -> GroupLog {
+        GroupLog { shard, journal, work }
     }
 
     /// openraft counts a snapshot as installed when it hands it to the machine; the journal does when it is durable. What is behind it
     /// waits for that, else it would stand behind a hole (rule 6).
-    async fn reaches(&self, index: u64) {
+    async fn reaches(&self, index: u64, patience: Duration) -> io::Result<()> {
+        let work = || self.work.steps();
+        let (mut seen, mut since) = (work(), Instant::now());
         while self.journal.state(self.shard).last.is_some_and(|last| last.index < index) {
             tokio::time::sleep(Duration::from_millis(2)).await;
+            let now = work();
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() >= patience {
+                let last = self.journal.state(self.shard).last;
+                return Err(io::Error::other(format!(
+                    "the log ends at {last:?} and does not get to {index}, behind which an entry belongs"
+                )));
+            }
         }
+        Ok(())
     }
 
     /// First index, and the one behind the last.
@@ -91,6 +108,25 @@ pub fn to_journal(entry: Oentry) -> LogEntry {
         EntryPayload::Membership(members) => Payload::Membership(write_membership(&members)),
     };
     LogEntry { id: from_oid(entry.log_id), payload }
+}
+
+/// openraft waits for each answer, for ever: one that was dropped is an error.
+struct Flushed(Option<IOFlushed<Types>>);
+
+impl Flushed {
+    fn tell(mut self, result: io::Result<()>) {
+        if let Some(flushed) = self.0.take() {
+            flushed.io_completed(result);
+        }
+    }
+}
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        if let Some(flushed) = self.0.take() {
+            flushed.io_completed(Err(io::Error::other("the log never said whether entries are on the disk")));
+        }
+    }
 }
 
 /// A completion and the future that waits for it.
@@ -209,15 +245,16 @@ impl RaftLogStorage<Types> for GroupLog {
     {
         let entries: Vec<LogEntry> = entries.into_iter().map(to_journal).collect();
         if let Some(before) = entries.first().and_then(|first| first.id.index.checked_sub(1)) {
-            self.reaches(before).await;
+            self.reaches(before, INSTALLATION).await?;
         }
-        self.journal.append(self.shard, entries, Box::new(move |result| flushed.io_completed(result)));
+        let flushed = Flushed(Some(flushed));
+        self.journal.append(self.shard, entries, Box::new(move |result| flushed.tell(result)));
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<Oid>) -> Result<(), io::Error> {
         if let Some(last) = last {
-            self.reaches(last.index).await;
+            self.reaches(last.index, INSTALLATION).await?;
         }
         // Not awaited: the journal is a FIFO, a later append of the same index is behind this record.
         self.journal.truncate_after(self.shard, last.map(from_oid), Box::new(|_| ()));
@@ -248,7 +285,7 @@ mod tests {
             payload: Payload::Normal(EntryBytes::from(Bytes::from(vec![0; bytes]))),
         };
         journal.append(SHARD, indices.map(entry).collect(), Box::new(|_| ()));
-        (GroupLog::new(SHARD, journal.clone()), journal)
+        (GroupLog::new(SHARD, journal.clone(), Arc::default()), journal)
     }
 
     #[tokio::test]
@@ -270,6 +307,14 @@ mod tests {
             let entries: Vec<_> = log.entries_stream(1..100).await.collect().await;
             assert!(entries.last().is_some_and(Result::is_err), "{missing} is missing: {} entries", entries.len());
         }
+    }
+
+    #[tokio::test]
+    async fn what_stands_behind_a_state_that_is_never_installed_does_not_wait_for_ever() {
+        let (log, _) = filled(1..=3, 10);
+        assert!(log.reaches(3, Duration::ZERO).await.is_ok());
+        let error = log.reaches(4, Duration::from_millis(20)).await.expect_err("nothing is installed");
+        assert!(error.to_string().contains("does not get to 4"), "{error}");
     }
 
     /// The library's own way, which reads entries.
@@ -299,7 +344,7 @@ mod tests {
             let ids: Vec<LogId> = terms.chars().enumerate().map(id).collect();
             let entries = ids.iter().map(|id| LogEntry { id: *id, payload: Payload::Blank }).collect();
             journal.append(SHARD, entries, Box::new(|_| ()));
-            let mut log = GroupLog::new(SHARD, journal);
+            let mut log = GroupLog::new(SHARD, journal, Arc::default());
             for first in 0..ids.len() {
                 let range = || to_oid(ids[first])..=to_oid(ids[ids.len() - 1]);
                 let by_reading = ByReading(log.clone()).get_key_log_ids(range()).await.expect("read");

@@ -12,7 +12,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use openraft::{EntryPayload, OptionalSend};
 use std::io;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// An entry that the machine cannot read: a bug or a newer version. The group stops on this node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,14 +89,24 @@ pub struct GroupMachine {
     holding: Arc<Holding>,
     applied: Option<Oid>,
     applied_tx: watch::Sender<Option<LogId>>,
+    _here: oneshot::Sender<()>,
+}
+
+/// What is heard of a machine that openraft has.
+pub struct Heard {
+    /// The last applied entry.
+    pub applied_rx: watch::Receiver<Option<LogId>>,
+    /// Ends with the machine: openraft's task that applies is gone.
+    pub gone_rx: oneshot::Receiver<()>,
 }
 
 impl GroupMachine {
     /// Over a restored machine.
-    pub fn new(holding: Arc<Holding>) -> (GroupMachine, watch::Receiver<Option<LogId>>) {
+    pub fn new(holding: Arc<Holding>) -> (GroupMachine, Heard) {
         let restored = holding.machine.restored();
         let (applied_tx, applied_rx) = watch::channel(restored);
-        (GroupMachine { holding, applied: restored.map(to_oid), applied_tx }, applied_rx)
+        let (_here, gone_rx) = oneshot::channel();
+        (GroupMachine { holding, applied: restored.map(to_oid), applied_tx, _here }, Heard { applied_rx, gone_rx })
     }
 
     fn membership(&self) -> Ostored {
@@ -126,9 +136,10 @@ impl RaftStateMachine<Types> for GroupMachine {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
+            self.holding.work.goes_on();
             let id = from_oid(entry.log_id);
             let reply = match entry.payload {
-                EntryPayload::Normal(command) => self.holding.machine.apply(id, &command.0).map_err(io::Error::other)?,
+                EntryPayload::Normal(command) => self.accepted(self.holding.machine.apply(id, &command.0))?,
                 EntryPayload::Blank => self.pass(id)?,
                 EntryPayload::Membership(members) => {
                     *self.holding.membership.lock() = Ostored::new(Some(entry.log_id), members);
@@ -169,10 +180,17 @@ impl RaftStateMachine<Types> for GroupMachine {
 }
 
 impl GroupMachine {
+    fn accepted<T>(&self, applied: Result<T, Fault>) -> io::Result<T> {
+        applied.map_err(|fault| {
+            self.holding.work.refuses();
+            io::Error::other(fault)
+        })
+    }
+
     fn pass(&self, id: LogId) -> io::Result<Reply> {
         // The first entry of a log has index 0, which the machines take for "nothing applied".
         if id.index > 0 {
-            self.holding.machine.pass(id).map_err(io::Error::other)?;
+            self.accepted(self.holding.machine.pass(id))?;
         }
         Ok(Reply::Nothing)
     }

@@ -19,6 +19,7 @@ mod lease;
 mod log;
 pub mod machine;
 mod network;
+mod order;
 pub mod placement;
 mod rebuild;
 mod relocation;
@@ -33,6 +34,7 @@ mod time;
 mod transfer;
 mod types;
 mod watch;
+mod watchdog;
 mod wire;
 
 pub use self::core::Timing;
@@ -47,6 +49,7 @@ pub use slow_disk::SlowDisks;
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
 pub use time::{ClusterClock, Sources};
 pub use types::Reply;
+pub use watch::Loss;
 
 #[cfg(test)]
 mod formation_tests;

@@ -5,7 +5,7 @@ use super::core::Core;
 use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
-use super::{bodies, catalog, formation, heartbeat, lease, rebuild};
+use super::{bodies, catalog, formation, heartbeat, lease, order, rebuild};
 use crate::model::limits::SNAPSHOT_PATIENCE;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
@@ -78,7 +78,7 @@ impl Handler for Service {
         }
         match kind {
             StreamKind::Append => drop(tokio::spawn(serve_append(self.core.clone(), rx, tx))),
-            StreamKind::Heartbeat => drop(tokio::spawn(serve_heartbeat(self.core.clone(), rx, tx))),
+            StreamKind::Heartbeat => drop(tokio::spawn(serve_heartbeat(self.core.clone(), from.node, rx, tx))),
             StreamKind::Snapshot => drop(tokio::spawn(serve_transfer(self.core.clone(), from.node, Pipe::new(rx, tx)))),
             StreamKind::Edge | StreamKind::Deliver => self.paths.joined(from.node, kind, rx, tx),
         }
@@ -97,8 +97,8 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
             let (shard, request) = wire::read_transfer(&mut head)?;
             let group = group(&core, shard)?;
             group.inner().forced.store(false, std::sync::atomic::Ordering::Relaxed);
-            let answer = group.inner().raft.handle_transfer_leader(request).await;
-            answer.map_err(|e| PeerError::Refused(e.to_string()))?.map_err(|e| PeerError::Refused(e.to_string()))?;
+            let answer = order::in_time(group.inner().raft.handle_transfer_leader(request)).await.map_err(refused)?;
+            answer.map_err(refused)?.map_err(refused)?;
             Ok(Frame::default())
         }
         Ask::Lease => lease::answer_frame(&core, from.node, from.incarnation, head),
@@ -106,6 +106,10 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
         Ask::Rebuild => rebuild::answer(&core, from, head).await,
         Ask::Formation | Ask::Adopt | Ask::Catalog => Err(PeerError::Malformed("answered elsewhere")),
     }
+}
+
+fn refused(error: impl std::fmt::Display) -> PeerError {
+    PeerError::Refused(error.to_string())
 }
 
 pub(super) fn group(core: &Core, shard: ShardId) -> Result<&super::shard::Shard, PeerError> {
@@ -121,8 +125,8 @@ async fn vote(core: &Core, mut head: Bytes, pre: bool) -> Result<Frame, PeerErro
         request.leadership_transfer = false;
     }
     let raft = &group.inner().raft;
-    let ballot = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
-    let ballot = ballot.map_err(|e| PeerError::Refused(e.to_string()))?;
+    let ballot = async { if pre { raft.pre_vote(request).await } else { raft.vote(request).await } };
+    let ballot = order::in_time(ballot).await.map_err(refused)?.map_err(refused)?;
     Ok(head_only(wire::write_ballot(&ballot)))
 }
 
@@ -222,7 +226,7 @@ async fn take_state(core: &Core, pipe: &mut Pipe, offer: Offer) -> Result<(), Pe
     pipe.installed(&answer.vote).await
 }
 
-async fn serve_heartbeat(core: Arc<Core>, mut rx: Frames, tx: mpsc::Sender<Frame>) {
+async fn serve_heartbeat(core: Arc<Core>, from: NodeId, mut rx: Frames, tx: mpsc::Sender<Frame>) {
     while let Some(Ok(frame)) = rx.next().await {
         let beats = match heartbeat::read_beats(frame) {
             Ok(beats) => beats,
@@ -230,9 +234,12 @@ async fn serve_heartbeat(core: Arc<Core>, mut rx: Frames, tx: mpsc::Sender<Frame
         };
         for (id, shard, request) in beats {
             let Some(group) = core.group(shard).cloned() else { continue };
+            // Not answered, it is a lost one to the leader.
+            let Some(turn) = core.beats.turn(from, shard) else { continue };
             let tx = tx.clone();
             // Each on its own: an answer waits for that group's log to be flushed (P4).
             tokio::spawn(async move {
+                let _turn = turn;
                 let (prev, last) = (request.prev_log_id, request.prev_log_id);
                 if let Ok(answer) = group.inner().raft.append_entries(request).await {
                     let _ = tx.try_send(heartbeat::write_beat_answer(id, &answer.into_stream_result(prev, last)));

@@ -5,9 +5,10 @@ use super::boot::BootTime;
 use super::contact::Contact;
 use super::holding::Holding;
 use super::journal::{Journal, Payload};
-use super::machine::GroupMachine;
+use super::machine::{GroupMachine, Heard};
+use super::order;
 use super::types::*;
-use super::watch::Watch;
+use super::watch::{Loss, Watch};
 use crate::model::entry::EntryBytes;
 use crate::model::limits::UNFLUSHED_BYTES;
 use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
@@ -32,6 +33,8 @@ pub type OutcomeSink = Arc<dyn Fn(u64, ProposalOutcome) + Send + Sync>;
 
 /// Proposals that wait for openraft; serving keeps `limits::ENTRIES_IN_FLIGHT`, the rest is room for its own entries.
 const QUEUE: usize = 64;
+/// The core ends at once when the machine ended by its error; after a panic of the machine it stays.
+const CORE_ENDS: Duration = Duration::from_secs(1);
 /// How long a proposal is held while the lease is not (yet) confirmed by a quorum (P4, P5).
 const LEASE_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -68,6 +71,23 @@ pub(super) struct Inner {
     heard_tx: watch::Sender<Option<LeaderId>>,
     proposals_tx: mpsc::Sender<Proposal>,
     outbox: Arc<Outbox>,
+    running: AtomicBool,
+}
+
+/// How far a group is, in all that must go on while it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The core's last entry,
+    pub(super) last: Option<LogId>,
+    /// how far it heard that the disk is,
+    pub(super) heard_flushed: Option<LogId>,
+    /// how far the disk is.
+    pub(super) flushed: Option<LogId>,
+    /// Of the entries that are here.
+    pub(super) committed: Option<LogId>,
+    pub(super) applied: Option<LogId>,
+    /// What the machine has done.
+    pub(super) steps: u64,
 }
 
 mod watch_of {
@@ -96,7 +116,7 @@ impl Shard {
             raft: parts.raft,
             journal: parts.journal,
             holding: parts.holding,
-            applied_rx: parts.applied_rx,
+            applied_rx: parts.heard.applied_rx,
             forced: parts.forced,
             others: parts.others,
             lease: parts.lease,
@@ -107,10 +127,12 @@ impl Shard {
             heard_tx: watch::channel(None).0,
             proposals_tx,
             outbox: Arc::new(Outbox::default()),
+            running: AtomicBool::new(false),
         });
         let shard = Shard { inner };
         watch.spawn(format!("the proposer of shard {}", parts.id), propose_in_order(shard.clone(), proposals_rx));
-        watch.spawn(format!("the watch of shard {}'s leadership", parts.id), watch_leadership(shard.clone()));
+        let end = watch_leadership(shard.clone(), parts.heard.gone_rx);
+        watch.spawn_until(format!("the watch of shard {}'s leadership", parts.id), end);
         shard
     }
 
@@ -138,6 +160,28 @@ impl Shard {
     /// Starts a group that became whole after `Consensus::run`: call it when `on_outcome` is set. No effect on one that runs.
     pub fn run(&self) {
         self.inner.raft.run();
+        self.inner.running.store(true, Ordering::Release);
+    }
+
+    /// It was started.
+    pub(super) fn is_running(&self) -> bool {
+        self.inner.running.load(Ordering::Acquire)
+    }
+
+    /// How far it is.
+    pub(super) fn standing(&self) -> Standing {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let inner = &self.inner;
+        let (flushed, heard) = (inner.journal.flushed(inner.id), inner.raft.watch_log_progress().get());
+        let data = inner.data_rx.borrow_watched();
+        Standing {
+            last: data.last_log.map(from_oid),
+            heard_flushed: heard.and_then(|point| point.last_log_id).map(from_oid),
+            flushed,
+            committed: data.local_committed.map(from_oid),
+            applied: *inner.applied_rx.borrow(),
+            steps: inner.holding.work.steps(),
+        }
     }
 
     /// Who leads. `is_me` only once an entry of this node's own leader id is applied (rule 24).
@@ -208,7 +252,7 @@ impl Shard {
     /// Ask the leader (this node) to hand over to `to`.
     pub async fn transfer_to(&self, to: NodeId) -> bool {
         let Some(voter) = self.inner.voters.iter().find(|v| v.node == to) else { return false };
-        self.inner.raft.trigger().transfer_leader(voter.pack()).await.is_ok()
+        order::in_time(self.inner.raft.trigger().transfer_leader(voter.pack())).await.is_ok_and(|taken| taken.is_ok())
     }
 
     /// The leader id under which a majority acknowledged this node within the lease.
@@ -268,7 +312,7 @@ pub(super) struct Parts {
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) holding: Arc<Holding>,
-    pub(super) applied_rx: watch::Receiver<Option<LogId>>,
+    pub(super) heard: Heard,
     pub(super) forced: Arc<AtomicBool>,
     pub(super) others: Others,
     pub(super) lease: Duration,
@@ -424,7 +468,8 @@ impl Drop for Slot {
     }
 }
 
-async fn watch_leadership(shard: Shard) {
+/// Ends with the group, and says why.
+async fn watch_leadership(shard: Shard, mut gone_rx: oneshot::Receiver<()>) -> Option<Loss> {
     use openraft::async_runtime::watch::WatchReceiver;
     let mut server_rx = shard.inner.raft.server_metrics();
     let mut applied_rx = shard.inner.applied_rx.clone();
@@ -454,9 +499,27 @@ async fn watch_leadership(shard: Shard) {
             changed = heard_rx.changed() => if changed.is_err() { break },
             // Every applied entry wakes this only between an election and the first own entry.
             changed = applied_rx.changed(), if waiting_for_own_entry => if changed.is_err() { break },
+            _ = &mut gone_rx => break,
         }
     }
     shard.inner.leadership_tx.send_replace(Leadership::default());
+    Some(cause(&shard).await)
+}
+
+/// Why the group ended. Its core and its machine end one after the other.
+async fn cause(shard: &Shard) -> Loss {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let mut metrics_rx = shard.inner.raft.metrics();
+    let core_ends = async { while metrics_rx.changed().await.is_ok() {} };
+    let core_ended = tokio::time::timeout(CORE_ENDS, core_ends).await.is_ok();
+    let state = metrics_rx.borrow_watched().running_state.clone();
+    let stopped = |why: &dyn std::fmt::Display| format!("shard {} has stopped on this node: {why}", shard.id());
+    match state {
+        Err(fatal) if shard.inner.holding.work.has_refused() => Loss::lasting(stopped(&fatal)),
+        Err(fatal) => Loss::passing(stopped(&fatal)),
+        Ok(()) if core_ended => Loss::passing(stopped(&"its core panicked")),
+        Ok(()) => Loss::passing(stopped(&"what applies its entries panicked")),
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use super::slow_disk::{self, SlowDisks};
 use super::thread::RaftThread;
 use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
-use super::{checkpoint, failover, fetch, lease, rebuild, relocation};
+use super::watch::Loss;
+use super::{checkpoint, failover, fetch, lease, rebuild, relocation, watchdog};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
@@ -199,14 +200,8 @@ impl Consensus {
     }
 
     /// A group, or a task that all need, that ended on this node by a fault, with its cause: only a restart, if anything, brings it back.
-    pub fn fault(&self) -> Option<String> {
-        use openraft::async_runtime::watch::WatchReceiver;
-        let stopped = self.core.all_groups().find_map(|group| {
-            let metrics = group.inner().raft.metrics();
-            let state = metrics.borrow_watched().running_state.clone();
-            state.err().map(|fault| format!("shard {} has stopped on this node: {fault}", group.id()))
-        });
-        stopped.or_else(|| self.core.watch.fault().map(str::to_owned))
+    pub fn fault(&self) -> Option<Loss> {
+        self.core.watch.fault()
     }
 
     /// A path to `shard` on another node, for `model::ports::Paths`. Call it on the edge's runtime: its tasks run there.
@@ -322,6 +317,7 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     core.watch.spawn("the watch of other processes", failover::watch_processes(core.clone()));
     core.watch.spawn("the balance of leaders", failover::balance(core.clone()));
     core.watch.spawn("the watch of the disk", slow_disk::watch(core.clone()));
+    core.watch.spawn("the watchdog of the groups", watchdog::keep(core.clone()));
     core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
     if let Some(store) = store {
         core.watch.spawn("the keeper of checkpoints", checkpoint::keep(core.clone(), store));
@@ -361,10 +357,11 @@ async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateSt
         if shard == ShardId::CATALOG || alone {
             made.await?;
         } else {
-            tokio::spawn(async move {
+            core.watch.spawn_until(format!("the rebuilding of shard {shard}"), async move {
                 if let Err(error) = made.await {
                     tracing::error!(%shard, %error, "this node does not take part in the shard");
                 }
+                None
             });
         }
     }
@@ -416,10 +413,10 @@ impl Builder {
     async fn group(&self, core: &Arc<Core>, holding: Arc<Holding>, voters: Vec<VoterId>) -> Result<Shard, FormationError> {
         let (id, me) = (holding.shard, self.me);
         let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
-        let (sm, applied_rx) = GroupMachine::new(holding.clone());
+        let (sm, heard) = GroupMachine::new(holding.clone());
         let forced = Arc::new(AtomicBool::new(false));
         let config = raft_config(core.timing).validate().map_err(|e| stopped(id)(&e))?;
-        let log = GroupLog::new(id, core.journal.clone());
+        let log = GroupLog::new(id, core.journal.clone(), holding.work.clone());
         let contact = Arc::new(Contact::new(voters.len()));
         let network = self.network.group(holding.clone(), forced.clone(), contact.clone());
         let raft = Group::build(me.pack(), Arc::new(config), network, log, sm);
@@ -427,7 +424,7 @@ impl Builder {
         let (journal, lease) = (core.journal.clone(), core.timing.lease());
         let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
         let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
-        let parts = Parts { id, me, voters, raft, journal, holding, applied_rx, forced, others, lease, contact };
+        let parts = Parts { id, me, voters, raft, journal, holding, heard, forced, others, lease, contact };
         Ok(Shard::start(parts, &core.watch))
     }
 }

@@ -1,5 +1,6 @@
 //! Three nodes in one process over a network in memory: elections, replication, crashes, restarts, formation, leases.
 
+mod hanging;
 mod in_flight;
 
 use super::journal::*;
@@ -37,9 +38,18 @@ pub(super) struct MemoryJournal {
     pub(super) lags: AtomicBool,
     /// So many writes of an installation find no space.
     pub(super) full: AtomicUsize,
+    /// What is done is not said, nor is it said that it never will be.
+    silent: AtomicBool,
+    unsaid: Mutex<Vec<Done>>,
+    /// Reads come to no end.
+    stuck: AtomicBool,
 }
 
 impl MemoryJournal {
+    fn say(&self, done: Done) {
+        if self.silent.load(Ordering::SeqCst) { self.unsaid.lock().push(done) } else { done(Ok(())) }
+    }
+
     fn with<T>(&self, shard: ShardId, f: impl FnOnce(&mut ShardLog, &mut BTreeMap<u64, LogEntry>) -> T) -> T {
         let mut shards = self.shards.lock();
         let (state, entries) = shards.entry(shard).or_default();
@@ -64,12 +74,12 @@ impl Journal for MemoryJournal {
 
     fn append(&self, shard: ShardId, new: Vec<LogEntry>, done: Done) {
         self.with(shard, |_, entries| new.into_iter().for_each(|e| drop(entries.insert(e.id.index, e))));
-        done(Ok(()));
+        self.say(done);
     }
 
     fn save_vote(&self, shard: ShardId, vote: Vote, done: Done) {
         self.with(shard, |state, _| state.vote = Some(vote));
-        done(Ok(()));
+        self.say(done);
     }
 
     fn truncate_after(&self, shard: ShardId, last: Option<LogId>, done: Done) {
@@ -102,10 +112,14 @@ impl Journal for MemoryJournal {
     }
 
     fn cached(&self, shard: ShardId, index: u64) -> Option<LogEntry> {
-        self.with(shard, |_, entries| entries.get(&index).cloned())
+        let is_stuck = self.stuck.load(Ordering::SeqCst);
+        self.with(shard, |_, entries| entries.get(&index).cloned()).filter(|_| !is_stuck)
     }
 
     fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        while self.stuck.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let found: Vec<LogEntry> = self.with(shard, |_, entries| entries.range(range).map(|(_, e)| e.clone()).collect());
         let mut read = 0;
         let fits = |entry: &LogEntry| {
@@ -145,10 +159,12 @@ struct Tape {
     catalog: bool,
     /// It can read no entry any more.
     faulty: AtomicBool,
+    panics: AtomicBool,
 }
 
 impl Machine for Tape {
     fn apply(&self, id: LogId, entry: &EntryBytes) -> Result<Reply, Fault> {
+        assert!(!self.panics.load(Ordering::SeqCst), "on purpose");
         if self.faulty.load(Ordering::SeqCst) {
             return Err(Fault { index: id.index, why: "told so".into() });
         }
@@ -188,7 +204,8 @@ pub(super) fn next_incarnation() -> Incarnation {
 }
 
 /// Ordinary elections are so late that a leader which comes before one came by a forced failover, on a busy machine too.
-pub(super) const PATIENT: Timing = Timing { heartbeat_ms: 70, election_min_ms: 2000, election_max_ms: 3000, checkpoint_ms: 1500 };
+pub(super) const PATIENT: Timing =
+    Timing { heartbeat_ms: 70, election_min_ms: 2000, election_max_ms: 3000, checkpoint_ms: 1500, watch_ms: 2000 };
 
 impl Timing {
     /// Earliest time after the death of a leader that an ordinary election begins.
@@ -445,8 +462,9 @@ async fn a_group_whose_machine_fails_stops_on_that_node_alone_and_says_so() {
     let mut leadership_rx = cluster.nodes[&old].consensus.leadership(DATA);
     let ended = leadership_rx.wait_for(|now| *now == Leadership::default());
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it does not believe to lead any more").expect("told");
+    until(|| cluster.nodes[&old].consensus.fault().is_some()).await;
     let why = cluster.nodes[&old].consensus.fault().expect("a group has stopped");
-    assert!(why.contains("shard 1") && why.contains("told so"), "{why}");
+    assert!(why.what.contains("shard 1") && why.what.contains("told so") && !why.may_pass, "{why:?}");
     assert_ne!(cluster.leader(DATA).await.0, old);
     assert!(applied(&cluster.propose(next_epoch(1)).await), "the others serve on");
     assert!(cluster.nodes.iter().all(|(id, node)| *id == old || node.consensus.fault().is_none()));
@@ -644,7 +662,7 @@ async fn a_commit_point_beyond_the_log_of_this_disk_is_learnt_again_and_missing_
     let id = |term, index| LogId { leader: LeaderId { term, voter: 1 }, index };
     let entries = (1..=4).map(|index| LogEntry { id: id(2, index), payload: Payload::Blank }).collect();
     journal.append(DATA, entries, Box::new(|_| ()));
-    let mut log = super::log::GroupLog::new(DATA, journal.clone());
+    let mut log = super::log::GroupLog::new(DATA, journal.clone(), Arc::default());
     for (committed, believed) in [(id(2, 3), true), (id(2, 9), false), (id(3, 2), false), (id(2, 4), true)] {
         journal.save_committed(DATA, committed);
         assert_eq!(log.read_committed().await.expect("reads").is_some(), believed, "{committed:?}");

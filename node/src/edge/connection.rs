@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
 
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// A client that leaves waits no longer for the end of its exclusive queues.
@@ -163,7 +164,9 @@ impl Connection {
     pub async fn writable(&self) {
         match &self.hold {
             None => {}
-            Some(Hold::Room(lane)) => lane.wait_for_room().await,
+            Some(Hold::Room { lane, until: None }) => lane.wait_for_room().await,
+            // What comes of it at that time is looked at when it is tried again.
+            Some(Hold::Room { lane, until: Some(until) }) => drop(timeout_at((*until).into(), lane.wait_for_room()).await),
             Some(Hold::Blocked) => self.wait_for_node().await,
             Some(Hold::Lease { until }) => {
                 while !self.edge.port.routing_lease() && until.is_none_or(|t| Instant::now() < t) {

@@ -36,8 +36,8 @@ pub(super) enum Hold {
     Blocked,
     /// No routing lease; `until`: when a publish with a ticket is nacked instead.
     Lease { until: Option<Instant> },
-    /// A lane is full.
-    Room(Arc<Lane>),
+    /// A lane is full; `until`: when what has a ticket is nacked instead.
+    Room { lane: Arc<Lane>, until: Option<Instant> },
 }
 
 /// The name of an exchange as a client sent it.
@@ -76,8 +76,13 @@ impl Connection {
         };
         self.enter_lanes();
         if let Some(full) = self.entered.iter().find(|(at, _)| !self.lanes[*at].lane.has_room()) {
-            self.hold = Some(Hold::Room(self.lanes[full.0].lane.clone()));
-            return Err(publish);
+            let full = self.lanes[full.0].lane.clone();
+            if self.waits_for_room(full, publish.ticket.is_some()) {
+                return Err(publish);
+            }
+            self.mailbox.nack(at, publish.ticket.unwrap_or_default(), publish.ticket.unwrap_or_default());
+            self.edge.counters.nacked.add(1);
+            return Ok(());
         }
         self.published += 1;
         if let Some(properties) = copies.stored(&publish.properties) {
@@ -85,6 +90,17 @@ impl Connection {
         }
         self.append(at, &publish, index);
         Ok(())
+    }
+
+    /// Holds a publish until there is room in that lane. False: somebody waits for an answer, and it has moved nothing for so long that what
+    /// waits in it with a ticket is nacked.
+    pub(super) fn waits_for_room(&mut self, lane: Arc<Lane>, answered: bool) -> bool {
+        let until = lane.gives_up(&self.mailbox).filter(|_| answered);
+        let waits = until.is_none_or(|until| Instant::now() < until);
+        if waits {
+            self.hold = Some(Hold::Room { lane, until });
+        }
+        waits
     }
 
     /// Whether the node takes publishes now; `Err(None)`: refuse it, somebody waits for an answer and has waited long enough.

@@ -4,9 +4,9 @@
 
 use super::connection::Connection;
 use super::copies::Copies;
-use super::lane::{Committing, Fate, Home, Lane, Late, Message, Run, Share, Shared};
+use super::lane::{Committing, Fate, Home, Lane, Late, Message, Run, Share, Shared, no_quorum};
 use super::mailbox::ChannelRef;
-use super::publish::{Hold, NO_LEASE};
+use super::publish::NO_LEASE;
 use super::streams::Record;
 use crate::model::catalog::Refusal;
 use crate::model::entry::{ChunkBuilder, Ops, StoredMessage};
@@ -79,7 +79,11 @@ impl Connection {
         };
         let full = routes.ways.iter().flat_map(Way::lanes).find(|lane| !self.lanes[*lane].lane.has_room());
         if let Some(lane) = full {
-            self.hold = Some(Hold::Room(self.lanes[lane].lane.clone()));
+            let full = self.lanes[lane].lane.clone();
+            let shard = full.shard;
+            if !self.waits_for_room(full, true) {
+                return Err(Some(Refusal::Unavailable(no_quorum(shard))));
+            }
             self.routes = Some(routes);
             return Err(None);
         }

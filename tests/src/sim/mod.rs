@@ -148,7 +148,7 @@ async fn all_end(world: &World, tasks: Vec<JoinHandle<()>>) {
 fn all_groups_run(world: &World) {
     for host in &world.hosts {
         if let Some(fault) = host.node().and_then(|node| node.consensus().fault()) {
-            world.error(format!("node {}: {fault}", host.id));
+            world.error(format!("node {}: {}", host.id, fault.what));
         }
     }
 }

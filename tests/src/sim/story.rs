@@ -20,7 +20,7 @@ fn now(world: &World, host: &Arc<Host>) -> String {
     let edge = host.life().borrow().edge.clone();
     lines.extend(edge.map(|edge| edge.story()).unwrap_or_default());
     let shards = host.node().map_or(0, |node| node.shards());
-    let fault = |host: &Arc<Host>| Some(format!("node {}: {}", host.id, host.node()?.consensus().fault()?));
+    let fault = |host: &Arc<Host>| Some(format!("node {}: {}", host.id, host.node()?.consensus().fault()?.what));
     lines.extend(world.hosts.iter().filter_map(fault));
     for shard in (0..=shards).map(ShardId) {
         lines.extend(world.hosts.iter().filter_map(|host| replica(host, shard)));

@@ -9,7 +9,7 @@ use crate::model::limits::ENTRIES_IN_FLIGHT;
 const TOKENS: Range<u64> = 1..1 + ENTRIES_IN_FLIGHT as u64;
 
 /// Long enough a lease that proposals get into the log of a leader that was cut off just now, on a busy machine too.
-const UNHURRIED: Timing = Timing { heartbeat_ms: 80, election_min_ms: 1000, election_max_ms: 1500, checkpoint_ms: 1500 };
+const UNHURRIED: Timing = Timing { heartbeat_ms: 80, election_min_ms: 1000, election_max_ms: 1500, checkpoint_ms: 1500, watch_ms: 2000 };
 
 /// A cluster, and what its one proposer was told of each proposal, in order.
 struct Scene {

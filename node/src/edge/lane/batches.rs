@@ -48,6 +48,8 @@ pub(super) struct Closed {
     /// It waits for its verdict for longer than a publisher does.
     late: bool,
     since: Instant,
+    /// Itself and those behind it that came to nothing before they were sent.
+    stands_for: u64,
 }
 
 /// What is a batch of its own.
@@ -65,6 +67,8 @@ pub(super) struct Batches {
     /// Number of the first closed batch.
     first: u64,
     closed: VecDeque<Closed>,
+    /// Batches that the closed ones stand for, see `merge_empty`.
+    standing: u64,
     /// How many of the closed ones went out on the present path.
     sent: usize,
     sent_bytes: usize,
@@ -101,6 +105,7 @@ impl Batches {
             session: SessionId::default(),
             first: 1,
             closed: VecDeque::new(),
+            standing: 0,
             sent: 0,
             sent_bytes: 0,
             closed_bytes: 0,
@@ -165,7 +170,7 @@ impl Batches {
 
     /// A mark behind everything enqueued so far: reached when `is_past(mark)`.
     pub fn mark(&self) -> u64 {
-        self.done + self.closed.len() as u64 + u64::from(self.has_open())
+        self.done + self.standing + u64::from(self.has_open())
     }
 
     /// Everything enqueued before `mark` was taken has its verdict.
@@ -283,7 +288,8 @@ impl Batches {
         self.open_index = self.open_index.max(index);
         let catalog_index = self.open_index;
         let Alone { ops, runs, chunks, settles } = batch;
-        self.push(Closed { ops, runs, chunks, catalog_index, commits, settles, sent_under: None, nacked: false, late: false, since: now });
+        let (sent_under, nacked, late, since, stands_for) = (None, false, false, now, 1);
+        self.push(Closed { ops, runs, chunks, catalog_index, commits, settles, sent_under, nacked, late, since, stands_for });
     }
 
     /// A message leaves its queue. True when the lane's task has something new to do.
@@ -330,12 +336,14 @@ impl Batches {
             nacked: false,
             late: false,
             since,
+            stands_for: 1,
         };
         self.push(batch);
     }
 
     fn push(&mut self, batch: Closed) {
         self.closed_bytes += batch.bytes();
+        self.standing += batch.stands_for;
         self.closed.push_back(batch);
     }
 
@@ -452,7 +460,8 @@ impl Batches {
             self.sent_bytes -= batch.ops.len();
         }
         self.first += 1;
-        self.done += 1;
+        self.standing -= batch.stands_for;
+        self.done += batch.stands_for;
         (self.progress, self.greeted) = (now, false);
         self.rewound = None;
         Some(batch)
@@ -472,7 +481,7 @@ impl Batches {
         }
         self.settles.clear();
         self.settle_count = 0;
-        self.done += self.closed.len() as u64;
+        self.done += std::mem::take(&mut self.standing);
         (self.closed_bytes, self.late_bytes) = (0, 0);
         self.renumber = true;
         self.unsend(0);

@@ -166,6 +166,16 @@ impl Lane {
         }
     }
 
+    /// A publish of this client waits for room. When it is told no instead: as those that wait here are, counted from the last sign of
+    /// progress. `None`: none of them waits.
+    pub fn gives_up(&self, mailbox: &Arc<Mailbox>) -> Option<Instant> {
+        let mut state = self.state.lock();
+        if state.stuck {
+            state.block(self.shard, mailbox);
+        }
+        state.batches.stuck_since().map(|since| since + self.config.no_quorum_timeout)
+    }
+
     /// Nothing is reachable there, for good.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
@@ -637,7 +647,7 @@ impl State {
 }
 
 /// Why a shard does not answer, and what to do.
-pub(super) fn no_quorum(shard: ShardId) -> String {
+pub(in crate::edge) fn no_quorum(shard: ShardId) -> String {
     match shard.owner() {
         Some(node) => format!("node {node}, which holds this queue in its memory, cannot be reached; try again when it is back"),
         None => format!("shard {shard} has no leader with a quorum of its replicas; it serves again when enough nodes are back"),

@@ -30,8 +30,8 @@ pub(super) use publishing::{KnownStreams, Record, stream_target};
 use super::access::{Kind, Right};
 use super::connection::Connection;
 use super::lane::{Answer, Run, named, no_quorum};
+use super::mailbox::ChannelRef;
 use super::names::{check_not_reserved, not_found};
-use super::publish::Hold;
 use super::{Edge, Identity};
 use crate::machine::catalog::queue_text;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Name, QueueSpec, Refusal, Table, Value};
@@ -200,17 +200,21 @@ impl Connection {
         self.lanes[at].mark = self.lanes[at].lane.store(stream, reader, offset);
     }
 
+    fn nack_all(&self, at: ChannelRef, mut append: Append) {
+        while let Some((entry, len)) = append.published.first() {
+            self.mailbox.nack(at, entry.id, entry.id);
+            append.published.advance(len);
+        }
+    }
+
     /// Takes messages for a stream, or gives them back when they have to wait.
-    pub(super) fn append_to_stream(&mut self, mut append: Append) -> Result<(), Append> {
+    pub(super) fn append_to_stream(&mut self, append: Append) -> Result<(), Append> {
         let at = self.at(append.channel);
         self.hold = None;
         match self.check_node(true) {
             Ok(()) => {}
             Err(None) => {
-                while let Some((entry, len)) = append.published.first() {
-                    self.mailbox.nack(at, entry.id, entry.id);
-                    append.published.advance(len);
-                }
+                self.nack_all(at, append);
                 return Ok(());
             }
             Err(Some(hold)) => {
@@ -220,8 +224,13 @@ impl Connection {
         }
         let lane = self.lane_at(append.to.shard);
         if !self.lanes[lane].lane.has_room() {
-            self.hold = Some(Hold::Room(self.lanes[lane].lane.clone()));
-            return Err(append);
+            // Were one of a publisher with a name left out while later ids arrive, who says it again would be told that it is known.
+            let (full, answered) = (self.lanes[lane].lane.clone(), append.to.publisher.is_none());
+            if self.waits_for_room(full, answered) {
+                return Err(append);
+            }
+            self.nack_all(at, append);
+            return Ok(());
         }
         let run = Run::of_stream(self.mailbox.clone(), at);
         let entered = &mut self.lanes[lane];

@@ -356,6 +356,40 @@ async fn a_full_lane_holds_publishes_and_writable_wakes() {
     leader.batch().await;
 }
 
+/// Those that fill it have no tickets: they wait for as long as it takes.
+#[tokio::test]
+async fn a_lane_full_of_silent_messages_refuses_those_who_wait_for_an_answer_in_time() {
+    let timeout_ms = Duration::from_millis(1100);
+    let mut scene = Scene::new(EdgeConfig { lane_bytes: 1000, no_quorum_timeout: timeout_ms, ..default_config() });
+    scene.queue("q", 1);
+    scene.world.set_leader(ShardId(1), None);
+    let (mut silent, mut client) = (scene.client(), scene.client());
+    silent.submit(Step::Publish(publish("", "q", 0, &[7; 1200])));
+    let began = std::time::Instant::now();
+    let mut held = client.connection.submit(Step::Publish(publish("", "q", 1, b"x"))).expect_err("held");
+    while let Err(again) = {
+        timeout(PATIENCE, client.connection.writable()).await.expect("room, or its time is over");
+        client.connection.submit(held)
+    } {
+        held = again;
+    }
+    assert!(began.elapsed() >= timeout_ms);
+    let events: Vec<Event> = client.now().into_iter().filter(|event| !matches!(event, Event::Blocked(_))).collect();
+    assert_eq!(events, [Event::Nacked { channel: 1, tickets: vec![(1, 1)] }]);
+    client.publish("", "q", 2);
+    assert_eq!(client.next().await, Event::Nacked { channel: 1, tickets: vec![(2, 2)] }, "it has not moved since");
+    let again = silent.connection.submit(Step::Publish(publish("", "q", 0, b"y"))).expect_err("held");
+    assert!(timeout(Duration::from_millis(30), silent.connection.writable()).await.is_err());
+    scene.world.set_leader(ShardId(1), Some(leader(1, 2)));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    assert_eq!(keys(&leader.batch().await), ["q"]);
+    leader.verdict(1, &[]).await;
+    timeout(PATIENCE, silent.connection.writable()).await.expect("room");
+    silent.connection.submit(again).expect("taken");
+    client.publish("", "q", 3);
+    leader.batch().await;
+}
+
 /// Else whoever publishes after it would be neither confirmed nor told no, for as long as that leader leads nobody.
 #[tokio::test]
 async fn a_nacked_batch_that_its_leader_may_have_takes_no_room_from_later_publishes() {

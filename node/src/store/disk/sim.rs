@@ -48,6 +48,8 @@ struct State {
     sync_takes: Duration,
     syncs: u64,
     cut_after_writes: Option<u64>,
+    /// Writes of nothing but zeros, which prepare files, are not counted.
+    cut_says_something: bool,
 }
 
 #[derive(Clone)]
@@ -87,6 +89,7 @@ impl SimDisk {
             sync_takes: Duration::ZERO,
             syncs: 0,
             cut_after_writes: None,
+            cut_says_something: false,
         };
         SimDisk { core: Arc::new(Core { state: Mutex::new(state), changed: Condvar::new() }), life: 0 }
     }
@@ -107,7 +110,14 @@ impl SimDisk {
 
     /// Every operation of this life fails after `writes` more writes; call `crash` to go on.
     pub fn stop_after_writes(&self, writes: u64) {
-        self.core.state.lock().cut_after_writes = Some(writes);
+        let mut state = self.core.state.lock();
+        (state.cut_after_writes, state.cut_says_something) = (Some(writes), false);
+    }
+
+    /// The same, where only writes count that are not all zeros: what prepares files says nothing.
+    pub fn stop_after_words(&self, writes: u64) {
+        let mut state = self.core.state.lock();
+        (state.cut_after_writes, state.cut_says_something) = (Some(writes), true);
     }
 
     /// `stop_after_writes` has come true.
@@ -322,7 +332,8 @@ impl DiskFile for SimFile {
         let mut state = self.core.state.lock();
         state.alive(self.life)?;
         let (used, capacity) = (state.used(), state.capacity);
-        let cut = state.cut_after_writes.as_mut().is_some_and(|left| {
+        let counts = !state.cut_says_something || bytes.iter().any(|byte| *byte != 0);
+        let cut = state.cut_after_writes.as_mut().filter(|_| counts).is_some_and(|left| {
             *left -= 1;
             *left == 0
         });

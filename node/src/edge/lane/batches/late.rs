@@ -34,7 +34,27 @@ impl Batches {
         }
         self.closed_bytes = self.closed_bytes + are - were;
         self.count_late();
+        self.merge_empty();
         nacked
+    }
+
+    /// Batches that came to nothing before any leader was sent them go: while a shard has no quorum for long, one would be made with each
+    /// round of refusals. The one before stands for them, so that marks behind them are reached when they were.
+    fn merge_empty(&mut self) {
+        if !self.closed.iter().any(Closed::is_empty) {
+            return;
+        }
+        let all = std::mem::take(&mut self.closed);
+        for batch in all {
+            match self.closed.back_mut() {
+                _ if !batch.is_empty() => self.closed.push_back(batch),
+                Some(before) => before.stands_for += batch.stands_for,
+                None => {
+                    self.standing -= batch.stands_for;
+                    self.done += batch.stands_for;
+                }
+            }
+        }
     }
 
     pub(super) fn count_late(&mut self) {
@@ -42,11 +62,19 @@ impl Batches {
     }
 }
 
+impl Closed {
+    fn is_empty(&self) -> bool {
+        let is_said = self.sent_under.is_some() || !self.ops.is_empty() || !self.settles.is_empty();
+        !is_said && !self.has_runs() && self.commits.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{LEADER, run};
     use super::super::{BYTES_IN_FLIGHT, Batches, Message};
-    use crate::model::{BatchSeq, LeaderId, QueueId, SessionId, limits};
+    use crate::model::entry::SettleReason;
+    use crate::model::{BatchSeq, LeaderId, QueueId, Seq, SessionId, limits};
     use std::time::Instant;
 
     /// Messages, each a batch of its own; `ticket` 0: nobody waits for an answer.
@@ -86,6 +114,34 @@ mod tests {
             }
             assert!(batches.is_empty() && batches.waiting_bytes() == 0);
         }
+    }
+
+    #[test]
+    fn what_came_to_nothing_before_it_was_sent_leaves_nothing_and_marks_behind_it_are_reached_in_their_turn() {
+        let now = Instant::now();
+        let mut batches = Batches::new(now, true);
+        let settle = |batches: &mut Batches, n| batches.settle(QueueId(1), SettleReason::Ack, Seq(n), now);
+        let refuse = |batches: &mut Batches, ticket| {
+            fill(batches, limits::BATCH_BYTES, ticket..=ticket, now);
+            let mark = batches.mark();
+            assert_eq!(batches.nack_older(now).len(), 1);
+            mark
+        };
+        let first = refuse(&mut batches, 1);
+        assert!(batches.is_past(first) && batches.closed.is_empty(), "nothing was before it");
+        fill(&mut batches, limits::BATCH_BYTES, std::iter::once(0), now);
+        let second = batches.mark();
+        let marks: Vec<u64> = (2..1000).map(|ticket| refuse(&mut batches, ticket)).collect();
+        assert_eq!(batches.closed.len(), 1, "what waits in silence is left");
+        settle(&mut batches, 1);
+        batches.welcome(SessionId(9), BatchSeq(0), now);
+        assert!(!batches.is_past(second) && !batches.is_past(marks[0]));
+        assert_eq!(send(&mut batches, LEADER, now), 2, "and the settle");
+        batches.verdict(BatchSeq(1), now).expect("in turn");
+        assert!(batches.is_past(second) && marks.iter().all(|mark| batches.is_past(*mark)));
+        assert!(!batches.is_past(batches.mark()));
+        batches.verdict(BatchSeq(2), now).expect("in turn");
+        assert!(batches.is_past(batches.mark()) && batches.is_empty());
     }
 
     #[test]
