@@ -21,6 +21,9 @@ use tokio::time::{Instant, timeout_at};
 /// A leader that is asked to wait may answer so much later than the client wants to: longer, and nobody leads.
 const SLACK: Duration = Duration::from_secs(10);
 
+/// How long a shard may keep the others waiting.
+const SILENT: Duration = Duration::from_secs(1);
+
 type Source = (Arc<QueueRecord>, Arc<Lane>);
 
 /// Takes that were answered with messages, and what those are together.
@@ -100,7 +103,8 @@ impl Asking {
         (found, failure)
     }
 
-    /// Those of several queues that have messages which wait. One alone is not asked first.
+    /// Those of several queues that have messages which wait. One alone is not asked first; a shard that is silent holds up the others
+    /// for no longer than [`SILENT`].
     async fn ready<'s>(&self, sources: &'s [Source]) -> (Vec<&'s Source>, Option<Refusal>) {
         if sources.len() == 1 {
             return (sources.iter().collect(), None);
@@ -110,7 +114,7 @@ impl Asking {
         shards.dedup();
         let asked = shards.into_iter().map(|shard| {
             let queues: Vec<QueueId> = sources.iter().filter(|s| s.0.shard == shard).map(|s| s.0.id).collect();
-            self.edge.stat(shard, Ask { queues, used: false }, 0, self.edge.config.no_quorum_timeout)
+            self.edge.stat(shard, Ask { queues, used: false }, 0, self.edge.config.no_quorum_timeout.min(SILENT))
         });
         let (mut with, mut failure) = (Vec::new(), None);
         for answer in futures::future::join_all(asked).await {

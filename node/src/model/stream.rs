@@ -273,8 +273,9 @@ impl Filter {
         Filter { bits: vec![0; usize::from(bytes.max(FILTER_BYTES_MIN))], any: false }
     }
 
-    /// A message with this value, or without one.
+    /// A message with this value, or without one; an empty one is none, as in osiris.
     pub fn insert(&mut self, value: Option<&[u8]>) {
+        let value = value.filter(|value| !value.is_empty());
         self.any |= value.is_some();
         let bits = positions(value, self.bits.len());
         bits.iter().for_each(|bit| self.bits[bit / 8] |= 1 << (bit % 8));
@@ -292,13 +293,15 @@ impl Filter {
     }
 }
 
-/// Whether a chunk with this filter may hold a message that a reader wants: one with one of `values`, or, with `unfiltered`, one without.
+/// Whether a chunk with this filter may hold a message that a reader wants: one with one of `values`, or, with `unfiltered` or an empty one
+/// among them, one without.
 pub fn may_hold(filter: &[u8], values: &[impl AsRef<[u8]>], unfiltered: bool) -> bool {
+    let unfiltered = unfiltered || values.iter().any(|value| value.as_ref().is_empty());
     if filter.is_empty() {
         return unfiltered;
     }
     let holds = |value: Option<&[u8]>| positions(value, filter.len()).iter().all(|bit| filter[bit / 8] & (1 << (bit % 8)) != 0);
-    (unfiltered && holds(None)) || values.iter().any(|value| holds(Some(value.as_ref())))
+    (unfiltered && holds(None)) || values.iter().map(AsRef::as_ref).any(|value| !value.is_empty() && holds(Some(value)))
 }
 
 /// The two bits of a value in a filter of `bytes` bytes.
@@ -373,9 +376,12 @@ mod tests {
         filter.insert(None);
         assert!(filter.bytes().is_empty(), "nobody named a value");
         assert!(may_hold(filter.bytes(), &[b"a"], true) && !may_hold(filter.bytes(), &[b"a"], false));
+        filter.insert(Some(b""));
+        assert!(filter.bytes().is_empty(), "nor is an empty one a value");
+        assert!(may_hold(filter.bytes(), &[""], false));
         filter.insert(Some(b"europe"));
         let only = |values: &[&str], unfiltered| may_hold(filter.bytes(), values, unfiltered);
-        assert!(only(&["europe"], false) && only(&["asia", "europe"], false) && only(&["asia"], true));
+        assert!(only(&["europe"], false) && only(&["asia", "europe"], false) && only(&["asia"], true) && only(&[""], false));
         let strangers = (0..1000).filter(|n| only(&[&format!("value {n}")], false)).count();
         assert!(strangers < 10, "{strangers} of 1000 look like a value");
         filter.clear();

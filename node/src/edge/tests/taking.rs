@@ -95,6 +95,21 @@ async fn of_several_queues_those_with_messages_are_asked() {
 }
 
 #[tokio::test]
+async fn a_silent_shard_does_not_keep_the_others_messages_back() {
+    let config = EdgeConfig { no_quorum_timeout: Duration::from_secs(3600), ..default_config() };
+    let mut scene = Scene::new(config);
+    let (here, _silent) = (scene.queue("here", 1), scene.queue("silent", 2));
+    let mut client = scene.client();
+    client.ask(take(&["here", "silent"], false, 0));
+    let (mut leader, _) = scene.leader(leader(1, 2), 9, 0).await;
+    let ToLeader::Stat { request, .. } = leader.next().await else { panic!("no counts are asked for") };
+    leader.say(ToEdge::Stats { request, stats: vec![QueueStat { queue: here, ready: 1, ..QueueStat::default() }] }).await;
+    let (request, queue, _) = asked(&mut leader).await;
+    leader.say(ToEdge::Took { request, result: Ok(vec![message(queue, 1)]) }).await;
+    assert!(matches!(client.reply().await, Ok(Reply::Took(took)) if took.len() == 1));
+}
+
+#[tokio::test]
 async fn what_several_queues_give_is_bounded_together() {
     let mut scene = Scene::new(default_config());
     let queues = [scene.queue("one", 1), scene.queue("two", 1)];

@@ -252,7 +252,8 @@ async fn idle_queues_wake_nobody() {
             }
         }
     };
-    timeout(SOON, sleeps).await.expect("only this test's own timers wake the thread");
+    // A busy machine takes its time to declare them.
+    timeout(Duration::from_secs(60), sleeps).await.expect("only this test's own timers wake the thread");
 }
 
 #[test]
