@@ -100,7 +100,7 @@ fn wrong(is_answered: bool, now: &Standing) -> Option<&'static str> {
         Some("has not answered")
     } else if now.committed > now.applied {
         Some("has not applied what is committed")
-    } else if now.last > now.heard_flushed && now.flushed >= now.last {
+    } else if now.unsaid > 0 && now.flushed >= now.last {
         Some("has not heard that its log is on the disk")
     } else {
         None

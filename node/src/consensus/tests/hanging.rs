@@ -48,6 +48,24 @@ async fn a_group_that_never_hears_that_its_log_is_on_the_disk_is_given_up() {
     assert!(loss.what.contains("shard 1 has not heard that its log is on the disk") && loss.may_pass, "{loss:?}");
 }
 
+/// It saves one vote after the other, and no entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_wrong_with_a_node_that_stays_alone() {
+    let mut cluster = Cluster::started_with(3, 1, watchful()).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (leader, _) = cluster.leader(DATA).await;
+    let alone = *cluster.nodes.keys().find(|id| **id != leader).expect("three nodes");
+    for id in [1, 2, 3].map(NodeId).into_iter().filter(|id| *id != alone) {
+        cluster.nodes[&id].consensus.kill();
+        cluster.kill(id);
+    }
+    let consensus = &cluster.nodes[&alone].consensus;
+    until(|| consensus.shard(DATA).expect("member").raft_figures().term > 1).await;
+    let campaigns = consensus.watched();
+    until(|| consensus.watched() > campaigns + 20).await;
+    assert_eq!(consensus.fault(), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_never_applies_what_is_committed_is_given_up() {
     let mut cluster = Cluster::started_with(3, 1, watchful()).await;
