@@ -126,6 +126,8 @@ pub(super) struct QueueState {
     pub takes: VecDeque<Take>,
     /// As applied.
     pub reserved: Seq,
+    /// The last message that was there when this node began to lead: no leader before it delivered one behind it, however far the mark is.
+    inherited: Seq,
     pub holders: SmallVec<[SessionId; 4]>,
     pub reserve: Step,
     /// Not delivered until every holder attached or is gone (rule 18).
@@ -243,6 +245,7 @@ impl QueueState {
             gets: VecDeque::new(),
             takes: VecDeque::new(),
             reserved: queue.reserved(),
+            inherited: queue.tail(),
             holders: SmallVec::from_slice(queue.holders()),
             reserve: Step::Idle,
             held: queue.first_live() <= queue.reserved(),
@@ -324,7 +327,7 @@ impl QueueState {
         self.held = false;
         if lost {
             let first = self.levels.iter().map(|l| l.cursor).min().unwrap_or_default();
-            self.seen.insert(first.min(self.reserved), self.reserved, ());
+            self.seen.insert(first, self.reserved.min(self.inherited), ());
         }
         for (first, last, session) in std::mem::take(&mut self.claims).ranges() {
             self.check_out_held(session, first, last);
