@@ -164,6 +164,8 @@ pub(super) struct Care {
     pub tend: Step,
     /// Entries in flight that may take messages away: nothing is delivered meanwhile.
     pub frozen: u32,
+    /// Those of them that count what was given back.
+    pub counting: u32,
     /// Messages on their way into it in entries in flight.
     pub coming: u64,
     /// Where the choice of its single active consumer stands.
@@ -190,6 +192,7 @@ impl Care {
             settings: queue.settings().cloned().unwrap_or_default(),
             tend: Step::Idle,
             frozen: 0,
+            counting: 0,
             coming: 0,
             activate: Step::Idle,
             active: queue.active(),
