@@ -1,7 +1,11 @@
 //! A timer that is set for each request and hardly ever rings.
 
 use std::pin::Pin;
+use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Before it is set.
+const FAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Rings at a moment that mostly moves away before it comes. A timer of its own for each of those moments would cost the thread a wake-up
 /// each: tokio's clock is told of every one that is earlier than the next. This one is set anew only when that is earlier, or has rung.
@@ -11,7 +15,7 @@ pub(super) struct Alarm {
 
 impl Alarm {
     pub(super) fn new() -> Alarm {
-        Alarm { sleep: Box::pin(sleep_until(Instant::now())) }
+        Alarm { sleep: Box::pin(sleep_until(Instant::now() + FAR)) }
     }
 
     /// Until `at`. May be dropped and asked again for another moment.
@@ -30,7 +34,6 @@ mod tests {
     use super::*;
     use futures::poll;
     use std::pin::pin;
-    use std::time::Duration;
 
     const SOON: Duration = Duration::from_millis(20);
     const HOUR: Duration = Duration::from_secs(3600);

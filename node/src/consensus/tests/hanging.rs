@@ -58,7 +58,7 @@ async fn a_question_for_which_the_mailbox_had_no_room_is_asked_again() {
     let group = cluster.nodes[&id].consensus.shard(DATA).expect("member");
     let ask = |question: Box<dyn FnOnce() + Send>| unconstrained(group.inner().raft.external_request(|_| question())).now_or_never();
     let (go_on_tx, go_on_rx) = std::sync::mpsc::channel::<()>();
-    ask(Box::new(move || drop(go_on_rx.recv())));
+    ask(Box::new(move || _ = go_on_rx.recv()));
     while ask(Box::new(|| ())).is_some() {}
     let mut asked = Asked::new(&group);
     assert_eq!(asked.look(true), None);
