@@ -18,8 +18,8 @@ use warren::store::disk::SimDisk;
 use warren::store::disk::sim::Crash;
 use warren::store::wal::WalConfig;
 
-/// Small, so that files are closed and used again.
-const WAL_FILE_BYTES: u64 = 512 << 10;
+/// Small, so that files are closed and used again; half of one takes an entry of many batches that waited together.
+const WAL_FILE_BYTES: u64 = 640 << 10;
 /// So small that old files are cleaned all the time.
 const LOG_BUDGET_BYTES: u64 = WAL_FILE_BYTES;
 /// An ended process lets go of its state store within this time.
