@@ -48,6 +48,9 @@ const HAND_OVER: Duration = Duration::from_millis(1500);
 /// and so much is kept for the last checkpoint, when clients are slow to go.
 const LAST: Duration = Duration::from_millis(1500);
 
+/// Linux's number of an input/output error.
+const EIO: i32 = 5;
+
 /// Between two looks for groups that have ended.
 const GROUPS_CHECK: Duration = Duration::from_secs(1);
 /// A process that has served so long ends when a part of it is lost: its supervisor starts it again. One that loses it sooner would only be
@@ -80,6 +83,24 @@ pub enum StartError {
     /// It served, and lost what it needs.
     #[error("a part that this node needs is gone: {0}")]
     Lost(String),
+}
+
+/// For a disk that answers with input/output errors, whichever file was met first.
+const SICK_DISK: &str = "the disk of the data directory fails (input/output error): the system's log names the device. Replace the disk and start the \
+     node with an empty data directory: the other nodes fill it again, as long as a majority of them has its data";
+
+impl StartError {
+    /// What to do, where the error itself does not say it.
+    pub fn advice(&self) -> Option<&'static str> {
+        let is_sick = match self {
+            StartError::Wal(WalError::Io { source, .. }) | StartError::Io { source, .. } => source.raw_os_error() == Some(EIO),
+            // sled says it in words.
+            StartError::State(error) => error.to_string().contains(&format!("os error {EIO}")),
+            StartError::Formation(FormationError::Io(source)) => source.raw_os_error() == Some(EIO),
+            StartError::Wal(_) | StartError::Formation(_) | StartError::Tls(_) | StartError::Lost(_) => false,
+        };
+        is_sick.then_some(SICK_DISK)
+    }
 }
 
 fn doing(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
@@ -241,6 +262,18 @@ impl Certificates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_with_input_output_errors_at_the_start_is_named_as_one() {
+        let sick = || io::Error::from_raw_os_error(EIO);
+        let (wal, full) = (WalError::Io { doing: "read log file 7".into(), source: sick() }, io::Error::from(io::ErrorKind::StorageFull));
+        let sled = StateError::from(sick());
+        for error in [doing("numbering this start")(sick()), wal.into(), sled.into(), FormationError::Io(sick()).into()] {
+            assert_eq!(error.advice(), Some(SICK_DISK), "{error}");
+        }
+        assert_eq!(doing("the same")(full).advice(), None);
+        assert_eq!(StartError::Lost("shard 1".into()).advice(), None);
+    }
 
     async fn watched(loss: Option<Loss>, proven: Duration) -> (Option<String>, Option<String>) {
         let readiness = Arc::new(Readiness::default());

@@ -43,7 +43,7 @@ fn serve(config: ServerConfig) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "the node stopped");
+            tracing::error!(%error, advice = error.advice(), "the node stopped");
             ExitCode::FAILURE
         }
     }

@@ -5,12 +5,13 @@
 use super::clock;
 use super::core::Core;
 use super::shard::Shard;
-use crate::model::limits::{SLOW_DISK_CALM, SLOW_WRITE};
+use crate::model::limits::{SLOW_CHECKPOINT, SLOW_DISK_CALM, SLOW_WRITE};
 use crate::model::{LeaderId, NodeId, ShardId};
+use crate::store::state::StateStore;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -76,10 +77,16 @@ impl SlowDisks {
 }
 
 /// Watches the disk of this node.
-pub(super) async fn watch(core: Arc<Core>) {
-    let (mut was_slow, mut asked) = (false, BTreeMap::new());
+pub(super) async fn watch(core: Arc<Core>, store: Weak<StateStore>) {
+    let (mut was_slow, mut asked, mut checkpoint_hangs) = (false, BTreeMap::new(), false);
     loop {
         clock::calm(LOOK).await;
+        let checkpointing = store.upgrade().and_then(|store| store.writing_for()).filter(|took| *took >= SLOW_CHECKPOINT);
+        match (checkpointing, std::mem::replace(&mut checkpoint_hangs, checkpointing.is_some())) {
+            (Some(took), false) => tracing::warn!(?took, "a checkpoint does not end: until it does the log's files are kept"),
+            (None, true) => tracing::info!("checkpoints get to the disk again"),
+            (Some(_), true) | (None, false) => {}
+        }
         if let Some(took) = core.journal.writing_for().filter(|took| *took >= SLOW_WRITE) {
             if core.slow_disks.hangs(Instant::now()) {
                 let waiting_bytes = core.journal.unflushed();

@@ -218,6 +218,11 @@ impl Consensus {
         &self.core.bodies
     }
 
+    /// How long a checkpoint has been taking that is under way.
+    pub fn checkpointing_for(&self) -> Option<Duration> {
+        self.store.as_ref()?.writing_for()
+    }
+
     /// Which disks are slow, and what this node did about it.
     pub fn slow_disks(&self) -> &SlowDisks {
         &self.core.slow_disks
@@ -316,7 +321,7 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
     core.watch.spawn("the keeper of routing leases", lease::keep(core.clone()));
     core.watch.spawn("the watch of other processes", failover::watch_processes(core.clone()));
     core.watch.spawn("the balance of leaders", failover::balance(core.clone()));
-    core.watch.spawn("the watch of the disk", slow_disk::watch(core.clone()));
+    core.watch.spawn("the watch of the disk", slow_disk::watch(core.clone(), store.as_ref().map(Arc::downgrade).unwrap_or_default()));
     core.watch.spawn("the watchdog of the groups", watchdog::keep(core.clone()));
     core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
     if let Some(store) = store {

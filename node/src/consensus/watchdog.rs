@@ -25,7 +25,8 @@ pub(super) async fn keep(core: Arc<Core>) {
     loop {
         clock::calm(core.timing.watch()).await;
         core.watch.looked();
-        let disk_works = !core.slow_disks.is_own_slow() && core.journal.writing_for().is_none_or(|took| took < SLOW_WRITE);
+        let disk_works =
+            !core.slow_disks.is_own_slow() && core.journal.writing_for().is_none_or(|took| took < SLOW_WRITE) && core.journal.has_spare();
         for group in core.all_groups().filter(|group| group.is_running()) {
             let asked = groups.entry(group.id()).or_insert_with(|| Asked::new(group));
             if let Some(fault) = asked.look(disk_works) {
@@ -59,7 +60,7 @@ impl Asked {
         let wrong = wrong(is_answered, &now);
         let installing = self.group.inner().holding.work.installing();
         self.report(installing.as_ref());
-        // What waits for the disk, or for a state of another node, has rules of its own.
+        // What waits for the disk, or for space on it, or for a state of another node, has rules of its own.
         let is_excused = !disk_works || installing.is_some();
         self.still = if wrong.is_none() || is_excused || now != self.seen { 0 } else { self.still.saturating_add(1) };
         self.seen = now;

@@ -27,6 +27,8 @@ pub const TAIL_CACHE_AGE: Duration = Duration::from_secs(3);
 pub const UNFLUSHED_BYTES: usize = 64 << 20;
 /// A write and sync of the log that take longer mean a disk that hangs: the node gives away what it leads (rule 9).
 pub const SLOW_WRITE: Duration = Duration::from_secs(2);
+/// A checkpoint that takes longer is reported: nothing waits for it but the log's files. Large ones on slow disks take some seconds.
+pub const SLOW_CHECKPOINT: Duration = Duration::from_secs(10);
 /// A node whose disk hung gets no leadership back before its disk has been well for so long.
 pub const SLOW_DISK_CALM: Duration = Duration::from_secs(30);
 /// Size of one WAL file.

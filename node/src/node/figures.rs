@@ -111,6 +111,10 @@ pub(super) fn register(metrics: &Metrics, running: &Arc<Running>, streams: &Arc<
     let help = "Replicas that were damaged on this disk and rebuilt from the leader since the start";
     metrics.observe("warren_replicas_rebuilt", help, Kind::Counter, move || vec![Sample::plain(on.consensus.rebuilt() as f64)]);
     let on = running.clone();
+    let help = "How long the checkpoint under way has been taking";
+    let taking = move || vec![Sample::plain(on.consensus.checkpointing_for().map_or(0.0, |took| took.as_secs_f64()))];
+    metrics.observe("warren_checkpoint_under_way_seconds", help, Kind::Gauge, taking);
+    let on = running.clone();
     let help = "Leaderships that this node gave away because a write to its disk did not end in time";
     let given = move || vec![Sample::plain(on.consensus.slow_disks().given_away() as f64)];
     metrics.observe("warren_slow_disk_leaderships_given_away", help, Kind::Counter, given);

@@ -45,6 +45,8 @@ struct State {
     capacity: u64,
     fail_syncs: u32,
     hang_syncs: bool,
+    /// Of files with a temporary name.
+    hang_temporary: bool,
     sync_takes: Duration,
     syncs: u64,
     cut_after_writes: Option<u64>,
@@ -86,6 +88,7 @@ impl SimDisk {
             capacity: u64::MAX,
             fail_syncs: 0,
             hang_syncs: false,
+            hang_temporary: false,
             sync_takes: Duration::ZERO,
             syncs: 0,
             cut_after_writes: None,
@@ -98,7 +101,7 @@ impl SimDisk {
     pub fn crash(&self, crash: Crash) -> SimDisk {
         let mut state = self.core.state.lock();
         state.life += 1;
-        state.hang_syncs = false;
+        (state.hang_syncs, state.hang_temporary) = (false, false);
         state.fail_syncs = 0;
         state.cut_after_writes = None;
         if crash == Crash::Power {
@@ -138,6 +141,12 @@ impl SimDisk {
     /// The next `count` syncs fail; pages are marked clean all the same, as Linux does.
     pub fn fail_syncs(&self, count: u32) {
         self.core.state.lock().fail_syncs = count;
+    }
+
+    /// Syncs of files that are being prepared hang while `hang` is set.
+    pub fn hang_files_in_preparation(&self, hang: bool) {
+        self.core.state.lock().hang_temporary = hang;
+        self.core.changed.notify_all();
     }
 
     /// Syncs hang while `hang` is set.
@@ -191,6 +200,10 @@ impl SimDisk {
 }
 
 impl State {
+    fn hangs_temporary(&self, inode: u64) -> bool {
+        self.hang_temporary && self.names.iter().any(|(name, of)| *of == inode && name.ends_with(".tmp"))
+    }
+
     fn alive(&self, life: u64) -> io::Result<()> {
         if self.life == life && self.cut_after_writes != Some(0) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     }
@@ -362,7 +375,7 @@ impl DiskFile for SimFile {
             std::thread::sleep(takes);
         }
         let mut state = self.core.state.lock();
-        while state.hang_syncs && state.life == self.life {
+        while state.life == self.life && (state.hang_syncs || state.hangs_temporary(self.inode)) {
             self.core.changed.wait(&mut state);
         }
         state.alive(self.life)?;

@@ -10,8 +10,11 @@ pub use trees::{OpenReport, RolledBack, SetAside, StateError};
 use crate::model::{LogId, ShardId};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use trees::Trees;
 
 /// Requests that wait for the thread: one checkpoint per shard is out at a time, so this is never reached.
@@ -48,12 +51,40 @@ enum Request {
     Load(ShardId, SyncSender<Result<Stored, StateError>>),
 }
 
+/// Since when the thread works on what it was given, for those who must not wait for it to know.
+#[derive(Debug)]
+struct Work {
+    opened: Instant,
+    /// Microseconds after `opened`, and one; 0: it has nothing to do.
+    began_us: AtomicU64,
+}
+
+impl Work {
+    fn new() -> Arc<Work> {
+        Arc::new(Work { opened: Instant::now(), began_us: AtomicU64::new(0) })
+    }
+
+    fn began(&self) {
+        self.began_us.store(self.opened.elapsed().as_micros() as u64 + 1, Ordering::Relaxed);
+    }
+
+    fn ended(&self) {
+        self.began_us.store(0, Ordering::Relaxed);
+    }
+
+    fn under_way(&self) -> Option<Duration> {
+        let began_us = self.began_us.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.opened.elapsed().saturating_sub(Duration::from_micros(began_us)))
+    }
+}
+
 /// The store. Dropping it waits for checkpoints under way.
 #[derive(Debug)]
 pub struct StateStore {
     requests_tx: Option<SyncSender<Request>>,
     thread: Option<JoinHandle<()>>,
     path: PathBuf,
+    work: Arc<Work>,
 }
 
 impl StateStore {
@@ -62,11 +93,13 @@ impl StateStore {
     pub fn open(path: &Path) -> Result<(StateStore, OpenReport), StateError> {
         let (trees, report) = Trees::open(path)?;
         let (requests_tx, requests_rx) = sync_channel(WAITING);
+        let work = Work::new();
+        let working = work.clone();
         let thread = std::thread::Builder::new()
             .name("state-store".to_owned())
-            .spawn(move || serve(trees, &requests_rx))
+            .spawn(move || serve(trees, &requests_rx, &working))
             .map_err(|e| StateError::Disk(e.to_string()))?;
-        let store = StateStore { requests_tx: Some(requests_tx), thread: Some(thread), path: path.to_owned() };
+        let store = StateStore { requests_tx: Some(requests_tx), thread: Some(thread), path: path.to_owned(), work };
         Ok((store, report))
     }
 
@@ -75,7 +108,9 @@ impl StateStore {
     pub fn out_of_space(path: &Path, mut refusals: usize) -> StateStore {
         let (trees, _) = Trees::open(path).expect("opens");
         let (requests_tx, requests_rx) = sync_channel(WAITING);
-        let work = move || {
+        let work = Work::new();
+        let working = work.clone();
+        let serving = move || {
             while refusals > 0 {
                 match requests_rx.recv() {
                     Ok(Request::Checkpoint(_, _, done)) => done(Err(StateError::Disk("no space left on device".into()))),
@@ -84,9 +119,9 @@ impl StateStore {
                 }
                 refusals -= 1;
             }
-            serve(trees, &requests_rx);
+            serve(trees, &requests_rx, &working);
         };
-        StateStore { requests_tx: Some(requests_tx), thread: Some(std::thread::spawn(work)), path: path.to_owned() }
+        StateStore { requests_tx: Some(requests_tx), thread: Some(std::thread::spawn(serving)), path: path.to_owned(), work }
     }
 
     /// Where it is.
@@ -106,6 +141,11 @@ impl StateStore {
         if let Some(Request::Checkpoint(_, _, done)) = refused {
             done(Err(StateError::Busy));
         }
+    }
+
+    /// How long the checkpoints under way have been taking, their sync included; `None`: there are none.
+    pub fn writing_for(&self) -> Option<Duration> {
+        self.work.under_way()
     }
 
     /// What is stored for a shard. Blocks: for the start of a node.
@@ -128,8 +168,9 @@ impl Drop for StateStore {
 }
 
 /// The thread: takes what waits, writes it, flushes once, answers.
-fn serve(mut trees: Trees, requests_rx: &Receiver<Request>) {
+fn serve(mut trees: Trees, requests_rx: &Receiver<Request>, work: &Work) {
     while let Ok(first) = requests_rx.recv() {
+        work.began();
         let mut written = Vec::new();
         let mut next = Some(first);
         while let Some(request) = next {
@@ -152,13 +193,13 @@ fn serve(mut trees: Trees, requests_rx: &Receiver<Request>) {
             }
             next = if written.len() < TOGETHER { requests_rx.try_recv().ok() } else { None };
         }
-        if written.is_empty() {
-            continue;
+        if !written.is_empty() {
+            let flushed = trees.flush();
+            for (applied, done) in written {
+                done(flushed.clone().map(|()| applied));
+            }
         }
-        let flushed = trees.flush();
-        for (applied, done) in written {
-            done(flushed.clone().map(|()| applied));
-        }
+        work.ended();
     }
 }
 

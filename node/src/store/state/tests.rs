@@ -158,3 +158,25 @@ fn checkpoints_of_the_same_size_do_not_grow_the_store() {
     (16..=60).for_each(round);
     assert!(size() < settled.max(8 << 20) * 2, "{settled} -> {}", size());
 }
+
+#[test]
+fn a_checkpoint_that_does_not_end_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = StateStore::open(&dir.path().join("state")).unwrap();
+    let (done_tx, done_rx) = sync_channel::<()>(0);
+    let applied = LogId { leader: LeaderId { term: 1, voter: 1 }, index: 1 };
+    assert_eq!(store.writing_for(), None);
+    store.checkpoint(ShardId(1), Change { applied, full: true, ..Change::default() }, move |_| {
+        let _ = done_rx.recv();
+    });
+    let until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until("it is under way", &|| store.writing_for() > Some(Duration::from_millis(5)));
+    done_tx.send(()).unwrap();
+    until("it has ended", &|| store.writing_for().is_none());
+}

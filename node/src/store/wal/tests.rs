@@ -429,3 +429,24 @@ fn lane_of_appends(wal: &Wal, shard: ShardId, len: usize, count: u64) {
     }
     (0..count.min(4)).for_each(|_| assert!(rx.recv().unwrap()));
 }
+
+/// Else nobody would know: the writer writes nothing, so nothing of it takes long.
+#[test]
+fn a_log_that_waits_for_a_file_which_its_disk_does_not_get_ready_is_seen_to_hang() {
+    let disk = SimDisk::new(3);
+    let wal = open(&disk);
+    disk.hang_files_in_preparation(true);
+    let (tx, rx) = mpsc::channel();
+    let sent = std::cell::Cell::new(0);
+    until("it is out of files", || {
+        sent.set(sent.get() + 1);
+        let tx = tx.clone();
+        wal.append(DATA, vec![entry(1, sent.get(), 4_000)], move |result| {
+            let _ = tx.send(result.is_ok());
+        });
+        wal.writing_for().is_some_and(|took| took > Duration::from_millis(200))
+    });
+    disk.hang_files_in_preparation(false);
+    assert!((0..sent.get()).all(|_| rx.recv_timeout(Duration::from_secs(20)).expect("an answer")));
+    until("it goes on", || wal.writing_for().is_none());
+}

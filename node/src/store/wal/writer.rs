@@ -261,9 +261,11 @@ impl Writer {
         }
     }
 
-    /// Go on in the next prepared file. Waits for one when there is none.
+    /// Go on in the next prepared file. Waits for one when there is none: a disk on which it does not get ready hangs as one does that
+    /// syncs nothing; a full disk does not.
     fn rotate(&mut self) -> Result<(), End> {
         let shared = self.shared.clone();
+        let mut is_timed = false;
         let next = loop {
             let mut state = shared.lock();
             state.starved = state.ready.is_empty();
@@ -276,6 +278,12 @@ impl Writer {
                 return Err(End::Stopped);
             }
             state.stats.full = state.stats.low_space;
+            match (state.stats.full, is_timed) {
+                (true, _) => shared.pace.ended(),
+                (false, false) => shared.pace.began(),
+                (false, true) => {}
+            }
+            is_timed = !state.stats.full;
             if state.stats.full {
                 self.take_inbox();
                 let room = self.control_room();
@@ -287,9 +295,13 @@ impl Writer {
             }
             self.shared.prepared.wait_for(&mut state, FULL_RETRY);
         };
+        if !is_timed {
+            shared.pace.began();
+        }
         self.close()?;
         let lap = Lap { seq: next.seq, salt: rand::random() };
         self.begin(Arc::new(WalFile { lap, file: next.file }))?;
+        shared.pace.ended();
         Ok(())
     }
 
