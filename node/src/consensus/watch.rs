@@ -6,6 +6,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::watch;
 
 /// Knows whether this room is to end, and what ended before.
 #[derive(Debug, Default)]
@@ -20,12 +21,36 @@ impl Watch {
         let (watch, name) = (self.clone(), name.into());
         tokio::spawn(async move {
             let ended = AssertUnwindSafe(task).catch_unwind().await;
-            if !watch.stopping.load(Ordering::Acquire) {
-                let fault = format!("{name} {}", if ended.is_ok() { "has ended" } else { "has panicked" });
-                tracing::error!(fault, "a task that this node needs is gone");
-                let _ = watch.fault.set(fault); // the first one counts
+            watch.ended(&name, ended.is_ok());
+        });
+    }
+
+    /// The same for a task that may end when `left_rx` turns true, and is ended then.
+    pub(super) fn spawn_until(
+        self: &Arc<Self>,
+        mut left_rx: watch::Receiver<bool>,
+        name: impl Into<String>,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (watch, name) = (self.clone(), name.into());
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                _ = left_rx.wait_for(|left| *left) => return,
+                ended = AssertUnwindSafe(task).catch_unwind() => ended,
+            };
+            if !*left_rx.borrow() {
+                watch.ended(&name, ended.is_ok());
             }
         });
+    }
+
+    fn ended(&self, name: &str, in_order: bool) {
+        if !self.stopping.load(Ordering::Acquire) {
+            let fault = format!("{name} {}", if in_order { "has ended" } else { "has panicked" });
+            tracing::error!(fault, "a task that this node needs is gone");
+            let _ = self.fault.set(fault); // the first one counts
+        }
     }
 
     /// From now on tasks end.
