@@ -105,6 +105,10 @@ pub trait Journal: Send + Sync + 'static {
     fn forget(&self, _shard: ShardId, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
+    /// This disk is about to give up what it holds of the group: damage, but for its votes, which stay.
+    fn give_up(&self, _shard: ShardId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
     /// The newest life of another node's disk that was saved.
     fn life(&self, _node: NodeId) -> Option<Generation> {
         None
@@ -246,6 +250,10 @@ impl Journal for Wal {
 
     fn forget(&self, shard: ShardId, done: Done) {
         Wal::forget(self, shard, done)
+    }
+
+    fn give_up(&self, shard: ShardId, done: Done) {
+        Wal::give_up(self, shard, done)
     }
 
     fn life(&self, node: NodeId) -> Option<Generation> {

@@ -328,6 +328,11 @@ impl Wal {
         self.note_damage(shard, Damage::FORGOTTEN, Box::new(done));
     }
 
+    /// What this disk holds of the group is given up, but for its votes: damage until `mended`.
+    pub fn give_up(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        self.note_damage(shard, Damage { votes: None }, Box::new(done));
+    }
+
     fn note_damage(&self, shard: ShardId, damage: Damage, done: Done) {
         self.shared.submit(done, |state, done| {
             state.shard(shard).group.damaged = Some(damage);
