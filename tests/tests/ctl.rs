@@ -57,11 +57,26 @@ fn users_and_rights_that_one_node_is_told_hold_on_all() {
         (code, text),
         (403, format!("ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '{vhost}' refused for user '{user}'"))
     );
+    assert_eq!(last.done(&["-q", "close_all_user_connections", &user, "a break"]), "Closed 2 connections\n");
+    assert_eq!(end_of(&mut client), Some((320, "CONNECTION_FORCED - a break".to_owned())));
+    let mut client = Connection::open_with_channel(&Dial { password: "new secret".into(), ..first.dial(0, &user, &vhost) }).unwrap();
     last.done(&["delete_user", &user]);
     assert_eq!(end_of(&mut client), Some((320, format!("CONNECTION_FORCED - user '{user}' is deleted"))));
     first.refused(&["delete_user", &user], 67, &format!("User \"{user}\" does not exist"));
     first.done(&["delete_vhost", &vhost]);
     last.refused(&["list_queues", "-p", &vhost], 65, &format!("Virtual host '{vhost}' does not exist"));
+}
+
+/// On a cluster of its own: other tests look who has rights in their vhosts.
+#[test]
+fn rights_are_set_in_all_vhosts_at_once() {
+    let Some(cluster) = Broker::to_harm("rights_are_set_in_all_vhosts_at_once") else { return };
+    let (first, last) = (Ctl { cluster: &cluster, at: 0 }, Ctl { cluster: &cluster, at: cluster.len() - 1 });
+    first.done(&["add_vhost", "other"]);
+    last.done(&["add_user", "ann", "secret"]);
+    first.done(&["set_permissions_globally", "ann", "^c", "^w", "^r"]);
+    assert_eq!(last.done(&["-s", "list_user_permissions", "ann"]), "/\t^c\t^w\t^r\nother\t^c\t^w\t^r\n");
+    first.refused(&["set_permissions_globally", "eve", ".*", ".*", ".*"], 67, "User \"eve\" does not exist");
 }
 
 #[test]
@@ -475,6 +490,35 @@ fn queues_of_one_connection_have_no_quorum_and_are_not_deleted() {
 }
 
 #[test]
+fn queues_are_listed_by_where_they_are_led() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let vhost = unique("placed");
+    let ctl = Ctl { cluster, at: 0 };
+    ctl.done(&["add_vhost", &vhost]);
+    ctl.done(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let queues: Vec<String> = (0..6).map(|n| format!("q{n}")).collect();
+    let guest = Dial { vhost: vhost.clone(), ..Dial::guest(&cluster.amqp(0)) };
+    let mut client = Connection::open_with_channel(&guest).unwrap();
+    queues.iter().for_each(|queue| drop(client.declare(1, queue, &QueueOptions::durable()).unwrap()));
+    let listed = |at: usize, flags: &[&str]| -> Vec<String> {
+        let told = Ctl { cluster, at }.done(&[&["-s", "-p", &vhost, "list_queues", "name"], flags].concat());
+        told.lines().map(str::to_owned).collect()
+    };
+    // Leaders may change between two looks.
+    let each_once = || {
+        let mut local: Vec<String> = (0..cluster.len()).flat_map(|at| listed(at, &["--local"])).collect();
+        local.sort();
+        local == queues
+    };
+    assert!(eventually(PATIENCE, each_once), "each queue is local to one node");
+    assert!(eventually(PATIENCE, || listed(0, &["--online"]) == queues && listed(0, &["--offline"]).is_empty()));
+    assert_eq!(listed(0, &["--online", "--offline"]), queues);
+    assert_eq!(ctl.done(&["-q", "-p", &vhost, "list_unresponsive_queues"]), "");
+    ctl.done(&["delete_vhost", &vhost]);
+}
+
+#[test]
 fn list_queues_tells_the_bytes_that_wait_and_those_that_are_out() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };
@@ -521,8 +565,18 @@ fn health_checks_answer_with_their_exit_codes_also_under_rabbitmqs_names() {
         ("rabbitmq-diagnostics", vec!["check_port_listener", no_port], 69),
         ("rabbitmq-diagnostics", vec!["check_protocol_listener", "amqp"], 0),
         ("rabbitmq-diagnostics", vec!["check_protocol_listener", "mqtt"], 69),
+        ("rabbitmq-diagnostics", vec!["check_protocol_listener", "AMQP0-9-1"], 0),
         ("rabbitmq-diagnostics", vec!["check_virtual_hosts"], 0),
-        ("rabbitmq-queues", vec!["check_if_node_is_quorum_critical"], if cluster.len() >= 3 { 0 } else { 69 }),
+        ("rabbitmq-diagnostics", vec!["check_for_quorum_queues_without_an_elected_leader", "--across-all-vhosts", ".*"], 0),
+        ("rabbitmq-diagnostics", vec!["check_for_quorum_queues_without_an_elected_leader", "("], 65),
+        ("rabbitmq-diagnostics", vec!["check_for_quorum_queues_without_an_elected_leader", "-p", "nowhere", ".*"], 65),
+        ("rabbitmq-diagnostics", vec!["check_if_metadata_store_is_initialized"], 0),
+        ("rabbitmq-diagnostics", vec!["check_if_metadata_store_is_initialized_with_data"], 0),
+        ("rabbitmqctl", vec!["node_health_check"], 0),
+        ("rabbitmq-diagnostics", vec!["check_if_any_deprecated_features_are_used"], 0),
+        ("rabbitmq-queues", vec!["check_if_node_is_mirror_sync_critical"], 0),
+        ("rabbitmq-queues", vec!["check_if_node_is_quorum_critical"], if cluster.len() == 2 { 69 } else { 0 }),
+        ("rabbitmq-upgrade", vec!["-t", "10", "await_online_quorum_plus_one"], if cluster.len() == 2 { 69 } else { 0 }),
     ] {
         let told = tool(name, &words);
         assert_eq!(told.code, Some(code), "{name} {words:?}: {told:?}");

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use warren_tests::client::{ClientError, Connection, Incoming, QueueOptions, encode::Route};
-use warren_tests::{Broker, Cluster, ClusterOptions, eventually, message_event, unique};
+use warren_tests::{Broker, Cluster, ClusterOptions, Ctl, eventually, message_event, unique};
 
 /// Publishes are refused after this long without a majority.
 const NO_QUORUM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,6 +88,34 @@ fn a_minority_stops_confirming_says_so_and_heals() {
     }
     bodies.retain(|body| body != "alone"); // refused means unknown: it may be there
     assert_eq!(bodies, ["before", "after"]);
+}
+
+#[test]
+fn health_checks_fail_in_a_minority_and_figures_that_nobody_tells_are_empty() {
+    let Some(cluster) = cluster("health_checks_fail_in_a_minority_and_figures_that_nobody_tells_are_empty") else { return };
+    let broker = Broker::Own(cluster.clone());
+    let (queue, mine) = (broker.declare_led_elsewhere(0, "leaderless"), unique("mine"));
+    let mut client = broker.connect(0);
+    client.declare(1, &mine, &QueueOptions::default()).unwrap();
+    let ctl = Ctl { cluster: &cluster, at: 0 };
+    let leaders = ["check_for_quorum_queues_without_an_elected_leader", "--across-all-vhosts", "."];
+    ctl.done(&leaders);
+    let mut leader = None;
+    assert!(eventually(NO_QUORUM_TIMEOUT, || (leader = cluster.queue_leader(&queue), leader.is_some()).1), "no leader");
+    let leader = leader.unwrap();
+    // As long as it lives nobody else leads the queue.
+    cluster.kill(3 - leader);
+    assert!(eventually(NO_QUORUM_TIMEOUT, || cluster.ctl(0, &["check_if_node_is_quorum_critical"]).code == Some(69)));
+    ctl.refused(&["check_if_node_is_quorum_critical"], 69, "shard 1 will become unavailable if node 1 stops");
+    ctl.refused(&["-t", "1", "await_online_quorum_plus_one"], 69, "Error:\ntime is up, no quorum + 1 online replicas");
+    cluster.kill(leader);
+    let text = format!("queue '{queue}' in vhost '/' does not have an elected leader replica or the replica was unresponsive\n");
+    let told = || cluster.ctl(0, &leaders);
+    assert!(eventually(NO_QUORUM_TIMEOUT, || (told().code, told().stderr) == (Some(69), text.clone())), "{:?}", told());
+    let listed = |words: &[&str]| ctl.done(&[&["-s", "list_queues"], words].concat());
+    assert!(eventually(NO_QUORUM_TIMEOUT, || listed(&["--offline", "name", "messages", "state"]) == format!("{queue}\t\tdown\n")));
+    assert_eq!(listed(&["--online", "name", "messages", "state"]), format!("{mine}\t0\trunning\n"));
+    assert_eq!(ctl.done(&["-s", "list_unresponsive_queues"]), format!("{queue}\n"));
 }
 
 /// Fault test 10: what is unroutable by the catalog of a node that is cut off may be routable by now. It holds such a message, and then

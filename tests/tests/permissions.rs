@@ -254,6 +254,49 @@ impl Scene<'_> {
     }
 }
 
+/// What is only about the conversation, and acknowledging what one has.
+fn free() -> Vec<(u16, (u16, u16), Vec<u8>)> {
+    let short = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let secret = [&[0, 0, 0][..], &short("new secret")].concat();
+    vec![
+        (0, (10, 70), [secret, short("reason")].concat()),
+        (1, (20, 20), vec![1]),
+        (1, (30, 10), [short("/data"), vec![0]].concat()),
+        (1, (60, 10), vec![0, 0, 0, 0, 0, 1, 0]),
+        (1, (60, 30), [short("no consumer"), vec![0]].concat()),
+        (1, (60, 110), vec![1]),
+        (1, (85, 10), vec![0]),
+        (2, (90, 10), vec![]),
+        (2, (90, 20), vec![]),
+        (2, (90, 30), vec![]),
+        (2, (20, 40), [&[0, 200][..], &short("bye"), &[0, 0, 0, 0]].concat()),
+    ]
+}
+
+#[test]
+fn who_has_no_right_at_all_may_do_what_concerns_nothing_of_the_vhost() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    let scene = Scene::new(Ctl { cluster, at: 0 });
+    scene.grant(&["", "", ""]);
+    for at in 0..cluster.len() {
+        let mut client = scene.client(at);
+        client.open_channel(2).unwrap();
+        for (channel, id, fields) in free() {
+            let mut frames = Vec::new();
+            method(&mut frames, channel, id, |out| out.extend_from_slice(&fields));
+            client.send(&frames).unwrap();
+            client.answer((id.0, id.1 + 1)).unwrap_or_else(|error| panic!("node {at}, {id:?}: {error}"));
+        }
+        let mut frames = Vec::new();
+        encode::queue_declare(&mut frames, 1, "", 0, &[]);
+        client.send(&frames).unwrap();
+        let (code, text) = refusal(client.answer((50, 11)));
+        assert_eq!(code, 403);
+        assert!(text.starts_with("ACCESS_REFUSED - configure access to queue 'amq.gen-"), "{text}");
+    }
+}
+
 #[test]
 fn routing_keys_of_a_topic_exchange_need_theirs() {
     let broker = Broker::shared();
@@ -282,8 +325,15 @@ fn routing_keys_of_a_topic_exchange_need_theirs() {
         let good = format!("{user}.write");
         assert_eq!((publish(&good), publish(&good)), (None, None));
         assert_eq!(publish("other.write"), Some(refused("write", "other.write")));
-        let mut client = scene.client(at);
-        client.bind(1, "q", "topics", &format!("{vhost}.read")).unwrap();
-        assert_eq!(refusal(client.bind(1, "q", "topics", "#")), refused("read", "#"));
+        for (id, destination) in BINDS.map(|id| (id, "q")).into_iter().chain(EXCHANGE_BINDS.map(|id| (id, "x"))) {
+            let ask = |key: &str| {
+                let Case { frames, answer, .. } = bound(id, destination, "topics", key, None);
+                let mut client = scene.client(at);
+                client.send(&frames).unwrap();
+                client.answer(answer)
+            };
+            ask(&format!("{vhost}.read")).unwrap();
+            assert_eq!(refusal(ask("#")), refused("read", "#"), "{id:?}");
+        }
     }
 }

@@ -16,6 +16,8 @@ struct Scene<'a> {
     queue: String,
     client: Connection,
     policies: Vec<(bool, String)>,
+    /// What a user's policy says while what a test sets is an operator's.
+    overruled: Option<&'static str>,
 }
 
 impl<'a> Scene<'a> {
@@ -29,7 +31,13 @@ impl<'a> Scene<'a> {
         broker.connect(1 % cluster.len()).declare(1, &queue, &QueueOptions { arguments, ..QueueOptions::durable() }).unwrap();
         let mut client = broker.connect(cluster.len() - 1);
         client.confirm_select(1).unwrap();
-        Scene { cluster, broker, queue, client, policies: Vec::new() }
+        Scene { cluster, broker, queue, client, policies: Vec::new(), overruled: None }
+    }
+
+    /// From now on what is set is an operator's, and a user's policy says this.
+    fn overruling(mut self, overruled: Option<&'static str>) -> Scene<'a> {
+        self.overruled = overruled;
+        self
     }
 
     fn ctl(&self) -> Ctl<'a> {
@@ -38,8 +46,19 @@ impl<'a> Scene<'a> {
 
     /// A policy for this queue alone; its name.
     fn policy(&mut self, operator: bool, definition: &str, more: &[&str]) -> String {
+        let queue = self.queue.clone();
+        match self.overruled {
+            Some(overruled) => {
+                self.set(&queue, false, overruled, more);
+                self.set(&queue, true, definition, more)
+            }
+            None => self.set(&queue, operator, definition, more),
+        }
+    }
+
+    fn set(&mut self, queue: &str, operator: bool, definition: &str, more: &[&str]) -> String {
         let name = unique("policy");
-        let pattern = format!("^{}$", self.queue);
+        let pattern = format!("^{queue}$");
         let command = if operator { "set_operator_policy" } else { "set_policy" };
         self.ctl().done(&[&[command, &name, &pattern, definition][..], more].concat());
         self.policies.push((operator, name.clone()));
@@ -121,7 +140,7 @@ impl Drop for Scene<'_> {
 type Effect = fn(&mut Scene<'_>);
 
 /// Each key's test.
-const KEYS: [(&str, Effect); 16] = [
+const KEYS: [(&str, Effect); 17] = [
     ("alternate-exchange", alternate_exchange),
     ("cache-publisher-ranges", cache_publisher_ranges),
     ("cache-publishers", cache_publishers),
@@ -137,35 +156,94 @@ const KEYS: [(&str, Effect); 16] = [
     ("overflow", overflow),
     ("queue-leader-locator", queue_leader_locator),
     ("queue-master-locator", queue_master_locator),
+    ("stream-filter-size-bytes", stream_filter_size_bytes),
     ("stream-max-segment-size-bytes", stream_max_segment_size_bytes),
 ];
 
-/// Taken without effect, as the arguments of these names; and how large the filter over a chunk is shows to no client.
-const UNSEEN: [&str; 13] = [
-    "dead-letter-strategy",
-    "ha-mode",
-    "ha-params",
-    "ha-promote-on-failure",
-    "ha-promote-on-shutdown",
-    "ha-sync-mode",
-    "initial-cluster-size",
-    "max-in-memory-bytes",
-    "max-in-memory-length",
-    "queue-mode",
-    "queue-version",
-    "stream-filter-size-bytes",
-    "target-group-size",
+/// Those that operators may set, too, with what a user's policy says that they overrule.
+const OF_OPERATORS: [(Effect, &str); 8] = [
+    (cache_publisher_ranges, r#"{"cache-publisher-ranges":100}"#),
+    (cache_publishers, r#"{"cache-publishers":100}"#),
+    (delivery_limit, r#"{"delivery-limit":100}"#),
+    (expires, r#"{"expires":3600000}"#),
+    (max_length, r#"{"max-length":100}"#),
+    (max_length_bytes, r#"{"max-length-bytes":100}"#),
+    (message_ttl, r#"{"message-ttl":3600000}"#),
+    (overflow, r#"{"max-length":100,"overflow":"drop-head"}"#),
+];
+
+/// Taken without effect, as the arguments of these names, by queues of these types.
+const UNSEEN: [(&str, &str, &str); 12] = [
+    ("dead-letter-strategy", "quorum", r#""at-least-once""#),
+    ("ha-mode", "classic", r#""exactly""#),
+    ("ha-params", "classic", "2"),
+    ("ha-promote-on-failure", "classic", r#""always""#),
+    ("ha-promote-on-shutdown", "classic", r#""always""#),
+    ("ha-sync-mode", "classic", r#""automatic""#),
+    ("initial-cluster-size", "stream", "3"),
+    ("max-in-memory-bytes", "quorum", "1"),
+    ("max-in-memory-length", "quorum", "1"),
+    ("queue-mode", "classic", r#""lazy""#),
+    ("queue-version", "classic", "2"),
+    ("target-group-size", "quorum", "3"),
 ];
 
 #[test]
 fn every_key_takes_effect_on_the_other_nodes() {
     let broker = Broker::shared();
     let Some(cluster) = broker.cluster() else { return };
-    let covered: BTreeSet<&str> = KEYS.iter().map(|(key, _)| *key).chain(UNSEEN).collect();
+    let covered: BTreeSet<&str> = KEYS.iter().map(|(key, _)| *key).chain(UNSEEN.iter().map(|(key, ..)| *key)).collect();
     assert_eq!(covered, policy_keys().collect(), "each key has its test");
     for (key, effect) in KEYS {
         println!("{key}");
         effect(&mut Scene::new(&broker, cluster));
+    }
+}
+
+#[test]
+fn what_operators_say_overrules_what_users_say_on_the_other_nodes() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    for (effect, overruled) in OF_OPERATORS {
+        println!("{overruled}");
+        effect(&mut Scene::new(&broker, cluster).overruling(Some(overruled)));
+    }
+}
+
+#[test]
+fn keys_without_effect_are_taken_and_shown_by_the_other_nodes() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    for (key, kind, value) in UNSEEN {
+        let mut scene = Scene::of_type(&broker, cluster, kind);
+        scene.policy(false, &format!(r#"{{"{key}":{value}}}"#), &[]);
+        let listed =
+            Ctl { cluster, at: cluster.len() - 1 }.done(&["--formatter", "json", "list_queues", "name", "effective_policy_definition"]);
+        let rows: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == *scene.queue).unwrap();
+        let wanted: serde_json::Value = serde_json::from_str(value).unwrap();
+        assert_eq!(row["effective_policy_definition"][key], wanted, "{row}");
+    }
+}
+
+/// Else what is meant for streams would make queues drop what waits in them, and the other way round.
+#[test]
+fn a_policy_with_a_key_for_other_queues_is_passed_over() {
+    let broker = Broker::shared();
+    let Some(cluster) = broker.cluster() else { return };
+    for (kind, foreign) in [
+        ("classic", r#""max-age":"7D""#),
+        ("classic", r#""delivery-limit":1"#),
+        ("quorum", r#""max-age":"7D""#),
+        ("quorum", r#""queue-mode":"lazy""#),
+        ("quorum", r#""ha-mode":"all""#),
+    ] {
+        let mut scene = Scene::of_type(&broker, cluster, kind);
+        scene.policy(false, &format!(r#"{{{foreign},"max-length-bytes":1}}"#), &["--priority", "9"]);
+        assert_eq!(scene.keeps(4), 4, "{kind}, {foreign}");
+        scene.policy(false, r#"{"max-length":3}"#, &[]);
+        scene.purge();
+        assert_eq!(scene.keeps(4), 3, "{kind}, {foreign}: the next one counts");
     }
 }
 
@@ -191,27 +269,27 @@ fn takes(scene: &mut Scene<'_>, queue: &str, messages: &[(&str, i64)]) -> u32 {
     ready(scene) - before
 }
 
-fn rule(scene: &Scene<'_>, queue: &str, definition: &str) -> String {
-    let policy = unique("policy");
-    scene.ctl().done(&["set_policy", &policy, &format!("^{queue}$"), definition]);
-    policy
+/// A policy for that queue.
+fn rule(scene: &mut Scene<'_>, queue: &str, definition: &str) {
+    if let Some(overruled) = scene.overruled {
+        scene.set(queue, false, overruled, &[]);
+    }
+    scene.set(queue, scene.overruled.is_some(), definition, &[]);
 }
 
 fn cache_publisher_ranges(scene: &mut Scene<'_>) {
     let queue = unique_ids(scene);
     assert_eq!(takes(scene, &queue, &[("p", 1), ("p", 3), ("p", 5), ("p", 1)]), 3);
-    let policy = rule(scene, &queue, r#"{"cache-publisher-ranges":2}"#);
+    rule(scene, &queue, r#"{"cache-publisher-ranges":2}"#);
     assert_eq!(takes(scene, &queue, &[("p", 5), ("p", 3), ("p", 1)]), 1, "the lowest is forgotten");
-    scene.ctl().done(&["clear_policy", &policy]);
     scene.client.delete(1, &queue).unwrap();
 }
 
 fn cache_publishers(scene: &mut Scene<'_>) {
     let queue = unique_ids(scene);
     assert_eq!(takes(scene, &queue, &[("p", 1), ("q", 1), ("p", 1)]), 2);
-    let policy = rule(scene, &queue, r#"{"cache-publishers":1}"#);
+    rule(scene, &queue, r#"{"cache-publishers":1}"#);
     assert_eq!(takes(scene, &queue, &[("q", 1), ("p", 1)]), 1, "the one that was silent is forgotten");
-    scene.ctl().done(&["clear_policy", &policy]);
     scene.client.delete(1, &queue).unwrap();
 }
 
@@ -248,6 +326,55 @@ fn stream_max_segment_size_bytes(scene: &mut Scene<'_>) {
     scene.policy(false, r#"{"max-length-bytes":300,"stream-max-segment-size-bytes":100}"#, &["--priority", "1"]);
     let gone = eventually(PATIENCE, || scene.publish("another") && scene.messages() < 20);
     assert!(gone, "they stay");
+}
+
+/// Filter values of a chunk: enough to fill the smallest filter.
+const VALUES: usize = 300;
+const PROBES: usize = 20;
+
+/// How many of some values that no message has a consumer cannot rule out: it gets the chunk all the same.
+fn mistaken(scene: &mut Scene<'_>) -> usize {
+    let (queue, last) = (scene.queue.clone(), scene.cluster.len() - 1);
+    let mut client = scene.broker.connect(last);
+    let transact = |client: &mut Connection, method: u16| {
+        let mut out = Vec::new();
+        encode::bare(&mut out, 1, (90, method));
+        client.send(&out).unwrap();
+        client.answer((90, method + 1)).unwrap();
+    };
+    // One transaction, one chunk.
+    transact(&mut client, 10);
+    for n in 0..VALUES {
+        let headers = [("x-stream-filter-value".to_owned(), Field::Text(format!("value {n}")))];
+        client.publish_with(Route { channel: 1, exchange: "", key: &queue, mandatory: false }, &headers, b"filtered").unwrap();
+    }
+    transact(&mut client, 20);
+    assert!(scene.publish("last, without a value"));
+    let is_mistaken = |n: &usize| {
+        let mut reader = scene.broker.connect(last);
+        reader.qos(1, 1000).unwrap();
+        let arguments = [
+            ("x-stream-offset".to_owned(), Field::Text("first".to_owned())),
+            ("x-stream-filter".to_owned(), Field::Text(format!("probe {n}"))),
+            ("x-stream-match-unfiltered".to_owned(), Field::Bool(true)),
+        ];
+        reader.consume(1, &queue, "reader", &arguments).unwrap();
+        match message_event(&mut reader, PATIENCE).unwrap() {
+            Some(Incoming::Deliver(_, message)) => message.body == b"filtered",
+            other => panic!("{other:?}"),
+        }
+    };
+    (0..PROBES).filter(is_mistaken).count()
+}
+
+/// The larger the filter over a chunk, the less is sent for nothing.
+fn stream_filter_size_bytes(scene: &mut Scene<'_>) {
+    let mut small = Scene::of_type(scene.broker, scene.cluster, "stream");
+    let of_small = mistaken(&mut small);
+    let mut large = Scene::of_type(scene.broker, scene.cluster, "stream");
+    large.policy(false, r#"{"stream-filter-size-bytes":255}"#, &[]);
+    let of_large = mistaken(&mut large);
+    assert!(of_small > PROBES * 3 / 4 && of_large < PROBES / 4, "{of_small} and {of_large} of {PROBES}");
 }
 
 fn overflow(scene: &mut Scene<'_>) {
@@ -296,11 +423,13 @@ fn dead_letter_routing_key(scene: &mut Scene<'_>) {
 }
 
 fn delivery_limit(scene: &mut Scene<'_>) {
+    let mut quorum = Scene::of_type(scene.broker, scene.cluster, "quorum").overruling(scene.overruled);
+    let scene = &mut quorum;
     let failures = |scene: &mut Scene<'_>| {
         assert!(scene.publish("fails"));
         (0..4).take_while(|_| scene.refuse(true)).count()
     };
-    assert_eq!(failures(scene), 4, "a classic queue has no limit of its own");
+    assert_eq!(failures(scene), 4, "its own limit is 20");
     scene.purge();
     scene.policy(false, r#"{"delivery-limit":1}"#, &[]);
     assert_eq!(failures(scene), 2, "one failure is allowed");

@@ -54,7 +54,8 @@ fn seeds_lose_nothing_whatever_fails() {
     let (total, failures) = (total.into_inner().unwrap(), failures.into_inner().unwrap());
     println!("{count} seeds from {first}: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed, see above");
-    let cleaned = total.relocated_bytes > 0 || count < 20;
+    // In a run of seconds few messages stay behind in an old file: about one run in thirty cleans one. `relocation.rs` does each time.
+    let cleaned = total.relocated_bytes > 0 || count < 500;
     assert!(
         total.confirmed > 100 * count && total.records > 100 * count && total.names > 0 && cleaned,
         "so little happened that it proves nothing: {total:?}"

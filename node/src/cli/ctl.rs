@@ -7,6 +7,7 @@ mod changes;
 mod checks;
 mod commands;
 mod listings;
+mod replicas;
 mod topics;
 mod waiting;
 
@@ -36,12 +37,14 @@ const DEFAULT_PEER_PORT: u16 = 7671;
 /// Seconds to wait for an answer, and for `await_startup` and `await_online_nodes`.
 const TIMEOUT_SECONDS: u64 = 60;
 const STARTUP_SECONDS: u64 = 300;
+/// And for `await_online_quorum_plus_one`.
+const MAJORITIES_SECONDS: u64 = 120;
 
 /// Options of `warren ctl`, with rabbitmqctl's letters.
 #[derive(Debug, Args)]
 pub(super) struct CtlArgs {
-    /// Peer port of the node to ask [default: a node of the cluster in the data directory, else 127.0.0.1:7671]
-    #[arg(short = 'n', long, global = true, value_name = "HOST:PORT")]
+    /// Peer port of the node to ask, 7671 where none is named; rabbit@HOST is taken, too [default: a node of the cluster in the data directory, else 127.0.0.1:7671]
+    #[arg(short = 'n', long, global = true, value_name = "HOST[:PORT]")]
     node: Option<String>,
     /// Directory of the cluster or node to ask: its ports and its secret are there [default: where `warren cluster` keeps its data]
     #[arg(long, global = true, value_name = "DIR")]
@@ -73,9 +76,12 @@ pub(super) struct CtlArgs {
     /// How to print
     #[arg(long, global = true, value_enum, default_value_t)]
     formatter: Formatter,
-    /// Seconds to wait for the answer [default: 60; await_startup and await_online_nodes: 300]
+    /// Seconds to wait for the answer [default: 60; await_startup and await_online_nodes: 300; await_online_quorum_plus_one: 120]
     #[arg(short, long, global = true, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Without a meaning here: Erlang's
+    #[arg(short = 'l', long = "longnames", global = true, hide = true)]
+    _longnames: bool,
     #[command(subcommand)]
     command: CtlCommand,
 }
@@ -204,8 +210,11 @@ impl CtlArgs {
     }
 
     fn timeout_seconds(&self) -> u64 {
-        let waits = matches!(self.command, CtlCommand::AwaitStartup | CtlCommand::AwaitOnlineNodes { .. });
-        let default = if waits { STARTUP_SECONDS } else { TIMEOUT_SECONDS };
+        let default = match self.command {
+            CtlCommand::AwaitStartup | CtlCommand::AwaitOnlineNodes { .. } => STARTUP_SECONDS,
+            CtlCommand::AwaitOnlineQuorumPlusOne => MAJORITIES_SECONDS,
+            _ => TIMEOUT_SECONDS,
+        };
         self.timeout.unwrap_or(default).max(1)
     }
 
@@ -251,13 +260,22 @@ impl CtlArgs {
             // A directory is only meant for a named node if it is named as well.
             let is_meant = self.data_dir.is_some() || variable("WARREN_DATA_DIR").is_some();
             let tls = dirs.iter().filter(|_| is_meant).find_map(|dir| node_dirs(dir).iter().find_map(|node| DataDir::read_peer_tls(node)));
-            return vec![Place { address, tls }];
+            return vec![Place { address: peer_address(&address), tls }];
         }
         let mut places: Vec<Place> = dirs.iter().flat_map(|dir| running_nodes(dir)).collect();
         if places.is_empty() {
             places.push(Place { address: format!("127.0.0.1:{DEFAULT_PEER_PORT}"), tls: None });
         }
         places
+    }
+}
+
+/// `HOST:PORT`. A port that is not named is the default one, and what stands before an `@` is Erlang's: scripts name `rabbit@host`.
+fn peer_address(node: &str) -> String {
+    let host = node.rsplit_once('@').map_or(node, |(_, host)| host);
+    match host.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
+        Some(_) | None => format!("{host}:{DEFAULT_PEER_PORT}"),
     }
 }
 
@@ -327,6 +345,20 @@ mod tests {
         DataDir::write_ports(&dirs[1], "127.0.0.1", Ports::default()).unwrap();
         assert_eq!(kept_secret(&dirs), Some(DataDir::secret_path(&dirs[1])));
         assert_eq!(kept_secret(&[]), None);
+    }
+
+    #[test]
+    fn a_node_may_be_named_as_rabbitmqs_scripts_do() {
+        for (named, address) in [
+            ("10.1.2.3:9", "10.1.2.3:9"),
+            ("node-1", "node-1:7671"),
+            ("rabbit@node-1", "node-1:7671"),
+            ("rabbit@node-1:9", "node-1:9"),
+            ("[::1]:9", "[::1]:9"),
+            ("[::1]", "[::1]:7671"),
+        ] {
+            assert_eq!(peer_address(named), address);
+        }
     }
 
     #[test]

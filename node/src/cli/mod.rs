@@ -62,7 +62,7 @@ struct Tool {
 }
 
 /// Names of the binary that mean `warren ctl`.
-const TOOLS: [&str; 4] = ["rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues", "rabbitmq-streams"];
+const TOOLS: [&str; 5] = ["rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues", "rabbitmq-streams", "rabbitmq-upgrade"];
 
 /// Run the command line of this process.
 pub fn main() -> ExitCode {
@@ -131,9 +131,12 @@ mod tests {
 
     #[test]
     fn options_stand_before_or_after_the_command() {
-        for line in
-            ["rabbitmqctl -p v -q list_queues name", "rabbitmqctl list_queues -q name -p v", "rabbitmqctl --vhost v list_queues name"]
-        {
+        for line in [
+            "rabbitmqctl -p v -q list_queues name",
+            "rabbitmqctl -l -n rabbit@h -q list_queues --local -p v name",
+            "rabbitmqctl list_queues -q name -p v",
+            "rabbitmqctl --vhost v list_queues name",
+        ] {
             let tool = Tool::try_parse_from(line.split(' ')).unwrap();
             assert!(format!("{:?}", tool.args).contains("vhost: \"v\""), "{line}");
         }

@@ -54,6 +54,8 @@ pub struct Holding {
 pub struct Work {
     /// Counts entries that are applied and steps of installations.
     steps: AtomicU64,
+    /// Appends of which the log has not said that they are on the disk.
+    unsaid: AtomicU64,
     installing: Mutex<Option<Installing>>,
     /// An entry cannot be applied, now or ever.
     refused: AtomicBool,
@@ -86,6 +88,19 @@ impl Work {
     /// Changes while anything is done.
     pub(super) fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn appends(&self) {
+        self.unsaid.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The log said what became of an append.
+    pub(super) fn has_said(&self) {
+        self.unsaid.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn unsaid(&self) -> u64 {
+        self.unsaid.load(Ordering::Relaxed)
     }
 
     /// The installation under way.

@@ -119,21 +119,28 @@ pub fn to_journal(entry: Oentry) -> LogEntry {
 }
 
 /// openraft waits for each answer, for ever: one that was dropped is an error.
-struct Flushed(Option<IOFlushed<Types>>);
+struct Flushed {
+    flushed: Option<IOFlushed<Types>>,
+    work: Arc<Work>,
+}
 
 impl Flushed {
-    fn tell(mut self, result: io::Result<()>) {
-        if let Some(flushed) = self.0.take() {
+    fn new(flushed: IOFlushed<Types>, work: Arc<Work>) -> Flushed {
+        work.appends();
+        Flushed { flushed: Some(flushed), work }
+    }
+
+    fn tell(&mut self, result: io::Result<()>) {
+        if let Some(flushed) = self.flushed.take() {
             flushed.io_completed(result);
+            self.work.has_said();
         }
     }
 }
 
 impl Drop for Flushed {
     fn drop(&mut self) {
-        if let Some(flushed) = self.0.take() {
-            flushed.io_completed(Err(io::Error::other("the log never said whether entries are on the disk")));
-        }
+        self.tell(Err(io::Error::other("the log never said whether entries are on the disk")));
     }
 }
 
@@ -260,7 +267,7 @@ impl RaftLogStorage<Types> for GroupLog {
         if let Some(before) = entries.first().and_then(|first| first.id.index.checked_sub(1)) {
             self.reaches(before, INSTALLATION).await?;
         }
-        let flushed = Flushed(Some(flushed));
+        let mut flushed = Flushed::new(flushed, self.work.clone());
         self.journal.append(self.shard, entries, Box::new(move |result| flushed.tell(result)));
         Ok(())
     }

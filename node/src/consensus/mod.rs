@@ -1,6 +1,7 @@
 //! The only room that names openraft: all Raft groups of this node over one write-ahead log, forming the cluster, leadership, and the
 //! catalog's commands from any node. Runs on its own runtime, so that client load cannot starve elections.
 
+mod alarm;
 mod bodies;
 mod boot;
 mod catalog;

@@ -1,6 +1,7 @@
 //! openraft's network over `peer`: append streams pipelined with our own window and deadline (T1, T2), heartbeats through the pair's
 //! multiplexer, votes as questions.
 
+use super::alarm::Alarm;
 use super::boot::BootTime;
 use super::contact::Contact;
 use super::heartbeat::HeartbeatMux;
@@ -256,13 +257,14 @@ struct Session<S> {
     /// The newest of the requests that only bring news of a commit. The older ones are answered with it: openraft counts indices.
     news: Option<AppendEntriesRequest<Types>>,
     news_at: Instant,
+    alarm: Alarm,
 }
 
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
     fn new(shard: ShardId, input: S, path: Duplex, acks: Acks) -> Session<S> {
         let (now, in_flight) = (Instant::now(), VecDeque::with_capacity(WINDOW));
-        let (input_ended, failed, sent, news) = (false, false, None, None);
-        Session { shard, input, path, acks, input_ended, failed, in_flight, deadline: now, sent, news, news_at: now }
+        let (input_ended, failed, sent, news, alarm) = (false, false, None, None, Alarm::new());
+        Session { shard, input, path, acks, input_ended, failed, in_flight, deadline: now, sent, news, news_at: now, alarm }
     }
 
     async fn next(mut self) -> Option<(Result<StreamAppendResult<Types>, RPCError<Types>>, Self)> {
@@ -286,6 +288,9 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
             }
             let is_full = self.path.tx.capacity() == 0;
             let has_room = self.in_flight.len() < WINDOW && !is_full;
+            let news_at = (self.news.is_some() && has_room).then_some(self.news_at);
+            let deadline = (!self.in_flight.is_empty()).then_some(self.deadline);
+            let next = news_at.into_iter().chain(deadline).min();
             tokio::select! {
                 biased;
                 answer = self.path.rx.next() => {
@@ -302,8 +307,11 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<S> {
                 room = self.path.tx.reserve().map_ok(drop), if is_full => {
                     room.map_err(|_| PeerError::Refused("the append stream is closed".into()))?;
                 }
-                () = tokio::time::sleep_until(self.news_at), if self.news.is_some() && has_room => self.send_news()?,
-                () = tokio::time::sleep_until(self.deadline), if !self.in_flight.is_empty() => {
+                () = self.alarm.reached(next.unwrap_or(self.deadline)), if next.is_some() => {
+                    if next == news_at {
+                        self.send_news()?;
+                        continue;
+                    }
                     tracing::warn!(shard = %self.shard, in_flight = self.in_flight.len(), "append stream without an answer, restarting it");
                     return Err(PeerError::Refused("no answer to an append request".into()));
                 }

@@ -50,7 +50,7 @@ fn take(nodes: &mut Vec<Node>, id: NodeId) -> Node {
 }
 
 async fn comes_back_with_everything(leads: bool, around: usize) {
-    let mut world = World::without_checkpoints();
+    let mut world = World::with_large_files();
     let (mut nodes, session) = filled(&world).await;
     let (at, _) = leader(&nodes).await;
     let lost = nodes.remove(if leads { at } else { (at + 1) % 3 });

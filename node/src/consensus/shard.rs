@@ -80,12 +80,12 @@ pub(super) struct Inner {
 /// How far a group is, in all that must go on while it works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Standing {
-    /// The core's last entry,
+    /// The core's last entry.
     pub(super) last: Option<LogId>,
-    /// how far it heard that the disk is,
-    pub(super) heard_flushed: Option<LogId>,
-    /// how far the disk is.
+    /// How far the disk is,
     pub(super) flushed: Option<LogId>,
+    /// and of how many appends the core has not heard.
+    pub(super) unsaid: u64,
     /// Of the entries that are here.
     pub(super) committed: Option<LogId>,
     pub(super) applied: Option<LogId>,
@@ -226,12 +226,12 @@ impl Shard {
     pub(super) fn standing(&self) -> Standing {
         use openraft::async_runtime::watch::WatchReceiver;
         let inner = &self.inner;
-        let (flushed, heard) = (inner.journal.flushed(inner.id), inner.raft.watch_log_progress().get());
+        let flushed = inner.journal.flushed(inner.id);
         let data = inner.data_rx.borrow_watched();
         Standing {
             last: data.last_log.map(from_oid),
-            heard_flushed: heard.and_then(|point| point.last_log_id).map(from_oid),
             flushed,
+            unsaid: inner.holding.work.unsaid(),
             committed: data.local_committed.map(from_oid),
             applied: *inner.applied_rx.borrow(),
             steps: inner.holding.work.steps(),

@@ -22,10 +22,11 @@ pub(super) struct World {
     /// Over loopback instead of memory.
     peers: Option<Vec<(NodeId, String)>>,
     timing: Timing,
+    /// Of a file of the log.
+    file_bytes: u64,
 }
 
-fn small_files() -> WalConfig {
-    let size = 64 << 10;
+fn files_of(size: u64) -> WalConfig {
     WalConfig { file_bytes: size, budget_bytes: 4 * size, catch_up_bytes: size, tail_cache_bytes: 16 << 10, ..WalConfig::default() }
 }
 
@@ -43,12 +44,18 @@ impl World {
             network: MemoryNetwork::default(),
             peers: None,
             timing: Timing::default(),
+            file_bytes: 64 << 10,
         }
     }
 
     /// All of the log is needed, however long a test takes.
     pub(super) fn without_checkpoints() -> World {
         World { timing: Timing { checkpoint_ms: 3_600_000, ..Timing::default() }, ..World::simulated() }
+    }
+
+    /// Each log in one file, however it came to be written.
+    pub(super) fn with_large_files() -> World {
+        World { file_bytes: 512 << 10, ..World::without_checkpoints() }
     }
 
     fn real() -> World {
@@ -76,14 +83,14 @@ impl World {
             Some(disks) => Arc::new(disks[at].clone()),
             None => Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")),
         };
-        let (network, peers, timing) = (self.network.clone(), self.peers.clone(), self.timing);
+        let (network, peers, timing, wal) = (self.network.clone(), self.peers.clone(), self.timing, files_of(self.file_bytes));
         async move {
             let wire: start::Wire = match peers {
                 Some(peers) => loopback(id, in_time(|| std::net::TcpListener::bind(&peers[at].1)).await, peers),
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
             let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
-            boot_member(id, (members, joins), disk, Some(store), wire, small_files(), timing).await
+            boot_member(id, (members, joins), disk, Some(store), wire, wal, timing).await
         }
     }
 

@@ -294,6 +294,12 @@ impl Consensus {
 }
 
 impl Consensus {
+    /// Rounds of the watchdog.
+    #[cfg(test)]
+    pub(super) fn watched(&self) -> u64 {
+        self.core.watch.rounds()
+    }
+
     /// Ends everything where it stands, as the end of the process would.
     pub fn kill(&self) {
         self.core.watch.stopping();

@@ -95,6 +95,11 @@ impl Watch {
         self.rounds.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
     /// What ended that should not. Asked again and again, it also sees when the thread of all groups stands still.
     pub(super) fn fault(&self) -> Option<Loss> {
         if self.stands_still(Instant::now()) {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::task::unconstrained;
 
 /// So many rounds without any move are a fault: 10 s, by default. Counted and not measured, so that a process that was stopped for a while has none.
 const ROUNDS: u32 = 5;
@@ -40,11 +41,13 @@ pub(super) async fn keep(core: Arc<Core>) {
 }
 
 /// A group with the last question.
-struct Asked {
+pub(super) struct Asked {
     group: Shard,
     questions: u64,
     /// The last question that the core took out of its mailbox.
     answered: Arc<AtomicU64>,
+    /// The last question is in the core's mailbox, or was.
+    is_sent: bool,
     seen: Standing,
     still: u32,
     /// How often a long installation was reported.
@@ -52,14 +55,14 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(group: &Shard) -> Asked {
-        Asked { group: group.clone(), questions: 0, answered: Arc::default(), seen: group.standing(), still: 0, reports: 0 }
+    pub(super) fn new(group: &Shard) -> Asked {
+        Asked { group: group.clone(), questions: 0, answered: Arc::default(), is_sent: true, seen: group.standing(), still: 0, reports: 0 }
     }
 
     /// What is wrong, said once, when it has been so for `ROUNDS`.
-    fn look(&mut self, disk_works: bool) -> Option<String> {
+    pub(super) fn look(&mut self, disk_works: bool) -> Option<String> {
         let now = self.group.standing();
-        let is_answered = self.answered.load(Ordering::Acquire) == self.questions;
+        let is_answered = self.is_answered();
         let wrong = wrong(is_answered, &now);
         let installing = self.group.inner().holding.work.installing();
         self.report(installing.as_ref());
@@ -68,18 +71,26 @@ impl Asked {
         self.still = if wrong.is_none() || is_excused || now != self.seen { 0 } else { self.still.saturating_add(1) };
         self.seen = now;
         if is_answered {
+            self.questions += 1;
+        }
+        if is_answered || !self.is_sent {
             self.ask();
         }
         let wrong = wrong.filter(|_| self.still == ROUNDS)?;
         Some(format!("shard {} {wrong} in {ROUNDS} rounds: {:?}", self.group.id(), self.seen))
     }
 
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire) == self.questions
+    }
+
     fn ask(&mut self) {
-        let (answered, question) = (self.answered.clone(), self.questions + 1);
-        self.questions = question;
+        let (answered, question) = (self.answered.clone(), self.questions);
         let asking = self.group.inner().raft.external_request(move |_| answered.store(question, Ordering::Release));
-        // Not taken at once, it is as good as not answered: the core's mailbox is full, or the core is gone.
-        if asking.now_or_never().is_none() {
+        // Not taken at once, it is as good as not answered: the core's mailbox is full, or the core is gone. It is asked again: a core
+        // that gets out of that is well.
+        self.is_sent = unconstrained(asking).now_or_never().is_some();
+        if !self.is_sent {
             tracing::debug!(shard = %self.group.id(), "the group's mailbox is full");
         }
     }
@@ -103,7 +114,7 @@ fn wrong(is_answered: bool, now: &Standing) -> Option<&'static str> {
         Some("has not answered")
     } else if now.committed > now.applied {
         Some("has not applied what is committed")
-    } else if now.last > now.heard_flushed && now.flushed >= now.last {
+    } else if now.unsaid > 0 && now.flushed >= now.last {
         Some("has not heard that its log is on the disk")
     } else {
         None

@@ -6,15 +6,17 @@ use crate::machine::catalog::{exchange_text, queue_text};
 use crate::model::catalog::{ExchangeSpec, Name, QueueSpec, Refusal, Table, Value};
 use crate::model::settings::QueueSettings;
 
-const NOT_THERE_YET: [&str; 4] = ["x-consumer-disconnected-timeout", "x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type"];
+/// Asks for the delays of RabbitMQ 4.3, which are not there yet. Its elder versions pass the argument over as one that they do not know; who
+/// sets it relies on it, for without delays a consumer that fails for a while uses up a delivery limit at once.
+const DELAYED_RETRY: &str = "x-delayed-retry-type";
 const DEAD_LETTERS: &str = "x-dead-letter-exchange";
 const ALTERNATE: &str = "alternate-exchange";
 
 /// Checks queue.declare of a new queue.
 pub(super) fn check_queue(spec: &QueueSpec) -> Result<(), Refusal> {
     let subject = queue_text(&spec.name);
-    if let Some(name) = NOT_THERE_YET.iter().find(|name| spec.arguments.contains_key(**name)) {
-        return Err(Refusal::Precondition(format!("invalid arg '{name}' for {subject}: not supported by this version")));
+    if matches!(spec.arguments.get(DELAYED_RETRY), Some(Value::Text(kind)) if matches!(&**kind, b"all" | b"failed" | b"returned")) {
+        return Err(Refusal::Precondition(format!("invalid arg '{DELAYED_RETRY}' for {subject}: not supported by this version")));
     }
     let needs_durability = check_type(&subject, spec)?;
     QueueSettings::check(&subject, &spec.arguments).map_err(|invalid| Refusal::Precondition(invalid.to_string()))?;
@@ -110,10 +112,18 @@ mod tests {
 
     #[test]
     fn arguments_without_effect_yet_are_refused_by_name() {
-        for argument in ["x-delayed-retry-max", "x-delayed-retry-min", "x-delayed-retry-type", "x-consumer-disconnected-timeout"] {
-            let why = format!("invalid arg '{argument}' for queue 'q' in vhost '/': not supported by this version");
-            is_refused(&spec(&[(argument, Value::Int(1))]), &why);
+        for kind in ["all", "failed", "returned"] {
+            let why = "invalid arg 'x-delayed-retry-type' for queue 'q' in vhost '/': not supported by this version";
+            is_refused(&spec(&[("x-delayed-retry-type", text(kind)), ("x-delayed-retry-min", Value::Int(1))]), why);
         }
+        // Without a type they ask for nothing.
+        let off =
+            [("x-delayed-retry-type", text("disabled")), ("x-delayed-retry-min", Value::Int(1)), ("x-delayed-retry-max", Value::Int(1))];
+        assert_eq!(check_queue(&spec(&off)), Ok(()));
+        let timeout = |value| spec(&[("x-queue-type", text("quorum")), ("x-consumer-disconnected-timeout", value)]);
+        assert_eq!(check_queue(&timeout(Value::Int(60_000))), Ok(()));
+        let why = "invalid arg 'x-consumer-disconnected-timeout' for queue 'q' in vhost '/': {value_negative,-1}";
+        is_refused(&timeout(Value::Int(-1)), why);
         for (name, value) in [("x-queue-type", "quorum"), ("x-queue-type", "classic"), ("x-queue-mode", "lazy"), ("x-unknown", "1")] {
             assert_eq!(check_queue(&spec(&[(name, text(value))])), Ok(()), "{name}");
         }

@@ -196,8 +196,8 @@ impl Edge {
         connection
     }
 
-    /// Counts of queues as their leaders see them, in the order asked for. Queues that the catalog does not have are left out; those of
-    /// shards that do not answer within 2 s have zeros.
+    /// Counts of queues as their leaders see them, in the order asked for. Queues that the catalog does not have are left out, and those of
+    /// shards that do not answer within 2 s; one that its shard has not made yet has zeros.
     pub async fn stats(&self, queues: &[QueueId]) -> Vec<QueueStat> {
         let mut shards: BTreeMap<ShardId, Vec<QueueId>> = BTreeMap::new();
         let known: Vec<QueueId> = {
@@ -205,10 +205,16 @@ impl Edge {
             let records = queues.iter().filter_map(|id| catalog.queue_by_id(*id));
             records.map(|r| (shards.entry(r.shard).or_default().push(r.id), r.id).1).collect()
         };
-        let asked = shards.into_iter().map(|(shard, queues)| self.stat(shard, Ask { queues, used: false }, 0, STATS_TIMEOUT));
-        let answers = futures::future::join_all(asked).await;
-        let mut found: HashMap<QueueId, QueueStat> = answers.into_iter().flatten().flatten().map(|s| (s.queue, s)).collect();
-        known.iter().map(|id| found.remove(id).unwrap_or(QueueStat { queue: *id, ..QueueStat::default() })).collect()
+        let asked = shards.into_iter().map(|(shard, queues)| async move {
+            let ask = Ask { queues: queues.clone(), used: false };
+            self.stat(shard, ask, 0, STATS_TIMEOUT).await.map(|stats| (queues, stats))
+        });
+        let mut found: HashMap<QueueId, QueueStat> = HashMap::new();
+        for (queues, stats) in futures::future::join_all(asked).await.into_iter().flatten() {
+            found.extend(queues.into_iter().map(|queue| (queue, QueueStat { queue, ..QueueStat::default() })));
+            found.extend(stats.into_iter().map(|stat| (stat.queue, stat)));
+        }
+        known.iter().filter_map(|id| found.remove(id)).collect()
     }
 
     /// Everybody who is connected, by id.

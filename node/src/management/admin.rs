@@ -81,12 +81,14 @@ fn words(columns: &[&str]) -> Vec<String> {
 impl AdminService {
     /// What the catalog and the shards' leaders know: any node has all of it.
     async fn list_shared(&self, request: ListRequest) -> Listed {
-        let ListRequest { what, vhost, columns, of, .. } = request;
+        let ListRequest { what, vhost, columns, of, local, state, .. } = request;
         let source = &*self.source;
         let some = |name: String| (!name.is_empty()).then_some(name);
         Ok(match what.as_str() {
             "queues" => {
                 let mut queues = source.queues(vhost.clone()).await?;
+                queues.retain(|queue| !local || queue.leader == Some(self.node));
+                queues.retain(|queue| queue.is_in(&state));
                 if columns.iter().any(|column| column == "consumers") {
                     self.count_readers(&mut queues, vhost).await?;
                 }
@@ -260,7 +262,8 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let picked = |row: &ConnectionRow| {
             let is_named = request.pid.is_empty() || row.pid() == request.pid;
-            is_named && (request.vhost.is_empty() || row.stat.vhost.as_deref() == Some(&*request.vhost))
+            let is_users = request.user.is_empty() || row.stat.user.as_deref() == Some(&*request.user);
+            is_named && is_users && (request.vhost.is_empty() || row.stat.vhost.as_deref() == Some(&*request.vhost))
         };
         let mut connections = self.source.close(&request.reason, &picked).map_err(refused)?;
         if !request.local {

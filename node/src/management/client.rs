@@ -42,6 +42,13 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// The vhost is not there, or not any more.
+    pub fn is_no_vhost(&self) -> bool {
+        matches!(self, ClientError::Refused { refusal: Some(Refusal::NotFound { kind, .. }), .. } if kind == "vhost")
+    }
+}
+
 /// A conversation with one node.
 #[derive(Clone)]
 pub struct AdminClient {

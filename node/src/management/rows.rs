@@ -66,6 +66,23 @@ fn queue_type(arguments: &Table) -> Cell {
     }
 }
 
+impl QueueRow {
+    /// RabbitMQ's word for whether somebody serves it.
+    fn state(&self) -> &'static str {
+        if self.leader.is_some() { "running" } else { "down" }
+    }
+
+    /// Whether a listing of queues in that state has it; empty: all of them.
+    pub(super) fn is_in(&self, state: &str) -> bool {
+        match state {
+            "" => true,
+            // Its leader told no figures.
+            "unresponsive" => self.messages_ready.is_none(),
+            state => state == self.state(),
+        }
+    }
+}
+
 impl Listed for QueueRow {
     const COLUMNS: &'static [&'static str] = &[
         "name",
@@ -126,7 +143,7 @@ impl Listed for QueueRow {
             "pid" => self.leader.map_or_else(unknown, |node| text(&format!("<{}.{}.0>", node.0, self.record.id.0))),
             "owner_pid" => spec.exclusive_owner.map_or_else(unknown, |owner| text(&format!("<{}.{}.0>", owner.node.0, owner.connection.0))),
             "type" => queue_type(&spec.arguments),
-            "state" => text(if self.leader.is_some() { "running" } else { "down" }),
+            "state" => text(self.state()),
             "messages" => count(self.messages_ready.zip(self.messages_unacknowledged).map(|(ready, unacked)| ready + unacked)),
             "messages_ready" => count(self.messages_ready),
             "messages_unacknowledged" => count(self.messages_unacknowledged),
@@ -234,6 +251,17 @@ mod tests {
     fn figures_that_no_leader_tells_are_empty_not_zero() {
         let row = QueueRow { messages_ready: None, messages_unacknowledged: None, leader: None, ..queue() };
         assert_eq!(texts(row, &["name", "messages", "state"]), ["hello", "", "down"]);
+    }
+
+    #[test]
+    fn queues_are_picked_by_whether_they_have_a_leader_that_answers() {
+        let silent = QueueRow { messages_ready: None, ..queue() };
+        let down = QueueRow { leader: None, ..silent.clone() };
+        let states = ["", "running", "down", "unresponsive"];
+        let picked = |row: &QueueRow| states.map(|state| row.is_in(state));
+        assert_eq!(picked(&queue()), [true, true, false, false]);
+        assert_eq!(picked(&silent), [true, true, false, true]);
+        assert_eq!(picked(&down), [true, false, true, true]);
     }
 
     #[test]

@@ -173,8 +173,9 @@ impl QueueSettings {
         let lowest = |name: &str| own(name).and_then(number).into_iter().chain(policy.get(name).and_then(number)).min();
         let first = |name: &str| own(name).or_else(|| policy.get(name)).and_then(text);
         let quorum = own("queue-type").and_then(text).as_deref() == Some("quorum");
-        // A limit of -1 switches the default of a quorum queue off.
-        let unlimited = [own("delivery-limit"), policy.get("delivery-limit")].into_iter().flatten().any(|v| *v == Value::Int(-1));
+        // A negative limit switches the default of a quorum queue off.
+        let unlimited =
+            [own("delivery-limit"), policy.get("delivery-limit")].into_iter().flatten().any(|v| matches!(v, Value::Int(n) if *n < 0));
         if own("queue-type").and_then(text).as_deref() == Some("stream") {
             return QueueSettings { stream: Some(stream_settings(arguments, policy)), ..QueueSettings::default() };
         }
@@ -265,7 +266,7 @@ const NAME_BYTES: usize = 255;
 /// How an argument's value is checked; some depend on other arguments.
 type Checker = fn(&Value, &Table) -> Check;
 
-const CHECKS: [(&str, Checker); 28] = [
+const CHECKS: [(&str, Checker); 29] = [
     ("x-expires", |v, _| check_expiry(v, false)),
     ("x-message-ttl", |v, _| check_expiry(v, true)),
     ("x-dead-letter-exchange", |v, _| check_text(v)),
@@ -280,6 +281,7 @@ const CHECKS: [(&str, Checker); 28] = [
     ("x-queue-mode", |v, _| check_mode(v)),
     ("x-queue-version", |v, _| check_version(v)),
     ("x-single-active-consumer", |v, _| check_bool(v)),
+    ("x-consumer-disconnected-timeout", |v, _| check_count(v).map(drop)),
     ("x-consumer-timeout", |v, _| check_count(v).map(drop)),
     ("x-delivery-limit", |v, _| check_integer(v).map(drop)),
     ("x-quorum-initial-group-size", |v, _| check_size(v)),
@@ -564,7 +566,9 @@ mod tests {
         let limit = |arguments: &[(&str, Value)]| QueueSettings::from_arguments(&table(arguments)).delivery_limit;
         assert_eq!(limit(std::slice::from_ref(&quorum)), Some(20));
         assert_eq!(limit(&[quorum.clone(), ("x-delivery-limit", Value::Int(3))]), Some(3));
-        assert_eq!(limit(&[quorum, ("x-delivery-limit", Value::Int(-1))]), None);
+        for unlimited in [-1, -2] {
+            assert_eq!(limit(&[quorum.clone(), ("x-delivery-limit", Value::Int(unlimited))]), None);
+        }
         assert_eq!(limit(&[("x-delivery-limit", Value::Int(3))]), Some(3));
         assert!(QueueSettings::from_arguments(&Table::new()).is_plain());
     }

@@ -226,7 +226,11 @@ impl AdminSource for Admin {
             };
             let ids: Vec<_> = single.keys().copied().collect();
             let stats = running.edge.stats(&ids).await;
-            Ok(stats.into_iter().filter_map(|stat| Some((single.get(&stat.queue)?.clone(), stat.active))).collect())
+            let told = stats.into_iter().filter_map(|stat| Some((single.get(&stat.queue)?.clone(), stat.active)));
+            // Of a leader that does not answer nobody knows which one is active.
+            let mut active: BTreeMap<Arc<str>, Active> = single.values().map(|name| (name.clone(), None)).collect();
+            active.extend(told);
+            Ok(active)
         }
         .boxed()
     }

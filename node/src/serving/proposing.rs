@@ -509,11 +509,13 @@ impl ShardServer {
             ranges.iter().for_each(|(a, b, _)| state.give_back(session, *a, *b, true));
             if let Some(care) = &mut state.care {
                 care.frozen = care.frozen.saturating_sub(1);
+                care.counting = care.counting.saturating_sub(1);
             }
         }
         self.put_on_record(session, queue, ranges.into_iter().map(|(a, b, _)| (a, b)).collect());
         self.thawed = true;
         self.mark(queue);
+        self.retry_parked(queue);
     }
 
     /// Not in the log as far as anybody knows: batches are the edge's to repeat, the rest is proposed again.

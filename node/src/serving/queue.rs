@@ -126,6 +126,8 @@ pub(super) struct QueueState {
     pub takes: VecDeque<Take>,
     /// As applied.
     pub reserved: Seq,
+    /// The last message that was there when this node began to lead: no leader before it delivered one behind it, however far the mark is.
+    inherited: Seq,
     pub holders: SmallVec<[SessionId; 4]>,
     pub reserve: Step,
     /// Not delivered until every holder attached or is gone (rule 18).
@@ -162,6 +164,8 @@ pub(super) struct Care {
     pub tend: Step,
     /// Entries in flight that may take messages away: nothing is delivered meanwhile.
     pub frozen: u32,
+    /// Those of them that count what was given back.
+    pub counting: u32,
     /// Messages on their way into it in entries in flight.
     pub coming: u64,
     /// Where the choice of its single active consumer stands.
@@ -188,6 +192,7 @@ impl Care {
             settings: queue.settings().cloned().unwrap_or_default(),
             tend: Step::Idle,
             frozen: 0,
+            counting: 0,
             coming: 0,
             activate: Step::Idle,
             active: queue.active(),
@@ -243,6 +248,7 @@ impl QueueState {
             gets: VecDeque::new(),
             takes: VecDeque::new(),
             reserved: queue.reserved(),
+            inherited: queue.tail(),
             holders: SmallVec::from_slice(queue.holders()),
             reserve: Step::Idle,
             held: queue.first_live() <= queue.reserved(),
@@ -324,7 +330,7 @@ impl QueueState {
         self.held = false;
         if lost {
             let first = self.levels.iter().map(|l| l.cursor).min().unwrap_or_default();
-            self.seen.insert(first.min(self.reserved), self.reserved, ());
+            self.seen.insert(first, self.reserved.min(self.inherited), ());
         }
         for (first, last, session) in std::mem::take(&mut self.claims).ranges() {
             self.check_out_held(session, first, last);

@@ -266,6 +266,7 @@ impl ShardServer {
         if let Some(care) = self.queues.get_mut(&queue).and_then(|state| state.care.as_mut()).filter(|_| !failed.is_empty()) {
             // They come before what is behind them: nothing is delivered until they are counted.
             care.frozen += 1;
+            care.counting += 1;
             self.log.returns.push(Return { session, queue, ranges: counted(&failed, failures) });
         }
         stale

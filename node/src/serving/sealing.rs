@@ -110,7 +110,9 @@ impl ShardServer {
             }
             ToLeader::Seal { if_unused, .. } => *if_unused && any_unheard(),
             ToLeader::Stat { .. } => state.holders.iter().any(|s| self.sessions.get(s).is_some_and(|s| !s.resolved)),
-            ToLeader::Get { .. } | ToLeader::Take { .. } | ToLeader::Purge { .. } => false,
+            // What was given back before is purged, too.
+            ToLeader::Purge { .. } => state.care.as_ref().is_some_and(|care| care.counting > 0),
+            ToLeader::Get { .. } | ToLeader::Take { .. } => false,
             ToLeader::Hello { .. }
             | ToLeader::Batch(_)
             | ToLeader::Attach { .. }

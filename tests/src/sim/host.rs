@@ -21,7 +21,7 @@ use warren::store::wal::WalConfig;
 /// Small, so that files are closed and used again.
 const WAL_FILE_BYTES: u64 = 512 << 10;
 /// So small that old files are cleaned all the time.
-const LOG_BUDGET_BYTES: u64 = 2 * WAL_FILE_BYTES;
+const LOG_BUDGET_BYTES: u64 = WAL_FILE_BYTES;
 /// An ended process lets go of its state store within this time.
 const LET_GO: Duration = Duration::from_secs(20);
 

@@ -248,10 +248,29 @@ impl CtlArgs {
         QueueRequest { vhost: self.vhost.clone(), queue: queue.to_owned(), ..QueueRequest::default() }
     }
 
-    pub(super) async fn close(&self, client: &mut AdminClient, pid: &str, vhost: &str, reason: &str) -> Result<(), CtlError> {
-        let request = CloseRequest { pid: pid.into(), vhost: vhost.into(), reason: reason.into(), local: false };
+    /// One vhost after the other; one that is deleted meanwhile does not matter.
+    pub(super) async fn set_permissions_globally(
+        &self,
+        client: &mut AdminClient,
+        user: &str,
+        permission: &Permission,
+    ) -> Result<(), CtlError> {
+        self.inform(&format!("Setting permissions for user \"{user}\" in all virtual hosts ..."));
+        for vhost in self.vhosts_meant(client, true).await? {
+            let command = AdminCommand::SetPermissions { user: user.to_owned(), vhost, permission: permission.clone() };
+            match client.change(&command).await {
+                Err(error) if error.is_no_vhost() => {}
+                changed => changed?,
+            }
+        }
+        self.done();
+        Ok(())
+    }
+
+    pub(super) async fn close(&self, client: &mut AdminClient, request: CloseRequest) -> Result<(), CtlError> {
+        let pid = request.pid.clone();
         let closed = client.close_connections(request).await?.connections;
-        match pid {
+        match pid.as_str() {
             "" => self.say(&format!("Closed {closed} connections")),
             _ if closed == 0 => return Err(CtlError::failed(DATA, format!("Error:\nthere is no connection {pid}"))),
             _ => self.done(),

@@ -5,7 +5,7 @@ use super::commands::CtlCommand;
 use super::{CtlArgs, CtlError, TEMPORARY, UNAVAILABLE, print};
 use crate::cli::format::Formatter;
 use crate::management::client::AdminClient;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A port of a node.
 struct Listener {
+    node: String,
     interface: String,
     port: u16,
     protocol: String,
@@ -25,6 +26,7 @@ struct Listener {
 fn listeners(reply: &ListReply) -> Vec<Listener> {
     let cell = |row: &warren_proto::admin::Row, at: usize| row.cells.get(at).map(|c| c.text.clone()).unwrap_or_default();
     let listener = |row| Listener {
+        node: cell(row, 0),
         interface: cell(row, 1),
         port: cell(row, 2).parse().unwrap_or_default(),
         protocol: cell(row, 3),
@@ -57,6 +59,9 @@ impl CtlArgs {
                 print(&format!("{}\n", reply.version));
             }
             CtlCommand::CheckRunning | CtlCommand::IsRunning | CtlCommand::IsBooting => self.running(&client.ping().await?)?,
+            CtlCommand::CheckIfMetadataStoreIsInitialized | CtlCommand::CheckIfMetadataStoreIsInitializedWithData => {
+                self.check_catalog(&client.status().await?)?;
+            }
             CtlCommand::CheckPortConnectivity { .. } | CtlCommand::CheckPortListener { .. } | CtlCommand::CheckProtocolListener { .. } => {
                 let listeners = listeners(&self.listeners(client).await?);
                 self.check_listeners(client, &listeners)?;
@@ -66,9 +71,41 @@ impl CtlArgs {
                 let request = ListRequest { what: "certificates".into(), ..ListRequest::default() };
                 self.check_certificates(&client.list(request).await?, *within, &unit)?;
             }
+            CtlCommand::CheckIfNodeIsMirrorSyncCritical | CtlCommand::NodeHealthCheck => {
+                client.ping().await?;
+                self.inform("This command is DEPRECATED and is a no-op.");
+                self.done();
+            }
+            CtlCommand::CheckIfAnyDeprecatedFeaturesAreUsed => {
+                client.ping().await?;
+                self.say("Cluster reported no deprecated features in use");
+            }
+            _ if self.check_replicas(client).await? => {}
             _ => self.check_status(&client.status().await?)?,
         }
         Ok(())
+    }
+
+    /// The catalog is what RabbitMQ calls its metadata store.
+    fn check_catalog(&self, status: &StatusReply) -> Result<(), CtlError> {
+        let node = status.node;
+        self.inform(&format!("Checking if metadata store on node {node} has finished initializing ..."));
+        let is_there = status.shards.iter().any(|shard| shard.shard == 0 && shard.applied > 0);
+        if !is_there {
+            return Err(self.unhealthy(format!("Metadata store on node {node} reports to not yet have finished initialization")));
+        }
+        self.say(&format!("Metadata store on node {node} has completed its initialization"));
+        Ok(())
+    }
+
+    /// A health check failed, and says so in RabbitMQ's other way: without a heading, with more for machines.
+    pub(super) fn check_failed(&self, text: String, json: Json) -> CtlError {
+        let text = match self.formatter {
+            Formatter::Json => json.to_string(),
+            Formatter::Table | Formatter::Csv | Formatter::PrettyTable if self.silent => String::new(),
+            Formatter::Table | Formatter::Csv | Formatter::PrettyTable => text,
+        };
+        CtlError::failed(UNAVAILABLE, text)
     }
 
     /// A health check failed: its text is for people, the code for machines.
@@ -138,52 +175,46 @@ impl CtlArgs {
                 }
                 self.say(&format!("Node {node} reported all vhosts as running"));
             }
-            _ => {
-                let critical = critical_shards(status);
-                if !critical.is_empty() {
-                    return Err(self.unhealthy(format!("Node {node} is needed for a majority of shards {}", critical.join(", "))));
-                }
-                self.say(&format!("Every shard keeps a majority without node {node}"));
-            }
+            _ => {}
         }
         Ok(())
     }
 
     fn check_listeners(&self, client: &AdminClient, listeners: &[Listener]) -> Result<(), CtlError> {
+        let node = listeners.first().map_or("", |listener| &listener.node);
         match &self.command {
             CtlCommand::CheckPortListener { port } => match listeners.iter().any(|l| l.port == *port) {
-                true => self.say(&format!("A listener for port {port} is running on the node.")),
+                true => self.say(&format!("A listener for port {port} is running on node {node}.")),
                 false => {
-                    let found = ports(listeners);
-                    let text =
-                        format!("No listener for port {port} is active on the node. Found listeners that use the following ports: {found}");
-                    return Err(self.unhealthy(text));
+                    let all: Vec<u16> = listeners.iter().map(|l| l.port).collect();
+                    let found = format!("Found listeners that use the following ports: {}", ports(listeners));
+                    let text = format!("No listener for port {port} is active on node {node}. {found}");
+                    return Err(self.check_failed(text, json!({ "result": "error", "missing": port, "ports": all })));
                 }
             },
-            CtlCommand::CheckProtocolListener { protocol } => match listeners.iter().any(|l| l.protocol == *protocol) {
-                true => self.say(&format!("A listener for protocol {protocol} is running on the node.")),
-                false => {
-                    let found: Vec<&str> = listeners.iter().map(|l| l.protocol.as_str()).collect();
-                    let found = found.join(", ");
-                    let text = format!(
-                        "No listener for protocol {protocol} is active on the node. Found listeners for the following protocols: {found}"
-                    );
-                    return Err(self.unhealthy(text));
+            CtlCommand::CheckProtocolListener { protocol } => {
+                let protocol = normalized(protocol);
+                if listeners.iter().any(|l| l.protocol == protocol) {
+                    self.say(&format!("A listener for protocol {protocol} is running on node {node}."));
+                    return Ok(());
                 }
-            },
+                let mut found: Vec<&str> = listeners.iter().map(|l| l.protocol.as_str()).collect();
+                found.sort_unstable();
+                let found = format!("Found listeners for the following protocols: {}", found.join(", "));
+                return Err(self.unhealthy(format!("No listener for protocol {protocol} is active on node {node}. {found}")));
+            }
             _ => {
                 let address = if let CtlCommand::CheckPortConnectivity { address } = &self.command { address.clone() } else { None };
+                let using = address.as_ref().map_or("node hostname resolution".to_owned(), |ip| format!("{ip} for target IP address"));
                 let host = address.unwrap_or_else(|| host_of(client.address()).to_owned());
                 let patience = Duration::from_secs(self.timeout_seconds().min(30)) / (listeners.len() as u32 + 1);
-                let failed: Vec<String> = listeners
-                    .iter()
-                    .filter(|l| !answers(&host, l.port, patience))
-                    .map(|l| format!("{} ({})", l.port, l.protocol))
-                    .collect();
+                let failed: Vec<&Listener> = listeners.iter().filter(|l| !answers(&host, l.port, patience)).collect();
                 if !failed.is_empty() {
-                    return Err(self.unhealthy(format!("Connection to ports of the following listeners failed: {}", failed.join(", "))));
+                    let failed: String = failed.into_iter().map(listener_line).collect();
+                    let text = format!("Connection to ports of the following listeners on node {node} failed: \n{}", failed.trim_end());
+                    return Err(self.unhealthy(text));
                 }
-                self.say(&format!("Successfully connected to ports {} on {host}", ports(listeners)));
+                self.say(&format!("Successfully connected to ports {} on node {node} (using {using})", ports(listeners)));
             }
         }
         Ok(())
@@ -250,19 +281,26 @@ fn answers(host: &str, port: u16, patience: Duration) -> bool {
     addresses.any(|address| std::net::TcpStream::connect_timeout(&address, patience).is_ok())
 }
 
-/// Shards with this node as a member that would be without a majority of live nodes if it stopped.
-fn critical_shards(status: &StatusReply) -> Vec<String> {
-    let is_up = |node: u32| status.members.iter().any(|m| m.node == node && m.up);
-    let is_critical = |shard: &&Shard| {
-        let others = shard.members.iter().filter(|n| **n != status.node && is_up(**n)).count();
-        shard.members.contains(&status.node) && others < shard.members.len() / 2 + 1
-    };
-    status.shards.iter().filter(is_critical).map(|s| s.shard.to_string()).collect()
+fn listener_line(listener: &Listener) -> String {
+    let Listener { interface, port, protocol, purpose, .. } = listener;
+    format!("Interface: {interface}, port: {port}, protocol: {protocol}, purpose: {purpose}\n")
 }
 
 fn listener_lines(listeners: &[Listener]) -> String {
-    let line = |l: &Listener| format!("Interface: {}, port: {}, protocol: {}, purpose: {}\n", l.interface, l.port, l.protocol, l.purpose);
-    listeners.iter().map(line).collect()
+    listeners.iter().map(listener_line).collect()
+}
+
+/// The name that listeners have for a protocol; rabbitmq-diagnostics takes others for it, too.
+fn normalized(protocol: &str) -> String {
+    let protocol = protocol.to_lowercase();
+    let name = match protocol.as_str() {
+        "amqp091" | "amqp0.9.1" | "amqp0-9-1" | "amqp0_9_1" => "amqp",
+        "amqps" => "amqp/ssl",
+        "http1" | "http1.1" | "http_api" | "management" | "management_ui" | "ui" => "http",
+        "cli" | "distribution" => "clustering",
+        _ => return protocol,
+    };
+    name.to_owned()
 }
 
 fn cluster_json(status: &StatusReply, listeners: &[Listener]) -> serde_json::Value {
@@ -326,25 +364,6 @@ fn shard_line(shard: &Shard) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warren_proto::admin::Member;
-
-    fn status(up: [bool; 3], members: &[u32]) -> StatusReply {
-        let member = |(at, up): (usize, bool)| Member { node: at as u32 + 1, address: "h:1".into(), up, ..Member::default() };
-        StatusReply {
-            node: 1,
-            members: up.into_iter().enumerate().map(member).collect(),
-            shards: vec![Shard { shard: 2, members: members.to_vec(), ..Shard::default() }],
-            ..StatusReply::default()
-        }
-    }
-
-    #[test]
-    fn a_node_is_critical_when_its_shards_need_it_for_a_majority() {
-        assert!(critical_shards(&status([true; 3], &[1, 2, 3])).is_empty());
-        assert_eq!(critical_shards(&status([true, true, false], &[1, 2, 3])), ["2"]);
-        assert!(critical_shards(&status([true, true, false], &[2, 3])).is_empty(), "no replica here");
-        assert_eq!(critical_shards(&status([true, false, false], &[1])), ["2"]);
-    }
 
     #[test]
     fn the_host_of_an_address_may_have_colons() {

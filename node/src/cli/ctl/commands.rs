@@ -2,13 +2,33 @@
 
 use super::{CtlArgs, CtlError, print};
 use crate::management::client::AdminClient;
+use crate::model::admin::Permission;
 use clap::Subcommand;
+use warren_proto::admin::CloseRequest;
 
 #[derive(Clone, Debug, Subcommand)]
 #[command(rename_all = "snake_case")]
 pub(super) enum CtlCommand {
     /// Queues of a vhost; columns as rabbitmqctl names them [default: name messages]
-    ListQueues { columns: Vec<String> },
+    ListQueues {
+        /// Those that have a leader
+        #[arg(long)]
+        online: bool,
+        /// Those that have none
+        #[arg(long)]
+        offline: bool,
+        /// Those that the node leads which is asked
+        #[arg(long)]
+        local: bool,
+        columns: Vec<String>,
+    },
+    /// Queues of a vhost whose leader does not answer within 2 s [default: name]
+    ListUnresponsiveQueues {
+        /// Those that the node leads which is asked
+        #[arg(long)]
+        local: bool,
+        columns: Vec<String>,
+    },
     /// Exchanges of a vhost [default: name type]
     ListExchanges { columns: Vec<String> },
     /// Bindings of a vhost
@@ -68,6 +88,8 @@ pub(super) enum CtlCommand {
         #[arg(value_name = "NODE")]
         member: String,
     },
+    /// Close all connections of a user
+    CloseAllUserConnections { username: String, explanation: String },
     /// Remove the ready messages of a queue
     PurgeQueue { queue: String },
     /// Delete a queue
@@ -143,6 +165,8 @@ pub(super) enum CtlCommand {
     ListVhosts { columns: Vec<String> },
     /// Grant a user rights in a vhost: regular expressions over names
     SetPermissions { username: String, configure: String, write: String, read: String },
+    /// The same in every vhost that there is
+    SetPermissionsGlobally { username: String, configure: String, write: String, read: String },
     /// Take a user's rights in a vhost
     ClearPermissions { username: String },
     /// Rights in a vhost
@@ -294,6 +318,30 @@ pub(super) enum CtlCommand {
     CheckVirtualHosts,
     /// Exit code 69 when a shard would lose its majority without this node
     CheckIfNodeIsQuorumCritical,
+    /// Exit code 69 when a replicated queue that matches has no leader, or one that does not answer
+    CheckForQuorumQueuesWithoutAnElectedLeader {
+        /// Regular expression over names
+        pattern: String,
+        /// Not of one vhost only
+        #[arg(long = "across-all-vhosts")]
+        across_all_vhosts: bool,
+    },
+    /// Exit code 69 when the node does not have the catalog yet
+    CheckIfMetadataStoreIsInitialized,
+    /// The same
+    CheckIfMetadataStoreIsInitializedWithData,
+    /// Does nothing, as with RabbitMQ since 4.0
+    CheckIfNodeIsMirrorSyncCritical,
+    /// Does nothing, as with RabbitMQ
+    NodeHealthCheck,
+    /// Nothing of Warren is deprecated
+    CheckIfAnyDeprecatedFeaturesAreUsed,
+    /// Wait until no shard would lose its majority without this node
+    AwaitOnlineQuorumPlusOne,
+}
+
+fn because(reason: &str) -> CloseRequest {
+    CloseRequest { reason: reason.to_owned(), ..CloseRequest::default() }
 }
 
 /// What a policy is made of.
@@ -365,7 +413,7 @@ impl CtlArgs {
             CtlCommand::DeleteQueue { queue, if_empty, if_unused } => self.delete_queue(client, queue, *if_empty, *if_unused).await?,
             CtlCommand::CloseConnection { pid, explanation } => {
                 self.inform(&format!("Closing connection {pid}, reason: {explanation}..."));
-                self.close(client, pid, "", explanation).await?;
+                self.close(client, CloseRequest { pid: pid.clone(), ..because(explanation) }).await?;
             }
             CtlCommand::CloseAllConnections { explanation, global } => {
                 let vhost = if *global { "" } else { self.vhost.as_str() };
@@ -373,7 +421,15 @@ impl CtlArgs {
                     true => format!("Closing all connections (across all vhosts), reason: {explanation}..."),
                     false => format!("Closing all connections in vhost {vhost}, reason: {explanation}..."),
                 });
-                self.close(client, "", vhost, explanation).await?;
+                self.close(client, CloseRequest { vhost: vhost.to_owned(), ..because(explanation) }).await?;
+            }
+            CtlCommand::CloseAllUserConnections { username, explanation } => {
+                self.inform(&format!("Closing connections of user {username}, reason: {explanation}..."));
+                self.close(client, CloseRequest { user: username.clone(), ..because(explanation) }).await?;
+            }
+            CtlCommand::SetPermissionsGlobally { username, configure, write, read } => {
+                let permission = Permission { configure: configure.clone(), write: write.clone(), read: read.clone() };
+                self.set_permissions_globally(client, username, &permission).await?;
             }
             CtlCommand::AddTopic { .. } | CtlCommand::DeleteTopic { .. } | CtlCommand::AddGroup { .. } | CtlCommand::DeleteGroup { .. } => {
                 self.arrange(client).await?

@@ -19,10 +19,25 @@ impl CtlArgs {
     pub(super) fn listing(&self) -> Option<Listing> {
         let vhost = &self.vhost;
         let listing = match &self.command {
-            CtlCommand::ListQueues { columns } => {
+            CtlCommand::ListQueues { online, offline, local, columns } => {
                 let timeout = format!("Timeout: {}.0 seconds ...", self.timeout_seconds());
                 let mut listing = self.columns("queues", columns, format!("Listing queues for vhost {vhost} ..."));
                 listing.banner.insert(0, timeout);
+                listing.request.local = *local;
+                listing.request.state = match (online, offline) {
+                    _ if *local => String::new(),
+                    (true, false) => "running".to_owned(),
+                    (false, true) => "down".to_owned(),
+                    (true, true) | (false, false) => String::new(),
+                };
+                listing
+            }
+            CtlCommand::ListUnresponsiveQueues { local, columns } => {
+                let mut listing = self.columns("queues", columns, format!("Listing unresponsive queues for vhost {vhost} ..."));
+                if listing.request.columns.is_empty() {
+                    listing.request.columns.push("name".to_owned());
+                }
+                (listing.request.local, listing.request.state) = (*local, "unresponsive".to_owned());
                 listing
             }
             CtlCommand::ListExchanges { columns } => self.columns("exchanges", columns, format!("Listing exchanges for vhost {vhost} ...")),

@@ -1,6 +1,9 @@
 //! Groups that end or hang without an error: the node knows, says which and why, and the others serve on.
 
 use super::*;
+use crate::consensus::watchdog::Asked;
+use futures::FutureExt;
+use tokio::task::unconstrained;
 
 /// A group that hangs is given up after some tenths of a second.
 fn watchful() -> Timing {
@@ -46,6 +49,42 @@ async fn a_group_that_never_hears_that_its_log_is_on_the_disk_is_given_up() {
     cluster.nodes[&id].consensus.shard(DATA).expect("member").propose(1, leader, entry(1));
     let loss = lost(&cluster, id).await;
     assert!(loss.what.contains("shard 1 has not heard that its log is on the disk") && loss.may_pass, "{loss:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_for_which_the_mailbox_had_no_room_is_asked_again() {
+    let cluster = Cluster::started(1, 1).await;
+    let (id, _) = cluster.leader(DATA).await;
+    let group = cluster.nodes[&id].consensus.shard(DATA).expect("member");
+    let ask = |question: Box<dyn FnOnce() + Send>| unconstrained(group.inner().raft.external_request(|_| question())).now_or_never();
+    let (go_on_tx, go_on_rx) = std::sync::mpsc::channel::<()>();
+    ask(Box::new(move || _ = go_on_rx.recv()));
+    while ask(Box::new(|| ())).is_some() {}
+    let mut asked = Asked::new(&group);
+    assert_eq!(asked.look(true), None);
+    drop(go_on_tx);
+    until(|| ask(Box::new(|| ())).is_some()).await;
+    assert!(!asked.is_answered());
+    assert_eq!(asked.look(true), None);
+    until(|| asked.is_answered()).await;
+}
+
+/// It saves one vote after the other, and no entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_wrong_with_a_node_that_stays_alone() {
+    let mut cluster = Cluster::started_with(3, 1, watchful()).await;
+    assert!(applied(&cluster.propose(0).await));
+    let (leader, _) = cluster.leader(DATA).await;
+    let alone = *cluster.nodes.keys().find(|id| **id != leader).expect("three nodes");
+    for id in [1, 2, 3].map(NodeId).into_iter().filter(|id| *id != alone) {
+        cluster.nodes[&id].consensus.kill();
+        cluster.kill(id);
+    }
+    let consensus = &cluster.nodes[&alone].consensus;
+    until(|| consensus.shard(DATA).expect("member").raft_figures().term > 1).await;
+    let campaigns = consensus.watched();
+    until(|| consensus.watched() > campaigns + 20).await;
+    assert_eq!(consensus.fault(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -395,6 +395,24 @@ async fn listings_ask_every_shard_once() {
 }
 
 #[tokio::test]
+async fn of_queues_whose_leader_does_not_answer_no_counts_are_told() {
+    let mut scene = Scene::new(default_config());
+    let (silent, new) = (scene.queue("silent", 1), scene.queue("new", 2));
+    let edge = scene.edge.clone();
+    let asked = tokio::spawn(async move { edge.stats(&[silent, new]).await });
+    let mut leaders = Vec::new();
+    for _ in 0..2 {
+        let (mut leader, _) = scene.leader(leader(1, 2), 1, 0).await;
+        if leader.shard == ShardId(2) {
+            // It has not made its queue yet.
+            leader.stats(vec![]).await;
+        }
+        leaders.push(leader);
+    }
+    assert_eq!(asked.await.expect("no panic"), [stat(new, 0, 0)]);
+}
+
+#[tokio::test]
 async fn connections_are_listed_and_can_be_closed() {
     let scene = Scene::new(default_config());
     let mut client = scene.client();

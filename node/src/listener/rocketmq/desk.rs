@@ -4,6 +4,8 @@ use crate::edge::Connection;
 use crate::model::catalog::Refusal;
 use crate::model::step::{Event, Step};
 use crate::session::rocketmq::agent::{Agent, Command, Outcome, Output};
+use crate::session::rocketmq::moment::Moment;
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,12 +18,19 @@ const COMMANDS: usize = 1024;
 const TURN: usize = 256;
 /// An agent that nobody needs for so long ends.
 const IDLE: Duration = Duration::from_secs(300);
-/// Longest sleep: clocks that are set are noticed.
+/// Longest sleep: timers stand still while the machine is suspended, what is held for clients does not.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 
 /// What time it is, ms since the epoch.
 pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The same, beside a clock that nobody sets and that goes on while the machine is suspended.
+pub(super) fn now() -> Moment {
+    let since_boot = clock_gettime(ClockId::Boottime);
+    let steady_ms = since_boot.tv_sec.unsigned_abs() * 1000 + since_boot.tv_nsec.unsigned_abs() / 1_000_000;
+    Moment { steady_ms, wall_ms: now_ms() }
 }
 
 enum Errand {
@@ -112,14 +121,14 @@ impl Worker {
                 let Ok(errand) = self.errands_rx.try_recv() else { break };
                 self.take(errand, &mut out);
             }
-            self.agent.tick(now_ms(), &mut out);
+            self.agent.tick(now(), &mut out);
         }
     }
 
     /// False: it is time to go.
     async fn wait(&mut self, out: &mut Output) -> bool {
         let pause = match self.agent.due_ms() {
-            Some(due_ms) => Duration::from_millis(due_ms.saturating_sub(now_ms())).min(SLEEP_MAX),
+            Some(due_ms) => Duration::from_millis(due_ms.saturating_sub(now().steady_ms)).min(SLEEP_MAX),
             None if self.agent.is_idle() => IDLE,
             None => SLEEP_MAX,
         };
@@ -134,14 +143,15 @@ impl Worker {
                 let steps = std::mem::take(&mut self.held_back);
                 steps.into_iter().for_each(|step| self.submit(step, out));
             }
-            () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE),
+            // Whoever came at this very moment is not sent away.
+            () = tokio::time::sleep(pause) => return !(self.agent.is_idle() && pause == IDLE && self.errands_rx.is_empty()),
         }
         // What ends a call goes first: then nothing comes of it any more.
         self.carry_out(out);
         // The agent has all it is given in its hands at once.
         self.connection.take_events(&mut self.events, usize::MAX);
         for event in std::mem::take(&mut self.events) {
-            self.agent.event(event, now_ms(), out);
+            self.agent.event(event, now(), out);
         }
         true
     }
@@ -150,7 +160,7 @@ impl Worker {
         match errand {
             Errand::Do { id, command, answer_tx } => {
                 self.waiting.insert(id, answer_tx);
-                self.agent.command(id, command, now_ms(), out);
+                self.agent.command(id, command, now(), out);
             }
             Errand::Abandon { id } => {
                 self.waiting.remove(&id);

@@ -1,6 +1,6 @@
 //! One request, from its headers to its answer: who signed it, what it asks for, what the catalog has of that, what an agent makes of it.
 
-use super::desk::now_ms;
+use super::desk::{now, now_ms};
 use super::errand::Settling;
 use super::hub::Hub;
 use crate::edge::{Edge, May};
@@ -185,7 +185,7 @@ impl Client<'_> {
     }
 
     async fn consume(&self, settings: &TopicSettings, (group, tags): (&str, &str), most: u32, wait_ms: u64, mode: Mode) -> Done {
-        let until_ms = now_ms() + wait_ms;
+        let until_ms = now().steady_ms + wait_ms;
         let queues = self.in_time(self.group(group, settings)).await??;
         let defaults = &self.hub.settings.defaults;
         let alone = mode == Mode::Ordered;

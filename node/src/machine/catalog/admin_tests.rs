@@ -313,6 +313,36 @@ fn a_policy_applies_to_what_it_says() {
 }
 
 #[test]
+fn a_policy_with_a_key_that_is_not_for_a_type_of_queues_is_not_theirs() {
+    let mut f = Fixture::new();
+    let of = |kind: &str| Table::from([("x-queue-type".to_owned(), Value::Text(kind.into()))]);
+    let queues = ["classic", "quorum", "stream"].map(|kind| f.queue(kind, of(kind)).unwrap());
+    let unnamed = f.queue("of no type", Table::new()).unwrap();
+    let text = |key: &str, value: &str| Table::from([(key.to_owned(), Value::Text(value.into()))]);
+    let with_size = |table: Table| table.into_iter().chain(ints(&[("max-length-bytes", 5)])).collect::<Table>();
+    for (name, priority, definition) in [
+        ("wide", 0, ints(&[("max-length-bytes", 1000)])),
+        ("for streams", 5, with_size(text("max-age", "7D"))),
+        ("for quorum queues", 7, with_size(ints(&[("delivery-limit", 3)]))),
+        ("for classic queues", 9, with_size(text("queue-mode", "lazy"))),
+    ] {
+        f.policy(PolicyKind::User, Policy { definition, ..policy(name, ".*", priority) });
+    }
+    f.policy(PolicyKind::Operator, Policy { definition: ints(&[("expires", 4000)]), ..policy("op", ".*", 0) });
+    let seen = |f: &Fixture| queues.map(|queue| f.policies_of(queue));
+    let some = |name: &str| Some(name.to_owned());
+    let wanted = [(some("for classic queues"), some("op")), (some("for quorum queues"), some("op")), (some("for streams"), None)];
+    assert_eq!(seen(&f), wanted);
+    assert_eq!(f.policies_of(unnamed), wanted[0]);
+    f.restarted();
+    assert_eq!(seen(&f), wanted);
+    for name in ["for classic queues", "for quorum queues", "for streams"] {
+        f.done(AdminCommand::ClearPolicy { kind: PolicyKind::User, vhost: "/".into(), name: name.into() });
+    }
+    assert!(seen(&f).iter().all(|(user, _)| *user == some("wide")));
+}
+
+#[test]
 fn a_policy_gives_an_exchange_its_alternate_at_once_but_an_argument_wins() {
     let mut f = Fixture::new();
     let caught = f.queue("caught", Table::new()).unwrap();

@@ -68,14 +68,77 @@ impl Thing<'_> {
             Thing::Exchange(_) => matches!(by, ApplyTo::All | ApplyTo::Exchanges),
             Thing::Queue(spec) => match by {
                 ApplyTo::All | ApplyTo::Queues => true,
-                ApplyTo::ClassicQueues => queue_type(&spec.arguments) == "classic",
+                ApplyTo::ClassicQueues => !matches!(queue_type(&spec.arguments), "quorum" | "stream"),
                 ApplyTo::QuorumQueues => queue_type(&spec.arguments) == "quorum",
                 ApplyTo::Streams => queue_type(&spec.arguments) == "stream",
                 ApplyTo::Exchanges => false,
             },
         }
     }
+
+    /// Whether it may have a policy that says these things.
+    fn takes(&self, definition: &Table) -> bool {
+        let foreign: &[&str] = match self {
+            Thing::Exchange(_) => &[],
+            Thing::Queue(spec) => match queue_type(&spec.arguments) {
+                "quorum" => &FOREIGN_TO_QUORUM,
+                "stream" => &FOREIGN_TO_STREAMS,
+                _ => &FOREIGN_TO_CLASSIC,
+            },
+        };
+        !definition.keys().any(|key| foreign.contains(&key.as_str()))
+    }
 }
+
+/// Keys that are not for classic queues (`unsupported_policies` of RabbitMQ's queue types). A policy with one of them is none for such a
+/// queue, with all that it says: the next one that matches counts. Who set up RabbitMQ relies on it: limits that are meant for streams would
+/// drop what waits in queues.
+const FOREIGN_TO_CLASSIC: [&str; 8] = [
+    "dead-letter-strategy",
+    "delivery-limit",
+    "initial-cluster-size",
+    "max-age",
+    "max-in-memory-bytes",
+    "max-in-memory-length",
+    "stream-max-segment-size-bytes",
+    "target-group-size",
+];
+
+/// The same of quorum queues.
+const FOREIGN_TO_QUORUM: [&str; 10] = [
+    "ha-mode",
+    "ha-params",
+    "ha-promote-on-failure",
+    "ha-promote-on-shutdown",
+    "ha-sync-mode",
+    "initial-cluster-size",
+    "max-age",
+    "queue-master-locator",
+    "queue-mode",
+    "stream-max-segment-size-bytes",
+];
+
+/// The same of streams.
+const FOREIGN_TO_STREAMS: [&str; 18] = [
+    "dead-letter-exchange",
+    "dead-letter-routing-key",
+    "dead-letter-strategy",
+    "delivery-limit",
+    "expires",
+    "ha-mode",
+    "ha-params",
+    "ha-promote-on-failure",
+    "ha-promote-on-shutdown",
+    "ha-sync-mode",
+    "max-in-memory-bytes",
+    "max-in-memory-length",
+    "max-length",
+    "message-ttl",
+    "overflow",
+    "queue-master-locator",
+    "queue-mode",
+    "target-group-size",
+];
 
 /// `x-queue-type` as declared; a durable queue is replicated whatever it says.
 pub fn queue_type(arguments: &Table) -> &str {
@@ -87,7 +150,7 @@ pub fn queue_type(arguments: &Table) -> &str {
 
 impl Vhost {
     fn policy_of(&self, kind: PolicyKind, thing: Thing<'_>) -> Option<Arc<Policy>> {
-        let fits = |c: &&Compiled| thing.is_covered(c.policy.apply_to) && c.matches(thing.name());
+        let fits = |c: &&Compiled| thing.is_covered(c.policy.apply_to) && thing.takes(&c.policy.definition) && c.matches(thing.name());
         // Of equal ones the first by name.
         self.policies(kind)
             .values()
@@ -138,13 +201,13 @@ impl Applied {
     }
 }
 
-/// The lower number, but for `delivery-limit`, where a negative one is no limit: then the higher, as of `target-group-size`; else what the
-/// operator says.
+/// The lower number, but for `delivery-limit`, where a negative one is no limit: then the higher, as of `target-group-size`; else, and of
+/// `queue-version`, what the operator says.
 fn merge(key: &str, own: &Value, theirs: &Value) -> Value {
     match (own, theirs) {
         (Value::Int(a), Value::Int(b)) if key == "delivery-limit" && (*a < 0 || *b < 0) => Value::Int(*a.max(b)),
         (Value::Int(a), Value::Int(b)) if key == "target-group-size" => Value::Int(*a.max(b)),
-        (Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
+        (Value::Int(a), Value::Int(b)) if key != "queue-version" => Value::Int(*a.min(b)),
         _ => theirs.clone(),
     }
 }
@@ -400,6 +463,32 @@ mod tests {
     fn of_words_the_operators_counts() {
         let text = |s: &str| Value::Text(s.into());
         assert_eq!(merge("overflow", &text("drop-head"), &text("reject-publish")), text("reject-publish"));
+    }
+
+    /// The rest has no effect but is shown.
+    #[test]
+    fn each_number_that_operators_may_set_is_merged_as_rabbitmq_does() {
+        let lower = ["expires", "max-in-memory-bytes", "max-in-memory-length", "max-length", "max-length-bytes", "message-ttl"];
+        let ours = ["cache-publisher-ranges", "cache-publishers", "delivery-limit", "ha-params"];
+        let numbers: Vec<&str> = KEYS.iter().filter(|key| key.operator && (key.is_valid)(&Value::Int(2))).map(|key| key.name).collect();
+        for key in &numbers {
+            let merged = [(1, 2), (2, 1)].map(|(own, theirs)| merge(key, &Value::Int(own), &Value::Int(theirs)));
+            let wanted = match *key {
+                key if lower.contains(&key) || ours.contains(&key) => [1, 1],
+                "queue-version" => [2, 1],
+                "target-group-size" => [2, 2],
+                other => panic!("{other}"),
+            };
+            assert_eq!(merged, wanted.map(Value::Int), "{key}");
+        }
+        assert!(lower.iter().all(|key| numbers.contains(key)), "{numbers:?}");
+    }
+
+    #[test]
+    fn keys_that_are_not_for_a_type_of_queues_are_keys() {
+        for foreign in FOREIGN_TO_CLASSIC.iter().chain(&FOREIGN_TO_QUORUM).chain(&FOREIGN_TO_STREAMS) {
+            assert!(policy_keys().any(|key| key == *foreign), "{foreign}");
+        }
     }
 
     /// What arguments may say without effect, policies may, too: an application's set-up does not fail on them.

@@ -269,8 +269,17 @@ async fn each_node_answers_for_its_own_connections() {
     assert_eq!(texts(&all), [["<1.5.0>"], ["<2.5.0>"]]);
     let own = ctl.list(ListRequest { local: true, ..listing("connections", "", &["pid"]) }).await.unwrap();
     assert_eq!(texts(&own), [["<1.5.0>"]]);
-    let close = |pid: &str, vhost: &str| CloseRequest { pid: pid.into(), vhost: vhost.into(), reason: "r".into(), local: false };
-    for (request, closed) in [(close("<1.5.0>", ""), 11), (close("<1.6.0>", ""), 10), (close("", "/"), 11), (close("", "x"), 10)] {
+    let close =
+        |pid: &str, vhost: &str| CloseRequest { pid: pid.into(), vhost: vhost.into(), reason: "r".into(), ..CloseRequest::default() };
+    let of = |user: &str| CloseRequest { user: user.into(), ..close("", "") };
+    for (request, closed) in [
+        (close("<1.5.0>", ""), 11),
+        (close("<1.6.0>", ""), 10),
+        (close("", "/"), 11),
+        (close("", "x"), 10),
+        (of("guest"), 11),
+        (of("eve"), 10),
+    ] {
         assert_eq!(ctl.close_connections(request.clone()).await.unwrap().connections, closed, "{request:?}");
     }
 }

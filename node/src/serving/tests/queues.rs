@@ -47,6 +47,19 @@ async fn purge_takes_what_waits_and_leaves_what_is_held() {
 }
 
 #[tokio::test]
+async fn a_purge_takes_what_was_given_back_before_and_is_being_counted() {
+    let shard = Shard::with(QueueSettings { delivery_limit: Some(5), ..QueueSettings::default() });
+    let mut edge = shard.edge(1).await;
+    edge.publish(Q, 0..2).await;
+    assert_eq!(edge.get(Q).await, Ok(Some((1, false, 1))));
+    edge.give_back(Q, 1, 1, true).await;
+    edge.up(ToLeader::Purge { request: 3, queue: Q }).await;
+    assert_eq!(edge.down().await, ToEdge::Purged { request: 3, result: Ok(2) });
+    let stat = edge.stat(Q).await;
+    assert_eq!((stat.ready, stat.unacked), (0, 0));
+}
+
+#[tokio::test]
 async fn a_purge_that_is_proposed_twice_counts_once() {
     let shard = Shard::with_queues(&[Q]);
     let mut edge = shard.edge(1).await;

@@ -10,6 +10,7 @@ use super::holding::Holding;
 pub use super::holding::Scope;
 use super::joints::Joints;
 use super::message::{shown, unveiled, whole};
+use super::moment::Moment;
 use super::request::Tags;
 use crate::model::catalog::{Name, Refusal};
 use crate::model::entry::StoredMessage;
@@ -59,7 +60,7 @@ pub struct Poll {
     pub tags: Tags,
     /// How long they are invisible, ms.
     pub invisible_ms: u64,
-    /// Until when to wait, ms since the epoch.
+    /// Until when to wait, by the steady clock.
     pub until_ms: u64,
 }
 
@@ -223,18 +224,18 @@ impl Agent {
         self.calls.is_empty() && self.holding.is_empty() && self.halves.is_empty()
     }
 
-    /// When `tick` is due, ms since the epoch.
+    /// When `tick` is due, by the steady clock.
     pub fn due_ms(&self) -> Option<u64> {
         let halves = (!self.halves.is_empty()).then_some(self.halves_check_ms);
         self.holding.due_ms().into_iter().chain(halves).chain(self.joints.due_ms()).min()
     }
 
     /// Somebody wants something; `id` comes back with the outcome.
-    pub fn command(&mut self, id: u64, command: Command, now_ms: u64, out: &mut Output) {
+    pub fn command(&mut self, id: u64, command: Command, now: Moment, out: &mut Output) {
         match &mut self.state {
             State::Coming(waiting) => waiting.push((id, command)),
             State::Ended(refusal) => out.done.push((id, Outcome::Refused(refusal.clone()))),
-            State::Inside => self.begin(id, command, now_ms, out),
+            State::Inside => self.begin(id, command, now, out),
         }
     }
 
@@ -268,15 +269,15 @@ impl Agent {
     }
 
     /// Time has passed: deliveries come back, half messages are dropped.
-    pub fn tick(&mut self, now_ms: u64, out: &mut Output) {
-        out.done.extend(self.joints.over(now_ms));
-        let over = self.holding.over(now_ms);
+    pub fn tick(&mut self, now: Moment, out: &mut Output) {
+        out.done.extend(self.joints.over(now.steady_ms));
+        let over = self.holding.over(now.steady_ms);
         if !over.is_empty() {
             out.steps.push(Step::Settle { held: over, outcome: Fate::Requeue, asked: true });
         }
-        if self.halves_check_ms <= now_ms {
-            self.halves_check_ms = now_ms + HALVES_CHECK_MS;
-            let over = self.halves.over(now_ms);
+        if self.halves_check_ms <= now.steady_ms {
+            self.halves_check_ms = now.steady_ms + HALVES_CHECK_MS;
+            let over = self.halves.over(now.steady_ms);
             if !over.is_empty() {
                 out.steps.push(Step::Settle { held: over, outcome: Fate::Ack, asked: true });
             }
@@ -284,14 +285,14 @@ impl Agent {
     }
 
     /// The edge says something.
-    pub fn event(&mut self, event: Event, now_ms: u64, out: &mut Output) {
+    pub fn event(&mut self, event: Event, now: Moment, out: &mut Output) {
         match event {
             Event::Authenticated => out.steps.push(Step::Open { vhost: self.identity.vhost.to_string() }),
             Event::AuthenticationFailed(refused) => self.end(Refusal::Access(refused.why), out),
             Event::OpenRefused(refusal) => self.end(refusal, out),
             Event::Opened => {
                 if let State::Coming(waiting) = std::mem::replace(&mut self.state, State::Inside) {
-                    waiting.into_iter().for_each(|(id, command)| self.begin(id, command, now_ms, out));
+                    waiting.into_iter().for_each(|(id, command)| self.begin(id, command, now, out));
                 }
             }
             Event::Confirmed { channel, .. } => self.confirmed(channel, out),
@@ -299,7 +300,7 @@ impl Agent {
                 let refusal = Refusal::Unavailable("no majority has the message, or a queue of the topic is full".to_owned());
                 self.answer(channel, Outcome::Refused(refusal), out);
             }
-            Event::Reply { channel, result } => self.reply(channel, result, now_ms, out),
+            Event::Reply { channel, result } => self.reply(channel, result, now, out),
             Event::ChannelError { channel, refusal, .. } => {
                 if let Some(call) = self.calls.remove(&channel) {
                     self.done(call, Outcome::Refused(refusal), out);
@@ -341,20 +342,24 @@ impl Agent {
         }
     }
 
-    fn begin(&mut self, id: u64, command: Command, now_ms: u64, out: &mut Output) {
+    fn begin(&mut self, id: u64, command: Command, now: Moment, out: &mut Output) {
         match command {
             Command::Publish(publish) => {
                 let Some(channel) = self.open(id, Doing::Publishing, out) else { return };
                 out.steps.push(Step::Publish(Publish { channel, ticket: Some(1), ..*publish }));
             }
+            Command::Poll(_) if self.holding.is_full() => {
+                let why = "too many messages that this user got through this node are not acknowledged".to_owned();
+                out.done.push((id, Outcome::Refused(Refusal::Unavailable(why))));
+            }
             Command::Poll(poll) => {
-                let patience_ms = poll.until_ms.saturating_sub(now_ms);
+                let patience_ms = poll.until_ms.saturating_sub(now.steady_ms);
                 let request = take(&poll, patience_ms);
                 let Some(channel) = self.open(id, Doing::Polling(poll), out) else { return };
                 out.steps.push(Step::Request { channel, request });
             }
             Command::Ack { slots, scope } => {
-                let taken = slots.iter().map(|slot| self.holding.take(*slot, &scope, now_ms)).enumerate();
+                let taken = slots.iter().map(|slot| self.holding.take(*slot, &scope, now.steady_ms)).enumerate();
                 let mut taken: Vec<(Held, usize)> = taken.filter_map(|(place, held)| Some((held?, place))).collect();
                 taken.sort_unstable_by_key(|(held, _)| (held.shard, held.queue, held.seq));
                 // What lies in one shard is one batch; nothing binds the shards together.
@@ -363,7 +368,7 @@ impl Agent {
                     Part { publishes: Vec::new(), held, places, half: None }
                 });
                 let parts = parts.collect();
-                self.settle(id, slots.len(), parts, now_ms, out);
+                self.settle(id, slots.len(), parts, now, out);
             }
             Command::Half(half) if self.halves.is_full() => {
                 let why = format!("too many half messages of topic {} wait for their decisions on this node", half.topic);
@@ -376,21 +381,21 @@ impl Agent {
             }
             Command::Check(check) => {
                 if check.queues.is_empty() || self.halves.is_full() {
-                    return self.check(id, &check, now_ms, out);
+                    return self.check(id, &check, now, out);
                 }
                 let request = fetch(check.queues.clone(), 4 * HALVES_AT_ONCE, 0);
                 let Some(channel) = self.open(id, Doing::Checking(check), out) else { return };
                 out.steps.push(Step::Request { channel, request });
             }
             Command::Decide { slots, topic, commit } => {
-                let taken = slots.iter().map(|slot| self.halves.take(*slot, &topic, now_ms)).enumerate();
+                let taken = slots.iter().map(|slot| self.halves.take(*slot, &topic, now.steady_ms)).enumerate();
                 let parts = taken.filter_map(|(place, half)| {
                     let half = half?;
-                    let publishes = if commit { vec![whole(&topic, &half.message, now_ms)] } else { Vec::new() };
+                    let publishes = if commit { vec![whole(&topic, &half.message, now.wall_ms)] } else { Vec::new() };
                     Some(Part { publishes, held: vec![half.held], places: vec![place], half: Some(Box::new(half)) })
                 });
                 let parts = parts.collect();
-                self.settle(id, slots.len(), parts, now_ms, out);
+                self.settle(id, slots.len(), parts, now, out);
             }
         }
     }
@@ -409,8 +414,8 @@ impl Agent {
     }
 
     /// Each part is one transaction, which has no effect where others may have been given what it settles. `handles`: how many were named.
-    fn settle(&mut self, id: u64, handles: usize, parts: Vec<Part>, now_ms: u64, out: &mut Output) {
-        self.joints.begin(id, parts.len(), handles, now_ms);
+    fn settle(&mut self, id: u64, handles: usize, parts: Vec<Part>, now: Moment, out: &mut Output) {
+        self.joints.begin(id, parts.len(), handles, now.steady_ms);
         for Part { publishes, held, places, half } in parts {
             let Some(channel) = self.channels.take() else {
                 // Without a channel for the answer nobody would hear when it is done.
@@ -482,7 +487,7 @@ impl Agent {
         }
     }
 
-    fn reply(&mut self, channel: u16, result: Result<Reply, Refusal>, now_ms: u64, out: &mut Output) {
+    fn reply(&mut self, channel: u16, result: Result<Reply, Refusal>, now: Moment, out: &mut Output) {
         let messages = match result {
             Ok(Reply::Took(messages)) => messages,
             // Only commits are answered so; who waits for one asks whether it was.
@@ -503,10 +508,10 @@ impl Agent {
         };
         let id = call.id;
         match call.doing {
-            Doing::Polling(poll) => self.polled(id, channel, poll, messages, now_ms, out),
+            Doing::Polling(poll) => self.polled(id, channel, poll, messages, now, out),
             Doing::HalfTaking(half) => {
                 let fetched = !messages.is_empty();
-                self.adopt(&half.topic, messages);
+                self.adopt(&half.topic, messages, now);
                 self.calls.insert(channel, Call { id, doing: Doing::HalfTaking(half) });
                 self.halves_found(out);
                 // Others that were published before it came first.
@@ -521,9 +526,9 @@ impl Agent {
             }
             Doing::Checking(check) => {
                 self.channels.give_back(channel);
-                self.adopt(&check.topic, messages);
+                self.adopt(&check.topic, messages, now);
                 self.halves_found(out);
-                self.check(id, &check, now_ms, out);
+                self.check(id, &check, now, out);
             }
             Doing::Publishing | Doing::Settling(..) | Doing::HalfPublishing(_) => {}
         }
@@ -540,9 +545,10 @@ impl Agent {
     }
 
     /// Messages for a consumer; those that its group does not want are passed over for good.
-    fn polled(&mut self, id: u64, channel: u16, poll: Box<Poll>, messages: Vec<TookOne>, now_ms: u64, out: &mut Output) {
+    fn polled(&mut self, id: u64, channel: u16, poll: Box<Poll>, messages: Vec<TookOne>, now: Moment, out: &mut Output) {
         let (mut handed, mut passed) = (Vec::new(), Vec::new());
-        let next_ms = now_ms + poll.invisible_ms;
+        let due_ms = now.steady_ms + poll.invisible_ms;
+        let next_ms = now.told_ms(due_ms);
         for TookOne { shard, delivery } in messages {
             let held = Held { shard, queue: delivery.queue, seq: delivery.seq, consumer: None };
             let message = StoredMessage::parse(delivery.message.clone()).unwrap_or_else(nothing);
@@ -553,20 +559,20 @@ impl Agent {
             let times = (u64::from(delivery.failures) + 1).max(1 + u64::from(delivery.redelivered));
             let slot = self.slot();
             let shown = shown(&delivery, &message);
-            let published_ms = shown.published_ms.unwrap_or(0).min(now_ms);
-            let first_ms = self.holding.first_ms(&held, times, delivery.failed_ms, (now_ms, poll.invisible_ms)).max(published_ms);
+            let published_ms = shown.published_ms.unwrap_or(0).min(now.wall_ms);
+            let first_ms = self.holding.first_ms(&held, times, delivery.failed_ms, (now.wall_ms, poll.invisible_ms)).max(published_ms);
             let handle = self.handle(slot).text(&shown.id);
-            self.holding.add(slot, held, next_ms, poll.scope.clone());
+            self.holding.add(slot, held, due_ms, poll.scope.clone());
             handed.push(Handed { shown, handle, first_ms, next_ms, times });
         }
         let latest_ms = poll.until_ms + PASSED_MS;
-        let again = handed.is_empty() && !passed.is_empty() && now_ms < latest_ms;
+        let again = handed.is_empty() && !passed.is_empty() && now.steady_ms < latest_ms;
         if !passed.is_empty() {
             passed.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));
             out.steps.push(Step::Settle { held: passed, outcome: Fate::Ack, asked: true });
         }
         if again {
-            let left_ms = (if poll.alone { latest_ms } else { poll.until_ms }).saturating_sub(now_ms);
+            let left_ms = (if poll.alone { latest_ms } else { poll.until_ms }).saturating_sub(now.steady_ms);
             out.steps.push(Step::Request { channel, request: take(&poll, left_ms) });
             self.calls.insert(channel, Call { id, doing: Doing::Polling(poll) });
         } else {
@@ -575,11 +581,11 @@ impl Agent {
         }
     }
 
-    fn adopt(&mut self, topic: &Arc<str>, messages: Vec<TookOne>) {
+    fn adopt(&mut self, topic: &Arc<str>, messages: Vec<TookOne>, now: Moment) {
         for TookOne { shard, delivery } in messages {
             let held = Held { shard, queue: delivery.queue, seq: delivery.seq, consumer: None };
             let slot = self.slot();
-            self.halves.add(topic, held, delivery, slot);
+            self.halves.add(topic, held, delivery, slot, now);
         }
     }
 
@@ -603,18 +609,18 @@ impl Agent {
         }
     }
 
-    fn check(&mut self, id: u64, check: &Check, now_ms: u64, out: &mut Output) {
+    fn check(&mut self, id: u64, check: &Check, now: Moment, out: &mut Output) {
         let Agent { halves, slots, random, identity, .. } = self;
         let slot = || {
             *slots += 1;
             Slot { number: *slots, secret: random() }
         };
-        let due = halves.due(&check.topic, now_ms, check.most as usize, check.invisible_ms, slot);
+        let due = halves.due(&check.topic, now, check.most as usize, check.invisible_ms, slot);
         let handed = due.into_iter().map(|half| {
             let shown = shown(&half.delivery, &unveiled(&half.message));
             let handle = Handle { node: identity.node, incarnation: identity.incarnation, agent: identity.number, slot: half.slot };
             let handle = handle.text(&shown.id);
-            Handed { shown, handle, first_ms: half.first_ms, next_ms: half.valid_ms, times: half.times }
+            Handed { shown, handle, first_ms: half.first_ms, next_ms: now.told_ms(half.valid_ms), times: half.times }
         });
         out.done.push((id, Outcome::Polled(handed.collect())));
     }

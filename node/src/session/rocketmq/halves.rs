@@ -1,7 +1,8 @@
 //! Half messages that an agent holds: until they are committed or rolled back, and between that handed out to be checked. Pure.
 
 use super::handle::Slot;
-use super::message::{HalfFacts, half_facts};
+use super::message::{HalfFacts, IMMUNITY_MAX_MS, half_facts};
+use super::moment::Moment;
 use crate::model::ShardId;
 use crate::model::entry::StoredMessage;
 use crate::model::limits::TAKE_BYTES;
@@ -22,10 +23,13 @@ pub(super) struct Half {
     pub message: StoredMessage,
     pub topic: Arc<str>,
     pub facts: HalfFacts,
-    /// The handle that is good now, and until when.
+    /// The handle that is good now, and until when, by the steady clock.
     pub slot: Slot,
     pub valid_ms: u64,
+    /// When it is too old, by the same clock.
+    end_ms: u64,
     pub times: u64,
+    /// When it was handed out first, ms since the epoch.
     pub first_ms: u64,
 }
 
@@ -46,12 +50,14 @@ impl Halves {
     }
 
     /// One that came out of its queue. Its first handle is good until it is checked.
-    pub fn add(&mut self, topic: &Arc<str>, held: Held, delivery: Delivery, slot: Slot) {
+    pub fn add(&mut self, topic: &Arc<str>, held: Held, delivery: Delivery, slot: Slot, now: Moment) {
         let Some(message) = StoredMessage::parse(delivery.message.clone()) else { return };
         let facts = half_facts(&message);
         self.bytes += delivery.message.len();
-        let valid_ms = facts.check_ms;
-        let half = Half { held, delivery, message, topic: topic.clone(), facts, slot, valid_ms, times: 0, first_ms: 0 };
+        // Its times are those of another node, or of a clock that was set since: none is further away than it can be.
+        let valid_ms = now.steady_at(facts.check_ms).min(now.steady_ms + IMMUNITY_MAX_MS);
+        let end_ms = now.steady_at(facts.published_ms.saturating_add(HALF_LIFE_MS)).min(now.steady_ms + HALF_LIFE_MS);
+        let half = Half { held, delivery, message, topic: topic.clone(), facts, slot, valid_ms, end_ms, times: 0, first_ms: 0 };
         self.all.insert(slot.number, half);
     }
 
@@ -61,8 +67,8 @@ impl Halves {
     }
 
     /// Those of a topic that are to be checked, each with a new handle: as many as one answer takes.
-    pub fn due(&mut self, topic: &str, now_ms: u64, most: usize, invisible_ms: u64, mut slot: impl FnMut() -> Slot) -> Vec<&Half> {
-        let is_due = |half: &Half| *half.topic == *topic && half.valid_ms <= now_ms;
+    pub fn due(&mut self, topic: &str, now: Moment, most: usize, invisible_ms: u64, mut slot: impl FnMut() -> Slot) -> Vec<&Half> {
+        let is_due = |half: &Half| *half.topic == *topic && half.valid_ms <= now.steady_ms;
         let (mut numbers, mut bytes) = (Vec::new(), 0);
         for (number, half) in self.all.iter().filter(|(_, half)| is_due(half)).take(most) {
             bytes += half.delivery.message.len();
@@ -75,9 +81,9 @@ impl Halves {
         for number in numbers {
             let Some(mut half) = self.all.remove(&number) else { continue };
             half.slot = slot();
-            half.valid_ms = now_ms + invisible_ms;
+            half.valid_ms = now.steady_ms + invisible_ms;
             half.times += 1;
-            half.first_ms = if half.times == 1 { now_ms } else { half.first_ms };
+            half.first_ms = if half.times == 1 { now.wall_ms } else { half.first_ms };
             again.push(half.slot.number);
             self.all.insert(half.slot.number, half);
         }
@@ -111,7 +117,7 @@ impl Halves {
 
     /// Those that are too old.
     pub fn over(&mut self, now_ms: u64) -> Vec<Held> {
-        let is_over = |half: &Half| half.facts.published_ms + HALF_LIFE_MS <= now_ms;
+        let is_over = |half: &Half| half.end_ms <= now_ms;
         let numbers: Vec<u64> = self.all.iter().filter(|(_, half)| is_over(half)).map(|(number, _)| *number).collect();
         let mut over: Vec<Held> = numbers.into_iter().filter_map(|number| self.remove(number).map(|half| half.held)).collect();
         over.sort_unstable_by_key(|held| (held.shard, held.queue, held.seq));

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 /// Times of first deliveries that are remembered for messages that came back.
 const FIRSTS_MAX: usize = 100_000;
+/// Deliveries that are out at a time: some hundred bytes each, here and where their queues are led. Unit tests make them all.
+const HELD_MAX: usize = if cfg!(test) { 1_000 } else { 1_000_000 };
 
 /// For whom a message was delivered: a handle is good for that alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +41,17 @@ impl Holding {
         self.entries.is_empty()
     }
 
-    /// When the first is over, ms since the epoch.
+    /// Whoever fetches more is to acknowledge first.
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= HELD_MAX
+    }
+
+    /// When the first is over. All times but those of `first_ms` are the steady clock's.
     pub fn due_ms(&self) -> Option<u64> {
         self.due.first().map(|(due_ms, _)| *due_ms)
     }
 
-    /// When this message was delivered first. `times`: how often it was, now too. Who does not remember goes by when it came back first
+    /// When this message was delivered first, ms since the epoch. `times`: how often it was, now too. Who does not remember goes by when it came back first
     /// (`failed_ms`, known to the queue; 0: not), which was when its time was over; without that it is taken for granted that the client
     /// let it come again every time.
     pub fn first_ms(&mut self, held: &Held, times: u64, failed_ms: u64, (now_ms, invisible_ms): (u64, u64)) -> u64 {

@@ -52,7 +52,7 @@ impl Joints {
         })
     }
 
-    /// When the first that has something to say has waited long enough, ms since the epoch.
+    /// When the first that has something to say has waited long enough, by the steady clock.
     pub fn due_ms(&self) -> Option<u64> {
         self.0.values().filter(|joint| joint.good.contains(&true)).map(|joint| joint.due_ms).min()
     }

@@ -27,6 +27,8 @@ const HALF: &str = "__TransCheckT";
 const DELAY_MAX_MS: u64 = 40 * 24 * 60 * 60 * 1000;
 /// Seconds before a half message is checked.
 const IMMUNITY_S: std::ops::RangeInclusive<u64> = 10..=300;
+/// The longest of it, ms.
+pub(super) const IMMUNITY_MAX_MS: u64 = *IMMUNITY_S.end() * 1000;
 /// Header: when it was published, ms since the epoch (the property `timestamp` has seconds).
 const PUBLISHED: &str = "x-rocketmq-published-ms";
 /// Header of a half message: its tag, as its routing key is the name of its queue.
@@ -282,7 +284,7 @@ pub fn half_facts(message: &StoredMessage) -> HalfFacts {
     let facts = Facts::of(&message.properties);
     let published_ms = facts.number(PUBLISHED).unwrap_or_default();
     let immunity_s = facts.number(HALF).unwrap_or_default().min(*IMMUNITY_S.end());
-    HalfFacts { id: facts.id.unwrap_or_default(), published_ms, check_ms: published_ms + immunity_s * 1000 }
+    HalfFacts { id: facts.id.unwrap_or_default(), published_ms, check_ms: published_ms.saturating_add(immunity_s * 1000) }
 }
 
 /// The tag of a half message in place of its routing key.

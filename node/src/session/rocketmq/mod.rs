@@ -11,6 +11,7 @@ pub mod handle;
 mod holding;
 mod joints;
 pub mod message;
+pub mod moment;
 pub mod request;
 #[cfg(test)]
 mod tests;

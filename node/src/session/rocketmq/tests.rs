@@ -4,6 +4,7 @@ use super::agent::{Agent, Check, Command, HalfPublish, Identity, Outcome, Output
 use super::answers::Handed;
 use super::handle::{Handle, Slot};
 use super::message::{Outgoing, outgoing, shown};
+use super::moment::Moment;
 use super::request::{Incoming, Tags};
 use crate::model::catalog::{Name, Refusal};
 use crate::model::deaths::{Death, Headers};
@@ -19,6 +20,8 @@ const NOW: u64 = 1_700_000_000_000;
 struct Talk {
     agent: Agent,
     now_ms: u64,
+    /// How far somebody set the clock that clients read.
+    set_ms: i64,
     calls: u64,
 }
 
@@ -29,29 +32,33 @@ impl Talk {
         let mut secret = 40;
         let (agent, first) = Agent::new(identity, Box::new(move || (secret += 1, secret).1));
         assert_eq!(first, Some(Step::AuthenticateByCertificate { user: "u".into() }));
-        let mut talk = Talk { agent, now_ms: NOW, calls: 0 };
+        let mut talk = Talk { agent, now_ms: NOW, set_ms: 0, calls: 0 };
         assert_eq!(talk.event(Event::Authenticated).steps, [Step::Open { vhost: "/".into() }]);
         talk.event(Event::Opened);
         talk
     }
 
+    fn now(&self) -> Moment {
+        Moment { steady_ms: self.now_ms, wall_ms: self.now_ms.saturating_add_signed(self.set_ms) }
+    }
+
     fn event(&mut self, event: Event) -> Output {
         let mut out = Output::default();
-        self.agent.event(event, self.now_ms, &mut out);
+        self.agent.event(event, self.now(), &mut out);
         out
     }
 
     fn command(&mut self, command: Command) -> Output {
         let mut out = Output::default();
         self.calls += 1;
-        self.agent.command(self.calls, command, self.now_ms, &mut out);
+        self.agent.command(self.calls, command, self.now(), &mut out);
         out
     }
 
     fn later(&mut self, ms: u64) -> Vec<Step> {
         self.now_ms += ms;
         let mut out = Output::default();
-        self.agent.tick(self.now_ms, &mut out);
+        self.agent.tick(self.now(), &mut out);
         out.steps
     }
 
@@ -188,6 +195,31 @@ fn a_delivery_comes_back_when_its_time_is_over() {
 }
 
 #[test]
+fn a_clock_that_is_set_brings_nothing_back_early_or_late() {
+    const HOUR_MS: i64 = 3_600_000;
+    for set_ms in [HOUR_MS, -HOUR_MS] {
+        let mut talk = Talk::new();
+        let handed = talk.handed(vec![took(1, 4, ""), took(1, 5, "")]);
+        let kept = half(&mut talk, 6, "__TransCheckT:10|");
+        talk.set_ms = set_ms;
+        assert!(talk.later(2999).is_empty());
+        assert_eq!(commits(&talk.ack(&handed[..1], "g"))[0].settlements[0].0[0].seq, Seq(4), "its handle is good to the end");
+        assert_eq!(settled(&talk.later(1)), [(Fate::Requeue, vec![5])]);
+        let check = Check { topic: "t".into(), queues: Vec::new(), most: 1, invisible_ms: 10_000 };
+        assert_eq!(polled(&talk.command(Command::Check(Box::new(check.clone())))), [], "{kept} is not due");
+        talk.now_ms += 7000;
+        let wall_ms = talk.now().wall_ms;
+        let due = polled(&talk.command(Command::Check(Box::new(check))));
+        assert_eq!((due[0].first_ms, due[0].next_ms), (wall_ms, wall_ms + 10_000), "clients are told what their clocks say");
+        let handed = talk.handed(vec![took(1, 7, "")]);
+        assert_eq!((handed[0].first_ms, handed[0].next_ms), (wall_ms, wall_ms + 3000));
+        assert_eq!(decide(&mut talk, &due[0].handle, true).steps.len(), 1);
+        assert!(talk.later(2999).is_empty());
+        assert_eq!(settled(&talk.later(1)), [(Fate::Requeue, vec![7])]);
+    }
+}
+
+#[test]
 fn a_handle_is_good_once_and_for_its_group_alone() {
     let mut talk = Talk::new();
     let handed = talk.handed(vec![took(1, 1, ""), took(2, 7, ""), took(1, 2, "")]);
@@ -203,6 +235,21 @@ fn a_handle_is_good_once_and_for_its_group_alone() {
     assert_eq!(talk.ack(&handed[..1], "g").done, [(4, Outcome::Settled(vec![false]))]);
     let forged = Slot { number: 2, secret: 1 };
     assert_eq!(talk.command(Command::Ack { slots: vec![forged], scope: scope("g") }).done, [(5, Outcome::Settled(vec![false]))]);
+}
+
+#[test]
+fn who_acknowledges_nothing_is_given_no_more_after_a_while() {
+    let mut talk = Talk::new();
+    let mut handed = Vec::new();
+    for batch in 0..63 {
+        handed = talk.handed((0..16).map(|n| took(1, 16 * batch + n, "")).collect());
+    }
+    let queues = vec![Name { vhost: "/".into(), name: "t@g".into() }];
+    let poll = Poll { scope: scope("g"), queues, most: 1, alone: false, tags: Tags::default(), invisible_ms: 3000, until_ms: NOW };
+    let out = talk.command(Command::Poll(Box::new(poll)));
+    assert!(matches!(out.done.as_slice(), [(64, Outcome::Refused(Refusal::Unavailable(_)))]) && out.steps.is_empty(), "{out:?}");
+    talk.ack(&handed, "g");
+    assert_eq!(talk.handed(vec![took(1, 2000, "")]).len(), 1);
 }
 
 #[test]
@@ -490,7 +537,7 @@ fn a_shard_that_does_not_answer_spoils_its_own_handles_alone() {
     assert_eq!(talk.event(Event::Reply { channel: two, result: Ok(Reply::Done) }).done, []);
     talk.now_ms += 4_000;
     let mut out = Output::default();
-    talk.agent.tick(talk.now_ms, &mut out);
+    talk.agent.tick(talk.now(), &mut out);
     assert_eq!(out.done, [(6, Outcome::Settled(vec![false, true]))]);
     assert_eq!(talk.event(Event::Reply { channel: one, result: Ok(Reply::Done) }).done, [], "too late to be said");
 }
