@@ -93,6 +93,10 @@ pub trait Journal: Send + Sync + 'static {
     fn relocate(&self, _shard: ShardId, _entries: Vec<Moved>, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
+    /// The newest membership entry that is not behind this index.
+    fn membership_upto(&self, shard: ShardId, index: u64) -> Option<(LogId, Bytes)> {
+        self.state(shard).membership.filter(|(id, _)| id.index <= index)
+    }
     /// What this disk has lost of a group, which must not take part before it is rebuilt.
     fn damage(&self, _shard: ShardId) -> Option<Damage> {
         None
@@ -234,6 +238,10 @@ impl Journal for Wal {
 
     fn relocate(&self, shard: ShardId, entries: Vec<Moved>, done: Done) {
         Wal::relocate(self, shard, entries, done)
+    }
+
+    fn membership_upto(&self, shard: ShardId, index: u64) -> Option<(LogId, Bytes)> {
+        Wal::membership_upto(self, shard, index)
     }
 
     fn damage(&self, shard: ShardId) -> Option<Damage> {

@@ -6,7 +6,7 @@ use super::*;
 use crate::model::admin::AdminCommand;
 use crate::model::catalog::{CatalogCommand, CatalogReply, Refusal};
 use crate::model::roster::{Roster, RosterChange, Stage};
-use crate::model::{Incarnation, NodeId, SessionId, ShardId};
+use crate::model::{Generation, Incarnation, NodeId, SessionId, ShardId, VoterId};
 use crate::store::disk::sim::Crash;
 use openraft::async_runtime::watch::WatchReceiver;
 use std::time::Duration;
@@ -198,4 +198,37 @@ async fn a_node_that_is_removed_is_refused_and_the_rest_goes_on_without_it() {
     agree(&nodes, 149 * 5).await;
     let leads = back.consensus.shard(DATA).is_some_and(|shard| shard.leadership().borrow().is_me);
     assert!(!leads && back.consensus.heard().is_none(), "it leads nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_comes_back_with_members_in_its_log_that_nobody_else_has_heard_of() {
+    let mut world = World::simulated();
+    let mut nodes = world.start_all().await;
+    let session = open_session(&mut nodes).await;
+    publish(&mut nodes, session, 1, 10).await;
+    let (at, _) = leader(&nodes).await;
+    let alone = nodes.remove(at);
+    let others: Vec<u16> = nodes.iter().map(|node| node.id.0).collect();
+    drop(nodes);
+    others.iter().for_each(|id| world.crash(*id, Crash::Process));
+    let shard = alone.consensus.shard(DATA).expect("leads");
+    let new = VoterId { node: NodeId(4), generation: Generation(1) }.pack();
+    let is_logged = || {
+        let log = alone.wal.state(DATA);
+        log.membership.is_some_and(|(id, _)| id.index > 0) && alone.wal.flushed(DATA) == log.last
+    };
+    tokio::select! {
+        done = shard.inner().raft.add_learner(new, openraft::EmptyNode {}, false) => panic!("nobody is there to agree: {done:?}"),
+        () = until("it is in its own log", is_logged) => {}
+    }
+    drop(shard);
+    let id = alone.id.0;
+    drop(alone);
+    world.crash(id, Crash::Process);
+    let nodes = futures::future::join_all(others.iter().map(|id| world.start(*id))).await;
+    let mut nodes: Vec<Node> = nodes.into_iter().map(|node| node.expect("boots")).collect();
+    publish(&mut nodes, session, 10, 20).await;
+    nodes.push(world.start(id).await.expect("boots"));
+    agree(&nodes, 19 * 5).await;
+    assert_eq!(nodes[2].consensus.fault(), None);
 }

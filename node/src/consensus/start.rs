@@ -471,7 +471,8 @@ impl Maker {
         let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
         let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
         let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(shard)(&e))?;
-        let membership = stored_membership(core, shard, members, voters.first().copied().unwrap_or(self.me));
+        let (applied, first) = (machine.restored().map_or(0, |id| id.index), voters.first().copied());
+        let membership = stored_membership(core, shard, applied, members, first.unwrap_or(self.me));
         Ok(Holding::new(shard, machine, core.journal.clone(), self.store.upgrade().as_ref(), membership))
     }
 
@@ -506,9 +507,10 @@ fn voters(core: &Core, holding: &Holding) -> Configs {
     vec![founders.collect()]
 }
 
-/// The newest membership in the log, else what `initialize` wrote as the log's first entry.
-fn stored_membership(core: &Core, shard: ShardId, members: Omembership, initializer: VoterId) -> Ostored {
-    let logged = core.journal.state(shard).membership;
+/// The newest membership of what is applied: a later one in the log may never have been agreed on. Else what `initialize` wrote as the log's
+/// first entry.
+fn stored_membership(core: &Core, shard: ShardId, applied: u64, members: Omembership, initializer: VoterId) -> Ostored {
+    let logged = core.journal.membership_upto(shard, applied);
     if let Some((id, membership)) = logged.and_then(|(id, bytes)| Some((id, read_membership(&bytes)?))) {
         return Ostored::new(Some(to_oid(id)), membership);
     }

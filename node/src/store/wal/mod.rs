@@ -134,6 +134,13 @@ impl Wal {
         self.shared.lock().shards.get(&shard).map(|s| s.group.log()).unwrap_or_default()
     }
 
+    /// The newest membership entry that is not behind this index.
+    pub fn membership_upto(&self, shard: ShardId, index: u64) -> Option<(LogId, Bytes)> {
+        let state = self.shared.lock();
+        let memberships = &state.shards.get(&shard)?.group.memberships;
+        memberships.iter().rfind(|(id, _)| id.index <= index).cloned()
+    }
+
     /// All groups that left anything in the log.
     pub fn shards(&self) -> Vec<ShardId> {
         let mut shards: Vec<ShardId> = self.shared.lock().shards.keys().copied().collect();
