@@ -200,7 +200,7 @@ async fn timed<T, E: std::fmt::Display>(changing: impl Future<Output = Result<T,
 /// The group is where it was to be: the catalog is told.
 async fn arrived(core: &Core, shard: ShardId, roster: &Roster) -> Result<(), String> {
     match roster.groups.get(&shard).and_then(|place| place.goal.clone()) {
-        Some(goal) => tell(core, RosterChange::Moved { shard, goal }).await,
+        Some(goal) => tell(core, RosterChange::Moved { shard, goal, basis: roster.index }).await,
         None => Ok(()),
     }
 }

@@ -98,6 +98,8 @@ pub enum RosterChange {
         shard: ShardId,
         /// There.
         goal: Vec<NodeId>,
+        /// The roster's index that said so: the same goal may have been another move's.
+        basis: u64,
     },
 }
 

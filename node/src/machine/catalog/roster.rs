@@ -39,7 +39,7 @@ fn changed(roster: Roster, change: &RosterChange, is_up: impl Fn(NodeId) -> bool
         RosterChange::Drain { node } => drain(roster, *node, is_up),
         RosterChange::Remove { node } => remove(roster, *node, is_up).map(Some),
         RosterChange::Goal { shard, goal, basis } => Ok(planned(roster, *shard, goal, *basis)),
-        RosterChange::Moved { shard, goal } => Ok(moved(roster, *shard, goal)),
+        RosterChange::Moved { shard, goal, basis } => Ok(moved(roster, *shard, goal, *basis)),
     }
 }
 
@@ -62,8 +62,16 @@ fn join(mut roster: Roster, node: NodeId, address: &str) -> Result<Roster, Refus
     if roster.gone.contains(&node) {
         return refused(format!("node {node} was removed from this cluster and its number is not given again; choose another --node-id"));
     }
-    if roster.members.contains_key(&node) {
-        return refused(format!("node {node} {}", Roster::MEMBER_ALREADY));
+    match roster.members.get(&node) {
+        Some(member) if member.address == address => return refused(format!("node {node} {}", Roster::MEMBER_ALREADY)),
+        Some(member) => {
+            let known = &member.address;
+            return refused(format!(
+                "there is a node {node} in this cluster, at {known}: choose another --node-id; if it is this one with a new address, start it \
+                 without --join"
+            ));
+        }
+        None => {}
     }
     if let Some((other, _)) = roster.members.iter().find(|(_, member)| member.address == address) {
         return refused(format!("node {other} has the address {address} already; give node {node} its own in --cluster"));
@@ -87,6 +95,9 @@ fn drain(mut roster: Roster, node: NodeId, is_up: impl Fn(NodeId) -> bool) -> Re
     }
     is_calm(&roster)?;
     let left: Vec<NodeId> = roster.at(Stage::Serving).filter(|other| *other != node).collect();
+    if left.is_empty() {
+        return refused(format!("no node but {node} serves, so nobody could take its replicas; let others join first"));
+    }
     let up = left.iter().filter(|node| is_up(**node)).count();
     if up * 2 <= left.len() {
         let left = left.len();
@@ -139,7 +150,10 @@ fn planned(mut roster: Roster, shard: ShardId, goal: &[NodeId], basis: u64) -> O
     Some(roster)
 }
 
-fn moved(mut roster: Roster, shard: ShardId, goal: &[NodeId]) -> Option<Roster> {
+fn moved(mut roster: Roster, shard: ShardId, goal: &[NodeId], basis: u64) -> Option<Roster> {
+    if roster.index != basis {
+        return None;
+    }
     let place = roster.groups.get_mut(&shard).filter(|place| place.goal.as_deref() == Some(goal))?;
     place.now = goal.to_vec();
     place.goal = None;

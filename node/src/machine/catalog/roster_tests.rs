@@ -26,7 +26,8 @@ fn why(roster: Roster, change: &RosterChange, down: &[u16]) -> String {
 fn arrived(mut roster: Roster) -> Roster {
     while let Some(shard) = roster.moving() {
         let goal = roster.goal(shard).to_vec();
-        roster = after(roster, &RosterChange::Moved { shard, goal }, &[]);
+        let basis = roster.index;
+        roster = after(roster, &RosterChange::Moved { shard, goal, basis }, &[]);
     }
     roster
 }
@@ -70,8 +71,42 @@ fn a_goal_that_dies_is_given_up_and_the_group_stays_where_it_is() {
     roster = after(roster, &RosterChange::Goal { shard, goal: goal.clone(), basis }, &[]);
     let removed = after(roster, &RosterChange::Remove { node: NodeId(4) }, &[4]);
     assert_eq!(removed.groups[&shard], Whereabouts { now: now.clone(), goal: Some(now) });
-    let late = RosterChange::Moved { shard, goal };
+    let late = RosterChange::Moved { shard, goal, basis: removed.index };
     assert_eq!(changed(removed, &late, |_| true), Ok(None), "it was decided otherwise meanwhile");
+}
+
+#[test]
+fn that_an_earlier_move_has_ended_says_nothing_of_one_to_the_same_nodes() {
+    let mut roster = arrived(after(roster(), &join_of(4), &[]));
+    let shard = ShardId(1);
+    let to = |nodes: [u16; 3]| nodes.map(NodeId).to_vec();
+    let (mut began, there) = (Vec::new(), to([2, 3, 4]));
+    for goal in [there.clone(), to([2, 3, 1]), there.clone()] {
+        let basis = roster.index;
+        roster = after(roster, &RosterChange::Goal { shard, goal: goal.clone(), basis }, &[]);
+        began.push(roster.index);
+        if began.len() < 3 {
+            roster = arrived(roster);
+        }
+    }
+    let late = RosterChange::Moved { shard, goal: there.clone(), basis: began[0] };
+    assert_eq!(changed(roster.clone(), &late, |_| true), Ok(None));
+    let done = RosterChange::Moved { shard, goal: there, basis: began[2] };
+    assert!(changed(roster, &done, |_| true).expect("done").is_some());
+}
+
+#[test]
+fn a_number_that_another_machine_has_is_not_taken_for_the_same_node_again() {
+    let serving = arrived(after(roster(), &join_of(4), &[]));
+    let other = RosterChange::Join { node: NodeId(4), address: "elsewhere:7671".into() };
+    let why = why(serving, &other, &[]);
+    assert!(why.contains("at host4:7671") && !why.contains(Roster::MEMBER_ALREADY), "{why}");
+}
+
+#[test]
+fn the_last_node_that_serves_cannot_leave() {
+    let alone = Roster::founded([(NodeId(1), "host1:7671".into())], 3);
+    assert!(why(alone, &RosterChange::Drain { node: NodeId(1) }, &[]).contains("nobody could take its replicas"));
 }
 
 #[test]
