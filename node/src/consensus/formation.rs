@@ -160,6 +160,10 @@ async fn take_part(core: &Core, cluster: u128) -> io::Result<()> {
 /// Until this disk has an identity.
 pub(super) async fn identify(core: &Arc<Core>, joins: bool) -> Result<(), FormationError> {
     let mut said = Said::default();
+    // As it was heard before: who was removed has no group that could run.
+    if core.members.roster().gone.contains(&core.me) {
+        return Err(FormationError::Removed { node: core.me });
+    }
     loop {
         if let Some(identity) = core.journal.identity() {
             return check(core, identity);
@@ -313,13 +317,27 @@ async fn ask_all(core: &Core) -> BTreeMap<NodeId, Report> {
     });
     for (node, answer) in futures::future::join_all(asks).await {
         if let Some(report) = answer.ok().and_then(|frame| read_report(frame.head)) {
-            if let Some(roster) = &report.roster {
-                core.members.told(roster);
-            }
             reports.insert(node, report);
         }
     }
+    if let Some(roster) = newest(core.journal.identity().map(|mine| mine.cluster), &reports) {
+        core.members.told(roster);
+    }
     reports
+}
+
+/// The newest list of members of this node's cluster; of an empty disk, if all that answer are of one. Other clusters may have the same
+/// secret, and a node may be at an address where another was.
+fn newest(mine: Option<u128>, reports: &BTreeMap<NodeId, Report>) -> Option<&Arc<Roster>> {
+    let clusters: BTreeSet<u128> = reports.values().filter_map(|report| report.cluster).collect();
+    let cluster = mine.or_else(|| clusters.first().copied().filter(|_| clusters.len() == 1))?;
+    let of_it = reports.values().filter(|report| report.cluster == Some(cluster));
+    of_it.filter_map(|report| report.roster.as_ref()).max_by_key(|roster| roster.index)
+}
+
+/// Asks all nodes, for what they say of the members.
+pub(super) async fn hear_of_members(core: &Core) {
+    ask_all(core).await;
 }
 
 /// What stands in the way, said at once when it is another thing than before, and again now and then.
@@ -357,6 +375,20 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_cluster_says_nothing_of_the_members_of_this_one() {
+        let report = |cluster, index| {
+            let roster = (index > 0).then(|| Arc::new(Roster { index, ..Roster::default() }));
+            Report { cluster, has_log: true, shards: 1, life: FIRST_GENERATION, roster }
+        };
+        let index = |mine, reports: [Report; 3]| newest(mine, &(1..).map(NodeId).zip(reports).collect()).map(|roster| roster.index);
+        let (ours, theirs) = (Some(1), Some(2));
+        assert_eq!(index(ours, [report(ours, 0), report(ours, 7), report(ours, 5)]), Some(7));
+        assert_eq!(index(ours, [report(ours, 0), report(ours, 7), report(theirs, 50)]), Some(7));
+        assert_eq!(index(None, [report(None, 0), report(ours, 7), report(None, 0)]), Some(7));
+        assert_eq!(index(None, [report(None, 0), report(ours, 7), report(theirs, 50)]), None, "nobody knows which is meant");
+    }
 
     #[test]
     fn another_obstacle_is_said_at_once_and_the_same_one_now_and_then() {

@@ -5,7 +5,7 @@
 
 use super::core::Core;
 use super::fetch;
-use super::formation::FormationError;
+use super::formation::{self, FormationError};
 use super::holding::Holding;
 use super::journal::{Damage, Vote};
 use super::log::completion;
@@ -56,21 +56,26 @@ pub(super) async fn group(core: &Core, holding: &Arc<Holding>, damage: Damage) -
             "the log of shard {shard} is damaged and no other node has a replica: restore the data directory from a backup"
         )));
     }
-    let is_new = !core.members.roster().now(shard).contains(&core.me);
-    if is_new {
+    let is_new = || !core.members.roster().now(shard).contains(&core.me);
+    let was_new = is_new();
+    if was_new {
         tracing::info!(%shard, "this node is to have a replica of the shard: its leader is asked for the state");
     } else {
         tracing::error!(%shard, ?damage, "the log of this shard is damaged: this replica takes part in nothing until it is rebuilt from the leader");
     }
     let mut said: Option<Instant> = None;
     loop {
+        if shard == ShardId::CATALOG {
+            // No catalog says who they are, and its leader may be one that came later.
+            formation::hear_of_members(core).await;
+        }
         let answers = ask_all(core, shard, &others()).await;
         let mut why = String::from("no leader that a majority without this node confirms");
         let votes = if damage == Damage::FORGOTTEN { given(&answers) } else { Some(damage.votes) };
         let leader = answers.iter().find_map(|(node, answer)| whole_from(*answer).map(|least| (*node, least)));
         match (leader, votes) {
             (Some((node, least)), Some(votes)) => match fetch::from(core, holding, node, Some(least)).await {
-                Ok(()) => return mend(core, shard, votes, node).await,
+                Ok(()) => return mend(core, shard, votes, (node, was_new)).await,
                 Err(error) => why = format!("node {node}: {error}"),
             },
             (Some(_), None) => why = String::from("the votes that this node has forgotten are known when all other replicas are there"),
@@ -78,7 +83,10 @@ pub(super) async fn group(core: &Core, holding: &Arc<Holding>, damage: Damage) -
         }
         if said.is_none_or(|at| at.elapsed() >= REPEAT) {
             let damaged = 1 + answers.iter().filter(|(_, answer)| matches!(answer, Some((Said::DamagedToo, _)))).count();
-            tell(shard, 1 + answers.len(), damaged, &why);
+            match is_new() {
+                true => tracing::info!(%shard, why, "this node waits for its replica of the shard"),
+                false => tell(shard, 1 + answers.len(), damaged, &why),
+            }
             said = Some(Instant::now());
         }
         tokio::time::sleep(RETRY).await;
@@ -117,7 +125,7 @@ fn whole_from(answer: Option<Answer>) -> Option<u64> {
 }
 
 /// All that may have been acknowledged is here. The vote first: it must not be older than one that may have been given.
-async fn mend(core: &Core, shard: ShardId, votes: Option<u64>, from: NodeId) -> Result<(), FormationError> {
+async fn mend(core: &Core, shard: ShardId, votes: Option<u64>, (from, is_new): (NodeId, bool)) -> Result<(), FormationError> {
     let me = VoterId { node: core.me, generation: FIRST_GENERATION };
     if let Some(term) = votes {
         // As if this node had stood for election in the term after: nobody has its vote there.
@@ -132,8 +140,12 @@ async fn mend(core: &Core, shard: ShardId, votes: Option<u64>, from: NodeId) -> 
     let (done, mended) = completion();
     core.journal.mended(shard, done);
     mended.await?;
-    core.rebuilt.fetch_add(1, Ordering::Relaxed);
-    tracing::info!(%shard, %from, "this replica of the shard is whole and takes part");
+    if is_new {
+        tracing::info!(%shard, %from, "the new replica of the shard is whole and takes part");
+    } else {
+        core.rebuilt.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%shard, %from, "the damaged replica of this shard is rebuilt and takes part again");
+    }
     Ok(())
 }
 

@@ -148,6 +148,11 @@ impl Roster {
         self.now(shard).contains(&node) || self.goal(shard).contains(&node)
     }
 
+    /// Data shards.
+    pub fn shards(&self) -> u16 {
+        self.groups.last_key_value().map_or(0, |(shard, _)| shard.0)
+    }
+
     /// A group that is being moved.
     pub fn moving(&self) -> Option<ShardId> {
         self.groups.iter().find(|(_, place)| place.goal.is_some()).map(|(shard, _)| *shard)

@@ -2,7 +2,8 @@
 //! known how many shards there are, and whether a disk of this node's number may be lost.
 
 use super::StartError;
-use crate::config::{DataDir, ServerConfig};
+use super::start::kept_roster;
+use crate::config::ServerConfig;
 use crate::consensus::FormationError;
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::admin::AdminCommand;
@@ -25,8 +26,12 @@ enum Admitted {
 
 /// Until a member has admitted this node, if it is to join and knows no members yet.
 pub(super) async fn admitted(mut config: ServerConfig, tls: Option<&Mutual>) -> Result<ServerConfig, StartError> {
-    if !config.joins || DataDir::roster(&config.data_dir).is_some() {
-        config.joins = false;
+    if !config.joins {
+        return Ok(config);
+    }
+    if let Some(kept) = kept_roster(&config) {
+        // Perhaps it died before its disk was the cluster's.
+        (config.shards, config.joins) = (kept.shards(), false);
         return Ok(config);
     }
     let others: Vec<String> = config.founders().into_iter().filter(|(node, _)| *node != config.node).map(|(_, address)| address).collect();

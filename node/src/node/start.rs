@@ -115,11 +115,12 @@ async fn go_on(
     readiness: &Readiness,
 ) -> Result<Started, StartError> {
     let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
+    let mut tasks = JoinSet::new();
+    // Whoever dies while it joins must know whom to ask afterwards.
+    tasks.spawn(keep_roster(opened.members.clone(), config.data_dir.clone()));
     consensus.formed().await?;
     readiness.not_serving("waiting for leaders");
 
-    let mut tasks = JoinSet::new();
-    tasks.spawn(keep_roster(opened.members.clone(), config.data_dir.clone()));
     let (events_tx, events_rx) = mpsc::channel(EVENTS);
     let office = Office::new(opened.replicas.catalog());
     let lateness = Arc::<Lateness>::default();
@@ -220,8 +221,12 @@ fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Resu
 
 /// As it was kept last, or as it was when the cluster was formed.
 fn roster(config: &ServerConfig, shards: u16) -> Roster {
-    let kept = DataDir::roster(&config.data_dir).and_then(|bytes| rmp_serde::from_slice(&bytes).ok());
-    kept.unwrap_or_else(|| Roster::founded(config.founders(), shards))
+    kept_roster(config).unwrap_or_else(|| Roster::founded(config.founders(), shards))
+}
+
+/// The list of members that lies beside the log.
+pub(super) fn kept_roster(config: &ServerConfig) -> Option<Roster> {
+    DataDir::roster(&config.data_dir).and_then(|bytes| rmp_serde::from_slice(&bytes).ok())
 }
 
 /// Keeps the list of members beside the log: a node whose checkpoints are lost must know whom to ask, and what is its.
