@@ -10,6 +10,7 @@ use super::placement::FIRST_GENERATION;
 use super::planner;
 use super::shard::Shard;
 use super::start::Maker;
+use super::types::{Oid, Ostored};
 use super::wire::Ask;
 use crate::model::admin::AdminCommand;
 use crate::model::catalog::CatalogCommand;
@@ -54,7 +55,7 @@ pub(super) async fn keep_known(core: Arc<Core>) {
 
 /// Makes the replicas that this node is to have, and gives up those that are elsewhere.
 pub(super) async fn keep_replicas(core: Arc<Core>, maker: Maker) {
-    let mut roster_rx = core.members.watch();
+    let (mut roster_rx, mut said) = (core.members.watch(), BTreeMap::new());
     let is_fresh = core.leases.check();
     loop {
         let roster = roster_rx.borrow_and_update().clone();
@@ -67,8 +68,9 @@ pub(super) async fn keep_replicas(core: Arc<Core>, maker: Maker) {
                 (false, _) if is_fresh() => give_up(&core, shard).await,
                 (false, _) => Ok(()),
             };
-            if let Err(error) = result {
-                tracing::warn!(%shard, %error, "this node's part in the shard cannot be changed yet");
+            let why = result.err().map(|error| error.to_string());
+            if let Some(why) = why.filter(|why| said.insert(shard, why.clone()).as_ref() != Some(why)) {
+                tracing::warn!(%shard, why, "this node's part in the shard cannot be changed yet");
             }
         }
         tokio::select! {
@@ -84,17 +86,22 @@ async fn give_up(core: &Arc<Core>, shard: ShardId) -> io::Result<()> {
     if core.members.roster().holds(shard, core.me) {
         return Ok(());
     }
+    let in_the_making = core.group(shard).is_none() && core.groups.read().contains_key(&shard);
     let group = core.part(shard);
     if let Some(group) = &group {
         let _ = group.inner().raft.shutdown().await;
     }
     let log = core.journal.state(shard);
-    if group.is_none() && (log.last == log.purged || core.journal.damage(shard).is_some()) {
+    // What was being made may be on its way to the disk: its log is looked at the next time.
+    if in_the_making || (group.is_none() && log.last == log.purged) {
         return Ok(());
     }
-    let (done, marked) = completion();
-    core.journal.give_up(shard, done);
-    marked.await?;
+    // Marked already by a process that died then; and damage may know more of votes than this mark.
+    if group.is_some() || core.journal.damage(shard).is_none() {
+        let (done, marked) = completion();
+        core.journal.give_up(shard, done);
+        marked.await?;
+    }
     let applied = group.as_ref().and_then(|group| group.inner().holding.machine.restored()).max(log.purged);
     // What was not committed is forgotten first: the state that may come back one day need not be newer than that.
     core.journal.truncate_after(shard, applied.or(log.committed), Box::new(|_| ()));
@@ -138,8 +145,13 @@ fn voter(node: NodeId) -> u64 {
 async fn step(core: &Core, group: &Shard, roster: &Roster) -> Result<(), String> {
     let shard = group.id();
     let goal: BTreeSet<u64> = roster.goal(shard).iter().map(|node| voter(*node)).collect();
-    let membership = group.inner().raft.metrics().borrow_watched().membership_config.membership().clone();
-    let (configs, me) = (membership.get_joint_config(), group.inner().me);
+    let (members, applied) = {
+        let metrics = group.inner().raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.membership_config.clone(), metrics.last_applied)
+    };
+    let (membership, me) = (members.membership(), group.inner().me);
+    let configs = membership.get_joint_config();
     if goal.is_empty() {
         return Ok(());
     }
@@ -148,6 +160,9 @@ async fn step(core: &Core, group: &Shard, roster: &Roster) -> Result<(), String>
         if !idle.is_empty() {
             return change(group, ChangeMembers::RemoveNodes(idle)).await;
         }
+        if !is_committed(&members, applied) {
+            return Err("no majority has the last change yet".into());
+        }
         return arrived(core, shard, roster).await;
     }
     let voters: BTreeSet<u64> = configs.iter().flatten().copied().collect();
@@ -155,8 +170,12 @@ async fn step(core: &Core, group: &Shard, roster: &Roster) -> Result<(), String>
     if !stays {
         // A leader that goes hands over first; where nobody stays, it stays until somebody has come.
         let heirs: Vec<VoterId> = goal.intersection(&voters).map(|id| VoterId::unpack(*id)).collect();
-        if let Some(heir) = heirs.into_iter().max_by_key(|heir| group.matching(*heir)) {
-            let _ = group.transfer_to(heir.node).await;
+        if !heirs.is_empty() {
+            let is_up = |node| core.transport().is_some_and(|transport| transport.link(node).up > 0);
+            let is_fit = |node| is_up(node) && !core.slow_disks.is_slow(node);
+            let heir = heir(heirs.into_iter().map(|heir| (heir.node, is_fit(heir.node), group.matching(heir))));
+            let heir = heir.ok_or("none of the nodes that stay can lead it now")?;
+            let _ = group.transfer_to(heir).await;
             return Ok(());
         }
     }
@@ -180,6 +199,16 @@ async fn step(core: &Core, group: &Shard, roster: &Roster) -> Result<(), String>
     let next: BTreeSet<u64> = if stays { goal } else { goal.into_iter().chain([me]).collect() };
     tracing::info!(%shard, from = ?nodes(&voters), to = ?nodes(&next), "the voters of the shard change");
     change(group, ChangeMembers::ReplaceAllVoters(next)).await
+}
+
+/// A set of voters that no majority has may still give way to the one before, which needs those of its voters that go.
+fn is_committed(members: &Ostored, applied: Option<Oid>) -> bool {
+    members.log_id().as_ref().map(|id| id.index) <= applied.map(|id| id.index)
+}
+
+/// Who takes over from a leader that goes: of the fit ones who has most.
+fn heir(those: impl Iterator<Item = (NodeId, bool, Option<u64>)>) -> Option<NodeId> {
+    those.filter(|(_, is_fit, _)| *is_fit).max_by_key(|(.., matching)| *matching).map(|(node, ..)| node)
 }
 
 fn nodes(ids: &BTreeSet<u64>) -> Vec<u16> {
@@ -229,13 +258,46 @@ pub(super) async fn keep_planning(core: Arc<Core>) {
     }
 }
 
-/// Whether a node knows that it is to have a replica, and has one that will not be given up by something older.
-async fn is_ready(core: &Core, node: NodeId, shard: ShardId, index: u64) -> bool {
-    let Some(transport) = core.transport() else { return false };
+/// Before the first change of members: why this node may not ask for one. `configured` are the nodes of its own list, which is written down
+/// as the beginning; `without` is who may be down for good. A node of an older version could not read the change and would stop.
+pub(super) async fn may_change(core: &Core, configured: &[NodeId], without: Option<NodeId>) -> Result<(), String> {
+    if core.members.roster().index > 0 {
+        return Ok(());
+    }
+    let (Some(transport), Some(catalog)) = (core.transport(), core.group(ShardId::CATALOG)) else {
+        return Err("this node is starting; try again".into());
+    };
+    let formed: BTreeSet<NodeId> = catalog.voters().iter().map(|voter| voter.node).collect();
+    if formed != configured.iter().copied().collect::<BTreeSet<NodeId>>() {
+        let formed: Vec<String> = formed.iter().map(NodeId::to_string).collect();
+        let (me, formed) = (core.me, formed.join(", "));
+        return Err(format!(
+            "the cluster was formed by the nodes {formed}, and --cluster of node {me} lists others: correct it, restart the node, and try again"
+        ));
+    }
+    let asks = formed.into_iter().filter(|node| *node != core.me && Some(*node) != without);
+    let asks = asks.map(|node| async move { (node, transport.ask(node, ready_question(ShardId::CATALOG, 0), ASK).await) });
+    let answers = futures::future::join_all(asks).await;
+    match answers.into_iter().find_map(|(node, answer)| Some((node, answer.err()?))) {
+        Some((node, error)) => Err(format!(
+            "node {node} does not say that it knows how members change ({error}): it is down, or its version is older; start it with this \
+             version, and try again"
+        )),
+        None => Ok(()),
+    }
+}
+
+fn ready_question(shard: ShardId, index: u64) -> Frame {
     let mut head = BytesMut::from(&[Ask::Ready as u8][..]);
     head.put_u16_le(shard.0);
     head.put_u64_le(index);
-    transport.ask(node, head_only(head.freeze()), ASK).await.is_ok_and(|answer| answer.head.first() == Some(&1))
+    head_only(head.freeze())
+}
+
+/// Whether a node knows that it is to have a replica, and has one that will not be given up by something older.
+async fn is_ready(core: &Core, node: NodeId, shard: ShardId, index: u64) -> bool {
+    let Some(transport) = core.transport() else { return false };
+    transport.ask(node, ready_question(shard, index), ASK).await.is_ok_and(|answer| answer.head.first() == Some(&1))
 }
 
 /// The other side.
@@ -246,4 +308,27 @@ pub(super) async fn answer_ready(core: &Core, mut head: Bytes) -> Result<Frame, 
     let roster = core.members.roster();
     let is_ready = roster.index >= index && roster.holds(shard, core.me) && core.group(shard).is_some();
     Ok(head_only(Bytes::from(vec![u8::from(is_ready)])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::types::{Lid, Omembership};
+    use super::*;
+
+    #[test]
+    fn voters_that_no_majority_has_do_not_count_yet() {
+        let at = |index| Oid { leader_id: Lid { term: 1, node_id: 1 }, index };
+        let voters = BTreeSet::from([1, 2]);
+        let nodes: BTreeMap<u64, openraft::EmptyNode> = voters.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
+        let members = Ostored::new(Some(at(7)), Omembership::new(vec![voters], nodes).expect("a set"));
+        assert!(!is_committed(&members, None) && !is_committed(&members, Some(at(6))));
+        assert!(is_committed(&members, Some(at(7))));
+    }
+
+    #[test]
+    fn who_is_down_inherits_nothing_however_much_it_had() {
+        let those = [(NodeId(2), true, Some(7)), (NodeId(3), true, Some(6)), (NodeId(4), false, Some(7))];
+        assert_eq!(heir(those.into_iter()), Some(NodeId(2)));
+        assert_eq!(heir([(NodeId(2), false, Some(7))].into_iter()), None);
+    }
 }

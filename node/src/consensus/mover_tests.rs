@@ -94,6 +94,7 @@ async fn a_replica_goes_to_a_new_node_and_back_while_messages_come() {
     let (mut at, mut old) = those(nodes, &[2, 3, 4]);
     agree(&at, 159 * 5).await;
     all_bodies_are_there(&at[2], &at[0]);
+    assert_eq!(at[2].consensus.rebuilt(), 0, "what is new was not damaged");
     let left = &old[0];
     let log = left.wal.state(DATA);
     assert!(log.last == log.purged && left.wal.damage(DATA).is_some(), "what it held can never count again: {log:?}");
@@ -198,6 +199,11 @@ async fn a_node_that_is_removed_is_refused_and_the_rest_goes_on_without_it() {
     agree(&nodes, 149 * 5).await;
     let leads = back.consensus.shard(DATA).is_some_and(|shard| shard.leadership().borrow().is_me);
     assert!(!leads && back.consensus.heard().is_none(), "it leads nothing");
+    // A process keeps what it heard.
+    let roster = Roster::clone(&back.consensus.members().roster());
+    drop(back);
+    world.crash(1, Crash::Process);
+    assert!(world.start_member(1, Members::new(roster), false).await.is_none(), "it says so and ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,4 +237,88 @@ async fn a_leader_comes_back_with_members_in_its_log_that_nobody_else_has_heard_
     nodes.push(world.start(id).await.expect("boots"));
     agree(&nodes, 19 * 5).await;
     assert_eq!(nodes[2].consensus.fault(), None);
+}
+
+/// It is marked in the log, durably, as it is before anything of it goes.
+async fn mark_as_given_up(node: &Node, shard: ShardId) {
+    let (done_tx, done_rx) = tokio::sync::oneshot::channel();
+    node.wal.give_up(shard, move |done| {
+        let _ = done_tx.send(done.is_ok());
+    });
+    assert!(done_rx.await.expect("an answer"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_marked_before_a_crash_holds_no_log_after_it() {
+    let mut world = World::of(4);
+    let (mut nodes, session) = joined(&world).await;
+    let (at, _) = leader(&nodes).await;
+    let goes = (1..=3).find(|id| *id != nodes[at].id.0).expect("another");
+    let goal: Vec<u16> = [1, 2, 3, 4].into_iter().filter(|id| *id != goes).collect();
+    let victim = nodes.remove(usize::from(goes) - 1);
+    mark_as_given_up(&victim, DATA).await;
+    drop(victim);
+    world.crash(goes, Crash::Process);
+    order(&nodes[0], &goal).await;
+    publish(&mut nodes, session, 110, 130).await;
+    until("the shard has moved", || nodes.iter().all(|node| is_at(node, &goal))).await;
+    let roster = Roster::clone(&nodes[0].consensus.members().roster());
+    let back = world.start_member(goes, Members::new(roster), false).await.expect("boots");
+    assert!(back.consensus.shard(DATA).is_none() && back.wal.state(DATA).last.is_some());
+    until("its log is given up", || back.wal.state(DATA).last == back.wal.state(DATA).purged).await;
+    assert!(back.wal.damage(DATA).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_node_that_dies_before_it_knows_the_members_finds_a_leader_that_it_was_not_told_of() {
+    let mut world = World::of(4);
+    let (mut nodes, _) = joined(&world).await;
+    let new = nodes.remove(3);
+    mark_as_given_up(&new, ShardId::CATALOG).await;
+    drop(new);
+    world.crash(4, Crash::Process);
+    world.dirs[3] = tempfile::tempdir().expect("a directory");
+    let leads = nodes[0].consensus.leadership(ShardId::CATALOG).borrow().leader.expect("a leader").node();
+    let other = (1..=3).map(NodeId).find(|id| *id != leads).expect("another");
+    let new = world.start_member(4, Members::founded([other, NodeId(4)], 1), false).await.expect("boots");
+    assert_eq!(new.consensus.incomplete(), 0, "nor does it take for its own what is not");
+    assert_eq!(new.consensus.members().nodes(), (1..=4).map(NodeId).collect::<Vec<_>>());
+}
+
+async fn asked(node: &Node, configured: &[u16], without: Option<u16>) -> Result<(), String> {
+    let configured: Vec<NodeId> = configured.iter().copied().map(NodeId).collect();
+    node.consensus.may_change_members(&configured, without.map(NodeId)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_change_of_members_waits_until_all_say_that_they_know_what_it_is() {
+    let mut world = World::simulated();
+    let mut nodes = world.start_all().await;
+    leader(&nodes).await;
+    let all_know = asked(&nodes[0], &[3, 2, 1], None).await;
+    assert_eq!(all_know, Ok(()));
+    let other_list = asked(&nodes[0], &[1, 2, 3, 4], None).await.expect_err("a list of others");
+    assert!(other_list.contains("formed by the nodes 1, 2, 3,"), "{other_list}");
+    drop(nodes.pop());
+    world.crash(3, Crash::Process);
+    let silent = asked(&nodes[0], &[1, 2, 3], None).await.expect_err("one does not answer");
+    assert!(silent.contains("node 3 does not say"), "{silent}");
+    assert_eq!(asked(&nodes[0], &[1, 2, 3], Some(3)).await, Ok(()), "it is the one that goes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_node_whose_disk_is_lost_is_filled_again_and_gets_a_replica_like_any_other() {
+    let mut world = World::of(4);
+    let (mut nodes, session) = joined(&world).await;
+    drop(nodes.pop());
+    world.wipe(4);
+    nodes.push(world.start_member(4, Members::founded((1..=4).map(NodeId), 1), false).await.expect("boots"));
+    assert_eq!(nodes[3].consensus.members().roster(), nodes[0].consensus.members().roster());
+    order(&nodes[0], &[2, 3, 4]).await;
+    publish(&mut nodes, session, 110, 140).await;
+    arrived(&nodes, &[2, 3, 4]).await;
+    let (mut at, _old) = those(nodes, &[2, 3, 4]);
+    publish(&mut at, session, 140, 150).await;
+    agree(&at, 149 * 5).await;
+    all_bodies_are_there(&at[2], &at[0]);
 }

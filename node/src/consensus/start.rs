@@ -163,6 +163,12 @@ impl Consensus {
         &self.core.members
     }
 
+    /// Why a change of members may not be asked for through this node, which is configured with these nodes; `without` is one that may be
+    /// down for good.
+    pub async fn may_change_members(&self, configured: &[NodeId], without: Option<NodeId>) -> Result<(), String> {
+        mover::may_change(&self.core, configured, without).await
+    }
+
     /// Groups of this node that do not take part because this disk lacks what belongs to them.
     pub fn incomplete(&self) -> usize {
         self.core.incomplete()
@@ -394,6 +400,11 @@ async fn build(core: &Arc<Core>, machines: Machines, store: &Option<Arc<StateSto
     }
     for holding in late {
         let (shard, alone) = (holding.shard, core.members.around(holding.shard).len() == 1);
+        // Making the catalog, this node may have heard for the first time where groups are.
+        if !core.members.roster().holds(shard, core.me) {
+            core.groups.write().remove(&shard);
+            continue;
+        }
         let made = complete_and_join(core.clone(), maker.clone(), holding);
         if shard == ShardId::CATALOG || alone {
             made.await?;

@@ -18,7 +18,7 @@ use crate::model::consumer_group::GroupState;
 use crate::model::link::QueueStat;
 use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, group_of};
-use crate::model::roster::RosterMember;
+use crate::model::roster::{RosterChange, RosterMember};
 use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
 use crate::model::{NodeId, QueueId, ShardId};
@@ -313,7 +313,7 @@ impl AdminSource for Admin {
             running.until_catalog_is_fresh(deadline).await?;
             running.catalog.read().check(&command)?;
             let command = match command {
-                AdminCommand::Roster { change, .. } => AdminCommand::Roster { change, founders: running.config.founders() },
+                AdminCommand::Roster { change, .. } => running.roster_command(change).await?,
                 other => other,
             };
             match running.consensus.catalog().submit(&CatalogCommand::Admin(command), deadline).await? {
@@ -503,6 +503,15 @@ impl Running {
     /// This node itself, or one that answers.
     fn is_up(&self, node: NodeId) -> bool {
         node == self.config.node || self.consensus.link(node).up > 0
+    }
+
+    /// The first one says as well who formed the cluster.
+    async fn roster_command(&self, change: RosterChange) -> Result<AdminCommand, Refusal> {
+        let founders = self.config.founders();
+        let configured: Vec<NodeId> = founders.iter().map(|(node, _)| *node).collect();
+        let without = if let RosterChange::Remove { node } = &change { Some(*node) } else { None };
+        self.consensus.may_change_members(&configured, without).await.map_err(Refusal::Precondition)?;
+        Ok(AdminCommand::Roster { change, founders })
     }
 
     fn members(&self, shard: ShardId) -> Vec<NodeId> {
