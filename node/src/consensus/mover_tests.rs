@@ -214,10 +214,11 @@ async fn a_leader_comes_back_with_members_in_its_log_that_nobody_else_has_heard_
     publish(&mut nodes, session, 1, 10).await;
     let (at, _) = leader(&nodes).await;
     let alone = nodes.remove(at);
+    let shard = alone.consensus.shard(DATA).expect("leads");
+    until("a checkpoint says what is applied", || shard.inner().holding.checkpointed.lock().is_some()).await;
     let others: Vec<u16> = nodes.iter().map(|node| node.id.0).collect();
     drop(nodes);
     others.iter().for_each(|id| world.crash(*id, Crash::Process));
-    let shard = alone.consensus.shard(DATA).expect("leads");
     let new = VoterId { node: NodeId(4), generation: Generation(1) }.pack();
     let is_logged = || {
         let log = alone.wal.state(DATA);
