@@ -7,6 +7,7 @@ mod doors;
 mod feed;
 mod figures;
 mod ground;
+mod joining;
 mod leaders;
 mod neighbours;
 mod presence;

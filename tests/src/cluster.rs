@@ -193,6 +193,17 @@ impl Cluster {
         *process = Some(spawn(node.command()));
     }
 
+    /// One more node, that joins those there are; not started yet. Its place.
+    pub fn add_node(&mut self, more: &[String]) -> usize {
+        let (at, ports) = (self.len(), ports::take(1)[0]);
+        let peers = self.nodes.iter().map(|node| node.ports.peer).chain([ports.peer]);
+        let list: Vec<String> = peers.enumerate().map(|(at, peer)| format!("{}@127.0.0.1:{peer}", at + 1)).collect();
+        let dir = self.dir.as_ref().expect("until the end").path();
+        let more = [&["--join".to_owned()], more].concat();
+        self.nodes.push(Node::new(at, ports, dir, &list.join(","), &more));
+        at
+    }
+
     /// Start and wait until it serves.
     pub fn restart(&self, at: usize) {
         self.spawn(at);

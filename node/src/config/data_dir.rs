@@ -14,6 +14,7 @@ const PORTS: &str = "ports";
 /// In `ports`.
 const HOST: &str = "host";
 const START: &str = "start";
+const MEMBERS: &str = "members";
 const SECRET: &str = "secret";
 const PEER_TLS: &str = "peer-tls";
 /// In a directory that `warren cluster` made, and in no other.
@@ -137,6 +138,24 @@ impl DataDir {
         File::open(path.join(START))?.sync_all()?;
         File::open(path)?.sync_all()?;
         Ok(start)
+    }
+
+    /// The list of members that was kept last, as `consensus` encodes it.
+    pub fn roster(path: &Path) -> Option<Vec<u8>> {
+        fs::read(path.join(MEMBERS)).ok()
+    }
+
+    /// Keep the list of members, durably.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_roster(path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let new = path.join(format!("{MEMBERS}.new"));
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path.join(MEMBERS))?;
+        File::open(path)?.sync_all()
     }
 
     /// Write `ports`: where the server listens, one `name=port` line each after one with the host. For `node`, once everything is bound.

@@ -125,6 +125,8 @@ pub struct ServerConfig {
     pub stream_tls_port: u16,
     /// Stream clients are told of the node they are on only, not of leaders and replicas.
     pub stream_advertise_self: bool,
+    /// This node comes to a cluster that is there.
+    pub joins: bool,
     /// RocketMQ's HTTP protocol.
     pub rocketmq: Rocketmq,
     /// HTTP: `/ready`, `/metrics`.
@@ -172,6 +174,11 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
+    /// The nodes of `--cluster` with their addresses.
+    pub fn founders(&self) -> Vec<(NodeId, String)> {
+        self.cluster.iter().map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect()
+    }
+
     /// Where stream clients reach this node.
     pub fn stream_address(&self) -> StreamAddress {
         let tls_port = if self.amqps.is_some() { self.advertised.stream_tls_port } else { 0 };
@@ -202,6 +209,7 @@ impl ServerConfig {
             stream_port,
             stream_tls_port,
             stream_advertise_self: settings.stream_advertise_self.unwrap_or(false),
+            joins: settings.join.unwrap_or(false),
             rocketmq: rocketmq::checked(&settings)?,
             management_port: settings.management_port.unwrap_or(15672),
             peer_port,

@@ -107,6 +107,9 @@ pub struct Settings {
     /// All nodes, this one too: ID@HOST:PEER_PORT,... [default: this node alone]
     #[arg(long, value_name = "LIST")]
     pub cluster: Option<String>,
+    /// This node is new and the others of --cluster are members: have it admitted by one of them [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub join: Option<bool>,
     /// Data shards of a new cluster [default: one per node, at least 3]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
@@ -262,6 +265,7 @@ impl Settings {
             management_port: self.management_port.or(lower.management_port),
             peer_port: self.peer_port.or(lower.peer_port),
             cluster: self.cluster.or(lower.cluster),
+            join: self.join.or(lower.join),
             shards: self.shards.or(lower.shards),
             cluster_secret_file: self.cluster_secret_file.or(lower.cluster_secret_file),
             default_user: self.default_user.or(lower.default_user),

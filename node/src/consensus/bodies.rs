@@ -5,6 +5,7 @@
 
 use super::core::Core;
 use super::journal::Journal;
+use super::members::Members;
 use super::service::group;
 use super::shard::Inner;
 use super::transfer::{self, Pipe};
@@ -41,7 +42,8 @@ impl BodyCounters {
 /// The other replicas of a group and the way there.
 pub(super) struct Others {
     pub(super) transport: Arc<dyn Transport>,
-    pub(super) nodes: Vec<NodeId>,
+    pub(super) me: NodeId,
+    pub(super) members: Members,
     pub(super) counters: Arc<BodyCounters>,
 }
 
@@ -55,8 +57,8 @@ pub(super) async fn read(group: &Inner, index: u64) -> io::Result<EntryBytes> {
     // Not in the index either: nobody needs it any more.
     let Some(id) = journal.log_id(shard, index) else { return Err(error) };
     let mut why = error.to_string();
-    for node in &others.nodes {
-        match tokio::time::timeout(PATIENCE, from_node(others, *node, shard, id)).await {
+    for node in others.members.now(shard).into_iter().filter(|node| *node != others.me) {
+        match tokio::time::timeout(PATIENCE, from_node(others, node, shard, id)).await {
             Ok(Ok(entry)) => {
                 others.counters.fetched.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%shard, index, %error, from = %node, "an entry is damaged on this disk; it was fetched from another node");
@@ -82,12 +84,11 @@ async fn from_node(others: &Others, node: NodeId, shard: ShardId, id: LogId) -> 
 
 /// The other side: exactly this entry, if it is here and good.
 pub(super) async fn give(core: &Core, pipe: &mut Pipe, shard: ShardId, id: LogId) -> Result<(), PeerError> {
-    let journal = &group(core, shard)?.inner().journal;
+    let journal = group(core, shard)?.inner().journal.clone();
     let lacks = |why: String| PeerError::Refused(format!("entry {} of shard {shard} is not here: {why}", id.index));
     if journal.log_id(shard, id.index) != Some(id) {
         return Err(lacks("unknown".into()));
     }
-    let journal = journal.clone();
     let read = tokio::task::spawn_blocking(move || transfer::stored(&*journal, shard, id)).await;
     let stored = read.map_err(|error| lacks(error.to_string()))?.map_err(|error| lacks(error.to_string()))?;
     transfer::give(pipe, stored).await

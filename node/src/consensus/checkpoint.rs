@@ -103,9 +103,11 @@ pub(super) async fn keep(core: Arc<Core>, store: Arc<StateStore>) {
     let mut rounds: Vec<Round> = Vec::new();
     let period = core.timing.checkpoint();
     loop {
-        // Some join later.
-        let known: Vec<ShardId> = rounds.iter().map(|round| round.group.id()).collect();
-        rounds.extend(core.all_groups().filter(|group| !known.contains(&group.id())).map(|group| Round::new(group, period)));
+        // Some join later, some leave.
+        let groups = core.all_groups();
+        rounds.retain(|round| groups.iter().any(|group| group.is(&round.group)));
+        let new: Vec<&Shard> = groups.iter().filter(|group| !rounds.iter().any(|round| group.is(&round.group))).collect();
+        rounds.extend(new.into_iter().map(|group| Round::new(group, period)));
         let step = period / rounds.len().max(1) as u32;
         core.away.look(&core);
         core.journal.forget_unread();

@@ -5,7 +5,8 @@ use super::checkpoint::{Away, Floors};
 use super::heartbeat::Beats;
 use super::journal::Journal;
 use super::lease::Leases;
-use super::placement::{self, FIRST_GENERATION};
+use super::members::Members;
+use super::placement::FIRST_GENERATION;
 use super::shard::Shard;
 use super::slow_disk::SlowDisks;
 use super::start::Progress;
@@ -14,12 +15,13 @@ use super::watch::Watch;
 use crate::model::ports::Leadership;
 use crate::model::{Generation, Incarnation, LeaderId, NodeId, ShardId};
 use crate::peer::{Card, Transport};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 /// Raft's clock and the checkpoints', milliseconds. The defaults are measured: a heartbeat each second tick of the grid (see `clock`),
 /// election 200-400 after a lease.
@@ -64,24 +66,25 @@ impl Timing {
 #[derive(Default)]
 pub(super) struct Place {
     /// Empty while this disk lacks what belongs to the group: it takes part in nothing until another replica gave it.
-    pub(super) shard: OnceLock<Shard>,
+    pub(super) shard: Option<Shard>,
     /// It was not whole when the node started.
     pub(super) late: bool,
+    /// Gets what is missing.
+    pub(super) making: Option<AbortHandle>,
 }
 
 /// Shared by everything in this room.
 pub(super) struct Core {
     pub(super) me: NodeId,
     pub(super) incarnation: Incarnation,
-    /// All configured nodes, ascending.
-    pub(super) nodes: Vec<NodeId>,
+    pub(super) members: Members,
     /// Data shards are 1..=shards.
     pub(super) shards: u16,
     pub(super) timing: Timing,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) transport: OnceLock<Arc<dyn Transport>>,
-    pub(super) groups: OnceLock<BTreeMap<ShardId, Place>>,
-    /// Counts the groups that joined late.
+    pub(super) groups: RwLock<BTreeMap<ShardId, Place>>,
+    /// Counts the groups that joined late, and those that left.
     pub(super) whole: watch::Sender<u64>,
     /// Groups whose records were damaged here and that have been rebuilt since the start.
     pub(super) rebuilt: AtomicU64,
@@ -93,6 +96,9 @@ pub(super) struct Core {
     pub(super) progress: watch::Sender<Progress>,
     pub(super) watch: Arc<Watch>,
     pub(super) beats: Beats,
+    /// Held while a replica is given up.
+    pub(super) giving: tokio::sync::Mutex<()>,
+    pub(super) myself: Weak<Core>,
     hints: Mutex<BTreeMap<ShardId, watch::Sender<Leadership>>>,
 }
 
@@ -100,24 +106,22 @@ impl Core {
     pub(super) fn new(
         me: NodeId,
         incarnation: Incarnation,
-        mut nodes: Vec<NodeId>,
+        members: Members,
         shards: u16,
         timing: Timing,
         journal: Arc<dyn Journal>,
         clock: ClusterClock,
     ) -> Arc<Core> {
-        nodes.sort_unstable();
-        nodes.dedup();
-        let leases = Leases::new(nodes.clone(), timing.lease(), clock);
-        Arc::new(Core {
+        let leases = Leases::new(members.clone(), timing.lease(), clock);
+        Arc::new_cyclic(|myself| Core {
             me,
             incarnation,
-            nodes,
+            members,
             shards,
             timing,
             journal,
             transport: OnceLock::new(),
-            groups: OnceLock::new(),
+            groups: RwLock::default(),
             whole: watch::channel(0).0,
             rebuilt: AtomicU64::new(0),
             leases,
@@ -128,6 +132,8 @@ impl Core {
             progress: watch::channel(Progress::default()).0,
             watch: Arc::default(),
             beats: Beats::default(),
+            giving: tokio::sync::Mutex::default(),
+            myself: myself.clone(),
             hints: Mutex::default(),
         })
     }
@@ -159,30 +165,36 @@ impl Core {
     }
 
     /// A group of this node, once the cluster is formed.
-    pub(super) fn group(&self, shard: ShardId) -> Option<&Shard> {
-        self.place(shard)?.shard.get()
+    pub(super) fn group(&self, shard: ShardId) -> Option<Shard> {
+        self.groups.read().get(&shard)?.shard.clone()
     }
 
-    pub(super) fn place(&self, shard: ShardId) -> Option<&Place> {
-        self.groups.get()?.get(&shard)
+    /// Whether a group has a place on this node and was not whole when that was made.
+    pub(super) fn is_late(&self, shard: ShardId) -> bool {
+        self.groups.read().get(&shard).is_some_and(|place| place.late)
     }
 
     /// All groups of this node that are whole.
-    pub(super) fn all_groups(&self) -> impl Iterator<Item = &Shard> {
-        self.places().filter_map(|place| place.shard.get())
+    pub(super) fn all_groups(&self) -> Vec<Shard> {
+        self.groups.read().values().filter_map(|place| place.shard.clone()).collect()
     }
 
-    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
-        self.groups.get().into_iter().flat_map(BTreeMap::values)
+    /// Groups of this node that are not whole.
+    pub(super) fn incomplete(&self) -> usize {
+        self.groups.read().values().filter(|place| place.shard.is_none()).count()
     }
 
-    /// A group became whole after the start: those who followed its leader by hints hear of it from the group itself now.
+    /// A group became whole. Those who followed its leader by hints hear of it from the group itself, when that was after the start.
     pub(super) fn join(self: &Arc<Self>, shard: Shard) {
-        let Some(place) = self.place(shard.id()) else { return };
-        let (core, mut leadership_rx) = (Arc::downgrade(self), shard.leadership());
-        let id = shard.id();
-        if place.shard.set(shard).is_err() || !place.late {
-            return;
+        let (core, id, mut leadership_rx) = (Arc::downgrade(self), shard.id(), shard.leadership());
+        {
+            let mut groups = self.groups.write();
+            let Some(place) = groups.get_mut(&id).filter(|place| place.shard.is_none()) else { return };
+            place.shard = Some(shard);
+            place.making = None;
+            if !place.late {
+                return;
+            }
         }
         self.whole.send_modify(|n| *n += 1);
         tokio::spawn(async move {
@@ -200,19 +212,34 @@ impl Core {
         });
     }
 
-    /// The other configured nodes.
-    pub(super) fn others(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes.iter().copied().filter(|n| *n != self.me)
+    /// A group is no more on this node. Who leads it is known by hints from now on.
+    pub(super) fn part(&self, id: ShardId) -> Option<Shard> {
+        let place = self.groups.write().remove(&id)?;
+        if let Some(making) = place.making {
+            making.abort();
+        }
+        let shard = place.shard?;
+        let leader = shard.leadership().borrow().leader.filter(|leader| leader.node() != self.me);
+        shard.leave();
+        self.hints.lock().entry(id).or_default().send_replace(Leadership { leader, is_me: false });
+        self.whole.send_modify(|n| *n += 1);
+        Some(shard)
+    }
+
+    /// The members, ascending.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.members.nodes()
+    }
+
+    /// The other members.
+    pub(super) fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let me = self.me;
+        self.members.nodes().into_iter().filter(move |n| *n != me)
     }
 
     /// Ids of all Raft groups of the cluster.
     pub(super) fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
         (0..=self.shards).map(ShardId)
-    }
-
-    /// Members of a group.
-    pub(super) fn voters(&self, shard: ShardId) -> Vec<crate::model::VoterId> {
-        placement::voters(shard, &self.nodes)
     }
 
     /// Who leads `shard`, also when this node is not a member of it.

@@ -4,11 +4,12 @@
 use super::clock;
 use super::core::Core;
 use super::order;
+use super::placement::FIRST_GENERATION;
 use super::shard::Shard;
 use super::types::from_lid;
 use super::wire::Ask;
 use crate::model::ports::Proposer;
-use crate::model::{LeaderId, NodeId, ShardId};
+use crate::model::{LeaderId, NodeId, ShardId, VoterId};
 use crate::peer::transport::head_only;
 use bytes::{BufMut, BytesMut};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -53,7 +54,7 @@ pub(super) async fn watch_processes(core: Arc<Core>) {
         }
         for node in core.others().filter(|n| transport.link(*n).process_gone()) {
             for group in core.all_groups() {
-                consider(&core, group, node, &mut attempts);
+                consider(&core, &group, node, &mut attempts);
             }
         }
         if changes_rx.changed().await.is_err() {
@@ -65,10 +66,9 @@ pub(super) async fn watch_processes(core: Arc<Core>) {
 /// A node is back: replication to it goes on at once instead of after its backoff (P12).
 async fn resume(core: &Core, node: NodeId) {
     for group in core.all_groups() {
-        let voter = group.voters().iter().find(|v| v.node == node);
-        if let Some(voter) = voter {
-            let _ = order::in_time(group.inner().raft.trigger().reset_backoff([voter.pack()])).await;
-        }
+        // It may be about to become a voter.
+        let voter = VoterId { node, generation: FIRST_GENERATION };
+        let _ = order::in_time(group.inner().raft.trigger().reset_backoff([voter.pack()])).await;
     }
 }
 
@@ -80,7 +80,9 @@ fn present_leader(group: &Shard) -> Option<(super::types::Ovote, LeaderId)> {
 
 fn consider(core: &Arc<Core>, group: &Shard, dead: NodeId, attempts: &mut BTreeMap<ShardId, Attempts>) {
     let Some((vote, leader)) = present_leader(group) else { return };
-    if leader.node() != dead || leader.term == 0 {
+    // Who is to become a voter is none yet.
+    let votes = group.voters().iter().any(|voter| voter.node == core.me);
+    if leader.node() != dead || leader.term == 0 || !votes {
         return;
     }
     let now = Instant::now();
@@ -126,7 +128,9 @@ pub(super) async fn balance(core: Arc<Core>) {
         }
         let stable = |node| up_since.get(&node).is_some_and(|at: &Instant| at.elapsed() >= STABLE);
         // One at a time: the next one when this has settled.
-        if let Some((group, to)) = core.all_groups().find_map(|g| misplaced(&core, g).filter(|to| stable(*to)).map(|to| (g, to))) {
+        if let Some((group, to)) =
+            core.all_groups().into_iter().find_map(|g| misplaced(&core, &g).filter(|to| stable(*to)).map(|to| (g, to)))
+        {
             tracing::info!(shard = %group.id(), %to, "leadership goes back to the preferred node");
             group.transfer_to(to).await;
         }
@@ -134,13 +138,13 @@ pub(super) async fn balance(core: Arc<Core>) {
 }
 
 pub(super) fn misplaced(core: &Core, group: &Shard) -> Option<NodeId> {
-    let preferred = group.voters().first()?;
+    let preferred = group.preferred()?;
     let is_fit = preferred.node != core.me && !core.slow_disks.is_slow(preferred.node);
     if !is_fit || !group.leadership().borrow().is_me || !group.lease_valid() {
         return None;
     }
     let last = group.inner().journal.state(group.id()).last?.index;
-    let matching = group.matching(*preferred)?;
+    let matching = group.matching(preferred)?;
     (last.saturating_sub(matching) <= LAG).then_some(preferred.node)
 }
 
@@ -153,8 +157,8 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
         if !group.leadership().borrow().is_me {
             continue;
         }
-        let others = group.voters().iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
-        let Some(best) = others.max_by_key(|v| (!core.slow_disks.is_slow(v.node), group.matching(**v))) else { continue };
+        let others = group.voters().into_iter().filter(|v| v.node != core.me && transport.link(v.node).up > 0);
+        let Some(best) = others.max_by_key(|v| (!core.slow_disks.is_slow(v.node), group.matching(*v))) else { continue };
         if tokio::time::timeout_at(deadline, group.transfer_to(best.node)).await.is_err() {
             return;
         }
@@ -169,11 +173,13 @@ pub(super) async fn hand_over(core: &Core, patience: Duration) {
 /// purge their logs by that), and whether this node's disk is slow: at once on a change, and now and then.
 pub(super) async fn tell(core: Arc<Core>) {
     let Some(transport) = core.transport().cloned() else { return };
-    let mut watched = Vec::new();
+    let (mut watched, mut whole_rx) = (Vec::new(), core.whole.subscribe());
+    let mut known = *whole_rx.borrow();
     loop {
-        // Some join later.
-        if watched.len() < core.all_groups().count() {
-            watched = core.all_groups().map(|g| (g.leadership(), g.clone())).collect();
+        // Some join later, some leave.
+        let now = *whole_rx.borrow_and_update();
+        if std::mem::replace(&mut known, now) != now || watched.is_empty() {
+            watched = core.all_groups().into_iter().map(|g| (g.leadership(), g)).collect();
         }
         let is_slow = core.slow_disks.is_own_slow();
         let mut letter = BytesMut::from(&[Ask::Led as u8, u8::from(is_slow)][..]);
@@ -193,6 +199,7 @@ pub(super) async fn tell(core: Arc<Core>) {
         let changes = watched.iter_mut().map(|(rx, _)| Box::pin(rx.changed()));
         tokio::select! {
             (changed, ..) = futures::future::select_all(changes) => if changed.is_err() { return },
+            changed = whole_rx.changed() => if changed.is_err() { return },
             () = core.slow_disks.news.notified() => {}
             () = clock::calm(HINTS) => {}
         }

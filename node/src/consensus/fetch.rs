@@ -6,7 +6,7 @@ use super::core::Core;
 use super::formation::FormationError;
 use super::holding::Holding;
 use super::transfer::{self, Pipe};
-use crate::model::{NodeId, VoterId};
+use crate::model::NodeId;
 use crate::peer::{PeerError, StreamKind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,10 @@ const RETRY: Duration = Duration::from_millis(500);
 const REPEAT: Duration = Duration::from_secs(10);
 
 /// Returns when the state is here.
-pub(super) async fn state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId]) -> Result<(), FormationError> {
+pub(super) async fn state(core: &Core, holding: &Arc<Holding>) -> Result<(), FormationError> {
     let shard = holding.shard;
-    let others: Vec<NodeId> = voters.iter().map(|v| v.node).filter(|n| *n != core.me).collect();
-    if others.is_empty() {
+    let others = || core.members.around(shard).into_iter().filter(|n| *n != core.me).collect::<Vec<NodeId>>();
+    if others().is_empty() {
         return Err(FormationError::Stopped(format!(
             "the state of shard {shard} is lost: its checkpoint is gone, the log does not reach back to its beginning, and no other node \
              has a replica. Restore the data directory from a backup"
@@ -29,8 +29,8 @@ pub(super) async fn state(core: &Core, holding: &Arc<Holding>, voters: &[VoterId
     let mut said: Option<Instant> = None;
     loop {
         let mut why = Vec::new();
-        for node in &others {
-            match from(core, holding, *node, None).await {
+        for node in others() {
+            match from(core, holding, node, None).await {
                 Ok(()) => return Ok(()),
                 Err(error) => why.push(format!("node {node}: {error}")),
             }

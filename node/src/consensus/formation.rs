@@ -10,6 +10,7 @@ use super::log::completion;
 use super::order;
 use super::placement::FIRST_GENERATION;
 use super::wire::Ask;
+use crate::model::roster::Roster;
 use crate::model::{Generation, NodeId};
 use crate::peer::transport::head_only;
 use crate::peer::{Card, Frame, PeerError};
@@ -51,6 +52,15 @@ pub enum FormationError {
         /// This node's.
         mine: u16,
     },
+    /// The node was removed from the cluster.
+    #[error(
+        "node {node} was removed from this cluster, and its number is not given again. To bring the machine back, start it with an empty data \
+         directory, another --node-id and --join"
+    )]
+    Removed {
+        /// This node.
+        node: NodeId,
+    },
     /// The identity could not be written.
     #[error("the cluster's identity cannot be written: {0}")]
     Io(#[from] io::Error),
@@ -60,13 +70,15 @@ pub enum FormationError {
 }
 
 /// Where a node stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Report {
     cluster: Option<u128>,
     has_log: bool,
     shards: u16,
     /// The newest life of the asker's disk that it has heard of.
     life: Generation,
+    /// The members, if they ever changed.
+    roster: Option<Arc<Roster>>,
 }
 
 /// Answers `Ask::Formation` of a node.
@@ -78,6 +90,11 @@ pub(super) fn report(core: &Core, asker: NodeId) -> Frame {
     head.put_u8(core.has_log().into());
     head.put_u16_le(core.shards);
     head.put_u32_le(core.life(asker).0);
+    let roster = core.members.roster();
+    if roster.index > 0 {
+        // Plain data, writing to memory cannot fail; who cannot read it has an older version.
+        head.put_slice(&rmp_serde::to_vec_named(&*roster).unwrap_or_default());
+    }
     head_only(head.freeze())
 }
 
@@ -86,7 +103,8 @@ fn read_report(mut head: Bytes) -> Option<Report> {
     let cluster = head.try_get_u128_le().ok()?;
     let has_log = head.try_get_u8().ok()? != 0;
     let (shards, life) = (head.try_get_u16_le().ok()?, Generation(head.try_get_u32_le().ok()?));
-    Some(Report { cluster: formed.then_some(cluster), has_log, shards, life })
+    let roster = rmp_serde::from_slice(&head).ok().map(Arc::new);
+    Some(Report { cluster: formed.then_some(cluster), has_log, shards, life, roster })
 }
 
 /// Answers `Ask::Adopt`: an empty disk takes the UUID that the lowest node proposes.
@@ -98,7 +116,7 @@ pub(super) async fn adopt(core: &Core, from: Card, mut head: Bytes) -> Result<Fr
         Some(_) => return Err(PeerError::Refused(format!("node {} belongs to another cluster", core.me))),
         None => {}
     }
-    if Some(&from.node) != core.nodes.first() || core.has_log() {
+    if Some(&from.node) != core.nodes().first() || core.has_log() {
         return Err(PeerError::Refused(format!("node {} forms clusters only with the lowest configured node", core.me)));
     }
     if shards != core.shards {
@@ -119,8 +137,8 @@ async fn save(core: &Core, cluster: u128, generation: Generation) -> io::Result<
 
 /// This empty disk takes the place of one that took part: it owns up to having forgotten everything before it belongs to the cluster.
 async fn replace(core: &Core, cluster: u128, generation: Generation) -> io::Result<()> {
-    for shard in core.shard_ids().filter(|shard| core.voters(*shard).iter().any(|voter| voter.node == core.me)) {
-        // The log keeps the order: these are durable before the identity is.
+    // Of all groups, for who is where may have changed. The log keeps the order: these are durable before the identity is.
+    for shard in core.shard_ids() {
         core.journal.forget(shard, Box::new(|_| ()));
     }
     save(core, cluster, generation).await?;
@@ -131,14 +149,29 @@ async fn replace(core: &Core, cluster: u128, generation: Generation) -> io::Resu
     Ok(())
 }
 
+/// The first disk of a node that joins: it never voted, so it has forgotten nothing, but it gets every replica from others.
+async fn take_part(core: &Core, cluster: u128) -> io::Result<()> {
+    for shard in core.shard_ids() {
+        core.journal.give_up(shard, Box::new(|_| ()));
+    }
+    save(core, cluster, FIRST_GENERATION).await
+}
+
 /// Until this disk has an identity.
-pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
+pub(super) async fn identify(core: &Arc<Core>, joins: bool) -> Result<(), FormationError> {
     let mut said = Said::default();
+    // As it was heard before: who was removed has no group that could run.
+    if core.members.roster().gone.contains(&core.me) {
+        return Err(FormationError::Removed { node: core.me });
+    }
     loop {
         if let Some(identity) = core.journal.identity() {
             return check(core, identity);
         }
         let reports = ask_all(core).await;
+        if core.members.roster().gone.contains(&core.me) {
+            return Err(FormationError::Removed { node: core.me });
+        }
         let clusters: BTreeSet<u128> = reports.values().filter_map(|r| r.cluster).collect();
         let with_data = reports.values().filter(|r| r.has_log).count();
         if clusters.len() > 1 {
@@ -147,7 +180,13 @@ pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
             // Not gone before the other one has asked too.
             tokio::time::sleep(PATIENCE).await;
             return Err(FormationError::Shards { node: *node, theirs: other.shards, mine: core.shards });
-        } else if let Some(cluster) = clusters.first().filter(|_| with_data * 2 > core.nodes.len()) {
+        } else if joins {
+            // Its number is in the catalog, so somebody knows it as a member.
+            match clusters.first().filter(|_| core.members.roster().index > 0 && core.members.contains(core.me)) {
+                Some(cluster) => take_part(core, *cluster).await?,
+                None => said.error("waiting for a member of the cluster that knows this node"),
+            }
+        } else if let Some(cluster) = clusters.first().filter(|_| with_data * 2 > core.nodes().len()) {
             let newest = reports.values().map(|r| r.life).max().unwrap_or(FIRST_GENERATION);
             replace(core, *cluster, Generation(newest.0 + 1)).await?;
             continue;
@@ -157,13 +196,13 @@ pub(super) async fn identify(core: &Arc<Core>) -> Result<(), FormationError> {
                  takes part again when a majority of all nodes is there with its data; it never makes anything up. If more data \
                  directories are lost than that, restore them.",
             );
-        } else if reports.len() == core.nodes.len() {
-            if core.nodes.first() == Some(&core.me) {
+        } else if reports.len() == core.nodes().len() {
+            if core.nodes().first() == Some(&core.me) {
                 save(core, clusters.first().copied().unwrap_or_else(rand::random), FIRST_GENERATION).await?;
                 continue;
             }
         } else {
-            let missing = core.nodes.iter().filter(|n| !reports.contains_key(n)).map(|n| n.0).collect();
+            let missing = core.nodes().iter().filter(|n| !reports.contains_key(n)).map(|n| n.0).collect();
             said.say(Obstacle::Missing(missing));
         }
         tokio::time::sleep(ROUND).await;
@@ -187,7 +226,14 @@ pub(super) async fn complete(core: Arc<Core>) {
         let open = uninitialized(&core).await;
         let reports = ask_all(&core).await;
         let mine = core.journal.identity().map(|i| i.cluster);
-        let agreed = reports.len() == core.nodes.len() && reports.values().all(|r| r.cluster == mine);
+        let changed = core.members.roster().index > 0;
+        if core.members.roster().gone.contains(&core.me) {
+            said.error(
+                "this node was removed from the cluster: the others refuse it, and its number is not given again. To bring the machine back, \
+                 start it with an empty data directory, another --node-id and --join",
+            );
+        }
+        let agreed = !changed && reports.len() == core.nodes().len() && reports.values().all(|r| r.cluster == mine);
         let empty: Vec<NodeId> = reports.iter().filter(|(_, r)| r.cluster.is_none()).map(|(n, _)| *n).collect();
         if agreed {
             let mut are_done = true;
@@ -206,12 +252,12 @@ pub(super) async fn complete(core: Arc<Core>) {
             );
         }
         let data = reports.values().any(|r| r.has_log);
-        if !data && core.nodes.first() == Some(&core.me) && reports.len() == core.nodes.len() {
+        if !changed && !data && core.nodes().first() == Some(&core.me) && reports.len() == core.nodes().len() {
             for node in &empty {
                 propose(&core, *node, mine).await;
             }
         }
-        if data && empty.len() * 2 > core.nodes.len() {
+        if data && empty.len() * 2 > core.nodes().len() {
             said.error(
                 "a majority of the nodes has empty disks: data may be lost. Nothing is done without you: restore their data directories",
             );
@@ -274,7 +320,24 @@ async fn ask_all(core: &Core) -> BTreeMap<NodeId, Report> {
             reports.insert(node, report);
         }
     }
+    if let Some(roster) = newest(core.journal.identity().map(|mine| mine.cluster), &reports) {
+        core.members.told(roster);
+    }
     reports
+}
+
+/// The newest list of members of this node's cluster; of an empty disk, if all that answer are of one. Other clusters may have the same
+/// secret, and a node may be at an address where another was.
+fn newest(mine: Option<u128>, reports: &BTreeMap<NodeId, Report>) -> Option<&Arc<Roster>> {
+    let clusters: BTreeSet<u128> = reports.values().filter_map(|report| report.cluster).collect();
+    let cluster = mine.or_else(|| clusters.first().copied().filter(|_| clusters.len() == 1))?;
+    let of_it = reports.values().filter(|report| report.cluster == Some(cluster));
+    of_it.filter_map(|report| report.roster.as_ref()).max_by_key(|roster| roster.index)
+}
+
+/// Asks all nodes, for what they say of the members.
+pub(super) async fn hear_of_members(core: &Core) {
+    ask_all(core).await;
 }
 
 /// What stands in the way, said at once when it is another thing than before, and again now and then.
@@ -312,6 +375,20 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_cluster_says_nothing_of_the_members_of_this_one() {
+        let report = |cluster, index| {
+            let roster = (index > 0).then(|| Arc::new(Roster { index, ..Roster::default() }));
+            Report { cluster, has_log: true, shards: 1, life: FIRST_GENERATION, roster }
+        };
+        let index = |mine, reports: [Report; 3]| newest(mine, &(1..).map(NodeId).zip(reports).collect()).map(|roster| roster.index);
+        let (ours, theirs) = (Some(1), Some(2));
+        assert_eq!(index(ours, [report(ours, 0), report(ours, 7), report(ours, 5)]), Some(7));
+        assert_eq!(index(ours, [report(ours, 0), report(ours, 7), report(theirs, 50)]), Some(7));
+        assert_eq!(index(None, [report(None, 0), report(ours, 7), report(None, 0)]), Some(7));
+        assert_eq!(index(None, [report(None, 0), report(ours, 7), report(theirs, 50)]), None, "nobody knows which is meant");
+    }
 
     #[test]
     fn another_obstacle_is_said_at_once_and_the_same_one_now_and_then() {

@@ -2,6 +2,7 @@
 //! takes their place (rule 6): its entries are staged and durable -> PREPARE -> the state store -> INSTALL -> acknowledged. A crash
 //! before the state is durable leaves the old state, one behind it is finished at the next start.
 
+use super::contact::Contact;
 use super::journal::{Done, Journal};
 use super::log::completion;
 use super::machine::{Arrived, Departing, Machine};
@@ -12,7 +13,7 @@ use crate::store::state::{Change, StateError, StateStore};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -33,6 +34,8 @@ pub struct Holding {
     store: Weak<StateStore>,
     /// As applied.
     pub(super) membership: Mutex<Ostored>,
+    /// Hears who the voters are that an installed state names.
+    pub(super) contact: OnceLock<Arc<Contact>>,
     /// The durable checkpoint: what openraft calls the snapshot.
     pub(super) checkpointed: Mutex<Option<LogId>>,
     /// Held while a checkpoint or an installed state is on its way into the store: the two must not mix.
@@ -161,6 +164,7 @@ impl Holding {
             journal,
             store: store.map(Arc::downgrade).unwrap_or_default(),
             membership: Mutex::new(membership),
+            contact: OnceLock::new(),
             checkpointed: Mutex::new(restored),
             saving: tokio::sync::Mutex::default(),
             pins: AtomicUsize::new(0),
@@ -218,6 +222,12 @@ impl Holding {
         self.written("putting it under the log", || self.journaled(|done| self.journal.finish_install(self.shard, applied, done))).await?;
         adopt();
         self.journal.retain_only(self.shard, applied.index, &live);
+        if let Some(contact) = self.contact.get() {
+            // The log may know of later ones.
+            let logged = self.journal.state(self.shard).membership.and_then(|(_, bytes)| read_membership(&bytes));
+            let members = logged.unwrap_or_else(|| membership.membership().clone());
+            contact.changed(members.get_joint_config().clone());
+        }
         *self.membership.lock() = membership;
         *self.checkpointed.lock() = Some(applied);
         tracing::info!(shard = %self.shard, index = applied.index, entries = live.len(), "state of another node installed");

@@ -93,6 +93,10 @@ pub trait Journal: Send + Sync + 'static {
     fn relocate(&self, _shard: ShardId, _entries: Vec<Moved>, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
+    /// The newest membership entry that is not behind this index.
+    fn membership_upto(&self, shard: ShardId, index: u64) -> Option<(LogId, Bytes)> {
+        self.state(shard).membership.filter(|(id, _)| id.index <= index)
+    }
     /// What this disk has lost of a group, which must not take part before it is rebuilt.
     fn damage(&self, _shard: ShardId) -> Option<Damage> {
         None
@@ -103,6 +107,10 @@ pub trait Journal: Send + Sync + 'static {
     }
     /// The disk is new, what its predecessor held of the group is not known: damage.
     fn forget(&self, _shard: ShardId, done: Done) {
+        done(Err(io::ErrorKind::Unsupported.into()));
+    }
+    /// This disk is about to give up what it holds of the group: damage, but for its votes, which stay.
+    fn give_up(&self, _shard: ShardId, done: Done) {
         done(Err(io::ErrorKind::Unsupported.into()));
     }
     /// The newest life of another node's disk that was saved.
@@ -232,6 +240,10 @@ impl Journal for Wal {
         Wal::relocate(self, shard, entries, done)
     }
 
+    fn membership_upto(&self, shard: ShardId, index: u64) -> Option<(LogId, Bytes)> {
+        Wal::membership_upto(self, shard, index)
+    }
+
     fn damage(&self, shard: ShardId) -> Option<Damage> {
         Wal::damage(self, shard)
     }
@@ -246,6 +258,10 @@ impl Journal for Wal {
 
     fn forget(&self, shard: ShardId, done: Done) {
         Wal::forget(self, shard, done)
+    }
+
+    fn give_up(&self, shard: ShardId, done: Done) {
+        Wal::give_up(self, shard, done)
     }
 
     fn life(&self, node: NodeId) -> Option<Generation> {

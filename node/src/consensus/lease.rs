@@ -7,6 +7,7 @@ use super::boot::BootTime;
 use super::clock;
 use super::core::Core;
 use super::hearing::{Heard, Hearing};
+use super::members::Members;
 use super::time::{Clocks, ClusterClock, Verdict};
 use super::wire::Ask;
 use crate::model::limits::ROUTING_LEASE;
@@ -43,7 +44,7 @@ pub(super) struct Leases {
     until_us: Arc<AtomicU64>,
     grants: Mutex<Grants>,
     changed: Notify,
-    nodes: Vec<NodeId>,
+    members: Members,
     leader_lease: Duration,
     /// What this node is short of, as bits.
     alarm: AtomicU8,
@@ -100,11 +101,11 @@ struct Held {
 }
 
 impl Leases {
-    pub(super) fn new(nodes: Vec<NodeId>, leader_lease: Duration, clock: ClusterClock) -> Leases {
+    pub(super) fn new(members: Members, leader_lease: Duration, clock: ClusterClock) -> Leases {
         let (until_us, grants) = (Arc::new(AtomicU64::new(0)), Mutex::default());
         let (alarm, alarms_tx) = (AtomicU8::new(0), watch::channel(Shortages::new()).0);
         let (ahead, news, started) = (Mutex::default(), Notify::new(), BootTime::now());
-        Leases { started, until_us, grants, changed: Notify::new(), nodes, leader_lease, alarm, alarms_tx, clock, ahead, news }
+        Leases { started, until_us, grants, changed: Notify::new(), members, leader_lease, alarm, alarms_tx, clock, ahead, news }
     }
 
     /// Whether this node may route now; cheap enough for every batch.
@@ -156,7 +157,7 @@ impl Leases {
         grants.floor = grants.floor.max(index);
         grants.hearing = Hearing::default();
         grants.clocks = Clocks::default();
-        grants.held = self.nodes.iter().map(|n| (*n, Held { until, applied: 0, incarnation: None })).collect();
+        grants.held = self.members.nodes().into_iter().map(|n| (n, Held { until, applied: 0, incarnation: None })).collect();
         // What the leader before knew stays in force until its nodes had time to tell.
         grants.alarms = self.alarms_tx.borrow().iter().map(|(node, shortage)| (*node, (*shortage, Instant::now()))).collect();
     }
@@ -219,7 +220,7 @@ impl Leases {
             Ahead::Of(epoch, ahead) => grants.clocks.hear(node, epoch, ahead, now),
             Ahead::Unknown => {}
         }
-        let verdict = grants.clocks.verdict(self.nodes.len(), now);
+        let verdict = grants.clocks.verdict(self.members.nodes().len(), now);
         drop(grants);
         // The leader needs no answer of its own.
         self.clock.told(verdict, 0, moment);
@@ -401,7 +402,7 @@ mod tests {
     use crate::model::ports::Clock;
 
     fn leases() -> Leases {
-        Leases::new(vec![NodeId(1), NodeId(2)], Duration::from_millis(400), ClusterClock::new(Sources::default()))
+        Leases::new(Members::founded([NodeId(1), NodeId(2)], 1), Duration::from_millis(400), ClusterClock::new(Sources::default()))
     }
 
     #[tokio::test]
@@ -498,7 +499,7 @@ mod tests {
             Arc::new(move || of.load(Ordering::Relaxed))
         };
         let clock = ClusterClock::new(Sources { system: source(&system), steady: source(&steady) });
-        let leases = Leases::new(vec![NodeId(1), NodeId(2), NodeId(3)], Duration::from_millis(400), clock.clone());
+        let leases = Leases::new(Members::founded((1..=3).map(NodeId), 1), Duration::from_millis(400), clock.clone());
         leases.lead(5);
         let now = Instant::now();
         let own = || leases.clocks(NodeId(1), Ahead::Own, now);

@@ -1,6 +1,7 @@
 //! openraft's log storage over the node's journal, one per group. Votes wait for the disk in the same FIFO as appends (P1); nothing
 //! else here does.
 
+use super::contact::Contact;
 use super::holding::Work;
 use super::journal::{Done, Journal, LogEntry, Payload, Vote};
 use super::types::*;
@@ -28,12 +29,19 @@ pub struct GroupLog {
     shard: ShardId,
     journal: Arc<dyn Journal>,
     work: Arc<Work>,
+    /// Hears of new voters before anybody is sent them.
+    contact: Option<Arc<Contact>>,
 }
 
 impl GroupLog {
     /// The log of `shard`, whose machine does `work`.
     pub fn new(shard: ShardId, journal: Arc<dyn Journal>, work: Arc<Work>) -> GroupLog {
-        GroupLog { shard, journal, work }
+        GroupLog { shard, journal, work, contact: None }
+    }
+
+    /// The log of a group whose lease is counted by `contact`.
+    pub fn with_contact(self, contact: Arc<Contact>) -> GroupLog {
+        GroupLog { contact: Some(contact), ..self }
     }
 
     /// openraft counts a snapshot as installed when it hands it to the machine; the journal does when it is durable. What is behind it
@@ -250,7 +258,12 @@ impl RaftLogStorage<Types> for GroupLog {
         I: IntoIterator<Item = Oentry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<LogEntry> = entries.into_iter().map(to_journal).collect();
+        let heard = |entry: &Oentry| {
+            if let (EntryPayload::Membership(members), Some(contact)) = (&entry.payload, &self.contact) {
+                contact.changed(members.get_joint_config().clone());
+            }
+        };
+        let entries: Vec<LogEntry> = entries.into_iter().inspect(heard).map(to_journal).collect();
         if let Some(before) = entries.first().and_then(|first| first.id.index.checked_sub(1)) {
             self.reaches(before, INSTALLATION).await?;
         }
@@ -265,6 +278,10 @@ impl RaftLogStorage<Types> for GroupLog {
         }
         // Not awaited: the journal is a FIFO, a later append of the same index is behind this record.
         self.journal.truncate_after(self.shard, last.map(from_oid), Box::new(|_| ()));
+        let membership = self.journal.state(self.shard).membership.and_then(|(_, bytes)| read_membership(&bytes));
+        if let (Some(members), Some(contact)) = (membership, &self.contact) {
+            contact.changed(members.get_joint_config().clone());
+        }
         Ok(())
     }
 

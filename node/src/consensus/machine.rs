@@ -68,6 +68,8 @@ pub trait Machine: Send + Sync + 'static {
     fn living(&self, _indices: &[u64]) -> Option<Living> {
         None
     }
+    /// The replica is given up: its state is empty from now on.
+    fn clear(&self) {}
     /// The last entry that the machine's state contains; `None` when it is empty.
     fn restored(&self) -> Option<LogId>;
     /// Entries whose bytes belong to the state, ascending.

@@ -19,13 +19,17 @@ pub mod journal;
 mod lease;
 mod log;
 pub mod machine;
+mod members;
+mod mover;
 mod network;
 mod order;
 pub mod placement;
+mod planner;
 mod rebuild;
 mod relocation;
 pub mod replica;
 mod retry;
+mod seat;
 mod service;
 pub mod shard;
 mod slow_disk;
@@ -44,7 +48,9 @@ pub use catalog::{CatalogClient, CatalogError};
 pub use formation::FormationError;
 pub use hearing::Heard;
 pub use machine::{Arrived, Departing, Fault, Machine};
+pub use members::Members;
 pub use replica::{Observer, Replicas, SharedData};
+pub use seat::Seat;
 pub use shard::{OutcomeSink, Shard};
 pub use slow_disk::SlowDisks;
 pub use start::{Consensus, ConsensusConfig, Machines, Wire};
@@ -54,6 +60,8 @@ pub use watch::Loss;
 
 #[cfg(test)]
 mod formation_tests;
+#[cfg(test)]
+mod mover_tests;
 #[cfg(test)]
 mod rebuild_tests;
 #[cfg(test)]

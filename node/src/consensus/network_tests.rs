@@ -30,7 +30,7 @@ fn play_over(frames: usize) -> (Session<Requests>, Play) {
     let (tx, frames_rx) = mpsc::channel(frames);
     let (answers_tx, answers_rx) = mpsc::channel(64);
     let rx = futures::stream::unfold(answers_rx, |mut rx| async move { rx.recv().await.map(|answer| (answer, rx)) });
-    let contact = Arc::new(Contact::new(3));
+    let contact = Arc::new(Contact::new(1, vec![[1, 2, 3].into()]));
     let acks = Acks { contact: contact.clone(), voter: 2 };
     let session = Session::new(SHARD, requests, Duplex { tx, rx: Box::pin(rx) }, acks);
     (session, Play { requests_tx, frames_rx, answers_tx, contact })

@@ -5,10 +5,11 @@
 
 use super::core::Core;
 use super::fetch;
-use super::formation::FormationError;
+use super::formation::{self, FormationError};
 use super::holding::Holding;
 use super::journal::{Damage, Vote};
 use super::log::completion;
+use super::placement::FIRST_GENERATION;
 use super::service::group as group_of;
 use super::wire::Ask;
 use crate::model::{LeaderId, NodeId, ShardId, VoterId};
@@ -46,24 +47,35 @@ enum Said {
 }
 
 /// Returns when the group may take part again.
-pub(super) async fn group(core: &Core, holding: &Arc<Holding>, voters: &[VoterId], damage: Damage) -> Result<(), FormationError> {
+pub(super) async fn group(core: &Core, holding: &Arc<Holding>, damage: Damage) -> Result<(), FormationError> {
     let shard = holding.shard;
-    let others: Vec<NodeId> = voters.iter().map(|v| v.node).filter(|n| *n != core.me).collect();
-    if others.is_empty() {
+    // They may change meanwhile.
+    let others = || core.members.around(shard).into_iter().filter(|n| *n != core.me).collect::<Vec<NodeId>>();
+    if others().is_empty() {
         return Err(FormationError::Stopped(format!(
             "the log of shard {shard} is damaged and no other node has a replica: restore the data directory from a backup"
         )));
     }
-    tracing::error!(%shard, ?damage, "the log of this shard is damaged: this replica takes part in nothing until it is rebuilt from the leader");
+    let is_new = || !core.members.roster().now(shard).contains(&core.me);
+    let was_new = is_new();
+    if was_new {
+        tracing::info!(%shard, "this node is to have a replica of the shard: its leader is asked for the state");
+    } else {
+        tracing::error!(%shard, ?damage, "the log of this shard is damaged: this replica takes part in nothing until it is rebuilt from the leader");
+    }
     let mut said: Option<Instant> = None;
     loop {
-        let answers = ask_all(core, shard, &others).await;
+        if shard == ShardId::CATALOG {
+            // No catalog says who they are, and its leader may be one that came later.
+            formation::hear_of_members(core).await;
+        }
+        let answers = ask_all(core, shard, &others()).await;
         let mut why = String::from("no leader that a majority without this node confirms");
         let votes = if damage == Damage::FORGOTTEN { given(&answers) } else { Some(damage.votes) };
         let leader = answers.iter().find_map(|(node, answer)| whole_from(*answer).map(|least| (*node, least)));
         match (leader, votes) {
             (Some((node, least)), Some(votes)) => match fetch::from(core, holding, node, Some(least)).await {
-                Ok(()) => return mend(core, shard, voters, votes, node).await,
+                Ok(()) => return mend(core, shard, votes, (node, was_new)).await,
                 Err(error) => why = format!("node {node}: {error}"),
             },
             (Some(_), None) => why = String::from("the votes that this node has forgotten are known when all other replicas are there"),
@@ -71,7 +83,10 @@ pub(super) async fn group(core: &Core, holding: &Arc<Holding>, voters: &[VoterId
         }
         if said.is_none_or(|at| at.elapsed() >= REPEAT) {
             let damaged = 1 + answers.iter().filter(|(_, answer)| matches!(answer, Some((Said::DamagedToo, _)))).count();
-            tell(shard, voters.len(), damaged, &why);
+            match is_new() {
+                true => tracing::info!(%shard, why, "this node waits for its replica of the shard"),
+                false => tell(shard, 1 + answers.len(), damaged, &why),
+            }
             said = Some(Instant::now());
         }
         tokio::time::sleep(RETRY).await;
@@ -110,9 +125,9 @@ fn whole_from(answer: Option<Answer>) -> Option<u64> {
 }
 
 /// All that may have been acknowledged is here. The vote first: it must not be older than one that may have been given.
-async fn mend(core: &Core, shard: ShardId, voters: &[VoterId], votes: Option<u64>, from: NodeId) -> Result<(), FormationError> {
-    let me = voters.iter().find(|voter| voter.node == core.me);
-    if let (Some(term), Some(me)) = (votes, me) {
+async fn mend(core: &Core, shard: ShardId, votes: Option<u64>, (from, is_new): (NodeId, bool)) -> Result<(), FormationError> {
+    let me = VoterId { node: core.me, generation: FIRST_GENERATION };
+    if let Some(term) = votes {
         // As if this node had stood for election in the term after: nobody has its vote there.
         let leader = LeaderId { term: term + 1, voter: me.pack() };
         let known = core.journal.state(shard).vote;
@@ -125,8 +140,12 @@ async fn mend(core: &Core, shard: ShardId, voters: &[VoterId], votes: Option<u64
     let (done, mended) = completion();
     core.journal.mended(shard, done);
     mended.await?;
-    core.rebuilt.fetch_add(1, Ordering::Relaxed);
-    tracing::warn!(%shard, %from, "the damaged replica of this shard is rebuilt and takes part again");
+    if is_new {
+        tracing::info!(%shard, %from, "the new replica of the shard is whole and takes part");
+    } else {
+        core.rebuilt.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%shard, %from, "the damaged replica of this shard is rebuilt and takes part again");
+    }
     Ok(())
 }
 

@@ -97,7 +97,7 @@ fn progress(core: &Core) -> Progress {
         let purged = core.journal.state(group.id()).purged;
         (group.id(), [holding.machine.restored(), purged, *holding.checkpointed.lock()])
     };
-    core.all_groups().map(of).collect()
+    core.all_groups().iter().map(of).collect()
 }
 
 /// Looks at all closed files once.

@@ -3,6 +3,7 @@
 
 use super::journal::Journal;
 use super::machine::{Arrived, Departing, Fault, Machine};
+use super::members::Members;
 use super::start::Machines;
 use super::types::Reply;
 use crate::machine::catalog::Catalog;
@@ -12,7 +13,7 @@ use crate::model::{LogId, ShardId};
 use crate::store::state::{Change, StateStore};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Sees every applied entry, in log order, before the proposer gets its outcome. Called inside openraft's tasks: must not block.
 pub trait Observer: Send + Sync + 'static {
@@ -34,13 +35,20 @@ struct Inner {
     observer: Arc<dyn Observer>,
     catalog: Arc<RwLock<Catalog>>,
     data: Mutex<BTreeMap<ShardId, SharedData>>,
+    members: OnceLock<Members>,
 }
 
 impl Replicas {
     /// Machines that are restored from `store` and checkpointed into it; without one the whole log is applied at each start.
     pub fn new(store: Option<Arc<StateStore>>, observer: Arc<dyn Observer>) -> Replicas {
         let (catalog, data) = (Arc::new(RwLock::new(Catalog::new())), Mutex::default());
-        Replicas { inner: Arc::new(Inner { store, observer, catalog, data }) }
+        Replicas { inner: Arc::new(Inner { store, observer, catalog, data, members: OnceLock::new() }) }
+    }
+
+    /// Who hears of the members as the catalog knows them, before anybody else acts by an entry; call it before `machines`.
+    pub fn tell(&self, members: &Members) {
+        // A second call would name the same.
+        let _ = self.inner.members.set(members.clone());
     }
 
     /// The catalog; empty until `Consensus::formed`.
@@ -51,6 +59,11 @@ impl Replicas {
     /// A data shard's machine, after `Consensus::formed`, when this node holds the shard.
     pub fn data(&self, shard: ShardId) -> Option<SharedData> {
         self.inner.data.lock().get(&shard).cloned()
+    }
+
+    /// The same; an empty one, for the case that this node gets the shard.
+    pub fn data_or_empty(&self, shard: ShardId) -> SharedData {
+        self.inner.data.lock().entry(shard).or_insert_with(|| Arc::new(Mutex::new(DataMachine::new(shard)))).clone()
     }
 
     /// For `ConsensusConfig::machines`; `journal` learns which entries are still live.
@@ -72,13 +85,21 @@ impl Replicas {
 
     fn restore_catalog(&self) -> Arc<dyn Machine> {
         match Catalog::restore(self.stored(ShardId::CATALOG)) {
-            Ok(catalog) => *self.inner.catalog.write() = catalog,
+            Ok(catalog) => {
+                *self.inner.catalog.write() = catalog;
+                tell_members(&self.inner.catalog, self.inner.members.get());
+            }
             Err(error) => tracing::error!(%error, "the catalog's checkpoint is not usable: applying its log from the beginning"),
         }
-        Arc::new(CatalogReplica { catalog: self.inner.catalog.clone(), observer: self.inner.observer.clone() })
+        let (catalog, observer) = (self.inner.catalog.clone(), self.inner.observer.clone());
+        Arc::new(CatalogReplica { catalog, observer, members: self.inner.members.get().cloned() })
     }
 
     fn restore_data(&self, shard: ShardId, journal: &dyn Journal) -> Arc<dyn Machine> {
+        // Of a replica that this process gave up: whoever serves the shard has this one, and it is empty.
+        if let Some(machine) = self.data(shard) {
+            return Arc::new(DataReplica { shard, machine, observer: self.inner.observer.clone(), freed: Arc::default() });
+        }
         let pairs = self.stored(shard);
         let restored = if pairs.is_empty() { Ok(DataMachine::new(shard)) } else { DataMachine::restore(shard, pairs) };
         let machine = restored.unwrap_or_else(|error| {
@@ -96,6 +117,14 @@ impl Replicas {
     }
 }
 
+/// Tells who is a member as the catalog says.
+fn tell_members(catalog: &RwLock<Catalog>, members: Option<&Members>) {
+    let Some(members) = members else { return };
+    if let Some(roster) = catalog.read().roster() {
+        members.told(roster);
+    }
+}
+
 fn change(delta: Delta) -> Change {
     Change { applied: delta.applied, full: delta.full, puts: delta.puts, deletes: delta.deletes }
 }
@@ -105,6 +134,7 @@ fn restored(applied: LogId) -> Option<LogId> {
 }
 
 struct CatalogReplica {
+    members: Option<Members>,
     catalog: Arc<RwLock<Catalog>>,
     observer: Arc<dyn Observer>,
 }
@@ -114,6 +144,7 @@ impl Machine for CatalogReplica {
         let command = crate::machine::catalog::decode_command(&entry.flatten());
         let command = command.ok_or_else(|| Fault { index: id.index, why: "unknown catalog command".into() })?;
         let reply = self.catalog.write().apply(id, &command);
+        tell_members(&self.catalog, self.members.as_ref());
         self.observer.applied(ShardId::CATALOG, id, Vec::new());
         Ok(Reply::Catalog(reply))
     }
@@ -149,9 +180,10 @@ impl Machine for CatalogReplica {
         let applied = catalog.applied();
         let change = change(catalog.image().into_delta());
         catalog.captured(applied);
-        let (mine, observer) = (self.catalog.clone(), self.observer.clone());
+        let (mine, observer, members) = (self.catalog.clone(), self.observer.clone(), self.members.clone());
         let adopt = Box::new(move || {
             *mine.write() = catalog;
+            tell_members(&mine, members.as_ref());
             observer.applied(ShardId::CATALOG, applied, Vec::new());
         });
         Ok(Arrived { applied, change, live: Vec::new(), adopt })
@@ -240,6 +272,12 @@ impl Machine for DataReplica {
             observer.applied(shard, applied, Vec::new());
         });
         Ok(Arrived { applied, change, live, adopt })
+    }
+
+    fn clear(&self) {
+        *self.machine.lock() = DataMachine::new(self.shard);
+        self.freed.lock().clear();
+        self.observer.applied(self.shard, LogId::default(), Vec::new());
     }
 
     fn released(&self, upto: u64) -> Vec<u64> {

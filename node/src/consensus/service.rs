@@ -5,7 +5,7 @@ use super::core::Core;
 use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
-use super::{bodies, catalog, formation, heartbeat, lease, order, rebuild};
+use super::{bodies, catalog, formation, heartbeat, lease, mover, order, rebuild};
 use crate::model::limits::SNAPSHOT_PATIENCE;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
@@ -39,7 +39,7 @@ impl Service {
     }
 
     fn admit(&self, from: &Card) -> Result<(), PeerError> {
-        if from.same_cluster(&self.core.card()) && self.core.nodes.contains(&from.node) && !self.core.is_outlived(from) {
+        if from.same_cluster(&self.core.card()) && self.core.members.contains(from.node) && !self.core.is_outlived(from) {
             return Ok(());
         }
         Err(PeerError::Refused(format!("node {} with disk generation {} is no member of this cluster", from.node, from.generation)))
@@ -104,6 +104,7 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
         Ask::Lease => lease::answer_frame(&core, from.node, from.incarnation, head),
         Ask::Led => led(&core, from.node, head),
         Ask::Rebuild => rebuild::answer(&core, from, head).await,
+        Ask::Ready => mover::answer_ready(&core, head).await,
         Ask::Formation | Ask::Adopt | Ask::Catalog => Err(PeerError::Malformed("answered elsewhere")),
     }
 }
@@ -112,7 +113,7 @@ fn refused(error: impl std::fmt::Display) -> PeerError {
     PeerError::Refused(error.to_string())
 }
 
-pub(super) fn group(core: &Core, shard: ShardId) -> Result<&super::shard::Shard, PeerError> {
+pub(super) fn group(core: &Core, shard: ShardId) -> Result<super::shard::Shard, PeerError> {
     core.group(shard).ok_or_else(|| PeerError::Refused(format!("shard {shard} is not (yet) on this node")))
 }
 
@@ -120,7 +121,7 @@ async fn vote(core: &Core, mut head: Bytes, pre: bool) -> Result<Frame, PeerErro
     let campaign = wire::read_campaign(&mut head)?;
     let group = group(core, campaign.shard)?;
     let mut request: VoteRequest<_> = campaign.request;
-    if campaign.forced && request.leadership_transfer && !leader_is_gone(core, group).await {
+    if campaign.forced && request.leadership_transfer && !leader_is_gone(core, &group).await {
         tracing::info!(shard = %campaign.shard, "forced vote of a node that alone lost its leader: the lease holds");
         request.leadership_transfer = false;
     }
@@ -233,7 +234,7 @@ async fn serve_heartbeat(core: Arc<Core>, from: NodeId, mut rx: Frames, tx: mpsc
             Err(error) => return tracing::warn!(%error, "heartbeat stream refused"),
         };
         for (id, shard, request) in beats {
-            let Some(group) = core.group(shard).cloned() else { continue };
+            let Some(group) = core.group(shard) else { continue };
             // Not answered, it is a lost one to the leader.
             let Some(turn) = core.beats.turn(from, shard) else { continue };
             let tx = tx.clone();

@@ -6,6 +6,7 @@ use super::contact::Contact;
 use super::holding::Holding;
 use super::journal::{Journal, Payload};
 use super::machine::{GroupMachine, Heard};
+use super::members::Members;
 use super::order;
 use super::types::*;
 use super::watch::{Loss, Watch};
@@ -19,7 +20,7 @@ use openraft::ServerState;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -54,7 +55,7 @@ pub struct Shard {
 pub(super) struct Inner {
     pub(super) id: ShardId,
     pub(super) me: u64,
-    pub(super) voters: Vec<VoterId>,
+    members: Members,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) holding: Arc<Holding>,
@@ -72,6 +73,8 @@ pub(super) struct Inner {
     proposals_tx: mpsc::Sender<Proposal>,
     outbox: Arc<Outbox>,
     running: AtomicBool,
+    /// This node has the group no more.
+    left_tx: watch::Sender<bool>,
 }
 
 /// How far a group is, in all that must go on while it works.
@@ -112,7 +115,7 @@ impl Shard {
         let inner = Arc::new(Inner {
             id: parts.id,
             me: parts.me.pack(),
-            voters: parts.voters,
+            members: parts.members,
             raft: parts.raft,
             journal: parts.journal,
             holding: parts.holding,
@@ -128,12 +131,47 @@ impl Shard {
             proposals_tx,
             outbox: Arc::new(Outbox::default()),
             running: AtomicBool::new(false),
+            left_tx: watch::channel(false).0,
         });
         let shard = Shard { inner };
-        watch.spawn(format!("the proposer of shard {}", parts.id), propose_in_order(shard.clone(), proposals_rx));
+        let proposer = propose_in_order(shard.clone(), proposals_rx);
+        let proposer = async move {
+            proposer.await;
+            Some(Loss::passing(format!("the proposer of shard {} has ended", parts.id)))
+        };
+        watch.spawn_until(format!("the proposer of shard {}", parts.id), shard.until_left(proposer));
         let end = watch_leadership(shard.clone(), parts.heard.gone_rx);
-        watch.spawn_until(format!("the watch of shard {}'s leadership", parts.id), end);
+        watch.spawn_until(format!("the watch of shard {}'s leadership", parts.id), shard.until_left(end));
         shard
+    }
+
+    /// Whether both are the same start of the same group.
+    pub(super) fn is(&self, other: &Shard) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// `task`, which may end, and is ended, when the group is no more on this node.
+    fn until_left(&self, task: impl Future<Output = Option<Loss>> + Send + 'static) -> impl Future<Output = Option<Loss>> + Send + 'static {
+        let mut left_rx = self.inner.left_tx.subscribe();
+        async move {
+            let ended = tokio::select! {
+                biased;
+                _ = left_rx.wait_for(|left| *left) => return None,
+                ended = task => ended,
+            };
+            ended.filter(|_| !*left_rx.borrow())
+        }
+    }
+
+    /// Until it is no more on this node.
+    pub(super) fn left(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut left_rx = self.inner.left_tx.subscribe();
+        async move { drop(left_rx.wait_for(|left| *left).await) }
+    }
+
+    /// It is no more on this node.
+    pub(super) fn has_left(&self) -> bool {
+        *self.inner.left_tx.borrow()
     }
 
     /// Which.
@@ -147,9 +185,25 @@ impl Shard {
         self.inner.outbox.has_failed(token)
     }
 
-    /// Its members; the first is the preferred leader.
-    pub fn voters(&self) -> &[VoterId] {
-        &self.inner.voters
+    /// Its voters, those of both sets while they change; the preferred leader first, if it is one of them.
+    pub fn voters(&self) -> Vec<VoterId> {
+        let ids: BTreeSet<u64> = self.inner.contact.configs().into_iter().flatten().collect();
+        let now = self.inner.members.now(self.inner.id);
+        let mut voters: Vec<VoterId> = ids.into_iter().map(VoterId::unpack).collect();
+        voters.sort_by_key(|voter| now.iter().position(|node| *node == voter.node).unwrap_or(usize::MAX));
+        voters
+    }
+
+    /// The node that is to lead when nothing speaks against it.
+    pub(super) fn preferred(&self) -> Option<VoterId> {
+        let node = self.inner.members.now(self.inner.id).first().copied()?;
+        self.voters().into_iter().find(|voter| voter.node == node)
+    }
+
+    /// This node has the group no more: nothing is proposed, nobody believes that it leads.
+    pub(super) fn leave(&self) {
+        self.inner.left_tx.send_replace(true);
+        self.inner.leadership_tx.send_replace(Leadership::default());
     }
 
     /// Where outcomes of `propose` go; once, before the first proposal.
@@ -251,14 +305,17 @@ impl Shard {
 
     /// Ask the leader (this node) to hand over to `to`.
     pub async fn transfer_to(&self, to: NodeId) -> bool {
-        let Some(voter) = self.inner.voters.iter().find(|v| v.node == to) else { return false };
+        let Some(voter) = self.voters().into_iter().find(|v| v.node == to) else { return false };
         order::in_time(self.inner.raft.trigger().transfer_leader(voter.pack())).await.is_ok_and(|taken| taken.is_ok())
     }
 
     /// The leader id under which a majority acknowledged this node within the lease.
     pub(super) fn leased_as(&self) -> Option<LeaderId> {
         use openraft::async_runtime::watch::WatchReceiver;
-        if self.inner.voters.len() == 1 {
+        if *self.inner.left_tx.borrow() {
+            return None;
+        }
+        if self.inner.contact.is_alone() {
             return self.inner.leadership_tx.borrow().as_me();
         }
         let leader = {
@@ -308,7 +365,7 @@ pub enum WriteError {
 pub(super) struct Parts {
     pub(super) id: ShardId,
     pub(super) me: VoterId,
-    pub(super) voters: Vec<VoterId>,
+    pub(super) members: Members,
     pub(super) raft: Group,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) holding: Arc<Holding>,

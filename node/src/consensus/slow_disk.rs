@@ -108,7 +108,7 @@ async fn give_away(core: &Core, asked: &mut BTreeMap<ShardId, LeaderId>) {
     for group in core.all_groups() {
         let leader = group.leadership().borrow().as_me();
         let Some(leader) = leader.filter(|leader| asked.get(&group.id()) != Some(leader)) else { continue };
-        let Some(to) = heir(core, group) else { continue };
+        let Some(to) = heir(core, &group) else { continue };
         tracing::info!(shard = %group.id(), %to, "leadership goes to a node whose disk works");
         if let Ok(true) = tokio::time::timeout(ORDER, group.transfer_to(to)).await {
             asked.insert(group.id(), leader);
@@ -122,8 +122,9 @@ async fn give_away(core: &Core, asked: &mut BTreeMap<ShardId, LeaderId>) {
 pub(super) fn heir(core: &Core, group: &Shard) -> Option<NodeId> {
     let transport = core.transport()?;
     let fit = |node| node != core.me && transport.link(node).up > 0 && !core.slow_disks.is_slow(node);
-    let fit = group.voters().iter().filter(|v| fit(v.node)).map(|v| (v.node, group.matching(*v)));
-    furthest(fit.collect(), group.voters().len())
+    let voters = group.voters();
+    let fit = voters.iter().filter(|v| fit(v.node)).map(|v| (v.node, group.matching(*v)));
+    furthest(fit.collect(), voters.len())
 }
 
 fn furthest(fit: Vec<(NodeId, Option<u64>)>, members: usize) -> Option<NodeId> {

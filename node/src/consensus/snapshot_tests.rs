@@ -32,10 +32,15 @@ fn files_of(size: u64) -> WalConfig {
 
 impl World {
     pub(super) fn simulated() -> World {
-        let dirs = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
+        World::of(3)
+    }
+
+    /// With so many machines, of which the first three form the cluster.
+    pub(super) fn of(machines: u64) -> World {
+        let dirs = (0..machines).map(|_| tempfile::tempdir().expect("a directory")).collect();
         World {
             dirs,
-            disks: Some((1..=3).map(SimDisk::new).collect()),
+            disks: Some((1..=machines).map(SimDisk::new).collect()),
             network: MemoryNetwork::default(),
             peers: None,
             timing: Timing::default(),
@@ -67,6 +72,11 @@ impl World {
 
     /// Resolves although the node may not take part in the data shard yet.
     pub(super) fn start_partly(&self, id: u16) -> impl Future<Output = Option<Node>> + 'static {
+        self.start_member(id, Members::founded((1..=3).map(NodeId), 1), false)
+    }
+
+    /// The same of a node that knows these members, and perhaps joins them.
+    pub(super) fn start_member(&self, id: u16, members: Members, joins: bool) -> impl Future<Output = Option<Node>> + 'static {
         let at = usize::from(id) - 1;
         let dir = self.dirs[at].path().to_path_buf();
         let disk: Arc<dyn Disk> = match &self.disks {
@@ -80,7 +90,7 @@ impl World {
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
             let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
-            boot_partly(id, 3, disk, Some(store), wire, wal, timing).await
+            boot_member(id, (members, joins), disk, Some(store), wire, wal, timing).await
         }
     }
 

@@ -88,6 +88,20 @@ pub(super) async fn boot_partly(
     config: WalConfig,
     timing: Timing,
 ) -> Option<Node> {
+    let members = Members::founded((1..=n).map(NodeId), 1);
+    boot_member(id, (members, false), disk, store, wire, config, timing).await
+}
+
+/// The same of a node that knows these members, and perhaps joins them.
+pub(super) async fn boot_member(
+    id: u16,
+    (members, joins): (Members, bool),
+    disk: Arc<dyn Disk>,
+    store: Option<StateStore>,
+    wire: start::Wire,
+    config: WalConfig,
+    timing: Timing,
+) -> Option<Node> {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     // A simulated crash is no reason to abort the test.
@@ -95,11 +109,13 @@ pub(super) async fn boot_partly(
     let (id, wal) = (NodeId(id), wal.ok()?);
     let store = store.map(Arc::new);
     let replicas = Replicas::new(store.clone(), Arc::new(Nobody));
+    replicas.tell(&members);
     let journal: Arc<dyn journal::Journal> = Arc::new(wal.clone());
     let consensus = Consensus::start(ConsensusConfig {
         node: id,
         incarnation: next_incarnation(),
-        nodes: (1..=n).map(NodeId).collect(),
+        members,
+        joins,
         shards: 1,
         timing,
         clock: ClusterClock::new(Sources::default()),
@@ -116,17 +132,26 @@ pub(super) async fn boot_partly(
             formed = consensus.formed() => formed.ok()?,
             () = dies(wal.clone()) => return None,
         }
-        let sink = move |shard: &Shard| shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
-        if consensus.is_late(DATA) {
-            let whole = consensus.whole(DATA);
-            tokio::spawn(async move {
-                let shard = whole.await;
-                sink(&shard);
-                shard.run();
-            });
-        } else {
-            sink(&consensus.shard(DATA).expect("member"));
-        }
+        let sink = move |shard: &Shard| {
+            let tx = tx.clone();
+            shard.on_outcome(Arc::new(move |token, outcome| drop(tx.send((token, outcome)))));
+        };
+        let mut last = consensus.shard(DATA).filter(|_| !consensus.is_late(DATA));
+        last.iter().for_each(&sink);
+        // It may come late, leave, and come back.
+        let core = Arc::downgrade(&consensus.core);
+        tokio::spawn(async move {
+            while let Some(core) = core.upgrade() {
+                let new = core.group(DATA).filter(|shard| last.as_ref().is_none_or(|last| !last.is(shard)));
+                drop(core);
+                if let Some(shard) = new {
+                    sink(&shard);
+                    shard.run();
+                    last = Some(shard);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
         consensus.run();
         Some(Node { id, consensus, replicas, wal, outcomes })
     })
@@ -142,7 +167,7 @@ pub(super) async fn leader(nodes: &[Node]) -> (usize, crate::model::LeaderId) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         for (at, node) in nodes.iter().enumerate() {
-            let shard = node.consensus.shard(DATA).expect("member");
+            let Some(shard) = node.consensus.shard(DATA) else { continue };
             let leadership = *shard.leadership().borrow();
             if let (true, Some(leader), true) = (leadership.is_me, leadership.leader, shard.lease_valid()) {
                 return (at, leader);

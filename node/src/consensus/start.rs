@@ -2,7 +2,7 @@
 
 use super::bodies::{BodyCounters, Others};
 use super::catalog::CatalogClient;
-use super::contact::Contact;
+use super::contact::{Configs, Contact};
 use super::core::{Core, Place, Timing};
 use super::formation::{self, FormationError};
 use super::hearing::Heard;
@@ -10,6 +10,7 @@ use super::holding::Holding;
 use super::journal::Journal;
 use super::log::GroupLog;
 use super::machine::{GroupMachine, Machine};
+use super::members::Members;
 use super::network::Network;
 use super::placement::FIRST_GENERATION;
 use super::service::Service;
@@ -19,7 +20,7 @@ use super::thread::RaftThread;
 use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::watch::Loss;
-use super::{checkpoint, failover, fetch, lease, rebuild, relocation, watchdog};
+use super::{checkpoint, failover, fetch, lease, mover, rebuild, relocation, watchdog};
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
@@ -30,8 +31,8 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -47,8 +48,10 @@ pub struct ConsensusConfig {
     pub node: NodeId,
     /// This start of its process.
     pub incarnation: Incarnation,
-    /// All configured nodes, this one included.
-    pub nodes: Vec<NodeId>,
+    /// Who is a member, as far as this node knows.
+    pub members: Members,
+    /// An empty disk of this node was never a member's: it takes the cluster's identity as it is.
+    pub joins: bool,
     /// Data shards: ids 1..=shards; the same on every node, and what the disk says if it belongs to a cluster already.
     pub shards: u16,
     /// Raft's clock.
@@ -78,8 +81,8 @@ impl Consensus {
     /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
     pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
         let thread = RaftThread::start()?;
-        let ConsensusConfig { node, incarnation, nodes, shards, timing, clock, journal, machines, store, acceptor, wire } = config;
-        let core = Core::new(node, incarnation, nodes, shards, timing, journal, clock);
+        let ConsensusConfig { node, incarnation, members, joins, shards, timing, clock, journal, machines, store, acceptor, wire } = config;
+        let core = Core::new(node, incarnation, members, shards, timing, journal, clock);
         let service = Arc::new(Service::new(core.clone(), acceptor));
         let transport = {
             let _on_our_runtime = thread.handle().enter();
@@ -87,7 +90,11 @@ impl Consensus {
         };
         let _ = core.transport.set(transport);
         {
-            let (_on_our_runtime, forming) = (thread.handle().enter(), form(core.clone(), machines, store.clone()));
+            let _on_our_runtime = thread.handle().enter();
+            core.watch.spawn("the list of members' addresses", mover::keep_known(core.clone()));
+        }
+        {
+            let (_on_our_runtime, forming) = (thread.handle().enter(), form(core.clone(), joins, machines, store.clone()));
             core.watch.spawn("the forming of the cluster", async move {
                 forming.await;
                 std::future::pending().await
@@ -121,7 +128,7 @@ impl Consensus {
 
     /// A group of this node that was not whole when `formed` returned: its owner waits for `whole` and runs it.
     pub fn is_late(&self, shard: ShardId) -> bool {
-        self.core.place(shard).is_some_and(|place| place.late)
+        self.core.is_late(shard)
     }
 
     /// A group of this node, as soon as this disk has everything that belongs to it; for ever when it has no such group.
@@ -132,7 +139,7 @@ impl Consensus {
             loop {
                 whole_rx.borrow_and_update();
                 if let Some(group) = core.group(shard) {
-                    return group.clone();
+                    return group;
                 }
                 if whole_rx.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -141,9 +148,30 @@ impl Consensus {
         }
     }
 
+    /// Until this node has this group no more.
+    pub fn left(&self, shard: &Shard) -> impl Future<Output = ()> + Send + 'static {
+        shard.left()
+    }
+
+    /// Fires when a group joined late or left.
+    pub fn regrouped(&self) -> watch::Receiver<u64> {
+        self.core.whole.subscribe()
+    }
+
+    /// Who is a member, and where groups are.
+    pub fn members(&self) -> &Members {
+        &self.core.members
+    }
+
+    /// Why a change of members may not be asked for through this node, which is configured with these nodes; `without` is one that may be
+    /// down for good.
+    pub async fn may_change_members(&self, configured: &[NodeId], without: Option<NodeId>) -> Result<(), String> {
+        mover::may_change(&self.core, configured, without).await
+    }
+
     /// Groups of this node that do not take part because this disk lacks what belongs to them.
     pub fn incomplete(&self) -> usize {
-        self.core.places().filter(|place| place.shard.get().is_none()).count()
+        self.core.incomplete()
     }
 
     /// Groups whose records were damaged on this disk and that have been rebuilt since the start.
@@ -153,19 +181,19 @@ impl Consensus {
 
     /// A group of this node.
     pub fn shard(&self, shard: ShardId) -> Option<Shard> {
-        self.core.group(shard).cloned()
+        self.core.group(shard)
     }
 
     /// The nodes with a replica of a shard, ascending.
     pub fn holders(&self, shard: ShardId) -> Vec<NodeId> {
-        let mut nodes: Vec<NodeId> = self.core.voters(shard).into_iter().map(|voter| voter.node).collect();
+        let mut nodes = self.core.members.now(shard);
         nodes.sort_unstable();
         nodes
     }
 
     /// All groups of this node, the catalog included.
     pub fn shards(&self) -> Vec<Shard> {
-        self.core.all_groups().cloned().collect()
+        self.core.all_groups()
     }
 
     /// Who leads `shard`, also when this node is not a member.
@@ -308,28 +336,34 @@ pub(super) enum Progress {
     Failed(String),
 }
 
-async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>>) {
+async fn form(core: Arc<Core>, joins: bool, machines: Machines, store: Option<Arc<StateStore>>) {
     let built = async {
-        formation::identify(&core).await?;
-        build(&core, &machines, &store).await
+        formation::identify(&core, joins).await?;
+        build(&core, machines, &store).await
     };
-    if let Err(error) = built.await {
-        tracing::error!(%error, "this node cannot take part");
-        core.progress.send_replace(Progress::Failed(error.to_string()));
-        return;
-    }
+    let maker = match built.await {
+        Ok(maker) => maker,
+        Err(error) => {
+            tracing::error!(%error, "this node cannot take part");
+            core.progress.send_replace(Progress::Failed(error.to_string()));
+            return;
+        }
+    };
     core.progress.send_replace(Progress::Built);
     let mut progress_rx = core.progress.subscribe();
     if progress_rx.wait_for(|p| *p == Progress::Running).await.is_err() {
         return;
     }
-    core.places().filter(|place| !place.late).filter_map(|place| place.shard.get()).for_each(Shard::run);
+    core.all_groups().iter().filter(|group| !core.is_late(group.id())).for_each(Shard::run);
     core.watch.spawn("the keeper of routing leases", lease::keep(core.clone()));
     core.watch.spawn("the watch of other processes", failover::watch_processes(core.clone()));
     core.watch.spawn("the balance of leaders", failover::balance(core.clone()));
     core.watch.spawn("the watch of the disk", slow_disk::watch(core.clone(), store.as_ref().map(Arc::downgrade).unwrap_or_default()));
     core.watch.spawn("the watchdog of the groups", watchdog::keep(core.clone()));
     core.watch.spawn("the teller of leaders", failover::tell(core.clone()));
+    core.watch.spawn("the keeper of replicas", mover::keep_replicas(core.clone(), maker));
+    core.watch.spawn("the mover of replicas", mover::keep_moving(core.clone()));
+    core.watch.spawn("the planner of replicas", mover::keep_planning(core.clone()));
     if let Some(store) = store {
         core.watch.spawn("the keeper of checkpoints", checkpoint::keep(core.clone(), store));
         core.watch.spawn("the cleaner of the log", relocation::keep(core.clone()));
@@ -339,59 +373,69 @@ async fn form(core: Arc<Core>, machines: Machines, store: Option<Arc<StateStore>
 
 /// Groups of which this disk lacks something join when another replica gave it; the catalog is waited for, and without other replicas
 /// nothing can be given.
-async fn build(core: &Arc<Core>, machines: &Machines, store: &Option<Arc<StateStore>>) -> Result<(), FormationError> {
+async fn build(core: &Arc<Core>, machines: Machines, store: &Option<Arc<StateStore>>) -> Result<Maker, FormationError> {
     let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
-    let builder = Builder {
+    let maker = Maker {
         network: Network::new(transport.clone(), core.watch.clone()),
         me: VoterId { node: core.me, generation: FIRST_GENERATION },
+        machines: Arc::new(machines),
+        store: store.as_ref().map(Arc::downgrade).unwrap_or_default(),
     };
-    let mine = core.shard_ids().map(|shard| (shard, core.voters(shard))).filter(|(_, voters)| voters.contains(&builder.me));
-    let held: Vec<_> = mine.map(|(shard, voters)| hold(core, machines(shard), store.as_ref(), shard, builder.me, voters)).collect();
-    let (mut places, mut whole, mut late) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for held in held {
-        let (holding, voters) = held?;
+    let (mut whole, mut late) = (Vec::new(), Vec::new());
+    for shard in core.shard_ids() {
+        // The catalog comes first: what it says of the members counts for the others.
+        if !core.members.roster().holds(shard, core.me) {
+            continue;
+        }
+        let holding = maker.hold(core, shard)?;
         holding.resume().await?;
-        let looked = holding.clone();
-        let complete = tokio::task::spawn_blocking(move || looked.is_complete()).await.map_err(io::Error::other)??;
-        places.insert(holding.shard, Place { late: !complete && holding.shard != ShardId::CATALOG, ..Place::default() });
-        if complete { whole.push((holding, voters)) } else { late.push((holding, voters)) }
+        let complete = maker.is_complete(&holding).await?;
+        let is_late = !complete && shard != ShardId::CATALOG;
+        core.groups.write().insert(shard, Place { late: is_late, ..Place::default() });
+        if complete { whole.push(holding) } else { late.push(holding) }
     }
-    let _ = core.groups.set(places);
-    for (holding, voters) in whole {
+    for holding in whole {
         core.journal.unstage(holding.shard);
-        core.join(builder.group(core, holding, voters).await?);
+        core.join(maker.group(core, holding).await?);
     }
-    let builder = Arc::new(builder);
-    for (holding, voters) in late {
-        let (shard, alone) = (holding.shard, voters.len() == 1);
-        let made = complete_and_join(core.clone(), builder.clone(), holding, voters);
+    for holding in late {
+        let (shard, alone) = (holding.shard, core.members.around(holding.shard).len() == 1);
+        // Making the catalog, this node may have heard for the first time where groups are.
+        if !core.members.roster().holds(shard, core.me) {
+            core.groups.write().remove(&shard);
+            continue;
+        }
+        let made = complete_and_join(core.clone(), maker.clone(), holding);
         if shard == ShardId::CATALOG || alone {
             made.await?;
         } else {
-            core.watch.spawn_until(format!("the rebuilding of shard {shard}"), async move {
-                if let Err(error) = made.await {
-                    tracing::error!(%shard, %error, "this node does not take part in the shard");
-                }
-                None
-            });
+            make_aside(core, shard, made);
         }
     }
-    Ok(())
+    Ok(maker)
+}
+
+/// A group of this node is made by a task of its own, until then its place is empty.
+fn make_aside(core: &Arc<Core>, shard: ShardId, made: impl Future<Output = Result<(), FormationError>> + Send + 'static) {
+    let making = core.watch.spawn_until(format!("the making of shard {shard}"), async move {
+        if let Err(error) = made.await {
+            tracing::error!(%shard, %error, "this node does not take part in the shard");
+        }
+        None
+    });
+    if let Some(place) = core.groups.write().get_mut(&shard).filter(|place| place.shard.is_none()) {
+        place.making = Some(making);
+    }
 }
 
 /// Afterwards this node's state of a group, its log and its entries fit together.
-async fn complete_and_join(
-    core: Arc<Core>,
-    builder: Arc<Builder>,
-    holding: Arc<Holding>,
-    voters: Vec<VoterId>,
-) -> Result<(), FormationError> {
+async fn complete_and_join(core: Arc<Core>, maker: Maker, holding: Arc<Holding>) -> Result<(), FormationError> {
     match core.journal.damage(holding.shard) {
-        Some(damage) => rebuild::group(&core, &holding, &voters, damage).await?,
-        None => fetch::state(&core, &holding, &voters).await?,
+        Some(damage) => rebuild::group(&core, &holding, damage).await?,
+        None => fetch::state(&core, &holding).await?,
     }
     core.journal.unstage(holding.shard);
-    core.join(builder.group(&core, holding, voters).await?);
+    core.join(maker.group(&core, holding).await?);
     Ok(())
 }
 
@@ -399,50 +443,85 @@ fn stopped(shard: ShardId) -> impl Fn(&dyn std::fmt::Display) -> FormationError 
     move |e| FormationError::Stopped(format!("shard {shard}: {e}"))
 }
 
-fn hold(
-    core: &Core,
-    machine: Arc<dyn Machine>,
-    store: Option<&Arc<StateStore>>,
-    shard: ShardId,
-    me: VoterId,
-    voters: Vec<VoterId>,
-) -> Result<(Arc<Holding>, Vec<VoterId>), FormationError> {
-    let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
-    let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
-    let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(shard)(&e))?;
-    let membership = stored_membership(core, shard, members, voters.first().copied().unwrap_or(me));
-    Ok((Holding::new(shard, machine, core.journal.clone(), store, membership), voters))
-}
-
-/// What all groups of this node are built with.
-struct Builder {
+/// What all groups of this node are made with. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Maker {
     network: Arc<Network>,
     me: VoterId,
+    machines: Arc<Machines>,
+    store: Weak<StateStore>,
 }
 
-impl Builder {
-    async fn group(&self, core: &Arc<Core>, holding: Arc<Holding>, voters: Vec<VoterId>) -> Result<Shard, FormationError> {
+impl Maker {
+    /// A group that came to this node while it runs: it joins when it is whole.
+    pub(super) async fn add(&self, core: &Arc<Core>, shard: ShardId) -> Result<(), FormationError> {
+        let holding = self.hold(core, shard)?;
+        holding.resume().await?;
+        let complete = self.is_complete(&holding).await?;
+        core.groups.write().insert(shard, Place { late: true, ..Place::default() });
+        let (core_of, maker) = (core.clone(), self.clone());
+        make_aside(core, shard, async move {
+            if !complete {
+                return complete_and_join(core_of, maker, holding).await;
+            }
+            core_of.join(maker.group(&core_of, holding).await?);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    async fn is_complete(&self, holding: &Arc<Holding>) -> Result<bool, FormationError> {
+        let looked = holding.clone();
+        Ok(tokio::task::spawn_blocking(move || looked.is_complete()).await.map_err(io::Error::other)??)
+    }
+
+    fn hold(&self, core: &Core, shard: ShardId) -> Result<Arc<Holding>, FormationError> {
+        let machine = (self.machines)(shard);
+        let voters = core.members.now(shard).into_iter().map(|node| VoterId { node, generation: FIRST_GENERATION });
+        let voters: Vec<VoterId> = voters.collect();
+        let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();
+        let nodes: BTreeMap<u64, openraft::EmptyNode> = ids.iter().map(|id| (*id, openraft::EmptyNode {})).collect();
+        let members = Omembership::new(vec![ids], nodes).map_err(|e| stopped(shard)(&e))?;
+        let (applied, first) = (machine.restored().map_or(0, |id| id.index), voters.first().copied());
+        let membership = stored_membership(core, shard, applied, members, first.unwrap_or(self.me));
+        Ok(Holding::new(shard, machine, core.journal.clone(), self.store.upgrade().as_ref(), membership))
+    }
+
+    async fn group(&self, core: &Arc<Core>, holding: Arc<Holding>) -> Result<Shard, FormationError> {
         let (id, me) = (holding.shard, self.me);
         let Some(transport) = core.transport() else { return Err(FormationError::Stopped("no network".into())) };
         let (sm, heard) = GroupMachine::new(holding.clone());
         let forced = Arc::new(AtomicBool::new(false));
         let config = raft_config(core.timing).validate().map_err(|e| stopped(id)(&e))?;
-        let log = GroupLog::new(id, core.journal.clone(), holding.work.clone());
-        let contact = Arc::new(Contact::new(voters.len()));
+        let contact = Arc::new(Contact::new(me.pack(), voters(core, &holding)));
+        let _ = holding.contact.set(contact.clone());
+        let log = GroupLog::new(id, core.journal.clone(), holding.work.clone()).with_contact(contact.clone());
         let network = self.network.group(holding.clone(), forced.clone(), contact.clone());
         let raft = Group::build(me.pack(), Arc::new(config), network, log, sm);
         let raft = raft.await.map_err(|e| stopped(id)(&e))?;
-        let (journal, lease) = (core.journal.clone(), core.timing.lease());
-        let nodes = voters.iter().map(|voter| voter.node).filter(|node| *node != core.me).collect();
-        let others = Others { transport: transport.clone(), nodes, counters: core.bodies.clone() };
-        let parts = Parts { id, me, voters, raft, journal, holding, heard, forced, others, lease, contact };
+        let (journal, lease, members) = (core.journal.clone(), core.timing.lease(), core.members.clone());
+        let others = Others { transport: transport.clone(), me: core.me, members: members.clone(), counters: core.bodies.clone() };
+        let parts = Parts { id, me, members, raft, journal, holding, heard, forced, others, lease, contact };
         Ok(Shard::start(parts, &core.watch))
     }
 }
 
-/// The newest membership in the log, else what `initialize` wrote as the log's first entry.
-fn stored_membership(core: &Core, shard: ShardId, members: Omembership, initializer: VoterId) -> Ostored {
-    let logged = core.journal.state(shard).membership;
+/// The sets of voters as the log says last; before there is a log, those that form the group.
+fn voters(core: &Core, holding: &Holding) -> Configs {
+    let logged = core.journal.state(holding.shard).membership.and_then(|(_, bytes)| read_membership(&bytes));
+    let membership = logged.unwrap_or_else(|| holding.membership.lock().membership().clone());
+    let configs = membership.get_joint_config().clone();
+    if configs.iter().any(|config| !config.is_empty()) {
+        return configs;
+    }
+    let founders = core.members.now(holding.shard).into_iter().map(|node| VoterId { node, generation: FIRST_GENERATION }.pack());
+    vec![founders.collect()]
+}
+
+/// The newest membership of what is applied: a later one in the log may never have been agreed on. Else what `initialize` wrote as the log's
+/// first entry.
+fn stored_membership(core: &Core, shard: ShardId, applied: u64, members: Omembership, initializer: VoterId) -> Ostored {
+    let logged = core.journal.membership_upto(shard, applied);
     if let Some((id, membership)) = logged.and_then(|(id, bytes)| Some((id, read_membership(&bytes)?))) {
         return Ostored::new(Some(to_oid(id)), membership);
     }

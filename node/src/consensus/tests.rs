@@ -238,7 +238,8 @@ impl Cluster {
         let consensus = Consensus::start(ConsensusConfig {
             node: id,
             incarnation: next_incarnation(),
-            nodes: self.journals.keys().copied().collect(),
+            members: Members::founded(self.journals.keys().copied(), self.shards),
+            joins: false,
             shards: self.shards,
             timing: self.timing,
             clock: self.clocks.get(&id).cloned().unwrap_or_else(|| ClusterClock::new(Sources::default())),
@@ -342,7 +343,7 @@ async fn three_nodes_form_elect_and_replicate_in_order() {
     let mut cluster = Cluster::started(3, 3).await;
     for shard in 0..=3 {
         let (leader, _) = cluster.leader(ShardId(shard)).await;
-        assert_eq!(leader, placement::voters(ShardId(shard), &[NodeId(1), NodeId(2), NodeId(3)])[0].node, "leaders spread");
+        assert_eq!(leader, Members::founded((1..=3).map(NodeId), 3).now(ShardId(shard))[0], "leaders spread");
     }
     let (id, leader) = cluster.leader(DATA).await;
     let group = cluster.nodes[&id].consensus.shard(DATA).expect("member");
@@ -617,7 +618,7 @@ async fn a_forced_vote_is_refused_by_a_voter_that_still_sees_the_leader() {
     let mut cluster = Cluster::started(3, 1).await;
     assert!(applied(&cluster.propose(0).await));
     let (leader, under) = cluster.leader(DATA).await;
-    let voters = placement::voters(DATA, &[NodeId(1), NodeId(2), NodeId(3)]);
+    let voters = cluster.nodes[&leader].consensus.shard(DATA).expect("member").voters();
     let mut others = voters.iter().filter(|v| v.node != leader);
     let (from, to) = (others.next().expect("three"), others.next().expect("three"));
     let transport = cluster.transports.lock()[&from.node].clone();

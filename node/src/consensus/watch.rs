@@ -8,6 +8,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
 
 /// Looks for a fault that count are so far apart,
 const LOOK: Duration = Duration::from_millis(900);
@@ -65,14 +66,15 @@ impl Watch {
     }
 
     /// The same for a task that knows why it ends; `None`: that is no fault.
-    pub(super) fn spawn_until(self: &Arc<Self>, name: String, task: impl Future<Output = Option<Loss>> + Send + 'static) {
+    pub(super) fn spawn_until(self: &Arc<Self>, name: String, task: impl Future<Output = Option<Loss>> + Send + 'static) -> AbortHandle {
         let watch = self.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let ended = AssertUnwindSafe(task).catch_unwind().await;
             if let Some(fault) = ended.unwrap_or_else(|_| Some(Loss::passing(format!("{name} has panicked")))) {
                 watch.lost(fault);
             }
         });
+        task.abort_handle()
     }
 
     /// Something that this node needs is gone. Nothing while this room ends.

@@ -28,7 +28,10 @@ pub(super) async fn keep(core: Arc<Core>) {
         core.watch.looked();
         let disk_works =
             !core.slow_disks.is_own_slow() && core.journal.writing_for().is_none_or(|took| took < SLOW_WRITE) && core.journal.has_spare();
-        for group in core.all_groups().filter(|group| group.is_running()) {
+        let running: Vec<Shard> = core.all_groups().into_iter().filter(|group| group.is_running() && !group.has_left()).collect();
+        // A group that comes back to a node is another one.
+        groups.retain(|_, asked| running.iter().any(|group| group.is(&asked.group)));
+        for group in &running {
             let asked = groups.entry(group.id()).or_insert_with(|| Asked::new(group));
             if let Some(fault) = asked.look(disk_works) {
                 core.watch.lost(Loss::passing(fault));

@@ -33,6 +33,8 @@ pub enum Ask {
     Led = 8,
     /// A replica that lost records asks the leader for a point at which it is whole again.
     Rebuild = 9,
+    /// Whether a node is ready to be sent a group's log.
+    Ready = 10,
 }
 
 impl Ask {
@@ -40,7 +42,7 @@ impl Ask {
     pub fn of(head: &mut Bytes) -> Result<Ask, PeerError> {
         let byte = head.try_get_u8().map_err(|_| SHORT)?;
         use Ask::*;
-        let all = [Vote, PreVote, Transfer, Catalog, Lease, Formation, Adopt, Led, Rebuild];
+        let all = [Vote, PreVote, Transfer, Catalog, Lease, Formation, Adopt, Led, Rebuild, Ready];
         all.into_iter().find(|kind| *kind as u8 == byte).ok_or(PeerError::Malformed("unknown question"))
     }
 }

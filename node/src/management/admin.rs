@@ -302,7 +302,10 @@ impl Admin for AdminService {
 
 fn status_reply(report: Report, waiting_for: Option<String>) -> StatusReply {
     let Report { node, cluster_id, members, shards, connections, queues, alarms, local_alarm } = report;
-    let members = members.into_iter().map(|m| wire::Member { node: m.node.0.into(), address: m.address, up: m.up }).collect();
+    let members = members
+        .into_iter()
+        .map(|m| wire::Member { node: m.node.0.into(), address: m.address, up: m.up, stage: m.stage.text().into() })
+        .collect();
     StatusReply {
         node: node.0.into(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -323,6 +326,7 @@ fn shard_reply(shard: ShardStatus) -> wire::Shard {
         leader: shard.leader.map(|leader| leader.node().0.into()),
         term: shard.leader.map_or(0, |leader| leader.term),
         members: shard.members.iter().map(|node| node.0.into()).collect(),
+        goal: shard.goal.iter().map(|node| node.0.into()).collect(),
         applied: shard.applied,
     }
 }

@@ -6,6 +6,7 @@ use crate::model::catalog::{BindingSpec, ExchangeSpec, Name, QueueRecord, Refusa
 use crate::model::consumer_group::GroupState;
 use crate::model::report::{ConnectionStat, Counted, RaftFigures, Report};
 use crate::model::rocketmq::{Arrangement, TopicSettings};
+use crate::model::roster::Stage;
 use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
 use crate::model::{ConsumerId, LeaderId, NodeId, ShardId};
@@ -219,6 +220,8 @@ pub struct MemberStatus {
     pub address: String,
     /// This node itself, or one that answers.
     pub up: bool,
+    /// How far it is.
+    pub stage: Stage,
 }
 
 /// A Raft group as this node sees it.
@@ -228,8 +231,10 @@ pub struct ShardStatus {
     pub shard: ShardId,
     /// Who leads it.
     pub leader: Option<LeaderId>,
-    /// Nodes with a replica.
+    /// Nodes with a replica, the preferred leader first.
     pub members: Vec<NodeId>,
+    /// Nodes with a replica once it is moved; empty: it is not.
+    pub goal: Vec<NodeId>,
     /// Last applied log index here, 0 without a replica here.
     pub applied: u64,
 }

@@ -1,8 +1,10 @@
 //! Who may do what, and how much of it: users, vhosts, permissions, policies, limits, and the commands that change them. Part of the
 //! catalog's commands and state (MessagePack maps, as there). Made by `warren ctl`, applied by `machine::catalog`.
 
+use super::NodeId;
 use super::catalog::Table;
 use super::rocketmq::AccessKey;
+use super::roster::RosterChange;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -123,6 +125,13 @@ pub struct Policy {
 /// A change by an operator. Each may be repeated: the second time changes nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum AdminCommand {
+    /// Members of the cluster or the places of replicas change.
+    Roster {
+        /// How.
+        change: RosterChange,
+        /// Who formed the cluster, with their addresses, as configured: the first change writes it down.
+        founders: Vec<(NodeId, String)>,
+    },
     /// A new user; refused when there is another one of that name.
     AddUser {
         /// Name.

@@ -15,6 +15,7 @@ pub mod ports;
 pub mod properties;
 pub mod report;
 pub mod rocketmq;
+pub mod roster;
 pub mod settings;
 pub mod shortage;
 pub mod step;

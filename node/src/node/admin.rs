@@ -4,7 +4,7 @@ use super::neighbours::Neighbours;
 use super::running::Running;
 use super::start::rocket_defaults;
 use crate::config::ServerConfig;
-use crate::consensus::{Shard, placement};
+use crate::consensus::Shard;
 use crate::listener::rocketmq::Hub;
 use crate::machine::catalog::{User, password_digest, split_hash};
 use crate::management::{
@@ -18,6 +18,7 @@ use crate::model::consumer_group::GroupState;
 use crate::model::link::QueueStat;
 use crate::model::report::{ConnectionStat, Counted};
 use crate::model::rocketmq::{Arrangement, group_of};
+use crate::model::roster::{RosterChange, RosterMember};
 use crate::model::stream::StreamMemory;
 use crate::model::stream_step::Advertised;
 use crate::model::{NodeId, QueueId, ShardId};
@@ -142,6 +143,7 @@ impl AdminSource for Admin {
                 let catalog = running.catalog.read();
                 (catalog.applied().index, catalog.state_hash())
             } else {
+                running.consensus.shard(shard)?;
                 let machine = running.replicas.data(shard)?;
                 let machine = machine.lock();
                 (machine.applied().index, machine.state_hash())
@@ -310,6 +312,10 @@ impl AdminSource for Admin {
             let deadline = Instant::now() + running.config.no_quorum_timeout;
             running.until_catalog_is_fresh(deadline).await?;
             running.catalog.read().check(&command)?;
+            let command = match command {
+                AdminCommand::Roster { change, .. } => running.roster_command(change).await?,
+                other => other,
+            };
             match running.consensus.catalog().submit(&CatalogCommand::Admin(command), deadline).await? {
                 (_, CatalogReply::Refused(refusal)) => Err(refusal),
                 _ => Ok(()),
@@ -499,26 +505,41 @@ impl Running {
         node == self.config.node || self.consensus.link(node).up > 0
     }
 
+    /// The first one says as well who formed the cluster.
+    async fn roster_command(&self, change: RosterChange) -> Result<AdminCommand, Refusal> {
+        let founders = self.config.founders();
+        let configured: Vec<NodeId> = founders.iter().map(|(node, _)| *node).collect();
+        let without = if let RosterChange::Remove { node } = &change { Some(*node) } else { None };
+        self.consensus.may_change_members(&configured, without).await.map_err(Refusal::Precondition)?;
+        Ok(AdminCommand::Roster { change, founders })
+    }
+
     fn members(&self, shard: ShardId) -> Vec<NodeId> {
         match shard.owner() {
             Some(owner) => vec![owner],
-            None => placement::voters(shard, &self.nodes()).iter().map(|v| v.node).collect(),
+            None => self.consensus.members().now(shard),
         }
     }
 
     fn status(&self) -> Status {
-        let member =
-            |m: &crate::config::Member| MemberStatus { node: m.node, address: format!("{}:{}", m.host, m.port), up: self.is_up(m.node) };
+        let roster = self.consensus.members().roster();
+        let member = |(node, member): (&NodeId, &RosterMember)| MemberStatus {
+            node: *node,
+            address: member.address.clone(),
+            up: self.is_up(*node),
+            stage: member.stage,
+        };
         let shard = |shard: ShardId| ShardStatus {
             shard,
             leader: self.consensus.leadership(shard).borrow().leader,
             members: self.members(shard),
+            goal: roster.groups.get(&shard).and_then(|place| place.goal.clone()).unwrap_or_default(),
             applied: self.consensus.shard(shard).and_then(|s| *s.applied().borrow()).map_or(0, |id| id.index),
         };
         Status {
             node: self.config.node,
             cluster_id: self.consensus.cluster().map(|id| format!("{id:032x}")).unwrap_or_default(),
-            members: self.config.cluster.iter().map(member).collect(),
+            members: roster.members.iter().map(member).collect(),
             shards: (0..=self.shards).map(|n| shard(ShardId(n))).collect(),
             connections: self.edge.connections().len() as u64,
             queues: self.catalog.read().queue_count() as u64,

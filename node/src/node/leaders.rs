@@ -5,35 +5,33 @@ use crate::edge::LeaderFinder;
 use crate::machine::catalog::Catalog;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::serving::local::local_leadership;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// One watch per shard of the cluster.
+/// One watch per shard of the cluster, and per node for its in-memory queues.
 pub(super) struct Leaders {
-    shards: BTreeMap<ShardId, watch::Sender<Option<LeaderId>>>,
+    shards: Mutex<BTreeMap<ShardId, watch::Sender<Option<LeaderId>>>>,
 }
 
 impl Leaders {
     /// Starts following: call within the runtime that clients are served on.
     pub fn follow(
         shards: u16,
-        nodes: &[NodeId],
-        consensus: &Consensus,
+        consensus: &Arc<Consensus>,
         catalog: Arc<RwLock<Catalog>>,
         mut moved_rx: watch::Receiver<u64>,
     ) -> Arc<Leaders> {
-        let all = (1..=shards).map(ShardId).chain(nodes.iter().map(|n| ShardId::local(*n)));
-        let leaders = Arc::new(Leaders { shards: all.map(|shard| (shard, watch::channel(None).0)).collect() });
+        let leaders = Arc::new(Leaders { shards: Mutex::default() });
         for shard in (1..=shards).map(ShardId) {
-            tokio::spawn(follow_group(leaders.clone(), shard, consensus.leadership(shard)));
+            tokio::spawn(follow_group(leaders.clone(), shard, consensus.clone()));
         }
-        let (owned, nodes) = (leaders.clone(), nodes.to_vec());
+        let (owned, members) = (leaders.clone(), consensus.members().clone());
         tokio::spawn(async move {
             loop {
                 moved_rx.borrow_and_update();
-                owned.follow_owners(&catalog, &nodes);
+                owned.follow_owners(&catalog, &members.nodes());
                 if moved_rx.changed().await.is_err() {
                     return;
                 }
@@ -51,27 +49,33 @@ impl Leaders {
     }
 
     fn set(&self, shard: ShardId, leader: Option<LeaderId>) {
-        if let Some(tx) = self.shards.get(&shard) {
-            tx.send_if_modified(|now| std::mem::replace(now, leader) != leader);
-        }
+        let mut shards = self.shards.lock();
+        let tx = shards.entry(shard).or_default();
+        tx.send_if_modified(|now| std::mem::replace(now, leader) != leader);
     }
 }
 
-async fn follow_group(leaders: Arc<Leaders>, shard: ShardId, mut leadership_rx: watch::Receiver<crate::model::ports::Leadership>) {
+async fn follow_group(leaders: Arc<Leaders>, shard: ShardId, consensus: Arc<Consensus>) {
+    let mut regrouped_rx = consensus.regrouped();
+    let mut leadership_rx = consensus.leadership(shard);
     loop {
         let leader = leadership_rx.borrow_and_update().leader;
         leaders.set(shard, leader);
-        if leadership_rx.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = leadership_rx.changed() => if changed.is_err() { return },
+            // The group may have come or gone.
+            changed = regrouped_rx.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                leadership_rx = consensus.leadership(shard);
+            }
         }
     }
 }
 
 impl LeaderFinder for Leaders {
     fn leadership(&self, shard: ShardId) -> watch::Receiver<Option<LeaderId>> {
-        match self.shards.get(&shard) {
-            Some(tx) => tx.subscribe(),
-            None => watch::channel(None).1,
-        }
+        self.shards.lock().entry(shard).or_default().subscribe()
     }
 }

@@ -2,6 +2,7 @@
 //! when somebody asks and kept; a broken one is made anew at the next question.
 
 use crate::config::ServerConfig;
+use crate::consensus::Members;
 use crate::edge;
 use crate::listener::rocketmq::Elsewhere;
 use crate::management::client::{AdminClient, ClientError};
@@ -16,6 +17,7 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
 use warren_proto::admin::{CloseRequest, ListReply, ListRequest, PingReply};
 
@@ -26,7 +28,11 @@ const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// All nodes but this one.
 pub(super) struct Neighbours {
+    me: NodeId,
+    /// As configured.
     addresses: BTreeMap<NodeId, String>,
+    /// Who is a member, as soon as this node runs.
+    members: OnceLock<Members>,
     secret: Secret,
     tls: Option<Mutual>,
     clients: Mutex<BTreeMap<NodeId, AdminClient>>,
@@ -36,6 +42,8 @@ impl Neighbours {
     pub(super) fn new(config: &ServerConfig, tls: Option<Mutual>) -> Neighbours {
         let others = config.cluster.iter().filter(|m| m.node != config.node);
         Neighbours {
+            me: config.node,
+            members: OnceLock::new(),
             addresses: others.map(|m| (m.node, format!("{}:{}", m.host, m.port))).collect(),
             secret: Secret::new(config.secret.bytes()),
             tls,
@@ -53,7 +61,22 @@ impl Neighbours {
     }
 
     fn all(&self) -> Vec<NodeId> {
-        self.addresses.keys().copied().collect()
+        match self.members.get() {
+            Some(members) => members.nodes().into_iter().filter(|node| *node != self.me).collect(),
+            None => self.addresses.keys().copied().collect(),
+        }
+    }
+
+    /// From now on the members count, not who is configured.
+    pub(super) fn follow(&self, members: &Members) {
+        // A second call would name the same.
+        let _ = self.members.set(members.clone());
+    }
+
+    /// Addresses that are configured win.
+    fn address(&self, node: NodeId) -> Option<String> {
+        let member = || Some(self.members.get()?.roster().members.get(&node)?.address.clone());
+        self.addresses.get(&node).cloned().or_else(member)
     }
 
     pub(super) async fn close(&self, request: CloseRequest) -> u64 {
@@ -70,7 +93,7 @@ impl Neighbours {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let known = nodes.iter().filter_map(|node| Some((*node, self.addresses.get(node)?)));
+        let known = nodes.iter().filter_map(|node| Some((*node, self.address(*node)?)));
         let asked = known.map(|(node, address)| {
             let answer = self.ask_one(node, address, &ask);
             async move {
@@ -98,7 +121,7 @@ impl Neighbours {
     }
 
     /// Over the connection there is, then over a new one.
-    async fn ask_one<T, F>(&self, node: NodeId, address: &str, ask: &impl Fn(AdminClient) -> F) -> Result<T, String>
+    async fn ask_one<T, F>(&self, node: NodeId, address: String, ask: &impl Fn(AdminClient) -> F) -> Result<T, String>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
@@ -110,7 +133,7 @@ impl Neighbours {
             }
         }
         self.clients.lock().remove(&node);
-        let client = self.dial(node, address).await?;
+        let client = self.dial(node, &address).await?;
         ask(client).await.map_err(|error| error.to_string())
     }
 }
@@ -118,12 +141,12 @@ impl Neighbours {
 impl Elsewhere for Neighbours {
     fn ask(&self, node: NodeId, errand: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         async move {
-            let address = self.addresses.get(&node).ok_or("no such node")?;
+            let address = self.address(node).ok_or("no such node")?;
             // Once: nobody knows what became of an errand that was not answered, and it may not be done twice.
             let known = self.clients.lock().get(&node).cloned();
             let mut client = match known {
                 Some(client) => client,
-                None => self.dial(node, address).await?,
+                None => self.dial(node, &address).await?,
             };
             let answered = client.errand(errand).await;
             if let Err(ClientError::Unreachable { .. }) = &answered {
@@ -149,7 +172,7 @@ impl edge::Neighbours for Neighbours {
 
     fn addresses(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Vec<(NodeId, Option<Advertised>)>> {
         async move {
-            let known = nodes.iter().filter_map(|node| Some((*node, self.addresses.get(node)?)));
+            let known = nodes.iter().filter_map(|node| Some((*node, self.address(*node)?)));
             let asked = known.map(async |(node, address)| {
                 let answer = self.ask_one(node, address, &|mut client: AdminClient| async move { client.ping().await });
                 let told = tokio::time::timeout(COUNT_PATIENCE, answer).await.ok()?;

@@ -4,7 +4,6 @@ use crate::config::ServerConfig;
 use crate::consensus::{ClusterClock, Consensus, Replicas};
 use crate::edge::Edge;
 use crate::machine::catalog::Catalog;
-use crate::model::NodeId;
 use crate::serving::Lateness;
 use crate::store::wal::Wal;
 use parking_lot::{Mutex, RwLock};
@@ -30,11 +29,4 @@ pub(super) struct Running {
     pub clock: ClusterClock,
     /// This node itself is short of something.
     pub is_low: AtomicBool,
-}
-
-impl Running {
-    /// All configured nodes, ascending.
-    pub fn nodes(&self) -> Vec<NodeId> {
-        self.config.cluster.iter().map(|m| m.node).collect()
-    }
 }

@@ -6,15 +6,17 @@ use super::ground::Ground;
 use super::leaders::Leaders;
 use super::running::Running;
 use super::streams::Held;
-use super::{StartError, alarm, doing, presence, unused};
+use super::{StartError, alarm, doing, joining, presence, unused};
 use crate::config::{DataDir, Rocketmq, ServerConfig};
-use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Replicas, Shard, Timing, Wire};
+use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Members, Replicas, Seat, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig, Office, RocketDefaults};
 use crate::listener::rocketmq::{Hub, Settings};
 use crate::machine::catalog::hash_password;
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
 use crate::model::catalog::CatalogCommand;
+use crate::model::ports::Leadership;
+use crate::model::roster::Roster;
 use crate::model::{Incarnation, NodeId, ShardId};
 use crate::serving::local::{LocalBodies, LocalProposer, local_leadership};
 use crate::serving::{self, Lateness, Mailbox, ServerEvent, ServerHandle};
@@ -24,6 +26,7 @@ use crate::store::wal::Wal;
 use crate::tls::Mutual;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -60,6 +63,8 @@ struct Opened {
     mailboxes: HashMap<ShardId, Mailbox>,
     shards: u16,
     clock: ClusterClock,
+    members: Members,
+    joins: bool,
 }
 
 /// Everything up to the moment when clients can be served.
@@ -69,11 +74,13 @@ pub(super) async fn start(
     tls: Option<Mutual>,
     readiness: Arc<Readiness>,
 ) -> Result<(Started, Arc<Hub>), StartError> {
+    let config = joining::admitted(config, tls.as_ref()).await?;
     let admin = Admin::new(&config, tls.clone());
     let ground = Ground::real(&config, (peer, tls), &admin, &readiness)?;
     let incarnation = next_start(&config)?;
     let opened = open_aside(config.clone(), incarnation, ground).await?;
     let started = go_on(config, incarnation, opened, &readiness).await?;
+    admin.neighbours.follow(started.running.consensus.members());
     started.running.edge.set_neighbours(admin.neighbours.clone());
     let edge = started.running.edge.clone();
     let hub = Hub::new(edge.clone(), rocketmq_settings(&started.running.config, edge.process()), admin.neighbours.clone());
@@ -108,10 +115,12 @@ async fn go_on(
     readiness: &Readiness,
 ) -> Result<Started, StartError> {
     let consensus = Arc::new(start_consensus(&config, incarnation, &opened, wire)?);
+    let mut tasks = JoinSet::new();
+    // Whoever dies while it joins must know whom to ask afterwards.
+    tasks.spawn(keep_roster(opened.members.clone(), config.data_dir.clone()));
     consensus.formed().await?;
     readiness.not_serving("waiting for leaders");
 
-    let mut tasks = JoinSet::new();
     let (events_tx, events_rx) = mpsc::channel(EVENTS);
     let office = Office::new(opened.replicas.catalog());
     let lateness = Arc::<Lateness>::default();
@@ -119,9 +128,8 @@ async fn go_on(
     consensus.run();
 
     let catalog = opened.replicas.catalog();
-    let nodes: Vec<NodeId> = config.cluster.iter().map(|m| m.node).collect();
     let moved_rx = opened.applied.moved_tx.subscribe();
-    let leaders = Leaders::follow(opened.shards, &nodes, &consensus, catalog.clone(), moved_rx);
+    let leaders = Leaders::follow(opened.shards, &consensus, catalog.clone(), moved_rx);
     let (lease, applied) = (consensus.routing_lease(), opened.applied.clone());
     let may_route = Box::new(move || lease() && applied.is_up());
     let port = Port { client: consensus.catalog(), may_route, patience: config.no_quorum_timeout };
@@ -202,8 +210,41 @@ fn open(config: &ServerConfig, incarnation: Incarnation, ground: Ground) -> Resu
     let applied = Arc::new(Applied::new(servers, config.node, incarnation));
     let store = Arc::new(store);
     let replicas = Replicas::new(Some(store.clone()), applied.clone());
+    let members = Members::new(roster(config, shards));
+    replicas.tell(&members);
     applied.follow(replicas.catalog());
-    Ok((Opened { disk, wal, store, replicas, applied, mailboxes, shards, clock: ClusterClock::new(clocks) }, wire))
+    Ok((
+        Opened { disk, wal, store, replicas, applied, mailboxes, shards, clock: ClusterClock::new(clocks), members, joins: config.joins },
+        wire,
+    ))
+}
+
+/// As it was kept last, or as it was when the cluster was formed.
+fn roster(config: &ServerConfig, shards: u16) -> Roster {
+    kept_roster(config).unwrap_or_else(|| Roster::founded(config.founders(), shards))
+}
+
+/// The list of members that lies beside the log.
+pub(super) fn kept_roster(config: &ServerConfig) -> Option<Roster> {
+    DataDir::roster(&config.data_dir).and_then(|bytes| rmp_serde::from_slice(&bytes).ok())
+}
+
+/// Keeps the list of members beside the log: a node whose checkpoints are lost must know whom to ask, and what is its.
+async fn keep_roster(members: Members, data_dir: PathBuf) {
+    let mut roster_rx = members.watch();
+    loop {
+        let roster = roster_rx.borrow_and_update().clone();
+        if roster.index > 0 {
+            let (bytes, dir) = (rmp_serde::to_vec_named(&*roster).unwrap_or_default(), data_dir.clone());
+            let written = tokio::task::spawn_blocking(move || DataDir::write_roster(&dir, &bytes)).await;
+            if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                tracing::warn!(%error, "the list of members cannot be kept beside the log");
+            }
+        }
+        if roster_rx.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Opened, wire: Wire) -> Result<Consensus, StartError> {
@@ -211,7 +252,8 @@ fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Ope
     let consensus = ConsensusConfig {
         node: config.node,
         incarnation,
-        nodes: config.cluster.iter().map(|m| m.node).collect(),
+        members: opened.members.clone(),
+        joins: opened.joins,
         shards: opened.shards,
         timing: Timing::default(),
         clock: opened.clock.clone(),
@@ -248,33 +290,40 @@ fn start_servers(
             let proposer = Arc::new(LocalProposer::new(machine.clone(), bodies.clone(), handle.clone()));
             serving::spawn(settings, mailbox, machine, proposer, bodies, events_tx.clone());
             handle.leadership(local_leadership(config.node, incarnation));
-        } else if let Some(machine) = opened.replicas.data(shard) {
+        } else {
+            let machine = opened.replicas.data_or_empty(shard);
             settings.clock = Arc::new(opened.clock.clone());
             let (handle, events_tx) = (handle.clone(), events_tx.clone());
-            let serve = move |raft: Shard| {
-                let outcomes = handle.clone();
-                raft.on_outcome(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
-                serving::spawn(settings, mailbox, machine, Arc::new(raft.clone()), Arc::new(raft.clone()), events_tx);
-                tell_leadership(raft, handle)
-            };
-            match consensus.shard(shard).filter(|_| !consensus.is_late(shard)) {
-                Some(raft) => drop(tasks.spawn(serve(raft))),
-                None => drop(tasks.spawn(serve_late(consensus.whole(shard), serve))),
+            let outcomes = handle.clone();
+            let seat = Seat::new(Arc::new(move |token, outcome| outcomes.outcome(token, outcome)));
+            if let Some(raft) = consensus.shard(shard).filter(|_| !consensus.is_late(shard)) {
+                seat.take(&raft);
             }
+            serving::spawn(settings, mailbox, machine, seat.clone(), seat.clone(), events_tx);
+            tasks.spawn(serve_group(consensus.clone(), shard, seat, handle));
         }
     }
     tasks.spawn(tell_catalog(opened.applied.moved_tx.subscribe(), opened.applied.servers.values().cloned().collect()));
 }
 
-/// A shard of which this disk lacks something is served from when it has got it.
-async fn serve_late<T: Future<Output = ()>>(whole: impl Future<Output = Shard>, serve: impl FnOnce(Shard) -> T) {
-    let raft = whole.await;
-    let serving = serve(raft.clone());
-    raft.run();
-    serving.await;
+/// For ever: a group of the shard is served from when it is whole until it leaves this node.
+async fn serve_group(consensus: Arc<Consensus>, shard: ShardId, seat: Arc<Seat>, server: ServerHandle) {
+    loop {
+        let raft = consensus.whole(shard).await;
+        if consensus.is_late(shard) {
+            seat.take(&raft);
+            raft.run();
+        }
+        tokio::select! {
+            () = tell_leadership(&raft, &server) => return,
+            () = consensus.left(&raft) => {}
+        }
+        seat.leave();
+        server.leadership(Leadership::default());
+    }
 }
 
-async fn tell_leadership(raft: Shard, server: ServerHandle) {
+async fn tell_leadership(raft: &Shard, server: &ServerHandle) {
     let mut leadership_rx = raft.leadership();
     loop {
         let now = *leadership_rx.borrow_and_update();

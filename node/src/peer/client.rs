@@ -11,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -67,7 +67,13 @@ pub(super) struct Credentials {
 
 /// The network of a process.
 pub struct TonicNetwork {
-    peers: HashMap<NodeId, Arc<Peer>>,
+    me: NodeId,
+    peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
+    credentials: Credentials,
+    /// Until the end: it holds whoever holds this.
+    handler: Mutex<Option<Arc<dyn Handler>>>,
+    raft_runtime: Handle,
+    edge_runtime: Handle,
     changes_tx: watch::Sender<u64>,
     stop_tx: watch::Sender<bool>,
     redial_tx: watch::Sender<u64>,
@@ -79,6 +85,7 @@ struct Peer {
     links: [ArcSwapOption<PeerClient<Channel>>; 4],
     refused: AtomicBool,
     seen: AtomicBool,
+    forgotten_tx: watch::Sender<bool>,
 }
 
 impl TonicNetwork {
@@ -95,29 +102,28 @@ impl TonicNetwork {
             stop_rx,
         };
         server::start(listener, server)?;
-        let others = peers.into_iter().filter(|(other, _)| *other != node);
-        let peers: HashMap<NodeId, Arc<Peer>> = others.map(|(node, address)| (node, Arc::new(Peer::new(node, address)))).collect();
-        let network = TonicNetwork { peers, changes_tx: watch::channel(0).0, stop_tx, redial_tx: watch::channel(0).0 };
-        let raft_runtime = Handle::current();
-        for (peer, class) in network.peers.values().flat_map(|p| Class::LINKS.map(|class| (p.clone(), class))) {
-            let keeper = Keeper {
-                peer,
-                class,
-                credentials: credentials.clone(),
-                handler: handler.clone(),
-                changes_tx: network.changes_tx.clone(),
-                stop_rx: network.stop_tx.subscribe(),
-                redial_rx: network.redial_tx.subscribe(),
-            };
-            let runtime = if class.is_raft() { &raft_runtime } else { &edge_runtime };
-            runtime.spawn(keeper.run());
-        }
+        let network = TonicNetwork {
+            me: node,
+            peers: RwLock::default(),
+            credentials,
+            handler: Mutex::new(Some(handler)),
+            raft_runtime: Handle::current(),
+            edge_runtime,
+            changes_tx: watch::channel(0).0,
+            stop_tx,
+            redial_tx: watch::channel(0).0,
+        };
+        peers.iter().for_each(|(node, address)| network.know(*node, address));
         Ok(Arc::new(network))
+    }
+
+    fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.peers.read().get(&node).cloned()
     }
 
     fn client(&self, to: NodeId, class: Class) -> Result<PeerClient<Channel>, PeerError> {
         let gone = |why: &str| PeerError::Unreachable { node: to, why: why.into() };
-        let peer = self.peers.get(&to).ok_or_else(|| gone("not configured"))?;
+        let peer = self.peer(to).ok_or_else(|| gone("not configured"))?;
         let client = peer.links[class as usize].load_full();
         client.map(|c| c.as_ref().clone()).ok_or_else(|| gone("not connected"))
     }
@@ -125,7 +131,14 @@ impl TonicNetwork {
 
 impl Peer {
     fn new(node: NodeId, address: String) -> Peer {
-        Peer { node, address, links: Default::default(), refused: AtomicBool::new(false), seen: AtomicBool::new(false) }
+        Peer {
+            node,
+            address,
+            links: Default::default(),
+            refused: AtomicBool::new(false),
+            seen: AtomicBool::new(false),
+            forgotten_tx: watch::channel(false).0,
+        }
     }
 }
 
@@ -176,7 +189,7 @@ impl Transport for TonicNetwork {
     }
 
     fn link(&self, to: NodeId) -> LinkState {
-        let Some(peer) = self.peers.get(&to) else { return LinkState::default() };
+        let Some(peer) = self.peer(to) else { return LinkState::default() };
         let up = [Class::Log, Class::Beat].into_iter().filter(|c| peer.links[*c as usize].load().is_some()).count() as u8;
         LinkState { up, refused: peer.refused.load(Ordering::Acquire), seen: peer.seen.load(Ordering::Acquire) }
     }
@@ -189,7 +202,41 @@ impl Transport for TonicNetwork {
         self.redial_tx.send_modify(|n| *n += 1);
     }
 
+    fn know(&self, node: NodeId, address: &str) {
+        let Some(handler) = self.handler.lock().clone() else { return };
+        let peer = {
+            let mut peers = self.peers.write();
+            if node == self.me || peers.contains_key(&node) {
+                return;
+            }
+            let peer = Arc::new(Peer::new(node, address.to_owned()));
+            peers.insert(node, peer.clone());
+            peer
+        };
+        for class in Class::LINKS {
+            let keeper = Keeper {
+                peer: peer.clone(),
+                class,
+                credentials: self.credentials.clone(),
+                handler: handler.clone(),
+                changes_tx: self.changes_tx.clone(),
+                stop_rx: self.stop_tx.subscribe(),
+                forgotten_rx: peer.forgotten_tx.subscribe(),
+                redial_rx: self.redial_tx.subscribe(),
+            };
+            let runtime = if class.is_raft() { &self.raft_runtime } else { &self.edge_runtime };
+            runtime.spawn(keeper.run());
+        }
+    }
+
+    fn forget(&self, node: NodeId) {
+        if let Some(peer) = self.peers.write().remove(&node) {
+            peer.forgotten_tx.send_replace(true);
+        }
+    }
+
     fn shutdown(&self) {
+        drop(self.handler.lock().take());
         self.stop_tx.send_replace(true);
     }
 }
@@ -202,6 +249,7 @@ struct Keeper {
     handler: Arc<dyn Handler>,
     changes_tx: watch::Sender<u64>,
     stop_rx: watch::Receiver<bool>,
+    forgotten_rx: watch::Receiver<bool>,
     redial_rx: watch::Receiver<u64>,
 }
 
@@ -209,7 +257,7 @@ impl Keeper {
     async fn run(mut self) {
         let mut backoff = BACKOFF_MIN;
         let mut said = false;
-        while !*self.stop_rx.borrow() {
+        while !*self.stop_rx.borrow() && !*self.forgotten_rx.borrow() {
             let card = self.handler.card();
             self.redial_rx.mark_unchanged();
             match connect(&self.peer.address, self.class, card, &self.credentials, Some(self.peer.node)).await {
@@ -228,6 +276,7 @@ impl Keeper {
                         _ = gone_rx => {}
                         _ = redial_rx.changed() => {}
                         _ = self.stop_rx.changed() => {}
+                        _ = self.forgotten_rx.changed() => {}
                     }
                     self.down();
                     continue;
@@ -246,6 +295,7 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(jitter) => {}
                 _ = self.stop_rx.changed() => {}
+                _ = self.forgotten_rx.changed() => {}
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }

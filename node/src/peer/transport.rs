@@ -142,6 +142,10 @@ pub trait Transport: Send + Sync + 'static {
     fn link_changes(&self) -> watch::Receiver<u64>;
     /// This node's card changed (the cluster was formed): connections are made anew with the new card.
     fn card_changed(&self);
+    /// Another node is to be reached there, unless this one is configured with another address of it.
+    fn know(&self, _node: NodeId, _address: &str) {}
+    /// A node is no member any more: no connection to it is made.
+    fn forget(&self, _node: NodeId) {}
     /// Stop listening and close all connections.
     fn shutdown(&self);
 }

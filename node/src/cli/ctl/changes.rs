@@ -5,9 +5,11 @@ use super::commands::{CtlCommand, PolicyArgs};
 use super::{CtlArgs, CtlError, DATA, SOFTWARE, UNAVAILABLE, USAGE, print};
 use crate::machine::catalog::{decode_base64, hash_password, password_digest};
 use crate::management::client::{AdminClient, ClientError};
+use crate::model::NodeId;
 use crate::model::admin::{AdminCommand, ApplyTo, Permission, Policy, PolicyKind, TopicPermission, VhostFacts, VhostPatch};
 use crate::model::catalog::{Refusal, Table, Value};
 use crate::model::rocketmq::AccessKey;
+use crate::model::roster::RosterChange;
 use crate::peer::auth::Secret;
 use serde_json::Value as Json;
 use warren_proto::admin::{CloseRequest, QueueRequest};
@@ -24,6 +26,17 @@ const QUEUE_TYPES: [&str; 3] = ["classic", "quorum", "stream"];
 const HASH_BYTES: usize = 4 + 32;
 const ADDED: &str =
     "Done. Don't forget to grant the user permissions to some virtual hosts! See 'rabbitmqctl help set_permissions' to learn more.";
+
+fn roster(change: RosterChange) -> AdminCommand {
+    AdminCommand::Roster { change, founders: Vec::new() }
+}
+
+/// As `cluster_status` lists nodes: `4@host:port`, or the number alone.
+fn node_id(text: &str) -> Result<NodeId, CtlError> {
+    let number = text.split_once('@').map_or(text, |(number, _)| number);
+    let why = || format!("Error: {text} is not a node; name it by its number, as `warren ctl cluster_status` lists it");
+    number.parse().map(NodeId).map_err(|_| CtlError::failed(USAGE, why()))
+}
 
 fn change(banner: String, command: AdminCommand) -> Result<Option<Change>, CtlError> {
     Ok(Some(Change { banner, command, done: None }))
@@ -86,6 +99,15 @@ impl CtlArgs {
             }
             CtlCommand::DeleteVhost { vhost_name: vhost } => {
                 change(format!("Deleting vhost \"{vhost}\" ..."), AdminCommand::DeleteVhost { vhost })
+            }
+            CtlCommand::Drain { member } => {
+                let (banner, node) = (format!("Draining node {member} ..."), node_id(&member)?);
+                let done = "The replicas of the node go to others. `warren ctl cluster_status` shows how far that is.".to_owned();
+                Ok(Some(Change { banner, command: roster(RosterChange::Drain { node }), done: self.is_chatty().then_some(done) }))
+            }
+            CtlCommand::ForgetClusterNode { member } => {
+                let (banner, node) = (format!("Removing node {member} from the cluster ..."), node_id(&member)?);
+                change(banner, roster(RosterChange::Remove { node }))
             }
             _ => self.change_user(),
         }

@@ -247,10 +247,11 @@ impl CtlArgs {
         let up: Vec<String> = status.members.iter().filter(|m| m.up).map(name).collect();
         let alarms = if status.alarms.is_empty() { "(none)".to_owned() } else { status.alarms.join("\n") };
         print(&format!(
-            "Basics\n\nCluster name: {}\n\nDisk Nodes\n\n{}\n\nRunning Nodes\n\n{}\n\nVersions\n\n{}: Warren {}\n\nAlarms\n\n{alarms}\n\n\
+            "Basics\n\nCluster name: {}\n\nDisk Nodes\n\n{}\n\n{}Running Nodes\n\n{}\n\nVersions\n\n{}: Warren {}\n\nAlarms\n\n{alarms}\n\n\
              Network Partitions\n\n(none)\n\nListeners\n\n{}",
             status.cluster_id,
             all.join("\n"),
+            changing(&status),
             up.join("\n"),
             status.node,
             status.version,
@@ -258,6 +259,16 @@ impl CtlArgs {
         ));
         Ok(())
     }
+}
+
+/// Members that come or go, and replicas that are moved; nothing when there are none.
+fn changing(status: &StatusReply) -> String {
+    let unsettled = status.members.iter().filter(|m| !m.stage.is_empty() && m.stage != "serving");
+    let members = unsettled.map(|m| format!("{}@{}: {}", m.node, m.address, m.stage));
+    let moving = status.shards.iter().filter(|s| !s.goal.is_empty());
+    let moves = moving.map(|s| format!("replicas of shard {}: from nodes {:?} to {:?}", s.shard, s.members, s.goal));
+    let lines: Vec<String> = members.chain(moves).collect();
+    if lines.is_empty() { String::new() } else { format!("Changing\n\n{}\n\n", lines.join("\n")) }
 }
 
 fn host_of(address: &str) -> &str {
@@ -299,6 +310,7 @@ fn cluster_json(status: &StatusReply, listeners: &[Listener]) -> serde_json::Val
         "cluster_name": status.cluster_id,
         "disk_nodes": status.members.iter().map(name).collect::<Vec<_>>(),
         "running_nodes": status.members.iter().filter(|m| m.up).map(name).collect::<Vec<_>>(),
+        "stages": status.members.iter().map(|m| (m.node.to_string(), json!(m.stage))).collect::<serde_json::Map<_, _>>(),
         "partitions": {},
         "alarms": status.alarms,
         "versions": { status.node.to_string(): status.version },
@@ -307,7 +319,7 @@ fn cluster_json(status: &StatusReply, listeners: &[Listener]) -> serde_json::Val
 }
 
 fn status_json(status: &StatusReply) -> serde_json::Value {
-    let shard = |s: &Shard| json!({ "shard": s.shard, "leader": s.leader, "term": s.term, "members": s.members, "applied": s.applied });
+    let shard = |s: &Shard| json!({ "shard": s.shard, "leader": s.leader, "term": s.term, "members": s.members, "goal": s.goal, "applied": s.applied });
     json!({
         "node": status.node,
         "version": status.version,

@@ -78,6 +78,16 @@ pub(super) enum CtlCommand {
         #[arg(long)]
         global: bool,
     },
+    /// Move all replicas of a node to others, so that it can be stopped and forgotten
+    Drain {
+        #[arg(value_name = "NODE")]
+        member: String,
+    },
+    /// Remove a node that does not run from the cluster, for good
+    ForgetClusterNode {
+        #[arg(value_name = "NODE")]
+        member: String,
+    },
     /// Close all connections of a user
     CloseAllUserConnections { username: String, explanation: String },
     /// Remove the ready messages of a queue

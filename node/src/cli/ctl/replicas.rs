@@ -146,7 +146,7 @@ mod tests {
     use warren_proto::admin::{Cell, Member};
 
     fn status(up: [bool; 3], members: &[u32]) -> StatusReply {
-        let member = |(at, up): (usize, bool)| Member { node: at as u32 + 1, address: "h:1".into(), up };
+        let member = |(at, up): (usize, bool)| Member { node: at as u32 + 1, address: "h:1".into(), up, ..Member::default() };
         StatusReply {
             node: 1,
             members: up.into_iter().enumerate().map(member).collect(),

@@ -69,6 +69,7 @@ impl Catalog {
             }
             AdminCommand::SetPolicy { kind, vhost, policy } => return self.set_policy(index, *kind, vhost, policy),
             AdminCommand::ClearPolicy { kind, vhost, name } => return self.clear_policy(index, *kind, vhost, name),
+            AdminCommand::Roster { change, founders } => return self.change_roster(index, change, founders),
         }
         DONE
     }

@@ -44,6 +44,7 @@ impl Catalog {
             }
             AdminCommand::ClearPolicy { kind, vhost, name } => self.existing_policy(*kind, vhost, name),
             AdminCommand::SetPassword { .. }
+            | AdminCommand::Roster { .. }
             | AdminCommand::SetUserTags { .. }
             | AdminCommand::ClearUserLimits { .. }
             | AdminCommand::ClearVhostLimits { .. }

@@ -15,6 +15,7 @@ mod password;
 mod pattern;
 mod persist;
 mod policy;
+mod roster;
 mod route;
 #[cfg(test)]
 mod routing_tests;
@@ -34,6 +35,7 @@ use crate::model::admin::{Limits, Permission, Policy, PolicyKind, TopicPermissio
 use crate::model::catalog::{BindingSpec, ExchangeKind, ExchangeSpec, Name, Owner, QueueRecord, Target, Value};
 use crate::model::entry::Replay;
 use crate::model::rocketmq::AccessKey;
+use crate::model::roster::Roster;
 use crate::model::settings::QueueSettings;
 use crate::model::store;
 use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
@@ -151,6 +153,8 @@ pub struct Catalog {
     access_keys: BTreeMap<String, AccessKey>,
     /// Processes that are up.
     nodes: BTreeMap<NodeId, Incarnation>,
+    /// Who is a member, once that has changed since the cluster was formed.
+    roster: Option<Arc<Roster>>,
     queues: HashMap<QueueId, Arc<QueueRecord>>,
     /// Those of them that are streams.
     streams: HashSet<QueueId>,

@@ -11,6 +11,7 @@ use crate::model::admin::{Limits, Policy, PolicyKind, VhostFacts};
 use crate::model::catalog::{BindingSpec, CatalogCommand, ExchangeSpec, QueueRecord};
 use crate::model::consumer_group::GroupName;
 use crate::model::rocketmq::AccessKey;
+use crate::model::roster::Roster;
 use crate::model::{Incarnation, LogId, NodeId, ShardId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub struct Image {
     bindings: Vec<(u64, Arc<BindingSpec>)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     groups: Vec<(GroupName, Group)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    roster: Option<Arc<Roster>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -163,6 +166,7 @@ impl Catalog {
             histories: self.by_shard.iter().map(|(shard, queues)| (*shard, queues.history.clone())).collect(),
             bindings: self.bindings.iter().map(|(id, spec)| (*id, spec.clone())).collect(),
             groups: self.groups.image(),
+            roster: self.roster.clone(),
         }
     }
 
@@ -174,6 +178,7 @@ impl Catalog {
             access_keys: image.access_keys,
             nodes: image.nodes,
             groups: Groups::from_image(image.groups),
+            roster: image.roster,
             access_version: image.applied.index,
             ..Catalog::default()
         };

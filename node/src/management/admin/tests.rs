@@ -58,7 +58,8 @@ impl AdminSource for OneVhost {
         only_root(vhost, vec![implicit_binding(&name("hello"))])
     }
     fn status(&self) -> BoxFuture<'_, Result<Report, Refusal>> {
-        let members = vec![MemberStatus { node: NodeId(1), address: "alpha:7671".into(), up: true }];
+        let members =
+            vec![MemberStatus { node: NodeId(1), address: "alpha:7671".into(), up: true, stage: crate::model::roster::Stage::Serving }];
         let report = Report {
             node: NodeId(1),
             cluster_id: "c".into(),

@@ -134,6 +134,13 @@ impl Wal {
         self.shared.lock().shards.get(&shard).map(|s| s.group.log()).unwrap_or_default()
     }
 
+    /// The newest membership entry that is not behind this index.
+    pub fn membership_upto(&self, shard: ShardId, index: u64) -> Option<(LogId, Bytes)> {
+        let state = self.shared.lock();
+        let memberships = &state.shards.get(&shard)?.group.memberships;
+        memberships.iter().rfind(|(id, _)| id.index <= index).cloned()
+    }
+
     /// All groups that left anything in the log.
     pub fn shards(&self) -> Vec<ShardId> {
         let mut shards: Vec<ShardId> = self.shared.lock().shards.keys().copied().collect();
@@ -326,6 +333,11 @@ impl Wal {
     /// The disk is new, what its predecessor held of a group is not known: damage until `mended`.
     pub fn forget(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
         self.note_damage(shard, Damage::FORGOTTEN, Box::new(done));
+    }
+
+    /// What this disk holds of the group is given up, but for its votes: damage until `mended`.
+    pub fn give_up(&self, shard: ShardId, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        self.note_damage(shard, Damage { votes: None }, Box::new(done));
     }
 
     fn note_damage(&self, shard: ShardId, damage: Damage, done: Done) {
