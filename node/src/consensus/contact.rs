@@ -5,7 +5,9 @@
 use super::boot::BootTime;
 use super::types::{Ovote, from_lid};
 use crate::model::LeaderId;
+use crate::model::limits::NODES;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The sets of voters of a group: one, or two while they change.
@@ -33,13 +35,13 @@ impl Acked {
         let needed = |config: &BTreeSet<u64>| (config.len() / 2 + 1) - usize::from(config.contains(&me));
         let moment = |config: &BTreeSet<u64>| {
             let answered = self.sent.iter().filter(|(voter, _)| config.contains(voter));
-            let mut times: Vec<BootTime> = answered.map(|(_, sent)| *sent).collect();
+            let mut times: SmallVec<[BootTime; NODES]> = answered.map(|(_, sent)| *sent).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));
             times.get(needed(config) - 1).copied()
         };
         // A set in which this node is a majority by itself needs no answer.
-        let moments: Option<Vec<BootTime>> = self.configs.iter().filter(|config| needed(config) > 0).map(moment).collect();
-        self.quorum = moments.and_then(|moments| moments.into_iter().min());
+        let moments = self.configs.iter().filter(|config| needed(config) > 0).map(moment);
+        self.quorum = moments.reduce(|a, b| Some(a?.min(b?))).flatten();
     }
 }
 

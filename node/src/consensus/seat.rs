@@ -1,6 +1,6 @@
 //! A data shard's place on this node as `serving` knows it: its group may leave and come back while whoever serves it stays.
 
-use super::shard::Shard;
+use super::shard::{OutcomeSink, Shard};
 use crate::model::LeaderId;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, ProposalOutcome, Proposer};
@@ -9,8 +9,6 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::io;
 use std::sync::Arc;
-
-use super::shard::OutcomeSink;
 
 /// Proposes and reads through whatever group is there.
 pub struct Seat {
