@@ -305,3 +305,40 @@ pub fn drained(oracle: &Oracle, patience: Duration) -> bool {
         thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// A publisher and a consumer for each of some queues, all connected to one node.
+pub struct Clients {
+    /// What they say of each message.
+    pub oracle: Arc<Oracle>,
+    /// One for each queue.
+    pub publishers: Vec<Running<PublisherReport>>,
+    /// One for each queue.
+    pub consumers: Vec<Running<ConsumerReport>>,
+}
+
+impl Clients {
+    /// With ids from `first` on; `rate` messages per second and queue.
+    pub fn start(dial: &Dial, first: u32, rate: u64, queues: &[String]) -> Clients {
+        let oracle = Arc::new(Oracle::default());
+        let options = PublisherOptions { rate, ..PublisherOptions::default() };
+        let ids = || (first..).zip(queues);
+        let consumers = ids().map(|(id, queue)| consume(&oracle, dial, id, queue, &ConsumerOptions::default())).collect();
+        let publishers = ids().map(|(id, queue)| publish(&oracle, dial, id, queue, &options)).collect();
+        Clients { oracle, publishers, consumers }
+    }
+
+    /// Stop publishing, drain, and check that nobody noticed anything. The longest gap between confirms.
+    pub fn finish(self) -> Duration {
+        let publishers: Vec<PublisherReport> = self.publishers.into_iter().map(Running::stop).collect();
+        let drained = drained(&self.oracle, Duration::from_secs(60));
+        let consumers: Vec<ConsumerReport> = self.consumers.into_iter().map(Running::stop).collect();
+        let findings = self.oracle.findings();
+        let gap = publishers.iter().map(|report| report.longest_gap).max().unwrap_or_default();
+        println!("{findings}; longest gap between confirms {} ms", gap.as_millis());
+        let closes: Vec<&String> = publishers.iter().flat_map(|r| &r.closes).chain(consumers.iter().flat_map(|r| &r.closes)).collect();
+        assert!(closes.is_empty(), "connections to a node that stays ended: {closes:?}");
+        findings.assert_unnoticed();
+        assert!(drained, "not everything was delivered");
+        gap
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use warren_tests::client::{Connection, Delivery, Dial, Incoming};
-use warren_tests::load::{self, ConsumerOptions, ConsumerReport, PublisherOptions, PublisherReport, Running};
+use warren_tests::load::{self, Clients, ConsumerOptions, PublisherOptions, Running};
 use warren_tests::oracle::Oracle;
 use warren_tests::{Broker, Chance, Cluster, eventually, fault_seconds, message_event, unique};
 
@@ -17,38 +17,11 @@ const KILLS: usize = 20;
 /// Publishers of a phase get ids of their own.
 const PHASE_IDS: u32 = 100;
 
-/// Queues, and a publisher and a consumer for each, all connected to one node.
-struct Clients {
-    oracle: Arc<Oracle>,
-    publishers: Vec<Running<PublisherReport>>,
-    consumers: Vec<Running<ConsumerReport>>,
-}
+/// Of each publisher, messages per second.
+const RATE: u64 = 400;
 
-impl Clients {
-    fn start(cluster: &Cluster, at: usize, phase: u32, queues: &[String]) -> Clients {
-        let (oracle, dial) = (Arc::new(Oracle::default()), Dial::parse(&cluster.amqp(at)));
-        let id = |n: usize| phase * PHASE_IDS + n as u32;
-        let options = PublisherOptions { rate: 400, ..PublisherOptions::default() };
-        let consumers =
-            queues.iter().enumerate().map(|(n, q)| load::consume(&oracle, &dial, id(n), q, &ConsumerOptions::default())).collect();
-        let publishers = queues.iter().enumerate().map(|(n, q)| load::publish(&oracle, &dial, id(n), q, &options)).collect();
-        Clients { oracle, publishers, consumers }
-    }
-
-    /// Stop publishing, drain, and check that nobody noticed anything. The longest gap between confirms.
-    fn finish(self) -> Duration {
-        let publishers: Vec<PublisherReport> = self.publishers.into_iter().map(Running::stop).collect();
-        let drained = load::drained(&self.oracle, Duration::from_secs(60));
-        let consumers: Vec<ConsumerReport> = self.consumers.into_iter().map(Running::stop).collect();
-        let findings = self.oracle.findings();
-        let gap = publishers.iter().map(|report| report.longest_gap).max().unwrap_or_default();
-        println!("{findings}; longest gap between confirms {} ms", gap.as_millis());
-        let closes: Vec<&String> = publishers.iter().flat_map(|r| &r.closes).chain(consumers.iter().flat_map(|r| &r.closes)).collect();
-        assert!(closes.is_empty(), "connections to the surviving node ended: {closes:?}");
-        findings.assert_unnoticed();
-        assert!(drained, "not everything was delivered");
-        gap
-    }
+fn clients(cluster: &Cluster, at: usize, phase: u32, queues: &[String]) -> Clients {
+    Clients::start(&Dial::parse(&cluster.amqp(at)), phase * PHASE_IDS, RATE, queues)
 }
 
 /// Durable queues in all shards: some of them led by other nodes than `at`, where the clients are.
@@ -83,7 +56,7 @@ fn loop_of_faults(test: &str, least: usize, cluster: &Cluster, chance: &mut Chan
             .iter()
             .map(|queue| cluster.queue_shard(queue).and_then(|shard| shard.parse().ok()).expect("a queue has a shard"))
             .collect();
-        let clients = Clients::start(cluster, spared, spared as u32, &queues);
+        let clients = clients(cluster, spared, spared as u32, &queues);
         sleep(Duration::from_millis(500));
         let (until, wanted) = (Instant::now() + phase_length, least * (spared + 1) / cluster.len());
         while Instant::now() < until || hits < wanted {
@@ -168,7 +141,7 @@ fn a_node_without_its_disk_is_filled_again_while_the_others_serve_and_counts_aga
     let victim = chance.below(cluster.len());
     let spared = (victim + 1) % cluster.len();
     let queues = declare(&cluster, spared);
-    let clients = Clients::start(&cluster, spared, 1, &queues);
+    let clients = clients(&cluster, spared, 1, &queues);
     sleep(Duration::from_secs(1));
     cluster.kill(victim);
     cluster.wipe(victim);
@@ -190,7 +163,7 @@ fn a_node_that_is_told_to_stop_ends_well_within_five_seconds_and_finds_nothing_w
     let test = "a_node_that_is_told_to_stop_ends_well_within_five_seconds_and_finds_nothing_wrong";
     let Some(cluster) = Broker::to_harm(test) else { return };
     let queues = declare(&cluster, 0);
-    let clients = Clients::start(&cluster, 0, 1, &queues);
+    let clients = clients(&cluster, 0, 1, &queues);
     sleep(Duration::from_secs(1));
     for victim in [1, 2] {
         let status = cluster.stop(victim, Duration::from_secs(5));
@@ -216,8 +189,8 @@ fn all_nodes_are_restarted_in_turn_under_load_and_clients_lose_at_most_their_con
     for victim in 0..cluster.len() {
         let stays = (victim + 1) % cluster.len();
         let (staying, leaving) = (declare(&cluster, stays), declare(&cluster, victim));
-        let unaware = Clients::start(&cluster, stays, victim as u32, &staying);
-        let Clients { oracle, publishers, consumers } = Clients::start(&cluster, victim, victim as u32, &leaving);
+        let unaware = clients(&cluster, stays, victim as u32, &staying);
+        let Clients { oracle, publishers, consumers } = clients(&cluster, victim, victim as u32, &leaving);
         sleep(Duration::from_secs(1));
         let status = cluster.stop(victim, Duration::from_secs(5));
         assert_eq!(status.map(|status| status.code()), Some(Some(0)), "node {}", victim + 1);

@@ -3,47 +3,15 @@
 
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 use warren_tests::client::Dial;
 use warren_tests::ctl::Ctl;
-use warren_tests::load::{self, ConsumerOptions, ConsumerReport, PublisherOptions, PublisherReport, Running};
-use warren_tests::oracle::Oracle;
+use warren_tests::load::Clients;
 use warren_tests::{Broker, Cluster, ClusterOptions, eventually, unique};
 
 /// A move copies a shard, and leaders go back only to nodes that were there for a while.
 const SETTLES: Duration = Duration::from_secs(180);
 const SHARDS: u64 = 5;
-
-struct Clients {
-    oracle: Arc<Oracle>,
-    publishers: Vec<Running<PublisherReport>>,
-    consumers: Vec<Running<ConsumerReport>>,
-}
-
-impl Clients {
-    fn start(cluster: &Cluster, at: usize, queues: &[String]) -> Clients {
-        let (oracle, dial) = (Arc::new(Oracle::default()), Dial::parse(&cluster.amqp(at)));
-        let options = PublisherOptions { rate: 200, ..PublisherOptions::default() };
-        let ids = || (0u32..).zip(queues);
-        let consumers = ids().map(|(id, queue)| load::consume(&oracle, &dial, id, queue, &ConsumerOptions::default())).collect();
-        let publishers = ids().map(|(id, queue)| load::publish(&oracle, &dial, id, queue, &options)).collect();
-        Clients { oracle, publishers, consumers }
-    }
-
-    fn finish(self) {
-        let publishers: Vec<PublisherReport> = self.publishers.into_iter().map(Running::stop).collect();
-        let drained = load::drained(&self.oracle, Duration::from_secs(60));
-        let consumers: Vec<ConsumerReport> = self.consumers.into_iter().map(Running::stop).collect();
-        let findings = self.oracle.findings();
-        let gap = publishers.iter().map(|report| report.longest_gap).max().unwrap_or_default();
-        println!("{findings}; longest gap between confirms {} ms", gap.as_millis());
-        let closes: Vec<&String> = publishers.iter().flat_map(|r| &r.closes).chain(consumers.iter().flat_map(|r| &r.closes)).collect();
-        assert!(closes.is_empty(), "connections to a node that stays ended: {closes:?}");
-        findings.assert_unnoticed();
-        assert!(drained, "not everything was delivered");
-    }
-}
 
 fn status(cluster: &Cluster, at: usize) -> Value {
     serde_json::from_str(&cluster.ctl(at, &["--formatter", "json", "status"]).stdout).unwrap_or_default()
@@ -72,7 +40,7 @@ fn two_nodes_join_and_an_old_one_leaves_for_good_under_load_and_nobody_notices()
     let queues: Vec<String> = (0..10).map(|_| unique("members")).collect();
     queues.iter().for_each(|queue| broker.declare_durable(1, queue));
     // On a node that stays.
-    let clients = Clients::start(&cluster, 1, &queues);
+    let clients = Clients::start(&Dial::parse(&cluster.amqp(1)), 0, 200, &queues);
     for _ in 0..2 {
         let new = cluster.add_node(&shards);
         cluster.restart(new);
