@@ -4,6 +4,7 @@
 use super::snapshot_tests::{World, all_bodies_are_there, durable, last};
 use super::stack_tests::*;
 use super::*;
+use crate::model::ports::Proposer;
 use crate::model::{Generation, NodeId, ShardId};
 use crate::store::disk::Disk;
 use crate::store::disk::sim::Crash;
@@ -37,6 +38,8 @@ async fn filled(world: &World) -> (Vec<Node>, crate::model::SessionId) {
             durable(node).await;
         }
     }
+    // The catalog's beginning is everywhere, too.
+    until("all have it", || nodes.iter().all(|node| node.wal.state(ShardId::CATALOG).last.is_some_and(|last| last.index > 0))).await;
     // What is damaged must not be in the newest batch, which could be a torn one.
     for node in &nodes {
         durable(node).await;
@@ -161,7 +164,10 @@ async fn a_node_with_an_empty_disk_is_filled_again_counts_again_and_its_old_disk
     let third = (1..=3).map(NodeId).find(|other| *other != id && *other != left).expect("three");
     let outlived = world.start_partly(id.0).await.expect("boots");
     let end = outlived.wal.state(DATA).last;
-    assert!(tokio::time::timeout(Duration::from_secs(2), leads_catalog(&[&nodes[0], &outlived])).await.is_err(), "no majority without it");
+    // Whoever led with the new disk may go on for a while.
+    let both = [&nodes[0], &outlived];
+    until("the lease ends", || !both.iter().any(leads)).await;
+    assert!(tokio::time::timeout(Duration::from_secs(2), leads_catalog(&both)).await.is_err(), "no majority without it");
     nodes.push(world.start(third.0).await.expect("boots"));
     publish(&mut nodes, session, 140, 150).await;
     agree(&nodes, 149 * 5).await;
@@ -223,11 +229,18 @@ async fn a_log_that_ends_before_its_checkpoint_is_damaged_and_not_torn() {
     agree(&nodes, 69 * 5).await;
 }
 
+fn leads(node: &&Node) -> bool {
+    node.consensus.shard(ShardId::CATALOG).is_some_and(|catalog| catalog.leadership().borrow().is_me && catalog.lease_valid())
+}
+
 async fn leads_catalog(nodes: &[&Node]) {
+    until("the catalog has a leader", || nodes.iter().any(leads)).await;
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let leads = |node: &&Node| node.consensus.shard(ShardId::CATALOG).is_some_and(|c| c.leadership().borrow().is_me);
-    while !nodes.iter().any(leads) {
-        assert!(Instant::now() < deadline, "the catalog has no leader");
+    while !is_so() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -70,9 +70,15 @@ pub(super) async fn in_data(node: Node) -> Option<Node> {
     }
 }
 
+/// Its disk does not write any more: the log knows, or it waits for a file that cannot be prepared.
+pub(super) fn is_stopped(wal: &Wal) -> bool {
+    let stats = wal.stats();
+    stats.dead || stats.low_space
+}
+
 async fn dies(wal: Wal) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !wal.stats().dead {
+    while !is_stopped(&wal) {
         assert!(Instant::now() < deadline, "does not take part in time");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
