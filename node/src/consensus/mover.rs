@@ -13,7 +13,7 @@ use super::start::Maker;
 use super::types::{Oid, Ostored};
 use super::wire::Ask;
 use crate::model::admin::AdminCommand;
-use crate::model::catalog::CatalogCommand;
+use crate::model::catalog::{CatalogCommand, Refusal};
 use crate::model::ports::Proposer;
 use crate::model::roster::{Roster, RosterChange};
 use crate::model::{NodeId, ShardId, VoterId};
@@ -258,31 +258,31 @@ pub(super) async fn keep_planning(core: Arc<Core>) {
     }
 }
 
-/// Before the first change of members: why this node may not ask for one. `configured` are the nodes of its own list, which is written down
+/// Before the first change of members: why this node may not ask for one yet. `configured` are the nodes of its own list, which is written down
 /// as the beginning; `without` is who may be down for good. A node of an older version could not read the change and would stop.
-pub(super) async fn may_change(core: &Core, configured: &[NodeId], without: Option<NodeId>) -> Result<(), String> {
+pub(super) async fn may_change(core: &Core, configured: &[NodeId], without: Option<NodeId>) -> Result<(), Refusal> {
     if core.members.roster().index > 0 {
         return Ok(());
     }
     let (Some(transport), Some(catalog)) = (core.transport(), core.group(ShardId::CATALOG)) else {
-        return Err("this node is starting; try again".into());
+        return Err(Refusal::Unavailable("this node is starting; try again".into()));
     };
     let formed: BTreeSet<NodeId> = catalog.voters().iter().map(|voter| voter.node).collect();
     if formed != configured.iter().copied().collect::<BTreeSet<NodeId>>() {
         let formed: Vec<String> = formed.iter().map(NodeId::to_string).collect();
         let (me, formed) = (core.me, formed.join(", "));
-        return Err(format!(
+        return Err(Refusal::Unavailable(format!(
             "the cluster was formed by the nodes {formed}, and --cluster of node {me} lists others: correct it, restart the node, and try again"
-        ));
+        )));
     }
     let asks = formed.into_iter().filter(|node| *node != core.me && Some(*node) != without);
     let asks = asks.map(|node| async move { (node, transport.ask(node, ready_question(ShardId::CATALOG, 0), ASK).await) });
     let answers = futures::future::join_all(asks).await;
     match answers.into_iter().find_map(|(node, answer)| Some((node, answer.err()?))) {
-        Some((node, error)) => Err(format!(
+        Some((node, error)) => Err(Refusal::Unavailable(format!(
             "node {node} does not say that it knows how members change ({error}): it is down, or its version is older; start it with this \
              version, and try again"
-        )),
+        ))),
         None => Ok(()),
     }
 }

@@ -286,9 +286,13 @@ async fn a_new_node_that_dies_before_it_knows_the_members_finds_a_leader_that_it
     assert_eq!(new.consensus.members().nodes(), (1..=4).map(NodeId).collect::<Vec<_>>());
 }
 
+/// What is refused may come to be: nothing of it is for good.
 async fn asked(node: &Node, configured: &[u16], without: Option<u16>) -> Result<(), String> {
     let configured: Vec<NodeId> = configured.iter().copied().map(NodeId).collect();
-    node.consensus.may_change_members(&configured, without.map(NodeId)).await
+    node.consensus.may_change_members(&configured, without.map(NodeId)).await.map_err(|refusal| match refusal {
+        crate::model::catalog::Refusal::Unavailable(why) => why,
+        other => panic!("{other:?}"),
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -129,6 +129,13 @@ impl World {
         assert!(cut, "the message is not on the disk of node {id}");
     }
 
+    /// The state store of a node that is down is gone.
+    async fn lose_state(&self, id: u16) {
+        let state = self.dirs[usize::from(id) - 1].path().join("state");
+        drop(in_time(|| StateStore::open(&state)).await);
+        in_time(|| std::fs::remove_dir_all(&state)).await;
+    }
+
     pub(super) fn crash(&mut self, id: u16, crash: Crash) {
         if let Some(disks) = &mut self.disks {
             disks[usize::from(id) - 1] = disks[usize::from(id) - 1].crash(crash);
@@ -303,7 +310,7 @@ async fn a_node_without_its_state_store_and_with_a_purged_log_gets_its_state_fro
     let lost = nodes.remove(leader_at);
     let (id, before) = (lost.id.0, lost.wal.state(DATA));
     drop(lost);
-    std::fs::remove_dir_all(world.dirs[usize::from(id) - 1].path().join("state")).expect("deleted");
+    world.lose_state(id).await;
     let ((), back) = tokio::join!(publish(&mut nodes, session, sent, sent + 20), world.start(id));
     let back = back.expect("boots");
     let after = back.wal.state(DATA);
@@ -342,7 +349,7 @@ async fn votes_outlive_their_files_and_lost_state_stores_and_nobody_makes_up_a_s
             drop(node);
             let (id, _) = down[down.len() - 1];
             world.crash(id, crash);
-            std::fs::remove_dir_all(world.dirs[usize::from(id) - 1].path().join("state")).expect("deleted");
+            world.lose_state(id).await;
         }
         let back = futures::future::join_all(down.iter().map(|(id, _)| world.start(*id))).await;
         for (node, (id, before)) in back.into_iter().zip(down) {
@@ -360,7 +367,7 @@ async fn votes_outlive_their_files_and_lost_state_stores_and_nobody_makes_up_a_s
     nodes.clear();
     for id in 1..=3 {
         world.crash(id, Crash::Process);
-        std::fs::remove_dir_all(world.dirs[usize::from(id) - 1].path().join("state")).expect("deleted");
+        world.lose_state(id).await;
     }
     let started = tokio::time::timeout(Duration::from_secs(2), futures::future::select_all((1..=3).map(|id| Box::pin(world.start(id)))));
     assert!(started.await.is_err(), "the logs do not reach back: whoever serves has made up its state");

@@ -21,6 +21,7 @@ use super::time::ClusterClock;
 use super::types::{Lid, Oid, Omembership, Ostored, read_membership, to_oid};
 use super::watch::Loss;
 use super::{checkpoint, failover, fetch, lease, mover, rebuild, relocation, watchdog};
+use crate::model::catalog::Refusal;
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
@@ -165,7 +166,7 @@ impl Consensus {
 
     /// Why a change of members may not be asked for through this node, which is configured with these nodes; `without` is one that may be
     /// down for good.
-    pub async fn may_change_members(&self, configured: &[NodeId], without: Option<NodeId>) -> Result<(), String> {
+    pub async fn may_change_members(&self, configured: &[NodeId], without: Option<NodeId>) -> Result<(), Refusal> {
         mover::may_change(&self.core, configured, without).await
     }
 

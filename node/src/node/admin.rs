@@ -510,7 +510,7 @@ impl Running {
         let founders = self.config.founders();
         let configured: Vec<NodeId> = founders.iter().map(|(node, _)| *node).collect();
         let without = if let RosterChange::Remove { node } = &change { Some(*node) } else { None };
-        self.consensus.may_change_members(&configured, without).await.map_err(Refusal::Precondition)?;
+        self.consensus.may_change_members(&configured, without).await?;
         Ok(AdminCommand::Roster { change, founders })
     }
 

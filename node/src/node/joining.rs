@@ -7,6 +7,7 @@ use crate::config::ServerConfig;
 use crate::consensus::FormationError;
 use crate::management::client::{AdminClient, ClientError};
 use crate::model::admin::AdminCommand;
+use crate::model::catalog::Refusal;
 use crate::model::roster::{Roster, RosterChange};
 use crate::peer::auth::Secret;
 use crate::peer::client::dial_operator;
@@ -83,11 +84,7 @@ async fn ask(config: &ServerConfig, tls: Option<&Mutual>, address: &str) -> Resu
     match asked {
         Ok(()) => Ok(Admitted::New { shards }),
         Err(ClientError::Refused { text, .. }) if text.contains(Roster::MEMBER_ALREADY) => Ok(Admitted::Before { shards }),
-        Err(ClientError::Refused { text, refusal: Some(crate::model::catalog::Refusal::Precondition(_)), .. })
-            if !text.contains("try again") =>
-        {
-            Err(Refused::ForGood(text))
-        }
+        Err(ClientError::Refused { text, refusal: Some(Refusal::Precondition(_)), .. }) => Err(Refused::ForGood(text)),
         Err(error) => Err(yet(&error)),
     }
 }

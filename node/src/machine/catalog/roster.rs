@@ -13,6 +13,11 @@ fn refused<T>(why: String) -> Result<T, Refusal> {
     Err(Refusal::Precondition(why))
 }
 
+/// Refused for now: it passes by itself.
+fn later<T>(why: String) -> Result<T, Refusal> {
+    Err(Refusal::Unavailable(why))
+}
+
 impl Catalog {
     /// Who is a member; `None`: those who formed the cluster.
     pub fn roster(&self) -> Option<&Arc<Roster>> {
@@ -46,7 +51,7 @@ fn changed(roster: Roster, change: &RosterChange, is_up: impl Fn(NodeId) -> bool
 fn is_calm(roster: &Roster) -> Result<(), Refusal> {
     match roster.moving() {
         Some(shard) => {
-            refused(format!("a replica of shard {shard} is being moved; try again when `warren ctl cluster_status` shows no move"))
+            later(format!("a replica of shard {shard} is being moved; try again when `warren ctl cluster_status` shows no move"))
         }
         None => Ok(()),
     }
@@ -90,7 +95,7 @@ fn join(mut roster: Roster, node: NodeId, address: &str) -> Result<Roster, Refus
 fn drain(mut roster: Roster, node: NodeId, is_up: impl Fn(NodeId) -> bool) -> Result<Option<Roster>, Refusal> {
     match member(&roster, node)?.stage {
         Stage::Leaving => return Ok(None),
-        Stage::Joining => return refused(format!("node {node} is still joining; try again when it is serving, or stop it and forget it")),
+        Stage::Joining => return later(format!("node {node} is still joining; try again when it is serving, or stop it and forget it")),
         Stage::Serving => {}
     }
     is_calm(&roster)?;
