@@ -60,10 +60,9 @@ def after_the_last_retry_it_is_a_dead_letter():
     sent = producer(B, "plain").publish_message(message("poison", "bad", a="1"))
     times = []
     until = time.time() + 30
-    while times[-1:] != [3] and time.time() < until:
+    while len(times) < 3 and time.time() < until:
         times += [m.consumed_times for m in fetch(consumer(NODES[len(times)], "plain", group), wait=5)]
-    # One that comes as the request's time is over is given back, and counts.
-    check(times[:1] == [1] and times[-1] == 3 and times == sorted(set(times)), "deliveries: %r" % times)
+    equal(times, [1, 2, 3], "deliveries")
     dead = fetch_all(consumer(C, "%DLQ%" + group, group), 1)
     equal((dead[0].message_id, dead[0].message_body, dead[0].message_tag), (sent.message_id, "poison", "bad"), "the dead letter")
     equal(dict(dead[0].properties), {"a": "1"}, "its properties, and no others")

@@ -62,8 +62,7 @@ fn neighbour(broker: &Broker, other: &str) -> String {
     found.unwrap_or_else(|| panic!("no queue gets into the shard of {other}"))
 }
 
-/// Publishes, gets and acknowledges one message after the other on one connection until told to stop; how many.
-/// Counts in `done` how many messages came back.
+/// Publishes, gets and acknowledges one message after the other on one connection until told to stop; `done` counts them.
 fn talk_to_itself(mut client: Connection, queue: &str, stop: &AtomicBool, done: &AtomicU32) {
     client.confirm_select(1).unwrap();
     client.consume(1, queue, "self", &[]).unwrap();
