@@ -3,12 +3,13 @@
 
 use super::snapshot_tests::{World, all_bodies_are_there, durable, last};
 use super::stack_tests::*;
+use super::tests::until;
 use super::*;
 use crate::model::ports::Proposer;
 use crate::model::{Generation, NodeId, ShardId};
 use crate::store::disk::Disk;
 use crate::store::disk::sim::Crash;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Flips a bit of the first place where `text` stands in the log of a node that is down, and wrecks so many bytes before it.
 fn damage(world: &World, id: u16, text: &[u8], around: usize) {
@@ -39,7 +40,7 @@ async fn filled(world: &World) -> (Vec<Node>, crate::model::SessionId) {
         }
     }
     // The catalog's beginning is everywhere, too.
-    until("all have it", || nodes.iter().all(|node| node.wal.state(ShardId::CATALOG).last.is_some_and(|last| last.index > 0))).await;
+    until(|| nodes.iter().all(|node| node.wal.state(ShardId::CATALOG).last.is_some_and(|last| last.index > 0))).await;
     // What is damaged must not be in the newest batch, which could be a torn one.
     for node in &nodes {
         durable(node).await;
@@ -166,7 +167,7 @@ async fn a_node_with_an_empty_disk_is_filled_again_counts_again_and_its_old_disk
     let end = outlived.wal.state(DATA).last;
     // Whoever led with the new disk may go on for a while.
     let both = [&nodes[0], &outlived];
-    until("the lease ends", || !both.iter().any(leads)).await;
+    until(|| !both.iter().any(leads)).await;
     assert!(tokio::time::timeout(Duration::from_secs(2), leads_catalog(&both)).await.is_err(), "no majority without it");
     nodes.push(world.start(third.0).await.expect("boots"));
     publish(&mut nodes, session, 140, 150).await;
@@ -234,15 +235,7 @@ fn leads(node: &&Node) -> bool {
 }
 
 async fn leads_catalog(nodes: &[&Node]) {
-    until("the catalog has a leader", || nodes.iter().any(leads)).await;
-}
-
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| nodes.iter().any(leads)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

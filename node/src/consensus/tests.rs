@@ -711,7 +711,7 @@ async fn every_node_learns_the_time_of_the_majority_and_one_whose_clock_is_off_i
     until(|| clock.is_off() && clock.offset_ms().is_some_and(|ms| ms.abs_diff(HOUR) < 500)).await;
 }
 
-async fn until(what: impl Fn() -> bool) {
+pub(super) async fn until(what: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !what() {
         assert!(Instant::now() < deadline, "not in time");
