@@ -10,6 +10,7 @@ use super::service::group;
 use super::shard::Inner;
 use super::transfer::{self, Pipe};
 use crate::model::entry::EntryBytes;
+use crate::model::stored::StoredEntry;
 use crate::model::{LogId, NodeId, ShardId};
 use crate::peer::{PeerError, StreamKind, Transport};
 use std::io;
@@ -70,6 +71,17 @@ pub(super) async fn read(group: &Inner, index: u64) -> io::Result<EntryBytes> {
     }
     others.counters.missing.fetch_add(1, Ordering::Relaxed);
     Err(io::Error::new(error.kind(), why))
+}
+
+/// The first ones of several entries of the group, at least one; one that is damaged comes by itself. Errors as in `read`.
+pub(super) async fn read_run(group: &Inner, indices: Vec<u64>) -> io::Result<Vec<StoredEntry>> {
+    let Some(first) = indices.first().copied() else { return Ok(Vec::new()) };
+    let (shard, journal) = (group.id, group.journal.clone());
+    let run = tokio::task::spawn_blocking(move || journal.read_bodies(shard, &indices)).await.map_err(io::Error::other)?;
+    match run {
+        Ok(entries) if !entries.is_empty() => Ok(entries),
+        Ok(_) | Err(_) => Ok(vec![read(group, first).await?.into()]),
+    }
 }
 
 async fn from_disk(journal: &Arc<dyn Journal>, shard: ShardId, index: u64) -> io::Result<EntryBytes> {

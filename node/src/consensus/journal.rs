@@ -2,6 +2,7 @@
 //! that tests can put a log in memory behind it.
 
 use crate::model::entry::EntryBytes;
+use crate::model::stored::StoredEntry;
 use crate::model::{Generation, LogId, NodeId, ShardId};
 use crate::store::wal::{Moved, OldFiles, Wal};
 use bytes::Bytes;
@@ -43,6 +44,10 @@ pub trait Journal: Send + Sync + 'static {
     fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>>;
     /// One entry's bytes from disk, also when purged and not released.
     fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes>;
+    /// Several of them, ascending, up to the first one that is not there, and where each lies.
+    fn read_bodies(&self, shard: ShardId, indices: &[u64]) -> io::Result<Vec<StoredEntry>> {
+        indices.iter().map(|index| self.read_body(shard, *index).map(StoredEntry::from)).collect()
+    }
     /// No live message points into these entries, and a durable checkpoint says so.
     fn release(&self, shard: ShardId, indices: &[u64]);
     /// After a restart: of all entries up to `upto` only `live` (sorted) are still live.
@@ -174,6 +179,10 @@ impl Journal for Wal {
 
     fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
         Wal::read_body(self, shard, index)
+    }
+
+    fn read_bodies(&self, shard: ShardId, indices: &[u64]) -> io::Result<Vec<StoredEntry>> {
+        Wal::read_bodies(self, shard, indices)
     }
 
     fn release(&self, shard: ShardId, indices: &[u64]) {

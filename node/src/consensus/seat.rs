@@ -4,6 +4,7 @@ use super::shard::{OutcomeSink, Shard};
 use crate::model::LeaderId;
 use crate::model::entry::EntryBytes;
 use crate::model::ports::{Bodies, ProposalOutcome, Proposer};
+use crate::model::stored::StoredEntry;
 use arc_swap::ArcSwapOption;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -55,7 +56,18 @@ impl Bodies for Seat {
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>> {
         match &*self.group.load() {
             Some(group) => group.read(index),
-            None => async { Err(io::Error::new(io::ErrorKind::NotFound, "this node has no replica of the shard")) }.boxed(),
+            None => async { Err(no_replica()) }.boxed(),
         }
     }
+
+    fn read_run(&self, indices: Vec<u64>) -> BoxFuture<'static, io::Result<Vec<StoredEntry>>> {
+        match &*self.group.load() {
+            Some(group) => group.read_run(indices),
+            None => async { Err(no_replica()) }.boxed(),
+        }
+    }
+}
+
+fn no_replica() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "this node has no replica of the shard")
 }

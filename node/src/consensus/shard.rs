@@ -14,6 +14,7 @@ use crate::model::entry::EntryBytes;
 use crate::model::limits::UNFLUSHED_BYTES;
 use crate::model::ports::{Bodies, EPOCH_SHIFT, Leadership, ProposalOutcome, Proposer};
 use crate::model::report::RaftFigures;
+use crate::model::stored::StoredEntry;
 use crate::model::{LeaderId, LogId, NodeId, ShardId, VoterId};
 use futures::future::BoxFuture;
 use openraft::ServerState;
@@ -400,6 +401,11 @@ impl Bodies for Shard {
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>> {
         let shard = self.clone();
         Box::pin(async move { bodies::read(&shard.inner, index).await })
+    }
+
+    fn read_run(&self, indices: Vec<u64>) -> BoxFuture<'static, io::Result<Vec<StoredEntry>>> {
+        let shard = self.clone();
+        Box::pin(async move { bodies::read_run(&shard.inner, indices).await })
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::socket::Socket;
 use crate::model::limits;
-use crate::wire::rope::Rope;
+use crate::wire::rope::{Front, Rope};
 use bytes::BytesMut;
 use std::io::{self, ErrorKind, IoSlice};
 use tokio::time::Instant;
@@ -54,8 +54,11 @@ impl Line {
     pub fn write(&mut self, rope: &mut Rope) -> io::Result<()> {
         while !rope.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = rope.slices(&mut slices);
-            match self.socket.try_write_vectored(&slices[..filled]) {
+            let written = match rope.front(&mut slices) {
+                Front::Memory { slices: filled, more } => self.socket.try_write_vectored(&slices[..filled], more),
+                Front::File(bytes) => self.socket.try_send_file(bytes),
+            };
+            match written {
                 Ok(count) => {
                     self.spoke = Instant::now();
                     self.sent_bytes += count as u64;

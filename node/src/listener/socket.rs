@@ -2,11 +2,14 @@
 //! branch more than a bare socket. TLS is fed and emptied here in large pieces; its handshake is in `secure`.
 
 use crate::model::limits;
-use bytes::{Buf, BytesMut};
+use crate::model::stored::FileBytes;
+use bytes::{Buf, Bytes, BytesMut};
+use rustix::fs::sendfile;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use rustls::ServerConnection;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
 use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 /// Ciphertext read at a time.
@@ -79,11 +82,30 @@ impl Socket {
         }
     }
 
-    pub(super) fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// `more`: what follows comes at once, and the last of it may wait for that.
+    pub(super) fn try_write_vectored(&mut self, slices: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
         match self {
+            Socket::Plain(tcp) if more => tcp.try_io(Interest::WRITABLE, || {
+                Ok(sendmsg(&*tcp, slices, &mut SendAncillaryBuffer::default(), SendFlags::MORE | SendFlags::NOSIGNAL)?)
+            }),
             Socket::Plain(tcp) => tcp.try_write_vectored(slices),
             Socket::Tls(tls) => tls.try_write_vectored(slices),
         }
+    }
+
+    /// Sends the first of a file's bytes, without a copy where there is no TLS.
+    pub(super) fn try_send_file(&mut self, bytes: &FileBytes) -> io::Result<usize> {
+        if let Socket::Plain(tcp) = self {
+            let mut position = bytes.position();
+            match tcp.try_io(Interest::WRITABLE, || Ok(sendfile(&*tcp, bytes, Some(&mut position), bytes.len())?)) {
+                // The file's system knows no such thing.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                sent => return sent,
+            }
+        }
+        let piece = read_file(bytes, CIPHER_BYTES)?;
+        self.try_write_vectored(&[IoSlice::new(&piece)], false)
     }
 
     /// Bytes were taken that the socket does not have yet.
@@ -126,6 +148,21 @@ impl Socket {
             tracing::trace!("the client did not close its side in time");
         }
     }
+}
+
+/// The first bytes of a file's, `most` of them.
+pub(super) fn read_file(bytes: &FileBytes, most: usize) -> io::Result<Bytes> {
+    let mut piece = vec![0; bytes.len().min(most)];
+    let mut done = 0;
+    while done < piece.len() {
+        match rustix::io::pread(bytes, &mut piece[done..], bytes.position() + done as u64) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(piece.into())
 }
 
 impl Secure {

@@ -96,6 +96,20 @@ impl EntryBytes {
         None
     }
 
+    /// Where a slice of one of the parts begins, over all parts.
+    pub fn position_of(&self, slice: &Bytes) -> Option<usize> {
+        let start = slice.as_ptr().addr();
+        let mut before = 0;
+        for part in &self.parts {
+            let first = part.as_ptr().addr();
+            if (first..=first + part.len()).contains(&start) && start + slice.len() <= first + part.len() {
+                return Some(before + start - first);
+            }
+            before += part.len();
+        }
+        None
+    }
+
     /// All in one piece (copies when there are several parts).
     pub fn flatten(&self) -> Bytes {
         match self.parts.as_slice() {

@@ -20,6 +20,7 @@ pub mod settings;
 pub mod shortage;
 pub mod step;
 pub mod store;
+pub mod stored;
 pub mod stream;
 pub mod stream_step;
 

@@ -4,6 +4,7 @@
 use super::entry::{EntryBytes, SectionReply, Word};
 use super::letters::{Address, Letter, LetterFate, LetterMessage, RoutedRun, Source};
 use super::link::{Deliveries, ToEdge, ToLeader};
+use super::stored::StoredEntry;
 use super::{LeaderId, LogId, NodeId, QueueId, ShardId, TxId};
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -78,6 +79,16 @@ pub trait Bodies: Send + Sync + 'static {
     fn cached(&self, index: u64) -> Option<EntryBytes>;
     /// From disk (or a peer when the local copy is bad).
     fn read(&self, index: u64) -> BoxFuture<'static, io::Result<EntryBytes>>;
+    /// The first ones of several, ascending, as many as are had in one go: at least one.
+    fn read_run(&self, indices: Vec<u64>) -> BoxFuture<'static, io::Result<Vec<StoredEntry>>> {
+        let first = indices.first().map(|first| self.read(*first));
+        Box::pin(async move {
+            match first {
+                Some(read) => Ok(vec![read.await?.into()]),
+                None => Ok(Vec::new()),
+            }
+        })
+    }
 }
 
 /// Says whether a quorum acknowledged a leader of this process within the lease (rule 20).

@@ -3,6 +3,7 @@
 //!
 //! A chunk's data section and its 48 bytes of header are osiris's (see `osiris_log.erl`): what a client may be sent as it lies in the log.
 
+use super::stored::FileBytes;
 use super::{Offset, QueueId, ShardId};
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,8 @@ pub struct StreamChunk {
     pub filter: Bytes,
     /// The data section.
     pub data: Bytes,
+    /// The same in a file that it can be sent from.
+    pub file: Option<FileBytes>,
 }
 
 impl StreamChunk {
@@ -331,7 +334,8 @@ mod tests {
     #[test]
     fn a_header_is_osiris_s() {
         let data = Bytes::from_static(b"\0\0\0\x02hi\0\0\0\x01!");
-        let chunk = StreamChunk { first: Offset(7), entries: 2, records: 2, time_ms: 9, crc: 0x01020304, filter: Bytes::new(), data };
+        let chunk =
+            StreamChunk { first: Offset(7), entries: 2, records: 2, time_ms: 9, crc: 0x01020304, filter: Bytes::new(), data, file: None };
         let mut expected = vec![0x50, 0, 0, 2, 0, 0, 0, 2];
         for number in [9u64, 1, 7] {
             expected.extend(number.to_be_bytes());

@@ -216,7 +216,7 @@ mod tests {
 
     fn chunk(first: u64, records: u32, data: Vec<u8>) -> StreamChunk {
         let (entries, crc, time_ms, filter) = (1, 0, 0, Bytes::new());
-        StreamChunk { first: Offset(first), entries, records, time_ms, crc, filter, data: data.into() }
+        StreamChunk { first: Offset(first), entries, records, time_ms, crc, filter, data: data.into(), file: None }
     }
 
     /// Offsets and bodies, by as many messages at a time.

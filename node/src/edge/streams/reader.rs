@@ -1,10 +1,11 @@
 //! Reading a stream on a node that holds a replica of it: whole chunks, in order, up to what is committed and applied here. Chunks that came
-//! lately are slices of the log's cache; older ones are read from disk, a few ahead.
+//! lately are slices of the log's cache; older ones are read from disk in runs, one ahead, to be checked, and say where they can be sent from.
 
 use super::bells::Bell;
 use super::source::Replica;
 use crate::machine::LocatedChunk;
-use crate::model::entry::{EntryBytes, Op, OpsReader};
+use crate::model::entry::{Op, OpsReader};
+use crate::model::stored::StoredEntry;
 use crate::model::stream::{OffsetSpec, StreamChunk};
 use crate::model::{Offset, QueueId};
 use futures::StreamExt;
@@ -14,11 +15,11 @@ use std::collections::VecDeque;
 use std::io;
 
 /// Chunks looked up at a time.
-const LOCATED: usize = 64;
-/// Entries read ahead at most,
-const AHEAD_ENTRIES: usize = 16;
-/// ... and bytes of their chunks, unless one is larger.
-const AHEAD_BYTES: u64 = 2 << 20;
+const LOCATED: usize = 128;
+/// Chunks' bytes of a run that is read from disk at once, unless one chunk is larger.
+const RUN_BYTES: u64 = 768 << 10;
+/// Runs under way or not used up.
+const RUNS: usize = 2;
 
 /// Why there is no next chunk.
 #[derive(Debug, thiserror::Error)]
@@ -43,19 +44,23 @@ pub struct Reader {
     /// What comes next, looked up.
     located: VecDeque<LocatedChunk>,
     /// The entry that was used last; the next chunk may lie in it, too.
-    entry: Option<(u64, EntryBytes)>,
-    /// Entries on their way from the disk, in the order of their chunks.
-    ahead: FuturesOrdered<BoxFuture<'static, (u64, io::Result<EntryBytes>)>>,
-    /// Index of the last of them, and their chunks' bytes.
+    entry: Option<(u64, StoredEntry)>,
+    /// A run from the disk: what is left of it.
+    run: Run,
+    /// Runs on their way from the disk, in the order of their chunks.
+    ahead: FuturesOrdered<BoxFuture<'static, io::Result<Run>>>,
+    /// Index of the last entry of these.
     asked: u64,
-    asked_bytes: u64,
 }
+
+/// Entries by index, in their order.
+type Run = VecDeque<(u64, StoredEntry)>;
 
 impl Reader {
     pub(super) fn new(stream: QueueId, replica: Replica, bell: Bell, from: OffsetSpec) -> Result<Reader, ReadError> {
         let next = replica.machine.lock().stream(stream).map(|stream| stream.find(from)).ok_or(ReadError::Gone)?;
-        let (located, ahead) = (VecDeque::new(), FuturesOrdered::new());
-        Ok(Reader { stream, replica, bell, next, located, entry: None, ahead, asked: 0, asked_bytes: 0 })
+        let (located, run, ahead) = (VecDeque::new(), Run::new(), FuturesOrdered::new());
+        Ok(Reader { stream, replica, bell, next, located, entry: None, run, ahead, asked: 0 })
     }
 
     /// Offset of the first record of the chunk that comes next, unless retention takes it before.
@@ -106,7 +111,7 @@ impl Reader {
     fn forget(&mut self) {
         self.located.clear();
         self.ahead = FuturesOrdered::new();
-        (self.entry, self.asked, self.asked_bytes) = (None, 0, 0);
+        (self.entry, self.run, self.asked) = (None, Run::new(), 0);
     }
 
     /// Looks up what comes next; waits until there is something.
@@ -129,43 +134,61 @@ impl Reader {
     }
 
     /// The entry of the next chunk; asks for those behind it.
-    async fn fetch(&mut self, index: u64) -> io::Result<EntryBytes> {
-        if self.ahead.is_empty()
-            && let Some(entry) = self.replica.bodies.cached(index)
-        {
-            return Ok(entry);
-        }
-        for chunk in &self.located {
-            let full = self.ahead.len() >= AHEAD_ENTRIES || self.asked_bytes >= AHEAD_BYTES;
-            if full && !self.ahead.is_empty() {
-                break;
+    async fn fetch(&mut self, index: u64) -> io::Result<StoredEntry> {
+        loop {
+            while let Some((found, entry)) = self.run.pop_front() {
+                if found == index {
+                    return Ok(entry);
+                }
             }
-            if chunk.index > self.asked {
-                let (index, read) = (chunk.index, self.replica.bodies.read(chunk.index));
-                self.ahead.push_back(Box::pin(async move { (index, read.await) }));
-                self.asked = index;
-                self.asked_bytes += u64::from(chunk.bytes);
+            if self.ahead.is_empty()
+                && let Some(entry) = self.replica.bodies.cached(index)
+            {
+                return Ok(entry.into());
             }
-        }
-        while let Some((found, entry)) = self.ahead.next().await {
-            let bytes: u64 = self.located.iter().take_while(|c| c.index == found).map(|c| u64::from(c.bytes)).next().unwrap_or(0);
-            self.asked_bytes = self.asked_bytes.saturating_sub(bytes);
-            if found == index {
-                return entry;
+            self.ask();
+            match self.ahead.next().await {
+                Some(run) => self.run = run?,
+                None => self.asked = index.saturating_sub(1),
+            }
+            // A run before was shorter than asked for: once more from here.
+            if self.run.front().is_some_and(|(first, _)| *first > index) {
+                (self.run, self.ahead, self.asked) = (Run::new(), FuturesOrdered::new(), index.saturating_sub(1));
             }
         }
-        self.replica.bodies.read(index).await
+    }
+
+    /// Asks for runs of what is looked up, until there are enough of them.
+    fn ask(&mut self) {
+        while self.ahead.len() < RUNS {
+            let (mut indices, mut bytes) = (Vec::new(), 0);
+            for chunk in self.located.iter().filter(|chunk| chunk.index > self.asked) {
+                bytes += u64::from(chunk.bytes);
+                if bytes > RUN_BYTES && !indices.is_empty() {
+                    break;
+                }
+                if indices.last() != Some(&chunk.index) {
+                    indices.push(chunk.index);
+                }
+            }
+            let Some(last) = indices.last().copied() else { return };
+            self.asked = last;
+            let read = self.replica.bodies.read_run(indices.clone());
+            self.ahead.push_back(Box::pin(async move { Ok(indices.into_iter().zip(read.await?).collect()) }));
+        }
     }
 }
 
 /// A chunk out of its entry: slices, no copies. `None`: the entry is not the one that the chunk names.
-fn cut(stream: QueueId, entry: &EntryBytes, chunk: &LocatedChunk) -> Option<StreamChunk> {
-    let Some(Ok(Op::Append(op))) = OpsReader::at(entry, chunk.position as usize).next() else { return None };
+fn cut(stream: QueueId, entry: &StoredEntry, chunk: &LocatedChunk) -> Option<StreamChunk> {
+    let Some(Ok(Op::Append(op))) = OpsReader::at(&entry.bytes, chunk.position as usize).next() else { return None };
     let skipped = op.skip(chunk.skip);
     let fits = op.stream == stream && op.records.checked_sub(skipped.records) == Some(chunk.records);
     let data = op.data.slice(skipped.bytes..);
     let crc = if chunk.skip == 0 { op.crc } else { crc32fast::hash(&data) };
     let entries = op.entries.checked_sub(skipped.entries)?;
+    let at = entry.place.as_ref().zip(entry.bytes.position_of(&data));
+    let file = at.and_then(|(place, at)| place.part(at..at + data.len()));
     fits.then_some(StreamChunk {
         first: chunk.first,
         entries,
@@ -174,5 +197,6 @@ fn cut(stream: QueueId, entry: &EntryBytes, chunk: &LocatedChunk) -> Option<Stre
         crc,
         filter: op.filter,
         data,
+        file,
     })
 }

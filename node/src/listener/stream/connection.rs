@@ -8,6 +8,7 @@ use super::readers::Readers;
 use super::turns::Turns;
 use crate::listener::line::Line;
 use crate::listener::port::{Client, stopped};
+use crate::listener::socket::read_file;
 use crate::model::limits;
 use crate::model::report::Encryption;
 use crate::model::step::{Event, Step};
@@ -391,6 +392,12 @@ impl<C: StreamConnection> Connection<C> {
             if now.duration_since(self.line.spoke) >= tick && self.out.bytes.is_empty() {
                 self.out.bytes.heartbeat();
             }
+        }
+        // A client that takes nothing: the log's files are not held for it.
+        if now.duration_since(self.line.spoke) >= tick
+            && let Err(error) = self.out.bytes.settle(|bytes| read_file(bytes, bytes.len()))
+        {
+            return Some(End::Failed(error));
         }
         if now.duration_since(self.line.heard.max(self.line.spoke)) >= tick {
             self.slim();

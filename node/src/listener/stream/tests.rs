@@ -4,6 +4,7 @@ use super::*;
 use crate::model::Offset;
 use crate::model::consumer_group::Turn;
 use crate::model::step::{Event, Step};
+use crate::model::stored::{Lent, Place};
 use crate::model::{QueueId, ShardId};
 use crate::session::stream::Counts;
 use crate::wire::stream::client::Request;
@@ -33,6 +34,8 @@ struct Shared {
     released: Notify,
     /// Chunks that the stream has, and how many were read.
     chunks: Mutex<u64>,
+    /// Where they can be sent from.
+    file: Mutex<Option<Arc<Lent>>>,
     came: Notify,
     read: Mutex<u64>,
     catalog: Mutex<Option<watch::Sender<()>>>,
@@ -136,7 +139,8 @@ impl StreamReader for FakeReader {
         self.next += 1;
         *self.shared.read.lock() += 1;
         let data = Bytes::from(vec![1; CHUNK_BYTES]);
-        Ok(StreamChunk { first, entries: 1, records: 1, time_ms: 1, crc: 0, filter: Bytes::new(), data })
+        let file = self.shared.file.lock().as_ref().and_then(|file| Place::new(file, 7).part(0..CHUNK_BYTES));
+        Ok(StreamChunk { first, entries: 1, records: 1, time_ms: 1, crc: 0, filter: Bytes::new(), data, file })
     }
 }
 
@@ -365,6 +369,49 @@ async fn a_client_that_does_not_read_is_not_read_ahead_for() {
     assert!(before < 300, "all of it was read into memory");
     for n in 0..300 {
         client.hears_chunk(n).await;
+    }
+}
+
+/// A file whose bytes are not those that the reader has in memory.
+fn file() -> std::fs::File {
+    let mut file = tempfile::tempfile().expect("a file");
+    std::io::Write::write_all(&mut file, &[&[0; 7][..], &[2; CHUNK_BYTES]].concat()).expect("written");
+    file
+}
+
+async fn hears_file_chunk(client: &mut Client) {
+    let heard = client.hear().await;
+    let Ok(FromServer::Deliver { data, .. }) = FromServer::decode(&heard) else { panic!("a chunk") };
+    assert!(data.len() == CHUNK_BYTES && data.iter().all(|byte| *byte == 2), "not the bytes of the file");
+}
+
+#[tokio::test]
+async fn chunks_that_lie_in_files_are_sent_from_there() {
+    let server = Server::start().await;
+    *server.shared.file.lock() = Some(Arc::new(file()));
+    server.chunks(100);
+    let mut client = server.reader(100, vec![]).await;
+    for _ in 0..100 {
+        hears_file_chunk(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_no_file() {
+    let server = Server::start().await;
+    let lent: Arc<Lent> = Arc::new(file());
+    *server.shared.file.lock() = Some(lent.clone());
+    server.chunks(300);
+    let mut client = server.client_with(1).await;
+    let offset = crate::wire::stream::OffsetSpec::First;
+    client.ask(5, Request::Subscribe { subscription: 1, stream: "s", offset, credit: 300, properties: vec![] }).await;
+    eventually(|| Arc::strong_count(&lent) > 3).await;
+    // The test's own two.
+    eventually(|| Arc::strong_count(&lent) == 2).await;
+    client.hears_code(Key::Subscribe, Code::Ok).await;
+    for _ in 0..300 {
+        hears_file_chunk(&mut client).await;
+        client.say(&FromClient::Heartbeat).await;
     }
 }
 

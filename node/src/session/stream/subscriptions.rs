@@ -190,7 +190,7 @@ impl Session {
         self.counts.chunks += 1;
         self.counts.delivered += u64::from(chunk.records);
         self.counts.delivered_bytes += chunk.data.len() as u64;
-        out.bytes.deliver(number, version_2.then_some(chunk.first.0), &chunk.header(), &chunk.data);
+        out.bytes.deliver(number, version_2.then_some(chunk.first.0), chunk);
     }
 
     // ---- groups ----

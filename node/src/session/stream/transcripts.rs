@@ -437,7 +437,7 @@ fn a_batch_that_cannot_be_right_is_refused_with_all_behind_it() {
 
 fn chunk(first: u64, filter: &[u8]) -> StreamChunk {
     let (filter, data) = (Bytes::copy_from_slice(filter), Bytes::from_static(b"\0\0\0\x02hi"));
-    StreamChunk { first: Offset(first), entries: 1, records: 1, time_ms: 3, crc: 4, filter, data }
+    StreamChunk { first: Offset(first), entries: 1, records: 1, time_ms: 3, crc: 4, filter, data, file: None }
 }
 
 fn deliver(talk: &mut Talk, chunk: &StreamChunk) -> Option<(u64, Option<u64>)> {

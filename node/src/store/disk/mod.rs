@@ -8,6 +8,7 @@ pub use real::RealDisk;
 pub use sim::SimDisk;
 
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// Files of one directory. Names are plain, without separators.
@@ -38,6 +39,10 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
+    /// The system's handle of it, if the system has it.
+    fn handle(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// Whether it has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)

@@ -3,12 +3,39 @@
 use super::format::Lap;
 use crate::store::disk::{Disk, DiskFile};
 use std::io;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 
 /// A file with data. Readers hold it while they read, which keeps it from being reused.
 pub(super) struct WalFile {
     pub lap: Lap,
     pub file: Arc<dyn DiskFile>,
+    /// Whether it may be sent from (`lend`), once that was asked.
+    lent: OnceLock<bool>,
+}
+
+impl WalFile {
+    /// `lent`: it was, in an earlier process.
+    pub fn new(lap: Lap, file: Arc<dyn DiskFile>, lent: bool) -> WalFile {
+        WalFile { lap, file, lent: if lent { true.into() } else { OnceLock::new() } }
+    }
+
+    /// Whether sockets may send from it. They refer to the file's pages for as long as a client has not read them, longer than this process
+    /// lives: so a file that was lent is never written again, and a name beside it tells the next process.
+    pub fn lend(&self, disk: &dyn Disk) -> bool {
+        *self.lent.get_or_init(|| self.file.handle().is_some() && disk.create(&lent_name(self.lap.seq)).is_ok())
+    }
+
+    /// It has been.
+    pub fn is_lent(&self) -> bool {
+        self.lent.get() == Some(&true)
+    }
+}
+
+impl AsFd for WalFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.handle().expect("only files that have one are lent")
+    }
 }
 
 /// A file that waits for use; its name has its number, its content is zeros or an older lap.
@@ -26,6 +53,11 @@ pub(super) struct Held {
 
 pub(super) fn file_name(seq: u32) -> String {
     format!("{seq:010}.wal")
+}
+
+/// A file of this name, empty, says that the log file has been lent.
+pub(super) fn lent_name(seq: u32) -> String {
+    format!("{seq:010}.lent")
 }
 
 pub(super) fn sidecar_name(seq: u32) -> String {

@@ -1,6 +1,6 @@
 //! The keeper's thread: prepares files ahead, reuses those nobody needs, writes sidecars. Never on the confirm path.
 
-use super::file::{ReadyFile, file_name, prepare, sidecar_name};
+use super::file::{ReadyFile, file_name, lent_name, prepare, sidecar_name};
 use super::sidecar::Sidecar;
 use super::state::{Shared, State};
 use crate::store::disk::{Disk, DiskFile};
@@ -87,7 +87,7 @@ impl Keeper {
             let held = state.files.remove(&old).expect("it was just found under the same lock");
             let total = (state.files.len() + state.ready.len() + 1) as u64 * config.file_bytes;
             let wanted = state.ready.len() < config.spare_files || total <= config.budget_bytes;
-            let new = wanted.then(|| take_seq(state));
+            let new = (wanted && !held.file.is_lent()).then(|| take_seq(state));
             return Some(Job::Recycle(old, held.file.file.clone(), new));
         }
         (state.ready.len() < config.spare_files).then(|| Job::Create(take_seq(state)))
@@ -97,6 +97,7 @@ impl Keeper {
         let _ = self.disk.remove(&sidecar_name(old)); // may never have been written; a stale one is recognised by its salt
         let Some(seq) = new.filter(|_| file.len().is_ok_and(|len| len == self.shared.config.file_bytes)) else {
             self.disk.remove(&file_name(old))?;
+            let _ = self.disk.remove(&lent_name(old)); // most were never lent
             return self.disk.sync_dir();
         };
         self.disk.rename(&file_name(old), &file_name(seq))?;

@@ -1,6 +1,7 @@
 //! The write-ahead log: one per node, entries and votes of all Raft groups in one FIFO, one write and one fdatasync per batch.
 //! `consensus` appends and reads, deliveries read bodies, `state` says what may be forgotten. Format: docs/formats.md.
 
+mod buffers;
 mod cleaning;
 #[cfg(test)]
 mod cleaning_tests;
@@ -15,6 +16,8 @@ mod format;
 mod group;
 mod index;
 mod keeper;
+#[cfg(test)]
+mod lending_tests;
 mod meta;
 mod pace;
 mod reader;
@@ -35,6 +38,7 @@ pub use entry::{Damage, Done, FatalHook, Identity, LogEntry, Payload, ShardLog, 
 pub use stats::{SYNC_BUCKETS, WalStats};
 
 use crate::model::entry::EntryBytes;
+use crate::model::stored::StoredEntry;
 use crate::model::{Generation, LogId, NodeId, ShardId, limits};
 use crate::store::disk::Disk;
 use bytes::Bytes;
@@ -95,7 +99,7 @@ impl Wal {
             None => (first_file(&*disk, &config, &mut recovered).map_err(io_error)?, true),
         };
         let Recovered { state, meta, notes, .. } = recovered;
-        let shared = Shared::new(config, state);
+        let shared = Shared::new(config, state, disk.clone());
         let Tail { file, position, closed, next_batch, items } = tail;
         let mut writer = Writer {
             shared: shared.clone(),
@@ -200,6 +204,7 @@ impl Wal {
     /// now and then.
     pub fn forget_unread(&self) {
         self.shared.lock().forget_unread(limits::TAIL_CACHE_AGE, Instant::now());
+        self.shared.buffers.forget();
     }
 
     /// Entries of `range` from its start up to the first missing one or `max_bytes`, but at least one when the first exists. May
@@ -212,6 +217,12 @@ impl Wal {
     /// Errors: `NotFound`, `InvalidData` as in `read`.
     pub fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
         self.shared.read_body(shard, index)
+    }
+
+    /// Several of them, ascending, up to the first one that is not there, and where each lies: those from disk can be sent from there, and
+    /// their buffers are to be let go soon. Errors as in `read_body`, for all when one of them is damaged.
+    pub fn read_bodies(&self, shard: ShardId, indices: &[u64]) -> io::Result<Vec<StoredEntry>> {
+        self.shared.read_bodies(shard, indices)
     }
 
     /// No live message points into these entries any more and a durable checkpoint says so.
@@ -411,6 +422,6 @@ fn first_file(disk: &dyn Disk, config: &WalConfig, recovered: &mut Recovered) ->
         }
     };
     let lap = Lap { seq: ready.seq, salt: rand::random() };
-    let file = Arc::new(WalFile { lap, file: ready.file });
+    let file = Arc::new(WalFile::new(lap, ready.file, false));
     Ok(Tail { file, position: 0, closed: false, next_batch: 1, items: Vec::new() })
 }

@@ -6,6 +6,7 @@ use super::format::{Kind, RECORD_HEAD, RecordHead};
 use super::index::Location;
 use super::state::Shared;
 use crate::model::entry::{EntryBytes, trimmed};
+use crate::model::stored::{Lent, Place, StoredEntry};
 use crate::model::{LeaderId, ShardId};
 use bytes::Bytes;
 use std::io;
@@ -13,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Neighbouring entries are read together up to this many bytes.
-const RUN_BYTES: u64 = 1 << 20;
+pub(super) const RUN_BYTES: u64 = 1 << 20;
 
 /// An entry that must come from disk.
 pub(super) struct Wanted {
@@ -22,6 +23,12 @@ pub(super) struct Wanted {
     pub file: Arc<WalFile>,
     pub leader: Option<LeaderId>,
 }
+
+/// Smaller entries are not sent from their file: copying them is cheaper.
+const LENT_BYTES: usize = 16 << 10;
+
+/// Fills a buffer from a file.
+type Fill<'a> = &'a mut dyn FnMut(&mut [u8]) -> io::Result<()>;
 
 enum Source {
     Cache(LogEntry),
@@ -32,42 +39,43 @@ impl Shared {
     pub fn read(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         let sources = self.plan(shard, range, max_bytes);
         let mut entries = Vec::with_capacity(sources.len());
-        let mut run: Vec<Wanted> = Vec::new();
-        for source in sources {
-            match source {
-                Source::Cache(entry) => {
-                    self.read_run(shard, &mut run, &mut entries)?;
-                    entries.push(entry);
-                }
-                Source::Disk(wanted) => {
-                    if !continues(&run, &wanted) {
-                        self.read_run(shard, &mut run, &mut entries)?;
-                    }
-                    run.push(wanted);
-                }
-            }
-        }
-        self.read_run(shard, &mut run, &mut entries)?;
+        self.read_all(shard, sources, plain, |entry, _| entries.push(entry))?;
         Ok(entries)
     }
 
     pub fn read_body(&self, shard: ShardId, index: u64) -> io::Result<EntryBytes> {
         let entry = self.read(shard, index..index + 1, 0)?.pop().ok_or(io::ErrorKind::NotFound)?;
-        match entry.payload {
-            Payload::Normal(rope) => Ok(rope),
-            Payload::Trimmed(rope) => {
-                trimmed::expand(&rope).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed copy of an entry"))
-            }
-            Payload::Blank | Payload::Membership(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "the entry has no body")),
-        }
+        body(entry)
     }
 
-    fn plan(&self, shard: ShardId, range: Range<u64>, max_bytes: usize) -> Vec<Source> {
+    pub fn read_bodies(&self, shard: ShardId, indices: &[u64]) -> io::Result<Vec<StoredEntry>> {
+        let sources = self.plan(shard, indices.iter().copied(), usize::MAX);
+        let (mut entries, mut lent) = (Vec::with_capacity(sources.len()), None);
+        let buffer = |len: usize, fill: &mut dyn FnMut(&mut [u8]) -> io::Result<()>| self.buffers.fill(len, fill);
+        self.read_all(shard, sources, buffer, |entry, at| {
+            let as_it_is = matches!(entry.payload, Payload::Normal(_)) && entry.payload.len() >= LENT_BYTES;
+            let place = at.filter(|_| as_it_is).and_then(|wanted| self.place(wanted, &mut lent));
+            entries.push(body(entry).map(|bytes| StoredEntry { bytes, place }));
+        })?;
+        entries.into_iter().collect()
+    }
+
+    /// Where an entry can be sent from. `lent`: the file that was asked last.
+    fn place(&self, wanted: &Wanted, lent: &mut Option<(u32, Arc<Lent>)>) -> Option<Place> {
+        let seq = wanted.file.lap.seq;
+        if lent.as_ref().is_none_or(|(known, _)| *known != seq) {
+            *lent = Some((seq, wanted.file.clone())).filter(|_| wanted.file.lend(&*self.disk)).map(|(seq, file)| (seq, file as Arc<Lent>));
+        }
+        let (_, file) = lent.as_ref()?;
+        Some(Place::new(file, u64::from(wanted.at.position) + RECORD_HEAD as u64))
+    }
+
+    fn plan(&self, shard: ShardId, indices: impl Iterator<Item = u64>, max_bytes: usize) -> Vec<Source> {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(log) = state.shards.get_mut(&shard) else { return Vec::new() };
         let (mut sources, mut bytes) = (Vec::new(), 0);
-        for index in range {
+        for index in indices {
             // An entry that is gone may linger in the cache: the index decides.
             let Some(at) = log.find(index) else { break };
             bytes += at.len as usize;
@@ -84,18 +92,54 @@ impl Shared {
         sources
     }
 
-    /// Read neighbours with one call and append them to `entries`.
-    pub(super) fn read_run(&self, shard: ShardId, run: &mut Vec<Wanted>, entries: &mut Vec<LogEntry>) -> io::Result<()> {
+    /// Hands over all entries in their order, with where those from disk lie.
+    fn read_all(
+        &self,
+        shard: ShardId,
+        sources: Vec<Source>,
+        buffer: impl Fn(usize, Fill<'_>) -> io::Result<Bytes>,
+        mut found: impl FnMut(LogEntry, Option<&Wanted>),
+    ) -> io::Result<()> {
+        let mut run: Vec<Wanted> = Vec::new();
+        for source in sources {
+            match source {
+                Source::Cache(entry) => {
+                    self.read_run(shard, &mut run, &buffer, &mut found)?;
+                    found(entry, None);
+                }
+                Source::Disk(wanted) => {
+                    if !continues(&run, &wanted) {
+                        self.read_run(shard, &mut run, &buffer, &mut found)?;
+                    }
+                    run.push(wanted);
+                }
+            }
+        }
+        self.read_run(shard, &mut run, &buffer, &mut found)
+    }
+
+    /// Whether an entry can be read back.
+    pub(super) fn is_readable(&self, shard: ShardId, wanted: Wanted) -> bool {
+        self.read_run(shard, &mut vec![wanted], &plain, &mut |_, _| ()).is_ok()
+    }
+
+    /// Reads neighbours with one call and hands them over.
+    fn read_run(
+        &self,
+        shard: ShardId,
+        run: &mut Vec<Wanted>,
+        buffer: &impl Fn(usize, Fill<'_>) -> io::Result<Bytes>,
+        found: &mut impl FnMut(LogEntry, Option<&Wanted>),
+    ) -> io::Result<()> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
         let start = first.at.position;
-        let mut buffer = vec![0; (end_of(last) - u64::from(start)) as usize];
-        first.file.file.read_exact_at(&mut buffer, u64::from(start))?;
-        let buffer = Bytes::from(buffer);
+        let len = (end_of(last) - u64::from(start)) as usize;
+        let buffer = buffer(len, &mut |buffer| first.file.file.read_exact_at(buffer, u64::from(start)))?;
         for wanted in run.drain(..) {
             let from = (wanted.at.position - start) as usize;
             let bytes = buffer.slice(from..from + RECORD_HEAD + wanted.at.len as usize);
             let entry = check(shard, &wanted, bytes).ok_or_else(|| self.bad_read(shard, &wanted))?;
-            entries.push(entry);
+            found(entry, Some(&wanted));
         }
         Ok(())
     }
@@ -112,6 +156,23 @@ impl Shared {
         }
         tracing::error!(%shard, index = wanted.index, file, position, "the log's disk returned something else than was written");
         io::Error::new(io::ErrorKind::InvalidData, format!("log file {file} is damaged at byte {position}"))
+    }
+}
+
+/// A buffer of its own.
+fn plain(len: usize, fill: Fill<'_>) -> io::Result<Bytes> {
+    let mut buffer = vec![0; len];
+    fill(&mut buffer)?;
+    Ok(buffer.into())
+}
+
+fn body(entry: LogEntry) -> io::Result<EntryBytes> {
+    match entry.payload {
+        Payload::Normal(rope) => Ok(rope),
+        Payload::Trimmed(rope) => {
+            trimmed::expand(&rope).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed copy of an entry"))
+        }
+        Payload::Blank | Payload::Membership(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "the entry has no body")),
     }
 }
 

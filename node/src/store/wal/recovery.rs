@@ -4,7 +4,7 @@
 use super::cleaning::Copies;
 use super::damage::{Findings, Hole};
 use super::entry::{Payload, WalConfig, WalError};
-use super::file::{Held, ReadyFile, WalFile, file_name, seq_of};
+use super::file::{Held, ReadyFile, WalFile, file_name, lent_name, seq_of};
 use super::format::{FileHeader, HeaderRead, Kind, Lap, RecordHead, SECTOR, VERSION};
 use super::index::{Location, ShardIndex};
 use super::meta::{self, Meta};
@@ -43,6 +43,7 @@ pub(super) struct Recovered {
 pub(super) struct Opened {
     pub file: Arc<dyn DiskFile>,
     pub header: HeaderRead,
+    lent: bool,
 }
 
 pub(super) struct Recovery<'a> {
@@ -107,7 +108,8 @@ impl Recovery<'_> {
                 let file = self.disk.open(&file_name(seq))?;
                 let mut sector = [0; SECTOR as usize];
                 let n = file.read_at(&mut sector, 0)?;
-                Ok(Opened { header: FileHeader::decode(&sector[..n]), file })
+                let lent = names.contains(&lent_name(seq));
+                Ok(Opened { header: FileHeader::decode(&sector[..n]), file, lent })
             };
             let opened = open().map_err(io_error(format!("open log file {seq}")))?;
             if let HeaderRead::Newer(version) = opened.header {
@@ -136,7 +138,8 @@ impl Recovery<'_> {
     }
 
     fn wal_file(&self, lap: Lap) -> Arc<WalFile> {
-        Arc::new(WalFile { lap, file: self.opened[&lap.seq].file.clone() })
+        let opened = &self.opened[&lap.seq];
+        Arc::new(WalFile::new(lap, opened.file.clone(), opened.lent))
     }
 
     /// The newest file with data. Newer ones must never have got beyond their META.
@@ -339,7 +342,8 @@ impl Recovery<'_> {
             }
         }
         for name in self.disk.list()? {
-            let orphan = seq_of(&name, ".idx").is_some_and(|seq| !self.files.contains_key(&seq));
+            let beside = seq_of(&name, ".idx").or_else(|| seq_of(&name, ".lent"));
+            let orphan = beside.is_some_and(|seq| !self.files.contains_key(&seq));
             if orphan || seq_of(&name, ".tmp").is_some() {
                 self.disk.remove(&name)?;
                 removed = true;

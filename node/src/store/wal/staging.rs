@@ -178,7 +178,7 @@ impl Shared {
             Some(Wanted { index: id.index, at, file, leader: Some(id.leader) })
         };
         let Some(wanted) = wanted() else { return false };
-        self.read_run(shard, &mut vec![wanted], &mut Vec::new()).is_ok()
+        self.is_readable(shard, wanted)
     }
 
     pub fn floor(&self, shard: ShardId) -> u64 {

@@ -1,6 +1,7 @@
 //! What the handle, the writer and the file keeper share, behind locks that are never held across IO. Requests have a lock of their own:
 //! the writer takes them while the groups go on with what they just appended.
 
+use super::buffers::Buffers;
 use super::cleaning::Moved;
 use super::entry::{Done, Identity, LogEntry, Payload, Vote, WalConfig};
 use super::file::{Held, ReadyFile};
@@ -11,6 +12,7 @@ use super::pace::Pace;
 use super::sidecar::Sidecar;
 use super::stats::WalStats;
 use crate::model::{Generation, LogId, NodeId, ShardId};
+use crate::store::disk::Disk;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -185,12 +187,15 @@ pub(super) struct Shared {
     pub keep: Condvar,
     pub pace: Pace,
     pub config: WalConfig,
+    pub disk: Arc<dyn Disk>,
+    pub buffers: Arc<Buffers>,
 }
 
 impl Shared {
-    pub fn new(config: WalConfig, state: State) -> Arc<Shared> {
+    pub fn new(config: WalConfig, state: State, disk: Arc<dyn Disk>) -> Arc<Shared> {
         let (work, prepared, keep) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Arc::new(Shared { state: Mutex::new(state), inbox: Mutex::default(), work, prepared, keep, pace: Pace::new(), config })
+        let (state, inbox, pace, buffers) = (Mutex::new(state), Mutex::default(), Pace::new(), Arc::default());
+        Arc::new(Shared { state, inbox, work, prepared, keep, pace, config, disk, buffers })
     }
 
     pub fn inbox(&self) -> MutexGuard<'_, Inbox> {

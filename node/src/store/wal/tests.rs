@@ -68,7 +68,7 @@ fn append(wal: &Wal, shard: ShardId, entries: Vec<LogEntry>) {
     wait(|done| wal.append(shard, entries, done)).unwrap();
 }
 
-fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) fn until(what: &str, condition: impl Fn() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < Duration::from_secs(10), "{what}");

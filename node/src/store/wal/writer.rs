@@ -300,7 +300,7 @@ impl Writer {
         }
         self.close()?;
         let lap = Lap { seq: next.seq, salt: rand::random() };
-        self.begin(Arc::new(WalFile { lap, file: next.file }))?;
+        self.begin(Arc::new(WalFile::new(lap, next.file, false)))?;
         shared.pace.ended();
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::content::{Properties, Property};
 use super::output::Content;
 use super::*;
 use crate::model::catalog::{Table, Value};
+use crate::wire::rope::Front;
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
 
@@ -125,7 +126,7 @@ proptest! {
         let mut bytes = Vec::new();
         while !output.is_empty() {
             let mut slices = [std::io::IoSlice::new(&[]); 4];
-            let filled = output.slices(&mut slices);
+            let Front::Memory { slices: filled, .. } = output.front(&mut slices) else { panic!("nothing is in a file") };
             let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.to_vec()).collect();
             let step = all.len().min(written);
             bytes.extend_from_slice(&all[..step]);

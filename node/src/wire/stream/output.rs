@@ -4,9 +4,9 @@ use super::client::{Versions, put_versions};
 use super::code::{Code, Key, RESPONSE};
 use super::primitive::Put;
 use super::server::{Broker, StreamMetadata};
-use crate::model::stream::CHUNK_HEAD;
+use crate::model::stream::{CHUNK_HEAD, StreamChunk};
 use crate::wire::rope::Rope;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use std::ops::{Deref, DerefMut};
 
 /// Bytes on their way out.
@@ -185,18 +185,22 @@ impl Output {
         });
     }
 
-    /// Deliver: the chunk's head is written, its data shared. `committed`: version 2. The filter stays here, as in RabbitMQ.
-    pub fn deliver(&mut self, subscription: u8, committed: Option<u64>, head: &[u8; CHUNK_HEAD], data: &Bytes) {
+    /// Deliver: the chunk's head is written, its data shared or sent from its file. `committed`: version 2. The filter stays here, as in
+    /// RabbitMQ.
+    pub fn deliver(&mut self, subscription: u8, committed: Option<u64>, chunk: &StreamChunk) {
         let own = 5 + if committed.is_some() { 8 } else { 0 };
         let tail = &mut self.0.tail;
         tail.reserve(4 + own + CHUNK_HEAD);
-        tail.put_u32((own + CHUNK_HEAD + data.len()) as u32);
+        tail.put_u32((own + CHUNK_HEAD + chunk.data.len()) as u32);
         tail.put_key(Key::Deliver, if committed.is_some() { 2 } else { 1 });
         tail.put_u8(subscription);
         if let Some(offset) = committed {
             tail.put_u64(offset);
         }
-        tail.put_slice(head);
-        self.0.body(data, 0, data.len());
+        tail.put_slice(&chunk.header());
+        match &chunk.file {
+            Some(file) => self.0.file(file.clone()),
+            None => self.0.body(&chunk.data, 0, chunk.data.len()),
+        }
     }
 }

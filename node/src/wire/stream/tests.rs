@@ -2,9 +2,12 @@ use super::client::{Request, Versions};
 use super::server::{Answer, Broker, ChunkHead, StreamMetadata};
 use super::*;
 use crate::model::Offset;
+use crate::model::stored::{Lent, Place};
 use crate::model::stream::StreamChunk;
+use crate::wire::rope::Front;
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn encoded(said: &FromClient<'_>) -> Bytes {
     let mut out = BytesMut::new();
@@ -114,17 +117,47 @@ fn a_chunk_travels_behind_its_head_shared_when_it_is_large() {
     for (len, committed) in [(3, None), (100_000, Some(104))] {
         let data = Bytes::from(vec![7; len]);
         let (first, time_ms, filter) = (Offset(100), 1_700_000_000_000, Bytes::new());
-        let chunk = StreamChunk { first, entries: 2, records: 5, time_ms, crc: 0xDEAD_BEEF, filter, data: data.clone() };
+        let chunk = StreamChunk { first, entries: 2, records: 5, time_ms, crc: 0xDEAD_BEEF, filter, data: data.clone(), file: None };
         let mut out = Output::default();
-        out.deliver(9, committed, &chunk.header(), &chunk.data);
+        out.deliver(9, committed, &chunk);
         assert_eq!(out.len(), 4 + 5 + if committed.is_some() { 8 } else { 0 } + 48 + len);
         let mut slices = [std::io::IoSlice::new(&[]); 4];
-        let filled = out.slices(&mut slices);
+        let Front::Memory { slices: filled, more: false } = out.front(&mut slices) else { panic!("nothing is in a file") };
         let shared = slices[..filled].iter().any(|slice| slice.as_ptr() == data.as_ptr());
         assert_eq!(shared, len > 4096);
         let content = frames(&mut out).remove(0);
         assert_eq!(FromServer::decode(&content), Ok(FromServer::Deliver { subscription: 9, committed, head, data: &data }));
     }
+}
+
+#[test]
+fn a_chunk_in_a_file_is_sent_from_there_in_its_turn() {
+    use std::io::Write;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"..the data section..").unwrap();
+    let file: Arc<Lent> = Arc::new(file);
+    let bytes = Place::new(&file, 2).part(4..16).expect("the file is here");
+    let data = Bytes::from_static(b"data section");
+    let (time_ms, filter) = (1_700_000_000_000, Bytes::new());
+    let chunk = StreamChunk { first: Offset(1), entries: 1, records: 1, time_ms, crc: 1, filter, data, file: Some(bytes) };
+    let mut out = Output::default();
+    out.heartbeat();
+    out.deliver(9, None, &chunk);
+    out.heartbeat();
+    let mut slices = [std::io::IoSlice::new(&[]); 4];
+    assert!(matches!(out.front(&mut slices), Front::Memory { slices: 1, more: true }), "the head waits for the file");
+    let head = slices[0].len();
+    assert_eq!(head, 8 + 4 + 5 + 48);
+    out.advance(head + 5);
+    let mut slices = [std::io::IoSlice::new(&[]); 4];
+    let Front::File(rest) = out.front(&mut slices) else { panic!("the file's turn") };
+    assert_eq!((rest.position(), rest.len()), (2 + 4 + 5, 7));
+    out.settle(|bytes| Ok::<_, ()>(Bytes::from(vec![b'x'; bytes.len()]))).unwrap();
+    let mut slices = [std::io::IoSlice::new(&[]); 4];
+    assert!(matches!(out.front(&mut slices), Front::Memory { slices: 2, more: false }), "nothing is in a file any more");
+    assert_eq!(&slices[0][..], b"xxxxxxx");
+    out.advance(7 + 8);
+    assert!(out.is_empty());
 }
 
 #[test]
