@@ -8,15 +8,17 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
-use warren::wire::stream::FromClient;
 use warren::wire::stream::client::Request;
+use warren::wire::stream::{FromClient, OffsetSpec};
 use warren_tests::clients::{here, python, run};
 use warren_tests::cluster::ClusterOptions;
 use warren_tests::secured::Secured;
-use warren_tests::{Broker, Chance, Cluster};
+use warren_tests::stream_client::{StreamClient, Told};
+use warren_tests::{Broker, Chance, Cluster, eventually, unique};
 
 /// Streams of the load: they fall into all shards.
 const STREAMS: usize = 6;
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Clients stay on a node that lives, so a killed leader must go unnoticed.
 const STAY: [&str; 2] = ["--stream-advertise-self", "true"];
 
@@ -112,6 +114,35 @@ fn nothing_confirmed_is_lost_or_doubled_when_leaders_are_killed() {
     assert!(status.status.success(), "{line}{}", String::from_utf8_lossy(&status.stderr));
     assert!(killed > 0, "the nodes that were killed led nothing: it proves nothing");
     print!("{line}");
+}
+
+#[test]
+fn a_publisher_hears_of_another_leader_where_that_is_wanted() {
+    if is_given("a_publisher_hears_of_another_leader") {
+        return;
+    }
+    let arguments = vec!["--stream-leader-updates=true".to_owned()];
+    let cluster = Cluster::start_with(&ClusterOptions { arguments, ..ClusterOptions::default() });
+    let stream = unique("moving");
+    let address = |at: usize| addresses(&cluster)[at].clone();
+    let mut client = StreamClient::connect(&address(0), PATIENCE).unwrap();
+    client.ask(Request::Create { stream: &stream, arguments: vec![] }).unwrap();
+    let leads = || cluster.queue_leader(&stream);
+    assert!(eventually(PATIENCE, || leads().is_some()));
+    let leader = leads().unwrap();
+    let (other, reading) = ((leader + 1) % 3, (leader + 2) % 3);
+    let mut client = StreamClient::connect(&address(other), PATIENCE).unwrap();
+    client.ask(Request::DeclarePublisher { publisher: 1, reference: "", stream: &stream }).unwrap();
+    let mut reader = StreamClient::connect(&address(reading), PATIENCE).unwrap();
+    let (offset, properties) = (OffsetSpec::First, vec![]);
+    reader.ask(Request::Subscribe { subscription: 1, stream: &stream, offset, credit: 10, properties }).unwrap();
+    cluster.kill(leader);
+    assert_eq!(client.next_told().unwrap(), Told::MetadataUpdate(stream.clone()));
+    client.ask(Request::DeclarePublisher { publisher: 1, reference: "", stream: &stream }).unwrap();
+    client.publish(1, &[(7, b"on".to_vec())]).unwrap();
+    assert_eq!(client.next_told().unwrap(), Told::Confirmed(vec![7]));
+    let Told::Chunk(chunk) = reader.next_told().unwrap() else { panic!("its reader hears of no leader") };
+    assert_eq!(chunk.bodies, [b"on".to_vec()]);
 }
 
 /// Says all of it, then reads until the broker hangs up or is silent; whether it hung up.

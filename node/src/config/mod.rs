@@ -125,6 +125,8 @@ pub struct ServerConfig {
     pub stream_tls_port: u16,
     /// Stream clients are told of the node they are on only, not of leaders and replicas.
     pub stream_advertise_self: bool,
+    /// Publishers of streams hear of another leader.
+    pub stream_leader_updates: bool,
     /// This node comes to a cluster that is there.
     pub joins: bool,
     /// RocketMQ's HTTP protocol.
@@ -209,6 +211,7 @@ impl ServerConfig {
             stream_port,
             stream_tls_port,
             stream_advertise_self: settings.stream_advertise_self.unwrap_or(false),
+            stream_leader_updates: settings.stream_leader_updates.unwrap_or(false),
             joins: settings.join.unwrap_or(false),
             rocketmq: rocketmq::checked(&settings)?,
             management_port: settings.management_port.unwrap_or(15672),

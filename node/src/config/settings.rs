@@ -167,6 +167,9 @@ pub struct Settings {
     /// Tell stream clients of the node they are on only: it serves every stream, wherever that is led [default: false]
     #[arg(long, value_name = "BOOL")]
     pub stream_advertise_self: Option<bool>,
+    /// End a stream's publishers with MetadataUpdate when another node leads it, so that clients look for the new leader [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub stream_leader_updates: Option<bool>,
     /// What is logged: a level (error, warn, info, debug, trace) or a filter such as info,warren::edge=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -285,6 +288,7 @@ impl Settings {
             advertised_stream_port: self.advertised_stream_port.or(lower.advertised_stream_port),
             advertised_stream_tls_port: self.advertised_stream_tls_port.or(lower.advertised_stream_tls_port),
             stream_advertise_self: self.stream_advertise_self.or(lower.stream_advertise_self),
+            stream_leader_updates: self.stream_leader_updates.or(lower.stream_leader_updates),
             log: self.log.or(lower.log),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),

@@ -81,6 +81,8 @@ pub struct EdgeConfig {
     pub silence: Duration,
     /// Users that may log in from this machine only.
     pub loopback_users: Vec<String>,
+    /// Publishers of a stream end when another node leads it (decision 0023).
+    pub tells_leaders: bool,
 }
 
 impl EdgeConfig {
@@ -95,6 +97,7 @@ impl EdgeConfig {
             consumer_bytes: limits::CONSUMER_BYTES,
             silence: limits::EDGE_SILENCE,
             loopback_users: vec!["guest".into()],
+            tells_leaders: false,
         }
     }
 }

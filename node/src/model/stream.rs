@@ -86,6 +86,8 @@ pub struct StreamTarget {
     pub catalog_index: u64,
     /// Size of a chunk's filter, bytes.
     pub filter_bytes: u8,
+    /// The node that led its shard then, for a publisher that is to hear of another.
+    pub leader: Option<super::NodeId>,
 }
 
 /// Where a stream is and how it is set, for whoever asks about it.

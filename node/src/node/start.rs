@@ -141,12 +141,16 @@ async fn go_on(
         no_quorum_timeout: config.no_quorum_timeout,
         consumer_timeout: config.consumer_timeout,
         loopback_users: config.loopback_users.clone(),
+        tells_leaders: config.stream_leader_updates,
         ..EdgeConfig::new(config.node, incarnation)
     };
     let edge = Edge::new(edge_config, catalog.clone(), port, leaders, Arc::new(connector));
     office.open(&edge);
     let held = Held { replicas: opened.replicas.clone(), consensus: consensus.clone() };
     edge.set_streams(Arc::new(held), opened.applied.bells.clone());
+    if config.stream_leader_updates {
+        (1..=opened.shards).for_each(|shard| drop(tasks.spawn(edge.clone().tell_leaders(ShardId(shard)))));
+    }
 
     let (shards, wal) = (opened.shards, opened.wal.clone());
     let replicas = opened.replicas.clone();

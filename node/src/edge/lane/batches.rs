@@ -680,6 +680,7 @@ mod tests {
             publisher: publisher.map(Into::into),
             catalog_index: 1,
             filter_bytes: 16,
+            leader: None,
         };
         for (name, sent) in [(None, false), (Some("me"), false), (Some("me"), true)] {
             let mut batches = Batches::new(now, false);

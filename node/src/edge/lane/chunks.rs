@@ -158,7 +158,7 @@ mod tests {
 
     fn to() -> StreamTarget {
         let (stream, shard) = (QueueId(5), crate::model::ShardId(1));
-        StreamTarget { stream, shard, publisher: Some("me".into()), catalog_index: 1, filter_bytes: 16 }
+        StreamTarget { stream, shard, publisher: Some("me".into()), catalog_index: 1, filter_bytes: 16, leader: None }
     }
 
     #[test]

@@ -309,7 +309,8 @@ mod tests {
 
     #[test]
     fn streams_stand_where_their_nodes_are_known_and_one_node_may_stand_for_all() {
-        let target = StreamTarget { stream: QueueId(1), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16 };
+        let target =
+            StreamTarget { stream: QueueId(1), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16, leader: None };
         let replicas = [1, 2, 3].map(NodeId).into();
         let info = StreamInfo { target, leader: Some(NodeId(2)), replicas, settings: StreamSettings::default() };
         let found = || vec![("s".into(), Ok(info.clone())), ("x".into(), Err(Failure::Missing))];

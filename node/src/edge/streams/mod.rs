@@ -60,7 +60,7 @@ impl Edge {
             let record = catalog.queue(name)?;
             let settings = catalog.settings(record).stream?;
             let (stream, shard, catalog_index) = (record.id, record.shard, catalog.index());
-            (StreamTarget { stream, shard, publisher: None, catalog_index, filter_bytes: settings.filter_bytes }, settings)
+            (StreamTarget { stream, shard, publisher: None, catalog_index, filter_bytes: settings.filter_bytes, leader: None }, settings)
         };
         let leader = self.leaders.leadership(target.shard).borrow().map(|leader| leader.node());
         let replicas = self.reading.get().map(|reading| reading.source.holders(target.shard)).unwrap_or_default();
@@ -134,9 +134,10 @@ impl Connection {
         if publisher.len() > STREAM_REFERENCE_BYTES {
             return Err(Refusal::Precondition(format!("the name of a publisher is longer than {STREAM_REFERENCE_BYTES} bytes")));
         }
-        let target = self.stream(stream, Some(Right::Write))?.target;
+        let StreamInfo { target, leader, .. } = self.stream(stream, Some(Right::Write))?;
         let publisher = (!publisher.is_empty()).then(|| publisher.into());
-        Ok(Arc::new(StreamTarget { publisher, ..target }))
+        let leader = leader.filter(|_| self.edge.config.tells_leaders);
+        Ok(Arc::new(StreamTarget { publisher, leader, ..target }))
     }
 
     /// Makes a stream. `arguments`: those of a queue declare (`x-max-age`…), checked here. Resolves with whether it was made now: an equal

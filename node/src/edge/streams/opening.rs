@@ -3,6 +3,7 @@
 
 use super::reader::{ReadError, Reader};
 use crate::edge::{Connection, Edge};
+use crate::model::ShardId;
 use crate::model::stream::{OffsetSpec, StreamChunk, StreamTarget};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,19 @@ impl Edge {
     pub(super) fn knows_stream(&self, target: &StreamTarget) -> bool {
         self.catalog.read().queue_by_id(target.stream).is_some()
     }
+
+    fn has_another_leader(&self, target: &StreamTarget) -> bool {
+        let Some(then) = target.leader else { return false };
+        self.leaders.leadership(target.shard).borrow().is_some_and(|now| now.node() != then)
+    }
+
+    /// For ever: who waits for news of the catalog looks again when a shard has another leader.
+    pub async fn tell_leaders(self: Arc<Edge>, shard: ShardId) {
+        let mut leader_rx = self.leaders.leadership(shard);
+        while leader_rx.changed().await.is_ok() {
+            self.catalog_moved.send_replace(());
+        }
+    }
 }
 
 impl Connection {
@@ -61,8 +75,8 @@ impl Connection {
         }
     }
 
-    /// Whether the stream is still in the catalog.
+    /// Whether the stream is still in the catalog, and led by whom its publisher wants it led.
     pub fn has_stream(&self, target: &StreamTarget) -> bool {
-        self.edge.knows_stream(target)
+        self.edge.knows_stream(target) && !self.edge.has_another_leader(target)
     }
 }

@@ -41,7 +41,14 @@ impl KnownStreams {
 /// What publishing to a stream needs, without a publisher's name. `None`: it is another kind of queue.
 pub(in crate::edge) fn stream_target(catalog: &Catalog, record: &QueueRecord) -> Option<StreamTarget> {
     let filter_bytes = catalog.settings(record).stream?.filter_bytes;
-    Some(StreamTarget { stream: record.id, shard: record.shard, publisher: None, catalog_index: catalog.index(), filter_bytes })
+    Some(StreamTarget {
+        stream: record.id,
+        shard: record.shard,
+        publisher: None,
+        catalog_index: catalog.index(),
+        filter_bytes,
+        leader: None,
+    })
 }
 
 /// A message as an entry of a chunk.

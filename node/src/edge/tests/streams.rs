@@ -222,6 +222,32 @@ async fn a_question_comes_behind_what_the_connection_appended_and_stored() {
 }
 
 #[tokio::test]
+async fn publishers_end_with_another_leader_where_that_is_wanted() {
+    for wanted in [false, true] {
+        let scene = Scene::new(EdgeConfig { tells_leaders: wanted, ..default_config() });
+        scene.stream("s");
+        let client = scene.client();
+        let info = client.connection.stream("s", None).unwrap();
+        assert!(info.leader.is_some());
+        let publisher = client.connection.stream_publisher("s", "").unwrap();
+        let told = tokio::spawn(scene.edge.clone().tell_leaders(publisher.shard));
+        let mut news = client.connection.catalog();
+        tokio::task::yield_now().await;
+        scene.world.set_leader(publisher.shard, None);
+        timeout(PATIENCE, news.changed()).await.expect("in time").expect("the edge lives");
+        assert!(client.connection.has_stream(&publisher), "nobody else leads it");
+        scene.world.set_leader(publisher.shard, Some(leader(2, 2)));
+        timeout(PATIENCE, news.changed()).await.expect("in time").expect("the edge lives");
+        assert!(client.connection.has_stream(&publisher), "the same node leads it again");
+        scene.world.set_leader(publisher.shard, Some(leader(3, 1)));
+        timeout(PATIENCE, news.changed()).await.expect("in time").expect("the edge lives");
+        assert_eq!(client.connection.has_stream(&publisher), !wanted);
+        assert!(client.connection.has_stream(&info.target), "readers go on");
+        told.abort();
+    }
+}
+
+#[tokio::test]
 async fn streams_are_made_found_and_deleted_by_who_may() {
     let scene = Scene::new(default_config());
     let client = scene.client();

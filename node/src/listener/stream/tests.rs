@@ -145,7 +145,7 @@ impl StreamReader for FakeReader {
 }
 
 fn target() -> Arc<StreamTarget> {
-    Arc::new(StreamTarget { stream: QueueId(7), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16 })
+    Arc::new(StreamTarget { stream: QueueId(7), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16, leader: None })
 }
 
 struct Server {

@@ -30,7 +30,7 @@ fn options() -> Options {
 }
 
 fn target(stream: u64) -> Arc<StreamTarget> {
-    Arc::new(StreamTarget { stream: QueueId(stream), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16 })
+    Arc::new(StreamTarget { stream: QueueId(stream), shard: ShardId(1), publisher: None, catalog_index: 1, filter_bytes: 16, leader: None })
 }
 
 fn content(said: &FromClient<'_>) -> Bytes {
