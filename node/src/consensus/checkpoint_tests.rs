@@ -148,7 +148,7 @@ async fn a_checkpoint_waits_while_what_it_holds_replaced_something_flushed_and_i
     let dir = tempfile::tempdir().expect("a directory");
     let store = Arc::new(StateStore::open(&dir.path().join("state")).expect("opens").0);
     let replicas = Replicas::new(None, Arc::new(Nobody));
-    let machine = replicas.machines(Arc::new(wal.clone()))(SHARD);
+    let machine = replicas.machines(Arc::new(wal.clone()))(SHARD).expect("of this version");
     let holding = Holding::new(SHARD, machine.clone(), Arc::new(wal.clone()), Some(&store), Ostored::default());
     let (done, flush) = completion();
     Journal::append(&wal, SHARD, entries(1, 1..=5), done);

@@ -77,6 +77,8 @@ pub(super) struct Place {
 pub(super) struct Core {
     pub(super) me: NodeId,
     pub(super) incarnation: Incarnation,
+    /// The latest version of the log that this program applies.
+    pub(super) supports: u8,
     pub(super) members: Members,
     /// Data shards are 1..=shards.
     pub(super) shards: u16,
@@ -104,8 +106,8 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(
-        me: NodeId,
-        incarnation: Incarnation,
+        (me, incarnation): (NodeId, Incarnation),
+        supports: u8,
         members: Members,
         shards: u16,
         timing: Timing,
@@ -116,6 +118,7 @@ impl Core {
         Arc::new_cyclic(|myself| Core {
             me,
             incarnation,
+            supports,
             members,
             shards,
             timing,

@@ -11,6 +11,7 @@ use super::order;
 use super::placement::FIRST_GENERATION;
 use super::wire::Ask;
 use crate::model::roster::Roster;
+use crate::model::version::TooNew;
 use crate::model::{Generation, NodeId};
 use crate::peer::transport::head_only;
 use crate::peer::{Card, Frame, PeerError};
@@ -61,6 +62,9 @@ pub enum FormationError {
         /// This node.
         node: NodeId,
     },
+    /// A newer program has been here.
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
     /// The identity could not be written.
     #[error("the cluster's identity cannot be written: {0}")]
     Io(#[from] io::Error),

@@ -25,6 +25,7 @@ mod network;
 mod order;
 pub mod placement;
 mod planner;
+mod raising;
 mod rebuild;
 mod relocation;
 pub mod replica;
@@ -62,6 +63,8 @@ pub use watch::Loss;
 mod formation_tests;
 #[cfg(test)]
 mod mover_tests;
+#[cfg(test)]
+mod raising_tests;
 #[cfg(test)]
 mod rebuild_tests;
 #[cfg(test)]

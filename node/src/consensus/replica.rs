@@ -7,9 +7,11 @@ use super::members::Members;
 use super::start::Machines;
 use super::types::Reply;
 use crate::machine::catalog::Catalog;
-use crate::machine::{CaptureId, DataMachine, Delta, Effect, Image, Living, Progress};
+use crate::machine::{CaptureId, DataMachine, Delta, Effect, Image, Living, Progress, RestoreError};
+use crate::model::catalog::CatalogCommand;
 use crate::model::entry::EntryBytes;
-use crate::model::{LogId, ShardId};
+use crate::model::version::TooNew;
+use crate::model::{LogId, ShardId, version};
 use crate::store::state::{Change, StateStore};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, VecDeque};
@@ -36,13 +38,24 @@ struct Inner {
     catalog: Arc<RwLock<Catalog>>,
     data: Mutex<BTreeMap<ShardId, SharedData>>,
     members: OnceLock<Members>,
+    /// Versions of the log up to this one can be applied.
+    supports: u8,
 }
 
 impl Replicas {
     /// Machines that are restored from `store` and checkpointed into it; without one the whole log is applied at each start.
     pub fn new(store: Option<Arc<StateStore>>, observer: Arc<dyn Observer>) -> Replicas {
+        Replicas::supporting(version::SUPPORTED, store, observer)
+    }
+
+    /// The same of a program that applies versions of the log up to this one.
+    pub fn supporting(supports: u8, store: Option<Arc<StateStore>>, observer: Arc<dyn Observer>) -> Replicas {
         let (catalog, data) = (Arc::new(RwLock::new(Catalog::new())), Mutex::default());
-        Replicas { inner: Arc::new(Inner { store, observer, catalog, data, members: OnceLock::new() }) }
+        Replicas { inner: Arc::new(Inner { store, observer, catalog, data, members: OnceLock::new(), supports }) }
+    }
+
+    fn empty(&self, shard: ShardId) -> DataMachine {
+        DataMachine::supporting(self.inner.supports, shard)
     }
 
     /// Who hears of the members as the catalog knows them, before anybody else acts by an entry; call it before `machines`.
@@ -63,7 +76,7 @@ impl Replicas {
 
     /// The same; an empty one, for the case that this node gets the shard.
     pub fn data_or_empty(&self, shard: ShardId) -> SharedData {
-        self.inner.data.lock().entry(shard).or_insert_with(|| Arc::new(Mutex::new(DataMachine::new(shard)))).clone()
+        self.inner.data.lock().entry(shard).or_insert_with(|| Arc::new(Mutex::new(self.empty(shard)))).clone()
     }
 
     /// For `ConsensusConfig::machines`; `journal` learns which entries are still live.
@@ -83,29 +96,35 @@ impl Replicas {
         }
     }
 
-    fn restore_catalog(&self) -> Arc<dyn Machine> {
+    fn restore_catalog(&self) -> Result<Arc<dyn Machine>, TooNew> {
         match Catalog::restore(self.stored(ShardId::CATALOG)) {
             Ok(catalog) => {
+                version::check(catalog.version(), self.inner.supports)?;
                 *self.inner.catalog.write() = catalog;
                 tell_members(&self.inner.catalog, self.inner.members.get());
             }
             Err(error) => tracing::error!(%error, "the catalog's checkpoint is not usable: applying its log from the beginning"),
         }
         let (catalog, observer) = (self.inner.catalog.clone(), self.inner.observer.clone());
-        Arc::new(CatalogReplica { catalog, observer, members: self.inner.members.get().cloned() })
+        let (members, supports) = (self.inner.members.get().cloned(), self.inner.supports);
+        Ok(Arc::new(CatalogReplica { catalog, observer, members, supports }))
     }
 
-    fn restore_data(&self, shard: ShardId, journal: &dyn Journal) -> Arc<dyn Machine> {
+    fn restore_data(&self, shard: ShardId, journal: &dyn Journal) -> Result<Arc<dyn Machine>, TooNew> {
         // Of a replica that this process gave up: whoever serves the shard has this one, and it is empty.
         if let Some(machine) = self.data(shard) {
-            return Arc::new(DataReplica { shard, machine, observer: self.inner.observer.clone(), freed: Arc::default() });
+            return Ok(self.replica(shard, machine));
         }
         let pairs = self.stored(shard);
-        let restored = if pairs.is_empty() { Ok(DataMachine::new(shard)) } else { DataMachine::restore(shard, pairs) };
-        let machine = restored.unwrap_or_else(|error| {
-            tracing::error!(%shard, %error, "the shard's checkpoint is not usable: applying its log from the beginning");
-            DataMachine::new(shard)
-        });
+        let restored = if pairs.is_empty() { Ok(self.empty(shard)) } else { self.empty(shard).restored(pairs) };
+        let machine = match restored {
+            Ok(machine) => machine,
+            Err(RestoreError::TooNew(why)) => return Err(why),
+            Err(error) => {
+                tracing::error!(%shard, %error, "the shard's checkpoint is not usable: applying its log from the beginning");
+                self.empty(shard)
+            }
+        };
         let applied = machine.applied();
         if applied.index > 0 {
             journal.retain_only(shard, applied.index, &machine.live_entries());
@@ -113,7 +132,12 @@ impl Replicas {
         tracing::info!(%shard, index = applied.index, "machine restored");
         let machine = Arc::new(Mutex::new(machine));
         self.inner.data.lock().insert(shard, machine.clone());
-        Arc::new(DataReplica { shard, machine, observer: self.inner.observer.clone(), freed: Arc::default() })
+        Ok(self.replica(shard, machine))
+    }
+
+    fn replica(&self, shard: ShardId, machine: SharedData) -> Arc<dyn Machine> {
+        let (observer, supports) = (self.inner.observer.clone(), self.inner.supports);
+        Arc::new(DataReplica { shard, machine, observer, freed: Arc::default(), supports })
     }
 }
 
@@ -137,12 +161,17 @@ struct CatalogReplica {
     members: Option<Members>,
     catalog: Arc<RwLock<Catalog>>,
     observer: Arc<dyn Observer>,
+    supports: u8,
 }
 
 impl Machine for CatalogReplica {
     fn apply(&self, id: LogId, entry: &EntryBytes) -> Result<Reply, Fault> {
         let command = crate::machine::catalog::decode_command(&entry.flatten());
-        let command = command.ok_or_else(|| Fault { index: id.index, why: "unknown catalog command".into() })?;
+        let fault = |why| Fault { index: id.index, why };
+        let command = command.ok_or_else(|| fault("unknown catalog command: was a newer version of this program here?".into()))?;
+        if let CatalogCommand::Raise { version } = command {
+            version::check(version, self.supports).map_err(|why| fault(why.to_string()))?;
+        }
         let reply = self.catalog.write().apply(id, &command);
         tell_members(&self.catalog, self.members.as_ref());
         self.observer.applied(ShardId::CATALOG, id, Vec::new());
@@ -177,6 +206,7 @@ impl Machine for CatalogReplica {
 
     fn arrived(&self, state: &[u8]) -> Result<Arrived, String> {
         let mut catalog = Catalog::from_snapshot(state).map_err(|e| e.to_string())?;
+        version::check(catalog.version(), self.supports).map_err(|e| e.to_string())?;
         let applied = catalog.applied();
         let change = change(catalog.image().into_delta());
         catalog.captured(applied);
@@ -211,6 +241,13 @@ struct DataReplica {
     /// Entries without live messages, by the index whose application freed them: not released before a durable checkpoint says so
     /// (rule 7).
     freed: Arc<Mutex<Freed>>,
+    supports: u8,
+}
+
+impl DataReplica {
+    fn empty(&self) -> DataMachine {
+        DataMachine::supporting(self.supports, self.shard)
+    }
 }
 
 impl Machine for DataReplica {
@@ -262,7 +299,7 @@ impl Machine for DataReplica {
     }
 
     fn arrived(&self, state: &[u8]) -> Result<Arrived, String> {
-        let mut machine = DataMachine::from_snapshot(self.shard, state).map_err(|e| e.to_string())?;
+        let mut machine = self.empty().with_snapshot(state).map_err(|e| e.to_string())?;
         let (applied, live, change) = (machine.applied(), machine.live_entries(), change(machine.checkpoint()));
         let (mine, freed, observer, shard) = (self.machine.clone(), self.freed.clone(), self.observer.clone(), self.shard);
         let adopt = Box::new(move || {
@@ -275,7 +312,7 @@ impl Machine for DataReplica {
     }
 
     fn clear(&self) {
-        *self.machine.lock() = DataMachine::new(self.shard);
+        *self.machine.lock() = self.empty();
         self.freed.lock().clear();
         self.observer.applied(self.shard, LogId::default(), Vec::new());
     }

@@ -5,7 +5,7 @@ use super::core::Core;
 use super::transfer::{self, First, Offer, Pipe};
 use super::types::{Ometa, Ovote, SnapshotData, to_oid};
 use super::wire::{self, Ask};
-use super::{bodies, catalog, formation, heartbeat, lease, mover, order, rebuild};
+use super::{bodies, catalog, formation, heartbeat, lease, mover, order, raising, rebuild};
 use crate::model::limits::SNAPSHOT_PATIENCE;
 use crate::model::{LeaderId, NodeId, ShardId};
 use crate::peer::paths::{self, Acceptor};
@@ -105,6 +105,7 @@ async fn answer(core: Arc<Core>, from: Card, kind: Ask, frame: Frame) -> Result<
         Ask::Led => led(&core, from.node, head),
         Ask::Rebuild => rebuild::answer(&core, from, head).await,
         Ask::Ready => mover::answer_ready(&core, head).await,
+        Ask::Version => Ok(raising::answer(&core)),
         Ask::Formation | Ask::Adopt | Ask::Catalog => Err(PeerError::Malformed("answered elsewhere")),
     }
 }

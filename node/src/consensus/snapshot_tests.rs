@@ -3,7 +3,7 @@
 
 use super::stack_tests::*;
 use super::*;
-use crate::model::{LeaderId, LogId, NodeId, SessionId};
+use crate::model::{LeaderId, LogId, NodeId, SessionId, version};
 use crate::peer::client::own_port;
 use crate::peer::memory::MemoryNetwork;
 use crate::store::disk::sim::Crash;
@@ -24,6 +24,8 @@ pub(super) struct World {
     timing: Timing,
     /// Of a file of the log.
     file_bytes: u64,
+    /// Versions of the log that the nodes' programs apply.
+    pub(super) supports: u8,
 }
 
 /// What a node has: the disk of its log, and where its state is.
@@ -48,6 +50,7 @@ impl World {
             peers: None,
             timing: Timing::default(),
             file_bytes: 64 << 10,
+            supports: version::SUPPORTED,
         }
     }
 
@@ -87,13 +90,14 @@ impl World {
             None => Arc::new(RealDisk::new(dir.join("wal")).expect("a disk")),
         };
         let (network, peers, timing, wal) = (self.network.clone(), self.peers.clone(), self.timing, files_of(self.file_bytes));
+        let supports = self.supports;
         async move {
             let wire: start::Wire = match peers {
                 Some(peers) => loopback(id, in_time(|| std::net::TcpListener::bind(&peers[at].1)).await, peers),
                 None => Box::new(move |handler| Ok(network.join(NodeId(id), handler))),
             };
             let (store, _) = in_time(|| StateStore::open(&dir.join("state"))).await;
-            boot_member(id, (members, joins), disk, Some(store), wire, wal, timing).await
+            boot_member(id, (members, joins, supports), disk, Some(store), wire, wal, timing).await
         }
     }
 
@@ -127,6 +131,11 @@ impl World {
             }
         }
         assert!(cut, "the message is not on the disk of node {id}");
+    }
+
+    /// How logs are opened.
+    pub(super) fn log(&self) -> WalConfig {
+        files_of(self.file_bytes)
     }
 
     /// The state store of a node that is down is gone.

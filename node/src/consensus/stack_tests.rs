@@ -9,7 +9,7 @@ use crate::model::catalog::{CatalogCommand, CatalogReply};
 use crate::model::entry::{EntryBuilder, EntryBytes, Ops, SectionReply};
 use crate::model::link::Batch;
 use crate::model::ports::{ProposalOutcome, Proposer};
-use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId};
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, SessionId, ShardId, version};
 use crate::peer::Transport;
 use crate::peer::auth::Secret;
 use crate::peer::client::{PeerConfig, TonicNetwork, own_port};
@@ -95,13 +95,13 @@ pub(super) async fn boot_partly(
     timing: Timing,
 ) -> Option<Node> {
     let members = Members::founded((1..=n).map(NodeId), 1);
-    boot_member(id, (members, false), disk, store, wire, config, timing).await
+    boot_member(id, (members, false, version::SUPPORTED), disk, store, wire, config, timing).await
 }
 
 /// The same of a node that knows these members, and perhaps joins them.
 pub(super) async fn boot_member(
     id: u16,
-    (members, joins): (Members, bool),
+    (members, joins, supports): (Members, bool, u8),
     disk: Arc<dyn Disk>,
     store: Option<StateStore>,
     wire: start::Wire,
@@ -114,7 +114,7 @@ pub(super) async fn boot_member(
     let wal = Wal::open(disk, WalConfig { fatal: Some(Arc::new(|_| ())), ..config });
     let (id, wal) = (NodeId(id), wal.ok()?);
     let store = store.map(Arc::new);
-    let replicas = Replicas::new(store.clone(), Arc::new(Nobody));
+    let replicas = Replicas::supporting(supports, store.clone(), Arc::new(Nobody));
     replicas.tell(&members);
     let journal: Arc<dyn journal::Journal> = Arc::new(wal.clone());
     let consensus = Consensus::start(ConsensusConfig {
@@ -127,6 +127,7 @@ pub(super) async fn boot_member(
         clock: ClusterClock::new(Sources::default()),
         journal: journal.clone(),
         machines: replicas.machines(journal),
+        supports,
         store,
         acceptor: Arc::new(|_, _| ()),
         wire,
@@ -221,7 +222,8 @@ pub(super) async fn publish(nodes: &mut [Node], session: SessionId, from: u64, t
         });
         let first = crate::model::Seq((seq - 1) * 10 + 1);
         ops.settle(QUEUE, crate::model::entry::SettleReason::Ack, &[(first, crate::model::Seq(first.0 + 4))]);
-        let mut entry = EntryBuilder::new(seq);
+        let version = nodes.iter().map(|node| node.replicas.catalog().read().version()).min();
+        let mut entry = EntryBuilder::of_version(version.unwrap_or(version::FIRST), seq);
         let batch = Batch { session, seq: BatchSeq(seq), floor: BatchSeq(seq - 1), catalog_index: 1, ops: ops.take() };
         entry.batch(&batch);
         let reply = propose(nodes, entry.finish()).await.1;

@@ -24,6 +24,7 @@ use super::{checkpoint, failover, fetch, lease, mover, rebuild, relocation, watc
 use crate::model::catalog::Refusal;
 use crate::model::ports::{EdgeEnd, Leadership, Proposer};
 use crate::model::shortage::{Shortage, Shortages};
+use crate::model::version::TooNew;
 use crate::model::{Incarnation, NodeId, ShardId, VoterId};
 use crate::peer::paths::{self, Acceptor};
 use crate::peer::{Handler, LinkState, Transport};
@@ -37,8 +38,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Makes the machine of each group of this node, restored from its checkpoint; called once per group when the cluster is formed.
-pub type Machines = Box<dyn Fn(ShardId) -> Arc<dyn Machine> + Send + Sync>;
+/// Makes the machine of each group of this node, restored from its checkpoint; called once per group when the cluster is formed. `Err`: a
+/// newer program has been here.
+pub type Machines = Box<dyn Fn(ShardId) -> Result<Arc<dyn Machine>, TooNew> + Send + Sync>;
 
 /// Starts the network with the handler of this node's answers: tonic in a process, memory in tests and the simulator.
 pub type Wire = Box<dyn FnOnce(Arc<dyn Handler>) -> io::Result<Arc<dyn Transport>> + Send>;
@@ -63,6 +65,8 @@ pub struct ConsensusConfig {
     pub journal: Arc<dyn Journal>,
     /// Makes machines.
     pub machines: Machines,
+    /// Versions of the log that they apply: up to this one.
+    pub supports: u8,
     /// Where checkpoints go; `None`: none are made and logs are never purged.
     pub store: Option<Arc<StateStore>>,
     /// Gets the leader's ends of edge paths that other nodes open.
@@ -82,8 +86,22 @@ impl Consensus {
     /// Starts the runtime and the network and begins to form or rejoin the cluster. Does not wait: see `formed`.
     pub fn start(config: ConsensusConfig) -> Result<Consensus, io::Error> {
         let thread = RaftThread::start()?;
-        let ConsensusConfig { node, incarnation, members, joins, shards, timing, clock, journal, machines, store, acceptor, wire } = config;
-        let core = Core::new(node, incarnation, members, shards, timing, journal, clock);
+        let ConsensusConfig {
+            node,
+            incarnation,
+            members,
+            joins,
+            shards,
+            timing,
+            clock,
+            journal,
+            machines,
+            supports,
+            store,
+            acceptor,
+            wire,
+        } = config;
+        let core = Core::new((node, incarnation), supports, members, shards, timing, journal, clock);
         let service = Arc::new(Service::new(core.clone(), acceptor));
         let transport = {
             let _on_our_runtime = thread.handle().enter();
@@ -477,7 +495,7 @@ impl Maker {
     }
 
     fn hold(&self, core: &Core, shard: ShardId) -> Result<Arc<Holding>, FormationError> {
-        let machine = (self.machines)(shard);
+        let machine = (self.machines)(shard)?;
         let voters = core.members.now(shard).into_iter().map(|node| VoterId { node, generation: FIRST_GENERATION });
         let voters: Vec<VoterId> = voters.collect();
         let ids: BTreeSet<u64> = voters.iter().map(|v| v.pack()).collect();

@@ -247,8 +247,9 @@ impl Cluster {
             machines: Box::new(move |shard| {
                 let tape = Arc::new(Tape { catalog: shard == ShardId::CATALOG, ..Tape::default() });
                 made.lock().insert(shard, tape.clone());
-                tape
+                Ok(tape)
             }),
+            supports: crate::model::version::SUPPORTED,
             store: None,
             acceptor: Arc::new(|_, _| ()),
             wire: Box::new(move |handler| {

@@ -35,6 +35,8 @@ pub enum Ask {
     Rebuild = 9,
     /// Whether a node is ready to be sent a group's log.
     Ready = 10,
+    /// Which versions of the log a node applies.
+    Version = 11,
 }
 
 impl Ask {
@@ -42,7 +44,7 @@ impl Ask {
     pub fn of(head: &mut Bytes) -> Result<Ask, PeerError> {
         let byte = head.try_get_u8().map_err(|_| SHORT)?;
         use Ask::*;
-        let all = [Vote, PreVote, Transfer, Catalog, Lease, Formation, Adopt, Led, Rebuild, Ready];
+        let all = [Vote, PreVote, Transfer, Catalog, Lease, Formation, Adopt, Led, Rebuild, Ready, Version];
         all.into_iter().find(|kind| *kind as u8 == byte).ok_or(PeerError::Malformed("unknown question"))
     }
 }

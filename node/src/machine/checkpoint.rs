@@ -13,7 +13,7 @@ use super::queue::Queue;
 use super::shard::{DataMachine, RestoreError};
 use super::stream::Stream;
 use super::streams::{BLOCK, READERS, STREAM};
-use crate::model::{Incarnation, LeaderId, LogId, NodeId, QueueId, SessionId, ShardId, TxId};
+use crate::model::{Incarnation, LeaderId, LogId, NodeId, QueueId, SessionId, ShardId, TxId, version};
 
 pub(super) const VERSION: u8 = 1;
 pub(super) const MAGIC: &[u8; 4] = b"WSNP";
@@ -102,7 +102,16 @@ impl DataMachine {
         K: AsRef<[u8]>,
         V: AsRef<[u8]>,
     {
-        DataMachine::import(shard, pairs, true)
+        DataMachine::new(shard).restored(pairs)
+    }
+
+    /// The same into an empty machine.
+    pub fn restored<K, V>(self, pairs: impl IntoIterator<Item = (K, V)>) -> Result<DataMachine, RestoreError>
+    where
+        K: AsRef<[u8]>,
+        V: AsRef<[u8]>,
+    {
+        self.import(pairs, true)
     }
 
     /// All of the state, for another node. All at once: for a machine that nobody else uses.
@@ -113,6 +122,11 @@ impl DataMachine {
 
     /// The way back from `snapshot`. The next checkpoint holds everything.
     pub fn from_snapshot(shard: ShardId, bytes: &[u8]) -> Result<DataMachine, RestoreError> {
+        DataMachine::new(shard).with_snapshot(bytes)
+    }
+
+    /// The same into an empty machine.
+    pub fn with_snapshot(self, bytes: &[u8]) -> Result<DataMachine, RestoreError> {
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or(RestoreError::Malformed("short snapshot"))?;
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
             return Err(RestoreError::Checksum);
@@ -128,7 +142,7 @@ impl DataMachine {
             pairs.push((input.bytes()?, input.bytes()?));
         }
         input.end()?;
-        DataMachine::import(shard, pairs, false)
+        self.import(pairs, false)
     }
 
     pub(super) fn forget_queue(&mut self, id: QueueId, queue: &Queue) {
@@ -144,12 +158,12 @@ impl DataMachine {
         }
     }
 
-    fn import<K, V>(shard: ShardId, pairs: impl IntoIterator<Item = (K, V)>, stored: bool) -> Result<DataMachine, RestoreError>
+    fn import<K, V>(self, pairs: impl IntoIterator<Item = (K, V)>, stored: bool) -> Result<DataMachine, RestoreError>
     where
         K: AsRef<[u8]>,
         V: AsRef<[u8]>,
     {
-        let mut machine = DataMachine::new(shard);
+        let mut machine = self;
         let (mut meta, mut any) = (false, false);
         for (key, value) in pairs {
             any = true;
@@ -227,10 +241,10 @@ impl DataMachine {
         queue
     }
 
-    /// meta := version u8 | shard u16 | term u64 | voter u64 | index u64 | catalog index u64 | time_ms u64
+    /// meta := version of the latest entry u8 | shard u16 | term u64 | voter u64 | index u64 | catalog index u64 | time_ms u64
     pub(super) fn encode_meta(&self) -> Vec<u8> {
         let mut out = Writer::with_capacity(43);
-        out.u8(VERSION);
+        out.u8(self.version);
         out.u16(self.shard.0);
         out.u64(self.applied.leader.term);
         out.u64(self.applied.leader.voter);
@@ -242,10 +256,8 @@ impl DataMachine {
 
     fn decode_meta(&mut self, value: &[u8]) -> Result<(), RestoreError> {
         let mut input = Reader::new(value);
-        match input.u8()? {
-            VERSION => {}
-            other => return Err(RestoreError::Version(other)),
-        }
+        self.version = input.u8()?;
+        version::check(self.version, self.supports)?;
         let shard = ShardId(input.u16()?);
         if shard != self.shard {
             return Err(RestoreError::OtherShard(shard));

@@ -2,6 +2,7 @@
 
 use crate::model::ShardId;
 use crate::model::entry::Malformed;
+use crate::model::version::TooNew;
 
 /// The log and the machine do not fit: a bug or a newer version. The node must stop serving this shard; the machine is not to be
 /// used any more.
@@ -10,6 +11,9 @@ pub enum Fault {
     /// The entry cannot be read.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// Its version is not known.
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
     /// Applied twice or out of order.
     #[error("entry {index} after {applied}")]
     Order {
@@ -44,6 +48,9 @@ pub enum RestoreError {
     /// Written by a newer version.
     #[error("format version {0} is unknown")]
     Version(u8),
+    /// The state is of a version that is not known.
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
     /// Of another shard.
     #[error("belongs to shard {0}")]
     OtherShard(ShardId),

@@ -14,10 +14,10 @@ use super::sessions::{Refused, Sessions, Standing};
 use super::stores;
 use super::stream::Stream;
 use super::transactions::{Leaving, Transactions};
-use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry};
+use crate::model::entry::{EnqueueOp, EntryBytes, Malformed, Op, OpsReader, Section, SectionReply, SettleReason, read_entry, version_of};
 use crate::model::link::RefusedEnqueue;
 use crate::model::settings::{Overflow, QueueSettings};
-use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId};
+use crate::model::{BatchSeq, Incarnation, LogId, NodeId, QueueId, Seq, SessionId, ShardId, TxId, version};
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,6 +112,10 @@ pub enum Effect {
 pub struct DataMachine {
     pub(super) shard: ShardId,
     pub(super) applied: LogId,
+    /// The latest version of any entry.
+    pub(super) version: u8,
+    /// The latest that can be applied; not state.
+    pub(super) supports: u8,
     pub(super) catalog_index: u64,
     pub(super) last_time_ms: u64,
     pub(super) queues: HashMap<QueueId, Queue>,
@@ -152,9 +156,16 @@ enum Put {
 impl DataMachine {
     /// An empty one, before any entry.
     pub fn new(shard: ShardId) -> DataMachine {
+        DataMachine::supporting(version::SUPPORTED, shard)
+    }
+
+    /// The same of a program that applies versions up to this one.
+    pub fn supporting(supports: u8, shard: ShardId) -> DataMachine {
         DataMachine {
             shard,
             applied: LogId::default(),
+            version: version::FIRST,
+            supports,
             catalog_index: 0,
             last_time_ms: 0,
             queues: HashMap::new(),
@@ -181,12 +192,15 @@ impl DataMachine {
         if u32::try_from(entry.len()).is_err() {
             return Err(Fault::TooLarge { index: id.index });
         }
+        let written_in = version_of(entry).unwrap_or_default();
+        version::check(written_in, self.supports)?;
         let (time_ms, sections) = read_entry(entry)?;
         if sections.iter().filter(|s| matches!(s, Section::Hello { .. })).count() > 1 {
             return Err(Fault::TwoHellos { index: id.index });
         }
         let mut out = Applied { replies: Vec::with_capacity(sections.len()), ..Applied::default() };
         self.references = 0;
+        self.version = self.version.max(written_in);
         self.bases.clear();
         self.last_time_ms = self.last_time_ms.max(time_ms);
         (self.exits.time_ms, self.exits.any_died, self.exits.leaving) = (self.last_time_ms, false, crate::model::limits::LEAVING_PER_ENTRY);
@@ -214,6 +228,11 @@ impl DataMachine {
     /// Its shard.
     pub fn shard(&self) -> ShardId {
         self.shard
+    }
+
+    /// The latest version that it has applied an entry of.
+    pub fn version(&self) -> u8 {
+        self.version
     }
 
     /// Last applied; index 0 = none.
@@ -295,6 +314,9 @@ impl DataMachine {
         [u64::from(self.shard.0), id.leader.term, id.leader.voter, id.index, self.catalog_index, self.last_time_ms]
             .into_iter()
             .for_each(|word| hasher.word(word));
+        if self.version > version::FIRST {
+            hasher.word(u64::from(self.version));
+        }
         self.sessions.hash(&mut hasher);
         self.exits.dead.hash(&mut hasher);
         self.transactions.hash(&mut hasher);

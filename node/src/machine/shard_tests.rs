@@ -655,3 +655,41 @@ fn a_process_that_was_declared_gone_finds_its_verdicts_and_a_new_one_does_not() 
     machine.apply(id(7), &hello(6)).unwrap();
     assert_eq!(machine.last_batch(SessionId(7)), Some(BatchSeq(0)), "another process begins anew");
 }
+
+#[test]
+fn entries_of_a_later_version_are_for_programs_that_know_it() {
+    use crate::model::version::TooNew;
+    let entry = |version: u8, index: u64| {
+        let mut entry = EntryBuilder::of_version(version, index);
+        entry.hello(NodeId(1), Incarnation(index));
+        (LogId { leader: LeaderId { term: 1, voter: 1 }, index }, entry.finish())
+    };
+    let new = || DataMachine::supporting(2, SHARD);
+    let (mut old, mut one, mut other) = (DataMachine::new(SHARD), new(), new());
+    let (id, first) = entry(1, 1);
+    for machine in [&mut old, &mut one, &mut other] {
+        machine.apply(id, &first).unwrap();
+    }
+    assert_eq!(old.state_hash(), one.state_hash());
+    let (id, second) = entry(2, 2);
+    one.apply(id, &second).unwrap();
+    let (before, too_new) = (old.state_hash(), TooNew { used: 2, supported: 1 });
+    assert_eq!(old.apply(id, &second), Err(Fault::TooNew(too_new)));
+    assert_eq!((old.state_hash(), old.version()), (before, 1), "it did nothing");
+    assert_eq!(
+        too_new.to_string(),
+        "the cluster uses version 2 of its log, this program knows versions up to 1: start a newer one on this node"
+    );
+    // A leader whose catalog lags writes an entry of the version before.
+    let (id, third) = entry(1, 3);
+    one.apply(id, &third).unwrap();
+    for (at, entry) in [(2, &second), (3, &third)] {
+        other.apply(LogId { index: at, ..id }, entry).unwrap();
+    }
+    assert_eq!((one.state_hash(), one.version()), (other.state_hash(), 2));
+    let (snapshot, pairs) = (one.snapshot(), one.checkpoint().puts);
+    assert_eq!(new().with_snapshot(&snapshot).unwrap().state_hash(), one.state_hash());
+    assert_eq!(new().restored(pairs.clone()).unwrap().state_hash(), one.state_hash());
+    assert_eq!(DataMachine::from_snapshot(SHARD, &snapshot).err(), Some(RestoreError::TooNew(too_new)));
+    assert_eq!(DataMachine::restore(SHARD, pairs).err(), Some(RestoreError::TooNew(too_new)));
+}

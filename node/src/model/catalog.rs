@@ -337,6 +337,11 @@ pub enum CatalogCommand {
     },
     /// Users, vhosts, permissions, policies, limits.
     Admin(AdminCommand),
+    /// All nodes support this version of the log: the cluster uses it from now on. It never goes back.
+    Raise {
+        /// To it.
+        version: u8,
+    },
 }
 
 /// A queue with another name.

@@ -22,12 +22,10 @@ pub use stored::{StoredMessage, StoredView};
 
 use super::link::{Batch, RefusedEnqueue};
 use super::settings::QueueSettings;
-use super::{BatchSeq, Incarnation, NodeId, QueueId, SessionId};
+use super::{BatchSeq, Incarnation, NodeId, QueueId, SessionId, version};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-/// First byte of every entry.
-pub const VERSION: u8 = 1;
 const ENTRY_HEAD: usize = 9;
 const FRAME_HEAD: usize = 5;
 const BATCH_HEAD: usize = 32;
@@ -153,10 +151,23 @@ pub struct EntryBuilder {
 impl EntryBuilder {
     /// An entry stamped with the leader's time (ms since the epoch, never going back).
     pub fn new(time_ms: u64) -> EntryBuilder {
+        EntryBuilder::of_version(version::FIRST, time_ms)
+    }
+
+    /// The same of a later version.
+    pub fn of_version(version: u8, time_ms: u64) -> EntryBuilder {
         let mut head = BytesMut::with_capacity(128);
-        head.put_u8(VERSION);
+        head.put_u8(version);
         head.put_u64_le(time_ms);
         EntryBuilder { rope: EntryBytes::default(), head }
+    }
+
+    /// It is of this version: before its first section.
+    pub fn set_version(&mut self, version: u8) {
+        debug_assert_eq!((self.rope.len(), self.head.len()), (0, ENTRY_HEAD), "a section was written in another version");
+        if let Some(first) = self.head.first_mut() {
+            *first = version;
+        }
     }
 
     /// An edge's batch; its operations become a part of their own, uncopied.
@@ -341,11 +352,17 @@ pub enum SectionReply {
     Settings,
 }
 
-/// Reads an entry: its time and its sections.
+/// The version that an entry was written in; `None`: it is empty.
+pub fn version_of(entry: &EntryBytes) -> Option<u8> {
+    let (head, at) = entry.locate(0)?;
+    head.get(at).copied()
+}
+
+/// Reads an entry of a version that is known: its time and its sections.
 pub fn read_entry(entry: &EntryBytes) -> Result<(u64, Vec<Section>), Malformed> {
     let (head, at) = entry.locate(0).ok_or(Malformed { position: 0, why: "empty" })?;
-    if head.len() - at < ENTRY_HEAD || head[at] != VERSION {
-        return Err(Malformed { position: 0, why: "version" });
+    if head.len() - at < ENTRY_HEAD {
+        return Err(Malformed { position: 0, why: "short" });
     }
     let time_ms = (&head[at + 1..]).get_u64_le();
     let mut sections = Vec::new();

@@ -23,5 +23,6 @@ pub mod store;
 pub mod stored;
 pub mod stream;
 pub mod stream_step;
+pub mod version;
 
 pub use ids::*;

@@ -11,13 +11,13 @@ use crate::config::{DataDir, Rocketmq, ServerConfig};
 use crate::consensus::{ClusterClock, Consensus, ConsensusConfig, Members, Replicas, Seat, Shard, Timing, Wire};
 use crate::edge::{CatalogPort, Edge, EdgeConfig, Office, RocketDefaults};
 use crate::listener::rocketmq::{Hub, Settings};
-use crate::machine::catalog::hash_password;
+use crate::machine::catalog::{Catalog, hash_password};
 use crate::machine::shard::DataMachine;
 use crate::management::Readiness;
 use crate::model::catalog::CatalogCommand;
 use crate::model::ports::Leadership;
 use crate::model::roster::Roster;
-use crate::model::{Incarnation, NodeId, ShardId};
+use crate::model::{Incarnation, NodeId, ShardId, version};
 use crate::serving::local::{LocalBodies, LocalProposer, local_leadership};
 use crate::serving::{self, Lateness, Mailbox, ServerEvent, ServerHandle};
 use crate::store::disk::Disk;
@@ -25,7 +25,7 @@ use crate::store::state::StateStore;
 use crate::store::wal::Wal;
 use crate::tls::Mutual;
 use hashbrown::HashMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -135,6 +135,7 @@ async fn go_on(
     let port = Port { client: consensus.catalog(), may_route, patience: config.no_quorum_timeout };
     let port: Arc<dyn CatalogPort> = Arc::new(port);
     tasks.spawn(presence::keep(consensus.clone(), catalog.clone()));
+    tasks.spawn(keep_version(consensus.clone(), catalog.clone()));
     tasks.spawn(unused::delete(port.clone(), events_rx));
     let connector = Connector { node: config.node, servers: opened.applied.servers.clone(), consensus: consensus.clone() };
     let edge_config = EdgeConfig {
@@ -263,6 +264,7 @@ fn start_consensus(config: &ServerConfig, incarnation: Incarnation, opened: &Ope
         clock: opened.clock.clone(),
         journal: Arc::new(opened.wal.clone()),
         machines: opened.replicas.machines(Arc::new(opened.wal.clone())),
+        supports: version::SUPPORTED,
         store: Some(opened.store.clone()),
         acceptor: Arc::new(move |shard, end| {
             if let Some(server) = applied.servers.get(&shard) {
@@ -354,6 +356,10 @@ async fn expel(edge: Arc<Edge>, mut moved_rx: watch::Receiver<u64>) {
             return;
         }
     }
+}
+
+async fn keep_version(consensus: Arc<Consensus>, catalog: Arc<RwLock<Catalog>>) {
+    consensus.keep_version(|| catalog.read().version()).await;
 }
 
 /// The catalog's first entry. Repeated until a majority answers.

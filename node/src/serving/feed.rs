@@ -13,6 +13,8 @@ use parking_lot::RwLock;
 pub struct CatalogChanges {
     /// The catalog index it leads to.
     pub to: u64,
+    /// The version that entries are to be written in by then.
+    pub version: u8,
     /// Queues made.
     pub creates: Vec<QueueId>,
     /// Queues dropped.
@@ -53,7 +55,7 @@ impl CatalogFeed for RwLock<Catalog> {
         if let Some((creates, drops)) = catalog.changes_since(from, shard) {
             let settings = catalog.settings_since(from, shard, &creates);
             let replays = catalog.replays_since(from, shard);
-            return Some(CatalogChanges { to: catalog.index(), creates, drops, settings, replays });
+            return Some(CatalogChanges { to: catalog.index(), version: catalog.version(), creates, drops, settings, replays });
         }
         // Not under the catalog's lock: `known` takes the shard's.
         drop(catalog);
@@ -61,7 +63,7 @@ impl CatalogFeed for RwLock<Catalog> {
         let catalog = self.read();
         let (creates, drops) = catalog.difference(shard, known);
         let (settings, replays) = (catalog.all_settings(shard), catalog.replays_since(from, shard));
-        Some(CatalogChanges { to: catalog.index(), creates, drops, settings, replays })
+        Some(CatalogChanges { to: catalog.index(), version: catalog.version(), creates, drops, settings, replays })
     }
 
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {

@@ -12,7 +12,7 @@ use crate::machine::{AT_ONCE, Queue};
 use crate::model::entry::{EntryBuilder, Mark, Op, Ops, OpsReader, SectionReply, SettleReason, Settling, Word, is_batch};
 use crate::model::link::{Batch, Ranges, RefusedEnqueue, ToEdge};
 use crate::model::ports::{EPOCH_SHIFT, ProposalOutcome, Reading, next_epoch};
-use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, TxId, limits};
+use crate::model::{BatchSeq, Incarnation, NodeId, QueueId, Seq, SessionId, ShardId, TxId, limits, version};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -96,6 +96,8 @@ pub(super) struct Log {
     stamp: Stamp,
     /// The catalog index that the shard will have once everything in flight is applied.
     catalog_index: u64,
+    /// What entries are written in, as the catalog said last.
+    version: u8,
     pub catalog_moved: bool,
     /// A request wants the shard to know the catalog up to here.
     pub asked_index: u64,
@@ -241,7 +243,7 @@ impl ShardServer {
             }
             let mut stamp = self.log.stamp;
             let time_ms = stamp.next(now);
-            let mut entry = EntryBuilder::new(time_ms);
+            let mut entry = EntryBuilder::of_version(self.log.version.max(version::FIRST), time_ms);
             let mut targets = Targets::new();
             // Without a clock that can be trusted only that ends which needs none.
             let end_ms = if now.is_sure { time_ms } else { AT_ONCE };
@@ -307,6 +309,8 @@ impl ShardServer {
         let changes = self.config.catalog.changes(self.config.shard, from, &known);
         self.log.catalog_moved = changes.is_none();
         let Some(changes) = changes else { return };
+        self.log.version = self.log.version.max(changes.version);
+        entry.set_version(self.log.version.max(version::FIRST));
         let quiet = changes.creates.is_empty() && changes.drops.is_empty() && changes.settings.is_empty() && changes.replays.is_empty();
         if changes.to <= from || (quiet && !needed) {
             return;

@@ -59,6 +59,10 @@ impl Catalog {
             CatalogCommand::Unbind(spec) => self.checked_unbind(spec),
             CatalogCommand::Group { group, member, change } => self.change_group(group, *member, change),
             CatalogCommand::Admin(command) => self.administer(index, command),
+            CatalogCommand::Raise { version } => {
+                self.raised = self.raised.max(*version);
+                DONE
+            }
         }
     }
 

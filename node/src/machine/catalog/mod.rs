@@ -38,7 +38,7 @@ use crate::model::rocketmq::AccessKey;
 use crate::model::roster::Roster;
 use crate::model::settings::QueueSettings;
 use crate::model::store;
-use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId};
+use crate::model::{Incarnation, LogId, NodeId, QueueId, ShardId, version};
 use crate::routing::RoutingTable;
 use changes::ShardQueues;
 use groups::Groups;
@@ -147,6 +147,8 @@ pub struct User {
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     applied: LogId,
+    /// The cluster's version; 0: it was never raised.
+    raised: u8,
     shards: u16,
     vhosts: HashMap<Arc<str>, Vhost>,
     users: BTreeMap<String, User>,
@@ -178,6 +180,11 @@ impl Catalog {
     /// Last applied; index 0 = none.
     pub fn applied(&self) -> LogId {
         self.applied
+    }
+
+    /// The version of the log that the cluster uses (docs/decisions/0027).
+    pub fn version(&self) -> u8 {
+        self.raised.max(version::FIRST)
     }
 
     /// The catalog index that batches name: the index last applied.

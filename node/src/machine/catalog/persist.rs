@@ -42,6 +42,13 @@ pub struct Image {
     groups: Vec<(GroupName, Group)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     roster: Option<Arc<Roster>>,
+    #[serde(default, skip_serializing_if = "is_first")]
+    version: u8,
+}
+
+/// The cluster's version was never raised.
+fn is_first(version: &u8) -> bool {
+    *version == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -167,6 +174,7 @@ impl Catalog {
             bindings: self.bindings.iter().map(|(id, spec)| (*id, spec.clone())).collect(),
             groups: self.groups.image(),
             roster: self.roster.clone(),
+            version: self.raised,
         }
     }
 
@@ -179,6 +187,7 @@ impl Catalog {
             nodes: image.nodes,
             groups: Groups::from_image(image.groups),
             roster: image.roster,
+            raised: image.version,
             access_version: image.applied.index,
             ..Catalog::default()
         };

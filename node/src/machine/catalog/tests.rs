@@ -614,3 +614,16 @@ fn declares_and_routing_are_fast() {
     let bytes = f.0.snapshot().len();
     println!("snapshot of 40,000 queues and bindings: {bytes} bytes, {} ms", start.elapsed().as_millis());
 }
+
+#[test]
+fn the_version_only_rises_and_is_written_only_once_it_has() {
+    let mut f = Fixture::new();
+    let has_version = |f: &Fixture| f.0.snapshot().windows(8).any(|bytes| bytes == b"\xa7version");
+    assert_eq!((f.0.version(), has_version(&f)), (1, false), "what older programs read");
+    for (raise, version) in [(2, 2), (1, 2), (4, 4), (3, 4)] {
+        f.done(CatalogCommand::Raise { version: raise });
+        assert_eq!(f.0.version(), version);
+        assert_eq!(Catalog::from_snapshot(&f.0.snapshot()).unwrap().version(), version);
+    }
+    assert!(has_version(&f));
+}

@@ -32,7 +32,7 @@ use crate::model::*;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -42,27 +42,35 @@ const Q2: QueueId = QueueId(11);
 const SOON: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(60);
 
-/// A catalog of the test's making: its index, its queues, those that were dropped; and whether it has no change log.
+/// A catalog of the test's making: its index, its queues, those that were dropped; whether it has no change log; settings; its version,
+/// unless that is the first.
 #[derive(Default)]
-struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool, Mutex<Vec<(QueueId, QueueSettings)>>);
+struct TestCatalog(Mutex<(u64, Vec<QueueId>, Vec<QueueId>)>, AtomicBool, Mutex<Vec<(QueueId, QueueSettings)>>, AtomicU8);
 
 impl CatalogFeed for TestCatalog {
     fn index(&self) -> u64 {
         self.0.lock().0
     }
     fn changes(&self, _shard: ShardId, from: u64, known: &dyn Fn() -> Option<Vec<QueueId>>) -> Option<CatalogChanges> {
-        let state = self.0.lock();
+        let (state, version) = (self.0.lock(), self.3.load(Ordering::Relaxed));
         if from >= state.0 {
-            return Some(CatalogChanges { to: state.0, ..CatalogChanges::default() });
+            return Some(CatalogChanges { to: state.0, version, ..CatalogChanges::default() });
         }
         let settings = self.2.lock().clone();
         if !self.1.load(Ordering::Relaxed) {
-            return Some(CatalogChanges { to: state.0, creates: state.1.clone(), drops: state.2.clone(), settings, replays: vec![] });
+            return Some(CatalogChanges {
+                to: state.0,
+                version,
+                creates: state.1.clone(),
+                drops: state.2.clone(),
+                settings,
+                replays: vec![],
+            });
         }
         let known = known()?;
         let creates = state.1.iter().filter(|q| !known.contains(q)).copied().collect();
         let drops = known.into_iter().filter(|q| !state.1.contains(q)).collect();
-        Some(CatalogChanges { to: state.0, creates, drops, settings, replays: vec![] })
+        Some(CatalogChanges { to: state.0, version, creates, drops, settings, replays: vec![] })
     }
     fn facts(&self, queue: QueueId) -> Option<QueueFacts> {
         let state = self.0.lock();

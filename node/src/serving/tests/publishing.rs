@@ -271,3 +271,28 @@ async fn a_queue_that_comes_and_goes_while_its_advance_is_on_the_way_is_dropped_
     let queues: Vec<_> = shard.machine.lock().queues().map(|(id, _)| id).collect();
     assert_eq!(queues, [Q]);
 }
+
+#[tokio::test]
+async fn entries_are_written_in_the_version_that_the_catalog_has_come_to() {
+    let machine = Arc::new(Mutex::new(DataMachine::supporting(2, ShardId(1))));
+    let shard = Shard::over(machine, Arc::default(), Arc::default(), 1, SETUP);
+    shard.declare(&[Q]);
+    let mut edge = shard.edge(1).await;
+    let batch = edge.messages(Q, 0..3);
+    edge.up(ToLeader::Batch(batch)).await;
+    assert!(matches!(edge.down().await, ToEdge::Verdict { .. }));
+    assert_eq!(shard.machine.lock().version(), 1);
+    shard.catalog.3.store(2, Ordering::Relaxed);
+    shard.declare(&[]);
+    let batch = edge.messages(Q, 3..6);
+    edge.up(ToLeader::Batch(batch)).await;
+    assert!(matches!(edge.down().await, ToEdge::Verdict { .. }));
+    assert_eq!(shard.machine.lock().version(), 2);
+    // A new leader knows it, too.
+    let shard = shard.fail_over();
+    let mut edge = shard.edge(1).await;
+    let batch = edge.messages(Q, 6..7);
+    edge.up(ToLeader::Batch(batch)).await;
+    assert!(matches!(edge.down().await, ToEdge::Verdict { .. }));
+    assert_eq!(shard.machine.lock().queue(Q).unwrap().live_count(), 7);
+}

@@ -157,7 +157,8 @@ fn the_catalog_says_which_queues_a_shard_should_have() {
     apply(CatalogCommand::DeleteQueue { id: QueueId(2) });
     let feed = parking_lot::RwLock::new(catalog);
     let changes = feed.changes(ShardId(1), 2, &|| panic!("the change log reaches back"));
-    let changes_made = CatalogChanges { to: 5, creates: vec![QueueId(3)], drops: vec![QueueId(2)], settings: vec![], replays: vec![] };
+    let changes_made =
+        CatalogChanges { to: 5, version: 1, creates: vec![QueueId(3)], drops: vec![QueueId(2)], settings: vec![], replays: vec![] };
     assert_eq!(changes, Some(changes_made));
     assert_eq!(feed.facts(QueueId(3)), Some(QueueFacts { name: name("b"), auto_delete: true }));
     assert_eq!(feed.facts(QueueId(2)), None);
