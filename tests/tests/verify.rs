@@ -27,7 +27,7 @@ fn a_run_with_all_faults_carries_messages_by_all_protocols_and_counts_nothing_wr
     println!("{progress}{report}");
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["seed"], 4);
-    for fault in ["kill", "pause", "wipe", "partition"] {
+    for fault in ["kill", "pause", "wipe", "partition", "clock"] {
         assert!(report["faults"][fault].as_u64().unwrap() > 0, "{fault}");
     }
     let protocols = report["protocols"].as_array().unwrap();

@@ -14,7 +14,7 @@ use crate::launcher::ClusterArgs;
 use crate::verify::VerifyArgs;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Exit code for options that make no sense, as clap uses it.
@@ -51,6 +51,9 @@ struct ServerArgs {
     /// Die when this process, the parent, is gone (given by `warren cluster`)
     #[arg(long, hide = true, value_name = "PID")]
     die_with_parent: Option<i32>,
+    /// By how many ms the clock of this machine is off, for trials; looked at all the time
+    #[arg(long, value_name = "FILE", hide = true)]
+    clock_off_file: Option<PathBuf>,
 }
 
 /// `warren ctl` under the name of one of RabbitMQ's tools.

@@ -17,7 +17,7 @@ pub(super) fn run(args: ServerArgs) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let config = match ServerConfig::load(args.settings, &variable) {
-        Ok(config) => config,
+        Ok(config) => ServerConfig { clock_off_file: args.clock_off_file, ..config },
         Err(error) => return failed(&error, ExitCode::from(WRONG_OPTIONS)),
     };
     let data_dir = match DataDir::lock(&config.data_dir) {

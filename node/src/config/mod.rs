@@ -173,6 +173,8 @@ pub struct ServerConfig {
     pub log_file: Option<PathBuf>,
     /// The log file is rotated at this size.
     pub log_file_bytes: u64,
+    /// Says by how many ms the machine's clock is off, for trials.
+    pub clock_off_file: Option<PathBuf>,
 }
 
 impl ServerConfig {
@@ -243,6 +245,7 @@ impl ServerConfig {
             log_format: settings.log_format.unwrap_or_default(),
             log_file: settings.log_file.clone(),
             log_file_bytes: quantity::bytes("log-file-size", settings.log_file_size.as_deref().unwrap_or("64MiB"))?,
+            clock_off_file: None,
             host,
             data_dir,
         })

@@ -61,7 +61,13 @@ impl Nodes {
 
     fn spawn(&self, node: u16) -> Result<NodeProcess, VerifyError> {
         let at = usize::from(node) - 1;
-        Ok(NodeProcess::start(&self.ports[at], &self.lists[at], &self.directory, Some(&self.secret_file), Vec::new())?)
+        let more = vec![format!("--clock-off-file={}", self.clock_off_file(node).display())];
+        Ok(NodeProcess::start(&self.ports[at], &self.lists[at], &self.directory, Some(&self.secret_file), more)?)
+    }
+
+    /// Says how far a node's clock is off, ms; where it is missing, not at all.
+    fn clock_off_file(&self, node: u16) -> PathBuf {
+        self.directory.node(node).join("clock-off")
     }
 
     /// Numbers of the nodes.
@@ -93,6 +99,7 @@ impl Nodes {
                     self.links.cut(to, from);
                 }
             }
+            Fault::Clock { node, off_ms } => std::fs::write(self.clock_off_file(node), off_ms.to_string())?,
         }
         Ok(())
     }
@@ -103,6 +110,7 @@ impl Nodes {
             Fault::Kill { node } | Fault::Wipe { node } => *self.process(node) = self.spawn(node)?,
             Fault::Pause { node } => self.process(node).thaw(),
             Fault::Partition { .. } => self.links.mend(),
+            Fault::Clock { node, .. } => std::fs::remove_file(self.clock_off_file(node))?,
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ pub(super) enum Kind {
     Wipe,
     /// no byte passes between two nodes, in one direction or both
     Partition,
+    /// a node's clock is set, by an hour or less, and set back
+    Clock,
 }
 
 impl Kind {
@@ -27,6 +29,7 @@ impl Kind {
             Kind::Pause => "pause",
             Kind::Wipe => "wipe",
             Kind::Partition => "partition",
+            Kind::Clock => "clock",
         }
     }
 }
@@ -49,6 +52,11 @@ pub(super) enum Fault {
         to: u16,
         both: bool,
     },
+    /// A node's clock is off by so much.
+    Clock {
+        node: u16,
+        off_ms: i64,
+    },
 }
 
 impl Fault {
@@ -58,6 +66,7 @@ impl Fault {
             Fault::Pause { .. } => Kind::Pause,
             Fault::Wipe { .. } => Kind::Wipe,
             Fault::Partition { .. } => Kind::Partition,
+            Fault::Clock { .. } => Kind::Clock,
         }
     }
 }
@@ -70,6 +79,7 @@ impl std::fmt::Display for Fault {
             Fault::Wipe { node } => write!(f, "kill -9 of node {node}, its disk is wiped"),
             Fault::Partition { from, to, both: false } => write!(f, "nothing passes from node {from} to node {to}"),
             Fault::Partition { from, to, both: true } => write!(f, "nothing passes between nodes {from} and {to}"),
+            Fault::Clock { node, off_ms } => write!(f, "the clock of node {node} is off by {off_ms} ms"),
         }
     }
 }
@@ -85,6 +95,8 @@ pub(super) struct Step {
 /// Longest and shortest time of a fault, and of the quiet after it, ms.
 const LENGTH_MS: std::ops::RangeInclusive<u64> = 500..=4_000;
 const QUIET_MS: std::ops::RangeInclusive<u64> = 500..=2_500;
+/// How far a clock is off: at least half of one of these. Less than a second is no fault to the cluster.
+const CLOCK_OFF_MS: [i64; 4] = [800, 5_000, 60_000, 3_600_000];
 
 /// Steps that take `duration` or more. Each kind comes once before any comes again.
 pub(super) fn plan(seed: u64, duration: Duration, nodes: u16, kinds: &[Kind]) -> Vec<Step> {
@@ -118,6 +130,11 @@ fn draw(kind: Kind, nodes: u16, chance: &mut StdRng) -> Fault {
             let to = (node - 1 + chance.random_range(1..nodes)) % nodes + 1;
             Fault::Partition { from: node, to, both: chance.random() }
         }
+        Kind::Clock => {
+            let most_ms = CLOCK_OFF_MS[chance.random_range(0..CLOCK_OFF_MS.len())];
+            let off_ms = chance.random_range(most_ms / 2..=most_ms);
+            Fault::Clock { node, off_ms: if chance.random() { off_ms } else { -off_ms } }
+        }
     }
 }
 
@@ -125,13 +142,16 @@ fn draw(kind: Kind, nodes: u16, chance: &mut StdRng) -> Fault {
 mod tests {
     use super::*;
 
-    const ALL: [Kind; 4] = [Kind::Kill, Kind::Pause, Kind::Wipe, Kind::Partition];
+    const ALL: [Kind; 5] = [Kind::Kill, Kind::Pause, Kind::Wipe, Kind::Partition, Kind::Clock];
     const LENGTH: Duration = Duration::from_secs(300);
 
     #[test]
     fn a_seed_gives_its_plan_again_and_another_one_another() {
         assert_eq!(plan(7, LENGTH, 3, &ALL), plan(7, LENGTH, 3, &ALL));
-        assert_eq!(plan(7, LENGTH, 3, &ALL), plan(7, LENGTH, 3, &[Kind::Wipe, Kind::Partition, Kind::Kill, Kind::Pause, Kind::Kill]));
+        assert_eq!(
+            plan(7, LENGTH, 3, &ALL),
+            plan(7, LENGTH, 3, &[Kind::Wipe, Kind::Partition, Kind::Kill, Kind::Clock, Kind::Pause, Kind::Kill])
+        );
         assert_ne!(plan(7, LENGTH, 3, &ALL), plan(8, LENGTH, 3, &ALL));
     }
 
@@ -145,6 +165,10 @@ mod tests {
                 let nodes = match step.fault {
                     Fault::Kill { node } | Fault::Pause { node } | Fault::Wipe { node } => vec![node],
                     Fault::Partition { from, to, .. } => vec![from, to],
+                    Fault::Clock { node, off_ms } => {
+                        assert!((400..=3_600_000).contains(&off_ms.abs()), "{off_ms}");
+                        vec![node]
+                    }
                 };
                 assert!(nodes.iter().all(|node| (1..=3).contains(node)) && (nodes.len() == 1 || nodes[0] != nodes[1]), "{nodes:?}");
             }
