@@ -43,7 +43,7 @@ pub struct VerifyArgs {
     #[arg(long)]
     keep: bool,
     /// Kinds of faults
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "kill,pause,wipe,partition", value_name = "KINDS")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "kill,pause,wipe,partition,clock", value_name = "KINDS")]
     faults: Vec<Kind>,
     /// Print the report as JSON
     #[arg(long)]
